@@ -1,0 +1,62 @@
+"""What a pod is asked to be: the unit of isolation, sharing network, IPC, UTS and (if asked) PID namespaces."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from drupe.spec.base import Spec
+from drupe.spec.container import ContainerSpec, Hooks
+from drupe.spec.network import DnsSpec, NetworkSpec, PortMapping
+from drupe.spec.resources import Resources
+
+
+class IdMap(Spec):
+    """One range of a user namespace (user_namespaces(7)): ids inside, ids on the host, how many."""
+
+    inside: int
+    outside: int
+    count: int
+
+
+class UserNamespace(Spec):
+    """Run the pod under its own user namespace. Empty maps: a free range of 65536 host ids is chosen."""
+
+    uids: tuple[IdMap, ...] = ()
+    gids: tuple[IdMap, ...] = ()
+
+
+class Namespaces(Spec):
+    """Which namespaces the pod's containers share. pid "container": each its own; "pod": one for all; "host"."""
+
+    ipc: Literal["pod", "host"] = "pod"
+    uts: Literal["pod", "host"] = "pod"
+    pid: Literal["container", "pod", "host"] = "container"
+    user: UserNamespace | None = None
+
+
+class PodSpec(Spec):
+    """A pod (CRI PodSandboxConfig; virtcontainers PodConfig).
+
+    sandbox: "auto" or a kind ("runc", "wasm", "vm", "appkernel", "gvisor", "fake"). resources: limits of the pod as a
+    whole. remove: delete when its last container ends. timeout_s: stop the pod after so long.
+    """
+
+    name: str | None = None
+    id: str | None = None
+    namespace: str = "default"
+    sandbox: str = "auto"
+    hostname: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    network: NetworkSpec = NetworkSpec()
+    dns: DnsSpec = DnsSpec()
+    hosts: dict[str, str] = {}
+    ports: tuple[PortMapping, ...] = ()
+    sysctls: dict[str, str] = {}
+    namespaces: Namespaces = Namespaces()
+    cgroup_parent: str | None = None
+    resources: Resources = Resources()
+    hooks: Hooks = Hooks()
+    containers: tuple[ContainerSpec, ...] = ()
+    remove: bool = False
+    timeout_s: float | None = None

@@ -1,0 +1,139 @@
+"""What drupe answers about pods and containers. Times are Unix seconds (float), sizes bytes, durations seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drupe.spec.base import Record
+
+STATES = ("creating", "ready", "running", "paused", "stopped", "failed", "deleted")
+
+
+class Endpoint(Record):
+    """One interface of a pod."""
+
+    network: str = ""
+    interface: str = ""
+    mac: str = ""
+    ipv4: str = ""
+    ipv6: str = ""
+    gateway4: str = ""
+    gateway6: str = ""
+    host_interface: str = ""
+
+
+class PublishedPort(Record):
+    """A published port, with the host port that was really taken."""
+
+    host_ip: str
+    host_port: int
+    container_port: int
+    protocol: str
+
+
+class ExitStatus(Record):
+    """How a process ended. code: exit code, or 128 + signal. reason: "", "Error", "OOMKilled", "Lost", "StartError", "Timeout"."""
+
+    code: int
+    signal: int = 0
+    at: float = 0.0
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerStatus(Record):
+    id: str
+    name: str
+    pod: str
+    state: str
+    image: str = ""
+    image_digest: str = ""
+    argv: list[str] = []
+    pid: int = 0
+    created_at: float = 0.0
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    exit: ExitStatus | None = None
+    health: str = ""
+    restarts: int = 0
+    tty: bool = False
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    log_path: str = ""
+    mounts: list[dict[str, Any]] = []
+    cause: str = ""
+    phase: str = ""
+
+
+class PodStatus(Record):
+    id: str
+    name: str
+    namespace: str
+    state: str
+    sandbox: str
+    created_at: float = 0.0
+    hostname: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    netns: str = ""
+    endpoints: list[Endpoint] = []
+    ports: list[PublishedPort] = []
+    containers: list[ContainerStatus] = []
+    cause: str = ""
+    phase: str = ""
+    timings_ms: dict[str, float] = {}
+
+
+class ProcessInfo(Record):
+    """One process of a container, ids as the host sees them."""
+
+    pid: int
+    ppid: int
+    uid: int
+    user: str
+    state: str
+    cpu_s: float
+    rss_bytes: int
+    started_at: float
+    command: str
+
+
+class Stats(Record):
+    """Counters of a container or pod. Network counters belong to the pod. Zero limit means none."""
+
+    at: float
+    cpu_usage_ns: int = 0
+    cpu_user_ns: int = 0
+    cpu_system_ns: int = 0
+    cpu_throttled_ns: int = 0
+    cpu_throttled_periods: int = 0
+    memory_usage_bytes: int = 0
+    memory_working_set_bytes: int = 0
+    memory_peak_bytes: int = 0
+    memory_limit_bytes: int = 0
+    memory_file_bytes: int = 0
+    memory_anon_bytes: int = 0
+    swap_usage_bytes: int = 0
+    oom_kills: int = 0
+    pids: int = 0
+    pids_limit: int = 0
+    io_read_bytes: int = 0
+    io_write_bytes: int = 0
+    io_reads: int = 0
+    io_writes: int = 0
+    net_rx_bytes: int = 0
+    net_tx_bytes: int = 0
+    net_rx_packets: int = 0
+    net_tx_packets: int = 0
+    pressure: dict[str, float] = {}
+
+
+class Event(Record):
+    """Something that happened. type: "pod", "container", "image", "network", "volume", "daemon". action: Docker's words
+    (create, start, die, oom, kill, pause, unpause, stop, destroy, exec_create, exec_start, exec_die, health_status…)."""
+
+    at: float
+    type: str
+    action: str
+    id: str
+    attributes: dict[str, str] = {}
