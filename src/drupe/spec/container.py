@@ -76,7 +76,8 @@ class Hooks(Spec):
 
 
 class RestartPolicy(Spec):
-    """When to start a container again after it ended; waits double from `delay_s` to 60 s, reset after 10 s of running."""
+    """When to start a container again after it ended; waits double from `delay_s` to 60 s, reset after 10 s of
+    running."""
 
     name: Literal["no", "on-failure", "always", "unless-stopped"] = "no"
     max_retries: int = 0

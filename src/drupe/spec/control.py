@@ -298,7 +298,8 @@ class ImagePush(Spec):
 
 
 class ImageImport(Spec):
-    """From descriptor `data` (a docker-archive, OCI archive, or with format "rootfs" a plain tar of a root tree) or host
+    """From descriptor `data` (a docker-archive, OCI archive, or with format "rootfs" a plain tar of a root tree)
+    or host
     `path` (an OCI layout directory, archive, or root tree). tag: name to give."""
 
     format: str = "auto"
@@ -315,7 +316,8 @@ class ImageExport(Spec):
 
 
 class ImageBuild(Spec):
-    """An image from a directory or tarball: base image (or none) plus one layer. Tar from descriptor `data` or `path`."""
+    """An image from a directory or tarball: base image (or none) plus one layer. Tar from descriptor `data` or
+    `path`."""
 
     tag: str
     base: str = ""
@@ -384,7 +386,8 @@ class Progress(Record):
 
 
 class NetworkCreate(Spec):
-    """A built-in bridge network. Empty subnets: free ones are chosen. internal: no way out. isolated from other networks."""
+    """A built-in bridge network. Empty subnets: free ones are chosen. internal: no way out. isolated from other
+    networks."""
 
     name: str
     subnet4: str = ""

@@ -31,7 +31,8 @@ class Attachment(Spec):
 
 
 class EgressRule(Spec):
-    """One rule. cidr ("10.0.0.0/8", "::/0") or dns ("example.org", "*.example.org"); ports "443" or "8000-8100"; none is any."""
+    """One rule. cidr ("10.0.0.0/8", "::/0") or dns ("example.org", "*.example.org"); ports "443" or "8000-8100";
+    none is any."""
 
     action: Literal["allow", "deny"] = "allow"
     cidr: str | None = None
@@ -53,7 +54,8 @@ class NetworkSpec(Spec):
     none: loopback only. host: the host's own namespace. bridge: built-in bridge networks, `attachments` in order.
     cni: a chain of CNI plug-ins, from the conflist in `cni_config` (path or name in `cni_config_dir`).
     path: join the existing network namespace `netns_path`, which stays the caller's. cnm: drupe makes the namespace and
-    runs the pod's prestart hooks inside it, which fill it (Docker's libnetwork way); what they made is then found by a scan.
+    runs the pod's prestart hooks inside it, which fill it (Docker's libnetwork way); what they made is then found
+    by a scan.
     """
 
     mode: Mode = "bridge"

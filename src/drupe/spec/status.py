@@ -32,7 +32,8 @@ class PublishedPort(Record):
 
 
 class ExitStatus(Record):
-    """How a process ended. code: exit code, or 128 + signal. reason: "", "Error", "OOMKilled", "Lost", "StartError", "Timeout"."""
+    """How a process ended. code: exit code, or 128 + signal. reason: "", "Error", "OOMKilled", "Lost",
+    "StartError", "Timeout"."""
 
     code: int
     signal: int = 0
@@ -130,7 +131,8 @@ class Stats(Record):
 
 class Event(Record):
     """Something that happened. type: "pod", "container", "image", "network", "volume", "daemon". action: Docker's words
-    (create, start, die, oom, kill, pause, unpause, stop, destroy, exec_create, exec_start, exec_die, health_status…)."""
+    (create, start, die, oom, kill, pause, unpause, stop, destroy, exec_create, exec_start, exec_die,
+    health_status…)."""
 
     at: float
     type: str
