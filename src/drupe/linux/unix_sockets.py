@@ -1,0 +1,40 @@
+"""Unix sockets: passing descriptors and knowing the peer (unix(7), cmsg(3))."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+MAX_FDS = 32  # far below the kernel's SCM_MAX_FD (253); no call of ours takes more than three
+
+
+class Peer(NamedTuple):
+    """Who is at the other end, as the kernel saw it at connect(2)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(sock: socket.socket) -> Peer:
+    """SO_PEERCRED of a connected unix socket (unix(7))."""
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return Peer(*struct.unpack("3i", data))
+
+
+def send_fds(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]) -> int:
+    """sendmsg(2) with SCM_RIGHTS; returns how many bytes went. The descriptors travel with the first of them."""
+    return socket.send_fds(sock, [data], list(fds))
+
+
+def recv_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """recvmsg(2): bytes and the descriptors that came with them, close-on-exec. Raises OSError; EMSGSIZE: too many fds."""
+    data, fds, flags, _ = socket.recv_fds(sock, size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    if flags & socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise OSError(90, f"more than {MAX_FDS} descriptors in one message")
+    return data, fds
