@@ -1,0 +1,194 @@
+"""The Sandboxer contract: what every kind of sandbox offers to the runtime.
+
+A sandboxer makes and keeps the isolation boundary of pods (`Sandboxer`); a started sandbox hands out a `TaskService`,
+through which its containers live. The runtime calls in this order:
+
+    create(config) → [network is attached to the netns it answers] → start(id) → tasks …
+                   → stop(id) → delete(id)
+
+Rules: `delete` and `stop` are idempotent, also after a half-done create. Ends of processes are told through the
+`on_exit` callback given at construction, after their output is complete. What a kind cannot do is said in
+`capabilities()` and refused with `Unsupported` before anything is made. Calls raise drupe.errors only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from drupe.errors import Unsupported
+from drupe.spec.container import LogSpec
+from drupe.spec.pod import PodSpec
+from drupe.spec.resources import Resources
+from drupe.spec.status import ExitStatus, Stats
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxConfig:
+    """A pod's sandbox. dir: private run directory. cgroup: path below each controller's mount. hostname: final name."""
+
+    id: str
+    spec: PodSpec
+    dir: Path
+    cgroup: str
+    hostname: str
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxInfo:
+    """What `create` made. netns: path of the network namespace as helpers see it ("" is the host's own).
+    namespaces: OCI namespace type to path, for what the pod's containers share."""
+
+    netns: str
+    namespaces: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskConfig:
+    """One container. oci: its runtime-spec config. bundle: directory for config.json and run-time files (exists).
+    stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is recorded."""
+
+    id: str
+    sandbox: str
+    oci: dict[str, Any]
+    bundle: Path
+    cgroup: str
+    tty: bool
+    stdin: bool
+    log: LogSpec | None
+    exit_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ExecConfig:
+    """A further process in a container. process: runtime-spec `process`. fds: stdin, stdout, stderr (owned by the
+    caller; duplicated as needed). With tty they are connected to a pty."""
+
+    id: str
+    task: str
+    process: dict[str, Any]
+    dir: Path
+    tty: bool
+    fds: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskExit:
+    """The end of a container's first process (exec_id "") or of an exec."""
+
+    task: str
+    exec_id: str
+    status: ExitStatus
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """What `recover` found: a task that lives (`exit` None; `started` False: created, not started) or has ended."""
+
+    id: str
+    pid: int
+    started: bool
+    exit: ExitStatus | None
+
+
+OnExit = Callable[[TaskExit], None]
+
+
+class TaskService(ABC):
+    """Containers of one sandbox kind; ids are unique per node."""
+
+    @abstractmethod
+    async def create(self, task: TaskConfig) -> int:
+        """Make the container, ready to start. Returns its first process's host pid (0 where there is none)."""
+
+    @abstractmethod
+    async def start(self, task_id: str) -> None:
+        """Run the workload. NotFound for a missing program, PermissionDenied for one that may not be executed."""
+
+    @abstractmethod
+    async def exec(self, config: ExecConfig) -> int:
+        """Start a further process; returns its host pid. Its end is told through `on_exit`."""
+
+    @abstractmethod
+    async def kill(self, task_id: str, signal: int, *, exec_id: str = "", everything: bool = False) -> None:
+        """Send a signal to the first process, one exec, or every process. NotFound once it is gone."""
+
+    @abstractmethod
+    async def attach(self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "") -> Awaitable[None]:
+        """Copy output to `stdout`/`stderr` from now on and feed `stdin`. The awaitable returned ends when detached."""
+
+    @abstractmethod
+    async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None: ...
+
+    @abstractmethod
+    async def close_stdin(self, task_id: str) -> None: ...
+
+    @abstractmethod
+    async def pause(self, task_id: str) -> None:
+        """Stop all its processes; returns once they stand still."""
+
+    @abstractmethod
+    async def resume(self, task_id: str) -> None: ...
+
+    @abstractmethod
+    async def update(self, task_id: str, resources: Resources) -> None:
+        """Apply limits to a living container and verify them."""
+
+    @abstractmethod
+    async def stats(self, task_id: str) -> Stats: ...
+
+    @abstractmethod
+    async def pids(self, task_id: str) -> list[int]:
+        """Host pids of its processes."""
+
+    @abstractmethod
+    async def delete(self, task_id: str) -> None:
+        """Kill what lives and remove every trace. Idempotent."""
+
+    async def checkpoint(self, task_id: str, path: Path) -> None:
+        """Write the container's state to `path`. Refused by kinds that cannot."""
+        raise Unsupported(f"container {task_id} cannot be checkpointed by this kind of sandbox", feature="checkpoint")
+
+
+class Sandboxer(ABC):
+    """Makes and keeps sandboxes of one kind."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def capabilities(self) -> Mapping[str, str]:
+        """Feature to "yes", "no: reason" or "limited: reason"; features are those of `capabilities.FEATURES`."""
+
+    @abstractmethod
+    def tasks(self) -> TaskService: ...
+
+    @abstractmethod
+    async def create(self, config: SandboxConfig) -> SandboxInfo:
+        """Make the boundary, without a network in it yet."""
+
+    @abstractmethod
+    async def start(self, sandbox_id: str) -> None:
+        """Ready to take containers when it returns."""
+
+    @abstractmethod
+    async def stop(self, sandbox_id: str, *, deadline_s: float) -> None: ...
+
+    @abstractmethod
+    async def delete(self, sandbox_id: str) -> None: ...
+
+    @abstractmethod
+    async def pause(self, sandbox_id: str) -> None: ...
+
+    @abstractmethod
+    async def resume(self, sandbox_id: str) -> None: ...
+
+    @abstractmethod
+    async def stats(self, sandbox_id: str) -> Stats: ...
+
+    @abstractmethod
+    async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
+        """After a restart: take over the sandboxes that should live, answer what tasks are there (by task or
+        "task.exec" id), and remove what belongs to none of them."""

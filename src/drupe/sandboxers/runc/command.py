@@ -1,0 +1,59 @@
+"""The command lines of the OCI runtime (crun by default, runc as well), in one place: both take the same words."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from drupe.errors import NotFound
+
+CONSOLE = "{console}"  # the keeper puts the console socket's path here
+
+
+def find_runtime(name: str = "crun") -> Path:
+    """The runtime's program, by name or path. NotFound says how to install it."""
+    found = shutil.which(name)
+    if found is None:
+        raise NotFound(f"OCI runtime {name!r} is not installed", hint=f"apt-get install {Path(name).name}")
+    return Path(found)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeCommand:
+    """Builds argv for one runtime. root: where the runtime keeps its own state."""
+
+    program: Path
+    root: Path
+
+    def _base(self, log: Path | None = None) -> list[str]:
+        argv = [str(self.program), "--root", str(self.root)]
+        if self.program.name == "crun":
+            argv.append("--cgroup-manager=cgroupfs")
+        if log is not None:
+            argv += ["--log", str(log), "--log-format", "json"]
+        return argv
+
+    def create(self, task_id: str, bundle: Path, *, tty: bool) -> list[str]:
+        argv = [*self._base(bundle / "create.log"), "create", "--bundle", str(bundle)]
+        argv += ["--pid-file", str(bundle / "pid")]
+        if tty:
+            argv += ["--console-socket", CONSOLE]
+        return [*argv, task_id]
+
+    def exec(self, task_id: str, base: Path, *, tty: bool) -> list[str]:
+        """base: path without suffix; base.json is the process, base.pid and base.log are written."""
+        argv = [*self._base(base.with_suffix(".log")), "exec", "--detach"]
+        argv += ["--process", str(base.with_suffix(".json")), "--pid-file", str(base.with_suffix(".pid"))]
+        if tty:
+            argv += ["--console-socket", CONSOLE]
+        return [*argv, task_id]
+
+    def start(self, task_id: str) -> list[str]:
+        return [*self._base(), "start", task_id]
+
+    def delete(self, task_id: str) -> list[str]:
+        return [*self._base(), "delete", "--force", task_id]
+
+    def state(self, task_id: str) -> list[str]:
+        return [*self._base(), "state", task_id]

@@ -1,0 +1,216 @@
+"""Containers of runc sandboxes: crun makes them, the keeper is their parent, cgroups limit, freeze and count them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from typing import Any
+
+from drupe.errors import DrupeError, HelperFailed, InternalError, NotFound, PermissionDenied
+from drupe.keeper.client import Keeper
+from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.contract import ExecConfig, TaskConfig, TaskService
+from drupe.sandboxers.runc.command import RuntimeCommand
+from drupe.spec.resources import Resources
+from drupe.spec.status import Stats
+
+HELPER_TIMEOUT_S = 30.0
+
+
+def task_key(task_id: str, exec_id: str = "") -> str:
+    """The keeper's name for a container's first process, or for one of its execs."""
+    return f"{task_id}.{exec_id}" if exec_id else task_id
+
+
+class RuncTasks(TaskService):
+    """See the contract. Holds only where each container's cgroup is; everything else lives in crun and the keeper."""
+
+    def __init__(self, *, keeper: Keeper, command: RuntimeCommand, cgroups: Cgroups) -> None:
+        self._keeper = keeper
+        self._command = command
+        self._cgroups = cgroups
+        self._cgroup_of: dict[str, str] = {}
+        self._bundle_of: dict[str, Path] = {}
+        self._detached: dict[tuple[str, int], asyncio.Future[None]] = {}
+        keeper.on_detached(self._on_detached)
+
+    def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
+        """Remember a container made earlier (recovery)."""
+        self._cgroup_of[task_id] = cgroup
+        self._bundle_of[task_id] = bundle
+
+    async def create(self, task: TaskConfig) -> int:
+        self.know(task.id, cgroup=task.cgroup, bundle=task.bundle)
+        (task.bundle / "config.json").write_text(json.dumps(task.oci))
+        argv = self._command.create(task.id, task.bundle, tty=task.tty)
+        io: dict[str, Any] = {"mode": "tty"} if task.tty else {"mode": "pipes", "stdin": task.stdin}
+        try:
+            return await self._keeper.create_task(
+                task.id,
+                argv,
+                pidfile=task.bundle / "pid",
+                io=io,
+                log=_log_fields(task),
+                exit_file=task.exit_file,
+                log_file=task.bundle / "create.log",
+                timeout_s=HELPER_TIMEOUT_S,
+            )
+        except HelperFailed as error:
+            raise explain(error, task.oci["process"]) from None
+
+    async def start(self, task_id: str) -> None:
+        result = await self._keeper.run(self._command.start(task_id), timeout_s=HELPER_TIMEOUT_S)
+        if result.exit != 0:
+            failure = HelperFailed(f"container {task_id} did not start", cause=result.stderr.strip())
+            raise explain(failure, _process_of(self._bundle_of.get(task_id)))
+
+    async def exec(self, config: ExecConfig) -> int:
+        base = config.dir / f"exec-{config.id}"
+        base.with_suffix(".json").write_text(json.dumps(config.process))
+        try:
+            pid = await self._keeper.create_task(
+                task_key(config.task, config.id),
+                self._command.exec(config.task, base, tty=config.tty),
+                pidfile=base.with_suffix(".pid"),
+                io={"mode": "tty"} if config.tty else {"mode": "fds"},
+                exit_file=base.with_suffix(".exit"),
+                log_file=base.with_suffix(".log"),
+                fds={} if config.tty else dict(config.fds),
+                timeout_s=HELPER_TIMEOUT_S,
+            )
+        except HelperFailed as error:
+            raise explain(error, config.process) from None
+        finally:
+            for suffix in (".json", ".pid", ".log"):
+                base.with_suffix(suffix).unlink(missing_ok=True)
+        if config.tty and config.fds:
+            with contextlib.suppress(NotFound):  # it may have ended already; its output went to the log of none
+                await self._keeper.attach(task_key(config.task, config.id), fds=dict(config.fds))
+        return pid
+
+    async def kill(self, task_id: str, signal: int, *, exec_id: str = "", everything: bool = False) -> None:
+        if everything:
+            self._cgroups.kill_all(self._cgroup(task_id), signal)
+            return
+        await self._keeper.kill(task_key(task_id, exec_id), signal)
+
+    async def attach(self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "") -> Awaitable[None]:
+        key = task_key(task_id, exec_id)
+        number = await self._keeper.attach(key, fds=dict(fds))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return self._detached.setdefault((key, number), done)
+
+    def _on_detached(self, key: str, number: int, _reason: str) -> None:
+        done = self._detached.pop((key, number), None)
+        if done is None:  # the event overtook the answer of attach
+            done = asyncio.get_running_loop().create_future()
+            self._detached[(key, number)] = done
+        if not done.done():
+            done.set_result(None)
+
+    async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None:
+        await self._keeper.resize(task_key(task_id, exec_id), rows, cols)
+
+    async def close_stdin(self, task_id: str) -> None:
+        await self._keeper.close_stdin(task_id)
+
+    async def pause(self, task_id: str) -> None:
+        await asyncio.to_thread(self._cgroups.freeze, self._cgroup(task_id))
+
+    async def resume(self, task_id: str) -> None:
+        await asyncio.to_thread(self._cgroups.thaw, self._cgroup(task_id))
+
+    async def update(self, task_id: str, resources: Resources) -> None:
+        apply_verified(self._cgroups, self._cgroup(task_id), resources)
+
+    async def stats(self, task_id: str) -> Stats:
+        return self._cgroups.stats(self._cgroup(task_id))
+
+    async def pids(self, task_id: str) -> list[int]:
+        return self._cgroups.pids(self._cgroup(task_id))
+
+    async def delete(self, task_id: str) -> None:
+        """crun delete kills, runs poststop hooks and removes its state; the cgroup and the keeper's record follow."""
+        cgroup = self._cgroup_of.pop(task_id, None)
+        bundle = self._bundle_of.pop(task_id, None)
+        if cgroup is not None:  # a frozen process cannot die
+            with contextlib.suppress(DrupeError):
+                await asyncio.to_thread(self._cgroups.thaw, cgroup)
+        known = (self._command.root / task_id).exists()
+        if known:
+            await self._keeper.run(self._command.delete(task_id), timeout_s=HELPER_TIMEOUT_S)
+        if cgroup is not None:
+            await asyncio.to_thread(self._cgroups.delete, cgroup)
+        await self._forget(task_id)
+        shutil.rmtree(self._command.root / task_id, ignore_errors=True)
+        if bundle is not None:
+            for name in ("pid", "create.log"):
+                (bundle / name).unlink(missing_ok=True)
+
+    async def _forget(self, task_id: str) -> None:
+        with contextlib.suppress(NotFound):
+            await self._keeper.kill(task_id, 9)
+        with contextlib.suppress(NotFound):
+            await self._keeper.forget(task_id)
+
+    def _cgroup(self, task_id: str) -> str:
+        try:
+            return self._cgroup_of[task_id]
+        except KeyError:
+            raise NotFound(f"container {task_id} has no processes here") from None
+
+
+def apply_verified(cgroups: Cgroups, path: str, resources: Resources) -> None:
+    """Apply limits and read each back. InternalError names what the kernel did not take."""
+    cgroups.apply(path, resources)
+    wrong = cgroups.verify(path, resources)
+    if wrong:
+        raise InternalError(f"limits not taken by the kernel: {'; '.join(wrong)}", stage="limits")
+
+
+def _log_fields(task: TaskConfig) -> dict[str, Any] | None:
+    if task.log is None:
+        return None
+    log = task.log
+    return {"path": log.path, "format": log.driver, "max_bytes": log.max_bytes, "max_files": log.max_files}
+
+
+def _process_of(bundle: Path | None) -> dict[str, Any]:
+    if bundle is None:
+        return {}
+    process: dict[str, Any] = json.loads((bundle / "config.json").read_text())["process"]
+    return process
+
+
+def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
+    """Turn the runtime's words into the error a user can act on (exit codes 126 and 127 of Docker derive from it)."""
+    text = _last_message(error.cause)
+    program = (process.get("args") or ["?"])[0]
+    if "executable file" in text and "not found" in text or "No such file or directory" in text and program in text:
+        return NotFound(
+            f"program {program!r} is not in the container",
+            stage="start",
+            cause=text,
+            hint="check the command, its PATH and the image",
+            exit_code="127",
+        )
+    if "Permission denied" in text or "Exec format error" in text or "Is a directory" in text:
+        return PermissionDenied(f"program {program!r} cannot be executed", stage="start", cause=text, exit_code="126")
+    if "cwd" in text or "chdir" in text:
+        return NotFound(f"working directory {process.get('cwd')!r} cannot be entered", stage="start", cause=text)
+    return HelperFailed("the OCI runtime refused the container", stage="start", cause=text, **error.details)
+
+
+def _last_message(text: str) -> str:
+    """The last `msg` of a JSON log (crun, runc), or the text's last line."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, AttributeError):
+            message = json.loads(line).get("msg")
+            if message:
+                return str(message)
+    return lines[-1].strip() if lines else "no message"
