@@ -1,0 +1,40 @@
+# Everything a newcomer or CI needs. `make help` lists it; each line below with `##` is its own documentation.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench bench-quick clean
+
+help: ## Show these targets
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing (Debian packages, .venv, native keeper); instant when nothing is
+	@scripts/setup.sh
+
+demo: setup ## Build the images `busybox` and `debian`, then show every main feature on them
+	@scripts/demo.sh
+
+test: ## Run every test (installs what the tests need first); PYTEST_ARGS="-k name" narrows it
+	@scripts/setup.sh --tests
+	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+lint: ## Run only the style tests: ruff, mypy --strict, layers, docs
+	@scripts/setup.sh
+	@$(PYTHON) -m pytest tests/style $(PYTEST_ARGS)
+
+format: setup ## Rewrite the code in the project's format
+	@$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .
+
+bench-quick: ## Measure start, exec, stop, parallel starts and memory beside the peers, in under a minute
+	@scripts/setup.sh --tests
+	@$(PYTHON) benchmarks/bench.py --quick
+
+bench: ## Measure everything, with more samples and up to 100 pods
+	@scripts/setup.sh --tests
+	@$(PYTHON) benchmarks/bench.py
+
+clean: ## Remove what was built or cached here; the image store and running pods stay
+	rm -rf .venv build dist native/target src/drupe/_bin benchmarks/results
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

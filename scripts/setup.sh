@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Make this clone usable on Debian 12: install the packages that are missing, create .venv, build the keeper.
+# Nothing is touched that is there already; the second run takes a few milliseconds.
+#   --tests   also what tests and benchmarks compare with (podman, containerd, skopeo, a registry)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# package, and what proves that it (or the same thing from elsewhere) is there: a program or a path pattern
+RUN_PACKAGES='
+crun                       crun
+runc                       runc
+busybox-static             /usr/share/doc/busybox-static
+mmdebstrap                 mmdebstrap
+nftables                   nft
+libnftables1               /usr/lib/*/libnftables.so.1*
+iproute2                   ip
+erofs-utils                mkfs.erofs
+containernetworking-plugins /usr/lib/cni/bridge
+'
+TEST_PACKAGES='
+skopeo                     skopeo
+docker-registry            docker-registry
+podman                     podman
+containerd                 containerd
+'
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+present() { # present PROBE: a program on PATH, or a pattern that matches a path
+    case $1 in
+        /*) compgen -G "$1" >/dev/null ;;
+        *) command -v "$1" >/dev/null ;;
+    esac
+}
+
+missing_packages() { # missing_packages TABLE
+    local package probe
+    while read -r package probe; do
+        [ -z "$package" ] || present "$probe" || printf '%s\n' "$package"
+    done <<<"$1"
+}
+
+find_python() { # the first Python >= 3.11 that can make a virtual environment
+    local python
+    for python in "${PYTHON:-}" python3 /usr/bin/python3; do
+        [ -n "$python" ] && command -v "$python" >/dev/null || continue
+        "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        printf '%s\n' "$python"
+        return
+    done
+    return 1
+}
+
+install_packages() { # SYSTEMD_OFFLINE: systemctl starts nothing, so no installed daemon begins to listen
+    say "installing $*"
+    [ "$(id -u)" = 0 ] || { say "not root: run 'sudo apt-get install $*' first"; exit 1; }
+    export DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1
+    apt-get update -qq
+    apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+}
+
+set_up_packages() { # set_up_packages TABLE
+    local -a wanted
+    mapfile -t wanted < <(missing_packages "$1")
+    find_python >/dev/null || wanted+=(python3 python3-venv)
+    [ -x src/drupe/_bin/drupe-keeper ] || command -v cargo >/dev/null || wanted+=(cargo-web rustc-web)
+    [ -x src/drupe/_bin/drupe-keeper ] || command -v cc >/dev/null || wanted+=(gcc libc6-dev)
+    [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
+}
+
+set_up_venv() { # the stamp holds the hash of pyproject.toml and this clone's path (an editable install knows it)
+    local stamp python
+    stamp=$({ cat pyproject.toml; pwd; } | sha256sum | cut -d' ' -f1)
+    [ "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ] || return 0
+    python=$(find_python) || { say "no Python >= 3.11 with the venv module found"; exit 1; }
+    say "installing drupe into .venv with $("$python" -V)"
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    printf '%s\n' "$stamp" >.venv/.stamp
+}
+
+packages=$RUN_PACKAGES
+[ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
+set_up_packages "$packages"
+set_up_venv
+scripts/build-native.sh

@@ -1,0 +1,154 @@
+"""What a test left behind on the host: processes, mounts, cgroups, network namespaces, interfaces, open files.
+
+A snapshot is taken before and after each root test; what is new must be gone within `SETTLE_S`. "Ours" is decided by an
+environment mark that every process started from the tests inherits, by the tests' own directory, and by cgroup names.
+With CI=true nobody else works on the machine, so every new mount, cgroup and interface counts, whoever made it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+MARK_NAME = "DRUPE_TEST_MARK"
+MARK = os.environ.setdefault(MARK_NAME, uuid.uuid4().hex)
+CGROUP_PARENT = f"drupe-test-{os.getpid()}"
+SETTLE_S = 3.0
+STRICT = os.environ.get("CI") == "true"
+
+# file descriptors that the interpreter and its libraries open once and keep
+FD_CACHES = ("/dev/urandom", "/dev/null", ".mypy_cache", ".hypothesis", "/site-packages/", "anon_inode:[eventpoll]")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Each field is a set of readable descriptions; a leak is a description that was not there before."""
+
+    processes: frozenset[str]
+    mounts: frozenset[str]
+    keeper_mounts: frozenset[str]
+    cgroups: frozenset[str]
+    netns: frozenset[str]
+    interfaces: frozenset[str]
+    files: frozenset[str]
+
+
+def snapshot(directory: Path) -> Snapshot:
+    """What is there now. directory: where the tests keep their files; whatever mentions it is theirs."""
+    pids = frozenset(our_processes(directory))
+    return Snapshot(
+        processes=frozenset(describe_process(pid) for pid in pids),
+        mounts=frozenset(m for m in mounts("self") if STRICT or is_ours(m, directory)),
+        keeper_mounts=frozenset(private_mounts(pids)),
+        cgroups=frozenset(c for c in cgroups() if STRICT or CGROUP_PARENT in c or str(directory) in c),
+        netns=frozenset(named_netns()) if STRICT else frozenset(n for n in named_netns() if "drupe-test" in n),
+        interfaces=frozenset(name for _, name in socket.if_nameindex()),
+        files=frozenset(open_files()),
+    )
+
+
+def leaks(before: Snapshot, directory: Path) -> dict[str, list[str]]:
+    """What is new since `before` and does not go away by itself within SETTLE_S: kind to descriptions."""
+    deadline = time.monotonic() + SETTLE_S
+    while found := difference(before, snapshot(directory)):
+        if time.monotonic() > deadline:
+            break
+        gc.collect()
+        time.sleep(0.02)
+    return found
+
+
+def difference(before: Snapshot, after: Snapshot) -> dict[str, list[str]]:
+    """Kind to what `after` has and `before` had not."""
+    new = {f.name: sorted(getattr(after, f.name) - getattr(before, f.name)) for f in fields(Snapshot)}
+    return {kind: found for kind, found in new.items() if found}
+
+
+def our_processes(directory: Path) -> Iterator[int]:
+    """Processes that carry the mark, run from the tests' directory, or sit in one of the tests' cgroups."""
+    for entry in Path("/proc").iterdir():
+        pid = entry.name
+        if pid.isdigit() and int(pid) != os.getpid() and _is_our_process(pid, str(directory)):
+            yield int(pid)
+
+
+def _is_our_process(pid: str, directory: str) -> bool:
+    if f"{MARK_NAME}={MARK}\0" in _read(f"/proc/{pid}/environ") + "\0":
+        return not _is_zombie(pid)
+    command, cgroup = _read(f"/proc/{pid}/cmdline"), _read(f"/proc/{pid}/cgroup")
+    return directory in command or CGROUP_PARENT in cgroup or _link(Path(f"/proc/{pid}/cwd")).startswith(directory)
+
+
+def _is_zombie(pid: str) -> bool:
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["Z"]
+
+
+def describe_process(pid: int) -> str:
+    """`pid command line`, readable for a report."""
+    command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+    return f"{pid} {command or _read(f'/proc/{pid}/comm').strip()}"
+
+
+def mounts(pid: str | int) -> list[str]:
+    """`mountpoint type source options` of each mount that process `pid` sees (proc_pid_mountinfo(5))."""
+    lines = _read(f"/proc/{pid}/mountinfo").splitlines()
+    return [f"{left.split()[4]} {right}" for left, _, right in (line.partition(" - ") for line in lines)]
+
+
+def is_ours(text: str, directory: Path) -> bool:
+    """Whether a description mentions the tests' directory or cgroup parent."""
+    return str(directory) in text or CGROUP_PARENT in text
+
+
+def private_mounts(pids: frozenset[int]) -> Iterator[str]:
+    """Mounts in the private mount namespace of each keeper: overlays live there, out of the host's sight."""
+    for pid in pids:
+        if "drupe-keeper" in _read(f"/proc/{pid}/comm"):
+            yield from (f"keeper {pid}: {mount}" for mount in mounts(pid))
+
+
+def cgroups() -> Iterator[str]:
+    """Every cgroup directory, of every hierarchy."""
+    for top, directories, _ in os.walk("/sys/fs/cgroup"):
+        yield from (f"{top}/{name}" for name in directories)
+
+
+def named_netns() -> list[str]:
+    """Network namespaces with a name (ip-netns(8))."""
+    home = Path("/run/netns")
+    return [entry.name for entry in home.iterdir()] if home.is_dir() else []
+
+
+def open_files() -> Iterator[str]:
+    """`fd target` of each descriptor of this process, without those that libraries keep open on purpose."""
+    for entry in Path("/proc/self/fd").iterdir():
+        target = _link(entry)
+        if target and not any(kept in target for kept in FD_CACHES) and not target.startswith("/proc/"):
+            yield f"{entry.name} {target}"
+
+
+def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float = 10.0) -> None:
+    """Wait until `condition()` is true; AssertionError naming `what` when the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+
+
+def _read(path: str) -> str:
+    with suppress(OSError):
+        return Path(path).read_bytes().decode("utf-8", "replace")
+    return ""
+
+
+def _link(path: Path) -> str:
+    with suppress(OSError):
+        return str(path.readlink())
+    return ""
