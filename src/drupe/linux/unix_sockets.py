@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -31,10 +32,10 @@ def send_fds(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]) 
 
 
 def recv_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
-    """recvmsg(2): bytes and the descriptors that came with them, close-on-exec. Raises OSError; EMSGSIZE: too many fds."""
+    """recvmsg(2): bytes and the descriptors that came with them, close-on-exec. OSError EMSGSIZE: too many fds."""
     data, fds, flags, _ = socket.recv_fds(sock, size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     if flags & socket.MSG_CTRUNC:
         for fd in fds:
             os.close(fd)
-        raise OSError(90, f"more than {MAX_FDS} descriptors in one message")
+        raise OSError(errno.EMSGSIZE, f"more than {MAX_FDS} descriptors in one message")
     return data, fds

@@ -77,7 +77,7 @@ class Call:
 
 
 async def serve_call(handler: Handler, call: Call) -> Any:
-    """Run `handler` on `call` under its deadline and return the checked result. Raises only DrupeError (or is cancelled)."""
+    """Run `handler` on `call` under its deadline; return the checked result. Raises only DrupeError."""
     timer = asyncio.timeout(call.deadline_s)
     try:
         async with timer:
