@@ -65,6 +65,10 @@ class Call:
         if self._emit is not None and not self.gone:
             await self._emit(item)
 
+    def emit_with(self, emit: Emit) -> None:
+        """Where items go from now on."""
+        self._emit = emit
+
     def detach(self) -> None:
         """From now on the call runs to its end even when the caller cancels or goes away."""
         self.detached = True

@@ -8,7 +8,8 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from drupe.errors import (
 from drupe.rpc.aio import AsyncClient
 from drupe.rpc.client import Client
 from drupe.rpc.frames import MAX_FRAME_BYTES, Hello, Invoke, encode
-from drupe.rpc.server import Call, Server
+from drupe.rpc.inprocess import AsyncInProcessClient, InProcessClient
+from drupe.rpc.server import Call, Handler, Server
 from drupe.spec.control import Empty, FileInfo, FileRead, LogLine, Logs, Ref, Stop
 from drupe.spec.status import PodStatus
 from framework.leaks import wait_until
@@ -110,9 +112,19 @@ def path(tmp_path: Path, toy: Toy) -> Iterator[str]:
         yield path
 
 
-@pytest.fixture
-def client(path: str) -> Iterator[Client]:
-    with Client.connect(path) as client:
+@pytest.fixture(params=["socket", "in process"])
+def client(request: pytest.FixtureRequest, toy: Toy) -> Iterator[Client | InProcessClient]:
+    """The same behaviour whether the handler is behind a socket or in this process."""
+    if request.param == "socket":
+        with Client.connect(request.getfixturevalue("path")) as client:
+            yield client
+        return
+
+    @asynccontextmanager
+    async def hosted() -> AsyncIterator[Handler]:
+        yield toy.handle
+
+    with InProcessClient.open(hosted) as client:
         yield client
 
 
@@ -234,10 +246,9 @@ def test_a_deadline_cancels_on_the_server(client: Client, toy: Toy) -> None:
     assert toy.cancelled.is_set()
 
 
-def test_an_answer_over_the_limit_is_an_error_not_a_hang(client: Client) -> None:
-    with pytest.raises(ResourceExhausted, match="over the limit"):
+def test_an_answer_over_the_limit_is_an_error_not_a_hang(path: str) -> None:
+    with Client.connect(path) as client, pytest.raises(ResourceExhausted, match="over the limit"):
         client.call("container.inspect", Ref(ref="big"))
-    assert client.call("pod.status", Ref(ref="x")).id == "x"
 
 
 def test_threads_share_a_client(client: Client) -> None:
@@ -352,35 +363,74 @@ def test_disconnect_cancels_every_call_of_the_connection(path: str, toy: Toy) ->
     assert toy.cancelled.wait(5)
 
 
-def test_async_twin(path: str, toy: Toy) -> None:
-    """The asyncio client: results, errors, items, descriptors, cancellation, deadline, many at once."""
+@pytest.mark.parametrize("kind", ["socket", "in process"])
+def test_async_twin(kind: str, request: pytest.FixtureRequest, toy: Toy) -> None:
+    """The asyncio clients: results, errors, items, descriptors, cancellation, deadline, many at once."""
 
     async def main() -> None:
-        async with await AsyncClient.connect(path) as client:
-            answers = await asyncio.gather(*(client.call("pod.status", Ref(ref=f"r{n}")) for n in range(50)))
-            assert [answer.id for answer in answers] == [f"r{n}" for n in range(50)]
-            with pytest.raises(NotFound):
-                await client.call("pod.status", Ref(ref="missing"))
-            async with await client.stream("container.logs", Logs(ref="c", tail=500)) as stream:
-                assert [line.at async for line in stream] == [float(n) for n in range(500)]
-                assert stream.result == Empty()
-            read_end, write_end = os.pipe()
-            await client.call("file.read", FileRead(ref="c", path="/x"), fds={"data": write_end})
-            os.close(write_end)
-            with os.fdopen(read_end, "rb") as pipe:
-                assert pipe.read() == b"from the server"
-            with pytest.raises(DeadlineExceeded):
-                await client.call("pod.wait", {"ref": "x"}, timeout_s=0.05)
-            toy.started.clear()
-            toy.cancelled.clear()
-            task = asyncio.create_task(client.call("pod.wait", {"ref": "x"}))
-            await asyncio.to_thread(toy.started.wait, 5)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert await asyncio.to_thread(toy.cancelled.wait, 5)
+        client = AsyncInProcessClient(toy.handle) if kind != "socket" else await AsyncClient.connect(path)
+        async with client:
+            await check_async_client(client, toy)
 
+    path = request.getfixturevalue("path") if kind == "socket" else ""
     asyncio.run(main())
+
+
+async def check_async_client(client: AsyncClient | AsyncInProcessClient, toy: Toy) -> None:
+    answers = await asyncio.gather(*(client.call("pod.status", Ref(ref=f"r{n}")) for n in range(50)))
+    assert [answer.id for answer in answers] == [f"r{n}" for n in range(50)]
+    with pytest.raises(NotFound):
+        await client.call("pod.status", Ref(ref="missing"))
+    async with await client.stream("container.logs", Logs(ref="c", tail=500)) as stream:
+        assert [line.at async for line in stream] == [float(n) for n in range(500)]
+        assert stream.result == Empty()
+    read_end, write_end = os.pipe()
+    await client.call("file.read", FileRead(ref="c", path="/x"), fds={"data": write_end})
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        assert pipe.read() == b"from the server"
+    with pytest.raises(DeadlineExceeded):
+        await client.call("pod.wait", {"ref": "x"}, timeout_s=0.05)
+    toy.started.clear()
+    toy.cancelled.clear()
+    task = asyncio.create_task(client.call("pod.wait", {"ref": "x"}))
+    await asyncio.to_thread(toy.started.wait, 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(toy.cancelled.wait, 5)
+
+
+def test_an_embedded_context_that_fails_to_start(toy: Toy) -> None:
+    @asynccontextmanager
+    async def broken() -> AsyncIterator[Handler]:
+        raise Unavailable("no keeper")
+        yield toy.handle
+
+    with pytest.raises(Unavailable, match="no keeper"):
+        InProcessClient.open(broken)
+    with pytest.raises(Unavailable, match="no keeper"):
+        asyncio.run(AsyncInProcessClient.open(broken()))
+    assert "drupe-loop" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_an_embedded_context_is_left_once_calls_have_ended(toy: Toy) -> None:
+    said: list[str] = []
+
+    @asynccontextmanager
+    async def hosted() -> AsyncIterator[Handler]:
+        yield toy.handle
+        said.append("cancelled" if toy.cancelled.is_set() else "still running")
+
+    client = InProcessClient.open(hosted)
+    stream = client.stream("pod.wait", {"ref": "x"})
+    assert toy.started.wait(5)
+    client.close()
+    assert said == ["cancelled"]
+    with pytest.raises(Unavailable, match="was cancelled"):
+        stream.wait()
+    with pytest.raises(Unavailable, match="closed"):
+        client.call("pod.status", {"ref": "x"})
 
 
 def test_advance_with_a_time_limit_keeps_the_call(client: Client, path: str) -> None:
