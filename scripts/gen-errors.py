@@ -19,9 +19,9 @@ HEAD = """# Errors and exit codes
 
 Written by `scripts/gen-errors.py` from `src/drupe/errors.py`; change that file, not this one.
 
-Every expected failure is a `drupe.errors.DrupeError`: one line that says what and where, a `hint` that says how to mend
-it, the `stage` of the work that failed, the `cause` below it, and `may_have_run`: when false, the workload certainly did
-not start. The command line prints the line and the hint, and a traceback only for `InternalError`, which is a bug.
+Every expected failure is a `drupe.errors.DrupeError`: one line that says what and where, a `hint` that says how to
+mend it, the `stage` of the work that failed, the `cause` below it, and `may_have_run`: when false, the workload did
+certainly not start. The command line prints the line and the hint; a traceback only for `InternalError`, a bug.
 
 ## The tree
 
@@ -35,7 +35,7 @@ TAIL = """
 | code | meaning |
 |---|---|
 | 0 | done; for `run`, `exec`, `wait`, `attach`: the workload ended with 0 |
-| 1–123 | the workload's own exit code, passed through |
+| 1 to 123 | the workload's own exit code, passed through |
 | 2 | the command line itself is wrong (unknown verb or option) |
 | 124 | a deadline passed (`DeadlineExceeded`), as timeout(1) |
 | 125 | drupe failed: any other error of the tree |

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 # tests import the harness as `framework`, and each other's helpers never
 sys.path.insert(0, str(Path(__file__).parent))
 
-from framework import leaks, probes
+from framework import images, leaks, probes
+from framework.daemon import Daemon
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +28,41 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if found := leaks.leaks(before, directory):
         pytest.fail("left behind:\n" + "\n".join(f"  {kind}: {', '.join(what)}" for kind, what in found.items()))
+
+
+@pytest.fixture(scope="session")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OCI layout of the busybox image."""
+    return images.make_busybox(tmp_path_factory.mktemp("images"))
+
+
+def started(directory: Path, layout: Path) -> Iterator[Daemon]:
+    """A daemon with the image `busybox`, for as long as a fixture lives."""
+    probes.needs_root()
+    probes.needs_keeper()
+    probes.needs_program("crun", "unshare", "nsenter", "ip")
+    daemon = Daemon(directory)
+    try:
+        daemon.start()
+        daemon.import_image(layout, "busybox")
+        yield daemon
+    finally:
+        daemon.close()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[Daemon]:
+    """A daemon shared by the tests of one module; each test removes its own pods."""
+    yield from started(tmp_path_factory.mktemp("d"), busybox)
+
+
+@pytest.fixture
+def fresh_daemon(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[Daemon]:
+    """A daemon for one test alone: recovery, full disks, anything that harms it."""
+    yield from started(tmp_path_factory.mktemp("d"), busybox)
+
+
+@pytest.fixture
+def drupe(daemon: Daemon) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call the command line: `drupe("run", "--rm", "busybox", "true", check=True)`."""
+    return daemon.command

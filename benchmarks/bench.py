@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""drupe beside its peers, in one run: start, exec, stop, many starts at once, memory per pod. Method: README.md here.
+
+    benchmarks/bench.py [--quick] [--keep DIR] [--only RACE …]
+
+Prints one JSON object a line. Needs root; everything happens in private mount and network namespaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from common import BenchError, Contender, Report, interleave, run
+from ours import Drupe, DrupeCommand
+from peers import BareRuntime, Containerd, Podman
+
+HERE = Path(__file__).parent
+ISOLATED = "DRUPE_BENCH_ISOLATED"
+KIND = "runc"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure. n: samples of a race. bursts: (starts at once, rounds).
+
+    pods, peer_pods: the numbers of pods at which memory is read.
+    """
+
+    n: int
+    bursts: tuple[tuple[int, int], ...]
+    pods: tuple[int, ...]
+    peer_pods: tuple[int, ...]
+
+
+QUICK = Plan(n=30, bursts=((10, 3),), pods=(1, 5, 10), peer_pods=(1, 3))
+FULL = Plan(n=50, bursts=((10, 30), (50, 5)), pods=(1, 10, 50, 100), peer_pods=(1, 5, 10))
+
+
+@dataclass
+class Field:
+    """The contenders that are here, and why the others are not."""
+
+    ours: Drupe
+    command: DrupeCommand
+    peers: dict[str, Contender]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Race:
+    """One comparison. verb: what the peer's command is called in the line. ours, theirs: take one sample, in ms."""
+
+    name: str
+    verb: str
+    peers: tuple[str, ...]
+    n: int
+    ours: Callable[[], float]
+    theirs: Callable[[Contender], float]
+
+
+def races(field: Field, plan: Plan) -> list[Race]:
+    """Every comparison of times."""
+    everyone = ("crun", "runc", "ctr", "podman")
+    ours = field.ours
+    return [
+        Race("start", "run", everyone, plan.n, ours.start, lambda peer: peer.start()),
+        Race(
+            "start-bridge",
+            "run",
+            ("podman",),
+            plan.n,
+            partial(ours.start, bridge=True),
+            lambda peer: peer.start(bridge=True),
+        ),
+        Race("command", "run", ("podman",), plan.n, field.command.start, lambda peer: peer.start()),
+        Race("exec", "exec", everyone, plan.n, ours.exec, lambda peer: peer.exec()),
+        Race("stop", "stop", everyone, plan.n, ours.stop, lambda peer: peer.stop()),
+        *(
+            Race(f"parallel-{count}", "run", everyone, rounds, partial(ours.burst, count), partial(burst, count))
+            for count, rounds in plan.bursts
+        ),
+    ]
+
+
+def burst(count: int, peer: Contender) -> float:
+    """`peer.burst(count)`, in the order that partial wants."""
+    return peer.burst(count)
+
+
+def hold(race: Race, field: Field, report: Report) -> None:
+    """n interleaved samples of drupe and each peer, then one line for each peer."""
+    here = [name for name in race.peers if name in field.peers]
+    samplers = {"drupe": race.ours} | {name: partial(race.theirs, field.peers[name]) for name in here}
+    taken = interleave(samplers, race.n)
+    for name in here:
+        report.compare(race.name, taken["drupe"], f"{name} {race.verb}", taken[name])
+    for name in race.peers:
+        if name in field.missing:
+            report.skip(race.name, f"{name} {race.verb}", field.missing[name])
+
+
+def weigh(field: Field, plan: Plan, report: Report) -> None:
+    """Memory and helper processes as pods are added, of drupe and of the peers that keep something per container."""
+    weigh_one(field.ours, plan.pods, report)
+    for name in ("ctr", "podman"):
+        if name in field.peers:
+            weigh_one(field.peers[name], plan.peer_pods, report)
+        else:
+            report.skip("memory", name, field.missing[name])
+
+
+def weigh_one(contender: Contender, counts: tuple[int, ...], report: Report) -> None:
+    """Read PSS at each of `counts` kept containers."""
+    contender.drop()
+    pss, helpers, kept = [], 0, 0
+    for count in counts:
+        for _ in range(count - kept):
+            contender.keep()
+        kept = count
+        pss.append(contender.pss_bytes())
+        helpers = contender.helpers()
+    report.memory("memory", peer=contender.name, pods=counts, pss=pss, helpers=helpers)
+    contender.drop()
+
+
+@contextmanager
+def line_up(work: Path, stack: ExitStack) -> Iterator[Field]:
+    """Start drupe's daemon and every peer that is installed, on one image."""
+    layout = work / "busybox"
+    run(sys.executable, str(HERE.parent / "scripts/make-busybox-image.py"), str(layout))
+    ours = Drupe(work=work, image=layout)
+    stack.callback(ours.close)
+    archive = ours.export(work / "busybox.tar")
+    makers: dict[str, Callable[[], Contender]] = {
+        "crun": partial(BareRuntime, "crun", work=work, lower=ours.layers(), config=ours.oci_config()),
+        "runc": partial(BareRuntime, "runc", work=work, lower=ours.layers(), config=ours.oci_config()),
+        "ctr": partial(Containerd, work=work, archive=archive),
+        "podman": partial(Podman, work=work, archive=archive),
+    }
+    field = Field(ours, DrupeCommand(ours), {}, {})
+    for name, make in makers.items():
+        needed = ("ctr", "containerd") if name == "ctr" else (name,)
+        if lacking := [program for program in needed if shutil.which(program) is None]:
+            field.missing[name] = f"{', '.join(lacking)} is not installed"
+            continue
+        field.peers[name] = make()
+        stack.callback(field.peers[name].close)
+    yield field
+
+
+def isolate() -> None:
+    """Start again in private mount and network namespaces; return in them, ready for every contender.
+
+    /run is a tmpfs, so that no peer meets the host's own daemon. crun refuses an empty hybrid cgroup tree: it is
+    unmounted here.
+    """
+    if os.environ.get(ISOLATED) is None:
+        os.environ[ISOLATED] = "1"
+        os.execvp("unshare", ["unshare", "--mount", "--net", sys.executable, *sys.argv])
+    run("ip", "link", "set", "lo", "up")
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run")
+    if Path("/sys/fs/cgroup/unified").is_mount():
+        run("umount", "/sys/fs/cgroup/unified")
+        run("mount", "-t", "tmpfs", "cover", "/sys/fs/cgroup/unified")  # crun makes directories there all the same
+
+
+def remove_cgroups() -> None:
+    """The parents that the peers leave behind: ours by name, and containerd's and Podman's when empty."""
+    for hierarchy in Path("/sys/fs/cgroup").iterdir():
+        for name in (f"drupe-bench-{os.getpid()}", "default", "libpod_parent"):
+            top = hierarchy / name
+            below = sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True)
+            for path in (*below, top):
+                with suppress(OSError):
+                    path.rmdir()
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute: fewer pods, the same races")
+    parser.add_argument("--keep", type=Path, help="where samples.jsonl and lines.jsonl go")
+    parser.add_argument("--only", nargs="+", default=[], metavar="RACE", help="start, exec, memory, … only")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the races; the exit code."""
+    options = parse()
+    if os.geteuid() != 0:
+        print("benchmarks need root: namespaces and cgroups", file=sys.stderr)
+        return 1
+    isolate()
+    now = datetime.datetime.now(tz=datetime.UTC)
+    report = Report(options.keep or HERE / f"results/{now:%Y-%m-%d}/{now:%H%M%S}", KIND)
+    plan = QUICK if options.quick else FULL
+    with (
+        tempfile.TemporaryDirectory(prefix="drupe-bench-", dir="/var/tmp", ignore_cleanup_errors=True) as work,
+        ExitStack() as stack,
+    ):
+        try:
+            with line_up(Path(work), stack) as field:
+                for race in races(field, plan):
+                    if not options.only or race.name in options.only:
+                        hold(race, field, report)
+                if not options.only or "memory" in options.only:
+                    weigh(field, plan, report)
+        except BenchError as error:
+            print(f"benchmark failed: {error}", file=sys.stderr)
+            return 1
+        finally:
+            stack.close()
+            remove_cgroups()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

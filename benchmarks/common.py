@@ -1,0 +1,248 @@
+"""What every run needs: the contender's contract, timing to the first byte, percentiles, and the output lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+GREETING = ("echo", "hello")
+STOPPABLE = ("sh", "-c", 'trap "exit 0" TERM; sleep 1000 & wait')  # ends at SIGTERM, as PID 1 would not by default
+STEP_TIMEOUT_S = 60.0
+WARM_UP = 2
+
+
+class BenchError(Exception):
+    """A contender failed: the benchmark is void, with this line as the reason."""
+
+
+class Contender(Protocol):
+    """One runtime under measurement. Each call cleans up after itself, outside the measured time; times are ms."""
+
+    name: str
+
+    def start(self, *, bridge: bool = False) -> float:
+        """From the call to the first byte that a new container writes."""
+
+    def exec(self) -> float:
+        """The same for a process in a running container."""
+
+    def stop(self) -> float:
+        """From asking a running container to stop (SIGTERM) until it is removed."""
+
+    def burst(self, count: int) -> float:
+        """`count` starts at once, until each has written its first byte."""
+
+    def keep(self) -> None:
+        """Start one more container that idles."""
+
+    def pss_bytes(self) -> int:
+        """Memory of everything but the workloads."""
+
+    def helpers(self) -> int:
+        """Processes that serve the kept containers and are not workloads: monitors, shims."""
+
+    def drop(self) -> None:
+        """Remove what `keep` made."""
+
+    def close(self) -> None:
+        """Remove everything."""
+
+
+class Report:
+    """Prints one JSON object a line and keeps the raw samples beside it."""
+
+    def __init__(self, directory: Path, kind: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._samples = directory / "samples.jsonl"
+        self._lines = directory / "lines.jsonl"
+        self._kind = kind
+
+    def compare(self, name: str, ours: Sequence[float], peer: str, theirs: Sequence[float]) -> None:
+        """One line of times, and its samples."""
+        peer_p50 = percentile(theirs, 50)
+        self._write(
+            {
+                "name": name,
+                "kind": self._kind,
+                "n": len(ours),
+                "p50_ms": round(percentile(ours, 50), 3),
+                "p95_ms": round(percentile(ours, 95), 3),
+                "p99_ms": round(percentile(ours, 99), 3),
+                "peer": peer,
+                "peer_p50_ms": round(peer_p50, 3),
+                "ratio": round(percentile(ours, 50) / peer_p50, 3),
+            },
+            {"ours_ms": list(ours), "peer_ms": list(theirs)},
+        )
+
+    def memory(self, name: str, *, pods: Sequence[int], pss: Sequence[int], helpers: int, peer: str) -> None:
+        """One line of memory: the slope of PSS over the number of pods, and the processes beside the workloads."""
+        line = {
+            "name": name,
+            "kind": self._kind,
+            "n": max(pods),
+            "peer": peer,
+            "pss_mb_per_pod": round(slope(pods, [value / 1e6 for value in pss]), 4),
+            "helper_processes_per_pod": round(helpers / max(pods), 3),
+        }
+        self._write(line, {"pods": list(pods), "pss_bytes": list(pss)})
+
+    def skip(self, name: str, peer: str, reason: str) -> None:
+        """A comparison that could not be made, and why."""
+        self._write({"name": name, "kind": self._kind, "peer": peer, "skipped": reason}, {})
+
+    def _write(self, line: dict[str, Any], raw: dict[str, Any]) -> None:
+        text = json.dumps(line)
+        print(text, flush=True)
+        with self._lines.open("a") as file:
+            file.write(text + "\n")
+        with self._samples.open("a") as file:
+            file.write(json.dumps(line | raw) + "\n")
+
+
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """Nearest-rank percentile: always a value that was measured."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Least-squares slope of ys over xs."""
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - mean_x) ** 2 for x in xs)
+    return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
+
+
+def interleave(samplers: Mapping[str, Callable[[], float]], n: int) -> dict[str, list[float]]:
+    """n samples of each contender, turn by turn in rotating order, so that drift of the host hits all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in samplers}
+    names = list(samplers)
+    for turn in range(-WARM_UP, n):
+        shift = turn % len(names)
+        for name in (*names[shift:], *names[:shift]):
+            took = samplers[name]()
+            if turn >= 0:
+                taken[name].append(took)
+    return taken
+
+
+def first_byte(argv: Sequence[str]) -> float:
+    """ms from starting a command to the first byte of its standard output; waits for its end before it returns."""
+    began = time.perf_counter()
+    process = spawn(argv)
+    assert process.stdout is not None
+    seen = process.stdout.read(1)
+    took = since(began)
+    finish(process, argv, seen)
+    return took
+
+
+def spawn(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A command with its output on pipes, unbuffered."""
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+
+
+def finish(process: subprocess.Popen[bytes], argv: Sequence[str], seen: bytes) -> None:
+    """Wait for a command. Raises BenchError unless it wrote something and ended well."""
+    _, errors = process.communicate(timeout=STEP_TIMEOUT_S)
+    if not seen or process.returncode != 0:
+        raise BenchError(f"{' '.join(argv)}: exit {process.returncode}: {errors.decode(errors='replace').strip()}")
+
+
+def burst_of_commands(commands: Sequence[Sequence[str]]) -> float:
+    """ms from starting all commands at once until each has written its first byte.
+
+    Podman loses the output of a short container now and then under load: then its end, a little later, counts.
+    """
+    began = time.perf_counter()
+    running = [spawn(argv) for argv in commands]
+    seen = first_bytes([process.stdout.fileno() for process in running if process.stdout])
+    took = since(began)
+    for process, argv, byte in zip(running, commands, seen, strict=True):
+        finish(process, argv, byte or b"lost")
+    return took
+
+
+def first_bytes(fds: Sequence[int]) -> list[bytes]:
+    """The first byte of each descriptor, read as they come; b"" where none came."""
+    poll, got = select.poll(), dict.fromkeys(fds, b"")
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    waiting = set(fds)
+    while waiting:
+        ready = poll.poll(STEP_TIMEOUT_S * 1000)
+        if not ready:
+            raise BenchError(f"no output from {len(waiting)} of {len(fds)} within {STEP_TIMEOUT_S:g} s")
+        for fd, _ in ready:
+            got[fd] = os.read(fd, 1)
+            poll.unregister(fd)
+            waiting.discard(fd)
+    return [got[fd] for fd in fds]
+
+
+def run(*argv: str) -> str:
+    """Run a command to its end, outside measured time; its output. Raises BenchError."""
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=STEP_TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        raise BenchError(f"{' '.join(argv)}: exit {done.returncode}: {done.stderr.strip()[-400:]}")
+    return done.stdout
+
+
+def since(began: float) -> float:
+    """ms since `began` (time.perf_counter)."""
+    return (time.perf_counter() - began) * 1000
+
+
+def wait_for_end(pid: int) -> None:
+    """Return when process `pid` has ended (it need not be a child)."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not select.select([fd], [], [], STEP_TIMEOUT_S)[0]:
+            raise BenchError(f"process {pid} did not end")
+    finally:
+        os.close(fd)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait, outside measured time, until the condition holds. Raises BenchError naming `what`."""
+    deadline = time.monotonic() + STEP_TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BenchError(f"not within {STEP_TIMEOUT_S:g} s: {what}")
+        time.sleep(0.002)
+
+
+def processes(program: str, token: str) -> list[int]:
+    """Processes whose program name starts with `program` and whose command line contains `token`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                name, line = (entry / "comm").read_text(), (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if name.startswith(program[:15]) and token.encode() in line:
+                found.append(int(entry.name))
+    return found
+
+
+def pss_bytes(pids: Sequence[int]) -> int:
+    """Proportional set size of some processes together (proc(5), smaps_rollup)."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total

@@ -1,0 +1,234 @@
+"""drupe under measurement: a daemon of its own, called in-process over its control socket, and as a command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from common import (
+    GREETING,
+    STEP_TIMEOUT_S,
+    STOPPABLE,
+    BenchError,
+    first_byte,
+    first_bytes,
+    pss_bytes,
+    since,
+    wait_until,
+)
+
+from drupe.rpc.client import Client, Stream
+from drupe.spec import Attachment, ContainerSpec, ExecSpec, NetworkSpec, PodSpec, PodStatus
+from drupe.spec.control import Delete, Empty, ExecStart, ImageExport, ImageImport, PodRun, Stop, SystemInfo, Wait
+
+IMAGE = "busybox"
+NETWORKS = {
+    False: NetworkSpec(mode="none", attachments=()),
+    True: NetworkSpec(mode="bridge", attachments=(Attachment(),)),
+}
+
+
+class Drupe:
+    """The library call: `pod.run` of the control API with a pipe as standard output, against a warm daemon."""
+
+    name = "drupe"
+
+    def __init__(self, *, work: Path, image: Path) -> None:
+        self._home = work / "drupe"
+        self._home.mkdir()
+        self._daemon = self._serve()
+        self.client = Client.connect(str(self._home / "run/drupe.sock"))
+        self.client.call("image.import", ImageImport(path=str(image), tag=IMAGE), timeout_s=STEP_TIMEOUT_S)
+        self._kept: list[PodStatus] = []
+        self._before = frozenset(self._own_processes())
+
+    def _serve(self) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "drupe", "serve", "--root", f"{self._home}/root", "--run", f"{self._home}/run"]
+        with (self._home / "daemon.log").open("wb") as log:
+            daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_until(lambda: (self._home / "run/drupe.sock").exists() or daemon.poll() is not None, "the daemon answers")
+        if daemon.poll() is not None:
+            raise BenchError(f"the daemon ended: {(self._home / 'daemon.log').read_text()[-800:]}")
+        return daemon
+
+    def start(self, *, bridge: bool = False) -> float:
+        """A new pod with one container."""
+        with ExitStack() as stack:
+            began = time.perf_counter()
+            call, output = self._run(stack, GREETING, bridge=bridge)
+            seen = os.read(output, 1)
+            took = since(began)
+            self._finish(call, seen)
+        return took
+
+    def burst(self, count: int) -> float:
+        """`count` pods at once, each over a connection of its own."""
+        with ExitStack() as stack:
+            began = time.perf_counter()
+            calls = [self._run(stack, GREETING) for _ in range(count)]
+            seen = first_bytes([output for _, output in calls])
+            took = since(began)
+            for (call, _), byte in zip(calls, seen, strict=True):
+                self._finish(call, byte)
+        return took
+
+    def exec(self) -> float:
+        """`exec.start` in one kept container."""
+        if not self._kept:
+            self.keep()
+        params = ExecStart(ref=self._kept[0].containers[0].id, spec=ExecSpec(argv=GREETING))
+        with ExitStack() as stack:
+            output, theirs = pipe(stack)
+            began = time.perf_counter()
+            call = stack.enter_context(self.client.stream("exec.start", params, fds={"stdout": theirs}))
+            os.close(theirs)
+            seen = os.read(output, 1)
+            took = since(began)
+            if not seen or call.wait().code != 0:
+                raise BenchError("exec wrote nothing")
+        return took
+
+    def stop(self) -> float:
+        """`pod.stop`, `pod.delete`."""
+        pod = self._idle()
+        began = time.perf_counter()
+        self.client.call("pod.stop", Stop(ref=pod.id), timeout_s=STEP_TIMEOUT_S)
+        self.client.call("pod.delete", Delete(ref=pod.id), timeout_s=STEP_TIMEOUT_S)
+        return since(began)
+
+    def keep(self) -> None:
+        """One more pod that idles."""
+        self._kept.append(self._idle())
+
+    def pss_bytes(self) -> int:
+        """Daemon and keeper, and whatever else they started that is no workload."""
+        return pss_bytes(self._own_processes())
+
+    def helpers(self) -> int:
+        """Processes that were not there before the pods."""
+        return len(set(self._own_processes()) - self._before)
+
+    def drop(self) -> None:
+        """Remove kept pods."""
+        for pod in self._kept:
+            self.client.call("pod.delete", Delete(ref=pod.id, force=True), timeout_s=STEP_TIMEOUT_S)
+        self._kept.clear()
+
+    def close(self) -> None:
+        """Remove pods; end the daemon and its keeper."""
+        self.drop()
+        self.client.call("system.shutdown", Empty(), timeout_s=STEP_TIMEOUT_S)
+        self.client.close()
+        self._daemon.wait(STEP_TIMEOUT_S)
+
+    def oci_config(self) -> dict[str, Any]:
+        """The config.json of a kept container, made fit for a bare runtime: namespaces of its own, no joined ones."""
+        if not self._kept:
+            self.keep()
+        pod = self._kept[0]
+        bundle = self._home / "run/pods" / pod.id / pod.containers[0].id
+        config: dict[str, Any] = json.loads((bundle / "config.json").read_text())
+        for namespace in config["linux"]["namespaces"]:
+            namespace.pop("path", None)
+        return config
+
+    def layers(self) -> str:
+        """The lower directories of a kept container's overlay, as the keeper mounted it."""
+        if not self._kept:
+            self.keep()
+        pod = self._kept[0]
+        table = Path(f"/proc/{self._info().keeper_pid}/mountinfo").read_text().splitlines()
+        line = next(line for line in table if pod.containers[0].id in line and " - overlay " in line)
+        options = line.rpartition(" ")[2].split(",")
+        return next(option.partition("=")[2] for option in options if option.startswith("lowerdir="))
+
+    def export(self, archive: Path) -> Path:
+        """The image as an OCI archive, for the peers."""
+        with archive.open("wb") as file:
+            self.client.call("image.export", ImageExport(refs=(IMAGE,)), fds={"data": file.fileno()})
+        return archive
+
+    def environment(self) -> dict[str, str]:
+        """What makes the command line use this daemon."""
+        return {"DRUPE_ROOT": str(self._home / "root"), "DRUPE_RUN": str(self._home / "run")}
+
+    def _run(self, stack: ExitStack, argv: Sequence[str], *, bridge: bool = False) -> tuple[Stream, int]:
+        output, theirs = pipe(stack)
+        spec = PodSpec(network=NETWORKS[bridge], containers=(ContainerSpec(image=IMAGE, argv=tuple(argv)),))
+        call = stack.enter_context(self.client.stream("pod.run", PodRun(spec=spec), fds={"stdout": theirs}))
+        os.close(theirs)
+        return call, output
+
+    def _finish(self, call: Stream, seen: bytes) -> None:
+        pod: PodStatus = call.wait()
+        if not seen:
+            raise BenchError(f"pod {pod.id} wrote nothing")
+        self.client.call("container.wait", Wait(ref=pod.containers[0].id), timeout_s=STEP_TIMEOUT_S)
+        self.client.call("pod.delete", Delete(ref=pod.id, force=True), timeout_s=STEP_TIMEOUT_S)
+
+    def _idle(self) -> PodStatus:
+        spec = PodSpec(network=NETWORKS[False], containers=(ContainerSpec(image=IMAGE, argv=STOPPABLE),))
+        pod: PodStatus = self.client.call("pod.run", PodRun(spec=spec), timeout_s=STEP_TIMEOUT_S)
+        return pod
+
+    def _info(self) -> SystemInfo:
+        info: SystemInfo = self.client.call("system.info", Empty(), timeout_s=STEP_TIMEOUT_S)
+        return info
+
+    def _own_processes(self) -> list[int]:
+        """Daemon, keeper and their descendants in the host's PID namespace: workloads have one of their own."""
+        roots, here = {self._daemon.pid, self._info().keeper_pid}, Path("/proc/self/ns/pid").readlink()
+        return [pid for pid in descendants(roots) if namespace_of(pid) == here]
+
+
+class DrupeCommand:
+    """`drupe run --rm --network none`, as a shell would start it."""
+
+    def __init__(self, daemon: Drupe) -> None:
+        os.environ.update(daemon.environment())
+        self._argv = [
+            str(Path(sys.executable).with_name("drupe")),
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            IMAGE,
+            *GREETING,
+        ]
+
+    def start(self) -> float:
+        """One command in the foreground."""
+        return first_byte(self._argv)
+
+
+def pipe(stack: ExitStack) -> tuple[int, int]:
+    """A pipe whose read end the stack closes; the write end is the caller's."""
+    reader, writer = os.pipe()
+    stack.callback(os.close, reader)
+    return reader, writer
+
+
+def descendants(roots: set[int]) -> list[int]:
+    """The roots and every process below them."""
+    found, queue = [], sorted(roots)
+    while queue:
+        pid = queue.pop()
+        found.append(pid)
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            queue.extend(int(child) for child in task.read_text().split())
+    return sorted(set(found))
+
+
+def namespace_of(pid: int) -> Path | None:
+    """The PID namespace of a process; None when it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/ns/pid").readlink()
+    except OSError:
+        return None
