@@ -65,12 +65,12 @@ _HOOK_PHASES = {
 class BuildInputs:
     """What the runtime decided for this container.
 
-    rootfs: absolute host path. cgroups_path: below the cgroup root, absolute. namespaces: OCI type ("network", "ipc",
-    "uts", "pid", "user") to the path of an existing one; a missing or None entry is a new one, unless the pod spec says
-    host. mounts: OCI mounts of the runtime's own (resolv.conf, hosts, secrets, a shared /dev/shm). sources: mount
-    target to host path, for volumes and images. devices, device_rules: resolved OCI entries. resources: `linux.resources`
-    without devices. init: host path of a static reaper, bound in and put before argv. sysctls_applied: whoever made the
-    namespaces set them already.
+    rootfs: absolute host path. cgroups_path: below the cgroup root, absolute. namespaces: OCI type ("network",
+    "ipc", "uts", "pid", "user") to the path of an existing one; a missing or None entry is a new one, unless the
+    pod spec says host. mounts: OCI mounts of the runtime's own (resolv.conf, hosts, secrets, a shared /dev/shm).
+    sources: mount target to host path, for volumes and images. devices, device_rules: resolved OCI entries.
+    resources: `linux.resources` without devices. init: host path of a static reaper, bound in and put before
+    argv. sysctls_applied: whoever made the namespaces set them already.
     """
 
     container_id: str
