@@ -10,9 +10,11 @@
     ├── PermissionDenied     the host or a policy refused
     ├── ResourceExhausted    disk, memory, addresses, ports, processes ran out
     ├── DeadlineExceeded     the deadline passed; `may_have_run` says whether the work may have begun
+    │   └── CommandTimeout   a command ran longer than its timeout and was killed; carries its output
     ├── Unavailable          daemon, registry or helper can't be reached; safe to retry
     ├── DataLoss             bytes are corrupt: digest, journal, archive
     ├── HelperFailed         a helper program (crun, a CNI plug-in) failed; carries its output
+    ├── CommandFailed        a command ended with a code other than 0 and check=True; carries its output
     └── InternalError        a bug in drupe; the only one that is shown with a traceback
 
 Every error says *what* (message), and where it helps: `stage` (which step of the work), `hint` (how to mend it),
@@ -120,6 +122,16 @@ class DeadlineExceeded(DrupeError):
     retryable = True
 
 
+class CommandTimeout(DeadlineExceeded):
+    """A command ran longer than its timeout and was killed. result: the api.result.Result with all output so far."""
+
+    retryable = False
+
+    def __init__(self, message: str, *, result: Any = None, **rest: Any) -> None:
+        super().__init__(message, **{"may_have_run": True, **rest})
+        self.result = result
+
+
 class Unavailable(DrupeError):
     code = "UNAVAILABLE"
     retryable = True
@@ -131,6 +143,16 @@ class DataLoss(DrupeError):
 
 class HelperFailed(DrupeError):
     code = "ABORTED"
+
+
+class CommandFailed(DrupeError):
+    """A command ended with a code other than 0 and `check=True`. result: the api.result.Result with all output."""
+
+    code = "ABORTED"
+
+    def __init__(self, message: str, *, result: Any = None, **rest: Any) -> None:
+        super().__init__(message, **{"may_have_run": True, **rest})
+        self.result = result
 
 
 class InternalError(DrupeError):
