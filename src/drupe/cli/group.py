@@ -1,0 +1,52 @@
+"""A click group whose verbs are imported only when they are run, so that `drupe --help` and each verb start fast."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import click
+
+
+class Verb(NamedTuple):
+    """Where a verb lives ("module:attribute" below drupe.cli), its one-line help, and its section in the help."""
+
+    target: str
+    help: str
+    section: str = "Commands"
+
+
+class LazyGroup(click.Group):
+    """A group made from a table of verbs; the table alone answers `--help`."""
+
+    def __init__(self, name: str, verbs: dict[str, Verb], *, help: str, params: Iterable[click.Parameter] = ()) -> None:
+        super().__init__(name, help=help, params=list(params), no_args_is_help=True)
+        self.verbs = verbs
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        verb = self.verbs.get(cmd_name)
+        if verb is None:
+            return None
+        module, attribute = verb.target.split(":")
+        command: click.Command = getattr(importlib.import_module(f"drupe.cli.{module}"), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in self.verbs or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = get_close_matches(name, self.verbs, n=3)
+        text = f"unknown command {name!r}" + (f", did you mean {' or '.join(near)}?" if near else "")
+        raise click.UsageError(text, ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section in dict.fromkeys(verb.section for verb in self.verbs.values()):
+            with formatter.section(section):
+                formatter.write_dl([(n, v.help) for n, v in self.verbs.items() if v.section == section])

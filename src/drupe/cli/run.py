@@ -1,0 +1,229 @@
+"""`drupe run` and `drupe create`: a new pod of one container, or a further container of an existing pod."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from drupe.cli import connection, podspec, session, target, terminal
+from drupe.cli.completion import completer
+from drupe.cli.options import apply, option
+from drupe.errors import DrupeError, InvalidArgument, NotFound
+from drupe.spec import ContainerStatus, PodSpec, PodStatus, PortMapping
+from drupe.spec.control import ContainerCreate, ContainerStart, Delete, ImagePull, Kill, PodCreate, PodRun, Ref, Wait
+
+if TYPE_CHECKING:
+    from drupe.rpc.client import Client
+
+create_options = apply(
+    podspec.container_options,
+    podspec.resource_options,
+    podspec.pod_options,
+    click.option("--publish-all", "-P", is_flag=True, help="Publish all ports that the image exposes."),
+    option("--pod", metavar="NAME", help="Join an existing pod."),
+    option("--pull", type=click.Choice(["missing", "never", "always"]), default="missing", help="When to pull."),
+    option("--platform", default="", metavar="OS/ARCH", help="Platform to pull."),
+    option("--cidfile", metavar="FILE", help="Write the container's id to a file."),
+    click.argument("image", shell_complete=completer("image")),
+    click.argument("command", nargs=-1, type=click.UNPROCESSED),
+)
+
+_VERB = {"ignore_unknown_options": False, "allow_interspersed_args": False}
+
+
+@click.command("run", context_settings=_VERB)
+@click.option("-d", "--detach", is_flag=True, help="Run in the background and print the id.")
+@click.option("--rm", is_flag=True, help="Remove the pod when the container ends.")
+@option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, metavar="KEYS", help="Keys that detach a terminal.")
+@create_options
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    *,
+    detach: bool,
+    rm: bool,
+    detach_keys: str,
+    image: str,
+    command: tuple[str, ...],
+    **flags: Any,
+) -> int:
+    """Run COMMAND in a new pod of one container made from IMAGE."""
+    if not detach:
+        session.check_terminal(stdin=flags["interactive"], tty=flags["tty"])
+    session.parse_keys(detach_keys)
+    with connection.connect() as client:
+        plan = Plan(ctx, client, image, command, flags, remove=rm)
+        return plan.run_detached() if detach else plan.run_here(detach_keys)
+
+
+@click.command("create", context_settings=_VERB)
+@click.option("--rm", is_flag=True, help="Remove the pod when the container ends.")
+@create_options
+@click.pass_context
+def create(ctx: click.Context, /, *, rm: bool, image: str, command: tuple[str, ...], **flags: Any) -> None:
+    """Create a pod of one container from IMAGE without starting it, and print the container's id."""
+    with connection.connect() as client:
+        click.echo(Plan(ctx, client, image, command, flags, remove=rm).create().id)
+
+
+class Plan:
+    """What the flags of `run` ask for, and how it is carried out over the control API."""
+
+    def __init__(
+        self,
+        ctx: click.Context,
+        client: Client,
+        image: str,
+        argv: tuple[str, ...],
+        flags: dict[str, Any],
+        *,
+        remove: bool,
+    ) -> None:
+        self.client = client
+        self.flags = flags
+        self.image = image
+        self.join: str | None = flags["pod"]
+        self.remove = remove
+        if self.join is not None:
+            _check_join(ctx, self.join)
+        self._check_cidfile()
+        self.container = podspec.container(flags, image, argv)
+        if flags["pull"] == "always":
+            self._pull()
+
+    def _check_cidfile(self) -> None:
+        path = self.flags["cidfile"]
+        if path and Path(path).exists():
+            raise InvalidArgument(f"container id file {path} exists", hint="remove it, or name another")
+
+    def pod(self) -> PodSpec:
+        """The pod of one: named and labelled as its container, and marked as made for it."""
+        marked = msgspec.structs.replace(self.container, annotations=self.container.annotations | target.MARK)
+        spec = podspec.pod(
+            self.flags,
+            name=self.container.name,
+            labels=self.container.labels,
+            annotations=marked.annotations,
+            containers=(marked,),
+            remove=self.remove,
+        )
+        return self._publish_exposed(spec) if self.flags["publish_all"] else spec
+
+    def _publish_exposed(self, spec: PodSpec) -> PodSpec:
+        info = self._with_image(lambda: self.client.call("image.inspect", Ref(ref=self.image)))
+        known = {(port.container_port, port.protocol) for port in spec.ports}
+        exposed = (exposed_port(text) for text in info.config.get("ExposedPorts") or ())
+        more = tuple(port for port in exposed if (port.container_port, port.protocol) not in known)
+        return msgspec.structs.replace(spec, ports=spec.ports + more)
+
+    def create(self) -> ContainerStatus:
+        """Make the container without starting it."""
+        if self.join is not None:
+            request = ContainerCreate(pod=self.join, spec=self.container)
+            status: ContainerStatus = self._with_image(lambda: self.client.call("container.create", request))
+        else:
+            spec = self.pod()
+            pod: PodStatus = self._with_image(lambda: self.client.call("pod.create", PodCreate(spec=spec)))
+            status = pod.containers[0]
+        self._write_cidfile(status.id)
+        return status
+
+    def start(self, fds: dict[str, int]) -> ContainerStatus:
+        """Make and start the container, its streams connected to `fds` from the first byte on."""
+        rows, columns = terminal.size(1) if self.container.tty else (0, 0)
+        if self.join is not None:
+            made = self.create()
+            request = ContainerStart(ref=made.id, rows=rows, cols=columns)
+            started: ContainerStatus = self.client.call("container.start", request, fds=fds)
+            return started
+        params = PodRun(spec=self.pod(), rows=rows, cols=columns)
+        pod: PodStatus = self._with_image(lambda: self.client.call("pod.run", params, fds=fds))
+        self._write_cidfile(pod.containers[0].id)
+        return pod.containers[0]
+
+    def run_detached(self) -> int:
+        sys.stdout.write(f"{self.start({}).id}\n")
+        return 0
+
+    def run_here(self, keys: str) -> int:
+        """Run in the foreground: our streams, our signals; returns the workload's exit code."""
+        tty = self.container.tty
+        fds = session.stdio(stdin=self.container.stdin, tty=tty)
+        started: list[ContainerStatus] = []
+
+        def send(name: str) -> None:
+            session.side_call("container.kill", Kill(ref=started[0].id, signal=name))
+
+        signals = session.Signals(send)
+        try:
+            with signals.forwarding(), session.interactive(fds, keys=keys) as given:
+                started.append(self.start(given))
+                signals.ready()
+                with terminal.on_resize(1, session.resizer(started[0].id)):
+                    end = self.client.call("container.wait", Wait(ref=started[0].id))
+        except session.Detached:
+            return session.detached(started[0].name if started else self.image)
+        if self.remove and self.join is not None:
+            self.client.call("container.delete", Delete(ref=started[0].id))
+        return session.finish(end, name=started[0].name, memory_bytes=self.container.resources.memory_bytes)
+
+    def _with_image(self, call: Any) -> Any:
+        """`call`, and once more after a pull when the image was what it lacked and --pull allows it."""
+        try:
+            return call()
+        except NotFound:
+            if self.flags["pull"] == "never" or self._has_image():
+                raise
+        self._pull()
+        return call()
+
+    def _has_image(self) -> bool:
+        try:
+            self.client.call("image.inspect", Ref(ref=self.image))
+        except NotFound:
+            return False
+        return True
+
+    def _pull(self) -> None:
+        from drupe.cli.progress import Progress
+
+        with Progress() as progress:
+            try:
+                params = ImagePull(ref=self.image, platform=self.flags["platform"])
+                self.client.call("image.pull", params, on_item=progress.show)
+            except DrupeError as error:
+                raise NotFound(
+                    f"image {self.image} is not here and cannot be pulled",
+                    cause=str(error),
+                    hint=error.hint or "see what is here with: drupe images",
+                ) from error
+
+    def _write_cidfile(self, identifier: str) -> None:
+        if self.flags["cidfile"]:
+            try:
+                Path(self.flags["cidfile"]).write_text(identifier)
+            except OSError as error:
+                from drupe.cli.errors import say
+
+                say(f"cannot write {self.flags['cidfile']}: {os.strerror(error.errno or 0)}")
+
+
+def exposed_port(text: str) -> PortMapping:
+    """An image's "80/tcp" as a mapping to any free host port."""
+    port, _, protocol = text.partition("/")
+    return PortMapping(container_port=int(port), protocol=protocol or "tcp")  # type: ignore[arg-type]
+
+
+def _check_join(ctx: click.Context, pod: str) -> None:
+    given = podspec.pod_flags_given(ctx)
+    if given:
+        raise InvalidArgument(
+            f"{', '.join(given)} can't be given with --pod {pod}",
+            hint="these belong to the pod: set them when it is made",
+        )

@@ -1,0 +1,23 @@
+"""`drupe serve`: the daemon, in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from drupe.cli.main import set_env
+from drupe.cli.options import option
+
+
+@click.command("serve")
+@option("--root", metavar="DIR", expose_value=False, callback=set_env, help="State directory.")
+@option("--run", metavar="DIR", expose_value=False, callback=set_env, help="Runtime directory.")
+@option("--socket", metavar="FILE", help="Control socket (drupe.sock in the runtime directory).")
+def serve(*, socket: str | None) -> int:
+    """Run the daemon until SIGTERM or SIGINT; running pods go on without it."""
+    from drupe.api.daemon import default_root, default_run, socket_path
+    from drupe.services import daemon
+
+    path = Path(socket) if socket else Path(socket_path())
+    return daemon.serve(root=default_root(), run=default_run(), socket=path)

@@ -1,0 +1,158 @@
+"""One foreground session: the workload gets our descriptors, our signals, our terminal; we get its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from drupe.cli import connection, terminal
+from drupe.errors import DrupeError, InvalidArgument, NotFound
+from drupe.spec.status import ExitStatus
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_GIVE_UP_AFTER = 3  # this many Ctrl-C and the client ends, whatever the workload does
+_SIDE_CALL_TIMEOUT_S = 5.0
+
+
+class Detached(Exception):
+    """The user pressed the detach keys; the workload goes on."""
+
+
+def stdio(*, stdin: bool, tty: bool) -> dict[str, int]:
+    """Our own descriptors for a workload. With a terminal its error output is the terminal too."""
+    names = (["stdin"] if stdin else []) + ["stdout"] + ([] if tty else ["stderr"])
+    fds = {name: ("stdin", "stdout", "stderr").index(name) for name in names}
+    for name, fd in fds.items():
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise InvalidArgument(f"{name} is closed", hint=f"redirect it to /dev/null: {fd}>/dev/null") from None
+    return fds
+
+
+def check_terminal(*, stdin: bool, tty: bool) -> None:
+    """Refuse an interactive terminal where there is none. Raises InvalidArgument."""
+    if tty and stdin and not os.isatty(0):
+        raise InvalidArgument("-t with -i needs a terminal on standard input", hint="leave out -t")
+
+
+@contextlib.contextmanager
+def interactive(fds: dict[str, int], *, keys: str) -> Iterator[dict[str, int]]:
+    """Raw mode and keyboard relay around a session with a terminal; yields the descriptors to pass.
+
+    Detaching raises Detached in the main thread.
+    """
+    if "stdin" not in fds or not os.isatty(fds["stdin"]):
+        yield fds
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_detach_signal())
+        stack.enter_context(terminal.raw(fds["stdin"]))
+        board = stack.enter_context(terminal.Keyboard(fds["stdin"], parse_keys(keys), _press_detach))
+        yield fds | {"stdin": board.read_end}
+
+
+def parse_keys(text: str) -> bytes:
+    """`terminal.detach_keys` with a user's error."""
+    try:
+        return terminal.detach_keys(text)
+    except ValueError as error:
+        raise InvalidArgument(f"bad detach keys {text!r}: {error}", hint="write them like ctrl-p,ctrl-q") from None
+
+
+def _press_detach() -> None:
+    # Only the main thread can be taken out of a blocking call, and only by a signal.
+    os.kill(os.getpid(), signal.SIGURG)
+
+
+@contextlib.contextmanager
+def _detach_signal() -> Iterator[None]:
+    def detach(number: int, frame: FrameType | None) -> None:
+        raise Detached
+
+    with terminal.handlers({signal.SIGURG: detach}):
+        yield
+
+
+class Signals:
+    """Forwards our signals to a workload once its id is known; those that came earlier are sent then."""
+
+    def __init__(self, send: Callable[[str], None]) -> None:
+        self._send = send
+        self._early: list[int] = []
+        self._ready = False
+        self._interrupts = 0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts >= _GIVE_UP_AFTER:
+                raise KeyboardInterrupt
+        if self._ready:
+            self._forward(number)
+        else:
+            self._early.append(number)
+
+    def ready(self) -> None:
+        """The workload exists now."""
+        self._ready = True
+        for number in self._early:
+            self._forward(number)
+
+    def _forward(self, number: int) -> None:
+        try:
+            self._send(signal.Signals(number).name.removeprefix("SIG"))
+        except DrupeError as error:
+            # It may just have ended, which the session is about to learn by itself.
+            if not isinstance(error, NotFound) and error.code != "FAILED_PRECONDITION":
+                from drupe.cli.errors import say
+
+                say(f"cannot pass on {signal.Signals(number).name}: {error}", hint=error.hint)
+
+    @contextlib.contextmanager
+    def forwarding(self) -> Iterator[None]:
+        """Handle the forwarded signals inside the block."""
+        with terminal.handlers({number: self.handle for number in _FORWARDED}):
+            yield
+
+
+def side_call(method: str, params: Any) -> None:
+    """A call from a signal handler: on a connection of its own, for the main one may be in the middle of something."""
+    connection.call(method, params, timeout_s=_SIDE_CALL_TIMEOUT_S)
+
+
+def resizer(ref: str, *, exec_id: str = "") -> Callable[[int, int], None]:
+    """Tells the workload's terminal its new size; a refusal is not worth a word, the next resize comes anyway."""
+    from drupe.spec.control import Resize
+
+    def tell(rows: int, columns: int) -> None:
+        with contextlib.suppress(DrupeError):
+            side_call("container.resize", Resize(ref=ref, rows=rows, cols=columns, exec_id=exec_id))
+
+    return tell
+
+
+def finish(end: ExitStatus, *, name: str, memory_bytes: int | None = None) -> int:
+    """Say why a workload ended, where its exit code alone would not tell, and return that code."""
+    from drupe.cli.errors import say
+    from drupe.cli.output import human_size
+
+    if end.reason == "OOMKilled":
+        limit = f" (limit {human_size(memory_bytes)})" if memory_bytes else ""
+        say(f"container {name} was killed: out of memory{limit}", hint="give it more with --memory")
+    elif end.reason in ("Timeout", "Lost", "StartError"):
+        detail = f": {end.message}" if end.message else ""
+        words = {"Timeout": "was stopped: its time was up", "Lost": "was lost", "StartError": "could not start"}
+        say(f"container {name} {words[end.reason]}{detail}")
+    return end.code
+
+
+def detached(name: str) -> int:
+    """The end of a session whose user pressed the detach keys."""
+    sys.stderr.write(f"detached from {name}; it goes on (drupe attach {name})\r\n")
+    return 0
