@@ -1,0 +1,452 @@
+"""The image store: content-addressed, shared by processes, safe against crashes.
+
+    index.json                 names and images          blobs/sha256/<hex>   manifests, configurations, layer tars
+    layers/<hex>/diff          unpacked once, shared     l/<short>            links to them, for mount options
+    tmp/                       work in progress          locks/, *.lock       flock(2)
+
+Long work (`pull`, `push`, `import_image`, `export`, `build`) blocks and reports through `progress`: run it in a thread.
+Lookups are answered from memory as long as index.json is the file that was read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from drupe.errors import InvalidArgument, InvalidState, NotFound, Unavailable
+from drupe.images import media
+from drupe.images.blobs import BlobStore
+from drupe.images.config import ImageConfig, image_config
+from drupe.images.files import flock, remove_tree, storage_errors, try_flock
+from drupe.images.index import Catalogue, ImageRecord, Index, LayerRecord
+from drupe.images.layers import LayerStore
+from drupe.images.limits import DEFAULT_LIMITS, Limits
+from drupe.images.progress import Meter, Report, silent
+from drupe.images.reference import as_id_prefix, parse
+from drupe.images.rootfs import EMPTY_LAYER
+from drupe.spec.control import (
+    DiskUsage,
+    ImageBuild,
+    ImageExport,
+    ImageImport,
+    ImageInfo,
+    ImageList,
+    ImagePull,
+    ImagePush,
+    Progress,
+    Pruned,
+)
+
+_INSTALL_TRIES = 3
+
+
+class ImageStore:
+    """All methods may be called from any thread. root: made on first write."""
+
+    def __init__(self, root: Path, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.root = Path(root)
+        self.blobs = BlobStore(self.root)
+        self.layers = LayerStore(self.root, limits=limits)
+        self.index = Index(self.root)
+        self._resolved: tuple[int, dict[str, ImageInfo]] = (-1, {})
+        self._lowers: tuple[int, dict[str, tuple[str, ...]]] = (-1, {})
+        self._documents: dict[str, tuple[dict[str, Any], ImageConfig]] = {}
+
+    # looking up
+
+    def resolve(self, ref: str) -> ImageInfo:
+        """The image called `ref`: a name, name@digest, digest, id, or a unique prefix of one. Treat it as read-only.
+
+        Raises NotFound with near names, InvalidArgument for a bad reference or an ambiguous prefix.
+        """
+        catalogue = self.index.read()
+        if self._resolved[0] != self.index.generation:
+            self._resolved = (self.index.generation, {})
+        cache = self._resolved[1]
+        if ref not in cache:
+            digest, _ = find(catalogue, ref)
+            cache[ref] = self._info(catalogue, digest)
+        return cache[ref]
+
+    def inspect(self, ref: str) -> ImageInfo:
+        return self.resolve(ref)
+
+    def config(self, info: ImageInfo) -> ImageConfig:
+        """The typed configuration of an image."""
+        return self._document(info.id, len(info.layers))[1]
+
+    def lower_dirs(self, info: ImageInfo) -> list[Path]:
+        """Directories of the layers for overlayfs, top-most first."""
+        self.lower_links(info)
+        return [self.layers.path(diff_id) for diff_id in reversed(info.layers)]
+
+    def lower_links(self, info: ImageInfo) -> tuple[str, ...]:
+        """The same as short names relative to `root`, top-most first. A layer that has gone is unpacked again."""
+        self.index.read()
+        if self._lowers[0] != self.index.generation:
+            self._lowers = (self.index.generation, {})
+        cache = self._lowers[1]
+        if info.digest not in cache:
+            record = self._record(info.digest)
+            for layer in record.layers:
+                self.layers.ensure(layer.diff_id, self.blobs.path(layer.digest))
+            cache[info.digest] = tuple(self.layers.link(layer.diff_id) for layer in reversed(record.layers))
+        return cache[info.digest]
+
+    def list(self, labels: Collection[str] = ()) -> ImageList:
+        """All images, by name. labels: "k" or "k=v", all must match."""
+        catalogue = self.index.read()
+        infos = [self._info(catalogue, record.digest) for record in catalogue.images.values()]
+        found = [info for info in infos if has_labels(info.labels, labels)]
+        return ImageList(images=sorted(found, key=lambda info: (not info.names, info.names, info.digest)))
+
+    # changing
+
+    def tag(self, source: str, target: str) -> ImageInfo:
+        """Give image `source` the further name `target`, taking it from another image if need be."""
+        name = parse(target)
+        if name.digest:
+            raise InvalidArgument(f"a tag cannot have a digest: {target!r}")
+
+        def change(catalogue: Catalogue) -> None:
+            digest, _ = find(catalogue, source)
+            catalogue.names[name.canonical] = digest
+
+        self._prepare()
+        self.index.update(change)
+        return self.resolve(target)
+
+    def delete(self, ref: str, *, force: bool = False, in_use: Collection[str] = ()) -> Pruned:
+        """Take the name `ref` away, and with its last name the image, its blobs and layers.
+
+        in_use: digests or ids of images that containers stand on; those stay. force: delete by id even if it has
+        several names; of an image in use only the names go. Raises NotFound, InvalidState.
+        """
+        removed: list[str] = []
+        dropped: list[ImageRecord] = []
+
+        def change(catalogue: Catalogue) -> None:
+            digest, name = find(catalogue, ref)
+            names = catalogue.names_of(digest)
+            doomed = [name] if name else names
+            if not name and len(names) > 1 and not force:
+                raise InvalidState(
+                    f"image {ref} has {len(names)} names: {', '.join(map(familiar, names))}",
+                    hint="delete the names one by one, or use --force",
+                )
+            last = set(doomed) == set(names)
+            used = digest in in_use or catalogue.images[digest].id in in_use
+            if last and used and not force:
+                raise InvalidState(f"image {ref} is used by a container", hint="delete the container first")
+            for each in doomed:
+                del catalogue.names[each]
+                removed.append(familiar(each))
+            if last and not used:
+                dropped.append(catalogue.drop(digest))
+                removed.append(digest)
+
+        self._prepare()
+        freed: list[int] = []
+        self.index.update(change, after=lambda: freed.append(self._remove_unreferenced(dropped)))
+        return Pruned(removed=removed, reclaimed_bytes=sum(freed))
+
+    def prune(self, *, all: bool = False, in_use: Collection[str] = (), labels: Collection[str] = ()) -> Pruned:
+        """Remove images without a name (all: also named ones) that no container uses, and leftovers of killed work."""
+        dropped: list[ImageRecord] = []
+
+        def change(catalogue: Catalogue) -> None:
+            for record in list_values(catalogue.images):
+                used = record.digest in in_use or record.id in in_use
+                named = bool(catalogue.names_of(record.digest))
+                if not used and (all or not named) and has_labels(record.labels, labels):
+                    dropped.append(catalogue.drop(record.digest))
+
+        self._prepare()
+        freed: list[int] = []
+        self.index.update(change, after=lambda: freed.append(self._remove_unreferenced(dropped)))
+        freed.append(self._sweep())
+        return Pruned(removed=[record.digest for record in dropped], reclaimed_bytes=sum(freed))
+
+    def disk_usage(self, in_use: Collection[str] = ()) -> DiskUsage:
+        """Blobs and unpacked layers. Reclaimable: what only images without a container need."""
+        catalogue = self.index.read()
+        records = list(catalogue.images.values())
+        active = [record for record in records if record.digest in in_use or record.id in in_use]
+        total, kept = self._bytes_of(records), self._bytes_of(active)
+        return DiskUsage(
+            type="images",
+            total=len(records),
+            active=len(active),
+            size_bytes=total,
+            reclaimable_bytes=total - kept,
+        )
+
+    # long work
+
+    def pull(self, request: ImagePull, progress: Report = silent) -> ImageInfo:
+        """Fetch an image from a registry. Raises NotFound, PermissionDenied, Unavailable, DataLoss, InvalidArgument."""
+        from drupe.images.pull import pull  # noqa: PLC0415 - the HTTP client is paid for only here
+
+        return pull(self, request, progress)
+
+    def push(self, request: ImagePush, progress: Report = silent) -> ImageInfo:
+        """Send an image to a registry. Raises as `pull`."""
+        from drupe.images.push import push  # noqa: PLC0415 - as above
+
+        return push(self, request, progress)
+
+    def import_image(self, request: ImageImport, data: BinaryIO | None = None, progress: Report = silent) -> ImageList:
+        """Images from an archive (`data` or `request.path`), an OCI layout directory or a root tree."""
+        from drupe.images.imports import import_image  # noqa: PLC0415 - long work only
+
+        return import_image(self, request, data, progress)
+
+    def export(self, request: ImageExport, data: BinaryIO, progress: Report = silent) -> None:
+        """Write images to `data` as an OCI or docker archive."""
+        from drupe.images.exports import export  # noqa: PLC0415 - long work only
+
+        export(self, request, data, progress)
+
+    def build(self, request: ImageBuild, data: BinaryIO | None = None, progress: Report = silent) -> ImageInfo:
+        """An image from a directory or tarball, on a base or on nothing."""
+        from drupe.images.build import build  # noqa: PLC0415 - long work only
+
+        return build(self, request, data, progress)
+
+    # what long work is made of
+
+    @contextmanager
+    def ingesting(self) -> Iterator[None]:
+        """Hold this while bringing in blobs: `prune` then keeps what has no name yet. Clears leftovers first."""
+        self._prepare()
+        with storage_errors("cannot use the image store"), flock(self.root / "ingest.lock", exclusive=False) as fd:
+            if try_flock(fd):
+                self._clear_scratch()
+                fcntl.flock(fd, fcntl.LOCK_SH)
+            yield
+
+    def install(
+        self,
+        manifest_digest: str,
+        *,
+        names: Collection[str] = (),
+        aliases: Collection[str] = (),
+        progress: Report = silent,
+    ) -> ImageInfo:
+        """Make an image of blobs that are all in the store: unpack its layers, then enter it into the index."""
+        for _ in range(_INSTALL_TRIES):
+            record = self._unpack(manifest_digest, progress)
+
+            def change(catalogue: Catalogue, record: ImageRecord = record) -> bool:
+                if not self._complete(record):
+                    return False
+                catalogue.images[record.digest] = record
+                catalogue.names |= dict.fromkeys(names, record.digest)
+                catalogue.aliases |= dict.fromkeys(aliases, record.digest)
+                return True
+
+            if self.index.update(change):
+                progress(Progress(id=record.digest, status="done"))
+                return self.resolve(record.digest)
+        raise Unavailable(f"image {manifest_digest} is being deleted by another process at the same time")
+
+    def _unpack(self, manifest_digest: str, progress: Report) -> ImageRecord:
+        where = f"manifest {manifest_digest}"
+        raw = self.blobs.read(manifest_digest)
+        manifest = media.decode_manifest(raw, where=where)
+        document = media.decode_config(
+            self.blobs.read(manifest.config.digest), layer_count=len(manifest.layers), where=f"config of {where}"
+        )
+        pairs = list(zip(manifest.layers, document.rootfs.diff_ids, strict=True))
+        for layer, diff_id in pairs:
+            if not self.layers.has(diff_id):
+                size = self.blobs.size(layer.digest)
+                meter = Meter(progress, layer.digest, "unpacking", size)
+                self.layers.ensure(diff_id, self.blobs.path(layer.digest), on_bytes=meter)
+        section = document.config or media.ConfigSection()
+        return ImageRecord(
+            digest=manifest_digest,
+            id=manifest.config.digest,
+            media_type=manifest.media_type or media.OCI_MANIFEST,
+            layers=tuple(LayerRecord(layer.digest, diff_id, layer.size) for layer, diff_id in pairs),
+            os=document.os,
+            architecture=document.architecture,
+            variant=document.variant or "",
+            created=document.created or "",
+            labels=section.labels or {},
+        )
+
+    def _complete(self, record: ImageRecord) -> bool:
+        digests = (record.digest, record.id, *(layer.digest for layer in record.layers))
+        return all(map(self.blobs.has, digests)) and all(self.layers.has(layer.diff_id) for layer in record.layers)
+
+    def _prepare(self) -> None:
+        with storage_errors(f"cannot make the image store {self.root}"):
+            for path in (
+                self.blobs.directory,
+                self.layers.directory,
+                self.layers.links,
+                self.layers.locks,
+                self.blobs.scratch,
+            ):
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self.root / EMPTY_LAYER).mkdir(exist_ok=True)
+
+    # inside
+
+    def _record(self, digest: str) -> ImageRecord:
+        try:
+            return self.index.read().images[digest]
+        except KeyError:
+            raise NotFound(f"no image {digest}", hint="it was deleted meanwhile") from None
+
+    def _document(self, image_id: str, layer_count: int) -> tuple[dict[str, Any], ImageConfig]:
+        if image_id not in self._documents:
+            raw = self.blobs.read(image_id)
+            document = media.decode_config(raw, layer_count=layer_count, where=f"config {image_id}")
+            section = msgspec.json.decode(raw).get("config") or {}
+            self._documents[image_id] = (section, image_config(document))
+        return self._documents[image_id]
+
+    def _info(self, catalogue: Catalogue, digest: str) -> ImageInfo:
+        record = catalogue.images[digest]
+        return ImageInfo(
+            id=record.id,
+            digest=record.digest,
+            names=[familiar(name) for name in catalogue.names_of(digest)],
+            os=record.os,
+            architecture=record.architecture,
+            created=record.created,
+            size_bytes=record.size_bytes,
+            layers=[layer.diff_id for layer in record.layers],
+            config=self._document(record.id, len(record.layers))[0],
+            labels=record.labels,
+        )
+
+    def _bytes_of(self, records: Collection[ImageRecord]) -> int:
+        layers = {layer for record in records for layer in record.layers}
+        documents = {digest for record in records for digest in (record.digest, record.id)}
+        packed = {layer.digest: layer.size for layer in layers}
+        unpacked = {layer.diff_id for layer in layers}
+        return (
+            sum(packed.values())
+            + sum(map(self.layers.size, unpacked))
+            + sum(self.blobs.size(digest) for digest in documents)
+        )
+
+    def _remove_unreferenced(self, dropped: Collection[ImageRecord]) -> int:
+        """Under the index lock: delete blobs and layers of `dropped` that no other image shares; the bytes won."""
+        blobs, layers = _referenced(self.index.read())
+        freed = 0
+        for record in dropped:
+            self._documents.pop(record.id, None)
+            for layer in record.layers:
+                if layer.diff_id not in layers and self.layers.has(layer.diff_id):
+                    freed += self.layers.size(layer.diff_id)
+                    self.layers.delete(layer.diff_id)
+            for digest in {record.digest, record.id, *(layer.digest for layer in record.layers)} - blobs:
+                freed += self.blobs.delete(digest)
+        return freed
+
+    def _sweep(self) -> int:
+        """Remove what no image names, left by killed work. Not while another one brings something in."""
+        with flock(self.root / "ingest.lock", exclusive=False) as fd:
+            if not try_flock(fd):
+                return 0
+            self._clear_scratch()
+            blobs, layers = _referenced(self.index.read())
+            freed = 0
+            for path in list(self.blobs.directory.iterdir()):
+                if f"sha256:{path.name}" not in blobs:
+                    freed += path.stat().st_size
+                    path.unlink()
+            for path in list(self.layers.directory.iterdir()):
+                if f"sha256:{path.name}" not in layers:
+                    freed += self.layers.size(f"sha256:{path.name}")
+                    self.layers.delete(f"sha256:{path.name}")
+            for path in list(self.layers.locks.iterdir()):
+                path.unlink()
+            return freed
+
+    def _clear_scratch(self) -> None:
+        for path in list(self.blobs.scratch.iterdir()):
+            remove_tree(path)
+
+
+def _referenced(catalogue: Catalogue) -> tuple[set[str], set[str]]:
+    """(blob digests, diff ids) that images need."""
+    blobs: set[str] = set()
+    layers: set[str] = set()
+    for record in catalogue.images.values():
+        blobs |= {record.digest, record.id}
+        blobs |= {layer.digest for layer in record.layers}
+        layers |= {layer.diff_id for layer in record.layers}
+    return blobs, layers
+
+
+def find(catalogue: Catalogue, ref: str) -> tuple[str, str]:
+    """(manifest digest, canonical name if it was found by one). Raises NotFound, InvalidArgument."""
+    prefix = as_id_prefix(ref)
+    if not ref.startswith("sha256:") or not prefix:
+        try:
+            reference = parse(ref)
+        except InvalidArgument:
+            if not prefix:
+                raise
+        else:
+            if reference.digest:
+                digest = catalogue.aliases.get(reference.digest, reference.digest)
+                if digest in catalogue.images:
+                    return digest, ""
+            elif reference.canonical in catalogue.names:
+                return catalogue.names[reference.canonical], reference.canonical
+    if prefix and (digests := _by_prefix(catalogue, prefix)):
+        if len(digests) > 1:
+            raise InvalidArgument(f"image prefix {ref!r} is ambiguous: {len(digests)} images begin with it")
+        return digests.pop(), ""
+    raise NotFound(f"no image {ref!r} in the store", hint=_not_found_hint(catalogue, ref))
+
+
+def _by_prefix(catalogue: Catalogue, prefix: str) -> set[str]:
+    wanted = f"sha256:{prefix}"
+    found = {
+        record.digest
+        for record in catalogue.images.values()
+        if record.digest.startswith(wanted) or record.id.startswith(wanted)
+    }
+    return found | {target for alias, target in catalogue.aliases.items() if alias == wanted}
+
+
+def _not_found_hint(catalogue: Catalogue, ref: str) -> str:
+    import difflib  # noqa: PLC0415 - only for this hint
+
+    short = {familiar(name).removesuffix(":latest"): familiar(name) for name in catalogue.names}
+    near = [short[key] for key in difflib.get_close_matches(ref.removesuffix(":latest"), short, n=3, cutoff=0.6)]
+    advice = f"drupe image pull {ref}, or drupe image import FILE"
+    return f"did you mean {' or '.join(near)}? else {advice}" if near else advice
+
+
+def familiar(canonical: str) -> str:
+    """The short form of a stored name."""
+    return parse(canonical).familiar
+
+
+def has_labels(labels: dict[str, str], wanted: Collection[str]) -> bool:
+    for item in wanted:
+        key, equals, value = item.partition("=")
+        if key not in labels or (equals and labels[key] != value):
+            return False
+    return True
+
+
+def list_values(images: dict[str, ImageRecord]) -> tuple[ImageRecord, ...]:
+    """A copy, because pruning changes the table."""
+    return tuple(images.values())
+
+
+__all__ = ["ImageStore", "find", "has_labels"]
