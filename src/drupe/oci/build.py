@@ -15,7 +15,7 @@ from drupe.oci import mounts, process
 from drupe.oci.capabilities import parse_capability, resolve
 from drupe.oci.host import HostLimits, host_limits
 from drupe.oci.process import INIT_TARGET, ImageConfig
-from drupe.oci.seccomp import seccomp_for
+from drupe.oci.seccomp import compiled_for, seccomp_for
 from drupe.oci.sysctls import check_sysctls
 from drupe.oci.users import ResolvedUser
 from drupe.spec import ContainerSpec, Hook, Hooks, IdMap, PodSpec
@@ -70,7 +70,8 @@ class BuildInputs:
     pod spec says host. mounts: OCI mounts of the runtime's own (resolv.conf, hosts, secrets, a shared /dev/shm).
     sources: mount target to host path, for volumes and images. devices, device_rules: resolved OCI entries.
     resources: `linux.resources` without devices. init: host path of a static reaper, bound in and put before
-    argv. sysctls_applied: whoever made the namespaces set them already.
+    argv. sysctls_applied: whoever made the namespaces set them already. oci_runtime: "crun" gets its filter
+    ready-made, which saves some 10 ms a start.
     """
 
     container_id: str
@@ -89,6 +90,7 @@ class BuildInputs:
     gid_maps: tuple[IdMap, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     sysctls_applied: bool = False
+    oci_runtime: str = "crun"
     host: HostLimits = field(default_factory=host_limits)
 
 
@@ -114,7 +116,7 @@ def build_container(
         "process": proc,
         "root": {"path": inputs.rootfs, "readonly": container.read_only},
         "mounts": _mounts(pod, container, inputs),
-        "annotations": _annotations(pod, container, inputs),
+        "annotations": _annotations(pod, container, inputs) | _compiled_seccomp(container, inputs, caps),
         "linux": _linux(pod, container, user, inputs, caps),
     }
     if hooks := _hooks((inputs.hooks, container.hooks)):
@@ -262,6 +264,13 @@ def _annotations(pod: PodSpec, container: ContainerSpec, inputs: BuildInputs) ->
                 hint="annotations under run.oci. are not passed on; use the spec's own settings",
             )
     return {**merged, **inputs.annotations}
+
+
+def _compiled_seccomp(container: ContainerSpec, inputs: BuildInputs, caps: tuple[str, ...]) -> dict[str, str]:
+    if inputs.oci_runtime != "crun" or container.security.privileged:
+        return {}
+    program = compiled_for(container.security.seccomp, caps)
+    return {"run.oci.seccomp_bpf_data": program} if program else {}
 
 
 def _hooks(sets: Iterable[Hooks]) -> dict[str, list[dict[str, Any]]]:

@@ -7,6 +7,8 @@ capabilities, architecture and kernel; they are decided here, because crun and r
 
 from __future__ import annotations
 
+import base64
+import errno
 import platform
 from collections.abc import Iterable
 from functools import lru_cache
@@ -16,6 +18,7 @@ from typing import Any
 import msgspec
 
 from drupe.errors import InvalidArgument, NotFound
+from drupe.linux.libseccomp import OPERATORS, FilterRule, action, compile_filter
 from drupe.oci.capabilities import ALL
 
 _DEFAULT_FILE = Path(__file__).with_name("seccomp_default.json")
@@ -92,6 +95,54 @@ def seccomp_for(profile: str, capabilities: Iterable[str]) -> dict[str, Any] | N
     except OSError as error:
         raise NotFound(f"no seccomp profile {profile!r}", cause=error.strerror or "") from None
     return _from_file(profile, info.st_mtime_ns, info.st_size, caps)
+
+
+def compiled_for(profile: str, capabilities: Iterable[str]) -> str:
+    """The filter of `seccomp_for` as the BPF program crun takes ready-made, in base64; "" where that can't be done.
+
+    Compiling costs some 10 ms at each start if crun does it (annotation run.oci.seccomp_bpf_data); here it is done
+    once per profile and capability set. runc ignores the annotation and compiles the same filter itself.
+    """
+    filter_ = seccomp_for(profile, capabilities)
+    if filter_ is None:
+        return ""
+    key = id(filter_)
+    if key not in _programs:
+        # Kept together: a filter that lives cannot lend its id to another one.
+        _programs[key] = (filter_, _compile(filter_))
+        while len(_programs) > _MAX_PROGRAMS:
+            del _programs[next(iter(_programs))]
+    return _programs[key][1]
+
+
+_MAX_PROGRAMS = 128
+_programs: dict[int, tuple[dict[str, Any], str]] = {}
+
+
+def _compile(filter_: dict[str, Any]) -> str:
+    if filter_.get("flags") or filter_.get("listenerPath"):
+        return ""  # a ready-made program cannot carry them
+    try:
+        return base64.b64encode(compile_oci(filter_)).decode()
+    except (OSError, KeyError):
+        return ""  # no library, or an action it does not know: the runtime compiles, and says what is wrong
+
+
+def compile_oci(filter_: dict[str, Any]) -> bytes:
+    """The BPF program of a plain OCI filter. Raises OSError from libseccomp, KeyError for an action it lacks."""
+    default = action(filter_["defaultAction"], filter_.get("defaultErrnoRet", errno.EPERM))
+    names = [name.removeprefix("SCMP_ARCH_").lower() for name in filter_["architectures"]]
+    rules = [rule for entry in filter_["syscalls"] for rule in _filter_rules(entry)]
+    return compile_filter(default, names, rules)
+
+
+def _filter_rules(entry: dict[str, Any]) -> list[FilterRule]:
+    number = action(entry["action"], entry.get("errnoRet", errno.EPERM))
+    args = [(a["index"], OPERATORS[a["op"]], a["value"], a.get("valueTwo", 0)) for a in entry.get("args") or ()]
+    if len({arg[0] for arg in args}) == len(args):
+        return [FilterRule(number, entry["names"], tuple(args))]
+    # Two conditions on one argument are alternatives (runtime-spec): libseccomp wants a rule for each.
+    return [FilterRule(number, entry["names"], (arg,)) for arg in args]
 
 
 def parse_profile(data: bytes, *, where: str) -> Profile:
