@@ -24,6 +24,7 @@ of the exit code table below (sysexits-like, clear of the 0..124 that workloads 
 
 from __future__ import annotations
 
+import errno
 from typing import Any, ClassVar
 
 
@@ -172,3 +173,30 @@ def from_wire(data: dict[str, Any]) -> DrupeError:
     kind = _all_types(DrupeError).get(str(data.get("type", "")), DrupeError)
     fields = {k: data[k] for k in ("stage", "hint", "cause", "may_have_run") if k in data}
     return kind(str(data.get("message", "")), **fields, **dict(data.get("details", {})))
+
+
+_OF_ERRNO: dict[int, type[DrupeError]] = {
+    errno.ENOSPC: ResourceExhausted,
+    errno.EDQUOT: ResourceExhausted,
+    errno.ENOMEM: ResourceExhausted,
+    errno.EMFILE: ResourceExhausted,
+    errno.ENFILE: ResourceExhausted,
+    errno.EROFS: Unavailable,
+    errno.EIO: Unavailable,
+    errno.EACCES: PermissionDenied,
+    errno.EPERM: PermissionDenied,
+    errno.ENOENT: NotFound,
+    errno.EEXIST: AlreadyExists,
+}
+_HINTS = {
+    errno.ENOSPC: "free space: drupe system prune",
+    errno.EROFS: "the state directory must be writable",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def from_os_error(error: OSError) -> DrupeError:
+    """An operating system's error in our words: its text, the file it is about, and what to do where that is known."""
+    kind = _OF_ERRNO.get(error.errno or 0, InternalError)
+    where = f" ({error.filename})" if error.filename else ""
+    return kind(f"{error.strerror or error}{where}", hint=_HINTS.get(error.errno or 0, ""))

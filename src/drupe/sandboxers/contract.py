@@ -49,7 +49,8 @@ class SandboxInfo:
 @dataclass(frozen=True, slots=True)
 class TaskConfig:
     """One container. oci: its runtime-spec config. bundle: directory for config.json and run-time files (exists).
-    stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is recorded."""
+    stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is
+    recorded."""
 
     id: str
     sandbox: str

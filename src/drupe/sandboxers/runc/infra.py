@@ -1,4 +1,5 @@
-"""The one extra process a runc pod may have: PID 1 of a *shared* PID namespace, which the kernel cannot keep without one.
+"""The one extra process a runc pod may have: PID 1 of a *shared* PID namespace, which the kernel cannot keep without
+one.
 
 Only pods that ask for `pid: pod` get it. It is catatonit in pause mode: it reaps orphans and does nothing else.
 """

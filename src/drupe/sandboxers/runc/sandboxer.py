@@ -7,7 +7,6 @@ import contextlib
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from drupe.errors import DrupeError, NotFound
@@ -47,7 +46,7 @@ class RuncSandboxer(Sandboxer):
         self._on_exit = on_exit
         self._tasks = RuncTasks(keeper=keeper, command=command, cgroups=cgroups)
         self._infra = InfraProcess(keeper=keeper, tasks=self._tasks)
-        self._cgroup_of: dict[str, str] = {}
+        self._configs: dict[str, SandboxConfig] = {}
         keeper.on_exit(self._exited)
 
     def capabilities(self) -> Mapping[str, str]:
@@ -57,7 +56,7 @@ class RuncSandboxer(Sandboxer):
         return self._tasks
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
-        self._cgroup_of[config.id] = config.cgroup
+        self._configs[config.id] = config
         ns_dir = config.dir / "ns"
         types = namespace_types(config.spec)
         if types:
@@ -80,15 +79,18 @@ class RuncSandboxer(Sandboxer):
         """Namespaces need no starting: they live as soon as they are made."""
 
     async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:
-        await self._infra.stop(sandbox_id)
+        """Containers are stopped by now; what is left is the holder of a shared PID namespace."""
+        if sandbox_id in self._configs and self._configs[sandbox_id].spec.namespaces.pid == "pod":
+            await self._infra.stop(sandbox_id)
 
     async def delete(self, sandbox_id: str) -> None:
-        await self._infra.stop(sandbox_id)
-        self._cgroup_of.pop(sandbox_id, None)
-
-    async def release(self, directory: Path) -> None:
         """Unpin the pod's namespaces; they end with their last process."""
-        await self._keeper.release(directory / "ns")
+        config = self._configs.pop(sandbox_id, None)
+        if config is None:
+            return
+        if config.spec.namespaces.pid == "pod":
+            await self._infra.stop(sandbox_id)
+        await self._keeper.release(config.dir / "ns")
 
     async def pause(self, sandbox_id: str) -> None:
         await asyncio.to_thread(self._cgroups.freeze, self._cgroup(sandbox_id))
@@ -100,8 +102,7 @@ class RuncSandboxer(Sandboxer):
         return self._cgroups.stats(self._cgroup(sandbox_id))
 
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
-        for config in configs.values():
-            self._cgroup_of[config.id] = config.cgroup
+        self._configs.update(configs)
         found: dict[str, TaskState] = {}
         for entry in await self._keeper.list():
             found[entry["task"]] = await self._task_state(entry)
@@ -135,7 +136,7 @@ class RuncSandboxer(Sandboxer):
 
     def _cgroup(self, sandbox_id: str) -> str:
         try:
-            return self._cgroup_of[sandbox_id]
+            return self._configs[sandbox_id].cgroup
         except KeyError:
             raise NotFound(f"sandbox {sandbox_id} is not here") from None
 

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
-from drupe.errors import DrupeError, HelperFailed, InternalError, NotFound, PermissionDenied
+from drupe.errors import DrupeError, HelperFailed, NotFound, PermissionDenied
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
+from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import ExecConfig, TaskConfig, TaskService
 from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.spec.resources import Resources
@@ -164,14 +165,6 @@ class RuncTasks(TaskService):
             raise NotFound(f"container {task_id} has no processes here") from None
 
 
-def apply_verified(cgroups: Cgroups, path: str, resources: Resources) -> None:
-    """Apply limits and read each back. InternalError names what the kernel did not take."""
-    cgroups.apply(path, resources)
-    wrong = cgroups.verify(path, resources)
-    if wrong:
-        raise InternalError(f"limits not taken by the kernel: {'; '.join(wrong)}", stage="limits")
-
-
 def _log_fields(task: TaskConfig) -> dict[str, Any] | None:
     if task.log is None:
         return None
@@ -190,7 +183,7 @@ def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
     """Turn the runtime's words into the error a user can act on (exit codes 126 and 127 of Docker derive from it)."""
     text = _last_message(error.cause)
     program = (process.get("args") or ["?"])[0]
-    if "executable file" in text and "not found" in text or "No such file or directory" in text and program in text:
+    if ("executable file" in text and "not found" in text) or ("No such file or directory" in text and program in text):
         return NotFound(
             f"program {program!r} is not in the container",
             stage="start",

@@ -1,0 +1,49 @@
+"""Families of processes, held by pidfd so that a signal never reaches a recycled pid (pidfd_open(2))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class ProcessRef:
+    """A process that can be killed once."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+
+    def kill(self) -> None:
+        """SIGKILL it if it still lives, and let go of it."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        os.close(self._pidfd)
+
+
+def descendants(pid: int, *, among: Iterable[int]) -> list[ProcessRef]:
+    """The living descendants of `pid` among the given host pids."""
+    parents = {child: parent for child in among if (parent := _parent(child)) is not None}
+    family = {pid}
+    grew = True
+    while grew:
+        more = {child for child, parent in parents.items() if parent in family} - family
+        family |= more
+        grew = bool(more)
+    return [ref for child in family - {pid} if (ref := _open(child)) is not None]
+
+
+def _open(pid: int) -> ProcessRef | None:
+    with contextlib.suppress(OSError):
+        return ProcessRef(pid, os.pidfd_open(pid))
+    return None
+
+
+def _parent(pid: int) -> int | None:
+    """ppid from /proc/PID/stat (proc(5)); the command in parentheses may hold anything."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        return int(text[text.rindex(")") + 2 :].split()[1])
+    return None

@@ -1,0 +1,132 @@
+"""What the runtime decides for a container's OCI config: which host paths, namespaces, devices and limits it gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from drupe.errors import Unsupported
+from drupe.images.config import ImageConfig
+from drupe.oci.build import BuildInputs, build_container, image_volumes
+from drupe.oci.users import ResolvedUser
+from drupe.runtime.hostfiles import FILES
+from drupe.sandboxers.runc.infra import find_init
+from drupe.spec.container import ContainerSpec, Mount
+from drupe.spec.pod import PodSpec
+
+if TYPE_CHECKING:
+    from drupe.runtime.container import Container
+    from drupe.runtime.storage import Storage
+
+IDLE = "drupe.idle"  # annotation: the main process is the runtime's own idle init
+
+
+def build(storage: Storage, container: Container, image: ImageConfig, user: ResolvedUser) -> dict[str, Any]:
+    """config.json of one container; what the host could only meet in part is noted on the node."""
+    spec = container.spec
+    if spec.annotations.get(IDLE) == "true":
+        spec = _idle(spec)
+    inputs = _inputs(storage, container, spec, image)
+    built = build_container(pod=container.pod.spec, container=spec, image=image, user=user, inputs=inputs)
+    for note in built.notes:
+        container.node.note(f"{container.what}: {note}")
+    container.stop_signal = _stop_signal(spec, image)
+    return built.config
+
+
+def volume_mounts(spec: ContainerSpec, image: ImageConfig) -> list[Mount]:
+    """Volumes asked for, and those that the image declares and nothing covers."""
+    asked = [mount for mount in spec.mounts if mount.type == "volume"]
+    return asked + [Mount(type="volume", target=target) for target in image_volumes(spec, image)]
+
+
+def _inputs(storage: Storage, container: Container, spec: ContainerSpec, image: ImageConfig) -> BuildInputs:
+    pod = container.pod
+    limits = container.node.cgroups.resources_to_oci(spec.resources)
+    devices, rules = _devices(spec)
+    user = pod.spec.namespaces.user
+    return BuildInputs(
+        container_id=container.id,
+        rootfs=str(storage.rootfs(container)),
+        hostname=pod.hostname,
+        cgroups_path=container.cgroup,
+        namespaces=_namespaces(pod.info.namespaces),
+        mounts=tuple(_own_mounts(storage, container, image)),
+        sources=_sources(storage, container),
+        devices=devices,
+        device_rules=rules,
+        resources=limits,
+        hooks=pod.spec.hooks,
+        init=find_init() if spec.init and spec.annotations.get(IDLE) != "true" else "",
+        uid_maps=user.uids if user else (),
+        gid_maps=user.gids if user else (),
+        sysctls_applied=bool(pod.info.namespaces),
+    )
+
+
+def _namespaces(paths: dict[str, str]) -> dict[str, str | None]:
+    return dict(paths)
+
+
+def _own_mounts(storage: Storage, container: Container, image: ImageConfig) -> list[dict[str, Any]]:
+    pod = container.pod
+    directory = storage.paths.pod(pod.id)
+    mounts = [_bind(directory / name, target) for name, target in FILES.items()]
+    if pod.spec.namespaces.ipc == "pod":
+        mounts.append(_bind(directory / "shm", "/dev/shm"))  # noqa: S108 the container's, not ours
+    for secret in container.spec.secrets:
+        target = secret.target or f"/run/secrets/{secret.name}"
+        mounts.append(_bind(container.bundle / "secrets" / secret.name, target, "ro"))
+    for mount in volume_mounts(container.spec, image):
+        if mount not in container.spec.mounts:
+            mounts.append(_bind(Path(storage.volume_path(container, mount)), mount.target))
+    if container.spec.annotations.get(IDLE) == "true":
+        mounts.append(_bind(Path(find_init()), "/.drupe-idle", "ro"))
+    return mounts
+
+
+def _bind(source: Path, target: str, *options: str) -> dict[str, Any]:
+    return {"destination": target, "type": "bind", "source": str(source), "options": ["rbind", "rprivate", *options]}
+
+
+def _sources(storage: Storage, container: Container) -> dict[str, str]:
+    sources = {}
+    images = 0
+    for mount in container.spec.mounts:
+        if mount.type == "volume":
+            sources[mount.target] = storage.volume_path(container, mount)
+        elif mount.type == "image":
+            sources[mount.target] = str(container.bundle / f"image-{images}")
+            images += 1
+        elif mount.type == "bind" and mount.create:
+            Path(mount.source).mkdir(parents=True, exist_ok=True)
+    return sources
+
+
+def _devices(spec: ContainerSpec) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+    from drupe.resources.devices import host_devices, resolve_devices
+
+    if spec.security.privileged:
+        return host_devices(), ()
+    return resolve_devices(spec.devices) if spec.devices else ((), ())
+
+
+def _idle(spec: ContainerSpec) -> ContainerSpec:
+    """Nothing runs but a reaper; SIGKILL ends it, as it has nothing to save."""
+    return msgspec.structs.replace(
+        spec, entrypoint=(), argv=("/.drupe-idle", "-P"), init=False, stop_signal="KILL", user="0"
+    )
+
+
+def _stop_signal(spec: ContainerSpec, image: ImageConfig) -> int:
+    from drupe.oci.signals import parse_signal
+
+    return parse_signal(spec.stop_signal or image.stop_signal or "TERM")
+
+
+def refuse_unsupported(spec: PodSpec) -> None:
+    """What this kind of host cannot do at all, before anything is made."""
+    if spec.namespaces.user is not None and any(c.security.privileged for c in spec.containers):
+        raise Unsupported("a privileged container cannot run in a user namespace", kind="runc", feature="privileged")

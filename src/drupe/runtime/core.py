@@ -1,0 +1,198 @@
+"""The runtime: all pods of one node, found by name or id, created, run and deleted. Faces call this and decide nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from drupe.errors import AlreadyExists, InvalidArgument, NotFound
+from drupe.runtime.container import Container
+from drupe.runtime.node import Node
+from drupe.runtime.plan import choose_kind, plan_container, plan_pod
+from drupe.runtime.pod import Pod
+from drupe.sandboxers.capabilities import needed, refuse_unless_able
+from drupe.spec.container import ContainerSpec
+from drupe.spec.control import ListFilter
+from drupe.spec.pod import PodSpec
+from drupe.spec.status import ContainerStatus, PodStatus
+from drupe.state.machine import State
+
+T = TypeVar("T", Pod, Container)
+
+
+class Core:
+    """The pods of a node. Its methods are what every face (CLI, library, containerd, CRI) is built on."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.pods: dict[str, Pod] = {}
+
+    # -- finding ------------------------------------------------------------------------------------------------
+
+    def pod(self, ref: str) -> Pod:
+        """By id, name ("namespace/name" outside "default") or unique id prefix. NotFound, InvalidArgument."""
+        if ref in self.pods:
+            return self.pods[ref]
+        namespace, _, name = ref.rpartition("/")
+        named = [p for p in self.pods.values() if p.name == name and p.spec.namespace == (namespace or "default")]
+        return named[0] if named else _by_prefix(ref, self.pods.values(), "pod")
+
+    def container(self, ref: str) -> Container:
+        """By id, "pod/name", unique name, unique id prefix, or the name of a pod that holds just one."""
+        every = [c for p in self.pods.values() for c in p.containers.values()]
+        pod_ref, _, name = ref.rpartition("/")
+        if pod_ref:
+            every = list(self.pod(pod_ref).containers.values())
+        named = [c for c in every if name in (c.name, c.id)]
+        if len(named) == 1:
+            return named[0]
+        if len(named) > 1:
+            pods = ", ".join(f"{c.pod.name}/{c.name}" for c in named)
+            raise InvalidArgument(f"several containers are named {ref!r}", hint=f"say which: {pods}")
+        alone = [
+            c for p in self.pods.values() if p.name == ref and len(p.containers) == 1 for c in p.containers.values()
+        ]
+        return alone[0] if alone else _by_prefix(ref, every, "container")
+
+    def list_pods(self, wanted: ListFilter) -> list[PodStatus]:
+        found = [p for p in self.pods.values() if _matches(p.spec.labels, p.state, wanted)]
+        if wanted.namespace is not None:
+            found = [p for p in found if p.spec.namespace == wanted.namespace]
+        return [p.record() for p in sorted(found, key=lambda p: p.status.created_at)]
+
+    def list_containers(self, wanted: ListFilter) -> list[ContainerStatus]:
+        pods = [self.pod(wanted.pod)] if wanted.pod is not None else list(self.pods.values())
+        if wanted.namespace is not None:
+            pods = [p for p in pods if p.spec.namespace == wanted.namespace]
+        every = [c for p in pods for c in p.containers.values() if _matches(c.spec.labels, c.state, wanted)]
+        return [c.status for c in sorted(every, key=lambda c: c.status.created_at)]
+
+    # -- making -------------------------------------------------------------------------------------------------
+
+    async def create_pod(self, spec: PodSpec, *, auto_stop: bool = False) -> Pod:
+        """Plan and make a pod with its containers; on failure nothing is left behind."""
+        await self._wait_name_free(spec)
+        kind = choose_kind(spec.sandbox, self.node.sandboxers)
+        able = self.node.sandboxer(kind)
+        planned = plan_pod(spec, kind=kind, able=able, taken=lambda name: self._taken(name, spec.namespace))
+        planned = self.node.storage.plan(planned)
+        if planned.id in self.pods:
+            raise AlreadyExists(f"a pod with id {planned.id} exists")
+        pod = Pod(self.node, id_=str(planned.id), name=str(planned.name), spec=planned, kind=kind)
+        pod.auto_stop = auto_stop
+        self.pods[pod.id] = pod
+        try:
+            async with pod.lock:
+                await pod.create()
+        except BaseException:
+            self._drop_if_gone(pod)
+            raise
+        self._forget_when_gone(pod)
+        return pod
+
+    async def run_pod(self, spec: PodSpec, fds: Mapping[str, int] | None = None) -> Pod:
+        """Create and start; the pod ends with its last container. When the start fails nothing is left behind."""
+        pod = await self.create_pod(spec, auto_stop=True)
+        try:
+            async with pod.lock:
+                await pod.start(fds)
+        except BaseException:
+            await self.delete_pod(pod, force=True)
+            raise
+        return pod
+
+    async def delete_pod(self, pod: Pod, *, force: bool = False) -> None:
+        """InvalidState for a running pod unless `force`. Idempotent."""
+        async with pod.lock:
+            if not force:
+                pod.require_deletable()
+            await pod.delete_now()
+        self._drop_if_gone(pod)
+
+    async def create_container(self, pod: Pod, spec: ContainerSpec) -> Container:
+        """One more container in a pod that is ready or running."""
+        async with pod.lock:
+            if pod.state not in (State.READY, State.RUNNING):
+                from drupe.errors import InvalidState
+
+                raise InvalidState(f"cannot create a container: {pod.what} is {pod.state}, not ready or running")
+            others = [c.spec for c in pod.containers.values()]
+            planned = plan_container(spec, pod_name="", others=others)
+            more = msgspec.structs.replace(pod.spec, containers=(planned,))
+            features = needed(more) | ({"multi-container"} if others else set())
+            refuse_unless_able(pod.kind, pod.sandboxer.capabilities(), features)
+            self.node.storage.check_images((planned,))
+            return await pod.add_container(planned)
+
+    async def delete_container(self, container: Container, *, force: bool = False) -> None:
+        """InvalidState for a running one unless `force`. The pod stays, unless it was made by `run` and is now empty."""
+        pod = container.pod
+        async with pod.lock:
+            if force:
+                await container.stop(force=True)
+            container.require_deletable()
+            notes = await container.delete()
+            pod.containers.pop(container.id, None)
+            for note in notes:
+                self.node.note(f"{container.what}: {note}")
+            if pod.auto_stop and not pod.containers:
+                await pod.delete_now()
+        self._drop_if_gone(pod)
+
+    async def close(self) -> None:
+        """Let go of everything; pods go on running under the keeper."""
+        await self.node.close()
+
+    # -- inner --------------------------------------------------------------------------------------------------
+
+    def adopt(self, pod: Pod) -> None:
+        """Take in a pod that recovery found alive."""
+        self.pods[pod.id] = pod
+        self._forget_when_gone(pod)
+
+    def images_in_use(self) -> set[str]:
+        """Manifest digests that containers stand on."""
+        return {c.status.image_digest for p in self.pods.values() for c in p.containers.values()} - {""}
+
+    def _taken(self, name: str, namespace: str) -> bool:
+        return any(p.name == name and p.spec.namespace == namespace for p in self.pods.values())
+
+    async def _wait_name_free(self, spec: PodSpec) -> None:
+        """A name whose pod is just being removed (`--rm`) becomes free in a moment: wait for it, briefly."""
+        for pod in list(self.pods.values()):
+            same = pod.name == spec.name and pod.spec.namespace == spec.namespace
+            if same and pod.spec.remove and pod.last_exit() is not None:
+                try:
+                    await asyncio.wait_for(pod.gone.wait(), timeout=5.0)
+                    await asyncio.sleep(0)
+                except TimeoutError:
+                    return
+
+    def _forget_when_gone(self, pod: Pod) -> None:
+        pod.on_gone = self._drop_if_gone
+
+    def _drop_if_gone(self, pod: Pod) -> None:
+        if pod.state is State.DELETED:
+            self.pods.pop(pod.id, None)
+
+
+def _by_prefix(ref: str, among: Iterable[T], what: str) -> T:
+    found = [item for item in among if ref and item.id.startswith(ref)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InvalidArgument(f"{what} id {ref!r} is ambiguous: {len(found)} match", hint="give more digits")
+    raise NotFound(f"no {what} {ref!r}", hint=f"drupe {'ps -a' if what == 'container' else 'pod ls'} lists them")
+
+
+def _matches(labels: Mapping[str, str], state: State, wanted: ListFilter) -> bool:
+    if wanted.states and state not in wanted.states:
+        return False
+    for label in wanted.labels:
+        key, equals, value = label.partition("=")
+        if key not in labels or (equals and labels[key] != value):
+            return False
+    return True

@@ -1,0 +1,48 @@
+"""Events: kept in the journal for replay, and handed to whoever listens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from drupe.errors import DrupeError
+from drupe.spec.base import decode, plain
+from drupe.spec.status import Event
+from drupe.state.journal import Journal
+
+BACKLOG = 10_000  # events a slow listener may lag behind before the oldest are dropped for it
+
+
+class EventBus:
+    """Publish is synchronous and never fails the work it tells of."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._listeners: set[asyncio.Queue[Event]] = set()
+
+    def publish(self, type_: str, action: str, id_: str, **attributes: str) -> None:
+        """type: "pod", "container", "image"…; action: Docker's word for it; attributes: text."""
+        event = Event(at=time.time(), type=type_, action=action, id=id_, attributes=attributes)
+        try:
+            self._journal.add_event(event.at, plain(event))
+        except DrupeError:
+            pass  # a full disk must not stop a pod from stopping; listeners still hear
+        for queue in self._listeners:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+    def past(self, since: float, until: float | None) -> list[Event]:
+        """Kept events between two times (Unix seconds)."""
+        return [decode(Event, data, where="event") for data in self._journal.events(since=since, until=until)]
+
+    async def follow(self) -> AsyncIterator[Event]:
+        """Events from now on."""
+        queue: asyncio.Queue[Event] = asyncio.Queue(BACKLOG)
+        self._listeners.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.discard(queue)

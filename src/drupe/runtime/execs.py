@@ -1,0 +1,119 @@
+"""Further processes in a container: started, waited for, killed with their descendants when their time is up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from drupe.errors import NotFound
+from drupe.resources.process_tree import descendants
+from drupe.sandboxers.contract import ExecConfig
+from drupe.spec.container import ExecSpec
+from drupe.spec.status import ExitStatus
+from drupe.state.machine import State, require
+
+if TYPE_CHECKING:
+    from drupe.runtime.container import Container
+
+KEPT_ENDED = 32  # ended, detached execs whose exit status may still be asked for
+
+
+class Execs:
+    """The execs of one container. Nothing is allocated until the first."""
+
+    __slots__ = ("_container", "_ended", "_pids")
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._ended: dict[str, asyncio.Future[ExitStatus]] = {}
+        self._pids: dict[str, int] = {}
+
+    async def start(self, spec: ExecSpec, fds: Mapping[str, int]) -> tuple[str, int]:
+        """Run it; returns (exec id, host pid). InvalidState unless pod and container run."""
+        container = self._container
+        require(container.pod.what, container.pod.state, State.RUNNING, to="exec")
+        require(container.what, container.state, State.RUNNING, to="exec")
+        process = await container.node.storage.exec_process(container, spec)
+        exec_id = secrets.token_hex(8)
+        self._ended[exec_id] = asyncio.get_running_loop().create_future()
+        config = ExecConfig(id=exec_id, task=container.id, process=process, dir=container.bundle, tty=spec.tty, fds=fds)
+        try:
+            pid = await container.tasks.exec(config)
+        except BaseException:
+            del self._ended[exec_id]
+            raise
+        if not self._ended[exec_id].done():
+            self._pids[exec_id] = pid
+        if spec.tty and spec.rows and spec.cols:
+            with contextlib.suppress(NotFound):
+                await container.tasks.resize(container.id, spec.rows, spec.cols, exec_id=exec_id)
+        self._event("exec_start", exec_id, command=" ".join(spec.argv))
+        return exec_id, pid
+
+    async def wait(self, exec_id: str, *, timeout_s: float | None = None) -> ExitStatus:
+        """Its end. When `timeout_s` passes it and its descendants are killed and the reason is "Timeout"."""
+        future = self._future(exec_id)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            await self.kill_tree(exec_id)
+            ended = await asyncio.shield(future)
+            return ExitStatus(
+                code=ended.code, signal=ended.signal, at=ended.at, reason="Timeout", message=f"after {timeout_s:g} s"
+            )
+
+    async def kill(self, exec_id: str, signal: int) -> None:
+        self._future(exec_id)
+        await self._container.tasks.kill(self._container.id, signal, exec_id=exec_id)
+
+    async def kill_tree(self, exec_id: str) -> None:
+        """SIGKILL the process and all it started, within the container."""
+        container = self._container
+        pid = self._pids.get(exec_id)
+        family = descendants(pid, among=await container.tasks.pids(container.id)) if pid else []
+        with contextlib.suppress(NotFound):
+            await container.tasks.kill(container.id, 9, exec_id=exec_id)
+        for child in family:
+            child.kill()
+
+    def ended(self, exec_id: str, status: ExitStatus) -> None:
+        """Told by the sandboxer, after the last byte of output."""
+        future = self._ended.get(exec_id)
+        if future is None or future.done():
+            return
+        self._pids.pop(exec_id, None)
+        future.set_result(status)
+        self._event("exec_die", exec_id, exit_code=str(status.code))
+        done = [key for key, value in self._ended.items() if value.done()]
+        for old in done[:-KEPT_ENDED]:
+            del self._ended[old]
+
+    def forget(self, exec_id: str) -> None:
+        self._ended.pop(exec_id, None)
+
+    def restore(self, exec_id: str, pid: int) -> None:
+        """Know an exec that lived through a restart of the daemon."""
+        self._ended[exec_id] = asyncio.get_running_loop().create_future()
+        self._pids[exec_id] = pid
+
+    def forget_all(self) -> None:
+        for future in self._ended.values():
+            if not future.done():
+                future.set_result(ExitStatus(code=137, signal=9, reason="Deleted"))
+        self._pids.clear()
+
+    def _future(self, exec_id: str) -> asyncio.Future[ExitStatus]:
+        try:
+            return self._ended[exec_id]
+        except KeyError:
+            raise NotFound(f"{self._container.what} has no exec {exec_id}") from None
+
+    def _event(self, action: str, exec_id: str, **attributes: str) -> None:
+        container = self._container
+        container.node.events.publish(
+            "container", action, container.id, name=container.name, exec_id=exec_id, **attributes
+        )

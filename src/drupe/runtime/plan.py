@@ -1,0 +1,145 @@
+"""From what was asked to what will be made: every check that needs no making, done once, before anything exists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from drupe.errors import AlreadyExists, InvalidArgument, NotFound, Unsupported
+from drupe.oci.signals import parse_signal
+from drupe.runtime.names import new_id, new_name
+from drupe.sandboxers.capabilities import needed, refuse_unless_able
+from drupe.sandboxers.contract import Sandboxer
+from drupe.spec.base import check_name
+from drupe.spec.container import ContainerSpec, Mount
+from drupe.spec.network import PortMapping
+from drupe.spec.pod import PodSpec
+
+STRENGTH = ("vm", "appkernel", "gvisor", "wasm", "runc", "fake")  # strongest first; "wasm" takes modules only
+KINDS = ("vm", "appkernel", "gvisor", "wasm", "runc")
+
+
+def choose_kind(asked: str, sandboxers: dict[str, Sandboxer]) -> str:
+    """The kind to use: the one asked for, never another; "auto" is the strongest that is here and general."""
+    if asked != "auto":
+        if asked in sandboxers:
+            return asked
+        if asked in KINDS:
+            raise Unsupported(
+                f"sandbox kind {asked!r} is not available on this host",
+                kind=asked,
+                hint="drupe doctor says what is missing; an explicit kind is never weakened",
+            )
+        raise InvalidArgument(f"unknown sandbox kind {asked!r}", hint=f"one of: auto, {', '.join(sorted(sandboxers))}")
+    for kind in STRENGTH:
+        if kind in sandboxers and kind != "wasm":
+            return kind
+    raise Unsupported("no kind of sandbox can run on this host", hint="drupe doctor says what is missing")
+
+
+def plan_pod(spec: PodSpec, *, kind: str, able: Sandboxer, taken: Callable[[str], bool]) -> PodSpec:
+    """The spec with names and ids filled in. Raises InvalidArgument, NotFound, AlreadyExists, Unsupported."""
+    refuse_unless_able(kind, able.capabilities(), needed(spec))
+    name = _free_name(spec.name, taken)
+    check_ports(spec.ports)
+    _check_hostname(spec)
+    spec = msgspec.structs.replace(spec, id=spec.id or new_id(), name=name)
+    check_name(str(spec.id), "pod id")
+    containers: list[ContainerSpec] = []
+    for container in spec.containers:
+        only = len(spec.containers) == 1
+        containers.append(plan_container(container, pod_name=name if only else "", others=containers))
+    return msgspec.structs.replace(spec, containers=tuple(containers))
+
+
+def plan_container(spec: ContainerSpec, *, pod_name: str, others: Iterable[ContainerSpec]) -> ContainerSpec:
+    """A container's spec with name and id filled in; `others` are those of its pod."""
+    if bool(spec.image) == bool(spec.rootfs):
+        raise InvalidArgument("a container needs an image or a rootfs, and not both")
+    if spec.rootfs and not Path(spec.rootfs).is_dir():
+        raise NotFound(f"rootfs {spec.rootfs!r} is not a directory")
+    used = {other.name for other in others}
+    name = spec.name or pod_name or _unused_name(used)
+    if check_name(name, "container") in used:
+        raise AlreadyExists(f"the pod has a container named {name!r} already")
+    _check_targets(spec)
+    for mount in spec.mounts:
+        _check_mount(mount)
+    if spec.stop_signal is not None:
+        parse_signal(spec.stop_signal)
+    return msgspec.structs.replace(spec, id=check_name(spec.id or new_id(), "container id"), name=name)
+
+
+def check_ports(ports: tuple[PortMapping, ...]) -> None:
+    """Legal numbers, and no host port asked for twice."""
+    seen: set[tuple[str, int, str]] = set()
+    for port in ports:
+        if not 1 <= port.container_port <= 65535 or not 0 <= port.host_port <= 65535:
+            raise InvalidArgument(f"bad port {port.host_port}:{port.container_port}", hint="ports are 1 to 65535")
+        key = (port.host_ip, port.host_port, port.protocol)
+        if port.host_port and key in seen:
+            raise InvalidArgument(f"host port {port.host_port}/{port.protocol} is published twice")
+        seen.add(key)
+
+
+def _check_targets(spec: ContainerSpec) -> None:
+    seen: set[str] = set()
+    for mount in spec.mounts:
+        target = os.path.normpath(mount.target)
+        if target in seen:
+            raise InvalidArgument(f"two mounts at {target!r}")
+        seen.add(target)
+
+
+def _check_mount(mount: Mount) -> None:
+    if not mount.target.startswith("/"):
+        raise InvalidArgument(f"mount target {mount.target!r} is not an absolute path")
+    if os.path.normpath(mount.target) == "/":
+        raise InvalidArgument("a mount may not cover the container's root")
+    if mount.type == "bind":
+        _check_bind(mount)
+    elif mount.type == "volume" and mount.source:
+        check_name(mount.source, "volume")
+    elif mount.type == "image" and not mount.source:
+        raise InvalidArgument(f"image mount at {mount.target!r} names no image")
+
+
+def _check_bind(mount: Mount) -> None:
+    source = Path(mount.source)
+    if not source.is_absolute():
+        raise InvalidArgument(f"bind source {mount.source!r} is not an absolute path", hint="volumes have plain names")
+    if source.exists():
+        return
+    if not mount.create:
+        raise NotFound(f"bind source {mount.source!r} does not exist", hint="create it, or use a volume")
+
+
+def _check_hostname(spec: PodSpec) -> None:
+    name = spec.hostname
+    if name is None:
+        return
+    labels = name.split(".")
+    legal = all(part and part.replace("-", "a").isalnum() and part.isascii() for part in labels)
+    if not legal or len(name) > 64:
+        raise InvalidArgument(f"bad hostname {name!r}", hint="letters, digits, '-' and '.', at most 64 characters")
+
+
+def _free_name(asked: str | None, taken: Callable[[str], bool]) -> str:
+    if asked is not None:
+        if taken(check_name(asked, "pod")):
+            raise AlreadyExists(f"a pod named {asked!r} exists", hint=f"remove it (drupe rm {asked}) or choose another")
+        return asked
+    name = new_name()
+    while taken(name):
+        name = f"{new_name()}_{new_id()[:4]}"
+    return name
+
+
+def _unused_name(used: set[str | None]) -> str:
+    name = new_name()
+    while name in used:
+        name = new_name()
+    return name

@@ -1,0 +1,367 @@
+"""A pod's life: the sandbox and the network made in steps, its containers inside, stopped and deleted as one.
+
+`lock` serializes what changes the pod or its containers. Reads, kill, exec and attach take no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from drupe.errors import DrupeError, HelperFailed
+from drupe.resources.limits import apply_verified
+from drupe.runtime import hostfiles
+from drupe.runtime.container import Container, merged
+from drupe.runtime.steps import Step, do_all, undo_all
+from drupe.sandboxers.contract import SandboxConfig, Sandboxer, SandboxInfo
+from drupe.spec.base import plain
+from drupe.spec.container import ContainerSpec
+from drupe.spec.pod import PodSpec
+from drupe.spec.resources import Resources
+from drupe.spec.status import ExitStatus, PodStatus, Stats
+from drupe.state.machine import State, check_move, require
+
+if TYPE_CHECKING:
+    from drupe.runtime.node import Node
+
+
+class Pod:
+    """One pod. auto_stop: stop when the last container ended (pods made by `run`)."""
+
+    def __init__(self, node: Node, *, id_: str, name: str, spec: PodSpec, kind: str) -> None:
+        self.node = node
+        self.id = id_
+        self.name = name
+        self.spec = spec
+        self.kind = kind
+        self.state = State.CREATING
+        self.auto_stop = False
+        self.deadline_at = 0.0  # when `timeout_s` ends it; 0: never
+        self.containers: dict[str, Container] = {}
+        self.info = SandboxInfo(netns="")
+        self._deadline: asyncio.Task[None] | None = None
+        self.lock = asyncio.Lock()
+        self.gone = asyncio.Event()
+        self.on_gone: Callable[[Pod], None] | None = None
+        self.hostname = spec.hostname or id_[:12]
+        self.status = PodStatus(
+            id=id_,
+            name=name,
+            namespace=spec.namespace,
+            state=self.state,
+            sandbox=kind,
+            created_at=time.time(),
+            hostname=self.hostname,
+            labels=dict(spec.labels),
+            annotations=dict(spec.annotations),
+        )
+
+    # -- where things are ---------------------------------------------------------------------------------------
+
+    @property
+    def what(self) -> str:
+        return f"pod {self.name}"
+
+    @property
+    def cgroup(self) -> str:
+        parent = self.spec.cgroup_parent
+        return f"{parent.rstrip('/')}/drupe-{self.id}" if parent else f"{self.node.paths.cgroup}/{self.id}"
+
+    @property
+    def sandboxer(self) -> Sandboxer:
+        return self.node.sandboxer(self.kind)
+
+    @property
+    def config(self) -> SandboxConfig:
+        directory = self.node.paths.pod(self.id)
+        return SandboxConfig(id=self.id, spec=self.spec, dir=directory, cgroup=self.cgroup, hostname=self.hostname)
+
+    def record(self) -> PodStatus:
+        """The pod as callers see it, its containers included."""
+        self.status.containers = [container.status for container in self.containers.values()]
+        return self.status
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def steps(self) -> list[Step]:
+        """How it is made and unmade, in order. The last three are redone when a stopped pod starts again."""
+        storage = self.node.storage
+        return [
+            Step("files", self._make_files, self._remove_files),
+            Step("cgroup", self._make_cgroup, self._remove_cgroup),
+            *self._sandbox_steps(),
+            Step("shm", lambda: storage.mount_shm(self), lambda: storage.umount_shm(self)),
+        ]
+
+    def _sandbox_steps(self) -> list[Step]:
+        return [
+            Step("sandbox", self._create_sandbox, self._delete_sandbox),
+            Step("network", self._attach_network, self._detach_network),
+        ]
+
+    async def create(self) -> None:
+        """Make the sandbox, its network and its containers; nothing runs yet. All or nothing."""
+        self.save()
+        try:
+            await do_all(self.steps(), advance=self._advance, timings_ms=self.status.timings_ms)
+            self.set_state(State.READY)
+            for spec in self.spec.containers:
+                await self.add_container(spec)
+        except BaseException:
+            await self._abandon()
+            raise
+        self._event("create")
+
+    async def _abandon(self) -> None:
+        """Remove a half-made pod; what cannot be removed leaves a failed pod that says so, and the first error
+        counts."""
+        try:
+            await self.delete()
+        except HelperFailed as error:
+            self.node.note(f"{self.what}: {error}")
+
+    async def add_container(self, spec: ContainerSpec) -> Container:
+        """Create one more container (already planned: its name and id are free)."""
+        container = Container(self.node, self, id_=str(spec.id), name=str(spec.name), spec=spec)
+        self.containers[container.id] = container
+        try:
+            await container.create()
+        except BaseException:
+            del self.containers[container.id]
+            raise
+        return container
+
+    async def start(self, fds: Mapping[str, int] | None = None) -> None:
+        """Start the sandbox and every container, in order; `fds` belong to the first. When one container cannot
+        start, those before it are stopped and the pod fails, keeping the cause."""
+        check_move(self.what, self.state, State.RUNNING)
+        if self.state is State.STOPPED:
+            await do_all(self._sandbox_steps(), advance=self._advance, timings_ms=self.status.timings_ms)
+        self._advance("starting")
+        await self.sandboxer.start(self.id)
+        self.deadline_at = time.time() + self.spec.timeout_s if self.spec.timeout_s else 0.0
+        self.set_state(State.RUNNING)
+        self._event("start")
+        self.watch_deadline()
+        await self.start_containers(fds)
+
+    async def start_containers(self, fds: Mapping[str, int] | None = None) -> None:
+        """Start, in order, those that are not running. The journal says so until all are (recovery finishes it)."""
+        self._advance("containers")
+        try:
+            for number, container in enumerate(list(self.containers.values())):
+                if not container.is_live:
+                    await container.start(fds if number == 0 else None)
+        except DrupeError as error:
+            await self._start_failed(error)
+            raise
+        self._advance("")
+
+    async def stop(self, *, timeout_s: float | None = None, force: bool = False) -> None:
+        """Stop all containers at once, then the sandbox and its network. No-op when stopped."""
+        if self.state in (State.STOPPED, State.FAILED, State.DELETED):
+            return
+        self._drop_deadline()
+        self._advance("stopping")
+        if self.state is State.PAUSED:
+            await self._thaw()
+        stops = (c.stop(timeout_s=timeout_s, force=force) for c in self.containers.values())
+        results = await asyncio.gather(*stops, return_exceptions=True)
+        await self._leave_sandbox(deadline_s=timeout_s or 10.0)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            raise errors[0]
+        self.set_state(State.STOPPED)
+        self._event("stop")
+
+    async def pause(self) -> None:
+        """Freeze the whole pod; every running container becomes paused."""
+        check_move(self.what, self.state, State.PAUSED)
+        await self.sandboxer.pause(self.id)
+        for container in self.containers.values():
+            if container.state is State.RUNNING:
+                container.set_state(State.PAUSED)
+        self.set_state(State.PAUSED)
+        self._event("pause")
+
+    async def resume(self) -> None:
+        require(self.what, self.state, State.PAUSED, to="resume it")
+        await self._thaw()
+        self.set_state(State.RUNNING)
+        self._event("unpause")
+
+    async def update(self, resources: Resources) -> None:
+        """Change the limits of the pod as a whole, verified."""
+        require(self.what, self.state, State.READY, State.RUNNING, State.PAUSED, to="update it")
+        self.node.cgroups.check(resources)
+        apply_verified(self.node.cgroups, self.cgroup, resources)
+        self.spec = msgspec.structs.replace(self.spec, resources=merged(self.spec.resources, resources))
+        self.save()
+        self._event("update")
+
+    async def stats(self) -> Stats:
+        """Counters of the whole pod."""
+        return await self.with_network(await self.sandboxer.stats(self.id))
+
+    async def with_network(self, stats: Stats) -> Stats:
+        """Add the pod's network counters."""
+        counters = await self.node.network.stats(self.id)
+        if counters is not None:
+            stats.net_rx_bytes, stats.net_tx_bytes = counters.rx_bytes, counters.tx_bytes
+            stats.net_rx_packets, stats.net_tx_packets = counters.rx_packets, counters.tx_packets
+        return stats
+
+    async def delete(self) -> None:
+        """Remove the pod and all of its containers. Idempotent; the caller has checked `require_deletable`.
+        HelperFailed names what could not be removed; the pod is then kept as failed, to be deleted again."""
+        if self.state is State.DELETED:
+            return
+        self._advance("deleting")
+        if self.state is State.PAUSED:
+            await self._thaw()
+        notes = []
+        for container in list(self.containers.values()):
+            notes += await container.delete()
+            del self.containers[container.id]
+        notes += await undo_all(self.steps())
+        if notes:
+            self.fail("deleting", "; ".join(notes))
+            raise HelperFailed(f"{self.what} is not fully removed", stage="delete", cause="; ".join(notes))
+        self.set_state(State.DELETED, save=False)
+        self.node.journal.remove("pod", self.id)
+        self.gone.set()
+        if self.on_gone is not None:
+            self.on_gone(self)
+        self._event("destroy")
+
+    async def delete_now(self) -> None:
+        """Delete whatever the state: what lives is killed first."""
+        await self.stop(force=True)
+        await self.delete()
+
+    def require_deletable(self) -> None:
+        """Raise InvalidState unless ready, paused, stopped or failed (virtcontainers' rule)."""
+        allowed = (State.READY, State.PAUSED, State.STOPPED, State.FAILED, State.CREATING, State.DELETED)
+        require(self.what, self.state, *allowed, to="delete it")
+
+    # -- what happens to it -------------------------------------------------------------------------------------
+
+    def container_started(self, container: Container) -> None:
+        if container.spec.health is not None:
+            from drupe.runtime.health import watch_health
+
+            self.node.spawn(watch_health(container), f"health of {container.what}")
+
+    def watch_deadline(self) -> None:
+        """Have the pod ended when its time is up, if it has a limit."""
+        from drupe.runtime.supervision import enforce_deadline
+
+        if self.deadline_at:
+            self._deadline = self.node.spawn(enforce_deadline(self), f"deadline of {self.what}")
+
+    def container_ended(self, container: Container) -> None:
+        """Called by the event loop when a container has ended: what follows runs in the background."""
+        from drupe.runtime.supervision import after_end
+
+        self.node.spawn(after_end(container), f"after the end of {container.what}")
+
+    def fail(self, phase: str, cause: str) -> None:
+        """Enter `failed`; cause and phase stay to be inspected."""
+        self.status.cause = cause
+        self.set_state(State.FAILED, phase=phase)
+        self._event("fail", cause=cause)
+
+    def last_exit(self) -> ExitStatus | None:
+        """The end of the first container that failed, else of the first; None while any lives."""
+        if any(c.is_live for c in self.containers.values()):
+            return None
+        exits = [c.status.exit for c in self.containers.values() if c.status.exit is not None]
+        return next((e for e in exits if e.code), exits[0] if exits else None)
+
+    def set_state(self, state: State, *, save: bool = True, phase: str = "") -> None:
+        self.state = state
+        self.status.state = state
+        if save:
+            self.save(phase)
+
+    def save(self, phase: str = "") -> None:
+        self.status.phase = phase
+        self.status.containers = []
+        data = {"spec": plain(_without_containers(self.spec)), "status": plain(self.status), "kind": self.kind}
+        data |= {"netns": self.info.netns, "namespaces": self.info.namespaces}
+        data |= {"auto_stop": self.auto_stop, "deadline_at": self.deadline_at}
+        self.node.journal.put("pod", self.id, state=self.state, phase=phase, data=data)
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    async def _make_files(self) -> None:
+        directory = self.node.paths.pod(self.id)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def _remove_files(self) -> None:
+        await self.node.storage.remove_tree(self.node.paths.pod(self.id))
+
+    async def _make_cgroup(self) -> None:
+        self.node.cgroups.create(self.cgroup, self.spec.resources)
+
+    async def _remove_cgroup(self) -> None:
+        await asyncio.to_thread(self.node.cgroups.delete, self.cgroup)
+
+    async def _create_sandbox(self) -> None:
+        self.info = await self.sandboxer.create(self.config)
+        self.status.netns = self.info.netns
+
+    async def _delete_sandbox(self) -> None:
+        await self.sandboxer.delete(self.id)
+
+    async def _attach_network(self) -> None:
+        attached = await self.node.network.attach(self.id, self.name, self.spec, self.info.netns)
+        self.status.endpoints = attached.endpoints
+        self.status.ports = attached.ports
+        hostfiles.write(self.node.paths.pod(self.id), self.hostname, self.spec, attached)
+
+    async def _detach_network(self) -> None:
+        await self.node.network.detach(self.id)
+        self.status.endpoints = []
+        self.status.ports = []
+
+    async def _leave_sandbox(self, *, deadline_s: float) -> None:
+        await self.sandboxer.stop(self.id, deadline_s=deadline_s)
+        notes = await undo_all(self._sandbox_steps())
+        for note in notes:
+            self.node.note(f"{self.what}: {note}")
+
+    async def _start_failed(self, error: DrupeError) -> None:
+        running = [c for c in self.containers.values() if c.is_live]
+        await asyncio.gather(*(c.stop(force=True) for c in running), return_exceptions=True)
+        await self._leave_sandbox(deadline_s=10.0)
+        self.fail("starting", str(error))
+
+    def _drop_deadline(self) -> None:
+        """The deadline's own task calls stop too: it must not cancel itself."""
+        if self._deadline is not None and self._deadline is not asyncio.current_task():
+            self._deadline.cancel()
+        self._deadline = None
+
+    async def _thaw(self) -> None:
+        await self.sandboxer.resume(self.id)
+        for container in self.containers.values():
+            if container.state is State.PAUSED:
+                await container.tasks.resume(container.id)
+                container.set_state(State.RUNNING)
+
+    def _advance(self, phase: str) -> None:
+        self.status.phase = phase
+        self.node.journal.advance("pod", self.id, phase=phase)
+
+    def _event(self, action: str, **attributes: str) -> None:
+        self.node.events.publish("pod", action, self.id, name=self.name, **attributes)
+
+
+def _without_containers(spec: PodSpec) -> PodSpec:
+    """Containers have rows of their own."""
+    return msgspec.structs.replace(spec, containers=()) if spec.containers else spec

@@ -1,0 +1,269 @@
+"""After a restart: journal against what is really there. What lives is taken over, what was half done is finished or
+undone, what belongs to nobody is removed, and all of it is said (`Node.notes`, shown by `drupe system info`).
+
+Order matters: rows are read first, then half-made objects are undone (their ids are known), then orphans (what no row
+names) are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from drupe.errors import DrupeError
+from drupe.runtime.container import Container
+from drupe.runtime.core import Core
+from drupe.runtime.node import Node
+from drupe.runtime.pod import Pod
+from drupe.runtime.steps import begun, undo_all
+from drupe.sandboxers.contract import SandboxInfo, TaskState
+from drupe.sandboxers.runc.sandboxer import exit_status
+from drupe.spec.base import decode
+from drupe.spec.container import ContainerSpec
+from drupe.spec.pod import PodSpec
+from drupe.spec.status import ContainerStatus, ExitStatus, PodStatus
+from drupe.state.journal import Row
+from drupe.state.machine import State
+
+
+async def recover(core: Core) -> None:
+    """Bring `core` (empty) to the truth. Errors of single objects are noted, never raised."""
+    node = core.node
+    pods = _load(node)
+    tasks = await _take_over(node, pods)
+    for pod in pods.values():
+        try:
+            await _settle_pod(core, pod, tasks)
+        except DrupeError as error:
+            node.note(f"recovery: {pod.what}: {error}")
+            pod.fail("recovery", str(error))
+            core.adopt(pod)
+    await _remove_orphans(core, tasks)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _load(node: Node) -> dict[str, Pod]:
+    pods = {}
+    for row in node.journal.rows("pod"):
+        pod = _pod_from(node, row)
+        if pod is not None:
+            pods[pod.id] = pod
+    for row in node.journal.rows("container"):
+        container = _container_from(node, row, pods)
+        if container is not None:
+            container.pod.containers[container.id] = container
+    for pod in pods.values():
+        ordered = sorted(pod.containers.values(), key=lambda c: c.status.created_at)
+        pod.containers = {container.id: container for container in ordered}
+    return pods
+
+
+def _pod_from(node: Node, row: Row) -> Pod | None:
+    data = row.data
+    try:
+        spec = decode(PodSpec, data["spec"], where="journal")
+        status = decode(PodStatus, data["status"], where="journal")
+        node.sandboxer(data["kind"])
+    except (DrupeError, KeyError) as error:
+        node.note(f"recovery: pod {row.id} cannot be read ({error}); removed")
+        node.journal.remove("pod", row.id)
+        return None
+    pod = Pod(node, id_=row.id, name=status.name, spec=spec, kind=data["kind"])
+    pod.status = status
+    pod.state = State(row.state)
+    status.phase = row.phase
+    pod.hostname = status.hostname
+    pod.info = SandboxInfo(netns=data.get("netns", ""), namespaces=data.get("namespaces", {}))
+    pod.auto_stop = bool(data.get("auto_stop"))
+    pod.deadline_at = float(data.get("deadline_at", 0.0))
+    return pod
+
+
+def _container_from(node: Node, row: Row, pods: dict[str, Pod]) -> Container | None:
+    try:
+        spec = decode(ContainerSpec, row.data["spec"], where="journal")
+        status = decode(ContainerStatus, row.data["status"], where="journal")
+        pod = pods[status.pod]
+    except (DrupeError, KeyError) as error:
+        node.note(f"recovery: container {row.id} cannot be read ({error}); removed")
+        node.journal.remove("container", row.id)
+        return None
+    container = Container(node, pod, id_=row.id, name=status.name, spec=spec)
+    container.status = status
+    container.state = State(row.state)
+    status.phase = row.phase
+    container.stopping = bool(row.data.get("stopping"))
+    with contextlib.suppress(OSError, ValueError):
+        container.oci = json.loads((container.bundle / "config.json").read_text())
+    node.storage.know(container)
+    return container
+
+
+async def _take_over(node: Node, pods: dict[str, Pod]) -> dict[str, TaskState]:
+    found: dict[str, TaskState] = {}
+    for kind, sandboxer in node.sandboxers.items():
+        mine = {pod.id: pod for pod in pods.values() if pod.kind == kind}
+        for pod in mine.values():
+            for container in pod.containers.values():
+                sandboxer.tasks().know(container.id, cgroup=container.cgroup, bundle=container.bundle)
+        found |= await sandboxer.recover({pod.id: pod.config for pod in mine.values()})
+    return found
+
+
+# -- each pod ---------------------------------------------------------------------------------------------------------
+
+
+async def _settle_pod(core: Core, pod: Pod, tasks: dict[str, TaskState]) -> None:
+    phase = pod.status.phase
+    if pod.state is State.CREATING or phase == "deleting":
+        await _undo_pod(pod)
+        return
+    for container in list(pod.containers.values()):
+        await _settle_container(container, tasks)
+    if _was_half_run(pod):
+        await _undo_pod(pod)
+        return
+    core.adopt(pod)
+    if phase == "stopping" or (phase in ("sandbox", "network", "starting") and pod.state is State.STOPPED):
+        pod.state = State.RUNNING  # so that stop does its whole work again
+        await pod.stop(force=True)
+    elif pod.state in (State.RUNNING, State.PAUSED):
+        pod.watch_deadline()
+        if phase == "containers":
+            await pod.start_containers()
+    for container in pod.containers.values():
+        if container.state is State.RUNNING:
+            pod.container_started(container)
+
+
+def _was_half_run(pod: Pod) -> bool:
+    """`run` promises all or nothing: a pod of its of which not every container was started is undone."""
+    fresh = pod.state is State.READY or (pod.state is State.RUNNING and pod.status.phase == "containers")
+    return pod.auto_stop and fresh and not all(c.status.started_at for c in pod.containers.values())
+
+
+async def _undo_pod(pod: Pod) -> None:
+    """Finish a deletion, or take back a creation: both are the same undo of the steps that were begun."""
+    notes = []
+    for container in pod.containers.values():
+        if container.is_live:
+            await container.stop(force=True)
+        notes += await undo_all(begun(container.steps(), container.status.phase))
+        pod.node.journal.remove("container", container.id)
+    notes += await undo_all(begun(pod.steps(), pod.status.phase))
+    pod.node.journal.remove("pod", pod.id)
+    pod.state = State.DELETED
+    pod.node.note(f"recovery: {pod.what} was half {'made' if pod.status.phase != 'deleting' else 'deleted'}; removed")
+    pod.node.events.publish("pod", "destroy", pod.id, name=pod.name, reason="recovery")
+    for note in notes:
+        pod.node.note(f"recovery: {pod.what}: {note}")
+
+
+async def _settle_container(container: Container, tasks: dict[str, TaskState]) -> None:
+    task = tasks.get(container.id)
+    phase = container.status.phase
+    if container.state is State.CREATING or phase == "deleting":
+        await undo_all(begun(container.steps(), phase))
+        container.node.journal.remove("container", container.id)
+        del container.pod.containers[container.id]
+        container.node.note(f"recovery: {container.what} was half made or half deleted; removed")
+        return
+    if container.state in (State.READY, State.STOPPED):
+        await _settle_start(container, task)
+    elif container.is_live:
+        _settle_live(container, task, tasks)
+
+
+async def _settle_start(container: Container, task: TaskState | None) -> None:
+    """A start may have happened without our hearing of it; a task never started is still ready (or stopped)."""
+    phase = container.status.phase
+    if phase in ("starting", "task") and task is not None and task.started:
+        container.state = State.RUNNING
+        container.status.started_at = container.status.started_at or time.time()
+        container.set_state(State.RUNNING)
+        _settle_live(container, task, {})
+    elif container.state is State.READY and task is None:
+        end = _recorded_exit(container) or ExitStatus(code=255, at=time.time(), reason="Lost")
+        container.status.exit = end
+        container.set_state(State.STOPPED)
+    else:
+        container.save()
+
+
+def _settle_live(container: Container, task: TaskState | None, tasks: dict[str, TaskState]) -> None:
+    if task is not None and task.exit is None:
+        container.status.pid = task.pid
+        container.save()
+        _restore_execs(container, tasks)
+        if container.status.phase == "stopping" or container.stopping:
+            container.node.spawn(_finish_stop(container), f"stop of {container.what}")
+        return
+    end = task.exit if task is not None else _recorded_exit(container)
+    if end is None:
+        end = ExitStatus(code=255, at=time.time(), reason="Lost", message="its end was not seen")
+    container.ended(end)
+
+
+async def _finish_stop(container: Container) -> None:
+    async with container.pod.lock:
+        if container.is_live:
+            await container.stop()
+
+
+def _restore_execs(container: Container, tasks: dict[str, TaskState]) -> None:
+    prefix = container.id + "."
+    for key, state in tasks.items():
+        if key.startswith(prefix) and state.exit is None:
+            container.execs.restore(key.removeprefix(prefix), state.pid)
+
+
+def _recorded_exit(container: Container) -> ExitStatus | None:
+    """The keeper writes each end to a file too: it outlives the keeper."""
+    try:
+        record: dict[str, Any] = json.loads((container.bundle / "exit.json").read_text())
+        return exit_status(record)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+# -- what no row names ------------------------------------------------------------------------------------------------
+
+
+async def _remove_orphans(core: Core, tasks: dict[str, TaskState]) -> None:
+    node = core.node
+    known = {c.id for p in core.pods.values() for c in p.containers.values()}
+    for key in tasks:
+        owner = key.partition(".")[0]
+        if owner not in known and owner.removesuffix("-pause") not in core.pods:
+            node.note(f"recovery: task {key} belongs to no pod; removed")
+            await _quietly(node, node.sandboxer("runc").tasks().delete(owner))
+    for name in _names(node.paths.pods) - set(core.pods):
+        node.note(f"recovery: directory of unknown pod {name} removed")
+        await _quietly(node, node.storage.remove_pod_directory(node.paths.pod(name)))
+    for name in _names(node.paths.root / "containers") - known:
+        await _quietly(node, node.storage.remove_tree(node.paths.layer(name)))
+    for name in set(node.cgroups.children(node.paths.cgroup)) - set(core.pods):
+        node.note(f"recovery: cgroup of unknown pod {name} removed")
+        node.cgroups.kill_all(f"{node.paths.cgroup}/{name}", 9)
+        node.cgroups.delete(f"{node.paths.cgroup}/{name}")
+    await _quietly(node, node.network.recover(set(core.pods)))
+    await _quietly(node, node.storage.recover(known))
+
+
+async def _quietly(node: Node, work: Any) -> None:
+    try:
+        await work
+    except (DrupeError, OSError) as error:
+        node.note(f"recovery: {error}")
+
+
+def _names(directory: Path) -> set[str]:
+    try:
+        return {entry.name for entry in directory.iterdir() if entry.is_dir()}
+    except OSError:
+        return set()

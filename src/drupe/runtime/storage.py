@@ -1,0 +1,362 @@
+"""The files of pods and containers: root file systems, /dev/shm, volumes, secrets. Mounts are made by the keeper, in
+its
+own mount namespace; this process sees them below /proc/<keeper>/root (`view`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drupe.errors import DrupeError, InvalidArgument, NotFound
+from drupe.images.config import ImageConfig
+from drupe.images.store import ImageStore
+from drupe.keeper.client import Keeper
+from drupe.oci.users import ResolvedUser, resolve_user
+from drupe.resources.volumes import Volumes
+from drupe.runtime import bundle
+from drupe.runtime.paths import Paths
+from drupe.spec.container import ContainerSpec, ExecSpec, Mount
+from drupe.spec.pod import IdMap, PodSpec, UserNamespace
+
+if TYPE_CHECKING:
+    from drupe.runtime.container import Container
+    from drupe.runtime.pod import Pod
+
+USER_RANGE = 65536
+FIRST_USER = 1_000_000  # host ids below are left to people and services
+
+
+class Storage:
+    """One per node."""
+
+    def __init__(self, *, paths: Paths, keeper: Keeper, images: ImageStore, volumes: Volumes) -> None:
+        self.paths = paths
+        self.images = images
+        self.volumes = volumes
+        self._keeper = keeper
+        self._user_ranges: dict[str, int] = {}
+
+    @property
+    def keeper_pid(self) -> int:
+        return self._keeper.pid
+
+    # -- planning -----------------------------------------------------------------------------------------------
+
+    def plan(self, spec: PodSpec) -> PodSpec:
+        """Check images and choose the user namespace's ids. NotFound for a missing image."""
+        import msgspec
+
+        self.check_images(spec.containers)
+        user = spec.namespaces.user
+        if user is None or user.uids:
+            return spec
+        base = self._free_user_range()
+        ids = (IdMap(inside=0, outside=base, count=USER_RANGE),)
+        spaces = msgspec.structs.replace(spec.namespaces, user=UserNamespace(uids=ids, gids=ids))
+        self._user_ranges[str(spec.id)] = base
+        return msgspec.structs.replace(spec, namespaces=spaces)
+
+    def check_images(self, containers: Iterable[ContainerSpec]) -> None:
+        for container in containers:
+            if container.image:
+                self.images.resolve(container.image)
+            for mount in container.mounts:
+                if mount.type == "image":
+                    self.images.resolve(mount.source)
+
+    def image_config(self, spec: ContainerSpec) -> ImageConfig:
+        if not spec.image:
+            return ImageConfig()
+        return self.images.config(self.images.resolve(spec.image))
+
+    def know(self, container: Container) -> None:
+        """Remember what a container from the journal uses."""
+        user = container.pod.spec.namespaces.user
+        if user is not None and user.uids:
+            self._user_ranges[container.pod.id] = user.uids[0].outside
+
+    # -- root file systems --------------------------------------------------------------------------------------
+
+    def view(self, path: Path) -> Path:
+        """A path of the keeper's mount namespace as this process can open it."""
+        return Path(f"/proc/{self._keeper.pid}/root{path}")
+
+    def rootfs(self, container: Container) -> Path:
+        return Path(container.spec.rootfs) if container.spec.rootfs else container.bundle / "rootfs"
+
+    async def mount_rootfs(self, container: Container) -> None:
+        """Overlay of the image's layers and the container's own; and the memory its secrets live in."""
+        mounts = []
+        spec = container.spec
+        if spec.image:
+            mounts.append(self._overlay(container))
+        if spec.secrets:
+            secrets = container.bundle / "secrets"
+            secrets.mkdir(mode=0o700, exist_ok=True)
+            mounts.append({"source": "ramfs", "target": str(secrets), "fstype": "ramfs", "data": "mode=0700"})
+        for number, mount in enumerate(_image_mounts(spec)):
+            mounts.append(self._image_mount(container, number, mount))
+        if mounts:
+            await self._keeper.mount(mounts)
+        await asyncio.to_thread(self._fill, container) if self._needs_filling(container) else None
+
+    async def umount_rootfs(self, container: Container) -> None:
+        targets = [container.bundle / "rootfs", container.bundle / "secrets"]
+        targets += [container.bundle / f"image-{n}" for n, _ in enumerate(_image_mounts(container.spec))]
+        await self._keeper.umount([str(target) for target in targets])
+
+    def _overlay(self, container: Container) -> dict[str, Any]:
+        info = self.images.resolve(container.spec.image)
+        container.status.image_digest = info.digest
+        target = container.bundle / "rootfs"
+        target.mkdir(mode=0o755, exist_ok=True)
+        layer = self.paths.layer(container.id)
+        lower = ":".join(self.images.lower_links(info))
+        data = f"lowerdir={lower},upperdir={layer / 'upper'},workdir={layer / 'work'}"
+        if container.pod.spec.remove:
+            data += ",volatile"  # what dies with its pod need not be synced when unmounted
+        if container.pod.spec.namespaces.user is not None:
+            data += ",metacopy=on"
+        return {
+            "source": "overlay",
+            "target": str(target),
+            "fstype": "overlay",
+            "data": data,
+            "cwd": str(self.images.root),
+        }
+
+    def _image_mount(self, container: Container, number: int, mount: Mount) -> dict[str, Any]:
+        info = self.images.resolve(mount.source)
+        target = container.bundle / f"image-{number}"
+        target.mkdir(mode=0o755, exist_ok=True)
+        lower = ":".join(self.images.lower_links(info))
+        if ":" not in lower:  # overlay wants two layers where nothing is writable
+            lower += f":{target}"
+        data = f"lowerdir={lower}"
+        return {
+            "source": "overlay",
+            "target": str(target),
+            "fstype": "overlay",
+            "flags": ["ro"],
+            "data": data,
+            "cwd": str(self.images.root),
+        }
+
+    def _needs_filling(self, container: Container) -> bool:
+        return bool(container.spec.secrets) or container.pod.spec.namespaces.user is not None
+
+    def _fill(self, container: Container) -> None:
+        """Write secrets into their memory, and give the root to the user namespace's ids."""
+        uid0, gid0 = root_ids(container.pod.spec)
+        for secret in container.spec.secrets:
+            path = self.view(container.bundle / "secrets" / secret.name)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, secret.mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secret.value)
+                os.fchown(file.fileno(), uid0 + secret.uid, gid0 + secret.gid)
+        if container.pod.spec.namespaces.user is not None and container.spec.image:
+            shift_ids(self.view(container.bundle / "rootfs"), uid0, gid0)
+
+    # -- volumes ------------------------------------------------------------------------------------------------
+
+    async def attach_volumes(self, container: Container) -> None:
+        """Make what is missing; a new volume takes over what the image has at its target, as Docker does."""
+        used = []
+        for mount in bundle.volume_mounts(container.spec, self.image_config(container.spec)):
+            name = mount.source or anonymous_name(container.id, mount.target)
+            info, made = self.volumes.ensure(name, anonymous=not mount.source)
+            used.append({"type": "volume", "name": name, "source": info.path, "target": mount.target})
+            if made:
+                await asyncio.to_thread(self._copy_up, container, mount.target, Path(info.path))
+        used += [
+            {"type": m.type, "source": m.source, "target": m.target, "read_only": m.read_only}
+            for m in container.spec.mounts
+            if m.type != "volume"
+        ]
+        container.status.mounts = used
+
+    async def detach_volumes(self, container: Container) -> None:
+        """Anonymous volumes end with their container."""
+        for mount in bundle.volume_mounts(container.spec, self.image_config_or_none(container.spec)):
+            if not mount.source and not container.keep_volumes:
+                name = anonymous_name(container.id, mount.target)
+                await asyncio.to_thread(self.volumes.delete, name, used_by=[], force=True)
+
+    def volume_path(self, container: Container, mount: Mount) -> str:
+        return str(self.volumes.path(mount.source or anonymous_name(container.id, mount.target)))
+
+    def image_config_or_none(self, spec: ContainerSpec) -> ImageConfig:
+        """For undoing: the image may be gone by now, and then it names no volumes."""
+        try:
+            return self.image_config(spec)
+        except DrupeError:
+            return ImageConfig()
+
+    def _copy_up(self, container: Container, target: str, volume: Path) -> None:
+        from drupe.resources.files import copy_tree
+
+        uid0, gid0 = root_ids(container.pod.spec)
+        os.chown(volume, uid0, gid0)
+        with self.root_fd(container) as root:
+            copy_tree(root, target, volume)
+
+    # -- the container's configuration --------------------------------------------------------------------------
+
+    async def bundle_config(self, container: Container) -> dict[str, Any]:
+        """The OCI config.json of a container, complete."""
+        image = self.image_config(container.spec)
+        with self.root_fd(container) as root:
+            user = resolve_user(root, container.spec.user or image.user or None, container.spec.groups)
+        return bundle.build(self, container, image, user)
+
+    async def exec_process(self, container: Container, spec: ExecSpec) -> dict[str, Any]:
+        """The OCI process of an exec."""
+        from drupe.oci.exec import build_process
+
+        base = container.oci["process"]
+        if spec.user is None:
+            own = base["user"]
+            home = next((e[5:] for e in base.get("env", ()) if e.startswith("HOME=")), "/")
+            user = ResolvedUser(
+                uid=own["uid"], gid=own["gid"], groups=tuple(own.get("additionalGids", ())), home=home, name=""
+            )
+        else:
+            with self.root_fd(container) as root:
+                user = resolve_user(root, spec.user)
+        return build_process(base, spec, user)
+
+    @contextlib.contextmanager
+    def root_fd(self, container: Container) -> Iterator[int]:
+        """An O_PATH descriptor of the container's root: its live root while it runs (with all its mounts), else the
+        mounted layers. InvalidState-like NotFound when there is none."""
+        if container.is_live and container.status.pid:
+            path = Path(f"/proc/{container.status.pid}/root")
+        else:
+            path = self.rootfs(container)
+            path = path if container.spec.rootfs else self.view(path)
+        try:
+            descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFound(f"{container.what} has no root file system now", cause=str(error)) from None
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    # -- pods ---------------------------------------------------------------------------------------------------
+
+    async def mount_shm(self, pod: Pod) -> None:
+        """One /dev/shm for the pod, as its containers share System V and POSIX IPC alike."""
+        if pod.spec.namespaces.ipc == "host":
+            return
+        target = self.paths.pod(pod.id) / "shm"
+        target.mkdir(mode=0o755, exist_ok=True)
+        size = max((c.shm_size_bytes for c in pod.spec.containers), default=64 * 1024 * 1024)
+        uid0, gid0 = root_ids(pod.spec)
+        data = f"mode=1777,size={size}" + (f",uid={uid0},gid={gid0}" if uid0 else "")
+        flags = ["nosuid", "nodev", "noexec"]
+        await self._keeper.mount(
+            [{"source": "shm", "target": str(target), "fstype": "tmpfs", "flags": flags, "data": data}]
+        )
+
+    async def umount_shm(self, pod: Pod) -> None:
+        await self._keeper.umount([str(self.paths.pod(pod.id) / "shm")])
+
+    async def remove_tree(self, path: Path) -> None:
+        """Remove a directory of ours. Idempotent."""
+        if not path.exists():
+            return
+        small = path.parent == self.paths.pods or path.parent.parent == self.paths.pods
+        await asyncio.to_thread(_rmtree, path) if not small else _rmtree(path)
+
+    async def remove_pod_directory(self, path: Path) -> None:
+        """An orphan: unmount all below it, unpin its namespaces, remove it."""
+        await self._keeper.release(path / "ns")
+        mounts = [str(path / "shm")]
+        for entry in path.iterdir():
+            mounts += [str(entry / name) for name in ("rootfs", "secrets")]
+        await self._keeper.umount(mounts)
+        await self.remove_tree(path)
+
+    async def recover(self, known: set[str]) -> None:
+        """After a restart: anonymous volumes of containers that are gone go too."""
+        for info in self.volumes.list():
+            owner = info.name.partition("-")[0]
+            if info.anonymous and owner not in known:
+                await asyncio.to_thread(self.volumes.delete, info.name, used_by=[], force=True)
+
+    def layer_bytes(self, container_id: str) -> int:
+        """Disk space of a container's own layer and log."""
+        total = 0
+        for entry in self.paths.layer(container_id).rglob("*"):
+            with contextlib.suppress(OSError):
+                total += entry.lstat().st_blocks * 512
+        return total
+
+    def forget_pod(self, pod_id: str) -> None:
+        self._user_ranges.pop(pod_id, None)
+
+    def _free_user_range(self) -> int:
+        used = set(self._user_ranges.values())
+        base = FIRST_USER
+        while base in used:
+            base += USER_RANGE
+        if base > 2**32 - USER_RANGE:
+            raise InvalidArgument("no range of user ids is free")
+        return base
+
+
+def anonymous_name(container_id: str, target: str) -> str:
+    """Of a volume that nobody named; starts with its container's id."""
+    import hashlib
+
+    return f"{container_id}-{hashlib.sha256(target.encode()).hexdigest()[:12]}"
+
+
+def root_ids(spec: PodSpec) -> tuple[int, int]:
+    """Host uid and gid that are 0 inside the pod."""
+    user = spec.namespaces.user
+    if user is None:
+        return 0, 0
+    uid = next((m.outside - m.inside for m in user.uids if m.inside == 0), 0)
+    gid = next((m.outside - m.inside for m in user.gids if m.inside == 0), 0)
+    return uid, gid
+
+
+def shift_ids(root: Path, uid0: int, gid0: int) -> None:
+    """Move every owner up by the namespace's offset. With overlay's metacopy no file content is copied.
+
+    The mode is set again afterwards, since chown(2) clears set-user-ID bits.
+    """
+    for directory, names, files in os.walk(root):
+        for name in (".", *names, *files):
+            path = os.path.normpath(os.path.join(directory, name)) if name != "." else directory  # noqa: PTH118
+            if name in names and not os.path.islink(path):  # noqa: PTH114 walked as a directory of its own
+                continue
+            stat = os.lstat(path)
+            if stat.st_uid >= uid0 or stat.st_gid >= gid0:
+                continue
+            os.lchown(path, stat.st_uid + uid0, stat.st_gid + gid0)
+            if stat.st_mode & 0o6000:
+                os.chmod(path, stat.st_mode & 0o7777)
+
+
+def _image_mounts(spec: ContainerSpec) -> list[Mount]:
+    return [mount for mount in spec.mounts if mount.type == "image"]
+
+
+def _rmtree(path: Path) -> None:
+    def retry_closed(_function: Any, name: str, _error: Any) -> None:
+        """overlayfs makes work/work with mode 0: nobody but root gets here, so open it and go on."""
+        with contextlib.suppress(OSError):
+            os.chmod(name, 0o700)
+            shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)  # noqa: PTH112, PTH108
+
+    shutil.rmtree(path, onerror=retry_closed)
+    if path.exists():
+        raise NotFound(f"{path} could not be removed", hint="something may be mounted below it")

@@ -1,0 +1,95 @@
+"""Puts a runtime together from its parts: the one place that knows every implementation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from drupe.errors import AlreadyExists, DrupeError
+from drupe.images.store import ImageStore
+from drupe.keeper.client import Keeper
+from drupe.keeper.start import ensure_keeper
+from drupe.linux.flock import lock_or_none
+from drupe.resources.cgroups import detect
+from drupe.resources.network.manager import NetworkManager
+from drupe.resources.volumes import Volumes
+from drupe.runtime.core import Core
+from drupe.runtime.events import EventBus
+from drupe.runtime.node import Node
+from drupe.runtime.paths import Paths
+from drupe.runtime.recovery import recover
+from drupe.runtime.storage import Storage
+from drupe.sandboxers.contract import TaskExit
+from drupe.sandboxers.runc.command import RuntimeCommand, find_runtime
+from drupe.sandboxers.runc.sandboxer import RuncSandboxer
+from drupe.services.records import JournalRecords
+from drupe.state.journal import Journal
+
+JournalFactory = Callable[[Path], Journal]
+
+
+@contextlib.asynccontextmanager
+async def open_core(
+    paths: Paths, *, journal: JournalFactory = Journal, oci_runtime: str = "crun"
+) -> AsyncIterator[Core]:
+    """A recovered core; on exit it is closed and its pods go on running under the keeper.
+
+    Raises AlreadyExists when another process has this runtime open.
+    """
+    paths.make()
+    lock = lock_or_none(paths.run / "runtime.lock")
+    if lock is None:
+        raise AlreadyExists(
+            f"another drupe has {paths.run} open", hint="use that daemon, or give another --root and --run"
+        )
+    with lock:
+        keeper = await ensure_keeper(paths.run)
+        core = _assemble(paths, journal(paths.journal), keeper, oci_runtime)
+        try:
+            await keeper.subscribe()
+            await recover(core)
+            yield core
+        finally:
+            await core.close()
+            await core.node.network.close()
+            await keeper.close()
+            core.node.journal.close()
+
+
+def _assemble(paths: Paths, journal: Journal, keeper: Keeper, oci_runtime: str) -> Core:
+    cgroups = detect()
+    storage = Storage(
+        paths=paths, keeper=keeper, images=ImageStore(paths.images), volumes=Volumes(paths.volumes, journal)
+    )
+    network = NetworkManager(run=paths.run, records=JournalRecords(journal), keeper=keeper)
+    node = Node(
+        paths=paths,
+        journal=journal,
+        events=EventBus(journal),
+        cgroups=cgroups,
+        storage=storage,
+        network=network,
+    )
+    node.notes += journal.notes
+    core = Core(node)
+    try:
+        command = RuntimeCommand(program=find_runtime(oci_runtime), root=paths.run / "oci")
+        node.sandboxers["runc"] = RuncSandboxer(
+            keeper=keeper, command=command, cgroups=cgroups, on_exit=lambda exit_: dispatch(core, exit_)
+        )
+    except DrupeError as error:
+        node.note(f"no runc sandboxes: {error}")
+    return core
+
+
+def dispatch(core: Core, exit_: TaskExit) -> None:
+    """Take the end of a process to its container or exec."""
+    for pod in core.pods.values():
+        container = pod.containers.get(exit_.task)
+        if container is not None:
+            if exit_.exec_id:
+                container.execs.ended(exit_.exec_id, exit_.status)
+            else:
+                container.ended(exit_.status)
+            return

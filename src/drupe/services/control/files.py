@@ -1,0 +1,77 @@
+"""file.*: blocking work on a container's root, in threads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from drupe.resources import files
+from drupe.rpc.call import Call
+from drupe.services.control.registry import method
+from drupe.spec.control import FileInfo, FileList
+
+if TYPE_CHECKING:
+    from drupe.services.control.service import ControlService
+
+
+async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, **options: Any) -> Any:
+    """The thread owns the root's descriptor, as it may outlive a cancelled call."""
+    container = service.core.container(call.params.ref)
+
+    def job() -> Any:
+        with service.storage.root_fd(container) as root:
+            return work(root, *args, **options)
+
+    return await asyncio.to_thread(job)
+
+
+@method("file.read")
+async def read(service: ControlService, call: Call) -> FileInfo:
+    wanted = call.params
+    target = call.take_fd("data")
+    return await _in_root(service, call, files.read, wanted.path, target, offset=wanted.offset, length=wanted.length)  # type: ignore[no-any-return]
+
+
+@method("file.write")
+async def write(service: ControlService, call: Call) -> FileInfo:
+    w = call.params
+    options = {"mode": w.mode, "uid": w.uid, "gid": w.gid, "append": w.append, "parents": w.parents}
+    return await _in_root(service, call, files.write, w.path, call.take_fd("data"), **options)  # type: ignore[no-any-return]
+
+
+@method("file.stat")
+async def stat(service: ControlService, call: Call) -> FileInfo:
+    return await _in_root(service, call, files.stat, call.params.path)  # type: ignore[no-any-return]
+
+
+@method("file.list")
+async def list_(service: ControlService, call: Call) -> FileList:
+    return await _in_root(service, call, files.list_dir, call.params.path)  # type: ignore[no-any-return]
+
+
+@method("file.mkdir")
+async def mkdir(service: ControlService, call: Call) -> FileInfo:
+    options = {"parents": call.params.parents, "mode": call.params.mode}
+    return await _in_root(service, call, files.mkdir, call.params.path, **options)  # type: ignore[no-any-return]
+
+
+@method("file.remove")
+async def remove(service: ControlService, call: Call) -> None:
+    await _in_root(service, call, files.remove, call.params.path, recursive=call.params.recursive)
+
+
+@method("file.rename")
+async def rename(service: ControlService, call: Call) -> FileInfo:
+    return await _in_root(service, call, files.rename, call.params.path, call.params.target)  # type: ignore[no-any-return]
+
+
+@method("file.get_archive")
+async def get_archive(service: ControlService, call: Call) -> FileInfo:
+    data = call.take_fd("data")
+    return await _in_root(service, call, files.get_archive, call.params.path, data, follow=call.params.follow)  # type: ignore[no-any-return]
+
+
+@method("file.put_archive")
+async def put_archive(service: ControlService, call: Call) -> None:
+    data = call.take_fd("data")
+    await _in_root(service, call, files.put_archive, call.params.path, data, keep_ids=call.params.keep_ids)

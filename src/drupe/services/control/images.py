@@ -1,0 +1,102 @@
+"""image.*: long work runs in threads and reports progress as it goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from drupe.rpc.call import Call
+from drupe.services.control.registry import method
+from drupe.spec.control import ImageInfo, ImageList, Progress, Pruned
+
+if TYPE_CHECKING:
+    from drupe.services.control.service import ControlService
+
+Report = Callable[[Progress], None]
+
+
+async def _long(call: Call, work: Callable[[Report], Any]) -> Any:
+    """Run `work(report)` in a thread; what it reports is streamed in order, the newest winning when the reader is
+    slow."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[Progress | None] = asyncio.Queue()
+
+    def report(progress: Progress) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, progress)
+
+    job = asyncio.ensure_future(asyncio.to_thread(work, report))
+    job.add_done_callback(lambda _: queue.put_nowait(None))
+    while (progress := await queue.get()) is not None:
+        await call.send_item(progress)
+    return await job
+
+
+def _told(service: ControlService, action: str, info: ImageInfo) -> ImageInfo:
+    service.node.events.publish("image", action, info.id, name=(info.names or [""])[0])
+    return info
+
+
+@method("image.pull")
+async def pull(service: ControlService, call: Call) -> ImageInfo:
+    store = service.storage.images
+    return _told(service, "pull", await _long(call, lambda report: store.pull(call.params, progress=report)))
+
+
+@method("image.push")
+async def push(service: ControlService, call: Call) -> ImageInfo:
+    store = service.storage.images
+    return _told(service, "push", await _long(call, lambda report: store.push(call.params, progress=report)))
+
+
+@method("image.import")
+async def import_(service: ControlService, call: Call) -> ImageList:
+    store = service.storage.images
+    data = call.take_fd("data") if "data" in call.fds else None
+    found: ImageList = await _long(call, lambda report: store.import_image(call.params, data, progress=report))
+    for info in found.images:
+        _told(service, "import", info)
+    return found
+
+
+@method("image.export")
+async def export(service: ControlService, call: Call) -> None:
+    store = service.storage.images
+    data = call.take_fd("data")
+    await _long(call, lambda report: store.export(call.params, data, progress=report))
+
+
+@method("image.build")
+async def build(service: ControlService, call: Call) -> ImageInfo:
+    store = service.storage.images
+    data = call.take_fd("data") if "data" in call.fds else None
+    return _told(service, "build", await _long(call, lambda report: store.build(call.params, data, progress=report)))
+
+
+@method("image.list")
+async def list_(service: ControlService, call: Call) -> ImageList:
+    return service.storage.images.list(call.params.labels)
+
+
+@method("image.inspect")
+async def inspect(service: ControlService, call: Call) -> ImageInfo:
+    return service.storage.images.inspect(call.params.ref)
+
+
+@method("image.tag", changes=True)
+async def tag(service: ControlService, call: Call) -> ImageInfo:
+    return _told(service, "tag", service.storage.images.tag(call.params.source, call.params.target))
+
+
+@method("image.delete", changes=True)
+async def delete(service: ControlService, call: Call) -> Pruned:
+    store, used = service.storage.images, service.core.images_in_use()
+    pruned = await asyncio.to_thread(store.delete, call.params.ref, force=call.params.force, in_use=used)
+    service.node.events.publish("image", "delete", call.params.ref)
+    return pruned
+
+
+@method("image.prune", changes=True)
+async def prune(service: ControlService, call: Call) -> Pruned:
+    store, used = service.storage.images, service.core.images_in_use()
+    return await asyncio.to_thread(store.prune, all=call.params.all, in_use=used)

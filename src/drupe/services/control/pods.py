@@ -1,0 +1,110 @@
+"""pod.*"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from drupe.errors import DeadlineExceeded
+from drupe.rpc.call import Call
+from drupe.services.control.registry import method
+from drupe.spec.control import PodList
+from drupe.spec.status import ExitStatus, PodStatus, Stats
+from drupe.state.machine import State
+
+if TYPE_CHECKING:
+    from drupe.services.control.service import ControlService
+
+
+@method("pod.create", changes=True)
+async def create(service: ControlService, call: Call) -> PodStatus:
+    return (await service.core.create_pod(call.params.spec)).record()
+
+
+@method("pod.run", changes=True)
+async def run(service: ControlService, call: Call) -> PodStatus:
+    pod = await service.core.run_pod(call.params.spec, call.fds)
+    first = next(iter(pod.containers.values()), None)
+    if call.params.rows and call.params.cols and first is not None and first.is_live:
+        await first.tasks.resize(first.id, call.params.rows, call.params.cols)
+    return pod.record()
+
+
+@method("pod.start", changes=True)
+async def start(service: ControlService, call: Call) -> PodStatus:
+    pod = service.core.pod(call.params.ref)
+    async with pod.lock:
+        await pod.start()
+    return pod.record()
+
+
+@method("pod.stop", changes=True)
+async def stop(service: ControlService, call: Call) -> PodStatus:
+    pod = service.core.pod(call.params.ref)
+    async with pod.lock:
+        await pod.stop(timeout_s=call.params.timeout_s, force=call.params.force)
+        if pod.spec.remove and pod.state is State.STOPPED:
+            await pod.delete()
+    return pod.record()
+
+
+@method("pod.pause", changes=True)
+async def pause(service: ControlService, call: Call) -> PodStatus:
+    pod = service.core.pod(call.params.ref)
+    async with pod.lock:
+        await pod.pause()
+    return pod.record()
+
+
+@method("pod.resume", changes=True)
+async def resume(service: ControlService, call: Call) -> PodStatus:
+    pod = service.core.pod(call.params.ref)
+    async with pod.lock:
+        await pod.resume()
+    return pod.record()
+
+
+@method("pod.status")
+async def status(service: ControlService, call: Call) -> PodStatus:
+    return service.core.pod(call.params.ref).record()
+
+
+@method("pod.list")
+async def list_(service: ControlService, call: Call) -> PodList:
+    return PodList(pods=service.core.list_pods(call.params))
+
+
+@method("pod.delete", changes=True)
+async def delete(service: ControlService, call: Call) -> None:
+    pod = service.core.pod(call.params.ref)
+    for container in pod.containers.values():
+        container.keep_volumes = not call.params.volumes
+    await service.core.delete_pod(pod, force=call.params.force)
+
+
+@method("pod.wait")
+async def wait(service: ControlService, call: Call) -> ExitStatus:
+    """The pod's end: that of its last container; its exit is the first non-zero one."""
+    pod = service.core.pod(call.params.ref)
+    try:
+        async with asyncio.timeout(call.params.timeout_s):
+            if call.params.condition == "removed":
+                await pod.gone.wait()
+            else:
+                await asyncio.gather(*(c.wait() for c in pod.containers.values()))
+    except TimeoutError:
+        raise DeadlineExceeded(f"{pod.what} has not ended within {call.params.timeout_s:g} s") from None
+    return pod.last_exit() or ExitStatus(code=0)
+
+
+@method("pod.update", changes=True)
+async def update(service: ControlService, call: Call) -> PodStatus:
+    pod = service.core.pod(call.params.ref)
+    async with pod.lock:
+        await pod.update(call.params.resources)
+    return pod.record()
+
+
+@method("pod.stats")
+async def stats(service: ControlService, call: Call) -> Stats:
+    return await service.core.pod(call.params.ref).stats()

@@ -1,0 +1,36 @@
+"""Takes a call to the function that serves it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from drupe.errors import Unsupported
+from drupe.rpc.call import Call
+from drupe.runtime.core import Core
+from drupe.services.control import containers, execs, files, images, networks, pods, system, volumes
+from drupe.services.control.registry import HANDLERS
+
+_MODULES = (containers, execs, files, images, networks, pods, system, volumes)  # importing them fills HANDLERS
+
+
+class ControlService:
+    """Serves the control API for one core. on_shutdown: called when a client asks the daemon to end."""
+
+    def __init__(self, core: Core, *, on_shutdown: Callable[[], None] | None = None) -> None:
+        self.core = core
+        self.node = core.node
+        self.storage = core.node.storage
+        self.started_at = time.time()
+        self.on_shutdown = on_shutdown
+
+    async def handle(self, call: Call) -> Any:
+        """Serve one call. Raises drupe.errors."""
+        try:
+            serve, changes = HANDLERS[call.method]
+        except KeyError:
+            raise Unsupported(f"this daemon does not serve {call.method}") from None
+        if changes:
+            call.detach()
+        return await serve(self, call)

@@ -1,0 +1,154 @@
+"""system.*"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING
+
+from drupe.rpc.call import Call
+from drupe.services.control.registry import method
+from drupe.spec.control import (
+    CapabilityTable,
+    DiskUsage,
+    DiskUsageList,
+    EventList,
+    Events,
+    ProbeList,
+    Pruned,
+    SystemInfo,
+)
+from drupe.spec.status import Event
+from drupe.state.machine import State
+
+if TYPE_CHECKING:
+    from drupe.services.control.service import ControlService
+
+
+@method("system.info")
+async def info(service: ControlService, call: Call) -> SystemInfo:
+    from drupe import __version__
+
+    node, core = service.node, service.core
+    return SystemInfo(
+        version=__version__,
+        pid=os.getpid(),
+        root=str(node.paths.root),
+        run=str(node.paths.run),
+        keeper_pid=service.storage.keeper_pid,
+        started_at=service.started_at,
+        kernel=os.uname().release,
+        cgroup=f"v{node.cgroups.version}: {' '.join(sorted(node.cgroups.controllers))}",
+        sandboxes=sorted(node.sandboxers),
+        pods=len(core.pods),
+        containers=sum(len(pod.containers) for pod in core.pods.values()),
+        images=len(service.storage.images.list().images),
+        recovery=list(node.notes),
+    )
+
+
+@method("system.df")
+async def df(service: ControlService, call: Call) -> DiskUsageList:
+    return DiskUsageList(items=await asyncio.to_thread(_disk_usage, service))
+
+
+def _disk_usage(service: ControlService) -> list[DiskUsage]:
+    from drupe.services.control.volumes import used_by
+
+    storage, core = service.storage, service.core
+    containers = [c for pod in core.pods.values() for c in pod.containers.values()]
+    sizes = {c.id: storage.layer_bytes(c.id) for c in containers}
+    idle = [c for c in containers if not c.is_live]
+    volumes = {v.name: storage.volumes.size_bytes(v.name) for v in storage.volumes.list()}
+    unused = [name for name in volumes if not used_by(service, name)]
+    return [
+        storage.images.disk_usage(core.images_in_use()),
+        DiskUsage(
+            type="containers",
+            total=len(containers),
+            active=len(containers) - len(idle),
+            size_bytes=sum(sizes.values()),
+            reclaimable_bytes=sum(sizes[c.id] for c in idle),
+        ),
+        DiskUsage(
+            type="volumes",
+            total=len(volumes),
+            active=len(volumes) - len(unused),
+            size_bytes=sum(volumes.values()),
+            reclaimable_bytes=sum(volumes[name] for name in unused),
+        ),
+    ]
+
+
+@method("system.capabilities")
+async def capabilities(service: ControlService, call: Call) -> CapabilityTable:
+    return CapabilityTable(kinds={kind: dict(s.capabilities()) for kind, s in service.node.sandboxers.items()})
+
+
+@method("system.doctor")
+async def doctor(service: ControlService, call: Call) -> ProbeList:
+    from drupe.services.doctor import probe_all
+
+    cache = service.node.paths.run / "doctor.json"
+    return ProbeList(probes=await asyncio.to_thread(probe_all, fresh=call.params.fresh, cache=cache))
+
+
+@method("system.events")
+async def events(service: ControlService, call: Call) -> EventList:
+    """Past ones first, then (follow) what comes, without a gap between."""
+    wanted: Events = call.params
+    bus = service.node.events
+    stream = bus.follow()
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)  # the listener is in place before the past is read
+    try:
+        last = 0.0
+        for event in bus.past(wanted.since, wanted.until) if wanted.since is not None else []:
+            last = max(last, event.at)
+            await _send(call, event, wanted)
+        if wanted.follow:
+            async with asyncio.timeout(None if wanted.until is None else max(0.0, wanted.until - time.time())):
+                event = await first
+                while True:
+                    if event.at > last:
+                        await _send(call, event, wanted)
+                    event = await anext(stream)
+    except TimeoutError:
+        pass
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await stream.aclose()
+    return EventList(events=[])
+
+
+async def _send(call: Call, event: Event, wanted: Events) -> None:
+    if (not wanted.types or event.type in wanted.types) and (not wanted.ids or event.id in wanted.ids):
+        await call.send_item(event)
+
+
+@method("system.prune", changes=True)
+async def prune(service: ControlService, call: Call) -> Pruned:
+    """Stopped and failed pods, unused networks, dangling images (with `all`: every unused one) and anonymous
+    volumes."""
+    from drupe.services.control.images import prune as prune_images
+    from drupe.services.control.networks import prune as prune_networks
+    from drupe.services.control.volumes import prune as prune_volumes
+
+    pods = [p for p in service.core.pods.values() if p.state in (State.STOPPED, State.FAILED)]
+    for pod in pods:
+        await service.core.delete_pod(pod)
+    total = Pruned(removed=[pod.id for pod in pods])
+    for work in (prune_networks, prune_images, prune_volumes):
+        part = await work(service, call)
+        total.removed += part.removed
+        total.reclaimed_bytes += part.reclaimed_bytes
+    return total
+
+
+@method("system.shutdown")
+async def shutdown(service: ControlService, call: Call) -> None:
+    """End the daemon; pods go on under the keeper."""
+    if service.on_shutdown is not None:
+        asyncio.get_running_loop().call_soon(service.on_shutdown)

@@ -1,0 +1,74 @@
+"""The daemon: one core behind the control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from drupe.errors import DrupeError
+from drupe.runtime.paths import Paths
+from drupe.state.journal import Journal
+
+log = logging.getLogger("drupe")
+
+
+def serve(*, root: Path, run: Path, socket: Path | None = None, journal: type[Journal] = Journal) -> int:
+    """Run until SIGTERM, SIGINT or `system.shutdown`. Returns the exit status. Pods outlive it.
+
+    Whoever started it may give a descriptor in DRUPE_READY_FD: one line is written there, "ready" or the error.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _raise_nofile()
+    try:
+        asyncio.run(_serve(Paths(root=root, run=run), socket, journal))
+    except DrupeError as error:
+        log.error("%s", error)
+        _ready(f"error: {error}" + (f" (hint: {error.hint})" if error.hint else ""))
+        return error.exit_code
+    except OSError as error:
+        log.error("%s", error)
+        _ready(f"error: {error}")
+        return 1
+    return 0
+
+
+async def _serve(paths: Paths, socket: Path | None, journal: type[Journal]) -> None:
+    from drupe.rpc.server import Server
+    from drupe.services.build import open_core
+    from drupe.services.control import ControlService
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_core(paths, journal=journal) as core:
+        server = Server(socket or paths.socket, ControlService(core, on_shutdown=stop.set).handle)
+        await server.start()
+        for note in core.node.notes:
+            log.info("%s", note)
+        log.info("serving %s", socket or paths.socket)
+        _ready("ready")
+        await stop.wait()
+        await server.close()
+
+
+def _ready(line: str) -> None:
+    """Tell the starter, once."""
+    descriptor = os.environ.pop("DRUPE_READY_FD", None)
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            os.write(int(descriptor), line.encode() + b"\n")
+            os.close(int(descriptor))
+
+
+def _raise_nofile() -> None:
+    """A pod costs a few descriptors: take all that the host allows."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
