@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -14,8 +14,15 @@ T = TypeVar("T")
 NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$")
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Base of all value objects: immutable, compared by value, unknown keys refused."""
+if TYPE_CHECKING:  # type checkers want `frozen` repeated in every subclass; at run time it is inherited
+
+    class Spec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+        """Base of all value objects: immutable, compared by value, unknown keys refused."""
+
+else:
+
+    class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+        """Base of all value objects: immutable, compared by value, unknown keys refused."""
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=False):
