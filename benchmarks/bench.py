@@ -136,9 +136,7 @@ def weigh_one(contender: Contender, counts: tuple[int, ...], report: Report) -> 
 @contextmanager
 def line_up(work: Path, stack: ExitStack) -> Iterator[Field]:
     """Start drupe's daemon and every peer that is installed, on one image."""
-    layout = work / "busybox"
-    run(sys.executable, str(HERE.parent / "scripts/make-busybox-image.py"), str(layout))
-    ours = Drupe(work=work, image=layout)
+    ours = Drupe(work=work)
     stack.callback(ours.close)
     archive = ours.export(work / "busybox.tar")
     makers: dict[str, Callable[[], Contender]] = {
@@ -147,7 +145,7 @@ def line_up(work: Path, stack: ExitStack) -> Iterator[Field]:
         "ctr": partial(Containerd, work=work, archive=archive),
         "podman": partial(Podman, work=work, archive=archive),
     }
-    field = Field(ours, DrupeCommand(ours), {}, {})
+    field = Field(ours, DrupeCommand(), {}, {})
     for name, make in makers.items():
         needed = ("ctr", "containerd") if name == "ctr" else (name,)
         if lacking := [program for program in needed if shutil.which(program) is None]:

@@ -20,15 +20,17 @@ from common import (
     first_byte,
     first_bytes,
     pss_bytes,
+    run,
     since,
     wait_until,
 )
 
 from drupe.rpc.client import Client, Stream
 from drupe.spec import Attachment, ContainerSpec, ExecSpec, NetworkSpec, PodSpec, PodStatus
-from drupe.spec.control import Delete, Empty, ExecStart, ImageExport, ImageImport, PodRun, Stop, SystemInfo, Wait
+from drupe.spec.control import Delete, Empty, ExecStart, ImageExport, PodRun, Stop, SystemInfo, Wait
 
 IMAGE = "busybox"
+MAKE_IMAGE = Path(__file__).parents[1] / "scripts/make-busybox-image.py"
 NETWORKS = {
     False: NetworkSpec(mode="none", attachments=()),
     True: NetworkSpec(mode="bridge", attachments=(Attachment(),)),
@@ -40,17 +42,17 @@ class Drupe:
 
     name = "drupe"
 
-    def __init__(self, *, work: Path, image: Path) -> None:
+    def __init__(self, *, work: Path) -> None:
         self._home = work / "drupe"
-        self._home.mkdir()
+        run(sys.executable, str(MAKE_IMAGE), "--root", f"{self._home}/root/images")
+        os.environ.update(DRUPE_ROOT=f"{self._home}/root", DRUPE_RUN=f"{self._home}/run")
         self._daemon = self._serve()
         self.client = Client.connect(str(self._home / "run/drupe.sock"))
-        self.client.call("image.import", ImageImport(path=str(image), tag=IMAGE), timeout_s=STEP_TIMEOUT_S)
         self._kept: list[PodStatus] = []
         self._before = frozenset(self._own_processes())
 
     def _serve(self) -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-m", "drupe", "serve", "--root", f"{self._home}/root", "--run", f"{self._home}/run"]
+        argv = [sys.executable, "-m", "drupe", "serve"]
         with (self._home / "daemon.log").open("wb") as log:
             daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(lambda: (self._home / "run/drupe.sock").exists() or daemon.poll() is not None, "the daemon answers")
@@ -155,10 +157,6 @@ class Drupe:
             self.client.call("image.export", ImageExport(refs=(IMAGE,)), fds={"data": file.fileno()})
         return archive
 
-    def environment(self) -> dict[str, str]:
-        """What makes the command line use this daemon."""
-        return {"DRUPE_ROOT": str(self._home / "root"), "DRUPE_RUN": str(self._home / "run")}
-
     def _run(self, stack: ExitStack, argv: Sequence[str], *, bridge: bool = False) -> tuple[Stream, int]:
         output, theirs = pipe(stack)
         spec = PodSpec(network=NETWORKS[bridge], containers=(ContainerSpec(image=IMAGE, argv=tuple(argv)),))
@@ -189,10 +187,9 @@ class Drupe:
 
 
 class DrupeCommand:
-    """`drupe run --rm --network none`, as a shell would start it."""
+    """`drupe run --rm --network none`, as a shell would start it, against the daemon of `Drupe`."""
 
-    def __init__(self, daemon: Drupe) -> None:
-        os.environ.update(daemon.environment())
+    def __init__(self) -> None:
         self._argv = [
             str(Path(sys.executable).with_name("drupe")),
             "run",

@@ -32,19 +32,19 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OCI layout of the busybox image."""
+    """An image store that holds `busybox`; copy it (`images.copy_store`), do not change it."""
     return images.make_busybox(tmp_path_factory.mktemp("images"))
 
 
-def started(directory: Path, layout: Path) -> Iterator[Daemon]:
+def started(directory: Path, store: Path) -> Iterator[Daemon]:
     """A daemon with the image `busybox`, for as long as a fixture lives."""
     probes.needs_root()
     probes.needs_keeper()
     probes.needs_program("crun", "unshare", "nsenter", "ip")
     daemon = Daemon(directory)
+    images.copy_store(store, daemon.root)
     try:
         daemon.start()
-        daemon.import_image(layout, "busybox")
         yield daemon
     finally:
         daemon.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from drupe.rpc.client import Client
 from drupe.spec import ContainerSpec, NetworkSpec, PodSpec, PodStatus
-from drupe.spec.control import Delete, Empty, ImageImport, ListFilter, PodRun
+from drupe.spec.control import Delete, Empty, ListFilter, PodRun
 from framework.leaks import wait_until
 
 START_TIMEOUT_S = 20.0
@@ -22,7 +22,7 @@ COMMAND = Path(sys.executable).with_name("drupe")
 
 
 class Daemon:
-    """`python -m drupe serve` below one directory. `kill` and `start` again is how recovery is tested."""
+    """`python -m drupe serve` with its state below one directory. `kill` and `start` again is how recovery is tested."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "root"
@@ -33,11 +33,11 @@ class Daemon:
 
     def start(self, *, env: dict[str, str] | None = None) -> None:
         """Start it and wait until it answers; its log is the failure when it does not."""
-        argv = [sys.executable, "-m", "drupe", "serve", "--root", self.root, "--run", self.run]
+        argv = [sys.executable, "-m", "drupe", "serve"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._inside(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=os.environ | (env or {}),
+                env=self.environment() | (env or {}),
             )  # fmt: skip
         wait_until(self._answers, what="the daemon answers", timeout_s=START_TIMEOUT_S)
 
@@ -92,11 +92,6 @@ class Daemon:
         with self.client() as client:
             pod: PodStatus = client.call("pod.run", PodRun(spec=spec), timeout_s=CALL_TIMEOUT_S)
         return pod
-
-    def import_image(self, path: Path, tag: str) -> None:
-        """An OCI layout or archive becomes an image of this daemon."""
-        with self.client() as client:
-            client.call("image.import", ImageImport(path=str(path), tag=tag), timeout_s=CALL_TIMEOUT_S)
 
     def delete_pods(self) -> None:
         """Remove every pod, running or not."""

@@ -1,4 +1,4 @@
-"""Images that tests run, made once a session."""
+"""Images that tests run, made once a session and copied into each daemon's own store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def make_busybox(directory: Path) -> Path:
-    """The OCI layout that `make demo` makes too, below `directory`."""
-    layout = directory / "busybox"
-    if not layout.exists():
-        subprocess.run([sys.executable, SCRIPTS / "make-busybox-image.py", layout], check=True)
-    return layout
+    """An image store with `busybox`, made by the script that `make demo` uses."""
+    store = directory / "images"
+    subprocess.run([sys.executable, SCRIPTS / "make-busybox-image.py", "--root", store], check=True)
+    return store
+
+
+def copy_store(store: Path, root: Path) -> None:
+    """Give a runtime root its own copy of a store: what a test does to it harms nobody else."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    subprocess.run(["cp", "--archive", store, root / "images"], check=True)
