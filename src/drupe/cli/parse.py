@@ -10,23 +10,15 @@ import re
 import time
 
 from drupe.errors import InvalidArgument
+from drupe.spec.units import parse_size
 
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?$", re.IGNORECASE)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|s|m|h|d)")
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def size(text: str) -> int:
-    """Bytes of "512", "64k", "1.5g", "32MiB" (all powers of 1024, as Docker counts memory)."""
-    match = _SIZE.match(text.strip())
-    if not match:
-        raise InvalidArgument(f"bad size {text!r}", hint="write it like 512, 64k, 32m or 1.5g")
-    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
-
-
 def size_or_unlimited(text: str) -> int:
-    """As `size`; "-1" and "unlimited" mean no limit (-1)."""
-    return -1 if text in ("-1", "unlimited") else size(text)
+    """A size in bytes; "-1" and "unlimited" mean no limit (-1)."""
+    return -1 if text in ("-1", "unlimited") else parse_size(text)
 
 
 def duration(text: str) -> float:

@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
-from drupe.cli.parse import fields, flag, integer, pair, refuse_rest, size, take
+from drupe.cli.parse import fields, flag, integer, pair, refuse_rest, take
 from drupe.errors import InvalidArgument
 from drupe.spec import Device, IoLimit, LogSpec, Mount, RestartPolicy, Rlimit, Secret
 from drupe.spec.container import Propagation
+from drupe.spec.units import parse_size
 
 _PROPAGATIONS = get_args(Propagation)
 _MOUNT_FLAGS = ("nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "relatime", "sync", "nocopy")
@@ -47,7 +48,7 @@ def mount(text: str) -> Mount:
     if (propagation := take(found, "bind-propagation")) is not None:
         options |= _mount_options(propagation, text)
     if (tmpfs_size := take(found, "tmpfs-size")) is not None:
-        options["size_bytes"] = size(tmpfs_size)
+        options["size_bytes"] = parse_size(tmpfs_size)
     if (mode := take(found, "tmpfs-mode")) is not None:
         options["mode"] = octal(mode, text)
     if flag(take(found, "volume-nocopy"), what="volume-nocopy"):
@@ -65,7 +66,7 @@ def tmpfs(text: str) -> Mount:
     found = fields(rest, what="tmpfs")
     options: dict[str, Any] = {}
     if (limit := take(found, "size")) is not None:
-        options["size_bytes"] = size(limit)
+        options["size_bytes"] = parse_size(limit)
     if (mode := take(found, "mode")) is not None:
         options["mode"] = octal(mode, text)
     return Mount(type="tmpfs", target=_absolute(target, text), **options, **_mount_options(",".join(found), text))
@@ -144,7 +145,7 @@ def log(driver: str | None, options: tuple[str, ...]) -> LogSpec:
     found = dict(pair(option, what="log option") for option in options)
     spec: dict[str, Any] = {"driver": driver} if driver else {}
     if (limit := take(found, "max-size")) is not None:
-        spec["max_bytes"] = size(limit)
+        spec["max_bytes"] = parse_size(limit)
     if (count := take(found, "max-file")) is not None:
         spec["max_files"] = integer(count, what="max-file")
     if (path := take(found, "path")) is not None:
@@ -158,7 +159,7 @@ def io_rate(text: str) -> tuple[str, int]:
     path, colon, rate = text.rpartition(":")
     if not colon or not path.startswith("/"):
         raise InvalidArgument(f"bad device rate {text!r}", hint="write /dev/NAME:RATE, like /dev/vda:10m")
-    return path, size(rate)
+    return path, parse_size(rate)
 
 
 def io_limits(**rates: tuple[tuple[str, int], ...]) -> tuple[IoLimit, ...]:

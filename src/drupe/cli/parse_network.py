@@ -1,13 +1,13 @@
-"""Flags of a pod's network: modes and attachments, published ports, egress rules."""
+"""Flags of a pod's network: modes and attachments, published ports, addresses."""
 
 from __future__ import annotations
 
 import ipaddress
 from typing import Any
 
-from drupe.cli.parse import fields, integer, refuse_rest
+from drupe.cli.parse import integer
 from drupe.errors import InvalidArgument
-from drupe.spec import Attachment, EgressPolicy, EgressRule, NetworkSpec, PortMapping
+from drupe.spec import Attachment, EgressPolicy, NetworkSpec, PortMapping
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _PORT_HINT = "write [[IP:]HOST:]CONTAINER[/tcp|udp|sctp], like 8080:80"
@@ -105,47 +105,6 @@ def _special(name: str) -> dict[str, Any] | None:
 def _attachments(names: tuple[str, ...], wanted: dict[str, Any]) -> tuple[Attachment, ...]:
     plain = ["default" if name in ("bridge", "default") else name for name in names]
     return (Attachment(network=plain[0], **wanted), *(Attachment(network=name) for name in plain[1:]))
-
-
-def egress(allow: tuple[str, ...], deny: tuple[str, ...], default: str | None) -> EgressPolicy | None:
-    """The policy of --egress-deny, --egress-allow (tried in this order) and --egress-default.
-
-    Without a default: a list of allowed destinations denies the rest; a list of denied ones alone allows the rest.
-    """
-    if not (allow or deny or default):
-        return None
-    rules = [_rule("deny", text) for text in deny] + [_rule("allow", text) for text in allow]
-    return EgressPolicy(default=default or ("deny" if allow else "allow"), rules=tuple(rules))  # type: ignore[arg-type]
-
-
-def _rule(action: str, text: str) -> EgressRule:
-    """DESTINATION[,port=N or N-M]…[,proto=tcp]; DESTINATION an address, a CIDR, a DNS name, *.name, or "any"."""
-    destination, _, rest = text.partition(",")
-    ports = tuple(word[5:] for word in rest.split(",") if word.startswith("port="))
-    for port in ports:
-        _port_range(port, text)
-    found = fields(",".join(word for word in rest.split(",") if not word.startswith("port=")), what="egress rule")
-    protocol = found.pop("proto", None)
-    if protocol is not None and protocol not in _PROTOCOLS:
-        raise InvalidArgument(f"egress rule {text!r} has an unknown protocol {protocol!r}")
-    refuse_rest(found, what="egress rule", text=text, known="port, proto")
-    where = _destination(destination, text)
-    return EgressRule(action=action, ports=ports, protocol=protocol, **where)  # type: ignore[arg-type]
-
-
-def _destination(text: str, whole: str) -> dict[str, str]:
-    if text in ("any", "all"):
-        return {}
-    try:
-        return {"cidr": str(ipaddress.ip_network(text))}
-    except ValueError as error:
-        if "/" in text or ":" in text or text.replace(".", "").isdigit():
-            raise InvalidArgument(f"bad CIDR {text!r} in egress rule {whole!r}", cause=str(error)) from None
-    if not text or not all(
-        part.replace("-", "").replace("_", "").isalnum() for part in text.removeprefix("*.").split(".")
-    ):
-        raise InvalidArgument(f"bad destination {text!r} in egress rule {whole!r}")
-    return {"dns": text}
 
 
 def host_entry(text: str) -> tuple[str, str]:

@@ -21,6 +21,8 @@ from drupe.spec import (
     SecuritySpec,
     UserNamespace,
 )
+from drupe.spec.egress import parse_policy
+from drupe.spec.units import parse_cpus, parse_size
 
 _RATES = ("read_bps", "write_bps", "read_iops", "write_iops")
 
@@ -31,12 +33,12 @@ def entrypoint(text: str) -> tuple[str, ...]:
 
 
 resource_options = apply(
-    option("-m", "--memory", parse=parse.size, metavar="SIZE", help="Memory limit."),
+    option("-m", "--memory", parse=parse_size, metavar="SIZE", help="Memory limit."),
     option("--memory-swap", parse=parse.size_or_unlimited, metavar="SIZE", help="Memory plus swap; -1 for no limit."),
-    option("--memory-reservation", parse=parse.size, metavar="SIZE", help="Soft memory limit."),
+    option("--memory-reservation", parse=parse_size, metavar="SIZE", help="Soft memory limit."),
     option("--memory-swappiness", type=click.IntRange(0, 100), help="Tendency to swap."),
     click.option("--oom-kill-disable", is_flag=True, default=None, help="Pause instead of kill at the limit."),
-    option("--cpus", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Processors' worth of time."),
+    option("--cpus", parse=parse_cpus, metavar="N", help="Processors' worth of time."),
     option("--cpu-quota", type=int, metavar="US", help="Time in each period, µs."),
     option("--cpu-period", type=int, metavar="US", help="Length of a period, µs."),
     option("-c", "--cpu-shares", type=click.IntRange(2, 262144), metavar="N", help="Relative weight (1024)."),
@@ -109,7 +111,7 @@ container_options = apply(
     many("--log-opt", metavar="KEY=VALUE", help="max-size, max-file, path."),
     option("--stop-signal", metavar="SIGNAL", help="Signal that asks for the end."),
     option("--stop-timeout", parse=parse.duration, metavar="DURATION", help="Grace before SIGKILL."),
-    option("--shm-size", parse=parse.size, metavar="SIZE", help="Size of /dev/shm."),
+    option("--shm-size", parse=parse_size, metavar="SIZE", help="Size of /dev/shm."),
     option("--oom-score-adj", type=click.IntRange(-1000, 1000), metavar="N", help="Preference of the OOM killer."),
     many("--secret", parse=parse_container.secret, metavar="id=NAME,src=FILE", help="File at /run/secrets/NAME."),
     click.option("-i", "--interactive", is_flag=True, help="Keep standard input open."),
@@ -140,7 +142,7 @@ def resources(flags: dict[str, Any]) -> Resources:
         pids=flags["pids_limit"],
         io_weight=flags["blkio_weight"],
         io=parse_container.io_limits(**rates),
-        hugepages={page: parse.size(limit) for page, limit in flags["hugepages"]},
+        hugepages={page: parse_size(limit) for page, limit in flags["hugepages"]},
     )
 
 
@@ -213,7 +215,7 @@ def pod(flags: dict[str, Any], **more: Any) -> PodSpec:
         sandbox=flags["sandbox"],
         network=parse_network.network(
             flags["network"],
-            policy=parse_network.egress(flags["egress_allow"], flags["egress_deny"], flags["egress_default"]),
+            policy=parse_policy(flags["egress_allow"], flags["egress_deny"], default=flags["egress_default"]),
             ipv4=flags["ip"],
             ipv6=flags["ip6"],
             mac=flags["mac_address"],
