@@ -159,6 +159,13 @@ class BaseCgroups:
     def exists(self, path: str) -> bool:
         return os.path.isdir(self.main_dir(path))  # noqa: PTH112 - one stat, on the hot path
 
+    def children(self, path: str) -> list[str]:
+        found: set[str] = set()
+        for directory in self.all_dirs(path):
+            with suppress(FileNotFoundError), os.scandir(directory) as entries:
+                found.update(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        return sorted(found)
+
     # -- processes
 
     def attach(self, path: str, pid: int) -> None:

@@ -75,6 +75,10 @@ class Cgroups(Protocol):
 
     def exists(self, path: str) -> bool: ...
 
+    def children(self, path: str) -> list[str]:
+        """Names of the cgroups directly below; empty if it is gone."""
+        ...
+
     def attach(self, path: str, pid: int) -> None:
         """Move a process into the cgroup. Raises NotFound (cgroup or process)."""
 
