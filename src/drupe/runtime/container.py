@@ -328,10 +328,8 @@ class Container:
 
     async def _ends_by(self, signal: int, deadline_s: float, *, everything: bool = False) -> bool:
         waiter = asyncio.ensure_future(self.wait())
-        try:
+        with contextlib.suppress(NotFound):  # it ended meanwhile: its exit event is on the way
             await self.tasks.kill(self.id, signal, everything=everything)
-        except NotFound:
-            pass  # it ended meanwhile: its exit event is on the way
         done, _ = await asyncio.wait({waiter}, timeout=deadline_s)
         waiter.cancel()
         return bool(done) or not self.is_live

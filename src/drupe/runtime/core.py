@@ -1,4 +1,4 @@
-"""The runtime: all pods of one node, found by name or id, created, run and deleted. Faces call this and decide nothing."""
+"""The runtime: all pods of one node, found by name or id, made, run and deleted. Faces call this, decide nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from drupe.errors import AlreadyExists, InvalidArgument, NotFound
+from drupe.errors import AlreadyExists, InvalidArgument, InvalidState, NotFound
 from drupe.runtime.container import Container
 from drupe.runtime.node import Node
 from drupe.runtime.plan import choose_kind, plan_container, plan_pod
@@ -52,10 +52,8 @@ class Core:
         if len(named) > 1:
             pods = ", ".join(f"{c.pod.name}/{c.name}" for c in named)
             raise InvalidArgument(f"several containers are named {ref!r}", hint=f"say which: {pods}")
-        alone = [
-            c for p in self.pods.values() if p.name == ref and len(p.containers) == 1 for c in p.containers.values()
-        ]
-        return alone[0] if alone else _by_prefix(ref, every, "container")
+        alone = [p for p in self.pods.values() if p.name == ref and len(p.containers) == 1]
+        return next(iter(alone[0].containers.values())) if alone else _by_prefix(ref, every, "container")
 
     def list_pods(self, wanted: ListFilter) -> list[PodStatus]:
         found = [p for p in self.pods.values() if _matches(p.spec.labels, p.state, wanted)]
@@ -116,8 +114,6 @@ class Core:
         """One more container in a pod that is ready or running."""
         async with pod.lock:
             if pod.state not in (State.READY, State.RUNNING):
-                from drupe.errors import InvalidState
-
                 raise InvalidState(f"cannot create a container: {pod.what} is {pod.state}, not ready or running")
             others = [c.spec for c in pod.containers.values()]
             planned = plan_container(spec, pod_name="", others=others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -24,10 +25,8 @@ class EventBus:
     def publish(self, type_: str, action: str, id_: str, **attributes: str) -> None:
         """type: "pod", "container", "image"…; action: Docker's word for it; attributes: text."""
         event = Event(at=time.time(), type=type_, action=action, id=id_, attributes=attributes)
-        try:
+        with contextlib.suppress(DrupeError):  # a full disk must not stop a pod from stopping; listeners still hear
             self._journal.add_event(event.at, plain(event))
-        except DrupeError:
-            pass  # a full disk must not stop a pod from stopping; listeners still hear
         for queue in self._listeners:
             if queue.full():
                 queue.get_nowait()

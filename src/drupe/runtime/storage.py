@@ -271,7 +271,7 @@ class Storage:
         """Remove a directory of ours. Idempotent."""
         if not path.exists():
             return
-        small = path.parent == self.paths.pods or path.parent.parent == self.paths.pods
+        small = self.paths.pods in (path.parent, path.parent.parent)
         await asyncio.to_thread(_rmtree, path) if not small else _rmtree(path)
 
     async def remove_pod_directory(self, path: Path) -> None:
@@ -343,7 +343,7 @@ def shift_ids(root: Path, uid0: int, gid0: int) -> None:
                 continue
             os.lchown(path, stat.st_uid + uid0, stat.st_gid + gid0)
             if stat.st_mode & 0o6000:
-                os.chmod(path, stat.st_mode & 0o7777)
+                Path(path).chmod(stat.st_mode & 0o7777)
 
 
 def _image_mounts(spec: ContainerSpec) -> list[Mount]:
@@ -354,7 +354,7 @@ def _rmtree(path: Path) -> None:
     def retry_closed(_function: Any, name: str, _error: Any) -> None:
         """overlayfs makes work/work with mode 0: nobody but root gets here, so open it and go on."""
         with contextlib.suppress(OSError):
-            os.chmod(name, 0o700)
+            Path(name).chmod(0o700)
             shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)  # noqa: PTH112, PTH108
 
     shutil.rmtree(path, onerror=retry_closed)

@@ -145,7 +145,7 @@ _OCI_NAME = {"net": "network", "ipc": "ipc", "uts": "uts", "user": "user"}
 
 
 def namespace_types(spec: PodSpec) -> list[str]:
-    """The namespaces the pod owns, by the names of /proc/PID/ns. A container's own mount and PID ones are crun's work."""
+    """Namespaces the pod owns, named as in /proc/PID/ns. A container's own mount and PID ones are crun's work."""
     types = ["user"] if spec.namespaces.user is not None else []
     if spec.network.mode in _NETNS_MODES:
         types.append("net")
