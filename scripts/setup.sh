@@ -14,6 +14,7 @@ mmdebstrap                 mmdebstrap
 nftables                   nft
 libnftables1               /usr/lib/*/libnftables.so.1*
 iproute2                   ip
+catatonit                  catatonit
 erofs-utils                mkfs.erofs
 containernetworking-plugins /usr/lib/cni/bridge
 '
