@@ -1,0 +1,157 @@
+//! From a command line to a daemon: lock, mount namespace, socket.
+
+use crate::server::Keeper;
+use drupe_sys::{fd, mount, process, socket};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+pub struct Options {
+    pub run_dir: PathBuf,
+    pub log: Option<PathBuf>,
+    /// An open mount namespace of an earlier keeper, to go on in.
+    pub mount_namespace: Option<i32>,
+}
+
+/// What the foreground process ends with.
+pub const STARTED: u8 = 0;
+pub const FAILED: u8 = 1;
+pub const LOCKED: u8 = 3;
+
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+
+fn context(what: String) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+/// Starts the daemon and returns once it accepts connections: the exit code for the foreground.
+pub fn start(options: &Options) -> io::Result<u8> {
+    let dir = &options.run_dir;
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o711).create(dir).map_err(context(format!("cannot make {}", dir.display())))?;
+    let lock_path = dir.join("keeper.lock");
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+    let lock = lock.map_err(context(format!("cannot open {}", lock_path.display())))?;
+    match fd::flock(&lock) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            eprintln!("drupe-keeper: another keeper serves {}", dir.display());
+            return Ok(LOCKED);
+        }
+        result => result?,
+    }
+    let (ready, tell) = fd::pipe()?;
+    let child = process::fork_child(|| {
+        let forked = process::setsid().and_then(|()| process::fork_child(|| serve(options, &tell, &lock)));
+        i32::from(forked.is_err())
+    })?;
+    drop(tell);
+    process::wait_for(child)?;
+    let mut words = String::new();
+    File::from(ready).read_to_string(&mut words)?;
+    match words.as_str() {
+        "ready" => Ok(STARTED),
+        "" => Err(io::Error::other("the keeper died while it started")),
+        words => Err(io::Error::other(words.to_string())),
+    }
+}
+
+/// The daemon itself.
+fn serve(options: &Options, tell: &OwnedFd, _lock: &File) -> i32 {
+    let told = |words: &str| tell.try_clone().and_then(|fd| File::from(fd).write_all(words.as_bytes()));
+    match prepare(options) {
+        Err(error) => {
+            let _ = told(&error.to_string());
+            1
+        }
+        Ok(mut keeper) => {
+            if detach_stdio(options).and_then(|()| told("ready")).is_err() || close(tell).is_err() {
+                return 1;
+            }
+            match keeper.run() {
+                Ok(()) => 0,
+                Err(error) => {
+                    eprintln!("drupe-keeper: {error}");
+                    1
+                }
+            }
+        }
+    }
+}
+
+/// The foreground waits for the end of this pipe, which forked children must not inherit either.
+fn close(tell: &OwnedFd) -> io::Result<()> {
+    let null = OpenOptions::new().write(true).open("/dev/null")?;
+    drupe_sys::fd::replace(&null, tell)
+}
+
+fn prepare(options: &Options) -> io::Result<Keeper> {
+    process::set_name("drupe-keeper");
+    process::set_child_subreaper()?;
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGPIPE, libc::SIGQUIT, libc::SIGTTOU] {
+        process::ignore_signal(signal);
+    }
+    let signals = process::signal_fd(&[libc::SIGCHLD, libc::SIGTERM])?;
+    let nofile = process::nofile_limit()?;
+    process::set_nofile_limit(nofile.1, nofile.1)?;
+    let dir = fs::canonicalize(&options.run_dir)?;
+    match options.mount_namespace {
+        Some(number) => mount::setns(&File::open(format!("/proc/self/fd/{number}"))?, libc::CLONE_NEWNS)
+            .map_err(context("cannot join the mount namespace of the earlier keeper".into()))?,
+        None => prepare_mounts(&dir)?,
+    }
+    std::env::set_current_dir("/")?;
+    let listener = listen(&dir)?;
+    fs::write(dir.join("keeper.pid"), format!("{}\n", std::process::id()))?;
+    Keeper::new(dir, listener, signals, nofile)
+}
+
+/// A mount namespace of our own, into which the host's mounts still come.
+fn prepare_mounts(dir: &Path) -> io::Result<()> {
+    let root = Path::new("/");
+    mount::unshare(libc::CLONE_NEWNS).map_err(context("cannot make a mount namespace".into()))?;
+    mount::mount("", root, "", libc::MS_SLAVE | libc::MS_REC, "")?;
+    hide_unified_cgroup()?;
+    mount::mount(&dir.to_string_lossy(), dir, "", libc::MS_BIND | libc::MS_REC, "")
+        .and_then(|()| mount::mount("", dir, "", libc::MS_PRIVATE | libc::MS_REC, ""))
+        .map_err(context(format!("cannot make mounts below {} private", dir.display())))
+}
+
+/// An empty cgroup v2 tree beside the v1 controllers serves nobody, and crun refuses to work next to it.
+fn hide_unified_cgroup() -> io::Result<()> {
+    let (top, unified) = (Path::new("/sys/fs/cgroup"), Path::new("/sys/fs/cgroup/unified"));
+    let hybrid = !process::is_filesystem(top, CGROUP2_MAGIC) && process::is_filesystem(unified, CGROUP2_MAGIC);
+    let delegated = fs::read_to_string(unified.join("cgroup.subtree_control")).unwrap_or_default();
+    if !hybrid || !delegated.trim().is_empty() {
+        return Ok(());
+    }
+    mount::mount("", top, "", libc::MS_PRIVATE, "")
+        .and_then(|()| mount::umount(unified, libc::MNT_DETACH))
+        .map_err(context("cannot unmount the empty /sys/fs/cgroup/unified".into()))
+}
+
+/// The control socket. Its name is reached through /proc/self/fd, because a socket's path is short (unix(7)).
+fn listen(dir: &Path) -> io::Result<OwnedFd> {
+    let path = dir.join("keeper.sock");
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let handle = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}/keeper.sock", handle.as_raw_fd()));
+    let listener = socket::listen_seqpacket(&short).map_err(context(format!("cannot listen on {}", path.display())))?;
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn detach_stdio(options: &Options) -> io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let log = match &options.log {
+        Some(path) => OpenOptions::new().create(true).append(true).mode(0o640).open(path)?,
+        None => null.try_clone()?,
+    };
+    fd::redirect(&null, 0)?;
+    fd::redirect(&null, 1)?;
+    fd::redirect(&log, 2)
+}

@@ -1,0 +1,65 @@
+//! Pipes, flags of descriptors, locks, terminals.
+
+use crate::check;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// pipe2(2) with O_CLOEXEC: (read end, write end).
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut fds = [0; 2];
+    // SAFETY: `fds` has room for the two descriptors, which are ours on success.
+    unsafe {
+        check(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC))?;
+        Ok((OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])))
+    }
+}
+
+/// fcntl(2) F_SETFL O_NONBLOCK. It belongs to the open file description: every duplicate is affected.
+pub fn set_nonblocking(fd: &impl AsFd) -> io::Result<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: no pointers; the descriptor is open.
+    unsafe {
+        let flags = check(libc::fcntl(fd, libc::F_GETFL))?;
+        check(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK))?;
+    }
+    Ok(())
+}
+
+/// fcntl(2) F_DUPFD_CLOEXEC: a duplicate numbered `minimum` or higher.
+pub fn duplicate_above(fd: &impl AsFd, minimum: i32) -> io::Result<OwnedFd> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: no pointers; the descriptor is open, the new one is ours.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, minimum))?)) }
+}
+
+/// flock(2) LOCK_EX | LOCK_NB; WouldBlock when another process holds it.
+pub fn flock(file: &File) -> io::Result<()> {
+    // SAFETY: no pointers; the descriptor is open.
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
+    Ok(())
+}
+
+/// ioctl_tty(2) TIOCSWINSZ on a pty master; the foreground process group gets SIGWINCH.
+pub fn set_window_size(fd: &impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: `size` is valid and only read.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &size) })?;
+    Ok(())
+}
+
+/// dup2(2) onto standard input, output or error; for daemonizing. The result is inherited by children.
+pub fn redirect(fd: &impl AsFd, standard: i32) -> io::Result<()> {
+    assert!((0..3).contains(&standard));
+    // SAFETY: no pointers; descriptors 0..2 are never owned by an OwnedFd of ours.
+    check(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), standard) })?;
+    Ok(())
+}
+
+/// dup3(2) with O_CLOEXEC: `target` becomes another descriptor of what `source` is.
+pub fn replace(source: &impl AsFd, target: &impl AsFd) -> io::Result<()> {
+    let (source, target) = (source.as_fd().as_raw_fd(), target.as_fd().as_raw_fd());
+    // SAFETY: no pointers; both descriptors are open, and `target` stays owned by its owner.
+    check(unsafe { libc::dup3(source, target, libc::O_CLOEXEC) })?;
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! mount(2), umount2(2), mount_setattr(2), unshare(2), setns(2).
+
+use crate::{c_path, c_str, check, check_long};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::ptr;
+
+/// mount(2). `data` may be empty.
+pub fn mount(source: &str, target: &Path, fstype: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    let (source, target, fstype, data) = (c_str(source)?, c_path(target)?, c_str(fstype)?, c_str(data)?);
+    let data = if data.as_bytes().is_empty() { ptr::null() } else { data.as_ptr() };
+    // SAFETY: all pointers are NUL-terminated strings that outlive the call, or null where the kernel allows it.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), fstype.as_ptr(), flags, data.cast()) })?;
+    Ok(())
+}
+
+/// mount_setattr(2): sets the MOUNT_ATTR_ bits in `set` on the mount at `target`, below it too when `recursive`.
+pub fn mount_setattr(target: &Path, set: u64, recursive: bool) -> io::Result<()> {
+    #[repr(C)]
+    struct MountAttr {
+        attr_set: u64,
+        attr_clr: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    let target = c_path(target)?;
+    let attributes = MountAttr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: `target` is NUL-terminated, `attributes` is the kernel's struct of the size that is passed; both are
+    // only read.
+    let result = unsafe {
+        let size = std::mem::size_of::<MountAttr>();
+        libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, target.as_ptr(), flags, &attributes, size)
+    };
+    check_long(result)?;
+    Ok(())
+}
+
+/// umount2(2).
+pub fn umount(target: &Path, flags: libc::c_int) -> io::Result<()> {
+    let target = c_path(target)?;
+    // SAFETY: `target` is NUL-terminated.
+    check(unsafe { libc::umount2(target.as_ptr(), flags) })?;
+    Ok(())
+}
+
+/// unshare(2).
+pub fn unshare(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: no pointers. A single-threaded caller loses nothing but the sharing it asks to lose.
+    check(unsafe { libc::unshare(flags) })?;
+    Ok(())
+}
+
+/// setns(2).
+pub fn setns(fd: &impl AsFd, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: no pointers; the descriptor is open.
+    check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), kind) })?;
+    Ok(())
+}
