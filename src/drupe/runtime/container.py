@@ -18,6 +18,7 @@ import msgspec
 from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound
 from drupe.oci.signals import parse_signal
 from drupe.resources.processes import list_processes
+from drupe.runtime.alarm import Alarm
 from drupe.runtime.execs import Execs
 from drupe.runtime.steps import Step, do_all, undo_all
 from drupe.sandboxers.contract import TaskConfig, TaskService
@@ -62,6 +63,7 @@ class Container:
         self.restart_at = 0.0  # when a restart is due; 0: none
         self.keep_volumes = False  # at deletion: leave anonymous volumes
         self.timed_out = False  # its pod's time limit ended it
+        self.alarm: Alarm | None = None  # tells of memory running out, where there is a limit
         self._starting = False
         self._early_exit: ExitStatus | None = None
         self._waiters: list[asyncio.Future[ExitStatus]] = []
@@ -242,8 +244,9 @@ class Container:
         self.status.finished_at = exit_.at
         self.status.pid = 0
         self.set_state(State.STOPPED)
-        if exit_.reason == "OOMKilled":
-            self._event("oom")
+        if exit_.oom_kills and self.alarm is None:
+            self._event("oom", kills=str(exit_.oom_kills))
+        self._stop_alarm()
         self._event("die", exit_code=str(exit_.code), signal=str(exit_.signal), reason=exit_.reason)
         self._wake(exit_)
         self.pod.container_ended(self)
@@ -301,8 +304,20 @@ class Container:
         self._advance("task")
         await self._create_task()
 
+    def watch_memory(self) -> None:
+        """Have OOM kills and memory pressure told as events while it runs, if it has a memory limit."""
+        if self.spec.resources.memory_bytes is not None and self.alarm is None:
+            with contextlib.suppress(DrupeError, OSError):
+                self.alarm = Alarm(self.node.cgroups, self.cgroup, lambda event: self._event(event))
+
+    def _stop_alarm(self) -> None:
+        if self.alarm is not None:
+            self.alarm.close()
+            self.alarm = None
+
     def _started(self) -> None:
         self._starting = False
+        self.watch_memory()
         self.status.started_at = time.time()
         self.status.exit = None
         self.status.cause = ""

@@ -199,6 +199,7 @@ def _settle_live(container: Container, task: TaskState | None, tasks: dict[str, 
     if task is not None and task.exit is None:
         container.status.pid = task.pid
         container.save()
+        container.watch_memory()
         _restore_execs(container, tasks)
         if container.status.phase == "stopping" or container.stopping:
             container.node.spawn(_finish_stop(container), f"stop of {container.what}")

@@ -40,6 +40,7 @@ class ExitStatus(Record):
     at: float = 0.0
     reason: str = ""
     message: str = ""
+    oom_kills: int = 0
 
 
 class ContainerStatus(Record):

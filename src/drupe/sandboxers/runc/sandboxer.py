@@ -116,7 +116,9 @@ class RuncSandboxer(Sandboxer):
     async def _task_state(self, entry: dict[str, Any]) -> TaskState:
         ended = entry.get("exit")
         if ended is not None:
-            return TaskState(entry["task"], entry["pid"], started=True, exit=exit_status(ended))
+            status = exit_status(ended)
+            self._tasks.mark_oom(entry["task"], status)
+            return TaskState(entry["task"], entry["pid"], started=True, exit=status)
         started = "." in entry["task"] or await self._was_started(entry["task"])
         return TaskState(entry["task"], entry["pid"], started=started, exit=None)
 
@@ -130,7 +132,10 @@ class RuncSandboxer(Sandboxer):
     def _exited(self, record: dict[str, Any]) -> None:
         task, _, exec_id = str(record["task"]).partition(".")
         if not self._infra.owns(task):
-            self._on_exit(TaskExit(task=task, exec_id=exec_id, status=exit_status(record)))
+            status = exit_status(record)
+            if not exec_id:
+                self._tasks.mark_oom(task, status)
+            self._on_exit(TaskExit(task=task, exec_id=exec_id, status=status))
         if exec_id:
             self._keeper.forget_nowait(record["task"])
 

@@ -17,7 +17,7 @@ from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import ExecConfig, TaskConfig, TaskService
 from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.spec.resources import Resources
-from drupe.spec.status import Stats
+from drupe.spec.status import ExitStatus, Stats
 
 HELPER_TIMEOUT_S = 30.0
 
@@ -43,6 +43,13 @@ class RuncTasks(TaskService):
         """Remember a container made earlier (recovery)."""
         self._cgroup_of[task_id] = cgroup
         self._bundle_of[task_id] = bundle
+
+    def mark_oom(self, task_id: str, status: ExitStatus) -> None:
+        """Say in an exit status that the kernel killed for memory (a shell answers 137 for its killed child too)."""
+        cgroup = self._cgroup_of.get(task_id)
+        status.oom_kills = self._cgroups.oom_kills(cgroup) if cgroup else 0
+        if status.oom_kills and status.code == 137:
+            status.reason = "OOMKilled"
 
     async def create(self, task: TaskConfig) -> int:
         self.know(task.id, cgroup=task.cgroup, bundle=task.bundle)
