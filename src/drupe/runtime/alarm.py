@@ -1,0 +1,42 @@
+"""Memory running out, heard from the kernel while a container runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from drupe.errors import Unsupported
+from drupe.resources.cgroups import CgroupEvent, Cgroups, Watcher
+
+_NAMES = {
+    CgroupEvent.OOM: "oom",
+    CgroupEvent.OOM_KILL: "oom_kill",
+    CgroupEvent.MEMORY_PRESSURE: "memory_pressure",
+}
+PRESSURE_MS = {"memory": 100.0}  # a tenth of each second stalled on memory
+
+
+class Alarm:
+    """Calls `tell` with "oom", "oom_kill" or "memory_pressure". Two descriptors; no polling."""
+
+    def __init__(self, cgroups: Cgroups, path: str, tell: Callable[[str], None]) -> None:
+        self._watcher = _watch(cgroups, path)
+        self._tell = tell
+        asyncio.get_running_loop().add_reader(self._watcher.fileno(), self._heard)
+
+    def close(self) -> None:
+        self._heard()  # what came just before the end
+        asyncio.get_running_loop().remove_reader(self._watcher.fileno())
+        self._watcher.close()
+
+    def _heard(self) -> None:
+        for event in self._watcher.read():
+            if event in _NAMES:
+                self._tell(_NAMES[event])
+
+
+def _watch(cgroups: Cgroups, path: str) -> Watcher:
+    try:
+        return cgroups.watch(path, pressure=PRESSURE_MS)
+    except Unsupported:  # a kernel without pressure information still tells of OOM
+        return cgroups.watch(path)
