@@ -254,7 +254,7 @@ def _userns(text: str | None) -> UserNamespace | None:
 def flags_given(ctx: click.Context, *, but: tuple[str, ...] = ()) -> list[str]:
     """The flags that the user wrote, as written in the help, without those called `but`."""
     return [
-        param.opts[-1]
+        max(param.opts, key=len)
         for param in ctx.command.params
         if param.name not in but
         and isinstance(param, click.Option)
