@@ -64,8 +64,8 @@ set_up_packages() { # set_up_packages TABLE
     local -a wanted
     mapfile -t wanted < <(missing_packages "$1")
     find_python >/dev/null || wanted+=(python3 python3-venv)
-    [ -x src/drupe/_bin/drupe-keeper ] || command -v cargo >/dev/null || wanted+=(cargo-web rustc-web)
-    [ -x src/drupe/_bin/drupe-keeper ] || command -v cc >/dev/null || wanted+=(gcc libc6-dev)
+    command -v cargo >/dev/null || wanted+=(cargo-web rustc-web)
+    command -v cc >/dev/null || wanted+=(gcc libc6-dev)
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
 }
 
