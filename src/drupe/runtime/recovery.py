@@ -242,7 +242,8 @@ async def _remove_orphans(core: Core, tasks: dict[str, TaskState]) -> None:
         owner = key.partition(".")[0]
         if owner not in known and owner.removesuffix("-pause") not in core.pods:
             node.note(f"recovery: task {key} belongs to no pod; removed")
-            await _quietly(node, node.sandboxer("runc").tasks().delete(owner))
+            for sandboxer in node.sandboxers.values():
+                await _quietly(node, sandboxer.tasks().delete(owner))
     for name in _names(node.paths.pods) - set(core.pods):
         node.note(f"recovery: directory of unknown pod {name} removed")
         await _quietly(node, node.storage.remove_pod_directory(node.paths.pod(name)))

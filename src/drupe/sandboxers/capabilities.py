@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from drupe.errors import Unsupported
+from drupe.spec.container import Hooks
 from drupe.spec.pod import PodSpec
 
 FEATURES: dict[str, str] = {
@@ -49,6 +50,8 @@ def _asked(spec: PodSpec) -> Iterable[tuple[str, bool]]:
     yield "tty", any(c.tty for c in containers)
     yield "bind-mounts", any(m.type == "bind" for c in containers for m in c.mounts)
     yield "devices", any(c.devices for c in containers)
+    yield "hooks", spec.hooks != Hooks() or any(c.hooks != Hooks() for c in containers)
+    yield "seccomp", any(c.security.seccomp not in ("default", "unconfined") for c in containers)
     yield "privileged", any(c.security.privileged for c in containers)
 
 

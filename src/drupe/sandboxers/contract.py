@@ -102,6 +102,10 @@ class TaskService(ABC):
     """Containers of one sandbox kind; ids are unique per node."""
 
     @abstractmethod
+    def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
+        """Remember a container that the journal names: said for each before `Sandboxer.recover`."""
+
+    @abstractmethod
     async def create(self, task: TaskConfig) -> int:
         """Make the container, ready to start. Returns its first process's host pid (0 where there is none)."""
 
