@@ -169,7 +169,8 @@ def isolate() -> None:
     run("mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run")
     if Path("/sys/fs/cgroup/unified").is_mount():
         run("umount", "/sys/fs/cgroup/unified")
-        run("mount", "-t", "tmpfs", "cover", "/sys/fs/cgroup/unified")  # crun makes directories there all the same
+        # crun makes directories there all the same, and forgets them: with a real controller it makes none of its own
+        run("mount", "--bind", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified")
 
 
 def remove_cgroups() -> None:

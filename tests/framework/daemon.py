@@ -22,7 +22,7 @@ COMMAND = Path(sys.executable).with_name("drupe")
 
 
 class Daemon:
-    """`python -m drupe serve` with its state below one directory. `kill` and `start` again is how recovery is tested."""
+    """`python -m drupe serve` with its state below one directory. `kill` and `start` again tests recovery."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "root"

@@ -47,7 +47,8 @@ def snapshot(directory: Path) -> Snapshot:
         processes=frozenset(describe_process(pid) for pid in pids),
         mounts=frozenset(m for m in mounts("self") if STRICT or is_ours(m, directory)),
         keeper_mounts=frozenset(private_mounts(pids)),
-        cgroups=frozenset(c for c in cgroups() if STRICT or CGROUP_PARENT in c or str(directory) in c),
+        cgroups=frozenset(c for c in cgroups() if STRICT or CGROUP_PARENT in c or str(directory) in c)
+        | frozenset(private_cgroups(pids)),
         netns=frozenset(named_netns()) if STRICT else frozenset(n for n in named_netns() if "drupe-test" in n),
         interfaces=frozenset(name for _, name in socket.if_nameindex()),
         files=frozenset(open_files()),
@@ -112,6 +113,14 @@ def private_mounts(pids: frozenset[int]) -> Iterator[str]:
     for pid in pids:
         if "drupe-keeper" in _read(f"/proc/{pid}/comm"):
             yield from (f"keeper {pid}: {mount}" for mount in mounts(pid))
+
+
+def private_cgroups(pids: frozenset[int]) -> Iterator[str]:
+    """Directories that crun made where the keeper has unmounted an empty hybrid tree: a plain file system there."""
+    for pid in pids:
+        hidden = Path(f"/proc/{pid}/root/sys/fs/cgroup/unified")
+        if "drupe-keeper" in _read(f"/proc/{pid}/comm") and not (hidden / "cgroup.procs").exists():
+            yield from (f"keeper {pid}: {top}" for top, directories, _ in os.walk(hidden) if not directories)
 
 
 def cgroups() -> Iterator[str]:
