@@ -51,6 +51,7 @@ impl Drop for Console {
 pub struct Creation {
     task_id: u64,
     name: String,
+    mode: Mode,
     pidfile: String,
     exit_file: Option<String>,
     log: Option<Log>,
@@ -63,6 +64,7 @@ pub struct Creation {
     attached: Option<Attached>,
 }
 
+#[derive(Clone, Copy)]
 enum Mode {
     Pipes { stdin: bool },
     Tty { size: Option<(u16, u16)> },
@@ -71,10 +73,21 @@ enum Mode {
 }
 
 impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Pipes { .. } => "pipes",
+            Mode::Tty { .. } => "tty",
+            Mode::Fds => "fds",
+            Mode::Null => "null",
+        }
+    }
+
     fn from_fields(mut fields: Fields) -> Outcome<Mode> {
-        let mode: String = fields.need("mode")?;
+        let mode = fields.take::<String>("mode")?.unwrap_or_else(|| "pipes".into());
+        // A terminal always takes input, and other modes have none of the keeper's.
+        let stdin = fields.take("stdin")?.unwrap_or(false);
         let parsed = match mode.as_str() {
-            "pipes" => Mode::Pipes { stdin: fields.take("stdin")?.unwrap_or(false) },
+            "pipes" => Mode::Pipes { stdin },
             "tty" => {
                 let (rows, columns) = (fields.take("rows")?, fields.take("cols")?);
                 Mode::Tty { size: rows.zip(columns) }
@@ -164,6 +177,7 @@ impl Keeper {
         let mut creation = Creation {
             task_id,
             name,
+            mode,
             pidfile,
             exit_file,
             log,
@@ -285,6 +299,7 @@ impl Keeper {
         }
         let started_at = crate::clock::unix_seconds();
         let mut task = Task::new(creation.name, pid, creation.log, creation.exit_file, started_at);
+        task.mode = creation.mode.name();
         let id = creation.task_id;
         let ended = self.unclaimed.remove(&pid);
         if ended.is_none() {
@@ -296,7 +311,7 @@ impl Keeper {
         task.connect(&self.epoll, id, creation.ends).map_err(failed)?;
         let fds = task.escrow().map_err(failed)?;
         self.tasks.insert(id, task);
-        let mut answer = json!({"pid": pid});
+        let mut answer = json!({"pid": pid, "started_at": started_at});
         if let Some(attached) = creation.attached {
             answer["attachment"] = json!(self.attach_to(id, asker, attached)?);
         }
@@ -344,6 +359,7 @@ impl Keeper {
         }
         let id = self.new_id();
         let mut task = Task::new(name.clone(), pid, log, exit_file, started_at);
+        task.mode = mode.name();
         self.claim(&mut task, id, pidfd)?;
         let connected = task.connect(&self.epoll, id, ends);
         connected.map_err(|error| Failure::io("cannot take over the stdio of the task", &error))?;
@@ -372,6 +388,7 @@ mod tests {
         assert!(matches!(mode(r#"{"mode": "pipes", "stdin": true}"#), Ok(Mode::Pipes { stdin: true })));
         assert!(matches!(mode(r#"{"mode": "tty", "rows": 2, "cols": 3}"#), Ok(Mode::Tty { size: Some((2, 3)) })));
         assert!(mode(r#"{"mode": "pipe"}"#).is_err());
-        assert!(mode(r#"{"mode": "null", "stdin": true}"#).is_err());
+        assert!(matches!(mode("{}"), Ok(Mode::Pipes { stdin: false })));
+        assert!(mode(r#"{"mode": "null", "rows": 1}"#).is_err());
     }
 }

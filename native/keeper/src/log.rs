@@ -2,6 +2,7 @@
 
 use crate::clock;
 use crate::protocol::{Failure, Fields, Outcome};
+use serde_json::{json, Value};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -69,6 +70,12 @@ impl Log {
             unreported: 0,
             cause: String::new(),
         })
+    }
+
+    /// The fields from which it was made.
+    pub fn to_json(&self) -> Value {
+        let format = if self.format == Format::Cri { "cri" } else { "json-file" };
+        json!({"path": self.path, "format": format, "max_bytes": self.max_bytes, "max_files": self.max_files})
     }
 
     /// Opens the file anew under its path (after an outside rotation).
@@ -252,7 +259,6 @@ struct Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{json, Value};
 
     struct Scratch(String);
 

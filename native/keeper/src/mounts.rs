@@ -236,6 +236,7 @@ impl Keeper {
 
     pub fn unmount_everything(&mut self) {
         while let Some(target) = self.mounted.pop() {
+            crate::namespaces::end_first_of(&target);
             let _ = mount::umount(&target, libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW);
         }
     }

@@ -245,6 +245,13 @@ fn end_first(dir: &Path) {
     }
 }
 
+/// Ends the first process of a PID namespace when `file` is what that namespace is bound to.
+pub fn end_first_of(file: &Path) {
+    if let (true, Some(dir)) = (file.ends_with("pid"), file.parent()) {
+        end_first(dir);
+    }
+}
+
 /// Unmounts and removes what `bind` made.
 fn release_dir(dir: &Path) -> io::Result<()> {
     end_first(dir);

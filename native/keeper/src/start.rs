@@ -28,6 +28,7 @@ fn context(what: String) -> impl FnOnce(io::Error) -> io::Error {
 
 /// Starts the daemon and returns once it accepts connections: the exit code for the foreground.
 pub fn start(options: &Options) -> io::Result<u8> {
+    let namespace = process::shed_descriptors(options.mount_namespace)?;
     let dir = &options.run_dir;
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o711).create(dir).map_err(context(format!("cannot make {}", dir.display())))?;
@@ -43,7 +44,7 @@ pub fn start(options: &Options) -> io::Result<u8> {
     }
     let (ready, tell) = fd::pipe()?;
     let child = process::fork_child(|| {
-        let forked = process::setsid().and_then(|()| process::fork_child(|| serve(options, &tell, &lock)));
+        let forked = process::setsid().and_then(|()| process::fork_child(|| serve(options, namespace, &tell, &lock)));
         i32::from(forked.is_err())
     })?;
     drop(tell);
@@ -58,9 +59,9 @@ pub fn start(options: &Options) -> io::Result<u8> {
 }
 
 /// The daemon itself.
-fn serve(options: &Options, tell: &OwnedFd, _lock: &File) -> i32 {
+fn serve(options: &Options, namespace: Option<OwnedFd>, tell: &OwnedFd, _lock: &File) -> i32 {
     let told = |words: &str| tell.try_clone().and_then(|fd| File::from(fd).write_all(words.as_bytes()));
-    match prepare(options) {
+    match prepare(options, namespace) {
         Err(error) => {
             let _ = told(&error.to_string());
             1
@@ -86,7 +87,7 @@ fn close(tell: &OwnedFd) -> io::Result<()> {
     drupe_sys::fd::replace(&null, tell)
 }
 
-fn prepare(options: &Options) -> io::Result<Keeper> {
+fn prepare(options: &Options, namespace: Option<OwnedFd>) -> io::Result<Keeper> {
     process::set_name("drupe-keeper");
     process::set_child_subreaper()?;
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGPIPE, libc::SIGQUIT, libc::SIGTTOU] {
@@ -96,8 +97,8 @@ fn prepare(options: &Options) -> io::Result<Keeper> {
     let nofile = process::nofile_limit()?;
     process::set_nofile_limit(nofile.1, nofile.1)?;
     let dir = fs::canonicalize(&options.run_dir)?;
-    match options.mount_namespace {
-        Some(number) => mount::setns(&File::open(format!("/proc/self/fd/{number}"))?, libc::CLONE_NEWNS)
+    match &namespace {
+        Some(namespace) => mount::setns(namespace, libc::CLONE_NEWNS)
             .map_err(context("cannot join the mount namespace of the earlier keeper".into()))?,
         None => prepare_mounts(&dir)?,
     }

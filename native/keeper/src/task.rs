@@ -56,6 +56,8 @@ pub struct Task {
     pub pid: Pid,
     pub pidfd: Option<Watch>,
     pub started_at: f64,
+    /// The io mode: pipes, tty, fds, null.
+    pub mode: &'static str,
     pub tty: bool,
     /// stdout (or the pty) and stderr.
     pub outputs: [Option<Output>; 2],
@@ -82,6 +84,7 @@ impl Task {
             pid,
             pidfd: None,
             started_at,
+            mode: "null",
             tty: false,
             outputs: [None, None],
             stdin: None,
@@ -138,6 +141,18 @@ impl Task {
             fds.push("pidfd", pidfd.file.as_fd().try_clone_to_owned()?);
         }
         Ok(fds)
+    }
+
+    /// What `adopt` must be told to take it over, besides its descriptors.
+    pub fn adoption(&self) -> Value {
+        let mut fields = json!({"pid": self.pid, "started_at": self.started_at, "io": {"mode": self.mode}});
+        if let Some(log) = &self.log {
+            fields["log"] = log.to_json();
+        }
+        if let Some(path) = &self.exit_file {
+            fields["exit_file"] = json!(path);
+        }
+        fields
     }
 
     pub fn drained(&self) -> bool {

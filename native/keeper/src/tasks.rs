@@ -272,7 +272,7 @@ impl Keeper {
     pub fn escrow(&mut self, fields: &mut Fields) -> Outcome<Reply> {
         let task = self.task(fields)?;
         let fds = task.escrow().map_err(|error| Failure::io("cannot duplicate the stdio of the task", &error))?;
-        let value = json!({"pid": task.pid});
+        let value = task.adoption();
         end(fields)?;
         Ok(Some((value, fds)))
     }

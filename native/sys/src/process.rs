@@ -278,12 +278,30 @@ pub fn close_from(first: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
 
-/// For a forked child: closes every descriptor but 0, 1, 2 and `fd`, which it returns under the number 3.
+/// For a forked child, which owns none of its parent's descriptors any more: closes every one but 0, 1, 2 and `fd`, which
+/// it returns under the number 3.
 pub fn keep_only(fd: &OwnedFd) -> io::Result<OwnedFd> {
-    // SAFETY: the child owns none of the other descriptors any more (it never returns to the parent's code); 3 is ours.
+    keep_number(fd.as_raw_fd())
+}
+
+/// For the start of a program: closes all that it inherited but 0, 1, 2 and the descriptor of the number `keep`.
+pub fn shed_descriptors(keep: Option<i32>) -> io::Result<Option<OwnedFd>> {
+    match keep {
+        Some(number) => keep_number(number).map(Some),
+        None => {
+            close_from(3);
+            Ok(None)
+        }
+    }
+}
+
+fn keep_number(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the callers own no descriptors; 3 becomes ours.
     unsafe {
-        if fd.as_raw_fd() != 3 {
-            check(libc::dup3(fd.as_raw_fd(), 3, libc::O_CLOEXEC))?;
+        if number == 3 {
+            check(libc::fcntl(3, libc::F_SETFD, libc::FD_CLOEXEC))?;
+        } else {
+            check(libc::dup3(number, 3, libc::O_CLOEXEC))?;
         }
         close_from(4);
         Ok(OwnedFd::from_raw_fd(3))

@@ -1,0 +1,373 @@
+"""The daemon's side of the keeper: one method per op of docs/keeper.md."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from drupe import errors
+from drupe.keeper.connection import Connection, open_socket
+from drupe.keeper.escrow import Escrow, Held
+from drupe.keeper.records import Answer, Created, Exit, Io, LogFile, Mount, RunResult, TaskInfo
+
+PROTOCOL = 1
+DEFAULT_TIMEOUT_S = 10.0
+HELPER_TIMEOUT_S = 30.0
+_MARGIN_S = 5.0  # the keeper's own deadline comes first; this is for a keeper that hangs
+
+Callback = TypeVar("Callback", bound=Callable[..., None])
+
+
+class Keeper:
+    """A connection to the keeper of one runtime root. Make it with `ensure_keeper` (start.py) or `connect`.
+
+    Every method raises the drupe error that fits the keeper's answer (`NotFound`, `AlreadyExists`, `HelperFailed` with
+    the helper's output as `cause`…), `DeadlineExceeded`, or `Unavailable` when the keeper has gone.
+    """
+
+    def __init__(self, run_dir: Path, escrow: Escrow) -> None:
+        self.run_dir = run_dir
+        self.escrow = escrow
+        self.pid = 0
+        self.version = ""
+        self._connection: Connection | None = None
+        self._exit_callbacks: list[Callable[[Exit], None]] = []
+        self._detached_callbacks: list[Callable[[str, int, str], None]] = []
+        self._lost_callbacks: list[Callable[[], None]] = []
+        self._attachments: dict[int, tuple[str, asyncio.Future[str]]] = {}
+
+    @classmethod
+    async def connect(cls, run_dir: Path | str, *, escrow: Escrow | None = None) -> Keeper:
+        """Connects to the keeper that serves `run_dir` and subscribes to its events.
+
+        Raises Unavailable when none does, or when it speaks another protocol.
+        """
+        keeper = cls(Path(run_dir), escrow or Escrow())
+        try:
+            sock = open_socket(keeper.run_dir)
+        except OSError as error:
+            raise errors.Unavailable(f"no keeper serves {run_dir}", cause=error.strerror or "") from None
+        keeper._connection = Connection(sock, keeper._event, keeper._lost)
+        try:
+            hello = (await keeper.call("hello", protocol=PROTOCOL)).ok
+            await keeper.call("subscribe")
+        except BaseException:
+            keeper.close()
+            raise
+        keeper.pid, keeper.version = int(hello["pid"]), str(hello["version"])
+        keeper._hold_mount_namespace()
+        return keeper
+
+    async def call(
+        self,
+        op: str,
+        *,
+        fds: Mapping[str, int] | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        **fields: Any,
+    ) -> Answer:
+        """One request of docs/keeper.md. Fields that are None are left out. fds: sent by name, still the caller's."""
+        if self._connection is None:
+            raise errors.Unavailable("the keeper's connection is closed")
+        given = {name: value for name, value in fields.items() if value is not None}
+        return await self._connection.call(op, given, fds or {}, timeout_s)
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None and not self._connection.closed
+
+    def close(self) -> None:
+        """Closes the connection and keeps the escrow: tasks go on, `on_lost` is not called."""
+        if self._connection is not None:
+            self._connection.close()
+        self._end_attachments()
+
+    # ── events ──
+
+    def on_exit(self, callback: Callable[[Exit], None]) -> None:
+        """Calls back for each task that has ended and whose output is drained and logged."""
+        self._exit_callbacks.append(callback)
+
+    def on_detached(self, callback: Callable[[str, int, str], None]) -> None:
+        """Calls back with (task, attachment, reason) when one of our attachments is over, its last byte written."""
+        self._detached_callbacks.append(callback)
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Calls back once when the connection closes under us: the keeper has died."""
+        self._lost_callbacks.append(callback)
+
+    async def wait_detached(self, attachment: int) -> str:
+        """Waits for the end of an attachment of this connection: "exit", "closed", "detach" or "lost" (keeper gone).
+
+        NotFound when there is no such attachment, its end was told before, or its task was forgotten.
+        """
+        if attachment not in self._attachments:
+            raise errors.NotFound(f"no attachment {attachment} of this connection")
+        _, future = self._attachments[attachment]
+        try:
+            return await asyncio.shield(future)
+        finally:
+            if future.done():
+                self._attachments.pop(attachment, None)
+
+    def _event(self, packet: dict[str, Any]) -> None:
+        match packet.pop("event"):
+            case "exit":
+                self.escrow.drop(packet["task"])
+                record = msgspec.convert(packet, Exit)
+                _call_all(self._exit_callbacks, record)
+            case "detached":
+                task, attachment, reason = packet["task"], packet["attachment"], packet["reason"]
+                self._attachment(task, attachment).set_result(reason)
+                _call_all(self._detached_callbacks, task, attachment, reason)
+            case "stdin_closed":
+                self.escrow.close_stdin(packet["task"])
+
+    def _attachment(self, task: str, number: int) -> asyncio.Future[str]:
+        """The future of an attachment. Its end may be told before the caller has seen its number."""
+        if number not in self._attachments:
+            self._attachments[number] = (task, asyncio.get_running_loop().create_future())
+        return self._attachments[number][1]
+
+    def _lost(self) -> None:
+        self._end_attachments()
+        _call_all(self._lost_callbacks)
+
+    def _end_attachments(self) -> None:
+        for _, future in self._attachments.values():
+            if not future.done():
+                future.set_result("lost")
+
+    def _hold_mount_namespace(self) -> None:
+        """Keeps the keeper's mounts alive beyond its own life, for the next keeper to go on in."""
+        held, self.escrow.mount_namespace = self.escrow.mount_namespace, None
+        if held is not None:
+            os.close(held)
+        try:
+            self.escrow.mount_namespace = os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise errors.Unavailable("the keeper has gone", cause=error.strerror or "") from None
+
+    # ── namespaces and mounts ──
+
+    async def create_namespaces(
+        self,
+        dir: Path | str,
+        types: Sequence[str],
+        *,
+        hostname: str | None = None,
+        sysctls: Mapping[str, str] | None = None,
+        uid_map: Sequence[tuple[int, int, int]] | None = None,
+        gid_map: Sequence[tuple[int, int, int]] | None = None,
+        userns: Path | str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> int | None:
+        """Makes namespaces ("net", "ipc", "uts", "user", "pid", "cgroup") and binds them to ``dir/<type>``.
+
+        With "pid": returns the pid of the process that is the namespace's first and keeps it until `release`.
+        """
+        answer = await self.call(
+            "namespaces",
+            dir=str(dir),
+            types=list(types),
+            hostname=hostname,
+            sysctls=sysctls or None,
+            uid_map=uid_map or None,
+            gid_map=gid_map or None,
+            userns=userns and str(userns),
+            timeout_s=timeout_s,
+        )
+        return answer.ok.get("init_pid")
+
+    async def release(self, dir: Path | str) -> None:
+        """Undoes `create_namespaces`; nothing there is fine."""
+        await self.call("release", dir=str(dir))
+
+    async def netns_socket(self, netns: Path | str, family: int, type: int, protocol: int = 0) -> int:
+        """The descriptor of a socket made inside a network namespace."""
+        answer = await self.call("netns_socket", netns=str(netns), family=family, type=type, protocol=protocol)
+        return answer.fds["socket"]
+
+    async def mount(self, mounts: Sequence[Mount], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Mounts in order, below the keeper's root; all or none."""
+        await self.call("mount", mounts=list(mounts), timeout_s=timeout_s)
+
+    async def umount(self, targets: Sequence[Path | str], *, lazy: bool = False) -> None:
+        """Unmounts in order; what is not mounted is fine. lazy: detaches what is busy."""
+        await self.call("umount", targets=[str(target) for target in targets], lazy=lazy)
+
+    # ── helpers and tasks ──
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | str | None = None,
+        netns: Path | str | None = None,
+        stdin: str | None = None,
+        timeout_s: float = HELPER_TIMEOUT_S,
+        fds: Mapping[str, int] | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        """Runs a helper program to its end. fds: handed on as 3, 4… in this order.
+
+        check: raises HelperFailed unless it exits with 0, DeadlineExceeded when it was killed at `timeout_s`.
+        """
+        answer = await self.call(
+            "run",
+            argv=list(argv),
+            env=env,
+            cwd=cwd and str(cwd),
+            netns=netns and str(netns),
+            stdin=stdin,
+            timeout_ms=round(timeout_s * 1000),
+            fds=fds,
+            timeout_s=timeout_s + _MARGIN_S,
+            **({"pass": list(fds)} if fds else {}),
+        )
+        result = msgspec.convert(answer.ok, RunResult)
+        if check and (result.exit or result.timed_out):
+            _raise_failed(argv[0], result, timeout_s)
+        return result
+
+    async def create_task(
+        self,
+        task: str,
+        argv: Sequence[str],
+        *,
+        pidfile: Path | str,
+        exit_file: Path | str,
+        io: Io,
+        log: LogFile | None = None,
+        log_file: Path | str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | str | None = None,
+        fds: Mapping[str, int] | None = None,
+        extra_fds: Sequence[str] = (),
+        attach: Mapping[str, int] | None = None,
+        close_stdin: bool = False,
+        timeout_s: float = HELPER_TIMEOUT_S,
+    ) -> Created:
+        """Runs argv (``crun create …`` or ``crun exec --detach …``) and adopts the process in `pidfile` as `task`.
+
+        fds: stdin, stdout, stderr for io mode "fds", and those that `extra_fds` names (handed on as 3, 4…).
+        log_file: where the helper writes its own errors (crun's ``--log``); quoted in the error when it fails.
+        attach: stdin, stdout, stderr to attach from the first byte on, as `attach` does.
+        The duplicates of the task's streams are kept in `escrow`.
+        """
+        sent = dict(fds or {})
+        sent.update({f"attach_{name}": fd for name, fd in (attach or {}).items()})
+        answer = await self.call(
+            "create",
+            task=task,
+            argv=list(argv),
+            pidfile=str(pidfile),
+            exit_file=str(exit_file),
+            io=io,
+            log=log,
+            log_file=log_file and str(log_file),
+            env=env,
+            cwd=cwd and str(cwd),
+            extra_fds=list(extra_fds) or None,
+            attach={"close_stdin": close_stdin} if attach else None,
+            timeout_ms=round(timeout_s * 1000),
+            fds=sent,
+            timeout_s=timeout_s + _MARGIN_S,
+        )
+        pid = int(answer.ok["pid"])
+        started_at = float(answer.ok["started_at"])
+        kept = {"pid": pid, "io": Io(mode=io.mode), "exit_file": str(exit_file), "started_at": started_at}
+        if log is not None:
+            kept["log"] = log
+        self._keep(task, kept, answer)
+        if attachment := answer.ok.get("attachment"):
+            self._attachment(task, attachment)
+        return Created(pid, attachment)
+
+    def _keep(self, task: str, fields: dict[str, Any], answer: Answer) -> None:
+        self.escrow.hold(Held(task, fields, answer.fds))
+
+    async def attach(self, task: str, fds: Mapping[str, int], *, close_stdin: bool = False) -> int:
+        """Joins stdin, stdout, stderr (those given) to a task; returns the attachment's number.
+
+        close_stdin: at the end of the given stdin, close the task's. See `wait_detached`.
+        """
+        answer = await self.call("attach", task=task, close_stdin=close_stdin, fds=fds)
+        number = int(answer.ok["attachment"])
+        self._attachment(task, number)
+        return number
+
+    async def detach(self, task: str, attachment: int) -> None:
+        await self.call("detach", task=task, attachment=attachment)
+
+    async def close_stdin(self, task: str) -> None:
+        """Ends the task's stdin after what was written to it so far."""
+        await self.call("close_stdin", task=task)
+        self.escrow.close_stdin(task)
+
+    async def resize(self, task: str, rows: int, cols: int) -> None:
+        await self.call("resize", task=task, rows=rows, cols=cols)
+
+    async def kill(self, task: str, signal: int) -> None:
+        """Signals the task's first process; NotFound once it has ended."""
+        await self.call("kill", task=task, signal=int(signal))
+
+    async def reopen_log(self, task: str) -> None:
+        await self.call("reopen_log", task=task)
+
+    async def list(self) -> list[TaskInfo]:
+        """All tasks, those that ended and were not forgotten too, by name."""
+        found: list[TaskInfo] = []
+        while True:
+            answer = await self.call("list", after=found[-1].task if found else None)
+            found += msgspec.convert(answer.ok["tasks"], list[TaskInfo])
+            if not answer.ok["more"]:
+                return found
+
+    async def take_escrow(self, task: str) -> None:
+        """Takes duplicates of a task's streams into `escrow`: what a new daemon does for each task that lives."""
+        answer = await self.call("escrow", task=task)
+        self._keep(task, answer.ok, answer)
+
+    async def adopt(self, held: Held) -> None:
+        """Hands a task of an earlier keeper to this one. The escrow keeps its duplicates."""
+        await self.call("adopt", task=held.task, fds=held.fds, **held.fields)
+        self.escrow.held[held.task] = held
+
+    async def forget(self, task: str) -> None:
+        """Drops the record of a task that has ended; InvalidState while it lives."""
+        await self.call("forget", task=task)
+        self.escrow.drop(task)
+        for number, (owner, _) in list(self._attachments.items()):
+            if owner == task:
+                del self._attachments[number]
+
+    async def shutdown(self, *, force: bool = False) -> None:
+        """Ends the keeper; InvalidState with live tasks unless `force`. `on_lost` is not called."""
+        await self.call("shutdown", force=force)
+        self.close()
+        self.escrow.close()
+
+
+def _call_all(callbacks: Sequence[Callable[..., None]], *arguments: Any) -> None:
+    """Calls each; one that raises does not keep the rest (nor the reader of the socket) from going on."""
+    for callback in callbacks:
+        try:
+            callback(*arguments)
+        except Exception as error:
+            context = {"message": "a keeper callback failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+
+
+def _raise_failed(program: str, result: RunResult, timeout_s: float) -> NoReturn:
+    output = "\n".join(text.strip() for text in (result.stderr, result.stdout) if text.strip())
+    if result.timed_out:
+        raise errors.DeadlineExceeded(f"{program} took longer than {timeout_s} s", cause=output, may_have_run=True)
+    how = f"was killed by signal {result.signal}" if result.signal else f"exited with {result.exit}"
+    raise errors.HelperFailed(f"{program} {how}", cause=output, may_have_run=True)

@@ -1,0 +1,102 @@
+"""Finding the keeper's program and starting it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+import drupe
+from drupe import errors
+from drupe.keeper.client import Keeper
+from drupe.keeper.escrow import Escrow
+
+PROGRAM = "drupe-keeper"
+_LOCKED = 3  # another keeper serves the directory
+_START_TIMEOUT_S = 10.0
+
+
+def _candidates() -> list[Path]:
+    package = Path(drupe.__file__).parent
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    found = shutil.which(PROGRAM)
+    return [
+        package / "_bin" / PROGRAM,
+        package.parent.parent / "native" / "target" / "release" / PROGRAM,
+        cache / "drupe" / "bin" / PROGRAM,
+        *([Path(found)] if found else []),
+    ]
+
+
+def find_binary() -> Path:
+    """The keeper's program: $DRUPE_KEEPER, beside the package, in the build tree, in the cache, on PATH.
+
+    Raises NotFound with the command that builds it.
+    """
+    if named := os.environ.get("DRUPE_KEEPER"):
+        if os.access(named, os.X_OK):
+            return Path(named)
+        raise errors.NotFound(f"no program {named}", hint="mend or unset the variable DRUPE_KEEPER")
+    for path in _candidates():
+        if os.access(path, os.X_OK):
+            return path
+    raise errors.NotFound(f"no program {PROGRAM}", hint="build it: bash scripts/build-native.sh")
+
+
+async def ensure_keeper(
+    run_dir: Path | str, *, previous: Keeper | None = None, log: Path | str | None = None
+) -> Keeper:
+    """A connection to the keeper of `run_dir`, which is started if none serves it.
+
+    previous: the connection to a keeper that died. The new one goes on in its mount namespace and adopts its tasks from
+    the escrow. log: file for the keeper's own messages.
+
+    Raises NotFound (no program), Unavailable (it cannot start or speaks another protocol).
+    """
+    run_dir = Path(run_dir)
+    escrow = previous.escrow if previous else Escrow()
+    try:
+        return await Keeper.connect(run_dir, escrow=escrow)
+    except errors.Unavailable as error:
+        if error.details.get("errno"):  # it answered, and refused
+            error.hint = "stop the other version's daemon and keeper first"
+            raise
+    await _start(run_dir, escrow.mount_namespace, log)
+    keeper = await Keeper.connect(run_dir, escrow=escrow)
+    for held in list(escrow.held.values()):
+        await keeper.adopt(held)
+    return keeper
+
+
+async def _start(run_dir: Path, mount_namespace: int | None, log: Path | str | None) -> None:
+    """Runs the program, which exits once its daemon accepts connections."""
+    argv = [str(find_binary()), "--run-dir", str(run_dir)]
+    argv += ["--log", str(log)] if log else []
+    passed: tuple[int, ...] = ()
+    if mount_namespace is not None:
+        argv += ["--mount-namespace", str(mount_namespace)]
+        passed = (mount_namespace,)
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        pass_fds=passed,
+    )
+    try:
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            _, stderr = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise errors.Unavailable(f"the keeper of {run_dir} did not start in {_START_TIMEOUT_S} s") from None
+    # Another client may have started one at the same moment: then that one serves.
+    if process.returncode not in (0, _LOCKED):
+        text = stderr.decode(errors="replace").strip()
+        raise errors.Unavailable(f"the keeper of {run_dir} cannot start", cause=text)
+
+
+def mounts_root(keeper: Keeper) -> Path:
+    """The root directory as the keeper sees it: below it are the mounts that the host does not have (proc(5))."""
+    return Path(f"/proc/{keeper.pid}/root")
