@@ -44,7 +44,9 @@ class SpooledArchive:
         self._blobs = blobs
         self._directory = Path(tempfile.mkdtemp(dir=blobs.scratch, prefix="archive."))
         self._files: dict[str, tuple[Path, str, int]] = {}
+        self._count = 0
         self._links: dict[str, str] = {}
+        self._moved: dict[Path, Path] = {}
 
     def close(self) -> None:
         remove_tree(self._directory)
@@ -69,7 +71,8 @@ class SpooledArchive:
         stream.drain()
 
     def _spool(self, reader: TarReader, entry: Entry) -> tuple[Path, str, int]:
-        path = self._directory / str(len(self._files))
+        self._count += 1
+        path = self._directory / str(self._count)
         digest = hashlib.sha256()
         with storage_errors("cannot store an archive member"), path.open("wb") as file:
             if entry.sparse is not None:
@@ -97,7 +100,7 @@ class SpooledArchive:
             raise NotFound(f"archive has no {name!r}")
         if found[2] > MAX_DOCUMENT_BYTES:
             raise InvalidArgument(f"archive member {name!r} is too large for a JSON document")
-        return found[0].read_bytes()
+        return self._moved.get(found[0], found[0]).read_bytes()
 
     def store(self, name: str, *, digest: str = "", size: int | None = None) -> tuple[str, int]:
         found = self._find(name)
@@ -110,6 +113,7 @@ class SpooledArchive:
             raise DataLoss(f"archive member {name!r} has {total} bytes, promised were {size}")
         if not self._blobs.has(got):
             self._blobs.adopt(path, got)
+            self._moved[path] = self._blobs.path(got)
         return got, total
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from drupe.errors import DataLoss, InvalidArgument
 from drupe.images.files import storage_errors, sync_dir
-from drupe.images.media import MAX_DOCUMENT_BYTES, check_digest, digest_mismatch, hex_of
+from drupe.images.media import MAX_DOCUMENT_BYTES, check_digest, digest_mismatch, digest_of, hex_of
 from drupe.images.streams import CHUNK_BYTES, Readable
 
 
@@ -43,14 +43,14 @@ class BlobStore:
             raise _lost(digest) from None
         if len(data) > MAX_DOCUMENT_BYTES:
             raise InvalidArgument(f"blob {digest}: too large for a JSON document")
-        got = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        got = digest_of(data)
         if got != digest:
             raise digest_mismatch(f"blob {digest}", wanted=digest, got=got)
         return data
 
     def put(self, data: bytes) -> str:
         """Store `data`; its digest."""
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        digest = digest_of(data)
         if not self.has(digest):
             with self._scratch_file() as (fd, path):
                 _write_all(fd, data)
@@ -114,6 +114,12 @@ class BlobStore:
     def finish_partial(self, fd: int, digest: str) -> None:
         """Publish a complete, verified partial download."""
         self._publish(fd, self.directory / f"{hex_of(digest)}.partial", digest)
+
+    def drop_if_corrupt(self, digest: str) -> None:
+        """Hash a blob again and remove it when it is not what it should be."""
+        with self.path(digest).open("rb") as file:
+            if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
+                self.path(digest).unlink()
 
     def delete(self, digest: str) -> int:
         """Remove a blob; the bytes won."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -46,27 +43,24 @@ def import_image(store: ImageStore, request: ImageImport, data: BinaryIO | None,
 
 
 def _from_path(store: ImageStore, request: ImageImport, path: Path, progress: Report) -> ImageList:
-    with _user_path(path):
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            if request.format == "rootfs" or (request.format == "auto" and not (path / "oci-layout").exists()):
-                return _from_tree(store, request, path, progress)
-            if request.format not in ("auto", "oci"):
-                raise InvalidArgument(f"{path} is a directory, not a {request.format}")
-            return _from_directory(store, request, path, progress)
-        with path.open("rb") as file:
-            return _from_stream(store, request, file, _stem(path), progress)
+    if path.is_dir():
+        if request.format == "rootfs" or (request.format == "auto" and not (path / "oci-layout").exists()):
+            return _from_tree(store, request, path, progress)
+        if request.format not in ("auto", "oci"):
+            raise InvalidArgument(f"{path} is a directory, not a {request.format}")
+        return _from_directory(store, request, path, progress)
+    with _user_file(path) as file:
+        return _from_stream(store, request, file, _stem(path), progress)
 
 
-@contextmanager
-def _user_path(path: Path) -> Iterator[None]:
-    """Failures of the path that the user gave, which are the user's to mend."""
+def _user_file(path: Path) -> BinaryIO:
+    """The file that the user named; that it is missing is the user's to mend."""
     try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFound(f"no file {error.filename or path}") from None
-    except PermissionError as error:
-        raise PermissionDenied(f"cannot read {error.filename or path}") from None
+        return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"no file {path}") from None
+    except OSError as error:
+        raise PermissionDenied(f"cannot read {path}", cause=error.strerror or "") from None
 
 
 def _stem(path: Path) -> str:
@@ -82,13 +76,13 @@ def _from_directory(store: ImageStore, request: ImageImport, path: Path, progres
 
 
 def _from_tree(store: ImageStore, request: ImageImport, path: Path, progress: Report) -> ImageList:
-    from drupe.images.build import image_from_tree  # noqa: PLC0415 - build imports this package's readers too
+    from drupe.images.build import image_from_tree  # build imports this package's readers too
 
     return ImageList(images=[image_from_tree(store, path, tag=request.tag, config=request.config, progress=progress)])
 
 
 def _from_stream(store: ImageStore, request: ImageImport, data: Readable, stem: str, progress: Report) -> ImageList:
-    from drupe.images.build import image_from_tar  # noqa: PLC0415 - as above
+    from drupe.images.build import image_from_tar  # as above
 
     head, source = peek(data, _PEEK_BYTES)
     if request.format == "rootfs" or (request.format == "auto" and not _is_image_archive(head)):

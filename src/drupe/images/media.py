@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any, Final, TypeVar
 
@@ -189,6 +190,10 @@ def check_digest(digest: str, *, where: str) -> str:
     if not _SHA256.fullmatch(digest):
         raise InvalidArgument(f"{where}: bad digest {digest[:100]!r}", hint="only sha256 digests are supported")
     return digest
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def hex_of(digest: str) -> str:

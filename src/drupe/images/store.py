@@ -26,8 +26,9 @@ from drupe.images.files import flock, remove_tree, storage_errors, try_flock
 from drupe.images.index import Catalogue, ImageRecord, Index, LayerRecord
 from drupe.images.layers import LayerStore
 from drupe.images.limits import DEFAULT_LIMITS, Limits
+from drupe.images.lookup import familiar, find, has_labels
 from drupe.images.progress import Meter, Report, silent
-from drupe.images.reference import as_id_prefix, parse
+from drupe.images.reference import parse
 from drupe.images.rootfs import EMPTY_LAYER
 from drupe.spec.control import (
     DiskUsage,
@@ -160,7 +161,7 @@ class ImageStore:
         dropped: list[ImageRecord] = []
 
         def change(catalogue: Catalogue) -> None:
-            for record in list_values(catalogue.images):
+            for record in tuple(catalogue.images.values()):
                 used = record.digest in in_use or record.id in in_use
                 named = bool(catalogue.names_of(record.digest))
                 if not used and (all or not named) and has_labels(record.labels, labels):
@@ -190,31 +191,31 @@ class ImageStore:
 
     def pull(self, request: ImagePull, progress: Report = silent) -> ImageInfo:
         """Fetch an image from a registry. Raises NotFound, PermissionDenied, Unavailable, DataLoss, InvalidArgument."""
-        from drupe.images.pull import pull  # noqa: PLC0415 - the HTTP client is paid for only here
+        from drupe.images.pull import pull  # the HTTP client is paid for only here
 
         return pull(self, request, progress)
 
     def push(self, request: ImagePush, progress: Report = silent) -> ImageInfo:
         """Send an image to a registry. Raises as `pull`."""
-        from drupe.images.push import push  # noqa: PLC0415 - as above
+        from drupe.images.push import push  # as above
 
         return push(self, request, progress)
 
     def import_image(self, request: ImageImport, data: BinaryIO | None = None, progress: Report = silent) -> ImageList:
         """Images from an archive (`data` or `request.path`), an OCI layout directory or a root tree."""
-        from drupe.images.imports import import_image  # noqa: PLC0415 - long work only
+        from drupe.images.imports import import_image  # long work only
 
         return import_image(self, request, data, progress)
 
     def export(self, request: ImageExport, data: BinaryIO, progress: Report = silent) -> None:
         """Write images to `data` as an OCI or docker archive."""
-        from drupe.images.exports import export  # noqa: PLC0415 - long work only
+        from drupe.images.exports import export  # long work only
 
         export(self, request, data, progress)
 
     def build(self, request: ImageBuild, data: BinaryIO | None = None, progress: Report = silent) -> ImageInfo:
         """An image from a directory or tarball, on a base or on nothing."""
-        from drupe.images.build import build  # noqa: PLC0415 - long work only
+        from drupe.images.build import build  # long work only
 
         return build(self, request, data, progress)
 
@@ -387,66 +388,3 @@ def _referenced(catalogue: Catalogue) -> tuple[set[str], set[str]]:
         blobs |= {layer.digest for layer in record.layers}
         layers |= {layer.diff_id for layer in record.layers}
     return blobs, layers
-
-
-def find(catalogue: Catalogue, ref: str) -> tuple[str, str]:
-    """(manifest digest, canonical name if it was found by one). Raises NotFound, InvalidArgument."""
-    prefix = as_id_prefix(ref)
-    if not ref.startswith("sha256:") or not prefix:
-        try:
-            reference = parse(ref)
-        except InvalidArgument:
-            if not prefix:
-                raise
-        else:
-            if reference.digest:
-                digest = catalogue.aliases.get(reference.digest, reference.digest)
-                if digest in catalogue.images:
-                    return digest, ""
-            elif reference.canonical in catalogue.names:
-                return catalogue.names[reference.canonical], reference.canonical
-    if prefix and (digests := _by_prefix(catalogue, prefix)):
-        if len(digests) > 1:
-            raise InvalidArgument(f"image prefix {ref!r} is ambiguous: {len(digests)} images begin with it")
-        return digests.pop(), ""
-    raise NotFound(f"no image {ref!r} in the store", hint=_not_found_hint(catalogue, ref))
-
-
-def _by_prefix(catalogue: Catalogue, prefix: str) -> set[str]:
-    wanted = f"sha256:{prefix}"
-    found = {
-        record.digest
-        for record in catalogue.images.values()
-        if record.digest.startswith(wanted) or record.id.startswith(wanted)
-    }
-    return found | {target for alias, target in catalogue.aliases.items() if alias == wanted}
-
-
-def _not_found_hint(catalogue: Catalogue, ref: str) -> str:
-    import difflib  # noqa: PLC0415 - only for this hint
-
-    short = {familiar(name).removesuffix(":latest"): familiar(name) for name in catalogue.names}
-    near = [short[key] for key in difflib.get_close_matches(ref.removesuffix(":latest"), short, n=3, cutoff=0.6)]
-    advice = f"drupe image pull {ref}, or drupe image import FILE"
-    return f"did you mean {' or '.join(near)}? else {advice}" if near else advice
-
-
-def familiar(canonical: str) -> str:
-    """The short form of a stored name."""
-    return parse(canonical).familiar
-
-
-def has_labels(labels: dict[str, str], wanted: Collection[str]) -> bool:
-    for item in wanted:
-        key, equals, value = item.partition("=")
-        if key not in labels or (equals and labels[key] != value):
-            return False
-    return True
-
-
-def list_values(images: dict[str, ImageRecord]) -> tuple[ImageRecord, ...]:
-    """A copy, because pruning changes the table."""
-    return tuple(images.values())
-
-
-__all__ = ["ImageStore", "find", "has_labels"]

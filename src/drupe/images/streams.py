@@ -102,7 +102,7 @@ def _inflate(inflate: zlib._Decompress, data: bytes) -> bytes:
 
 
 def _unzstd(source: Readable) -> Iterator[bytes]:
-    import zstandard  # noqa: PLC0415 - paid for only by zstd layers
+    import zstandard  # paid for only by zstd layers
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
     reader = decompressor.stream_reader(source, read_across_frames=True, read_size=CHUNK_BYTES)  # type: ignore[arg-type]
