@@ -38,7 +38,7 @@ def _tree(roots: dict[str, str], unified: str) -> Cgroups:
     if any(not name.startswith("name=") for name in roots):
         return CgroupsV1(roots)
     if unified:
-        from drupe.resources.cgroups.v2 import CgroupsV2  # noqa: PLC0415 - only where it is used
+        from drupe.resources.cgroups.v2 import CgroupsV2
 
         return CgroupsV2(unified, controllers=read_text(f"{unified}/cgroup.controllers").split())
     raise Unsupported(
