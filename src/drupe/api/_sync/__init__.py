@@ -1,0 +1,1 @@
+"""The blocking API, written from api._async by scripts/unasync.py."""

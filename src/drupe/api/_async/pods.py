@@ -1,0 +1,126 @@
+"""Pods: a handle on one, and the collection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from drupe.api._async.containers import AsyncContainer
+from drupe.errors import NotFound
+from drupe.rpc.connection import AsyncConnection
+from drupe.spec.container import ContainerSpec
+from drupe.spec.control import (
+    ContainerCreate,
+    Delete,
+    ListFilter,
+    PodCreate,
+    PodList,
+    PodRun,
+    Ref,
+    Stop,
+    Update,
+    Wait,
+)
+from drupe.spec.pod import PodSpec
+from drupe.spec.resources import Resources
+from drupe.spec.status import ExitStatus, PodStatus, Stats
+
+
+class AsyncPod:
+    """A pod by id or name. Making the handle asks nobody; each method is one call to the runtime."""
+
+    def __init__(self, connection: AsyncConnection, ref: str) -> None:
+        self.id = ref
+        self._connection = connection
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    async def status(self) -> PodStatus:
+        """State, sandbox kind, addresses, ports, containers. Raises NotFound."""
+        return await self._status_of("pod.status", Ref(ref=self.id))
+
+    async def start(self) -> PodStatus:
+        """Start its sandbox and its containers."""
+        return await self._status_of("pod.start", Ref(ref=self.id))
+
+    async def stop(self, *, timeout: float | None = None, force: bool = False) -> PodStatus:
+        """Stop its containers, then its sandbox. timeout: seconds of grace (None: each container's own)."""
+        return await self._status_of("pod.stop", Stop(ref=self.id, timeout_s=timeout, force=force))
+
+    async def pause(self) -> PodStatus:
+        """Freeze every process of the pod."""
+        return await self._status_of("pod.pause", Ref(ref=self.id))
+
+    async def resume(self) -> PodStatus:
+        """Thaw what `pause` froze."""
+        return await self._status_of("pod.resume", Ref(ref=self.id))
+
+    async def delete(self, *, force: bool = False, volumes: bool = True) -> None:
+        """Delete it; `force` stops it first. volumes: anonymous volumes too."""
+        await self._connection.call("pod.delete", Delete(ref=self.id, force=force, volumes=volumes))
+
+    async def wait(self, *, condition: str = "stopped", timeout: float | None = None) -> ExitStatus:
+        """Wait for the end of its containers, or its removal. Raises DeadlineExceeded after `timeout` seconds."""
+        params = Wait(ref=self.id, condition=condition, timeout_s=timeout)
+        ended: ExitStatus = await self._connection.call("pod.wait", params)
+        return ended
+
+    async def update(self, resources: Resources) -> PodStatus:
+        """Change the limits of the pod as a whole."""
+        return await self._status_of("pod.update", Update(ref=self.id, resources=resources))
+
+    async def stats(self) -> Stats:
+        """Counters of the pod as a whole."""
+        answer: Stats = await self._connection.call("pod.stats", Ref(ref=self.id))
+        return answer
+
+    async def create_container(self, spec: ContainerSpec) -> AsyncContainer:
+        """Add a container."""
+        status = await self._connection.call("container.create", ContainerCreate(pod=self.id, spec=spec))
+        return AsyncContainer(self._connection, status.id)
+
+    async def containers(self) -> list[AsyncContainer]:
+        """Handles on its containers, in the order of creation."""
+        return [AsyncContainer(self._connection, c.id) for c in (await self.status()).containers]
+
+    async def container(self, name: str) -> AsyncContainer:
+        """The container called `name` in this pod. Raises NotFound."""
+        for status in (await self.status()).containers:
+            if name in (status.name, status.id):
+                return AsyncContainer(self._connection, status.id)
+        raise NotFound(f"pod {self.id} has no container {name!r}")
+
+    async def _status_of(self, method: str, params: Any) -> PodStatus:
+        status: PodStatus = await self._connection.call(method, params)
+        return status
+
+
+class AsyncPods:
+    """All pods of a runtime."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def create(self, spec: PodSpec) -> AsyncPod:
+        """Make a pod without starting it."""
+        status = await self._connection.call("pod.create", PodCreate(spec=spec))
+        return AsyncPod(self._connection, status.id)
+
+    async def run(self, spec: PodSpec) -> AsyncPod:
+        """Make a pod and start it. What was made is undone when that fails."""
+        status = await self._connection.call("pod.run", PodRun(spec=spec))
+        return AsyncPod(self._connection, status.id)
+
+    async def get(self, ref: str) -> AsyncPod:
+        """A pod by id, unique id prefix or name. Raises NotFound."""
+        status = await self._connection.call("pod.status", Ref(ref=ref))
+        return AsyncPod(self._connection, status.id)
+
+    async def list(
+        self, *, labels: Sequence[str] = (), states: Sequence[str] = (), namespace: str | None = None
+    ) -> list[PodStatus]:
+        """Pods with all of `labels` ("k" or "k=v"), in any of `states`, of one `namespace`."""
+        wanted = ListFilter(labels=tuple(labels), states=tuple(states), namespace=namespace)
+        found: PodList = await self._connection.call("pod.list", wanted)
+        return found.pods

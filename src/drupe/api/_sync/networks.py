@@ -1,0 +1,63 @@
+# Written by scripts/unasync.py from api/_async/networks.py; change that file, not this one.
+"""Built-in networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from drupe.rpc.connection import Connection
+from drupe.spec.control import ListFilter, NetworkCreate, NetworkInfo, NetworkList, Prune, Pruned, Ref
+
+
+class Networks:
+    """All built-in bridge networks of a runtime."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def create(
+        self,
+        name: str,
+        *,
+        subnet4: str = "",
+        subnet6: str = "",
+        gateway4: str = "",
+        ipv6: bool = True,
+        internal: bool = False,
+        mtu: int = 1500,
+        dns: bool = True,
+        labels: dict[str, str] | None = None,
+    ) -> NetworkInfo:
+        """Make a network. Empty subnets: free ones are chosen. internal: no way out."""
+        params = NetworkCreate(
+            name=name,
+            subnet4=subnet4,
+            subnet6=subnet6,
+            gateway4=gateway4,
+            ipv6=ipv6,
+            internal=internal,
+            mtu=mtu,
+            dns=dns,
+            labels=labels or {},
+        )
+        info: NetworkInfo = self._connection.call("network.create", params)
+        return info
+
+    def get(self, name: str) -> NetworkInfo:
+        """One network. Raises NotFound."""
+        info: NetworkInfo = self._connection.call("network.inspect", Ref(ref=name))
+        return info
+
+    def delete(self, name: str) -> None:
+        """Remove a network. Raises InvalidState while a pod is on it."""
+        self._connection.call("network.delete", Ref(ref=name))
+
+    def prune(self, *, labels: Sequence[str] = ()) -> Pruned:
+        """Remove networks that no pod is on."""
+        gone: Pruned = self._connection.call("network.prune", Prune(labels=tuple(labels)))
+        return gone
+
+    def list(self, *, labels: Sequence[str] = ()) -> list[NetworkInfo]:
+        """All networks, or those with all of `labels`."""
+        found: NetworkList = self._connection.call("network.list", ListFilter(labels=tuple(labels)))
+        return found.networks
