@@ -308,7 +308,7 @@ class Container:
         """Have OOM kills and memory pressure told as events while it runs, if it has a memory limit."""
         if self.spec.resources.memory_bytes is not None and self.alarm is None:
             with contextlib.suppress(DrupeError, OSError):
-                self.alarm = Alarm(self.node.cgroups, self.cgroup, lambda event: self._event(event))
+                self.alarm = Alarm(self.node.cgroups, self.cgroup, self._event)
 
     def _stop_alarm(self) -> None:
         if self.alarm is not None:

@@ -14,6 +14,7 @@ from drupe.runtime.node import Node
 from drupe.runtime.plan import choose_kind, plan_container, plan_pod
 from drupe.runtime.pod import Pod
 from drupe.sandboxers.capabilities import needed, refuse_unless_able
+from drupe.sandboxers.contract import TaskExit
 from drupe.spec.container import ContainerSpec
 from drupe.spec.control import ListFilter
 from drupe.spec.pod import PodSpec
@@ -124,7 +125,7 @@ class Core:
             return await pod.add_container(planned)
 
     async def delete_container(self, container: Container, *, force: bool = False) -> None:
-        """InvalidState for a running one unless `force`. The pod stays, unless it was made by `run` and is now empty."""
+        """InvalidState for a running one unless `force`. The pod stays, unless `run` made it and it is now empty."""
         pod = container.pod
         async with pod.lock:
             if force:
@@ -141,6 +142,17 @@ class Core:
     async def close(self) -> None:
         """Let go of everything; pods go on running under the keeper."""
         await self.node.close()
+
+    def process_ended(self, exit_: TaskExit) -> None:
+        """Take the end of a process to its container or exec. Given to sandboxers as their `on_exit`."""
+        for pod in self.pods.values():
+            container = pod.containers.get(exit_.task)
+            if container is not None:
+                if exit_.exec_id:
+                    container.execs.ended(exit_.exec_id, exit_.status)
+                else:
+                    container.ended(exit_.status)
+                return
 
     # -- inner --------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ from drupe.runtime.node import Node
 from drupe.runtime.paths import Paths
 from drupe.runtime.recovery import recover
 from drupe.runtime.storage import Storage
-from drupe.sandboxers.contract import TaskExit
 from drupe.sandboxers.runc.command import RuntimeCommand, find_runtime
 from drupe.sandboxers.runc.sandboxer import RuncSandboxer
 from drupe.services.records import JournalRecords
@@ -47,13 +46,12 @@ async def open_core(
         keeper = await ensure_keeper(paths.run)
         core = _assemble(paths, journal(paths.journal), keeper, oci_runtime)
         try:
-            await keeper.subscribe()
             await recover(core)
             yield core
         finally:
             await core.close()
             await core.node.network.close()
-            await keeper.close()
+            keeper.close()
             core.node.journal.close()
 
 
@@ -76,20 +74,8 @@ def _assemble(paths: Paths, journal: Journal, keeper: Keeper, oci_runtime: str) 
     try:
         command = RuntimeCommand(program=find_runtime(oci_runtime), root=paths.run / "oci")
         node.sandboxers["runc"] = RuncSandboxer(
-            keeper=keeper, command=command, cgroups=cgroups, on_exit=lambda exit_: dispatch(core, exit_)
+            keeper=keeper, command=command, cgroups=cgroups, on_exit=core.process_ended
         )
     except DrupeError as error:
         node.note(f"no runc sandboxes: {error}")
     return core
-
-
-def dispatch(core: Core, exit_: TaskExit) -> None:
-    """Take the end of a process to its container or exec."""
-    for pod in core.pods.values():
-        container = pod.containers.get(exit_.task)
-        if container is not None:
-            if exit_.exec_id:
-                container.execs.ended(exit_.exec_id, exit_.status)
-            else:
-                container.ended(exit_.status)
-            return
