@@ -118,6 +118,7 @@ class Container:
         """Run the workload; `fds` are attached first. Raises InvalidState, NotFound (program), PermissionDenied."""
         require(self.pod.what, self.pod.state, State.RUNNING, to=f"start {self.what}")
         check_move(self.what, self.state, State.RUNNING)
+        require(self.what, self.state, State.READY, State.STOPPED, to="start it")
         if self.state is State.STOPPED:
             await self._create_again()
         self.stopping = False

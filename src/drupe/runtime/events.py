@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from drupe.errors import DrupeError
 from drupe.spec.base import decode, plain
@@ -36,7 +36,7 @@ class EventBus:
         """Kept events between two times (Unix seconds)."""
         return [decode(Event, data, where="event") for data in self._journal.events(since=since, until=until)]
 
-    async def follow(self) -> AsyncIterator[Event]:
+    async def follow(self) -> AsyncGenerator[Event, None]:
         """Events from now on."""
         queue: asyncio.Queue[Event] = asyncio.Queue(BACKLOG)
         self._listeners.add(queue)

@@ -39,7 +39,16 @@ class Execs:
         process = await container.node.storage.exec_process(container, spec)
         exec_id = secrets.token_hex(8)
         self._ended[exec_id] = asyncio.get_running_loop().create_future()
-        config = ExecConfig(id=exec_id, task=container.id, process=process, dir=container.bundle, tty=spec.tty, fds=fds)
+        config = ExecConfig(
+            id=exec_id,
+            task=container.id,
+            process=process,
+            dir=container.bundle,
+            tty=spec.tty,
+            fds=fds,
+            rows=spec.rows or None,
+            cols=spec.cols or None,
+        )
         try:
             pid = await container.tasks.exec(config)
         except BaseException:
@@ -47,9 +56,6 @@ class Execs:
             raise
         if not self._ended[exec_id].done():
             self._pids[exec_id] = pid
-        if spec.tty and spec.rows and spec.cols:
-            with contextlib.suppress(NotFound):
-                await container.tasks.resize(container.id, spec.rows, spec.cols, exec_id=exec_id)
         self._event("exec_start", exec_id, command=" ".join(spec.argv))
         return exec_id, pid
 

@@ -139,6 +139,7 @@ class Pod:
         """Start the sandbox and every container, in order; `fds` belong to the first. When one container cannot
         start, those before it are stopped and the pod fails, keeping the cause."""
         check_move(self.what, self.state, State.RUNNING)
+        require(self.what, self.state, State.READY, State.STOPPED, to="start it")
         if self.state is State.STOPPED:
             await do_all(self._sandbox_steps(), advance=self._advance, timings_ms=self.status.timings_ms)
         self._advance("starting")

@@ -20,7 +20,7 @@ from drupe.runtime.node import Node
 from drupe.runtime.pod import Pod
 from drupe.runtime.steps import begun, undo_all
 from drupe.sandboxers.contract import SandboxInfo, TaskState
-from drupe.sandboxers.runc.sandboxer import exit_status
+from drupe.sandboxers.runc.sandboxer import read_exit_file
 from drupe.spec.base import decode
 from drupe.spec.container import ContainerSpec
 from drupe.spec.pod import PodSpec
@@ -225,11 +225,7 @@ def _restore_execs(container: Container, tasks: dict[str, TaskState]) -> None:
 
 def _recorded_exit(container: Container) -> ExitStatus | None:
     """The keeper writes each end to a file too: it outlives the keeper."""
-    try:
-        record: dict[str, Any] = json.loads((container.bundle / "exit.json").read_text())
-        return exit_status(record)
-    except (OSError, ValueError, KeyError):
-        return None
+    return read_exit_file(container.bundle / "exit.json")
 
 
 # -- what no row names ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.images.config import ImageConfig
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
+from drupe.keeper.records import Mount as KeeperMount
 from drupe.oci.users import ResolvedUser, resolve_user
 from drupe.resources.volumes import Volumes
 from drupe.runtime import bundle
@@ -91,14 +92,14 @@ class Storage:
 
     async def mount_rootfs(self, container: Container) -> None:
         """Overlay of the image's layers and the container's own; and the memory its secrets live in."""
-        mounts = []
+        mounts: list[KeeperMount] = []
         spec = container.spec
         if spec.image:
             mounts.append(self._overlay(container))
         if spec.secrets:
             secrets = container.bundle / "secrets"
             secrets.mkdir(mode=0o700, exist_ok=True)
-            mounts.append({"source": "ramfs", "target": str(secrets), "fstype": "ramfs", "data": "mode=0700"})
+            mounts.append(KeeperMount(source="ramfs", target=str(secrets), fstype="ramfs", data="mode=0700"))
         for number, mount in enumerate(_image_mounts(spec)):
             mounts.append(self._image_mount(container, number, mount))
         if mounts:
@@ -110,7 +111,7 @@ class Storage:
         targets += [container.bundle / f"image-{n}" for n, _ in enumerate(_image_mounts(container.spec))]
         await self._keeper.umount([str(target) for target in targets])
 
-    def _overlay(self, container: Container) -> dict[str, Any]:
+    def _overlay(self, container: Container) -> KeeperMount:
         info = self.images.resolve(container.spec.image)
         container.status.image_digest = info.digest
         target = container.bundle / "rootfs"
@@ -122,30 +123,16 @@ class Storage:
             data += ",volatile"  # what dies with its pod need not be synced when unmounted
         if container.pod.spec.namespaces.user is not None:
             data += ",metacopy=on"
-        return {
-            "source": "overlay",
-            "target": str(target),
-            "fstype": "overlay",
-            "data": data,
-            "cwd": str(self.images.root),
-        }
+        return _overlay_mount(target, data, cwd=self.images.root)
 
-    def _image_mount(self, container: Container, number: int, mount: Mount) -> dict[str, Any]:
+    def _image_mount(self, container: Container, number: int, mount: Mount) -> KeeperMount:
         info = self.images.resolve(mount.source)
         target = container.bundle / f"image-{number}"
         target.mkdir(mode=0o755, exist_ok=True)
         lower = ":".join(self.images.lower_links(info))
         if ":" not in lower:  # overlay wants two layers where nothing is writable
             lower += f":{target}"
-        data = f"lowerdir={lower}"
-        return {
-            "source": "overlay",
-            "target": str(target),
-            "fstype": "overlay",
-            "flags": ["ro"],
-            "data": data,
-            "cwd": str(self.images.root),
-        }
+        return _overlay_mount(target, f"lowerdir={lower}", cwd=self.images.root, flags=("ro",))
 
     def _needs_filling(self, container: Container) -> bool:
         return bool(container.spec.secrets) or container.pod.spec.namespaces.user is not None
@@ -259,9 +246,9 @@ class Storage:
         size = max((c.shm_size_bytes for c in pod.spec.containers), default=64 * 1024 * 1024)
         uid0, gid0 = root_ids(pod.spec)
         data = f"mode=1777,size={size}" + (f",uid={uid0},gid={gid0}" if uid0 else "")
-        flags = ["nosuid", "nodev", "noexec"]
+        flags = ("nosuid", "nodev", "noexec")
         await self._keeper.mount(
-            [{"source": "shm", "target": str(target), "fstype": "tmpfs", "flags": flags, "data": data}]
+            [KeeperMount(source="shm", target=str(target), fstype="tmpfs", flags=flags, data=data)]
         )
 
     async def umount_shm(self, pod: Pod) -> None:
@@ -344,6 +331,10 @@ def shift_ids(root: Path, uid0: int, gid0: int) -> None:
             os.lchown(path, stat.st_uid + uid0, stat.st_gid + gid0)
             if stat.st_mode & 0o6000:
                 Path(path).chmod(stat.st_mode & 0o7777)
+
+
+def _overlay_mount(target: Path, data: str, *, cwd: Path, flags: tuple[str, ...] = ()) -> KeeperMount:
+    return KeeperMount(source="overlay", target=str(target), fstype="overlay", flags=flags, data=data, cwd=str(cwd))
 
 
 def _image_mounts(spec: ContainerSpec) -> list[Mount]:

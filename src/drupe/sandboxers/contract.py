@@ -66,7 +66,7 @@ class TaskConfig:
 @dataclass(frozen=True, slots=True)
 class ExecConfig:
     """A further process in a container. process: runtime-spec `process`. fds: stdin, stdout, stderr (owned by the
-    caller; duplicated as needed). With tty they are connected to a pty."""
+    caller; duplicated as needed). With tty they are connected to a pty of `rows` and `cols`."""
 
     id: str
     task: str
@@ -74,6 +74,8 @@ class ExecConfig:
     dir: Path
     tty: bool
     fds: Mapping[str, int]
+    rows: int | None = None
+    cols: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +124,9 @@ class TaskService(ABC):
         """Send a signal to the first process, one exec, or every process. NotFound once it is gone."""
 
     @abstractmethod
-    async def attach(self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "") -> Awaitable[None]:
-        """Copy output to `stdout`/`stderr` from now on and feed `stdin`. The awaitable returned ends when detached."""
+    async def attach(self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "") -> Awaitable[object]:
+        """Copy output to `stdout`/`stderr` from now on and feed `stdin`. The awaitable returned, which may be left
+        alone, ends when all of them have been let go."""
 
     @abstractmethod
     async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None: ...

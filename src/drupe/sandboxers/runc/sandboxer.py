@@ -7,10 +7,13 @@ import contextlib
 import json
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+
+import msgspec
 
 from drupe.errors import DrupeError, NotFound
 from drupe.keeper.client import Keeper
+from drupe.keeper.records import Exit, TaskInfo
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.capabilities import FEATURES
 from drupe.sandboxers.contract import (
@@ -47,6 +50,7 @@ class RuncSandboxer(Sandboxer):
         self._tasks = RuncTasks(keeper=keeper, command=command, cgroups=cgroups)
         self._infra = InfraProcess(keeper=keeper, tasks=self._tasks)
         self._configs: dict[str, SandboxConfig] = {}
+        self._forgetting: set[asyncio.Future[None]] = set()
         keeper.on_exit(self._exited)
 
     def capabilities(self) -> Mapping[str, str]:
@@ -105,7 +109,9 @@ class RuncSandboxer(Sandboxer):
         self._configs.update(configs)
         found: dict[str, TaskState] = {}
         for entry in await self._keeper.list():
-            found[entry["task"]] = await self._task_state(entry)
+            found[entry.task] = await self._task_state(entry)
+            if entry.running:
+                await self._keeper.take_escrow(entry.task)
         return found
 
     async def forget_orphan(self, task: str) -> None:
@@ -113,14 +119,13 @@ class RuncSandboxer(Sandboxer):
         with contextlib.suppress(DrupeError):
             await self._tasks.delete(task)
 
-    async def _task_state(self, entry: dict[str, Any]) -> TaskState:
-        ended = entry.get("exit")
-        if ended is not None:
-            status = exit_status(ended)
-            self._tasks.mark_oom(entry["task"], status)
-            return TaskState(entry["task"], entry["pid"], started=True, exit=status)
-        started = "." in entry["task"] or await self._was_started(entry["task"])
-        return TaskState(entry["task"], entry["pid"], started=started, exit=None)
+    async def _task_state(self, entry: TaskInfo) -> TaskState:
+        if entry.exit is not None:
+            status = exit_status(entry.exit)
+            self._tasks.mark_oom(entry.task, status)
+            return TaskState(entry.task, entry.pid, started=True, exit=status)
+        started = "." in entry.task or await self._was_started(entry.task)
+        return TaskState(entry.task, entry.pid, started=started, exit=None)
 
     async def _was_started(self, task: str) -> bool:
         answer = await self._keeper.run(self._command.state(task), timeout_s=10.0)
@@ -129,15 +134,20 @@ class RuncSandboxer(Sandboxer):
         except (ValueError, KeyError):
             return False
 
-    def _exited(self, record: dict[str, Any]) -> None:
-        task, _, exec_id = str(record["task"]).partition(".")
+    def _exited(self, record: Exit) -> None:
+        task, _, exec_id = record.task.partition(".")
         if not self._infra.owns(task):
             status = exit_status(record)
             if not exec_id:
                 self._tasks.mark_oom(task, status)
             self._on_exit(TaskExit(task=task, exec_id=exec_id, status=status))
         if exec_id:
-            self._keeper.forget_nowait(record["task"])
+            self._forgetting.add(forget := asyncio.ensure_future(self._forget(record.task)))
+            forget.add_done_callback(self._forgetting.discard)
+
+    async def _forget(self, task: str) -> None:
+        with contextlib.suppress(DrupeError):
+            await self._keeper.forget(task)
 
     def _cgroup(self, sandbox_id: str) -> str:
         try:
@@ -161,24 +171,31 @@ def namespace_types(spec: PodSpec) -> list[str]:
     return types
 
 
-def _id_maps(spec: PodSpec) -> dict[str, list[list[int]]]:
+def _id_maps(spec: PodSpec) -> dict[str, list[tuple[int, int, int]]]:
     user = spec.namespaces.user
     if user is None:
         return {}
     return {"uid_map": _plain_map(user.uids), "gid_map": _plain_map(user.gids)}
 
 
-def _plain_map(maps: tuple[IdMap, ...]) -> list[list[int]]:
-    return [[m.inside, m.outside, m.count] for m in maps]
+def _plain_map(maps: tuple[IdMap, ...]) -> list[tuple[int, int, int]]:
+    return [(m.inside, m.outside, m.count) for m in maps]
 
 
-def exit_status(record: Mapping[str, Any]) -> ExitStatus:
+def exit_status(record: Exit) -> ExitStatus:
     """The keeper's exit record in our words. `unknown`: nobody could learn the code."""
-    if record.get("unknown"):
-        return ExitStatus(code=255, at=float(record.get("at", 0.0)), reason="Lost", message="exit code is not known")
-    code = int(record["code"])
-    reason = "Error" if code else ""
-    return ExitStatus(code=code, signal=int(record.get("signal") or 0), at=float(record["at"]), reason=reason)
+    if record.unknown:
+        return ExitStatus(code=255, at=record.at, reason="Lost", message="nobody was there to learn the exit code")
+    reason = "Error" if record.code else ""
+    return ExitStatus(code=record.code, signal=record.signal, at=record.at, reason=reason)
+
+
+def read_exit_file(path: Path) -> ExitStatus | None:
+    """An end that the keeper wrote down; None when there is none (or half of one)."""
+    try:
+        return exit_status(msgspec.json.decode(path.read_bytes(), type=Exit))
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def remove_runtime_root(command: RuntimeCommand) -> None:

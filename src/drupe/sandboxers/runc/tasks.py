@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import json
 import shutil
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 from drupe.errors import DrupeError, HelperFailed, NotFound, PermissionDenied
 from drupe.keeper.client import Keeper
+from drupe.keeper.records import Io, LogFile
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import ExecConfig, TaskConfig, TaskService
 from drupe.sandboxers.runc.command import RuntimeCommand
+from drupe.spec.container import LogSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, Stats
 
@@ -36,8 +38,6 @@ class RuncTasks(TaskService):
         self._cgroups = cgroups
         self._cgroup_of: dict[str, str] = {}
         self._bundle_of: dict[str, Path] = {}
-        self._detached: dict[tuple[str, int], asyncio.Future[None]] = {}
-        keeper.on_detached(self._on_detached)
 
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
         """Remember a container made earlier (recovery)."""
@@ -54,21 +54,20 @@ class RuncTasks(TaskService):
     async def create(self, task: TaskConfig) -> int:
         self.know(task.id, cgroup=task.cgroup, bundle=task.bundle)
         (task.bundle / "config.json").write_text(json.dumps(task.oci))
-        argv = self._command.create(task.id, task.bundle, tty=task.tty)
-        io: dict[str, Any] = {"mode": "tty"} if task.tty else {"mode": "pipes", "stdin": task.stdin}
         try:
-            return await self._keeper.create_task(
+            created = await self._keeper.create_task(
                 task.id,
-                argv,
+                self._command.create(task.id, task.bundle, tty=task.tty),
                 pidfile=task.bundle / "pid",
-                io=io,
-                log=_log_fields(task),
+                io=Io(mode="tty") if task.tty else Io(mode="pipes", stdin=task.stdin),
+                log=_log_file(task.log),
                 exit_file=task.exit_file,
                 log_file=task.bundle / "create.log",
                 timeout_s=HELPER_TIMEOUT_S,
             )
         except HelperFailed as error:
             raise explain(error, task.oci["process"]) from None
+        return created.pid
 
     async def start(self, task_id: str) -> None:
         result = await self._keeper.run(self._command.start(task_id), timeout_s=HELPER_TIMEOUT_S)
@@ -80,14 +79,15 @@ class RuncTasks(TaskService):
         base = config.dir / f"exec-{config.id}"
         base.with_suffix(".json").write_text(json.dumps(config.process))
         try:
-            pid = await self._keeper.create_task(
+            created = await self._keeper.create_task(
                 task_key(config.task, config.id),
                 self._command.exec(config.task, base, tty=config.tty),
                 pidfile=base.with_suffix(".pid"),
-                io={"mode": "tty"} if config.tty else {"mode": "fds"},
+                io=Io(mode="tty", rows=config.rows, cols=config.cols) if config.tty else Io(mode="fds"),
                 exit_file=base.with_suffix(".exit"),
                 log_file=base.with_suffix(".log"),
-                fds={} if config.tty else dict(config.fds),
+                fds=None if config.tty else config.fds,
+                attach=config.fds if config.tty and config.fds else None,
                 timeout_s=HELPER_TIMEOUT_S,
             )
         except HelperFailed as error:
@@ -95,10 +95,7 @@ class RuncTasks(TaskService):
         finally:
             for suffix in (".json", ".pid", ".log"):
                 base.with_suffix(suffix).unlink(missing_ok=True)
-        if config.tty and config.fds:
-            with contextlib.suppress(NotFound):  # it may have ended already; its output went to the log of none
-                await self._keeper.attach(task_key(config.task, config.id), fds=dict(config.fds))
-        return pid
+        return created.pid
 
     async def kill(self, task_id: str, signal: int, *, exec_id: str = "", everything: bool = False) -> None:
         if everything:
@@ -106,19 +103,9 @@ class RuncTasks(TaskService):
             return
         await self._keeper.kill(task_key(task_id, exec_id), signal)
 
-    async def attach(self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "") -> Awaitable[None]:
-        key = task_key(task_id, exec_id)
-        number = await self._keeper.attach(key, fds=dict(fds))
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return self._detached.setdefault((key, number), done)
-
-    def _on_detached(self, key: str, number: int, _reason: str) -> None:
-        done = self._detached.pop((key, number), None)
-        if done is None:  # the event overtook the answer of attach
-            done = asyncio.get_running_loop().create_future()
-            self._detached[(key, number)] = done
-        if not done.done():
-            done.set_result(None)
+    async def attach(self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "") -> Awaitable[object]:
+        number = await self._keeper.attach(task_key(task_id, exec_id), fds, close_stdin="stdin" in fds)
+        return _Attachment(self._keeper, number)
 
     async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None:
         await self._keeper.resize(task_key(task_id, exec_id), rows, cols)
@@ -172,11 +159,23 @@ class RuncTasks(TaskService):
             raise NotFound(f"container {task_id} has no processes here") from None
 
 
-def _log_fields(task: TaskConfig) -> dict[str, Any] | None:
-    if task.log is None:
+class _Attachment:
+    """Awaited, it ends when the keeper has let go of the attachment; it need not be awaited."""
+
+    __slots__ = ("_keeper", "_number")
+
+    def __init__(self, keeper: Keeper, number: int) -> None:
+        self._keeper = keeper
+        self._number = number
+
+    def __await__(self) -> Generator[Any, None, str]:
+        return self._keeper.wait_detached(self._number).__await__()
+
+
+def _log_file(log: LogSpec | None) -> LogFile | None:
+    if log is None or log.driver == "none":
         return None
-    log = task.log
-    return {"path": log.path, "format": log.driver, "max_bytes": log.max_bytes, "max_files": log.max_files}
+    return LogFile(path=log.path, format=log.driver, max_bytes=log.max_bytes, max_files=log.max_files)
 
 
 def _process_of(bundle: Path | None) -> dict[str, Any]:

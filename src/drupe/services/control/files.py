@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
-from drupe.resources import files
+from drupe.resources import archives, files
 from drupe.rpc.call import Call
 from drupe.services.control.registry import method
 from drupe.spec.control import FileInfo, FileList
 
 if TYPE_CHECKING:
     from drupe.services.control.service import ControlService
+
+
+async def _with_data(service: ControlService, call: Call, work: Any, *args: Any, **options: Any) -> Any:
+    """Like `_in_root`, for work that reads or writes the descriptor `data`: the thread closes it."""
+    data = call.take_fd("data")
+
+    def job(root: int) -> Any:
+        try:
+            return work(root, call.params.path, data, *args, **options)
+        finally:
+            os.close(data)
+
+    return await _in_root(service, call, job)
 
 
 async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, **options: Any) -> Any:
@@ -27,16 +41,15 @@ async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, *
 
 @method("file.read")
 async def read(service: ControlService, call: Call) -> FileInfo:
-    wanted = call.params
-    target = call.take_fd("data")
-    return await _in_root(service, call, files.read, wanted.path, target, offset=wanted.offset, length=wanted.length)  # type: ignore[no-any-return]
+    options = {"offset": call.params.offset, "length": call.params.length}
+    return await _with_data(service, call, files.read, **options)  # type: ignore[no-any-return]
 
 
 @method("file.write")
 async def write(service: ControlService, call: Call) -> FileInfo:
     w = call.params
     options = {"mode": w.mode, "uid": w.uid, "gid": w.gid, "append": w.append, "parents": w.parents}
-    return await _in_root(service, call, files.write, w.path, call.take_fd("data"), **options)  # type: ignore[no-any-return]
+    return await _with_data(service, call, files.write, **options)  # type: ignore[no-any-return]
 
 
 @method("file.stat")
@@ -67,11 +80,9 @@ async def rename(service: ControlService, call: Call) -> FileInfo:
 
 @method("file.get_archive")
 async def get_archive(service: ControlService, call: Call) -> FileInfo:
-    data = call.take_fd("data")
-    return await _in_root(service, call, files.get_archive, call.params.path, data, follow=call.params.follow)  # type: ignore[no-any-return]
+    return await _with_data(service, call, archives.get_archive, follow=call.params.follow)  # type: ignore[no-any-return]
 
 
 @method("file.put_archive")
 async def put_archive(service: ControlService, call: Call) -> None:
-    data = call.take_fd("data")
-    await _in_root(service, call, files.put_archive, call.params.path, data, keep_ids=call.params.keep_ids)
+    await _with_data(service, call, archives.put_archive, keep_ids=call.params.keep_ids)

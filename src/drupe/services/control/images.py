@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from drupe.errors import InvalidArgument
 from drupe.rpc.call import Call
 from drupe.services.control.registry import method
 from drupe.spec.control import ImageInfo, ImageList, Progress, Pruned
@@ -32,6 +35,16 @@ async def _long(call: Call, work: Callable[[Report], Any]) -> Any:
     return await job
 
 
+@contextlib.contextmanager
+def _data(call: Call, mode: str) -> Iterator[BinaryIO | None]:
+    """The descriptor sent along, as a file that is closed when the work is done; None when none was sent."""
+    if "data" not in call.fds:
+        yield None
+        return
+    with os.fdopen(call.take_fd("data"), mode) as file:
+        yield cast(BinaryIO, file)
+
+
 def _told(service: ControlService, action: str, info: ImageInfo) -> ImageInfo:
     service.node.events.publish("image", action, info.id, name=(info.names or [""])[0])
     return info
@@ -52,8 +65,12 @@ async def push(service: ControlService, call: Call) -> ImageInfo:
 @method("image.import")
 async def import_(service: ControlService, call: Call) -> ImageList:
     store = service.storage.images
-    data = call.take_fd("data") if "data" in call.fds else None
-    found: ImageList = await _long(call, lambda report: store.import_image(call.params, data, progress=report))
+
+    def work(report: Report) -> ImageList:
+        with _data(call, "rb") as data:
+            return store.import_image(call.params, data, progress=report)
+
+    found: ImageList = await _long(call, work)
     for info in found.images:
         _told(service, "import", info)
     return found
@@ -62,15 +79,25 @@ async def import_(service: ControlService, call: Call) -> ImageList:
 @method("image.export")
 async def export(service: ControlService, call: Call) -> None:
     store = service.storage.images
-    data = call.take_fd("data")
-    await _long(call, lambda report: store.export(call.params, data, progress=report))
+
+    def work(report: Report) -> None:
+        with _data(call, "wb") as data:
+            if data is None:
+                raise InvalidArgument("image.export needs the descriptor 'data' to write to")
+            store.export(call.params, data, progress=report)
+
+    await _long(call, work)
 
 
 @method("image.build")
 async def build(service: ControlService, call: Call) -> ImageInfo:
     store = service.storage.images
-    data = call.take_fd("data") if "data" in call.fds else None
-    return _told(service, "build", await _long(call, lambda report: store.build(call.params, data, progress=report)))
+
+    def work(report: Report) -> ImageInfo:
+        with _data(call, "rb") as data:
+            return store.build(call.params, data, progress=report)
+
+    return _told(service, "build", await _long(call, work))
 
 
 @method("image.list")
