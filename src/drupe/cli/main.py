@@ -95,6 +95,7 @@ cli = LazyGroup(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; never raises."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_streams()
     try:
         code = _complete() if "_DRUPE_COMPLETE" in os.environ else _invoke(args)
         sys.stdout.flush()
@@ -105,6 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         return _show(error)
+
+
+def _open_standard_streams() -> None:
+    # With one of them closed (`drupe … >&-`), the next file that is opened would take its number and its role.
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w"))
 
 
 def _invoke(args: list[str]) -> int:

@@ -17,7 +17,7 @@ from drupe.cli.options import option
 def serve(*, socket: str | None) -> int:
     """Run the daemon until SIGTERM or SIGINT; running pods go on without it."""
     from drupe.api.daemon import default_root, default_run, socket_path
-    from drupe.services import daemon
+    from drupe.services.daemon import serve as run_daemon
 
     path = Path(socket) if socket else Path(socket_path())
-    return daemon.serve(root=default_root(), run=default_run(), socket=path)
+    return run_daemon(root=default_root(), run=default_run(), socket=path)
