@@ -141,6 +141,9 @@ impl Creation {
         let mut text = self.log_file.as_deref().map(tail).unwrap_or_default();
         for pipe in [&self.words, &self.ends.stderr, &self.ends.stdout].into_iter().flatten() {
             let more = waiting(pipe);
+            if text.contains(more.trim()) {
+                continue;
+            }
             if !more.is_empty() && !text.is_empty() && !text.ends_with('\n') {
                 text.push('\n');
             }

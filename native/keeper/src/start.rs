@@ -119,7 +119,9 @@ fn prepare_mounts(dir: &Path) -> io::Result<()> {
         .map_err(context(format!("cannot make mounts below {} private", dir.display())))
 }
 
-/// An empty cgroup v2 tree beside the v1 controllers serves nobody, and crun refuses to work next to it.
+/// An empty cgroup v2 tree beside the v1 controllers serves nobody, and crun refuses to work next to it. A v1 hierarchy
+/// takes its place: crun makes a directory per container there all the same, and in a plain file system could not remove
+/// it again. Without one, a private tmpfs takes them.
 fn hide_unified_cgroup() -> io::Result<()> {
     let (top, unified) = (Path::new("/sys/fs/cgroup"), Path::new("/sys/fs/cgroup/unified"));
     let hybrid = !process::is_filesystem(top, CGROUP2_MAGIC) && process::is_filesystem(unified, CGROUP2_MAGIC);
@@ -127,8 +129,13 @@ fn hide_unified_cgroup() -> io::Result<()> {
     if !hybrid || !delegated.trim().is_empty() {
         return Ok(());
     }
+    let stand_in = || {
+        mount::mount("/sys/fs/cgroup/systemd", unified, "", libc::MS_BIND, "")
+            .or_else(|_| mount::mount("none", unified, "tmpfs", 0, "mode=755"))
+    };
     mount::mount("", top, "", libc::MS_PRIVATE, "")
         .and_then(|()| mount::umount(unified, libc::MNT_DETACH))
+        .and_then(|()| stand_in())
         .map_err(context("cannot unmount the empty /sys/fs/cgroup/unified".into()))
 }
 

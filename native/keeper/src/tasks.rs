@@ -17,7 +17,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// How often a pty without open terminals is looked at again.
 const REVIVE: Duration = Duration::from_millis(200);
 /// How long an adopted process may stay unreaped by its new parent until its exit counts as unknown.
-const REAPED_WITHIN: Duration = Duration::from_secs(2);
+const REAPED_WITHIN: Duration = Duration::from_secs(10);
 const LIST_BYTES: usize = 128 * 1024;
 /// What a terminal takes as the end of input (termios(3) VEOF).
 const END_OF_TRANSMISSION: &[u8] = &[4];
