@@ -65,6 +65,7 @@ class Container:
         self.timed_out = False  # its pod's time limit ended it
         self.alarm: Alarm | None = None  # tells of memory running out, where there is a limit
         self._starting = False
+        self._unmaking = False
         self._early_exit: ExitStatus | None = None
         self._waiters: list[asyncio.Future[ExitStatus]] = []
 
@@ -237,7 +238,7 @@ class Container:
         if self._starting:
             self._early_exit = exit_
             return
-        if not self.is_live:
+        if not self.is_live and (self.state is not State.READY or self._unmaking):
             return
         if self.timed_out:
             exit_.reason, exit_.message = "Timeout", f"the pod's time limit of {self.pod.spec.timeout_s:g} s passed"
@@ -296,7 +297,11 @@ class Container:
         self.status.argv = list(self.oci["process"]["args"])
 
     async def _delete_task(self) -> None:
-        await self.tasks.delete(self.id)
+        self._unmaking = True  # its death is our own work, and no event
+        try:
+            await self.tasks.delete(self.id)
+        finally:
+            self._unmaking = False
         (self.bundle / "exit.json").unlink(missing_ok=True)
 
     async def _create_again(self) -> None:
