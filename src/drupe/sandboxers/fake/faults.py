@@ -27,6 +27,13 @@ class Faults:
         """Let calls of that name wait until the returned event is set."""
         return self._gates.setdefault(call, asyncio.Event())
 
+    def clear(self) -> None:
+        """Nothing fails or waits any more."""
+        self._errors.clear()
+        for gate in self._gates.values():
+            gate.set()
+        self._gates.clear()
+
     async def passing(self, call: str) -> None:
         """Note the call; wait or raise as asked."""
         self.calls.append(call)
