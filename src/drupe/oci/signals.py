@@ -7,8 +7,7 @@ import signal
 
 from drupe.errors import InvalidArgument
 
-_NUMBERS = {s.name: int(s) for s in signal.Signals}
-_NUMBERS |= {"SIGIOT": 6, "SIGPOLL": 29, "SIGUNUSED": 31}
+_NUMBERS = {name: int(s) for name, s in signal.Signals.__members__.items()} | {"SIGUNUSED": 31}
 _NAMES = {int(s): s.name for s in signal.Signals if s.name not in ("SIGRTMIN", "SIGRTMAX")}
 _LAST = 64  # _NSIG on every architecture drupe runs on
 
@@ -20,7 +19,7 @@ def parse_signal(text: str) -> int:
     """
     word = text.strip().upper()
     if word.isascii() and word.isdigit():
-        number = int(word)
+        number = int(word) if len(word) < 9 else 0
     else:
         number = _by_name(word if word.startswith("SIG") else f"SIG{word}")
     if 1 <= number <= _LAST:
