@@ -16,13 +16,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from common import BenchError, Contender, Report, interleave, run
 from ours import Drupe, DrupeCommand
 from peers import BareRuntime, Containerd, Podman
+
+from drupe.errors import DrupeError
 
 HERE = Path(__file__).parent
 ISOLATED = "DRUPE_BENCH_ISOLATED"
@@ -188,6 +190,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer pods, the same races")
+    parser.add_argument("--samples", type=int, metavar="N", help="samples of each race (30 quick, 50 full)")
     parser.add_argument("--keep", type=Path, help="where samples.jsonl and lines.jsonl go")
     parser.add_argument("--only", nargs="+", default=[], metavar="RACE", help="start, exec, memory, … only")
     return parser.parse_args()
@@ -203,6 +206,7 @@ def main() -> int:
     now = datetime.datetime.now(tz=datetime.UTC)
     report = Report(options.keep or HERE / f"results/{now:%Y-%m-%d}/{now:%H%M%S}", KIND)
     plan = QUICK if options.quick else FULL
+    plan = replace(plan, n=options.samples or plan.n)
     with (
         tempfile.TemporaryDirectory(prefix="drupe-bench-", dir="/var/tmp", ignore_cleanup_errors=True) as work,
         ExitStack() as stack,
@@ -214,7 +218,7 @@ def main() -> int:
                         hold(race, field, report)
                 if not options.only or "memory" in options.only:
                     weigh(field, plan, report)
-        except BenchError as error:
+        except (BenchError, DrupeError) as error:
             print(f"benchmark failed: {error}", file=sys.stderr)
             return 1
         finally:

@@ -16,6 +16,7 @@ GREETING = ("echo", "hello")
 STOPPABLE = ("sh", "-c", 'trap "exit 0" TERM; sleep 1000 & wait')  # ends at SIGTERM, as PID 1 would not by default
 STEP_TIMEOUT_S = 60.0
 WARM_UP = 2
+TRAP_S = 0.05  # a shell has set its trap by then; before, PID 1 would ignore SIGTERM
 
 
 class BenchError(Exception):

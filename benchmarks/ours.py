@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from common import (
     GREETING,
     STEP_TIMEOUT_S,
     STOPPABLE,
+    TRAP_S,
     BenchError,
     first_byte,
     first_bytes,
     pss_bytes,
     run,
     since,
+    wait_for_end,
     wait_until,
 )
 
+from drupe.images.store import ImageStore
 from drupe.rpc.client import Client, Stream
 from drupe.spec import Attachment, ContainerSpec, ExecSpec, NetworkSpec, PodSpec, PodStatus
 from drupe.spec.control import Delete, Empty, ExecStart, ImageExport, PodRun, Stop, SystemInfo, Wait
@@ -57,7 +61,8 @@ class Drupe:
             daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(lambda: (self._home / "run/drupe.sock").exists() or daemon.poll() is not None, "the daemon answers")
         if daemon.poll() is not None:
-            raise BenchError(f"the daemon ended: {(self._home / 'daemon.log').read_text()[-800:]}")
+            self._end_keeper()
+            raise BenchError(f"the daemon ended: {(self._home / 'daemon.log').read_text()[-4000:]}")
         return daemon
 
     def start(self, *, bridge: bool = False) -> float:
@@ -100,6 +105,7 @@ class Drupe:
     def stop(self) -> float:
         """`pod.stop`, `pod.delete`."""
         pod = self._idle()
+        time.sleep(TRAP_S)
         began = time.perf_counter()
         self.client.call("pod.stop", Stop(ref=pod.id), timeout_s=STEP_TIMEOUT_S)
         self.client.call("pod.delete", Delete(ref=pod.id), timeout_s=STEP_TIMEOUT_S)
@@ -129,6 +135,14 @@ class Drupe:
         self.client.call("system.shutdown", Empty(), timeout_s=STEP_TIMEOUT_S)
         self.client.close()
         self._daemon.wait(STEP_TIMEOUT_S)
+        self._end_keeper()
+
+    def _end_keeper(self) -> None:
+        # it outlives the daemon by design, and ends at SIGTERM when it holds no task
+        with suppress(OSError):
+            pid = int((self._home / "run/keeper.pid").read_text())
+            os.kill(pid, signal.SIGTERM)
+            wait_for_end(pid)
 
     def oci_config(self) -> dict[str, Any]:
         """The config.json of a kept container, made fit for a bare runtime: namespaces of its own, no joined ones."""
@@ -149,12 +163,14 @@ class Drupe:
         table = Path(f"/proc/{self._info().keeper_pid}/mountinfo").read_text().splitlines()
         line = next(line for line in table if pod.containers[0].id in line and " - overlay " in line)
         options = line.rpartition(" ")[2].split(",")
-        return next(option.partition("=")[2] for option in options if option.startswith("lowerdir="))
+        lower = next(option.partition("=")[2] for option in options if option.startswith("lowerdir="))
+        store = self._home / "root/images"  # the keeper mounts with this as its working directory
+        return ":".join(str((store / layer).resolve()) for layer in lower.split(":"))
 
     def export(self, archive: Path) -> Path:
         """The image as an OCI archive, for the peers."""
         with archive.open("wb") as file:
-            self.client.call("image.export", ImageExport(refs=(IMAGE,)), fds={"data": file.fileno()})
+            ImageStore(self._home / "root/images").export(ImageExport(refs=(IMAGE,)), file)
         return archive
 
     def _run(self, stack: ExitStack, argv: Sequence[str], *, bridge: bool = False) -> tuple[Stream, int]:

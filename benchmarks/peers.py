@@ -16,6 +16,7 @@ from typing import Any
 from common import (
     GREETING,
     STOPPABLE,
+    TRAP_S,
     burst_of_commands,
     first_byte,
     processes,
@@ -72,6 +73,7 @@ class BareRuntime:
         """`kill TERM`, the end of the process, `delete`."""
         task = self._detached(STOPPABLE)
         pid = int(json.loads(run(*self._command("state"), task))["pid"])
+        time.sleep(TRAP_S)
         began = time.perf_counter()
         run(*self._command("kill"), task, "TERM")
         wait_for_end(pid)
@@ -174,6 +176,7 @@ class Podman:
     def stop(self) -> float:
         """`podman rm --force`: SIGTERM, then removal."""
         container = self._detached()
+        time.sleep(TRAP_S)
         began = time.perf_counter()
         run(*self._base, "rm", "--force", "--time", "10", container)
         took = since(began)
@@ -273,6 +276,7 @@ class Containerd:
         """`task kill`, the end of the process, `task delete`, `container delete`."""
         task = self._detached()
         pid = self._pid(task)
+        time.sleep(TRAP_S)
         began = time.perf_counter()
         run(*self._base, "task", "kill", "--signal", "SIGTERM", task)
         wait_for_end(pid)

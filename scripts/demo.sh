@@ -13,7 +13,15 @@ remove_pods() {
     local pod
     for pod in $PODS; do drupe pod rm --force "$pod" >/dev/null 2>&1 || true; done
 }
-trap 'remove_pods; rm -rf "$WORK"' EXIT
+leave() { # DEMO_STOP_DAEMON: for tests, which run the demo with a daemon of its own
+    remove_pods
+    if [ -n "${DEMO_STOP_DAEMON:-}" ]; then
+        drupe system shutdown >/dev/null 2>&1 || true
+        kill "$(cat "$DRUPE_RUN/keeper.pid")" || true
+    fi
+    rm -rf "$WORK"
+}
+trap leave EXIT
 
 title() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 
@@ -40,7 +48,7 @@ fetch() { # fetch PORT: what a web server on this host's port answers
 SECONDS=0
 title "Images: busybox from this host's static binary, a small Debian from its packages (once)"
 .venv/bin/python scripts/make-busybox-image.py --root "$IMAGES"
-scripts/make-debian-image.sh
+scripts/make-debian-image.sh --root "$IMAGES"
 remove_pods
 show drupe images; expect debian; expect busybox
 
