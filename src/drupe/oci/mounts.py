@@ -5,6 +5,7 @@ Form and options: runtime-spec, config.md, Mounts; mount(8).
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -39,10 +40,13 @@ def bind_mount(
     propagation: str = "rprivate",
     options: Iterable[str] = (),
 ) -> OciMount:
-    """A recursive bind of host path `source`; read-only reaches the mounts below it too where the kernel can (5.12)."""
+    """A recursive bind of host path `source`; read-only reaches the mounts below it too where the kernel can (5.12).
+
+    A file has nothing below it, and crun before 1.9 opens the target of an `rro` mount as a directory: plain `ro` then.
+    """
     flags = ["rbind", propagation]
     if read_only:
-        flags.append("rro" if host_kernel() >= (5, 12) else "ro")
+        flags.append("rro" if host_kernel() >= (5, 12) and os.path.isdir(source) else "ro"  # noqa: PTH112 - one stat, by name)
     return {"destination": target, "type": "bind", "source": source, "options": _with(flags, options)}
 
 

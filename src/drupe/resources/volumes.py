@@ -38,7 +38,8 @@ class Volumes:
         data = {"created_at": time.time(), "labels": labels or {}, "anonymous": anonymous}
         self._records.put_record(KIND, name, data)
         path = self.path(name)
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o711)
         path.chmod(0o755)
         return self.inspect(name)
 

@@ -100,7 +100,7 @@ def _sources(storage: Storage, container: Container) -> dict[str, str]:
         elif mount.type == "image":
             sources[mount.target] = str(container.bundle / f"image-{images}")
             images += 1
-        elif mount.type == "bind" and mount.create:
+        elif mount.type == "bind" and mount.create and not Path(mount.source).exists():
             Path(mount.source).mkdir(parents=True, exist_ok=True)
     return sources
 

@@ -216,9 +216,9 @@ class Container:
         return notes
 
     def require_deletable(self) -> None:
-        """Raise InvalidState unless it is ready, stopped or failed."""
-        allowed = (State.READY, State.STOPPED, State.FAILED, State.CREATING)
-        require(self.what, self.state, *allowed, to="delete it")
+        """Raise InvalidTransition unless it is ready, stopped or failed."""
+        if self.is_live:
+            check_move(self.what, State.RUNNING, State.DELETED)
 
     async def wait(self, condition: str = "stopped") -> ExitStatus:
         """The end of the current (or, when it has ended, the last) run; "removed" waits for its deletion."""
@@ -268,7 +268,7 @@ class Container:
     # -- steps --------------------------------------------------------------------------------------------------
 
     async def _make_files(self) -> None:
-        self.bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.pod.make_directory(self.bundle)
         layer = self.node.paths.layer(self.id)
         for name in ("upper", "work"):
             (layer / name).mkdir(mode=0o755 if name == "upper" else 0o700, parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ class Core:
     async def delete_pod(self, pod: Pod, *, force: bool = False) -> None:
         """InvalidState for a running pod unless `force`. Idempotent."""
         async with pod.lock:
-            if not force:
+            if not force and not pod.is_over:
                 pod.require_deletable()
             await pod.delete_now()
         self._drop_if_gone(pod)

@@ -55,6 +55,10 @@ class Paths:
         return "/drupe-" + hashlib.sha256(str(self.run).encode()).hexdigest()[:8]
 
     def make(self) -> None:
-        """Create the directories, closed to other users. PermissionError and OSError pass through."""
-        for directory in (self.root, self.run, self.pods, self.images, self.volumes, self.root / "containers"):
+        """Create the directories. Others may pass through those on the way to what a pod of another user id owns,
+        and list none. PermissionError and OSError pass through."""
+        for directory in (self.root, self.run, self.pods, self.volumes):
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o711)
+        for directory in (self.images, self.root / "containers"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +18,7 @@ from drupe.errors import DrupeError, HelperFailed
 from drupe.resources.limits import apply_verified
 from drupe.runtime import hostfiles
 from drupe.runtime.container import Container, merged
+from drupe.runtime.idmap import root_ids
 from drupe.runtime.steps import Step, do_all, undo_all
 from drupe.sandboxers.contract import SandboxConfig, Sandboxer, SandboxInfo
 from drupe.spec.base import plain
@@ -79,6 +82,11 @@ class Pod:
     def config(self) -> SandboxConfig:
         directory = self.node.paths.pod(self.id)
         return SandboxConfig(id=self.id, spec=self.spec, dir=directory, cgroup=self.cgroup, hostname=self.hostname)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was made to end with its containers, and they all have: it is stopped in a moment."""
+        return self.auto_stop and not any(c.is_live or c.restart_at for c in self.containers.values())
 
     def record(self) -> PodStatus:
         """The pod as callers see it, its containers included."""
@@ -245,9 +253,9 @@ class Pod:
         await self.delete()
 
     def require_deletable(self) -> None:
-        """Raise InvalidState unless ready, paused, stopped or failed (virtcontainers' rule)."""
-        allowed = (State.READY, State.PAUSED, State.STOPPED, State.FAILED, State.CREATING, State.DELETED)
-        require(self.what, self.state, *allowed, to="delete it")
+        """Raise InvalidTransition for a running pod: all other states may be deleted (virtcontainers' rule)."""
+        if self.state is State.RUNNING:
+            check_move(self.what, self.state, State.DELETED)
 
     # -- what happens to it -------------------------------------------------------------------------------------
 
@@ -300,8 +308,14 @@ class Pod:
     # -- steps --------------------------------------------------------------------------------------------------
 
     async def _make_files(self) -> None:
-        directory = self.node.paths.pod(self.id)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.make_directory(self.node.paths.pod(self.id))
+
+    def make_directory(self, path: Path) -> None:
+        """A private directory that root *inside* the pod's user namespace can enter while it sets up its mounts."""
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        uid0, gid0 = root_ids(self.spec)
+        if uid0:
+            os.chown(path, uid0, gid0)
 
     async def _remove_files(self) -> None:
         await self.node.storage.remove_tree(self.node.paths.pod(self.id))

@@ -20,6 +20,7 @@ from drupe.keeper.records import Mount as KeeperMount
 from drupe.oci.users import ResolvedUser, resolve_user
 from drupe.resources.volumes import Volumes
 from drupe.runtime import bundle
+from drupe.runtime.idmap import root_ids, shift_ids
 from drupe.runtime.paths import Paths
 from drupe.spec.container import ContainerSpec, ExecSpec, Mount
 from drupe.spec.pod import IdMap, PodSpec, UserNamespace
@@ -185,7 +186,7 @@ class Storage:
             return ImageConfig()
 
     def _copy_up(self, container: Container, target: str, volume: Path) -> None:
-        from drupe.resources.files import copy_tree
+        from drupe.resources.archives import copy_tree
 
         uid0, gid0 = root_ids(container.pod.spec)
         os.chown(volume, uid0, gid0)
@@ -303,34 +304,6 @@ def anonymous_name(container_id: str, target: str) -> str:
     import hashlib
 
     return f"{container_id}-{hashlib.sha256(target.encode()).hexdigest()[:12]}"
-
-
-def root_ids(spec: PodSpec) -> tuple[int, int]:
-    """Host uid and gid that are 0 inside the pod."""
-    user = spec.namespaces.user
-    if user is None:
-        return 0, 0
-    uid = next((m.outside - m.inside for m in user.uids if m.inside == 0), 0)
-    gid = next((m.outside - m.inside for m in user.gids if m.inside == 0), 0)
-    return uid, gid
-
-
-def shift_ids(root: Path, uid0: int, gid0: int) -> None:
-    """Move every owner up by the namespace's offset. With overlay's metacopy no file content is copied.
-
-    The mode is set again afterwards, since chown(2) clears set-user-ID bits.
-    """
-    for directory, names, files in os.walk(root):
-        for name in (".", *names, *files):
-            path = os.path.normpath(os.path.join(directory, name)) if name != "." else directory  # noqa: PTH118
-            if name in names and not os.path.islink(path):  # noqa: PTH114 walked as a directory of its own
-                continue
-            stat = os.lstat(path)
-            if stat.st_uid >= uid0 or stat.st_gid >= gid0:
-                continue
-            os.lchown(path, stat.st_uid + uid0, stat.st_gid + gid0)
-            if stat.st_mode & 0o6000:
-                Path(path).chmod(stat.st_mode & 0o7777)
 
 
 def _overlay_mount(target: Path, data: str, *, cwd: Path, flags: tuple[str, ...] = ()) -> KeeperMount:

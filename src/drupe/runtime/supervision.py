@@ -21,7 +21,7 @@ async def after_end(container: Container) -> None:
     """Restart the container, or let its pod end with its last one."""
     if should_restart(container):
         await restart(container)
-    elif not container.stopping or container.pod.spec.remove:
+    else:
         await settle(container.pod)
 
 

@@ -38,7 +38,9 @@ class InfraProcess:
     async def start(self, config: SandboxConfig, namespaces: dict[str, str]) -> str:
         """Run it; returns the path of its PID namespace."""
         bundle = config.dir / "pause"
-        (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
+        for name in ("proc", "dev"):
+            (bundle / "rootfs" / name).mkdir(parents=True, exist_ok=True)
+        (bundle / "rootfs" / "catatonit").touch()
         task = TaskConfig(
             id=config.id + SUFFIX,
             sandbox=config.id,

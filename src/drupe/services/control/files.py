@@ -16,16 +16,21 @@ if TYPE_CHECKING:
 
 
 async def _with_data(service: ControlService, call: Call, work: Any, *args: Any, **options: Any) -> Any:
-    """Like `_in_root`, for work that reads or writes the descriptor `data`: the thread closes it."""
+    """Like `_in_root`, for work that reads or writes the descriptor `data`, and closes it. Such calls run to their
+    end even if the caller goes away (`changes`): a cancelled one could not tell who closes."""
     data = call.take_fd("data")
+    begun = False
 
     def job(root: int) -> Any:
-        try:
-            return work(root, call.params.path, data, *args, **options)
-        finally:
-            os.close(data)
+        nonlocal begun
+        begun = True
+        return work(root, call.params.path, data, *args, **options)
 
-    return await _in_root(service, call, job)
+    try:
+        return await _in_root(service, call, job)
+    finally:
+        if not begun:
+            os.close(data)
 
 
 async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, **options: Any) -> Any:
@@ -39,13 +44,13 @@ async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, *
     return await asyncio.to_thread(job)
 
 
-@method("file.read")
+@method("file.read", changes=True)
 async def read(service: ControlService, call: Call) -> FileInfo:
     options = {"offset": call.params.offset, "length": call.params.length}
     return await _with_data(service, call, files.read, **options)  # type: ignore[no-any-return]
 
 
-@method("file.write")
+@method("file.write", changes=True)
 async def write(service: ControlService, call: Call) -> FileInfo:
     w = call.params
     options = {"mode": w.mode, "uid": w.uid, "gid": w.gid, "append": w.append, "parents": w.parents}
@@ -62,27 +67,27 @@ async def list_(service: ControlService, call: Call) -> FileList:
     return await _in_root(service, call, files.list_dir, call.params.path)  # type: ignore[no-any-return]
 
 
-@method("file.mkdir")
+@method("file.mkdir", changes=True)
 async def mkdir(service: ControlService, call: Call) -> FileInfo:
     options = {"parents": call.params.parents, "mode": call.params.mode}
     return await _in_root(service, call, files.mkdir, call.params.path, **options)  # type: ignore[no-any-return]
 
 
-@method("file.remove")
+@method("file.remove", changes=True)
 async def remove(service: ControlService, call: Call) -> None:
     await _in_root(service, call, files.remove, call.params.path, recursive=call.params.recursive)
 
 
-@method("file.rename")
+@method("file.rename", changes=True)
 async def rename(service: ControlService, call: Call) -> FileInfo:
     return await _in_root(service, call, files.rename, call.params.path, call.params.target)  # type: ignore[no-any-return]
 
 
-@method("file.get_archive")
+@method("file.get_archive", changes=True)
 async def get_archive(service: ControlService, call: Call) -> FileInfo:
     return await _with_data(service, call, archives.get_archive, follow=call.params.follow)  # type: ignore[no-any-return]
 
 
-@method("file.put_archive")
+@method("file.put_archive", changes=True)
 async def put_archive(service: ControlService, call: Call) -> None:
     await _with_data(service, call, archives.put_archive, keep_ids=call.params.keep_ids)
