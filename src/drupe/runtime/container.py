@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound
+from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound, from_os_error
 from drupe.oci.signals import parse_signal
 from drupe.resources.processes import list_processes
 from drupe.runtime.alarm import Alarm
@@ -120,21 +120,26 @@ class Container:
         require(self.pod.what, self.pod.state, State.RUNNING, to=f"start {self.what}")
         check_move(self.what, self.state, State.RUNNING)
         require(self.what, self.state, State.READY, State.STOPPED, to="start it")
-        if self.state is State.STOPPED:
-            await self._create_again()
         self.stopping = False
         self.restart_at = 0.0
+        try:
+            await self._start(fds)
+        except (DrupeError, OSError) as failure:
+            error = failure if isinstance(failure, DrupeError) else from_os_error(failure)
+            await self._failed(error)
+            raise error from None
+        finally:
+            self._starting = False
+        self._started()
+
+    async def _start(self, fds: Mapping[str, int] | None) -> None:
+        if self.state is State.STOPPED:
+            await self._create_again()
         self._advance("starting")
         self._starting = True
-        try:
-            if fds:
-                await self.tasks.attach(self.id, fds)
-            await self.tasks.start(self.id)
-        except DrupeError as error:
-            self._starting = False
-            await self._failed(error)
-            raise
-        self._started()
+        if fds:
+            await self.tasks.attach(self.id, fds)
+        await self.tasks.start(self.id)
 
     async def stop(self, *, timeout_s: float | None = None, force: bool = False) -> None:
         """Signal, wait for the grace, kill. No-op when it has ended. DeadlineExceeded if it cannot be killed."""
@@ -322,7 +327,6 @@ class Container:
             self.alarm = None
 
     def _started(self) -> None:
-        self._starting = False
         self.watch_memory()
         self.status.started_at = time.time()
         self.status.exit = None
