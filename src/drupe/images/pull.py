@@ -165,7 +165,7 @@ class _Download:
                 self._restart()
             if response.status_code == 416:
                 raise Unavailable("registry refused to continue a download")
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as they come: a chunk size would lose bytes with the connection
                 self._append(chunk)
                 meter(self._at)
                 if self._stop.is_set():
