@@ -50,14 +50,15 @@ def info(*, as_json: bool) -> None:
 @json_option
 def doctor(*, fresh: bool, as_json: bool) -> int:
     """Probe what can run here; exit 0 when runc sandboxes can, else 1. Needs no daemon."""
-    from drupe.services.doctor import can_run_runc, default_cache, probe_all
+    from drupe.api.daemon import default_run
+    from drupe.services.doctor import can_run_runc, probe_all
 
-    probes = probe_all(fresh=fresh, cache=default_cache())
+    probes = probe_all(fresh=fresh, cache=default_run() / "doctor.json")
     if as_json:
         show_json(probes)
     else:
         rows = [(p.name, p.state, p.cause or "-", p.mend or "-") for p in probes]
-        show_table(("PROBE", "STATE", "CAUSE", "MEND"), rows)
+        show_table(("PROBE", "STATE", "DETAIL", "MEND"), rows)
     return 0 if can_run_runc(probes) else 1
 
 

@@ -1,0 +1,148 @@
+"""`drupe doctor`: what can run here, found by doing it, each finding with its cause and the command that mends it.
+
+Every probe really uses the facility, in namespaces of its own, within a deadline of one second; all run at once in
+threads. Good findings are cached by boot, program versions and user; bad ones are always probed again. No daemon is
+needed, so this is the one service that starts helper programs by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from drupe.services import probes_host, probes_kernel
+from drupe.services.probing import DEADLINE_S, Finding, Inconclusive, Problem
+from drupe.spec.control import Probe
+
+_PROGRAMS = ("crun", "runc", "unshare", "mkfs.erofs")
+_WATCHED = (
+    "/usr/lib/cni",
+    "/opt/cni/bin",
+    "/usr/lib/x86_64-linux-gnu/libnftables.so.1",
+    "/usr/lib/aarch64-linux-gnu/libnftables.so.1",
+)
+
+
+class Check(NamedTuple):
+    """One probe. quick: reads a figure that may change any time, and is never cached."""
+
+    name: str
+    probe: Callable[[], str]
+    quick: bool = False
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("root", probes_host.root, quick=True),
+    Check("keeper", probes_host.keeper),
+    Check("crun", lambda: probes_kernel.oci_runtime("crun")),
+    Check("runc", lambda: probes_kernel.oci_runtime("runc")),
+    Check("overlay", probes_kernel.overlay),
+    Check("user namespaces", probes_kernel.user_namespaces),
+    Check("seccomp", probes_kernel.seccomp),
+    Check("cgroups", probes_host.cgroups, quick=True),
+    Check("nftables", lambda: probes_kernel.in_private_network("nftables")),
+    Check("bridge", lambda: probes_kernel.in_private_network("bridge")),
+    Check("IPv6", lambda: probes_kernel.in_private_network("ipv6")),
+    Check("CNI plug-ins", probes_host.cni_plugins),
+    Check("EROFS", probes_kernel.erofs),
+    Check("KVM", probes_host.kvm, quick=True),
+    Check("disk space", probes_host.disk_space, quick=True),
+    Check("file descriptors", probes_host.descriptors, quick=True),
+    Check("CAP_SYS_RESOURCE", probes_host.sys_resource, quick=True),
+)
+_RUNC_NEEDS = ("root", "keeper", "overlay", "cgroups")
+_LATER_KINDS = ("vm", "wasm", "gvisor", "appkernel")
+
+
+class _Cache(msgspec.Struct):
+    key: str
+    probes: dict[str, Probe]
+
+
+def probe_all(*, fresh: bool, cache: Path) -> list[Probe]:
+    """All findings, in the order of the table. fresh: probe everything again. cache: the file to keep good ones in.
+
+    Never raises: a probe that breaks is itself a finding. Takes about a second at most.
+    """
+    key = cache_key()
+    known = {} if fresh else _read(cache, key)
+    todo = [check for check in CHECKS if check.quick or check.name not in known]
+    with ThreadPoolExecutor(max_workers=len(CHECKS)) as pool:
+        found = known | {probe.name: probe for probe in pool.map(_run, todo)}
+    _write(cache, key, {check.name: found[check.name] for check in CHECKS if not check.quick})
+    probes = [found[check.name] for check in CHECKS]
+    return [*_kinds(found), *probes]
+
+
+def can_run_runc(probes: list[Probe]) -> bool:
+    """Whether pods of the kind runc can run here."""
+    return any(probe.name == "kind runc" and probe.state == "ok" for probe in probes)
+
+
+def _run(check: Check) -> Probe:
+    began = time.monotonic()
+    state, cause, mend = "ok", "", ""
+    try:
+        cause = check.probe()
+    except Finding as finding:
+        state, cause, mend = finding.state, finding.cause, finding.mend
+    except Exception as error:
+        state, cause = "fail", f"the probe itself broke: {type(error).__name__}: {error}"
+    return Probe(
+        name=check.name, state=state, cause=cause, mend=mend, took_ms=round((time.monotonic() - began) * 1e3, 1)
+    )
+
+
+def _kinds(found: dict[str, Probe]) -> list[Probe]:
+    """The verdict for each kind of sandbox, from the findings it rests on."""
+    broken = [name for name in _RUNC_NEEDS if found[name].state == "fail"]
+    if all(found[name].state == "fail" for name in ("crun", "runc")):
+        broken.append("crun")
+    if broken:
+        runc = Probe(name="kind runc", state="fail", cause=f"needs: {', '.join(broken)}", mend="mend these, see below")
+    else:
+        runc = Probe(name="kind runc", state="ok", cause="")
+    later = (Probe(name=f"kind {kind}", state="warn", cause="not built in this version") for kind in _LATER_KINDS)
+    return [runc, *later]
+
+
+def cache_key() -> str:
+    """What a cached finding depends on: this boot, this user, the versions of drupe and of the programs."""
+    import drupe
+
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    paths = [*(shutil.which(name) or name for name in _PROGRAMS), *_WATCHED, *probes_host.keeper_paths()]
+    times = [_mtime(path) for path in paths]
+    return f"{getattr(drupe, '__version__', '')} {boot} {os.geteuid()} {times}"
+
+
+def _mtime(path: str) -> int:
+    with suppress(OSError):
+        return Path(path).stat().st_mtime_ns
+    return 0
+
+
+def _read(cache: Path, key: str) -> dict[str, Probe]:
+    try:
+        data = msgspec.json.decode(cache.read_bytes(), type=_Cache)
+    except (OSError, msgspec.MsgspecError):
+        return {}  # none yet, or another version's: probing again costs a second
+    return {name: probe for name, probe in data.probes.items() if data.key == key and probe.state == "ok"}
+
+
+def _write(cache: Path, key: str, probes: dict[str, Probe]) -> None:
+    partial = cache.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):  # a cache that can't be kept only costs time
+        partial.write_bytes(msgspec.json.encode(_Cache(key, probes)))
+        partial.replace(cache)
+
+
+__all__ = ["CHECKS", "DEADLINE_S", "Check", "Inconclusive", "Problem", "cache_key", "can_run_runc", "probe_all"]
