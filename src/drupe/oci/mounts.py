@@ -46,7 +46,8 @@ def bind_mount(
     """
     flags = ["rbind", propagation]
     if read_only:
-        flags.append("rro" if host_kernel() >= (5, 12) and os.path.isdir(source) else "ro"  # noqa: PTH112 - one stat, by name)
+        whole = host_kernel() >= (5, 12) and os.path.isdir(source)  # noqa: PTH112 - one stat, by name
+        flags.append("rro" if whole else "ro")
     return {"destination": target, "type": "bind", "source": source, "options": _with(flags, options)}
 
 

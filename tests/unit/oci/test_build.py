@@ -161,7 +161,7 @@ def test_privileged_lifts_everything() -> None:
 def test_user_mounts_replace_defaults_and_come_parents_first() -> None:
     container = ContainerSpec(
         mounts=(
-            Mount(target="/data/sub/", source="/host/sub", read_only=True),
+            Mount(target="/data/sub/", source="/usr", read_only=True),
             Mount(target="/data", type="volume", source="v"),
             Mount(target="/dev/shm", type="tmpfs", size_bytes=1024, options=("exec",)),
         )
