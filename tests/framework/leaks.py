@@ -48,7 +48,8 @@ def snapshot(directory: Path) -> Snapshot:
         mounts=frozenset(m for m in mounts("self") if STRICT or is_ours(m, directory)),
         keeper_mounts=frozenset(private_mounts(pids)),
         cgroups=frozenset(c for c in cgroups() if STRICT or CGROUP_PARENT in c or str(directory) in c)
-        | frozenset(private_cgroups(pids)),
+        | frozenset(private_cgroups(pids))
+        | frozenset(delegated_controllers()),
         netns=frozenset(named_netns()) if STRICT else frozenset(n for n in named_netns() if "drupe-test" in n),
         interfaces=frozenset(name for _, name in socket.if_nameindex()),
         files=frozenset(open_files()),
@@ -121,6 +122,12 @@ def private_cgroups(pids: frozenset[int]) -> Iterator[str]:
         hidden = Path(f"/proc/{pid}/root/sys/fs/cgroup/unified")
         if "drupe-keeper" in _read(f"/proc/{pid}/comm") and not (hidden / "cgroup.procs").exists():
             yield from (f"keeper {pid}: {top}" for top, directories, _ in os.walk(hidden) if not directories)
+
+
+def delegated_controllers() -> Iterator[str]:
+    """Controllers that a v2 tree's root hands down: crun refuses a hybrid host where a test left one switched on."""
+    for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
+        yield from (f"{root} delegates {name}" for name in _read(f"{root}/cgroup.subtree_control").split())
 
 
 def cgroups() -> Iterator[str]:
