@@ -17,7 +17,7 @@ leave() { # DEMO_STOP_DAEMON: for tests, which run the demo with a daemon of its
     remove_pods
     if [ -n "${DEMO_STOP_DAEMON:-}" ]; then
         drupe system shutdown >/dev/null 2>&1 || true
-        kill "$(cat "$DRUPE_RUN/keeper.pid")" || true
+        kill "$(cat "$DRUPE_RUN/keeper.pid")" 2>/dev/null || true
     fi
     rm -rf "$WORK"
 }
@@ -57,7 +57,7 @@ show drupe run --rm busybox echo hello; expect hello
 show drupe run --rm busybox sh -c 'exit 7'; expect '' 7
 show drupe run --rm debian cat /etc/debian_version; expect 1
 show bash -c 'echo from a pipe | drupe run -i --rm busybox cat'; expect 'from a pipe'
-show drupe run --rm no-such-image true; expect 'hint:' 125
+show drupe run --rm --pull never no-such-image true; expect 'hint:' 125
 
 title 'A pod of two containers: they share localhost'
 show drupe pod run --network none demo-pod
@@ -74,8 +74,8 @@ title 'Look into a running container: exec, cp both ways, logs, top'
 show drupe run -d --name demo-debian debian sh -c 'echo started; exec sleep 1000'; expect ''
 show drupe exec demo-debian sh -c 'echo "$0 in $(cat /etc/hostname)"'; expect 'sh in'
 show drupe cp "$WORK/index.html" demo-debian:/tmp/copied; expect ''
-show drupe cp demo-debian:/etc/os-release "$WORK/"; expect ''
-show grep PRETTY_NAME "$WORK/os-release"; expect Debian
+show drupe cp demo-debian:/etc/debian_version "$WORK/"; expect ''
+show cat "$WORK/debian_version"; expect 12
 show drupe logs demo-debian; expect started
 show drupe top demo-debian; expect sleep
 
