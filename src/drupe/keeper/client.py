@@ -48,20 +48,25 @@ class Keeper:
         Raises Unavailable when none does, or when it speaks another protocol.
         """
         keeper = cls(Path(run_dir), escrow or Escrow())
-        try:
-            sock = open_socket(keeper.run_dir)
-        except OSError as error:
-            raise errors.Unavailable(f"no keeper serves {run_dir}", cause=error.strerror or "") from None
-        keeper._connection = Connection(sock, keeper._event, keeper._lost)
-        try:
-            hello = (await keeper.call("hello", protocol=PROTOCOL)).ok
-            await keeper.call("subscribe")
-        except BaseException:
-            keeper.close()
-            raise
-        keeper.pid, keeper.version = int(hello["pid"]), str(hello["version"])
-        keeper._hold_mount_namespace()
+        await keeper.open()
         return keeper
+
+    async def open(self) -> None:
+        """Connects; after a loss, to the next keeper: callbacks and escrow stay. Raises what `connect` raises."""
+        try:
+            sock = open_socket(self.run_dir)
+        except OSError as error:
+            raise errors.Unavailable(f"no keeper serves {self.run_dir}", cause=error.strerror or "") from None
+        self._attachments = {}
+        self._connection = Connection(sock, self._event, self._lost)
+        try:
+            hello = (await self.call("hello", protocol=PROTOCOL)).ok
+            await self.call("subscribe")
+        except BaseException:
+            self.close()
+            raise
+        self.pid, self.version = int(hello["pid"]), str(hello["version"])
+        self._hold_mount_namespace()
 
     async def call(
         self,

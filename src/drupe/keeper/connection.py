@@ -41,6 +41,7 @@ _ERRORS: dict[str, type[errors.DrupeError]] = {
     "EAGAIN": errors.ResourceExhausted,
     "ETIMEDOUT": errors.DeadlineExceeded,
     "EINVAL": errors.InvalidArgument,
+    "EBADF": errors.InvalidArgument,
     "EMSGSIZE": errors.InvalidArgument,
     "ENAMETOOLONG": errors.InvalidArgument,
     "ELOOP": errors.InvalidArgument,

@@ -50,21 +50,22 @@ async def ensure_keeper(
     """A connection to the keeper of `run_dir`, which is started if none serves it.
 
     previous: the connection to a keeper that died. The new one goes on in its mount namespace and adopts its tasks from
-    the escrow. log: file for the keeper's own messages.
+    the escrow; `previous` itself is connected again and returned. log: file for the keeper's own messages.
 
     Raises NotFound (no program), Unavailable (it cannot start or speaks another protocol).
     """
     run_dir = Path(run_dir)
-    escrow = previous.escrow if previous else Escrow()
+    keeper = previous or Keeper(run_dir, Escrow())
     try:
-        return await Keeper.connect(run_dir, escrow=escrow)
+        await keeper.open()
+        return keeper
     except errors.Unavailable as error:
         if error.details.get("errno"):  # it answered, and refused
             error.hint = "stop the other version's daemon and keeper first"
             raise
-    await _start(run_dir, escrow.mount_namespace, log)
-    keeper = await Keeper.connect(run_dir, escrow=escrow)
-    for held in list(escrow.held.values()):
+    await _start(run_dir, keeper.escrow.mount_namespace, log)
+    await keeper.open()
+    for held in list(keeper.escrow.held.values()):
         await keeper.adopt(held)
     return keeper
 

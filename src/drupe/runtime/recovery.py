@@ -205,7 +205,8 @@ def _settle_live(container: Container, task: TaskState | None, tasks: dict[str, 
             container.node.spawn(_finish_stop(container), f"stop of {container.what}")
         return
     end = task.exit if task is not None else _recorded_exit(container)
-    if end is None:
+    if end is None:  # its keeper died with the daemon: what may still run is out of our hands, so it is ended
+        container.node.cgroups.kill_all(container.cgroup, 9)
         end = ExitStatus(code=255, at=time.time(), reason="Lost", message="its end was not seen")
     container.ended(end)
 

@@ -43,8 +43,9 @@ async def open_core(
             f"another drupe has {paths.run} open", hint="use that daemon, or give another --root and --run"
         )
     with lock:
-        keeper = await ensure_keeper(paths.run)
+        keeper = await ensure_keeper(paths.run, log=paths.run / "keeper.log")
         core = _assemble(paths, journal(paths.journal), keeper, oci_runtime)
+        keeper.on_lost(lambda: _keeper_lost(core, keeper))
         try:
             await recover(core)
             yield core
@@ -79,3 +80,14 @@ def _assemble(paths: Paths, journal: Journal, keeper: Keeper, oci_runtime: str) 
     except DrupeError as error:
         node.note(f"no runc sandboxes: {error}")
     return core
+
+
+def _keeper_lost(core: Core, keeper: Keeper) -> None:
+    core.node.note(f"the keeper (pid {keeper.pid}) died; another takes over its tasks")
+    core.node.spawn(_revive(core, keeper), "a new keeper")
+
+
+async def _revive(core: Core, keeper: Keeper) -> None:
+    """Start another keeper, which goes on in the old one's mounts and adopts its tasks from our duplicates."""
+    await ensure_keeper(core.node.paths.run, previous=keeper, log=core.node.paths.run / "keeper.log")
+    core.node.events.publish("daemon", "keeper-restart", str(keeper.pid))
