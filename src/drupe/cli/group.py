@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import click
+
+from drupe.cli.startup import import_msgspec
 
 
 class Verb(NamedTuple):
@@ -32,6 +33,7 @@ class LazyGroup(click.Group):
         verb = self.verbs.get(cmd_name)
         if verb is None:
             return None
+        import_msgspec()
         module, attribute = verb.target.split(":")
         command: click.Command = getattr(importlib.import_module(f"drupe.cli.{module}"), attribute)
         return command
@@ -42,6 +44,8 @@ class LazyGroup(click.Group):
         name = args[0]
         if name in self.verbs or name.startswith("-"):
             return super().resolve_command(ctx, args)
+        from difflib import get_close_matches
+
         near = get_close_matches(name, self.verbs, n=3)
         text = f"unknown command {name!r}" + (f", did you mean {' or '.join(near)}?" if near else "")
         raise click.UsageError(text, ctx)

@@ -17,7 +17,10 @@ from drupe.cli.options import option
 def serve(*, socket: str | None) -> int:
     """Run the daemon until SIGTERM or SIGINT; running pods go on without it."""
     from drupe.api.daemon import default_root, default_run, socket_path
+    from drupe.cli.startup import wake_collector
     from drupe.services.daemon import serve as run_daemon
+
+    wake_collector()
 
     path = Path(socket) if socket else Path(socket_path())
     return run_daemon(root=default_root(), run=default_run(), socket=path)
