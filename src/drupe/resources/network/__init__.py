@@ -1,0 +1,1 @@
+"""How pods meet the network: built-in bridge networks, CNI, given namespaces, published ports, names and policies."""

@@ -1,0 +1,173 @@
+"""Everything in the kernel that built-in networks are made of: bridges, cables, rules. Runs in one thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import IPv4Network
+
+from drupe.errors import InvalidState
+from drupe.linux.netlink import Netlink
+from drupe.linux.rtnetlink import net_namespace_of
+from drupe.resources.network import policy as policies
+from drupe.resources.network.bridge import Bridges, bridge_mac
+from drupe.resources.network.firewall import (
+    Element,
+    Firewall,
+    network_elements,
+    port_elements,
+    source_elements,
+)
+from drupe.resources.network.networks import Networks
+from drupe.resources.network.records import Attached, Counters, HostNet
+from drupe.spec.control import NetworkInfo
+from drupe.spec.network import EgressPolicy
+
+
+class Fabric:
+    """Bridges and firewall together. networks, pods: the manager's tables, read only."""
+
+    def __init__(
+        self, tag: str, host: HostNet, networks: Mapping[str, NetworkInfo], pods: Mapping[str, Attached]
+    ) -> None:
+        self._networks = networks
+        self._pods = pods
+        self._bridges = Bridges(host.sysctl)
+        name = f"drupe_{tag}" if tag else "drupe"
+        self._firewall = Firewall(name, dns_port=host.dns_port, everything=self._everything)
+
+    def close(self) -> None:
+        self._bridges.close()
+        self._firewall.close()
+
+    def survey(self) -> tuple[list[IPv4Network], bool]:
+        """The subnets that the host uses, and whether it has IPv6."""
+        return self._bridges.subnets(), self._bridges.has_ipv6()
+
+    # ── networks ──
+
+    def raise_network(self, network: NetworkInfo) -> None:
+        """Makes a network's bridge with its rules, where missing."""
+        if self._bridges.ensure(network):
+            commands = self._firewall.add(network_elements(network))
+            self._firewall.run(commands + self._firewall.watch_loopback(network.bridge))
+
+    def lower_network(self, network: NetworkInfo) -> None:
+        """Removes a network; with the last one, our tables. Idempotent."""
+        if not self._networks and not self._pods:
+            self._firewall.remove()
+        elif self._firewall.present():
+            commands = self._firewall.delete(network_elements(network))
+            if self._bridges.port(network.bridge):
+                commands += self._firewall.unwatch_loopback(network.bridge)
+            self._firewall.run(commands)
+        self._bridges.remove(network)
+
+    # ── pods ──
+
+    def connect(self, attached: Attached, netns_socket: int) -> None:
+        """Makes a pod's cables and rules. netns_socket: a netlink socket inside its namespace, closed here."""
+        with Netlink(fd=netns_socket) as netns:
+            netns_fd = net_namespace_of(netns.fileno())
+            try:
+                for wire in attached.wires:
+                    self.raise_network(self._networks[wire.network])
+                self._firewall.run(self._pod_commands(attached))  # first: no packet passes unchecked
+                self._bridges.connect(netns, netns_fd, attached.wires, self._networks)
+            finally:
+                os.close(netns_fd)
+
+    def disconnect(self, attached: Attached) -> None:
+        """Removes a pod's rules and cables; idempotent, and fine when only some are there."""
+        self._bridges.disconnect(wire.host_interface for wire in attached.wires)
+        commands = ""
+        chain = chain_name(attached)
+        elements = self._elements(attached)
+        if attached.policy:
+            commands += policies.unchain_commands(self._firewall.name, chain, attached.policy)
+        commands += self._firewall.delete(elements)
+        if attached.policy:
+            commands += f"delete chain inet {self._firewall.name} {chain}\n"
+        self._firewall.run(commands)
+
+    def govern(self, attached: Attached, old: EgressPolicy | None) -> None:
+        """Replaces the policy of a connected pod in one transaction."""
+        table, chain = self._firewall.name, chain_name(attached)
+        commands = policies.unchain_commands(table, chain, old) if old else ""
+        elements = self._policy_elements(attached)
+        if attached.policy:
+            commands += policies.chain_commands(table, chain, attached.policy) + self._firewall.add(elements)
+        elif old:
+            commands += self._firewall.delete(elements) + f"delete chain inet {table} {chain}\n"
+        self._firewall.run(commands)
+
+    def check(self, attached: Attached) -> None:
+        """Raises InvalidState naming the first thing that is missing."""
+        for wire in attached.wires:
+            bridge = self._bridges.port(self._networks[wire.network].bridge)
+            link = self._bridges.port(wire.host_interface)
+            if not bridge or not link or not link.up or link.master != bridge.index:
+                what = f"{wire.interface} of pod {attached.pod_name} is not connected to network {wire.network}"
+                raise InvalidState(what, stage="network", hint="delete the pod and make it anew")
+        if not self._firewall.present():
+            self._firewall.rebuild()
+
+    def counters(self, attached: Attached) -> Counters:
+        """The pod receives what the host's end sends."""
+        links = [link for wire in attached.wires if (link := self._bridges.port(wire.host_interface))]
+        return Counters(
+            rx_bytes=sum(link.tx_bytes for link in links),
+            tx_bytes=sum(link.rx_bytes for link in links),
+            rx_packets=sum(link.tx_packets for link in links),
+            tx_packets=sum(link.rx_packets for link in links),
+        )
+
+    def restore(self) -> list[str]:
+        """After a restart: cables of nobody removed, bridges and rules as the records say. What was done, in words."""
+        notes = []
+        known = {wire.host_interface for pod in self._pods.values() for wire in pod.wires}
+        for network in self._networks.values():
+            strangers = self._bridges.strangers(network.bridge, known)
+            self._bridges.disconnect(strangers)
+            notes += [f"orphan interface {name} removed" for name in strangers]
+            if self._bridges.ensure(network):
+                notes.append(f"bridge of network {network.name} made anew")
+        self._firewall.rebuild()
+        return notes
+
+    # ── texts ──
+
+    def _everything(self) -> str:
+        commands = ""
+        for network in self._networks.values():
+            commands += self._firewall.add(network_elements(network))
+            if self._bridges.port(network.bridge):
+                commands += self._firewall.watch_loopback(network.bridge)
+        return commands + "".join(self._pod_commands(pod) for pod in self._pods.values() if pod.wires)
+
+    def _pod_commands(self, attached: Attached) -> str:
+        chain = ""
+        if attached.policy:
+            chain = policies.chain_commands(self._firewall.name, chain_name(attached), attached.policy)
+        return chain + self._firewall.add(self._elements(attached))
+
+    def _elements(self, attached: Attached) -> list[Element]:
+        found: list[Element] = []
+        for wire in attached.wires:
+            found += source_elements(wire.host_interface, wire.mac, wire.ipv4, wire.ipv6)
+        way_in = next((w for w in attached.wires if not self._is_internal(w.network)), None)
+        if way_in:
+            found += port_elements(attached.ports, way_in.ipv4, way_in.ipv6)
+        return found + (self._policy_elements(attached) if attached.policy else [])
+
+    def _policy_elements(self, attached: Attached) -> list[Element]:
+        macs = {wire.network: bridge_mac(self._networks[wire.network]) for wire in attached.wires}
+        return policies.policy_elements(chain_name(attached), attached.wires, macs)
+
+    def _is_internal(self, network: str) -> bool:
+        return network in self._networks and self._networks[network].internal
+
+
+def chain_name(attached: Attached) -> str:
+    """The name of a pod's policy chain, known from the pod's id alone."""
+    return "pod_" + Networks.token(attached.pod_id)

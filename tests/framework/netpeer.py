@@ -1,0 +1,101 @@
+"""A program that lives in a network namespace and does as it is told: one JSON object a line in, one out.
+
+Started by framework.netlab under `unshare --net`, with the bare interpreter: standard library only.
+"""
+
+import json
+import socket
+import sys
+import threading
+
+TIMEOUT_S = 3.0
+
+
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def serve_tcp(address, port):
+    """Tells every caller the address it sees of it."""
+    server = socket.create_server((address, port), family=family(address))
+
+    def loop():
+        while True:
+            connection, peer = server.accept()
+            connection.sendall(peer[0].encode())
+            connection.close()
+
+    threading.Thread(target=loop, daemon=True).start()
+    return True
+
+
+def serve_udp(address, port):
+    server = socket.socket(family(address), socket.SOCK_DGRAM)
+    server.bind((address, port))
+
+    def loop():
+        while True:
+            _, peer = server.recvfrom(2048)
+            server.sendto(peer[0].encode(), peer)
+
+    threading.Thread(target=loop, daemon=True).start()
+    return True
+
+
+def tcp(address, port, source=None):
+    """What the server says; an OSError when it can't be reached."""
+    at = (source, 0) if source else None
+    with socket.create_connection((address, port), timeout=TIMEOUT_S, source_address=at) as connection:
+        return connection.recv(2048).decode()
+
+
+def udp(address, port, timeout_s=TIMEOUT_S):
+    with socket.socket(family(address), socket.SOCK_DGRAM) as client:
+        client.settimeout(timeout_s)
+        client.connect((address, port))
+        client.send(b"?")
+        return client.recv(2048).decode()
+
+
+def query(server, packet, tcp=False):
+    """One DNS message (hex) to a server on port 53; its answer (hex)."""
+    data = bytes.fromhex(packet)
+    kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
+    with socket.socket(family(server), kind) as client:
+        client.settimeout(TIMEOUT_S)
+        client.connect((server, 53))
+        if not tcp:
+            client.send(data)
+            return client.recv(65535).hex()
+        client.sendall(len(data).to_bytes(2, "big") + data)
+        answer = b""
+        while len(answer) < 2 or len(answer) < 2 + int.from_bytes(answer[:2], "big"):
+            chunk = client.recv(65535)
+            if not chunk:
+                break
+            answer += chunk
+        return answer[2:].hex()
+
+
+def raw(interface, frame):
+    """Sends one Ethernet frame (hex)."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind((interface, 0))
+        return sender.send(bytes.fromhex(frame))
+
+
+CALLS = {f.__name__: f for f in (serve_tcp, serve_udp, tcp, udp, query, raw)}
+
+
+def main():
+    print("ready", flush=True)
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            answer = {"ok": CALLS[name](**arguments)}
+        except OSError as error:
+            answer = {"error": type(error).__name__, "errno": error.errno or 0, "text": str(error)}
+        print(json.dumps(answer), flush=True)
+
+
+main()
