@@ -136,9 +136,9 @@ def weigh_one(contender: Contender, counts: tuple[int, ...], report: Report) -> 
 
 
 @contextmanager
-def line_up(work: Path, stack: ExitStack) -> Iterator[Field]:
+def line_up(work: Path, log: Path, stack: ExitStack) -> Iterator[Field]:
     """Start drupe's daemon and every peer that is installed, on one image."""
-    ours = Drupe(work=work)
+    ours = Drupe(work=work, log=log)
     stack.callback(ours.close)
     archive = ours.export(work / "busybox.tar")
     makers: dict[str, Callable[[], Contender]] = {
@@ -212,7 +212,7 @@ def main() -> int:
         ExitStack() as stack,
     ):
         try:
-            with line_up(Path(work), stack) as field:
+            with line_up(Path(work), report.directory / "daemon.log", stack) as field:
                 for race in races(field, plan):
                     if not options.only or race.name in options.only:
                         hold(race, field, report)

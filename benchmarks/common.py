@@ -61,6 +61,7 @@ class Report:
 
     def __init__(self, directory: Path, kind: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
         self._samples = directory / "samples.jsonl"
         self._lines = directory / "lines.jsonl"
         self._kind = kind

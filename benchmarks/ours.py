@@ -46,8 +46,9 @@ class Drupe:
 
     name = "drupe"
 
-    def __init__(self, *, work: Path) -> None:
+    def __init__(self, *, work: Path, log: Path) -> None:
         self._home = work / "drupe"
+        self._log = log
         run(sys.executable, str(MAKE_IMAGE), "--root", f"{self._home}/root/images")
         os.environ.update(DRUPE_ROOT=f"{self._home}/root", DRUPE_RUN=f"{self._home}/run")
         self._daemon = self._serve()
@@ -57,12 +58,12 @@ class Drupe:
 
     def _serve(self) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-m", "drupe", "serve"]
-        with (self._home / "daemon.log").open("wb") as log:
+        with self._log.open("wb") as log:
             daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(lambda: (self._home / "run/drupe.sock").exists() or daemon.poll() is not None, "the daemon answers")
         if daemon.poll() is not None:
             self._end_keeper()
-            raise BenchError(f"the daemon ended: {(self._home / 'daemon.log').read_text()[-4000:]}")
+            raise BenchError(f"the daemon ended: {self._log.read_text()[-4000:]}")
         return daemon
 
     def start(self, *, bridge: bool = False) -> float:
@@ -131,11 +132,13 @@ class Drupe:
 
     def close(self) -> None:
         """Remove pods; end the daemon and its keeper."""
-        self.drop()
-        self.client.call("system.shutdown", Empty(), timeout_s=STEP_TIMEOUT_S)
-        self.client.close()
-        self._daemon.wait(STEP_TIMEOUT_S)
-        self._end_keeper()
+        try:
+            self.drop()
+        finally:
+            self.client.close()
+            self._daemon.terminate()
+            self._daemon.wait(STEP_TIMEOUT_S)
+            self._end_keeper()
 
     def _end_keeper(self) -> None:
         # it outlives the daemon by design, and ends at SIGTERM when it holds no task
