@@ -52,7 +52,7 @@ def read_text(path: str) -> str:
 
 def write_text(path: str, value: str) -> None:
     """Write a setting with one write(2), as the kernel wants it; OSError as it comes."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())
     finally:

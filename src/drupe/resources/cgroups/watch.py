@@ -14,10 +14,10 @@ from pathlib import Path
 
 from drupe.errors import Unsupported
 from drupe.linux.inotify import IN_DELETE_SELF, IN_MODIFY, inotify_add_watch, inotify_init, inotify_read
-from drupe.resources.cgroups.base import read_pairs, write_text
+from drupe.resources.cgroups.base import read_pairs, read_text, write_text
 from drupe.resources.cgroups.contract import CgroupEvent
 
-_PSI_WINDOW_US = 1_000_000
+_PSI_WINDOW_S = 2  # without CAP_SYS_RESOURCE the kernel takes only multiples of this
 _PRESSURE = {
     "memory": CgroupEvent.MEMORY_PRESSURE,
     "cpu": CgroupEvent.CPU_PRESSURE,
@@ -35,6 +35,7 @@ class EpollWatcher:
         self._epoll = select.epoll()
         self._fds: list[int] = []
         self._sources: dict[int, tuple[CgroupEvent | None, Callable[[int], object]]] = {}
+        self._stalls: list[_Stall] = []
         self._removed = False
 
     def fileno(self) -> int:
@@ -44,13 +45,20 @@ class EpollWatcher:
         self, fd: int, *, drain: Callable[[int], object], event: CgroupEvent | None, mask: int = select.EPOLLIN
     ) -> None:
         """Own `fd` and watch it. event None: something changed, the counters say what."""
-        self._fds.append(fd)
+        self.keep(fd)
         self._sources[fd] = (event, drain)
         self._epoll.register(fd, mask)
 
+    def add_stall(self, fd: int, stall: _Stall) -> None:
+        """Own a PSI trigger. Its event is taken by whoever polls first, here the caller's own event loop, so that it
+        only wakes us: the stall counter says what happened."""
+        self.add(fd, drain=lambda _: None, event=None, mask=select.EPOLLPRI)
+        self._stalls.append(stall)
+
     def keep(self, fd: int) -> None:
-        """Own a descriptor that must only stay open."""
-        self._fds.append(fd)
+        """Own a descriptor: it is closed with the watcher."""
+        if fd not in self._fds:
+            self._fds.append(fd)
 
     def read(self) -> list[CgroupEvent]:
         events: list[CgroupEvent] = []
@@ -65,7 +73,9 @@ class EpollWatcher:
             gone = [] if self._removed else [CgroupEvent.REMOVED]
             self._removed = True
             return gone
-        return list(dict.fromkeys([*events, *self._grown()]))
+        events += self._grown()
+        events += [stall.event for stall in self._stalls if stall.happened()]
+        return list(dict.fromkeys(events))
 
     def close(self) -> None:
         """Close every descriptor; may be called twice."""
@@ -80,6 +90,30 @@ class EpollWatcher:
         grown = [e for e in (CgroupEvent.OOM, CgroupEvent.OOM_KILL) if now.get(e, 0) > self._seen.get(e, 0)]
         self._seen = now
         return grown
+
+
+class _Stall:
+    """The stall counter of one PSI file ("some avg10=… total=<µs>"), and how much of it is an event."""
+
+    def __init__(self, event: CgroupEvent, file: str, stall_us: int) -> None:
+        self.event = event
+        self._file = file
+        self._stall_us = stall_us
+        self._seen, _ = self._read()
+
+    def happened(self) -> bool:
+        """Whether it grew by an event's worth, and is growing now: old small stalls do not add up to one."""
+        total, now = self._read()
+        if total - self._seen < self._stall_us:
+            return False
+        self._seen = total
+        return now > 0
+
+    def _read(self) -> tuple[int, float]:
+        with suppress(OSError):
+            pairs = dict(word.split("=", 1) for word in read_text(self._file).split("\n", 1)[0].split()[1:])
+            return int(pairs["total"]), float(pairs["avg10"])
+        return 0, 0.0
 
 
 def watch_v1(memory_dir: str, *, pressure: Mapping[str, float]) -> EpollWatcher:
@@ -130,6 +164,9 @@ def _psi_trigger(watcher: EpollWatcher, directory: str, name: str, stall_ms: flo
         raise Unsupported(
             f"this kernel cannot tell {name} pressure", feature="pressure events", hint="needs CONFIG_PSI and psi=1"
         )
+    stall_us = int(stall_ms * 1000) * _PSI_WINDOW_S
     fd = os.open(file, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    watcher.add(fd, drain=lambda _: None, event=_PRESSURE[name], mask=select.EPOLLPRI)
-    os.write(fd, f"some {int(stall_ms * 1000)} {_PSI_WINDOW_US}\0".encode())
+    watcher.keep(fd)
+    # Written first: a poll before there is a trigger is an error and waits for nothing.
+    os.write(fd, f"some {stall_us} {_PSI_WINDOW_S * 1_000_000}\0".encode())
+    watcher.add_stall(fd, _Stall(_PRESSURE[name], file, stall_us))
