@@ -7,13 +7,15 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from drupe.errors import DataLoss, InvalidArgument
 from drupe.images.files import storage_errors, sync_dir
 from drupe.images.media import MAX_DOCUMENT_BYTES, check_digest, digest_mismatch, digest_of, hex_of
 from drupe.images.streams import CHUNK_BYTES, Readable
+
+_CANNOT = "cannot store a blob"
 
 
 class BlobStore:
@@ -66,7 +68,7 @@ class BlobStore:
         on_bytes: Callable[[int], None] | None = None,
     ) -> tuple[str, int]:
         """Store all of `source`; (digest, size). Raises DataLoss when it is not the `digest` or `size` promised."""
-        with storage_errors("cannot store a blob"), self._scratch_file() as (fd, path):
+        with storage_errors(_CANNOT), self._scratch_file() as (fd, path):
             got, total = copy_hashed(source, fd, on_bytes=on_bytes)
             if size is not None and total != size:
                 raise DataLoss(f"blob {digest or got}: {total} bytes, promised were {size}")
@@ -78,12 +80,14 @@ class BlobStore:
     @contextmanager
     def writer(self) -> Iterator[BlobWriter]:
         """A blob written piece by piece; `commit()` publishes it, leaving without that drops it."""
-        with storage_errors("cannot store a blob"), self._scratch_file() as (fd, path):
+        with ExitStack() as stack:
+            with storage_errors(_CANNOT):
+                fd, path = stack.enter_context(self._scratch_file())
             yield BlobWriter(fd, lambda digest: self._publish(fd, path, digest))
 
     def adopt(self, path: Path, digest: str) -> None:
         """Take over a file of ours whose digest was computed while it was written."""
-        with storage_errors("cannot store a blob"):
+        with storage_errors(_CANNOT):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 self._publish(fd, path, digest)
@@ -121,15 +125,6 @@ class BlobStore:
             if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" != digest:
                 self.path(digest).unlink()
 
-    def delete(self, digest: str) -> int:
-        """Remove a blob; the bytes won."""
-        try:
-            size = self.path(digest).stat().st_size
-            self.path(digest).unlink()
-        except FileNotFoundError:
-            return 0
-        return size
-
     @contextmanager
     def _scratch_file(self) -> Iterator[tuple[int, Path]]:
         fd, name = tempfile.mkstemp(dir=self.scratch, prefix="blob.")
@@ -156,7 +151,8 @@ class BlobWriter:
 
     def write(self, data: bytes | memoryview) -> int:
         self._hash.update(data)
-        _write_all(self._fd, data)
+        with storage_errors(_CANNOT):
+            _write_all(self._fd, data)
         self._total += len(data)
         return len(data)
 
@@ -166,7 +162,8 @@ class BlobWriter:
     def commit(self) -> tuple[str, int]:
         """Publish; (digest, size)."""
         digest = f"sha256:{self._hash.hexdigest()}"
-        self._publish(digest)
+        with storage_errors(_CANNOT):
+            self._publish(digest)
         return digest, self._total
 
 

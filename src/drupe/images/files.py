@@ -30,6 +30,13 @@ def storage_error(error: OSError, what: str) -> DrupeError:
     return InternalError(what, cause=f"{cause} ({error.filename})" if error.filename else cause)
 
 
+def source_error(error: OSError, path: object) -> DrupeError:
+    """The typed error for a file of the user's that could not be read, or changed while it was."""
+    if error.errno in _REFUSED:
+        return PermissionDenied(f"cannot read {path}", cause=error.strerror or "")
+    return Unavailable(f"cannot read {path}", cause=error.strerror or str(error), hint="did it change meanwhile?")
+
+
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
     """Turn OSError of the block into a typed error that says `what` was being done."""
@@ -40,18 +47,25 @@ def storage_errors(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def flock(path: Path, *, exclusive: bool) -> Iterator[int]:
-    """Hold flock(2) on `path`, shared by processes and threads alike (each call opens its own description)."""
+def flock(path: Path) -> Iterator[None]:
+    """Hold flock(2) on `path` alone; it holds between processes and threads alike (each call opens the file itself)."""
+    with lock_file(path) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[int]:
+    """A descriptor to lock; closing it lets go."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield fd
     finally:
         os.close(fd)
 
 
-def try_flock(fd: int) -> bool:
-    """Take the exclusive lock on `fd` unless somebody holds one."""
+def try_exclusive(fd: int) -> bool:
+    """Take the exclusive lock if nobody holds any. `fd` must hold none: a failed conversion loses it (flock(2))."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -80,17 +80,12 @@ class Index:
             self.generation += 1
         return self._catalogue
 
-    def update(self, change: Callable[[Catalogue], R], *, after: Callable[[], None] | None = None) -> R:
-        """Apply `change` to the newest catalogue under the lock and store it atomically; its result.
-
-        after: run once the new catalogue is stored, still under the lock (removing what it no longer names).
-        """
-        with storage_errors("cannot write the image index"), flock(self._lock, exclusive=True):
+    def update(self, change: Callable[[Catalogue], R]) -> R:
+        """Apply `change` to the newest catalogue under the lock and store it atomically; its result."""
+        with storage_errors("cannot write the image index"), flock(self._lock):
             catalogue = self._load()
             result = change(catalogue)
             write_atomic(self._path, msgspec.json.encode(catalogue))
-            if after is not None:
-                after()
             return result
 
     def _signature(self) -> tuple[int, int, int] | None:

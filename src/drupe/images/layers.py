@@ -38,7 +38,7 @@ class LayerStore:
 
         Two processes that want the same layer unpack it once: the second waits and finds it.
         """
-        with storage_errors("cannot unpack a layer"), flock(self.locks / hex_of(diff_id), exclusive=True):
+        with storage_errors("cannot unpack a layer"), flock(self.locks / hex_of(diff_id)):
             if self.has(diff_id):
                 return False
             self._unpack(blob, expect=diff_id, on_bytes=on_bytes)

@@ -180,8 +180,8 @@ def decode_config(data: bytes, *, layer_count: int, where: str) -> ConfigDocumen
 
 def check_descriptor(descriptor: Descriptor, *, where: str) -> Descriptor:
     check_digest(descriptor.digest, where=where)
-    if descriptor.size < 0:
-        raise InvalidArgument(f"{where}: negative size {descriptor.size}")
+    if not 0 <= descriptor.size < 1 << 63:
+        raise InvalidArgument(f"{where}: impossible size {descriptor.size}")
     return descriptor
 
 

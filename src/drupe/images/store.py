@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
-from drupe.errors import InvalidArgument, InvalidState, NotFound, Unavailable
+from drupe.errors import InvalidArgument, InvalidState, NotFound
 from drupe.images import media
 from drupe.images.blobs import BlobStore
 from drupe.images.config import ImageConfig, image_config
-from drupe.images.files import flock, remove_tree, storage_errors, try_flock
+from drupe.images.files import lock_file, remove_tree, storage_errors, try_exclusive
 from drupe.images.index import Catalogue, ImageRecord, Index, LayerRecord
 from drupe.images.layers import LayerStore
 from drupe.images.limits import DEFAULT_LIMITS, Limits
@@ -42,8 +42,6 @@ from drupe.spec.control import (
     Progress,
     Pruned,
 )
-
-_INSTALL_TRIES = 3
 
 
 class ImageStore:
@@ -71,7 +69,7 @@ class ImageStore:
         cache = self._resolved[1]
         if ref not in cache:
             digest, _ = find(catalogue, ref)
-            cache[ref] = self._info(catalogue, digest)
+            cache[ref] = self._info(catalogue, catalogue.images[digest])
         return cache[ref]
 
     def inspect(self, ref: str) -> ImageInfo:
@@ -95,14 +93,15 @@ class ImageStore:
         if info.digest not in cache:
             record = self._record(info.digest)
             for layer in record.layers:
-                self.layers.ensure(layer.diff_id, self.blobs.path(layer.digest))
+                if not self.layers.has(layer.diff_id):
+                    self.layers.ensure(layer.diff_id, self.blobs.path(layer.digest))
             cache[info.digest] = tuple(self.layers.link(layer.diff_id) for layer in reversed(record.layers))
         return cache[info.digest]
 
     def list(self, labels: Collection[str] = ()) -> ImageList:
         """All images, by name. labels: "k" or "k=v", all must match."""
         catalogue = self.index.read()
-        infos = [self._info(catalogue, record.digest) for record in catalogue.images.values()]
+        infos = [self._info(catalogue, record) for record in catalogue.images.values()]
         found = [info for info in infos if has_labels(info.labels, labels)]
         return ImageList(images=sorted(found, key=lambda info: (not info.names, info.names, info.digest)))
 
@@ -129,7 +128,6 @@ class ImageStore:
         several names; of an image in use only the names go. Raises NotFound, InvalidState.
         """
         removed: list[str] = []
-        dropped: list[ImageRecord] = []
 
         def change(catalogue: Catalogue) -> None:
             digest, name = find(catalogue, ref)
@@ -148,13 +146,12 @@ class ImageStore:
                 del catalogue.names[each]
                 removed.append(familiar(each))
             if last and not used:
-                dropped.append(catalogue.drop(digest))
+                catalogue.drop(digest)
                 removed.append(digest)
 
         self._prepare()
-        freed: list[int] = []
-        self.index.update(change, after=lambda: freed.append(self._remove_unreferenced(dropped)))
-        return Pruned(removed=removed, reclaimed_bytes=sum(freed))
+        self.index.update(change)
+        return Pruned(removed=removed, reclaimed_bytes=self._sweep(partials=False))
 
     def prune(self, *, all: bool = False, in_use: Collection[str] = (), labels: Collection[str] = ()) -> Pruned:
         """Remove images without a name (all: also named ones) that no container uses, and leftovers of killed work."""
@@ -168,10 +165,8 @@ class ImageStore:
                     dropped.append(catalogue.drop(record.digest))
 
         self._prepare()
-        freed: list[int] = []
-        self.index.update(change, after=lambda: freed.append(self._remove_unreferenced(dropped)))
-        freed.append(self._sweep())
-        return Pruned(removed=[record.digest for record in dropped], reclaimed_bytes=sum(freed))
+        self.index.update(change)
+        return Pruned(removed=[record.digest for record in dropped], reclaimed_bytes=self._sweep(partials=True))
 
     def disk_usage(self, in_use: Collection[str] = ()) -> DiskUsage:
         """Blobs and unpacked layers. Reclaimable: what only images without a container need."""
@@ -225,9 +220,11 @@ class ImageStore:
     def ingesting(self) -> Iterator[None]:
         """Hold this while bringing in blobs: `prune` then keeps what has no name yet. Clears leftovers first."""
         self._prepare()
-        with storage_errors("cannot use the image store"), flock(self.root / "ingest.lock", exclusive=False) as fd:
-            if try_flock(fd):
-                self._clear_scratch()
+        with ExitStack() as stack:
+            with storage_errors("cannot use the image store"):
+                fd = stack.enter_context(lock_file(self.root / "ingest.lock"))
+                if try_exclusive(fd):
+                    self._clear_scratch()
                 fcntl.flock(fd, fcntl.LOCK_SH)
             yield
 
@@ -240,21 +237,17 @@ class ImageStore:
         progress: Report = silent,
     ) -> ImageInfo:
         """Make an image of blobs that are all in the store: unpack its layers, then enter it into the index."""
-        for _ in range(_INSTALL_TRIES):
+
+        def change(catalogue: Catalogue) -> None:
+            catalogue.images[record.digest] = record
+            catalogue.names |= dict.fromkeys(names, record.digest)
+            catalogue.aliases |= dict.fromkeys(aliases, record.digest)
+
+        with self.ingesting():
             record = self._unpack(manifest_digest, progress)
-
-            def change(catalogue: Catalogue, record: ImageRecord = record) -> bool:
-                if not self._complete(record):
-                    return False
-                catalogue.images[record.digest] = record
-                catalogue.names |= dict.fromkeys(names, record.digest)
-                catalogue.aliases |= dict.fromkeys(aliases, record.digest)
-                return True
-
-            if self.index.update(change):
-                progress(Progress(id=record.digest, status="done"))
-                return self.resolve(record.digest)
-        raise Unavailable(f"image {manifest_digest} is being deleted by another process at the same time")
+            self.index.update(change)
+        progress(Progress(id=record.digest, status="done"))
+        return self._info(self.index.read(), record)
 
     def _unpack(self, manifest_digest: str, progress: Report) -> ImageRecord:
         where = f"manifest {manifest_digest}"
@@ -281,10 +274,6 @@ class ImageStore:
             created=document.created or "",
             labels=section.labels or {},
         )
-
-    def _complete(self, record: ImageRecord) -> bool:
-        digests = (record.digest, record.id, *(layer.digest for layer in record.layers))
-        return all(map(self.blobs.has, digests)) and all(self.layers.has(layer.diff_id) for layer in record.layers)
 
     def _prepare(self) -> None:
         with storage_errors(f"cannot make the image store {self.root}"):
@@ -314,12 +303,11 @@ class ImageStore:
             self._documents[image_id] = (section, image_config(document))
         return self._documents[image_id]
 
-    def _info(self, catalogue: Catalogue, digest: str) -> ImageInfo:
-        record = catalogue.images[digest]
+    def _info(self, catalogue: Catalogue, record: ImageRecord) -> ImageInfo:
         return ImageInfo(
             id=record.id,
             digest=record.digest,
-            names=[familiar(name) for name in catalogue.names_of(digest)],
+            names=[familiar(name) for name in catalogue.names_of(record.digest)],
             os=record.os,
             architecture=record.architecture,
             created=record.created,
@@ -340,43 +328,43 @@ class ImageStore:
             + sum(self.blobs.size(digest) for digest in documents)
         )
 
-    def _remove_unreferenced(self, dropped: Collection[ImageRecord]) -> int:
-        """Under the index lock: delete blobs and layers of `dropped` that no other image shares; the bytes won."""
-        blobs, layers = _referenced(self.index.read())
-        freed = 0
-        for record in dropped:
-            self._documents.pop(record.id, None)
-            for layer in record.layers:
-                if layer.diff_id not in layers and self.layers.has(layer.diff_id):
-                    freed += self.layers.size(layer.diff_id)
-                    self.layers.delete(layer.diff_id)
-            for digest in {record.digest, record.id, *(layer.digest for layer in record.layers)} - blobs:
-                freed += self.blobs.delete(digest)
-        return freed
+    def _sweep(self, *, partials: bool) -> int:
+        """Remove blobs and layers that no image names; the bytes won. partials: broken-off downloads too.
 
-    def _sweep(self) -> int:
-        """Remove what no image names, left by killed work. Not while another one brings something in."""
-        with flock(self.root / "ingest.lock", exclusive=False) as fd:
-            if not try_flock(fd):
+        Nothing is removed while somebody brings something in, which may need it: then a later sweep finds it.
+        """
+        with storage_errors("cannot remove unused layers"), lock_file(self.root / "ingest.lock") as fd:
+            if not try_exclusive(fd):
                 return 0
             self._clear_scratch()
             blobs, layers = _referenced(self.index.read())
-            freed = 0
-            for path in list(self.blobs.directory.iterdir()):
-                if f"sha256:{path.name}" not in blobs:
-                    freed += path.stat().st_size
-                    path.unlink()
-            for path in list(self.layers.directory.iterdir()):
-                if f"sha256:{path.name}" not in layers:
-                    freed += self.layers.size(f"sha256:{path.name}")
-                    self.layers.delete(f"sha256:{path.name}")
-            for path in list(self.layers.locks.iterdir()):
-                path.unlink()
+            freed = sum(self._sweep_blob(path, partials) for path in _names_not_in(self.blobs.directory, blobs))
+            freed += sum(self._sweep_layer(path.name) for path in _names_not_in(self.layers.directory, layers))
+            if partials:
+                for lock in list(self.layers.locks.iterdir()):
+                    lock.unlink()
             return freed
+
+    def _sweep_blob(self, path: Path, partials: bool) -> int:
+        if path.suffix and not partials:
+            return 0
+        size = path.stat().st_size
+        path.unlink()
+        return size
+
+    def _sweep_layer(self, name: str) -> int:
+        diff_id = f"sha256:{name}"
+        size = self.layers.size(diff_id)
+        self.layers.delete(diff_id)
+        return size
 
     def _clear_scratch(self) -> None:
         for path in list(self.blobs.scratch.iterdir()):
             remove_tree(path)
+
+
+def _names_not_in(directory: Path, digests: Collection[str]) -> list[Path]:
+    return [path for path in directory.iterdir() if f"sha256:{path.name}" not in digests]
 
 
 def _referenced(catalogue: Catalogue) -> tuple[set[str], set[str]]:

@@ -13,6 +13,7 @@ from typing import IO, cast
 
 from drupe.errors import InvalidArgument
 from drupe.images.blobs import BlobWriter
+from drupe.images.files import source_error
 from drupe.images.streams import CHUNK_BYTES
 from drupe.images.tar import Entry, TarReader
 
@@ -65,12 +66,16 @@ class LayerWriter:
     def tree(self, root: Path) -> list[str]:
         """Add everything below `root`, sorted; the names left out because a tar cannot hold sockets."""
         skipped = []
-        for path, name in _walk(root):
-            status = path.lstat()
-            if stat.S_ISSOCK(status.st_mode):
-                skipped.append(name)
-                continue
-            self._add_path(path, name, status)
+        path = root
+        try:
+            for path, name in _walk(root):
+                status = path.lstat()
+                if stat.S_ISSOCK(status.st_mode):
+                    skipped.append(name)
+                else:
+                    self._add_path(path, name, status)
+        except OSError as error:  # of reading: what is written goes through a BlobWriter, whose errors are typed
+            raise source_error(error, path) from error
         return skipped
 
     def repack(self, reader: TarReader) -> None:
