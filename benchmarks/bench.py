@@ -33,19 +33,19 @@ KIND = "runc"
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to measure. n: samples of a race. bursts: (starts at once, rounds).
-
-    pods, peer_pods: the numbers of pods at which memory is read.
+    """How much to measure. n: samples of the main race, `start`; others: of every other one. bursts: (starts at once,
+    rounds). pods, peer_pods: the numbers of pods at which memory is read.
     """
 
     n: int
+    others: int
     bursts: tuple[tuple[int, int], ...]
     pods: tuple[int, ...]
     peer_pods: tuple[int, ...]
 
 
-QUICK = Plan(n=30, bursts=((10, 3),), pods=(1, 5, 10), peer_pods=(1, 3))
-FULL = Plan(n=50, bursts=((10, 30), (50, 5)), pods=(1, 10, 50, 100), peer_pods=(1, 5, 10))
+QUICK = Plan(n=30, others=8, bursts=((10, 2),), pods=(1, 5, 10), peer_pods=(1, 3))
+FULL = Plan(n=50, others=50, bursts=((10, 30), (50, 5)), pods=(1, 10, 50, 100), peer_pods=(1, 5, 10))
 
 
 @dataclass
@@ -80,13 +80,13 @@ def races(field: Field, plan: Plan) -> list[Race]:
             "start-bridge",
             "run",
             ("podman",),
-            plan.n,
+            plan.others,
             partial(ours.start, bridge=True),
             lambda peer: peer.start(bridge=True),
         ),
-        Race("command", "run", ("podman",), plan.n, field.command.start, lambda peer: peer.start()),
-        Race("exec", "exec", everyone, plan.n, ours.exec, lambda peer: peer.exec()),
-        Race("stop", "stop", everyone, plan.n, ours.stop, lambda peer: peer.stop()),
+        Race("command", "run", ("podman",), plan.others, field.command.start, lambda peer: peer.start()),
+        Race("exec", "exec", everyone, plan.others, ours.exec, lambda peer: peer.exec()),
+        Race("stop", "stop", everyone, plan.others, ours.stop, lambda peer: peer.stop()),
         *(
             Race(f"parallel-{count}", "run", everyone, rounds, partial(ours.burst, count), partial(burst, count))
             for count, rounds in plan.bursts
@@ -103,7 +103,7 @@ def hold(race: Race, field: Field, report: Report) -> None:
     """n interleaved samples of drupe and each peer, then one line for each peer."""
     here = [name for name in race.peers if name in field.peers]
     samplers = {"drupe": race.ours} | {name: partial(race.theirs, field.peers[name]) for name in here}
-    taken = interleave(samplers, race.n)
+    taken = interleave(samplers, race.n, warm_up=1 if race.name.startswith("parallel") else 2)
     for name in here:
         report.compare(race.name, taken["drupe"], f"{name} {race.verb}", taken[name])
     for name in race.peers:
@@ -190,7 +190,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer pods, the same races")
-    parser.add_argument("--samples", type=int, metavar="N", help="samples of each race (30 quick, 50 full)")
+    parser.add_argument("--samples", type=int, metavar="N", help="samples of each race (50; quick: 30, then 8)")
     parser.add_argument("--keep", type=Path, help="where samples.jsonl and lines.jsonl go")
     parser.add_argument("--only", nargs="+", default=[], metavar="RACE", help="start, exec, memory, … only")
     return parser.parse_args()
@@ -206,7 +206,7 @@ def main() -> int:
     now = datetime.datetime.now(tz=datetime.UTC)
     report = Report(options.keep or HERE / f"results/{now:%Y-%m-%d}/{now:%H%M%S}", KIND)
     plan = QUICK if options.quick else FULL
-    plan = replace(plan, n=options.samples or plan.n)
+    plan = replace(plan, n=options.samples or plan.n, others=options.samples or plan.others)
     with (
         tempfile.TemporaryDirectory(prefix="drupe-bench-", dir="/var/tmp", ignore_cleanup_errors=True) as work,
         ExitStack() as stack,

@@ -9,18 +9,23 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 GREETING = ("echo", "hello")
 STOPPABLE = ("sh", "-c", 'trap "exit 0" TERM; sleep 1000 & wait')  # ends at SIGTERM, as PID 1 would not by default
 STEP_TIMEOUT_S = 60.0
-WARM_UP = 2
+TRIES = 5
 TRAP_S = 0.05  # a shell has set its trap by then; before, PID 1 would ignore SIGTERM
 
 
 class BenchError(Exception):
     """A contender failed: the benchmark is void, with this line as the reason."""
+
+
+class LostOutput(BenchError):
+    """A command ended well and its output was not there: Podman does so now and then."""
 
 
 class Contender(Protocol):
@@ -122,17 +127,25 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
 
 
-def interleave(samplers: Mapping[str, Callable[[], float]], n: int) -> dict[str, list[float]]:
+def interleave(samplers: Mapping[str, Callable[[], float]], n: int, *, warm_up: int) -> dict[str, list[float]]:
     """n samples of each contender, turn by turn in rotating order, so that drift of the host hits all alike."""
     taken: dict[str, list[float]] = {name: [] for name in samplers}
     names = list(samplers)
-    for turn in range(-WARM_UP, n):
+    for turn in range(-warm_up, n):
         shift = turn % len(names)
         for name in (*names[shift:], *names[:shift]):
-            took = samplers[name]()
+            took = again(samplers[name])
             if turn >= 0:
                 taken[name].append(took)
     return taken
+
+
+def again(sampler: Callable[[], float]) -> float:
+    """One sample; a lost output is tried again."""
+    for _ in range(TRIES):
+        with suppress(LostOutput):
+            return sampler()
+    return sampler()
 
 
 def first_byte(argv: Sequence[str]) -> float:
@@ -152,9 +165,11 @@ def spawn(argv: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes], argv: Sequence[str], seen: bytes) -> None:
-    """Wait for a command. Raises BenchError unless it wrote something and ended well."""
+    """Wait for a command. Raises BenchError unless it ended well, LostOutput when it wrote nothing."""
     _, errors = process.communicate(timeout=STEP_TIMEOUT_S)
-    if not seen or process.returncode != 0:
+    if not seen and process.returncode == 0:
+        raise LostOutput(f"{' '.join(argv)}: no output")
+    if process.returncode != 0:
         raise BenchError(f"{' '.join(argv)}: exit {process.returncode}: {errors.decode(errors='replace').strip()}")
 
 
