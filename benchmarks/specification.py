@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Write SPECIFICATION.md from the lines of a benchmark run: each promise, what was measured, and whether it held.
+
+    make bench && benchmarks/specification.py [benchmarks/results/<date>/<time>/lines.jsonl]
+
+Without an argument the newest run is taken. A promise that was not met is written down as such.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "SPECIFICATION.md"
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A ratio to a peer that should not be exceeded. what: in words."""
+
+    name: str
+    peer: str
+    limit: float
+    what: str
+
+
+PROMISES = (
+    Promise("start", "crun run", 2.0, "library call for a new pod with one container, to its first byte"),
+    Promise("start", "ctr run", 0.25, "the same"),
+    Promise("start", "podman run", 0.15, "the same"),
+    Promise("start-bridge", "podman run", 0.3, "the same on the built-in bridge, Podman on its bridge"),
+    Promise("parallel-50", "podman run", 0.3, "50 pods at once"),
+    Promise("exec", "crun exec", 1.5, "a process in a running container, to its first byte"),
+    Promise("command", "podman run", 0.6, "`drupe run` as a command"),
+)
+MEMORY_MB = 0.1
+
+HEAD = """# Specification
+
+What drupe promises, in figures, and what was measured. Written by `benchmarks/specification.py` from one run of
+`make bench`; the [method](benchmarks/README.md) says what each row is. Ratios hold across hosts better than times do: compare
+within one run only. `make bench-quick` gives the same rows with fewer samples, in a minute; `--only NAME` a single one.
+
+"""
+
+
+def newest() -> Path:
+    """The lines of the newest run."""
+    found = sorted(HERE.glob("results/*/*/lines.jsonl"))
+    if not found:
+        sys.exit("no results: run make bench first")
+    return found[-1]
+
+
+def host(path: Path) -> str:
+    """Where and when it was measured."""
+    day = datetime.datetime.fromtimestamp(path.stat().st_mtime, tz=datetime.UTC).date()
+    return f"{day}, Linux {platform.release().split('-')[0]}, {os.cpu_count()} processors, Python {platform.python_version()}"
+
+
+def promises(lines: list[Line]) -> Iterator[str]:
+    """A row for each promise."""
+    for promise in PROMISES:
+        found = [line for line in lines if (line["name"], line["peer"]) == (promise.name, promise.peer)]
+        if not found or "ratio" not in found[-1]:
+            reason = found[-1]["skipped"] if found else "not in this run"
+            yield f"| `{promise.name}` | {promise.what} | {promise.peer} | ≤ {promise.limit} | not measured: {reason} | | |"
+            continue
+        line = found[-1]
+        verdict = "yes" if line["ratio"] <= promise.limit else "**no**"
+        yield (
+            f"| `{promise.name}` | {promise.what} | {promise.peer} | ≤ {promise.limit} | {line['ratio']} "
+            f"| {line['p50_ms']} / {line['peer_p50_ms']} ms, n = {line['n']} | {verdict} |"
+        )
+
+
+def memory(lines: list[Line]) -> Iterator[str]:
+    """A row for each runtime's memory per pod."""
+    for line in lines:
+        if "pss_mb_per_pod" in line:
+            promise = f"≤ {MEMORY_MB}" if line["peer"] == "drupe" else ""
+            held = ("yes" if line["pss_mb_per_pod"] <= MEMORY_MB else "**no**") if promise else ""
+            helpers = line["helper_processes_per_pod"]
+            yield f"| {line['peer']} | {promise} | {line['pss_mb_per_pod']} | {helpers} | up to {line['n']} | {held} |"
+
+
+def everything(lines: list[Line]) -> Iterator[str]:
+    """A row for each comparison of times."""
+    for line in lines:
+        if "ratio" in line:
+            ours = f"{line['p50_ms']} | {line['p95_ms']} | {line['p99_ms']}"
+            yield f"| `{line['name']}` | {line['n']} | {ours} | {line['peer']} | {line['peer_p50_ms']} | {line['ratio']} |"
+
+
+def page(path: Path) -> str:
+    """The whole page."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    return HEAD + "\n".join(
+        [
+            f"Measured {host(path)}. Kind of sandbox: {lines[0]['kind']}.\n",
+            "## Promises\n",
+            "| row | what | peer | ratio promised | measured | p50, ours / peer's | held |\n|---|---|---|---|---|---|---|",
+            *promises(lines),
+            "\n## Memory\n",
+            "PSS of everything but the workloads, as a slope over the number of pods; processes beside the workloads.\n",
+            "| runtime | MB a pod promised | measured | processes a pod | pods | held |\n|---|---|---|---|---|---|",
+            *memory(lines),
+            "\n## All times\n",
+            "| row | n | p50 ms | p95 ms | p99 ms | peer | its p50 ms | ratio |\n|---|---|---|---|---|---|---|---|",
+            *everything(lines),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(Path(sys.argv[1]) if len(sys.argv) > 1 else newest()))
+
+
+if __name__ == "__main__":
+    main()
