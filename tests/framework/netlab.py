@@ -173,7 +173,11 @@ class LocalKeeper:
         self.runs.append((argv, env or {}, stdin or ""))
         words = ["nsenter", f"--net={netns}", *argv] if netns else [*argv]
         process = await asyncio.create_subprocess_exec(
-            *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=env
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=env,
         )
         out, err = await asyncio.wait_for(process.communicate((stdin or "").encode()), timeout_s)
         return Finished(process.returncode or 0, out.decode(), err.decode())

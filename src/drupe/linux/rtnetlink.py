@@ -102,11 +102,11 @@ def new_bridge(name: str, *, mac: str, mtu: int) -> Message:
 
 
 def new_veth(name: str, *, master: int, mtu: int, peer_netns: int, peer: str, peer_mac: str) -> Message:
-    """A veth pair: one end here, up and in bridge `master`; the other, `peer`, in the namespace of a descriptor."""
+    """A veth pair: one end here, down and in bridge `master`; the other, `peer`, in the namespace of a descriptor."""
     far = _IFINFOMSG.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, peer) + attribute(_IFLA_ADDRESS, _mac(peer_mac))
     far += u32(_IFLA_MTU, mtu) + u32(_IFLA_NET_NS_FD, peer_netns)
     data = nested(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER | 0x8000, far))
-    body = _IFINFOMSG.pack(0, 0, 0, IFF_UP, IFF_UP) + text(_IFLA_IFNAME, name) + u32(_IFLA_MTU, mtu)
+    body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + u32(_IFLA_MTU, mtu)
     body += u32(_IFLA_MASTER, master) + nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "veth"), data)
     return Message(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 

@@ -112,7 +112,6 @@ def test_published_ports(lab) -> None:
         assert lab.world("udp", address=HOST6, port=5353) == OUT6
         assert lab.world("tcp", address=HOST4, port=8082) == OUT4
         assert not lab.world.reaches(HOST4, 8083)
-        lab.world.ip(f"route add 127.0.0.2 via {HOST4} table local")
         # a neighbour, and the pod itself (hairpin)
         for pod in (other, web):
             for address in (HOST4, mine.gateway4, HOST6, mine.gateway6):
@@ -122,7 +121,10 @@ def test_published_ports(lab) -> None:
             await join(manager, lab.pod(), "late", bridged(ports=(PortMapping(container_port=1, host_port=8080),)))
         with pytest.raises(OSError, match="in use"):
             socket.create_server(("127.0.0.1", 8080))
-        with socket.create_server(("127.0.0.1", 9999)), pytest.raises(AlreadyExists, match=r"9999/tcp is in use by .*pid"):
+        with (
+            socket.create_server(("127.0.0.1", 9999)),
+            pytest.raises(AlreadyExists, match=r"9999/tcp is in use by .*pid"),
+        ):
             await join(manager, lab.pod(), "late", bridged(ports=(PortMapping(container_port=1, host_port=9999),)))
         await manager.detach("id-web")
         assert not lab.world.reaches(HOST4, 8080)
@@ -232,7 +234,9 @@ def test_wishes_are_kept_and_bad_ones_refused(lab) -> None:
 
     async def scenario() -> None:
         manager = lab.manager()
-        await manager.create(NetworkCreate(name="n", subnet4="10.77.0.0/24", subnet6="fd77::/64", gateway4="10.77.0.254"))
+        await manager.create(
+            NetworkCreate(name="n", subnet4="10.77.0.0/24", subnet6="fd77::/64", gateway4="10.77.0.254")
+        )
         pod = lab.pod()
         wish = Attachment(
             network="n", ipv4="10.77.0.9", ipv6="fd77::99", mac="02:00:00:00:00:09", interface="net0", aliases=("Db",)

@@ -97,8 +97,10 @@ class Bridges:
                 )
             ]
         )
-        if hairpin and (made := rtnetlink.link(self._netlink, wire.host_interface)):
-            self._netlink.batch([rtnetlink.set_hairpin(made.index)])
+        made = rtnetlink.link(self._netlink, wire.host_interface)
+        assert made is not None  # noqa: S101  the kernel has just acknowledged it
+        todo = [rtnetlink.set_up(made.index)]
+        self._netlink.batch(todo + ([rtnetlink.set_hairpin(made.index)] if hairpin else []))
 
     def _fill(self, netns: Netlink, wire: Wire, network: NetworkInfo, *, default_route: bool) -> None:
         link = rtnetlink.link(netns, wire.interface)
@@ -197,6 +199,7 @@ def _gateways(network: NetworkInfo) -> list[IPv4Interface | IPv6Interface]:
     found = [ip_interface(f"{network.gateway4}/{network.subnet4.split('/')[1]}")]
     if network.gateway6:
         found.append(ip_interface(f"{network.gateway6}/{network.subnet6.split('/')[1]}"))
+        found.append(link_local(bridge_mac(network)))  # the kernel asks for neighbours from it
     return found
 
 

@@ -19,7 +19,7 @@ from drupe.resources.network.firewall import (
     source_elements,
 )
 from drupe.resources.network.networks import Networks
-from drupe.resources.network.records import Attached, Counters, HostNet
+from drupe.resources.network.records import Attached, Counters, HostNet, Wire
 from drupe.spec.control import NetworkInfo
 from drupe.spec.network import EgressPolicy
 
@@ -49,18 +49,14 @@ class Fabric:
     def raise_network(self, network: NetworkInfo) -> None:
         """Makes a network's bridge with its rules, where missing."""
         if self._bridges.ensure(network):
-            commands = self._firewall.add(network_elements(network))
-            self._firewall.run(commands + self._firewall.watch_loopback(network.bridge))
+            self._firewall.run(self._firewall.add(network_elements(network)))
 
     def lower_network(self, network: NetworkInfo) -> None:
         """Removes a network; with the last one, our tables. Idempotent."""
         if not self._networks and not self._pods:
             self._firewall.remove()
         elif self._firewall.present():
-            commands = self._firewall.delete(network_elements(network))
-            if self._bridges.port(network.bridge):
-                commands += self._firewall.unwatch_loopback(network.bridge)
-            self._firewall.run(commands)
+            self._firewall.run(self._firewall.delete(network_elements(network)))
         self._bridges.remove(network)
 
     # ── pods ──
@@ -74,13 +70,15 @@ class Fabric:
                     self.raise_network(self._networks[wire.network])
                 self._firewall.run(self._pod_commands(attached))  # first: no packet passes unchecked
                 self._bridges.connect(netns, netns_fd, attached.wires, self._networks)
+                if commands := self._loopback_commands(attached):
+                    self._firewall.run(commands)
             finally:
                 os.close(netns_fd)
 
     def disconnect(self, attached: Attached) -> None:
         """Removes a pod's rules and cables; idempotent, and fine when only some are there."""
-        self._bridges.disconnect(wire.host_interface for wire in attached.wires)
-        commands = ""
+        way_in = self._way_in(attached)
+        commands = self._firewall.forget_loopback(way_in.host_interface) if way_in and attached.ports else ""
         chain = chain_name(attached)
         elements = self._elements(attached)
         if attached.policy:
@@ -88,6 +86,7 @@ class Fabric:
         commands += self._firewall.delete(elements)
         if attached.policy:
             commands += f"delete chain inet {self._firewall.name} {chain}\n"
+        self._bridges.disconnect(wire.host_interface for wire in attached.wires)
         self._firewall.run(commands)
 
     def govern(self, attached: Attached, old: EgressPolicy | None) -> None:
@@ -141,9 +140,10 @@ class Fabric:
         commands = ""
         for network in self._networks.values():
             commands += self._firewall.add(network_elements(network))
-            if self._bridges.port(network.bridge):
-                commands += self._firewall.watch_loopback(network.bridge)
-        return commands + "".join(self._pod_commands(pod) for pod in self._pods.values() if pod.wires)
+        for pod in self._pods.values():
+            if pod.wires:
+                commands += self._pod_commands(pod) + self._loopback_commands(pod)
+        return commands
 
     def _pod_commands(self, attached: Attached) -> str:
         chain = ""
@@ -155,8 +155,7 @@ class Fabric:
         found: list[Element] = []
         for wire in attached.wires:
             found += source_elements(wire.host_interface, wire.mac, wire.ipv4, wire.ipv6)
-        way_in = next((w for w in attached.wires if not self._is_internal(w.network)), None)
-        if way_in:
+        if way_in := self._way_in(attached):
             found += port_elements(attached.ports, way_in.ipv4, way_in.ipv6)
         return found + (self._policy_elements(attached) if attached.policy else [])
 
@@ -164,8 +163,18 @@ class Fabric:
         macs = {wire.network: bridge_mac(self._networks[wire.network]) for wire in attached.wires}
         return policies.policy_elements(chain_name(attached), attached.wires, macs)
 
-    def _is_internal(self, network: str) -> bool:
-        return network in self._networks and self._networks[network].internal
+    def _loopback_commands(self, attached: Attached) -> str:
+        way_in = self._way_in(attached)
+        if not attached.ports or not way_in or not way_in.ipv6 or not self._bridges.port(way_in.host_interface):
+            return ""
+        return self._firewall.answer_loopback(way_in.host_interface, way_in.ipv6)
+
+    def _way_in(self, attached: Attached) -> Wire | None:
+        """The wire on which published ports arrive: the first in a network that has a way out."""
+        for wire in attached.wires:
+            if wire.network in self._networks and not self._networks[wire.network].internal:
+                return wire
+        return None
 
 
 def chain_name(attached: Attached) -> str:

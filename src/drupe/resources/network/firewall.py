@@ -33,12 +33,18 @@ table inet {t} {{
   map ports6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
   map addressed4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
   map addressed6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+  set self4 {{ type ipv4_addr . ipv4_addr; }}
+  set self6 {{ type ipv6_addr . ipv6_addr; }}
   map policies4 {{ type ipv4_addr : verdict; }}
   map policies6 {{ type ipv6_addr : verdict; }}
   chain raw {{
     type filter hook prerouting priority raw;
     iifname != "lo" ip daddr 127.0.0.0/8 drop
     iifname @bridges ip saddr 127.0.0.0/8 drop
+  }}
+  chain strays {{
+    type filter hook prerouting priority mangle;
+    iifname "lo" ip6 daddr {alias} ct direction original drop
   }}
   chain prerouting {{
     type nat hook prerouting priority dstnat;
@@ -91,6 +97,8 @@ table inet {t} {{
     oifname @bridges ip saddr 127.0.0.0/8 masquerade
     oifname @bridges ip6 saddr ::1 snat to {alias}
     iifname . oifname @same ct status dnat masquerade
+    ip saddr . ip daddr @self4 ct status dnat masquerade
+    ip6 saddr . ip6 daddr @self6 ct status dnat masquerade
     iifname @bridges oifname != @bridges masquerade
   }}
 }}
@@ -122,9 +130,10 @@ table bridge {t} {{
 }}
 """
 _NETDEV_CHAIN = """
-add chain netdev {t} {bridge} {{ type filter hook ingress device "{bridge}" priority 0; }}
-flush chain netdev {t} {bridge}
-add rule netdev {t} {bridge} ip6 daddr {alias} ether daddr set 00:00:00:00:00:00 fwd to "lo"
+add chain netdev {t} {port} {{ type filter hook ingress device "{port}" priority 0; }}
+flush chain netdev {t} {port}
+add rule netdev {t} {port} ip6 saddr {pod} ip6 daddr {alias} \
+    meta pkttype set host ether daddr set 00:00:00:00:00:00 fwd to "lo"
 """
 
 
@@ -218,12 +227,13 @@ class Firewall:
         gone = "".join(f"delete element {e.family} {self.name} {e.set} {{ {e.key} }}\n" for e in elements)
         return self.add(elements) + gone
 
-    def watch_loopback(self, bridge: str) -> str:
-        """Commands that bring answers to ::1 home from this bridge."""
-        return _NETDEV_CHAIN.format(t=self.name, bridge=bridge, alias=LOOPBACK_ALIAS6)
+    def answer_loopback(self, port: str, ipv6: str) -> str:
+        """Commands that bring a pod's answers to ::1 home; caught at its port, before any bridge hook."""
+        return _NETDEV_CHAIN.format(t=self.name, port=port, pod=ipv6, alias=LOOPBACK_ALIAS6)
 
-    def unwatch_loopback(self, bridge: str) -> str:
-        name = f"netdev {self.name} {bridge}"
+    def forget_loopback(self, port: str) -> str:
+        """Commands that undo `answer_loopback`, done or not."""
+        name = f"netdev {self.name} {port}"
         return f"add chain {name}\nflush chain {name}\ndelete chain {name}\n"
 
 
@@ -244,9 +254,11 @@ def source_elements(interface: str, mac: str, ipv4: str, ipv6: str) -> list[Elem
     return found + ([Element("bridge", "sources6", f'"{interface}" . {mac} . {ipv6}')] if ipv6 else [])
 
 
-def port_elements(ports: Iterable[PublishedPort], ipv4: str, ipv6: str) -> list[Element]:
+def port_elements(ports: Sequence[PublishedPort], ipv4: str, ipv6: str) -> list[Element]:
     """What published ports add. A port on all addresses is there for both families, where the pod has both."""
-    found = []
+    found: list[Element] = []
+    for version, address in ((4, ipv4), (6, ipv6)):
+        found += [Element("inet", f"self{version}", f"{address} . {address}")] if ports and address else []
     for port in ports:
         host = ip_address(port.host_ip) if port.host_ip else None
         for version, target in ((4, ipv4), (6, ipv6)):
