@@ -47,8 +47,8 @@ MEMORY_MB = 0.1
 HEAD = """# Specification
 
 What drupe promises, in figures, and what was measured. Written by `benchmarks/specification.py` from one run of
-`make bench`; the [method](benchmarks/README.md) says what each row is. Ratios hold across hosts better than times do: compare
-within one run only. `make bench-quick` gives the same rows with fewer samples, in a minute; `--only NAME` a single one.
+`make bench`; the [method](benchmarks/README.md) says what each row is. Ratios hold across hosts better than times do:
+compare within one run only. `make bench-quick` gives the same rows with fewer samples, in a minute; `--only NAME` one.
 
 """
 
@@ -64,7 +64,8 @@ def newest() -> Path:
 def host(path: Path) -> str:
     """Where and when it was measured."""
     day = datetime.datetime.fromtimestamp(path.stat().st_mtime, tz=datetime.UTC).date()
-    return f"{day}, Linux {platform.release().split('-')[0]}, {os.cpu_count()} processors, Python {platform.python_version()}"
+    kernel = platform.release().split("-")[0]
+    return f"{day}, Linux {kernel}, {os.cpu_count()} processors, Python {platform.python_version()}"
 
 
 def promises(lines: list[Line]) -> Iterator[str]:
@@ -73,7 +74,7 @@ def promises(lines: list[Line]) -> Iterator[str]:
         found = [line for line in lines if (line["name"], line["peer"]) == (promise.name, promise.peer)]
         if not found or "ratio" not in found[-1]:
             reason = found[-1]["skipped"] if found else "not in this run"
-            yield f"| `{promise.name}` | {promise.what} | {promise.peer} | ≤ {promise.limit} | not measured: {reason} | | |"
+            yield f"| `{promise.name}` | {promise.what} | {promise.peer} | ≤ {promise.limit} | none: {reason} | | |"
             continue
         line = found[-1]
         verdict = "yes" if line["ratio"] <= promise.limit else "**no**"
@@ -98,7 +99,8 @@ def everything(lines: list[Line]) -> Iterator[str]:
     for line in lines:
         if "ratio" in line:
             ours = f"{line['p50_ms']} | {line['p95_ms']} | {line['p99_ms']}"
-            yield f"| `{line['name']}` | {line['n']} | {ours} | {line['peer']} | {line['peer_p50_ms']} | {line['ratio']} |"
+            peer = f"{line['peer']} | {line['peer_p50_ms']} | {line['ratio']}"
+            yield f"| `{line['name']}` | {line['n']} | {ours} | {peer} |"
 
 
 def page(path: Path) -> str:
@@ -108,10 +110,10 @@ def page(path: Path) -> str:
         [
             f"Measured {host(path)}. Kind of sandbox: {lines[0]['kind']}.\n",
             "## Promises\n",
-            "| row | what | peer | ratio promised | measured | p50, ours / peer's | held |\n|---|---|---|---|---|---|---|",
+            "| row | what | peer | promised ratio | measured | p50, ours / peer | held |\n|---|---|---|---|---|---|---|",
             *promises(lines),
             "\n## Memory\n",
-            "PSS of everything but the workloads, as a slope over the number of pods; processes beside the workloads.\n",
+            "PSS of all but the workloads, as a slope over the number of pods; processes beside the workloads.\n",
             "| runtime | MB a pod promised | measured | processes a pod | pods | held |\n|---|---|---|---|---|---|",
             *memory(lines),
             "\n## All times\n",
