@@ -31,7 +31,8 @@ class MemoryCgroups:
     version = 2
     controllers = frozenset({"cpu", "memory", "pids"})
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
         self.limits: dict[str, Resources] = {}
 
     def check(self, resources: Resources) -> None:
@@ -42,6 +43,7 @@ class MemoryCgroups:
         return {"memory": {"limit": resources.memory_bytes}} if resources.memory_bytes else {}
 
     def create(self, path: str, resources: Resources) -> None:
+        self.faults.alive()
         self.limits[path] = resources
 
     def apply(self, path: str, resources: Resources) -> None:
@@ -80,6 +82,7 @@ class MemoryCgroups:
         self._require(path)
 
     def delete(self, path: str, *, timeout_s: float = 2.0) -> None:
+        self.faults.alive()
         for known in [p for p in self.limits if p == path or p.startswith(path + "/")]:
             del self.limits[known]
 

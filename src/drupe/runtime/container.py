@@ -101,7 +101,7 @@ class Container:
             Step("files", self._make_files, self._remove_files),
             Step("rootfs", lambda: storage.mount_rootfs(self), lambda: storage.umount_rootfs(self)),
             Step("volumes", lambda: storage.attach_volumes(self), lambda: storage.detach_volumes(self)),
-            Step("task", self._create_task, self._delete_task),
+            Step("task", self._create_task, self.unmake_task),
         ]
 
     async def create(self) -> None:
@@ -143,15 +143,16 @@ class Container:
 
     async def stop(self, *, timeout_s: float | None = None, force: bool = False) -> None:
         """Signal, wait for the grace, kill. No-op when it has ended. DeadlineExceeded if it cannot be killed."""
+        if self.state in (State.STOPPED, State.FAILED, State.DELETED):
+            self._want_stopped()
+            return
         self.stopping = True
         self.restart_at = 0.0
-        if self.state in (State.STOPPED, State.FAILED, State.DELETED):
-            return
+        self._advance("stopping")
         if self.state is State.READY:
-            await self._delete_task()
+            await self.unmake_task()
             self.set_state(State.STOPPED)
             return
-        self._advance("stopping")
         if self.state is State.PAUSED:
             await self.tasks.resume(self.id)
         grace_s = self.spec.stop_grace_s if timeout_s is None else timeout_s
@@ -165,7 +166,7 @@ class Container:
         number = parse_signal(signal)
         require(self.what, self.state, State.RUNNING, State.READY, State.PAUSED, to="kill it")
         if number == 9 or self.state is State.READY:
-            self.stopping = True
+            self._want_stopped()
         try:
             await self.tasks.kill(self.id, number, everything=everything)
         except NotFound:
@@ -176,12 +177,14 @@ class Container:
 
     async def pause(self) -> None:
         check_move(self.what, self.state, State.PAUSED)
+        self._advance("pausing")
         await self.tasks.pause(self.id)
         self.set_state(State.PAUSED)
         self._event("pause")
 
     async def resume(self) -> None:
         require(self.what, self.state, State.PAUSED, to="resume it")
+        self._advance("resuming")
         await self.tasks.resume(self.id)
         self.set_state(State.RUNNING)
         self._event("unpause")
@@ -208,17 +211,22 @@ class Container:
         return list_processes(await self.tasks.pids(self.id))
 
     async def delete(self) -> list[str]:
-        """Undo every step; returns what could not be undone. The state must allow it (`require_deletable`)."""
+        """Undo every step. The state must allow it (`require_deletable`). Returns what could not be undone: it is then
+        kept as failed, to be deleted again."""
         self.stopping = True
         self.restart_at = 0.0
         self._advance("deleting")
         self.execs.forget_all()
         notes = await undo_all(self.steps())
+        if notes:
+            self.status.cause = "; ".join(notes)
+            self.set_state(State.FAILED, phase="deleting")
+            return notes
         self.set_state(State.DELETED, save=False)
         self.node.journal.remove("container", self.id)
         self._wake(self.status.exit or ExitStatus(code=0, at=time.time(), reason="Deleted"))
         self._event("destroy")
-        return notes
+        return []
 
     def require_deletable(self) -> None:
         """Raise InvalidTransition unless it is ready, stopped or failed."""
@@ -243,7 +251,7 @@ class Container:
         if self._starting:
             self._early_exit = exit_
             return
-        if not self.is_live and (self.state is not State.READY or self._unmaking):
+        if self._unmaking or not (self.is_live or self.state is State.READY):
             return
         if self.timed_out:
             exit_.reason, exit_.message = "Timeout", f"the pod's time limit of {self.pod.spec.timeout_s:g} s passed"
@@ -258,11 +266,11 @@ class Container:
         self._wake(exit_)
         self.pod.container_ended(self)
 
-    def set_state(self, state: State, *, save: bool = True) -> None:
+    def set_state(self, state: State, *, save: bool = True, phase: str = "") -> None:
         self.state = state
         self.status.state = state
         if save:
-            self.save()
+            self.save(phase)
 
     def save(self, phase: str = "") -> None:
         self.status.phase = phase
@@ -301,7 +309,8 @@ class Container:
         self.status.pid = await self.tasks.create(task)
         self.status.argv = list(self.oci["process"]["args"])
 
-    async def _delete_task(self) -> None:
+    async def unmake_task(self) -> None:
+        """Kill what lives of it and forget its end. Idempotent."""
         self._unmaking = True  # its death is our own work, and no event
         try:
             await self.tasks.delete(self.id)
@@ -311,7 +320,7 @@ class Container:
 
     async def _create_again(self) -> None:
         """A stopped container gets a fresh task on its old root and volumes."""
-        await self._delete_task()
+        await self.unmake_task()
         self._advance("task")
         await self._create_task()
 
@@ -342,7 +351,7 @@ class Container:
         """A start that failed leaves an object one can inspect and delete."""
         self._early_exit = None
         with contextlib.suppress(DrupeError):
-            await self._delete_task()
+            await self.unmake_task()
         code = int(error.details.get("exit_code", "128"))
         self.status.exit = ExitStatus(code=code, at=time.time(), reason="StartError", message=str(error))
         self.status.pid = 0
@@ -350,6 +359,13 @@ class Container:
         self.set_state(State.FAILED)
         self._wake(self.status.exit)
         self._event("die", exit_code=str(code), reason="StartError")
+
+    def _want_stopped(self) -> None:
+        """From now on no policy starts it again, after a restart of the daemon neither."""
+        self.restart_at = 0.0
+        if not self.stopping:
+            self.stopping = True
+            self.save(self.status.phase)
 
     async def _ends_by(self, signal: int, deadline_s: float, *, everything: bool = False) -> bool:
         waiter = asyncio.ensure_future(self.wait())

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from drupe.errors import AlreadyExists, InvalidArgument, InvalidState, NotFound
+from drupe.errors import AlreadyExists, HelperFailed, InvalidArgument, InvalidState, NotFound
 from drupe.runtime.container import Container
 from drupe.runtime.node import Node
 from drupe.runtime.plan import choose_kind, plan_container, plan_pod
@@ -132,9 +132,9 @@ class Core:
                 await container.stop(force=True)
             container.require_deletable()
             notes = await container.delete()
+            if notes:
+                raise HelperFailed(f"{container.what} is not fully removed", stage="delete", cause="; ".join(notes))
             pod.containers.pop(container.id, None)
-            for note in notes:
-                self.node.note(f"{container.what}: {note}")
             if pod.auto_stop and not pod.containers:
                 await pod.delete_now()
         self._drop_if_gone(pod)

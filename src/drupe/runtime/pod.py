@@ -116,9 +116,9 @@ class Pod:
         self.save()
         try:
             await do_all(self.steps(), advance=self._advance, timings_ms=self.status.timings_ms)
-            self.set_state(State.READY)
             for spec in self.spec.containers:
                 await self.add_container(spec)
+            self.set_state(State.READY)
         except BaseException:
             await self._abandon()
             raise
@@ -153,7 +153,7 @@ class Pod:
         self._advance("starting")
         await self.sandboxer.start(self.id)
         self.deadline_at = time.time() + self.spec.timeout_s if self.spec.timeout_s else 0.0
-        self.set_state(State.RUNNING)
+        self.set_state(State.RUNNING, phase="containers")
         self._event("start")
         self.watch_deadline()
         await self.start_containers(fds)
@@ -177,7 +177,7 @@ class Pod:
         self._drop_deadline()
         self._advance("stopping")
         if self.state is State.PAUSED:
-            await self._thaw()
+            await self.thaw()
         stops = (c.stop(timeout_s=timeout_s, force=force) for c in self.containers.values())
         results = await asyncio.gather(*stops, return_exceptions=True)
         await self._leave_sandbox(deadline_s=timeout_s or 10.0)
@@ -190,6 +190,7 @@ class Pod:
     async def pause(self) -> None:
         """Freeze the whole pod; every running container becomes paused."""
         check_move(self.what, self.state, State.PAUSED)
+        self._advance("pausing")
         await self.sandboxer.pause(self.id)
         for container in self.containers.values():
             if container.state is State.RUNNING:
@@ -199,7 +200,8 @@ class Pod:
 
     async def resume(self) -> None:
         require(self.what, self.state, State.PAUSED, to="resume it")
-        await self._thaw()
+        self._advance("resuming")
+        await self.thaw()
         self.set_state(State.RUNNING)
         self._event("unpause")
 
@@ -231,12 +233,15 @@ class Pod:
             return
         self._advance("deleting")
         if self.state is State.PAUSED:
-            await self._thaw()
+            await self.thaw()
         notes = []
         for container in list(self.containers.values()):
-            notes += await container.delete()
-            del self.containers[container.id]
-        notes += await undo_all(self.steps())
+            left = await container.delete()
+            if not left:
+                del self.containers[container.id]
+            notes += left
+        if not notes:
+            notes = await undo_all(self.steps())
         if notes:
             self.fail("deleting", "; ".join(notes))
             raise HelperFailed(f"{self.what} is not fully removed", stage="delete", cause="; ".join(notes))
@@ -362,7 +367,8 @@ class Pod:
             self._deadline.cancel()
         self._deadline = None
 
-    async def _thaw(self) -> None:
+    async def thaw(self) -> None:
+        """Let everything in it run again, whatever was paused by whom."""
         await self.sandboxer.resume(self.id)
         for container in self.containers.values():
             if container.state is State.PAUSED:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ from drupe.runtime.container import Container
 from drupe.runtime.core import Core
 from drupe.runtime.node import Node
 from drupe.runtime.pod import Pod
-from drupe.runtime.steps import begun, undo_all
+from drupe.runtime.settling import settle_pod
 from drupe.sandboxers.contract import SandboxInfo, TaskState
-from drupe.sandboxers.runc.sandboxer import read_exit_file
 from drupe.spec.base import decode
 from drupe.spec.container import ContainerSpec
 from drupe.spec.pod import PodSpec
-from drupe.spec.status import ContainerStatus, ExitStatus, PodStatus
+from drupe.spec.status import ContainerStatus, PodStatus
 from drupe.state.journal import Row
 from drupe.state.machine import State
 
@@ -36,11 +34,10 @@ async def recover(core: Core) -> None:
     tasks = await _take_over(node, pods)
     for pod in pods.values():
         try:
-            await _settle_pod(core, pod, tasks)
+            await settle_pod(core, pod, tasks)
         except DrupeError as error:
             node.note(f"recovery: {pod.what}: {error}")
             pod.fail("recovery", str(error))
-            core.adopt(pod)
     await _remove_orphans(core, tasks)
 
 
@@ -113,120 +110,6 @@ async def _take_over(node: Node, pods: dict[str, Pod]) -> dict[str, TaskState]:
                 sandboxer.tasks().know(container.id, cgroup=container.cgroup, bundle=container.bundle)
         found |= await sandboxer.recover({pod.id: pod.config for pod in mine.values()})
     return found
-
-
-# -- each pod ---------------------------------------------------------------------------------------------------------
-
-
-async def _settle_pod(core: Core, pod: Pod, tasks: dict[str, TaskState]) -> None:
-    phase = pod.status.phase
-    if pod.state is State.CREATING or phase == "deleting":
-        await _undo_pod(pod)
-        return
-    for container in list(pod.containers.values()):
-        await _settle_container(container, tasks)
-    if _was_half_run(pod):
-        await _undo_pod(pod)
-        return
-    core.adopt(pod)
-    if phase == "stopping" or (phase in ("sandbox", "network", "starting") and pod.state is State.STOPPED):
-        pod.state = State.RUNNING  # so that stop does its whole work again
-        await pod.stop(force=True)
-    elif pod.state in (State.RUNNING, State.PAUSED):
-        pod.watch_deadline()
-        if phase == "containers":
-            await pod.start_containers()
-    for container in pod.containers.values():
-        if container.state is State.RUNNING:
-            pod.container_started(container)
-
-
-def _was_half_run(pod: Pod) -> bool:
-    """`run` promises all or nothing: a pod of its of which not every container was started is undone."""
-    fresh = pod.state is State.READY or (pod.state is State.RUNNING and pod.status.phase == "containers")
-    return pod.auto_stop and fresh and not all(c.status.started_at for c in pod.containers.values())
-
-
-async def _undo_pod(pod: Pod) -> None:
-    """Finish a deletion, or take back a creation: both are the same undo of the steps that were begun."""
-    notes = []
-    for container in pod.containers.values():
-        if container.is_live:
-            await container.stop(force=True)
-        notes += await undo_all(begun(container.steps(), container.status.phase))
-        pod.node.journal.remove("container", container.id)
-    notes += await undo_all(begun(pod.steps(), pod.status.phase))
-    pod.node.journal.remove("pod", pod.id)
-    pod.state = State.DELETED
-    pod.node.note(f"recovery: {pod.what} was half {'made' if pod.status.phase != 'deleting' else 'deleted'}; removed")
-    pod.node.events.publish("pod", "destroy", pod.id, name=pod.name, reason="recovery")
-    for note in notes:
-        pod.node.note(f"recovery: {pod.what}: {note}")
-
-
-async def _settle_container(container: Container, tasks: dict[str, TaskState]) -> None:
-    task = tasks.get(container.id)
-    phase = container.status.phase
-    if container.state is State.CREATING or phase == "deleting":
-        await undo_all(begun(container.steps(), phase))
-        container.node.journal.remove("container", container.id)
-        del container.pod.containers[container.id]
-        container.node.note(f"recovery: {container.what} was half made or half deleted; removed")
-        return
-    if container.state in (State.READY, State.STOPPED):
-        await _settle_start(container, task)
-    elif container.is_live:
-        _settle_live(container, task, tasks)
-
-
-async def _settle_start(container: Container, task: TaskState | None) -> None:
-    """A start may have happened without our hearing of it; a task never started is still ready (or stopped)."""
-    phase = container.status.phase
-    if phase in ("starting", "task") and task is not None and task.started:
-        container.state = State.RUNNING
-        container.status.started_at = container.status.started_at or time.time()
-        container.set_state(State.RUNNING)
-        _settle_live(container, task, {})
-    elif container.state is State.READY and task is None:
-        end = _recorded_exit(container) or ExitStatus(code=255, at=time.time(), reason="Lost")
-        container.status.exit = end
-        container.set_state(State.STOPPED)
-    else:
-        container.save()
-
-
-def _settle_live(container: Container, task: TaskState | None, tasks: dict[str, TaskState]) -> None:
-    if task is not None and task.exit is None:
-        container.status.pid = task.pid
-        container.save()
-        container.watch_memory()
-        _restore_execs(container, tasks)
-        if container.status.phase == "stopping" or container.stopping:
-            container.node.spawn(_finish_stop(container), f"stop of {container.what}")
-        return
-    end = task.exit if task is not None else _recorded_exit(container)
-    if end is None:  # its keeper died with the daemon: what may still run is out of our hands, so it is ended
-        container.node.cgroups.kill_all(container.cgroup, 9)
-        end = ExitStatus(code=255, at=time.time(), reason="Lost", message="its end was not seen")
-    container.ended(end)
-
-
-async def _finish_stop(container: Container) -> None:
-    async with container.pod.lock:
-        if container.is_live:
-            await container.stop()
-
-
-def _restore_execs(container: Container, tasks: dict[str, TaskState]) -> None:
-    prefix = container.id + "."
-    for key, state in tasks.items():
-        if key.startswith(prefix) and state.exit is None:
-            container.execs.restore(key.removeprefix(prefix), state.pid)
-
-
-def _recorded_exit(container: Container) -> ExitStatus | None:
-    """The keeper writes each end to a file too: it outlives the keeper."""
-    return read_exit_file(container.bundle / "exit.json")
 
 
 # -- what no row names ------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ STEADY_S = 10.0  # a run this long starts the restart delay afresh
 
 async def after_end(container: Container) -> None:
     """Restart the container, or let its pod end with its last one."""
+    if container.restart_at:
+        return  # somebody waits for that already
     if should_restart(container):
         await restart(container)
     else:
@@ -50,10 +52,10 @@ async def restart(container: Container) -> None:
         container.status.restarts += 1
         try:
             await container.start()
+            return
         except DrupeError as error:
             container.node.note(f"restart of {container.what}: {error}")
-    if container.state is State.FAILED:
-        await settle(container.pod)
+    await settle(container.pod)
 
 
 async def settle(pod: Pod) -> None:

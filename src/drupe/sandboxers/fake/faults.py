@@ -8,6 +8,10 @@ from collections import defaultdict
 from drupe.errors import HelperFailed
 
 
+class Killed(BaseException):
+    """The process that calls is dead: nothing it still tries has an effect."""
+
+
 class Faults:
     """Each call of the fake passes here under its name: "create", "start"… of sandboxes, "task.create"… of tasks.
 
@@ -16,6 +20,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.dead = False
         self._errors: dict[str, list[BaseException]] = defaultdict(list)
         self._gates: dict[str, asyncio.Event] = {}
 
@@ -34,8 +39,14 @@ class Faults:
             gate.set()
         self._gates.clear()
 
+    def alive(self) -> None:
+        """Raise Killed once the caller was declared dead (`dead`)."""
+        if self.dead:
+            raise Killed
+
     async def passing(self, call: str) -> None:
         """Note the call; wait or raise as asked."""
+        self.alive()
         self.calls.append(call)
         if call in self._gates:
             await self._gates[call].wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Mapping
 from functools import partial
@@ -44,6 +45,7 @@ class FakeTasks(TaskService):
         if task.id in self._world.tasks:
             raise AlreadyExists(f"container {task.id} exists")
         self._world.sandbox(task.sandbox)
+        (task.bundle / "config.json").write_text(json.dumps(task.oci))
         streams = Streams(stdin=task.stdin or task.tty, tty=task.tty, log=task.log)
         ended = partial(self._world.task_ended, task.id)
         process = self._process(task.oci["process"], streams, first=True, on_end=ended)
@@ -72,6 +74,7 @@ class FakeTasks(TaskService):
         streams.attach(config.fds)
         ended = partial(self._world.exec_ended, config.task, config.id)
         process = self._process(config.process, streams, first=False, on_end=ended)
+        process.size = (config.rows or 0, config.cols or 0)
         task.execs[config.id] = process
         if task.paused:
             process.freeze()

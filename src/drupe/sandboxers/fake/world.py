@@ -93,5 +93,6 @@ def _write_exit_file(task: FakeTask) -> None:
     end = task.exit
     if end is None or not task.config.exit_file.parent.is_dir():
         return
-    record = {"task": task.config.id, "pid": task.process.pid, "code": end.code, "signal": end.signal, "at": end.at}
+    record = {"task": task.config.id, "pid": task.process.pid, "code": end.code, "signal": end.signal, "core": False}
+    record["at"] = end.at
     task.config.exit_file.write_text(json.dumps(record))
