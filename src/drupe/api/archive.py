@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from drupe.errors import DataLoss, InvalidArgument
+from drupe.errors import AlreadyExists, InvalidArgument
 
 if TYPE_CHECKING:
     import tarfile
@@ -44,40 +46,49 @@ def pack(fd: int, source: Path, name: str) -> None:
 
 
 def unpack(fd: int, target: Path) -> None:
-    """Read a tar of one file or tree and put that at `target`. Raises DataLoss for one that would write elsewhere.
+    """Read a tar of one file or tree from `fd`, which is closed, and put that at `target`.
 
-    The top entry's name is replaced by the target's; an empty stream (the other side failed) makes nothing.
+    Raises AlreadyExists when a directory is there, InvalidArgument for a hostile or broken tar. Set-user-id bits and
+    file capabilities are dropped: what comes out of a sandbox gets no rights on this machine.
     """
-    import tarfile
+    from drupe.resources.files import put_archive
 
-    os.set_blocking(fd, True)
     target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(fd, "rb", closefd=False) as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    _extract(tar, member, target)
-        except tarfile.ReadError as error:
-            if stream.read(1) or "empty" not in str(error):
-                raise DataLoss("the container's answer is not a tar", cause=str(error)) from None
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    from tarfile import FilterError
-
-    member.name = _renamed(member.name, target.name)
-    if member.islnk():
-        member.linkname = _renamed(member.linkname, target.name)
     try:
-        tar.extract(member, path=target.parent, filter="data", set_attrs=True)
-    except FilterError as error:
-        raise DataLoss("the container's answer would write outside of the target", cause=str(error)) from None
+        if target.is_dir() and not target.is_symlink():
+            raise AlreadyExists(f"directory {target} exists", hint="give the path that the copy shall have")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = os.dup(fd)
+    finally:
+        os.close(fd)
+    with _scratch(target) as (scratch, root):
+        put_archive(root, "/", source)
+        for found in list(scratch.iterdir()):
+            _tame(found)
+            found.rename(target)
 
 
-def _renamed(name: str, top: str) -> str:
-    parts = PurePosixPath(name).parts
-    return str(PurePosixPath(top, *parts[1:])) if parts and parts[0] not in ("/", "..") else name
+@contextmanager
+def _scratch(target: Path) -> Iterator[tuple[Path, int]]:
+    """A new private directory beside `target`, and a descriptor of it; removed in the end."""
+    from shutil import rmtree
+    from tempfile import mkdtemp
+
+    scratch = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    root = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield scratch, root
+    finally:
+        os.close(root)
+        rmtree(scratch)
+
+
+def _tame(tree: Path) -> None:
+    for path in (tree, *tree.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o1777)
+            with suppress(OSError):
+                os.removexattr(path, "security.capability")
 
 
 def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:

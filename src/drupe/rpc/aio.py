@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from drupe.errors import DeadlineExceeded, DrupeError, Unavailable
@@ -189,7 +190,8 @@ class AsyncLink:
         try:
             async with asyncio.timeout(timeout_s):
                 await _connect(sock, path)
-                await link.send(encode(Hello()), ())
+                with suppress(Unavailable):  # a peer that hung up has said why
+                    await link.send(encode(Hello()), ())
                 check_hello(await link.receive())
         except TimeoutError:
             link.close()

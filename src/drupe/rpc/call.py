@@ -64,6 +64,8 @@ class Call:
         """Stream one item; waits while the caller reads slower than we write. Nothing is sent once `gone`."""
         if self._emit is not None and not self.gone:
             await self._emit(item)
+        if self.gone:
+            await asyncio.sleep(0)  # a handler that only sends would never see its cancellation
 
     def emit_with(self, emit: Emit) -> None:
         """Where items go from now on."""

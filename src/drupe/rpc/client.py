@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from drupe.errors import DeadlineExceeded, DrupeError, PermissionDenied, Unavailable
@@ -204,7 +205,8 @@ class Link:
         link = cls(_connect(path, timeout_s))
         try:
             deadline = time.monotonic() + timeout_s
-            link.send(encode(Hello()), (), deadline)
+            with suppress(Unavailable):  # a peer that hung up has said why
+                link.send(encode(Hello()), (), deadline)
             check_hello(link.receive(deadline))
         except TimeoutError:
             link.close()

@@ -113,6 +113,7 @@ class Connection:
         self._drained = asyncio.Event()
         self._drained.set()
         self._greeted = False
+        self._broken = False
         self._closed = False
         self._peer = peer_credentials(sock)
         self._loop.add_reader(sock.fileno(), self._on_readable)
@@ -222,6 +223,8 @@ class Connection:
 
     async def _send_item(self, call_id: int, item: object) -> None:
         self._write(encode(Item(call_id, item)))
+        if self._broken:
+            await asyncio.sleep(0)  # nothing else may wait here: let the connection be closed
         while len(self._out) > _HIGH_WATER_BYTES and not self._closed:
             self._drained.clear()
             await self._drained.wait()
@@ -240,7 +243,7 @@ class Connection:
         self.close()
 
     def _write(self, data: bytes) -> None:
-        if self._closed:
+        if self._closed or self._broken:
             return
         if self._out:
             self._out += data
@@ -250,6 +253,7 @@ class Connection:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
+            self._broken = True
             self._loop.call_soon(self.close)
             return
         if sent < len(data):

@@ -232,6 +232,16 @@ def test_closing_a_stream_cancels_the_call(client: Client, toy: Toy) -> None:
         _ = stream.result
 
 
+def test_closing_a_stream_stops_a_handler_that_only_sends(client: Client, toy: Toy) -> None:
+    with client.stream("container.logs", Logs(ref="c")) as stream:
+        next(stream)
+    sent = -1
+    while sent != toy.sent:
+        sent = toy.sent
+        threading.Event().wait(0.05)
+    assert client.call("pod.status", Ref(ref="alive"), timeout_s=5).id == "alive"
+
+
 def test_a_detached_call_survives_its_caller(client: Client, toy: Toy) -> None:
     stream = client.stream("pod.stop", Stop(ref="x"))
     assert toy.started.wait(5)

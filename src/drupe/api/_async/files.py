@@ -8,7 +8,7 @@ from typing import Any
 
 from drupe.api import archive
 from drupe.api._async.pipes import AsyncReader, AsyncWriter, feed, finish, in_thread, make_pipe
-from drupe.errors import NotFound
+from drupe.errors import InvalidArgument, NotFound
 from drupe.rpc.connection import AsyncConnection, AsyncRunningCall
 from drupe.spec.control import (
     ArchiveGet,
@@ -104,16 +104,23 @@ class AsyncFiles:
         await self._send("file.put_archive", params, lambda fd: archive.pack(fd, source, name))
 
     async def download(self, source: str, target: str | Path) -> None:
-        """Copy a file or tree of the container to `target` on this machine. Nothing is written outside of it."""
+        """Copy a file or tree of the container to `target` on this machine. Nothing is written outside of it.
+
+        Raises AlreadyExists when `target` is a directory. Set-user-id bits and file capabilities are dropped.
+        """
         ours, theirs = make_pipe(write=False)
-        reader = AsyncReader(ours)
         try:
             running = await self._start("file.get_archive", ArchiveGet(ref=self._ref, path=source), theirs)
-            async with running:
+        except BaseException:
+            archive.close(ours)
+            raise
+        async with running:
+            try:
                 await in_thread(archive.unpack, ours, Path(target))
-                await running.wait()
-        finally:
-            await reader.close()
+            except InvalidArgument:
+                await running.wait()  # when the other side failed, its reason is the better one
+                raise
+            await running.wait()
 
     async def _receive(self, method: str, params: Any) -> bytes:
         ours, theirs = make_pipe(write=False)

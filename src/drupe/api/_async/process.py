@@ -8,7 +8,7 @@ from typing import Any
 
 from drupe.api._async.pipes import AsyncPump, AsyncReader, AsyncWriter, close_all, make_pipe
 from drupe.api.result import Output, Result, Timing, make_result
-from drupe.errors import CommandTimeout, DeadlineExceeded, DrupeError, InvalidArgument
+from drupe.errors import CommandTimeout, DeadlineExceeded, InvalidArgument, InvalidState, NotFound
 from drupe.rpc.connection import AsyncConnection, AsyncRunningCall
 from drupe.spec.container import ExecSpec
 from drupe.spec.control import ExecKill, ExecStart, Kill, Resize
@@ -95,9 +95,8 @@ class AsyncProcess:
                 await self._connection.call("exec.kill", ExecKill(ref=self._ref, exec_id=self.exec_id, signal=name))
             else:
                 await self._connection.call("container.kill", Kill(ref=self._ref, signal=name))
-        except DrupeError:
-            if await self.poll() is None:  # it may have ended meanwhile
-                raise
+        except (NotFound, InvalidState):
+            return  # it ended meanwhile, or its container did
 
     async def terminate(self) -> None:
         """Send SIGTERM."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from drupe.api import archive
 from drupe.api._sync.pipes import Reader, Writer, feed, finish, in_thread, make_pipe
-from drupe.errors import NotFound
+from drupe.errors import InvalidArgument, NotFound
 from drupe.rpc.connection import Connection, RunningCall
 from drupe.spec.control import (
     ArchiveGet,
@@ -105,16 +105,23 @@ class Files:
         self._send("file.put_archive", params, lambda fd: archive.pack(fd, source, name))
 
     def download(self, source: str, target: str | Path) -> None:
-        """Copy a file or tree of the container to `target` on this machine. Nothing is written outside of it."""
+        """Copy a file or tree of the container to `target` on this machine. Nothing is written outside of it.
+
+        Raises AlreadyExists when `target` is a directory. Set-user-id bits and file capabilities are dropped.
+        """
         ours, theirs = make_pipe(write=False)
-        reader = Reader(ours)
         try:
             running = self._start("file.get_archive", ArchiveGet(ref=self._ref, path=source), theirs)
-            with running:
+        except BaseException:
+            archive.close(ours)
+            raise
+        with running:
+            try:
                 in_thread(archive.unpack, ours, Path(target))
-                running.wait()
-        finally:
-            reader.close()
+            except InvalidArgument:
+                running.wait()  # when the other side failed, its reason is the better one
+                raise
+            running.wait()
 
     def _receive(self, method: str, params: Any) -> bytes:
         ours, theirs = make_pipe(write=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from drupe.api._sync.pipes import Pump, Reader, Writer, close_all, make_pipe
 from drupe.api.result import Output, Result, Timing, make_result
-from drupe.errors import CommandTimeout, DeadlineExceeded, DrupeError, InvalidArgument
+from drupe.errors import CommandTimeout, DeadlineExceeded, InvalidArgument, InvalidState, NotFound
 from drupe.rpc.connection import Connection, RunningCall
 from drupe.spec.container import ExecSpec
 from drupe.spec.control import ExecKill, ExecStart, Kill, Resize
@@ -96,9 +96,8 @@ class Process:
                 self._connection.call("exec.kill", ExecKill(ref=self._ref, exec_id=self.exec_id, signal=name))
             else:
                 self._connection.call("container.kill", Kill(ref=self._ref, signal=name))
-        except DrupeError:
-            if self.poll() is None:  # it may have ended meanwhile
-                raise
+        except (NotFound, InvalidState):
+            return  # it ended meanwhile, or its container did
 
     def terminate(self) -> None:
         """Send SIGTERM."""
