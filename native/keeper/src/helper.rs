@@ -32,7 +32,7 @@ pub struct Helper {
 }
 
 pub enum Work {
-    Run(Run),
+    Run(Box<Run>),
     Create(Box<Creation>),
 }
 
@@ -211,7 +211,7 @@ impl Keeper {
             stdin: stdin_watch.map(|watch| (watch, Pending::default())),
             outputs: [Capture::new(stdout_watch), Capture::new(stderr_watch)],
         };
-        self.started(id, asker, pid, program, Work::Run(run));
+        self.started(id, asker, pid, program, Work::Run(Box::new(run)));
         self.write_helper_stdin(id, input.unwrap_or_default().as_bytes());
         Ok(None)
     }

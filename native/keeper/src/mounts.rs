@@ -236,8 +236,8 @@ impl Keeper {
 
     pub fn unmount_everything(&mut self) {
         while let Some(target) = self.mounted.pop() {
-            crate::namespaces::end_first_of(&target);
-            let _ = mount::umount(&target, libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW);
+            crate::namespaces::end_first(&target);
+            let _ = unmount_all(&target);
         }
     }
 }
@@ -250,6 +250,15 @@ pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
         }
         result => result,
     };
+    missing_is_fine(result)
+}
+
+/// umount2(2) MNT_DETACH: with all that is mounted below; not mounted and missing are success.
+pub fn unmount_all(target: &Path) -> io::Result<()> {
+    missing_is_fine(mount::umount(target, libc::UMOUNT_NOFOLLOW | libc::MNT_DETACH))
+}
+
+fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => Ok(()),
         result => result,

@@ -3,7 +3,7 @@
 //! The child and the keeper talk over a socket pair: `user` (map me) and `go`, then `ok <pid>` or `error <errno> <what>`.
 //! The child stays until its namespaces are bound, and then only reads the end of the socket.
 
-use crate::mounts::unmount;
+use crate::mounts::unmount_all;
 use crate::protocol::{reply, Failure, Fds, Fields, Outcome, Pairs, Reply};
 use crate::server::{end, Asker, Child, Keeper};
 use crate::timers::{Key, Timer};
@@ -169,6 +169,9 @@ impl Plan {
     fn bind(&self, child: Pid, first: Pid) -> Outcome<()> {
         fs::create_dir_all(&self.dir)
             .map_err(|error| Failure::io(format!("cannot make {}", self.dir.display()), &error))?;
+        let failed = |error| Failure::io(format!("cannot bind {}", self.dir.display()), &error);
+        // A mount of its own, so that all of it is unmounted at once: each unmount waits for the kernel's RCU.
+        mount::mount(&self.dir.to_string_lossy(), &self.dir, "", libc::MS_BIND, "").map_err(failed)?;
         for (name, _) in TYPES.iter().filter(|(_, flag)| self.flags & flag != 0) {
             let target = self.dir.join(name);
             let pid = if *name == "pid" { first } else { child };
@@ -234,8 +237,8 @@ fn start_time(pid: Pid) -> Option<String> {
     text.rsplit_once(')')?.1.split_whitespace().nth(19).map(String::from)
 }
 
-/// Ends the first process of the PID namespace kept in `dir`, and with it all the others.
-fn end_first(dir: &Path) {
+/// Ends the first process of the PID namespace kept in `dir` (if there is one), and with it all the others.
+pub fn end_first(dir: &Path) {
     let Ok(text) = fs::read_to_string(dir.join(INIT_FILE)) else { return };
     let Some((pid, started)) = text.split_once(' ') else { return };
     let Ok(pid) = pid.parse::<Pid>() else { return };
@@ -245,18 +248,11 @@ fn end_first(dir: &Path) {
     }
 }
 
-/// Ends the first process of a PID namespace when `file` is what that namespace is bound to.
-pub fn end_first_of(file: &Path) {
-    if let (true, Some(dir)) = (file.ends_with("pid"), file.parent()) {
-        end_first(dir);
-    }
-}
-
 /// Unmounts and removes what `bind` made.
 fn release_dir(dir: &Path) -> io::Result<()> {
     end_first(dir);
+    unmount_all(dir)?;
     for (name, _) in TYPES {
-        unmount(&dir.join(name), true)?;
         remove(fs::remove_file(dir.join(name)))?;
     }
     remove(fs::remove_file(dir.join(INIT_FILE)))?;
@@ -309,7 +305,14 @@ impl Keeper {
                     Err(failure) => Err(failure),
                 }
             }
-            ["ok", first] => job.plan.bind(job.pid, first.parse().unwrap_or(0)).map(|()| first.parse().unwrap_or(0)),
+            ["ok", first] => {
+                let first = first.parse().unwrap_or(0);
+                let bound = job.plan.bind(job.pid, first);
+                if bound.is_err() && first > 0 {
+                    let _ = process::kill(first, libc::SIGKILL);
+                }
+                bound.map(|()| first)
+            }
             ["error", number, what] => {
                 let error = io::Error::from_raw_os_error(number.parse().unwrap_or(libc::EIO));
                 Err(Failure::io(format!("cannot {what}"), &error))
@@ -330,8 +333,7 @@ impl Keeper {
         self.timers.cancel(job.deadline);
         let answer = match result {
             Ok(first) => {
-                let bound = TYPES.iter().filter(|(_, flag)| job.plan.flags & flag != 0);
-                self.mounted.extend(bound.map(|(name, _)| job.plan.dir.join(name)));
+                self.mounted.push(job.plan.dir.clone());
                 let value = if first > 0 { json!({"init_pid": first}) } else { json!({}) };
                 Ok((value, Fds::default()))
             }
@@ -362,7 +364,7 @@ impl Keeper {
         if dir.is_dir() {
             release_dir(&dir).map_err(|error| Failure::io(format!("cannot release {}", dir.display()), &error))?;
         }
-        self.mounted.retain(|target| target.parent() != Some(&dir));
+        self.mounted.retain(|target| *target != dir);
         reply(json!({}))
     }
 }

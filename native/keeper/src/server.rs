@@ -65,6 +65,7 @@ pub struct Keeper {
     signals: Watch,
     connections: HashMap<u64, Connection>,
     last_id: u64,
+    trimming: bool,
     stopping: bool,
 }
 
@@ -93,6 +94,7 @@ impl Keeper {
             signals,
             connections: HashMap::new(),
             last_id: 0,
+            trimming: false,
             stopping: false,
         })
     }
@@ -145,6 +147,7 @@ impl Keeper {
             Timer::Revive(id) => self.revive(id),
             Timer::AdoptedExit(id) => self.adopted_ended(id),
             Timer::PumpStdin(id) => self.attached_input(id),
+            Timer::Trim => self.trim(),
             Timer::Listen => {
                 let _ = self.listener.set(Some(epoll::IN));
             }
@@ -174,6 +177,21 @@ impl Keeper {
                 None => {}
             }
         }
+    }
+
+    /// Gives memory back some time after tasks were forgotten.
+    pub fn trim_later(&mut self) {
+        if !std::mem::replace(&mut self.trimming, true) {
+            self.timers.after(Duration::from_secs(1), Timer::Trim);
+        }
+    }
+
+    fn trim(&mut self) {
+        self.trimming = false;
+        self.tasks.shrink_to_fit();
+        self.names.shrink_to_fit();
+        self.children.shrink_to_fit();
+        process::trim_memory();
     }
 
     pub fn live_tasks(&self) -> usize {

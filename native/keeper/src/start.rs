@@ -119,14 +119,13 @@ fn prepare_mounts(dir: &Path) -> io::Result<()> {
         .map_err(context(format!("cannot make mounts below {} private", dir.display())))
 }
 
-/// An empty cgroup v2 tree beside the v1 controllers serves nobody, and crun refuses to work next to it. A v1 hierarchy
-/// takes its place: crun makes a directory per container there all the same, and in a plain file system could not remove
+/// crun refuses to work next to a cgroup v2 tree beside the v1 controllers (systemd's "hybrid"). A v1 hierarchy takes
+/// its place: crun makes a directory per container there all the same, and in a plain file system could not remove
 /// it again. Without one, a private tmpfs takes them.
 fn hide_unified_cgroup() -> io::Result<()> {
     let (top, unified) = (Path::new("/sys/fs/cgroup"), Path::new("/sys/fs/cgroup/unified"));
     let hybrid = !process::is_filesystem(top, CGROUP2_MAGIC) && process::is_filesystem(unified, CGROUP2_MAGIC);
-    let delegated = fs::read_to_string(unified.join("cgroup.subtree_control")).unwrap_or_default();
-    if !hybrid || !delegated.trim().is_empty() {
+    if !hybrid {
         return Ok(());
     }
     let stand_in = || {
@@ -136,7 +135,7 @@ fn hide_unified_cgroup() -> io::Result<()> {
     mount::mount("", top, "", libc::MS_PRIVATE, "")
         .and_then(|()| mount::umount(unified, libc::MNT_DETACH))
         .and_then(|()| stand_in())
-        .map_err(context("cannot unmount the empty /sys/fs/cgroup/unified".into()))
+        .map_err(context("cannot unmount /sys/fs/cgroup/unified".into()))
 }
 
 /// The control socket. Its name is reached through /proc/self/fd, because a socket's path is short (unix(7)).

@@ -288,6 +288,7 @@ impl Keeper {
             None => {}
         }
         self.tasks.remove(&id);
+        self.trim_later();
         reply(json!({}))
     }
 }

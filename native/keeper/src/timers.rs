@@ -18,6 +18,8 @@ pub enum Timer {
     PumpStdin(u64),
     /// Accept connections again after descriptors ran out.
     Listen,
+    /// Give memory back after a burst.
+    Trim,
 }
 
 pub type Key = (Instant, u64);

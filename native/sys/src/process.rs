@@ -337,7 +337,17 @@ pub fn rest_for_ever() -> ! {
     }
 }
 
+/// malloc_trim(3): gives free memory back to the system.
+pub fn trim_memory() {
+    // SAFETY: no pointers. Only glibc has it.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Whether `path` is on a file system of this magic number (statfs(2)).
+#[allow(clippy::unnecessary_cast)] // the field's type differs between architectures
 pub fn is_filesystem(path: &Path, magic: i64) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
     let mut info = MaybeUninit::<libc::statfs>::uninit();
