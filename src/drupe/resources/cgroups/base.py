@@ -76,10 +76,12 @@ def read_pairs(path: str) -> dict[str, int]:
 
 def below(directory: str) -> Iterator[str]:
     """`directory` and all cgroups below it, parents after children."""
-    with suppress(FileNotFoundError), os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from below(entry.path)
+    with suppress(FileNotFoundError):
+        if os.stat(directory).st_nlink != 2:  # noqa: PTH116 - two links: no directory below, and most have none
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        yield from below(entry.path)
     yield directory
 
 
