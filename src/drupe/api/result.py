@@ -57,7 +57,7 @@ class Result(msgspec.Struct, Generic[AnyStr], frozen=True, kw_only=True):
         how = f"was killed by signal {self.signal}" if self.signal else f"ended with {self.exit_code}"
         lines = self.stderr_text.strip().splitlines()
         raise CommandFailed(
-            f"{self.argv[0]} {how}" + (f" ({self.reason})" if self.reason else ""),
+            f"{self.argv[0]} {how}" + (f" ({self.reason})" if self.reason not in ("", "Error") else ""),
             result=self,
             cause=lines[-1] if lines else "",
         )

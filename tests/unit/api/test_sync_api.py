@@ -156,6 +156,7 @@ def test_leaving_popen_kills(sb: drupe.Sandbox) -> None:
     with sb.popen(["stubborn"]) as process:
         pass
     assert [p.command for p in sb.processes()] == ["patient"]
+    assert process.exit_code == 137
     assert process.stdout is not None and process.stdout.fileno() == -1
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from drupe.api._async.pipes import AsyncPump, AsyncReader, AsyncWriter, close_all, make_pipe
 from drupe.api.result import Output, Result, Timing, make_result
-from drupe.errors import CommandTimeout, DeadlineExceeded, InvalidArgument, InvalidState, NotFound
+from drupe.errors import CommandTimeout, DeadlineExceeded, DrupeError, InvalidArgument, InvalidState, NotFound
 from drupe.rpc.connection import AsyncConnection, AsyncRunningCall
 from drupe.spec.container import ExecSpec
 from drupe.spec.control import ExecKill, ExecStart, Kill, Resize
@@ -136,9 +137,15 @@ class AsyncProcess:
 
     async def __aexit__(self, *exc: object) -> None:
         try:
-            await self.kill()
+            if await self.poll() is None:
+                await self.kill()
+                await self._see_it_end()
         finally:
             await self.close()
+
+    async def _see_it_end(self) -> None:
+        with suppress(DrupeError):  # not in time, or the runtime went away: it was killed all the same
+            await self.wait(_KILL_GRACE_S)
 
     def _what(self) -> str:
         return self.argv[0] if self.argv else f"the process of {self._ref}"

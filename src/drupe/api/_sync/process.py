@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from drupe.api._sync.pipes import Pump, Reader, Writer, close_all, make_pipe
 from drupe.api.result import Output, Result, Timing, make_result
-from drupe.errors import CommandTimeout, DeadlineExceeded, InvalidArgument, InvalidState, NotFound
+from drupe.errors import CommandTimeout, DeadlineExceeded, DrupeError, InvalidArgument, InvalidState, NotFound
 from drupe.rpc.connection import Connection, RunningCall
 from drupe.spec.container import ExecSpec
 from drupe.spec.control import ExecKill, ExecStart, Kill, Resize
@@ -133,9 +134,15 @@ class Process:
 
     def __exit__(self, *exc: object) -> None:
         try:
-            self.kill()
+            if self.poll() is None:
+                self.kill()
+                self._see_it_end()
         finally:
             self.close()
+
+    def _see_it_end(self) -> None:
+        with suppress(DrupeError):  # not in time, or the runtime went away: it was killed all the same
+            self.wait(_KILL_GRACE_S)
 
     def _what(self) -> str:
         return self.argv[0] if self.argv else f"the process of {self._ref}"
