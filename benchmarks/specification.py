@@ -110,7 +110,7 @@ def page(path: Path) -> str:
         [
             f"Measured {host(path)}. Kind of sandbox: {lines[0]['kind']}.\n",
             "## Promises\n",
-            "| row | what | peer | promised ratio | measured | p50, ours / peer | held |\n|---|---|---|---|---|---|---|",
+            "| row | what | peer | promised | measured | p50, ours / peer | held |\n|---|---|---|---|---|---|---|",
             *promises(lines),
             "\n## Memory\n",
             "PSS of all but the workloads, as a slope over the number of pods; processes beside the workloads.\n",
