@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 import msgspec
 
@@ -39,7 +39,7 @@ class TarSink:
     """A tar stream: time 0, owner root, sorted as added."""
 
     def __init__(self, data: BinaryIO) -> None:
-        self._tar = tarfile.open(fileobj=data, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by close()
+        self._tar = tarfile.open(fileobj=cast("BinaryIO", _Whole(data)), mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by close()
         self._names: set[str] = set()
 
     def add(self, name: str, source: Readable, size: int) -> None:
@@ -52,6 +52,19 @@ class TarSink:
 
     def close(self) -> None:
         self._tar.close()
+
+
+class _Whole:
+    """Writes all it is given: a raw pipe may take less at a time, which tarfile would not notice."""
+
+    def __init__(self, data: BinaryIO) -> None:
+        self._data = data
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data)
+        while view:
+            view = view[self._data.write(view) :]
+        return len(data)
 
 
 class _Raw(io.RawIOBase):

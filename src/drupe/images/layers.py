@@ -13,6 +13,7 @@ from drupe.images.limits import DEFAULT_LIMITS, Limits
 from drupe.images.media import check_digest, digest_mismatch, hex_of
 from drupe.images.streams import Counting
 from drupe.images.unpack import Unpacked, unpack_layer
+from drupe.linux.syncfs import syncfs
 
 _LINK_CHARS = (12, 16, 24, 64)  # a short name; longer only if two layers share the short one
 
@@ -98,6 +99,15 @@ class LayerStore:
             return int((self.path(diff_id).parent / "size").read_text())
         except FileNotFoundError:
             return 0
+
+    def sync(self) -> None:
+        """Make unpacked layers durable, so that an index never names a layer that a power cut emptied."""
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with storage_errors("cannot write the layers to disk"):
+                syncfs(fd)
+        finally:
+            os.close(fd)
 
     def delete(self, diff_id: str) -> None:
         """Remove a layer: first out of sight by one rename, then for good."""

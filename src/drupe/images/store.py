@@ -245,6 +245,8 @@ class ImageStore:
 
         with self.ingesting():
             record = self._unpack(manifest_digest, progress)
+            if record.digest not in self.index.read().images:
+                self.layers.sync()
             self.index.update(change)
         progress(Progress(id=record.digest, status="done"))
         return self._info(self.index.read(), record)

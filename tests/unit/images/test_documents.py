@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
-from typing import Any
+import tarfile
+from typing import Any, BinaryIO, cast
 
 import pytest
 
 from drupe.errors import DrupeError, InvalidArgument, NotFound, Unsupported
 from drupe.images import media
 from drupe.images.config import image_config
+from drupe.images.exports import TarSink
 from drupe.images.media import Descriptor, Platform
 from drupe.images.platforms import choose, matches, parse_platform
 
@@ -105,3 +108,29 @@ def test_platforms() -> None:
     assert choose(alone, Platform("linux", "arm64"), where="x") is alone[0]
     with pytest.raises(NotFound, match="no image for linux/arm64"):
         choose([*alone, *alone], Platform("linux", "arm64"), where="x")
+
+
+class Reluctant(io.RawIOBase):
+    """A pipe that takes seven bytes at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.got = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        self.got += bytes(data[:7])
+        return min(7, len(data))
+
+
+def test_an_export_into_a_slow_pipe_is_whole() -> None:
+    """Short writes are continued."""
+    pipe = Reluctant()
+    sink = TarSink(cast("BinaryIO", pipe))
+    sink.add("a", io.BytesIO(b"x" * 5000), 5000)
+    sink.add("a", io.BytesIO(b"left out: the name is there"), 27)
+    sink.close()
+    with tarfile.open(fileobj=io.BytesIO(pipe.got)) as tar:
+        assert [(entry.name, entry.size) for entry in tar] == [("a", 5000)]
