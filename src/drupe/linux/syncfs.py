@@ -9,7 +9,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def syncfs(fd: int) -> None:
-    """Write everything of the file system that holds `fd`. Raises OSError, for earlier failed writes too (Linux 5.8)."""
+    """Write everything of the file system that holds `fd`. Raises OSError, also for writes that failed before."""
     if _libc.syncfs(ctypes.c_int(fd)) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
