@@ -93,8 +93,8 @@ def plan_rootfs(
     return RootfsPlan(
         target=directory / "rootfs",
         cwd=store.root,
-        lower_dirs=tuple(store.lower_dirs(info)) or (store.root / EMPTY_LAYER,),
-        lower_links=store.lower_links(info) or (EMPTY_LAYER,),
+        lower_dirs=tuple(store.lower_dirs(info)),
+        lower_links=store.lower_links(info),
         upper=None if read_only else directory / "upper",
         work=None if read_only else directory / "work",
         volatile=volatile and not read_only,

@@ -82,10 +82,13 @@ class ImageStore:
     def lower_dirs(self, info: ImageInfo) -> list[Path]:
         """Directories of the layers for overlayfs, top-most first."""
         self.lower_links(info)
-        return [self.layers.path(diff_id) for diff_id in reversed(info.layers)]
+        return [self.layers.path(diff_id) for diff_id in reversed(info.layers)] or [self.root / EMPTY_LAYER]
 
     def lower_links(self, info: ImageInfo) -> tuple[str, ...]:
-        """The same as short names relative to `root`, top-most first. A layer that has gone is unpacked again."""
+        """The same as short names relative to `root`, top-most first. A layer that has gone is unpacked again.
+
+        Never empty: an image without layers stands on an empty directory.
+        """
         self.index.read()
         if self._lowers[0] != self.index.generation:
             self._lowers = (self.index.generation, {})
@@ -95,7 +98,8 @@ class ImageStore:
             for layer in record.layers:
                 if not self.layers.has(layer.diff_id):
                     self.layers.ensure(layer.diff_id, self.blobs.path(layer.digest))
-            cache[info.digest] = tuple(self.layers.link(layer.diff_id) for layer in reversed(record.layers))
+            links = tuple(self.layers.link(layer.diff_id) for layer in reversed(record.layers))
+            cache[info.digest] = links or (EMPTY_LAYER,)
         return cache[info.digest]
 
     def list(self, labels: Collection[str] = ()) -> ImageList:

@@ -574,3 +574,15 @@ def test_a_tree_that_changes_while_it_is_read(store: ImageStore, tree: Path) -> 
             imported(store, tree)
     assert store.list().images == [] and list((store.root / "tmp").iterdir()) == []
     imported(store, tree)
+
+
+def test_an_image_without_layers(store: ImageStore, tmp_path: Path) -> None:
+    """`FROM scratch` and nothing more: mountable all the same."""
+    with store.ingesting():
+        raw = media.encode(media.ConfigDocument("amd64", "linux", media.Rootfs([])))
+        config = media.Descriptor(media.OCI_CONFIG, store.blobs.put(raw), len(raw))
+        info = store.install(store.blobs.put(media.encode(media.Manifest(2, config, []))))
+    plan = plan_rootfs(store, info, tmp_path / "c")
+    plan.prepare()
+    script = 'cd "$1"; mount -t overlay overlay -o "$2" "$3"; ls -A "$3" | wc -l'
+    assert in_mount_namespace(script, str(plan.cwd), plan.options, str(plan.target)).strip() == "0"
