@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -30,10 +31,11 @@ JournalFactory = Callable[[Path], Journal]
 
 @contextlib.asynccontextmanager
 async def open_core(
-    paths: Paths, *, journal: JournalFactory = Journal, oci_runtime: str = "crun"
+    paths: Paths, *, journal: JournalFactory = Journal, oci_runtime: str = "crun", stop_idle_keeper: bool = False
 ) -> AsyncIterator[Core]:
     """A recovered core; on exit it is closed and its pods go on running under the keeper.
 
+    stop_idle_keeper: on exit the keeper ends too when there is no pod for it to keep.
     Raises AlreadyExists when another process has this runtime open.
     """
     paths.make()
@@ -45,13 +47,18 @@ async def open_core(
     with lock:
         keeper = await ensure_keeper(paths.run, log=paths.run / "keeper.log")
         core = _assemble(paths, journal(paths.journal), keeper, oci_runtime)
-        keeper.on_lost(lambda: _keeper_lost(core, keeper))
+        closing = asyncio.Event()
+        keeper.on_lost(lambda: None if closing.is_set() else _keeper_lost(core, keeper))
         try:
             await recover(core)
             yield core
         finally:
             await core.close()
             await core.node.network.close()
+            closing.set()
+            if stop_idle_keeper and not core.pods:
+                with contextlib.suppress(DrupeError):  # it is gone, or has tasks after all: both are fine
+                    await keeper.shutdown()
             keeper.close()
             core.node.journal.close()
 

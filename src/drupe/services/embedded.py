@@ -14,7 +14,10 @@ from drupe.services.control import ControlService
 
 @contextlib.asynccontextmanager
 async def open_embedded(root: Path, run: Path) -> AsyncIterator[Handler]:
-    """The handler of a runtime over `root` and `run`. Pods still running at the end go on under their keeper, and
-    are found again by whoever opens the same directories. AlreadyExists when another process has them open."""
-    async with open_core(Paths(root=root, run=run)) as core:
+    """The handler of a runtime over `root` and `run`.
+
+    Pods still running at the end go on under their keeper, and are found again by whoever opens the same directories;
+    without any, no process is left. Raises AlreadyExists when another process has them open.
+    """
+    async with open_core(Paths(root=root, run=run), stop_idle_keeper=True) as core:
         yield ControlService(core).handle
