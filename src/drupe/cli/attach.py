@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from drupe.cli import connection, session, target, terminal
+from drupe.cli import connection, session, terminal
 from drupe.cli.options import option, ref
 from drupe.errors import InvalidState
 from drupe.spec.control import Kill, Ref
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def attach(*, no_stdin: bool, sig_proxy: bool, detach_keys: str, ref: str) -> int:
     """Connect to the standard streams of CONTAINER until it ends; ends with its exit code."""
     with connection.connect() as client:
-        status = target.find(client, ref).container
+        status: ContainerStatus = client.call("container.status", Ref(ref=ref))
         if status.state not in ("running", "paused"):
             raise InvalidState(
                 f"container {ref} is {status.state}, not running", hint=f"start it: drupe start -a {ref}"

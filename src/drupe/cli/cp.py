@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import sys
 import threading
 from collections.abc import Callable
@@ -13,10 +14,12 @@ import click
 
 from drupe.cli import connection, tree
 from drupe.errors import InvalidArgument, NotFound
-from drupe.spec.control import ArchiveGet, ArchivePut, FileInfo, FileRef
+from drupe.spec.control import ArchiveGet, ArchivePut, FileInfo, FileRef, Ref
 
 if TYPE_CHECKING:
     from drupe.rpc.client import Client
+
+_MAX_LINKS = 40  # as path_resolution(7)
 
 
 class Place(NamedTuple):
@@ -85,21 +88,30 @@ def _copy_in(client: Client, source: str, goal: Place, *, follow: bool, keep_ids
 def _goal_inside(client: Client, goal: Place, source: str) -> tuple[str, str]:
     """The directory to unpack in and the name to give, by the rules of `docker cp`."""
     contents_only = source.endswith("/.")
-    try:
-        info: FileInfo | None = client.call("file.stat", FileRef(ref=goal.ref, path=goal.path))
-    except NotFound as error:
-        if error.details.get("what") == "container" or "container" in error.message.split(" ")[:2]:
-            raise
-        info = None
-    is_directory = info is not None and info.type == "dir"
-    if is_directory:
-        return goal.path, "." if contents_only else Path(source).resolve().name
+    path, info = _follow(client, goal)
+    if info is not None and info.type == "dir":
+        return path, "." if contents_only else Path(source).resolve().name
     if info is not None and os.path.isdir(source):  # noqa: PTH112
         raise InvalidArgument(f"{goal.ref}:{goal.path} is a file: a directory can't be copied over it")
     if goal.path.endswith("/"):
         raise NotFound(f"no such directory: {goal.ref}:{goal.path}", hint="make it first: drupe exec … mkdir -p")
-    parent, name = os.path.split(goal.path)
+    parent, name = os.path.split(path)
     return parent or "/", name
+
+
+def _follow(client: Client, goal: Place) -> tuple[str, FileInfo | None]:
+    """Where `goal` lies behind the links at its end, and what is there (None: nothing)."""
+    path = goal.path
+    for _ in range(_MAX_LINKS):
+        try:
+            info: FileInfo = client.call("file.stat", FileRef(ref=goal.ref, path=path))
+        except NotFound:
+            client.call("container.status", Ref(ref=goal.ref))  # that is the one which must be there
+            return path, None
+        if info.type != "symlink":
+            return path, info
+        path = posixpath.join(posixpath.dirname(path.rstrip("/")), info.target)
+    raise InvalidArgument(f"{goal.ref}:{goal.path}: too many levels of links")
 
 
 def with_pipe(remote: Callable[[int], None], local: Callable[[int], None], *, we_read: bool) -> None:

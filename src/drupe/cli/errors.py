@@ -74,4 +74,4 @@ def exit_code(error: DrupeError) -> int:
 
 _START_STAGES = ("start", "exec", "container", "create", "process")
 _NOT_FOUND = ("executable file not found", "executable file `", "no such file or directory: executable")
-_NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory")
+_NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "open executable")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from drupe.cli import connection, parse, target
+from drupe.cli import connection, parse
 from drupe.cli.group import LazyGroup, Verb
 from drupe.cli.lifecycle import for_each
 from drupe.cli.options import apply, json_option, many, option, quiet_option, ref, refs
@@ -227,7 +227,8 @@ def load(*, path: str, tag: str, quiet: bool) -> None:
     """Load images from a docker-archive, an OCI archive or an OCI layout."""
     _refuse_terminal(path, sys.stdin.isatty())
     for info in _import(path, quiet=quiet, tag=tag):
-        click.echo(_name(info) if quiet else f"Loaded image: {_name(info)}")
+        for name in info.names or [info.digest]:
+            click.echo(name if quiet else f"Loaded image: {name}")
 
 
 @click.command("import")
@@ -285,9 +286,8 @@ def save(*, path: str, kind: str, refs: tuple[str, ...]) -> None:
 @ref("container", name="name")
 def export_container(*, path: str, name: str) -> None:
     """Write the whole file system of a container as a tar."""
-    with connection.connect() as client, _output(path) as fd:
-        identifier = target.find(client, name).container.id
-        client.call("file.get_archive", ArchiveGet(ref=identifier, path="/"), fds={"data": fd})
+    with _output(path) as fd:
+        connection.call("file.get_archive", ArchiveGet(ref=name, path="/"), fds={"data": fd})
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """start, stop, restart, kill, pause, resume, wait, rm: one call for each named container, the failures told at the end.
 
-A container whose pod was made for it (`drupe run`) is started, stopped and removed with that pod.
+A pod made for its containers (`drupe run`, `drupe create`) starts, ends and goes with them: the daemon sees to it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from drupe.cli import connection, parse, session, target, terminal
+from drupe.cli import connection, parse, session, terminal
 from drupe.cli.errors import exit_code, say
 from drupe.cli.options import option, refs
 from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.spec.control import ContainerStart, Delete, Kill, ListFilter, Ref, Stop, Wait
-from drupe.spec.status import ExitStatus
+from drupe.spec.status import ContainerStatus, ExitStatus
 
 if TYPE_CHECKING:
     from drupe.rpc.client import Client
@@ -51,17 +51,13 @@ def start(*, attach: bool, interactive: bool, detach_keys: str, refs: tuple[str,
 
 
 def _start(client: Client, ref: str) -> None:
-    found = target.find(client, ref)
-    if found.single:
-        client.call("pod.start", Ref(ref=found.container.pod))
-    else:
-        client.call("container.start", ContainerStart(ref=found.container.id))
+    client.call("container.start", ContainerStart(ref=ref))
 
 
 def _start_here(ref: str, *, stdin: bool, keys: str) -> int:
     with connection.connect() as client:
-        found = target.find(client, ref)
-        status = found.container
+        status: ContainerStatus = client.call("container.status", Ref(ref=ref))
+        name = status.name or status.id
         session.check_terminal(stdin=stdin, tty=status.tty)
         fds = session.stdio(stdin=stdin, tty=status.tty)
         signals = session.Signals(lambda name: session.side_call("container.kill", Kill(ref=status.id, signal=name)))
@@ -74,15 +70,13 @@ def _start_here(ref: str, *, stdin: bool, keys: str) -> int:
                 with terminal.on_resize(1, session.resizer(status.id)):
                     end: ExitStatus = client.call("container.wait", Wait(ref=status.id))
         except session.Detached:
-            return session.detached(found.name)
-        return session.finish(end, name=found.name)
+            return session.detached(name)
+        return session.finish(end, name=name)
 
 
 def stop_one(client: Client, ref: str, timeout_s: float | None) -> None:
-    """Stop one container, with its pod when that was made for it."""
-    found = target.find(client, ref)
-    method, of = ("pod.stop", found.container.pod) if found.single else ("container.stop", found.container.id)
-    client.call(method, Stop(ref=of, timeout_s=timeout_s, force=timeout_s == 0))
+    """Stop one container; a grace of 0 is SIGKILL at once."""
+    client.call("container.stop", Stop(ref=ref, timeout_s=timeout_s, force=timeout_s == 0))
 
 
 _time = option("-t", "--time", "--timeout", "timeout_s", parse=parse.duration, metavar="DURATION", help="Grace.")
@@ -133,7 +127,7 @@ def kill(*, name: str, every: bool, refs: tuple[str, ...]) -> int:
 
 def _simple(method: str) -> Callable[[Client, str], None]:
     def act(client: Client, ref: str) -> None:
-        client.call(method, Ref(ref=target.find(client, ref).container.id))
+        client.call(method, Ref(ref=ref))
 
     return act
 
@@ -160,8 +154,7 @@ def wait(*, condition: str, timeout_s: float | None, refs: tuple[str, ...]) -> i
     """Wait until containers end and print their exit codes."""
 
     def one(client: Client, ref: str) -> str:
-        identifier = target.find(client, ref).container.id
-        end: ExitStatus = client.call("container.wait", Wait(ref=identifier, condition=condition, timeout_s=timeout_s))
+        end: ExitStatus = client.call("container.wait", Wait(ref=ref, condition=condition, timeout_s=timeout_s))
         return str(end.code)
 
     return for_each(refs, one)
@@ -186,9 +179,7 @@ def _all(live_too: bool) -> tuple[str, ...]:
 
 def _remove(client: Client, ref: str, force: bool, volumes: bool) -> None:
     try:
-        found = target.find(client, ref)
-        method, of = ("pod.delete", found.container.pod) if found.single else ("container.delete", found.container.id)
-        client.call(method, Delete(ref=of, force=force, volumes=volumes))
+        client.call("container.delete", Delete(ref=ref, force=force, volumes=volumes))
     except NotFound:
         if not force:
             raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from drupe.cli import connection, podspec, session, target, terminal
+from drupe.cli import connection, podspec, session, terminal
 from drupe.cli.completion import completer
 from drupe.cli.options import apply, option
 from drupe.errors import DrupeError, InvalidArgument, NotFound
@@ -103,14 +103,13 @@ class Plan:
             raise InvalidArgument(f"container id file {path} exists", hint="remove it, or name another")
 
     def pod(self) -> PodSpec:
-        """The pod of one: named and labelled as its container, and marked as made for it."""
-        marked = msgspec.structs.replace(self.container, annotations=self.container.annotations | target.MARK)
+        """The pod of one: named, labelled and annotated as its container."""
         spec = podspec.pod(
             self.flags,
             name=self.container.name,
             labels=self.container.labels,
-            annotations=marked.annotations,
-            containers=(marked,),
+            annotations=self.container.annotations,
+            containers=(self.container,),
             remove=self.remove,
         )
         return self._publish_exposed(spec) if self.flags["publish_all"] else spec
@@ -129,7 +128,9 @@ class Plan:
             status: ContainerStatus = self._with_image(lambda: self.client.call("container.create", request))
         else:
             spec = self.pod()
-            pod: PodStatus = self._with_image(lambda: self.client.call("pod.create", PodCreate(spec=spec)))
+            pod: PodStatus = self._with_image(
+                lambda: self.client.call("pod.create", PodCreate(spec=spec, auto_stop=True))
+            )
             status = pod.containers[0]
         self._write_cidfile(status.id)
         return status

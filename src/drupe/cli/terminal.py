@@ -49,14 +49,14 @@ def raw(fd: int) -> Iterator[None]:
         restore()
         # SIGSTOP cannot be handled, so this call returns only after SIGCONT.
         os.kill(os.getpid(), signal.SIGSTOP)
-        tty.setraw(fd)
+        tty.setraw(fd, termios.TCSADRAIN)
         signal.raise_signal(signal.SIGWINCH)  # the window may have changed meanwhile
 
     atexit.register(restore)
     table: dict[signal.Signals, Handler] = {number: die for number in _DEADLY}
     with handlers(table | {signal.SIGTSTP: stop}):
         try:
-            tty.setraw(fd)
+            tty.setraw(fd, termios.TCSADRAIN)
             yield
         finally:
             restore()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from drupe.cli import connection, target
+from drupe.cli import connection
 from drupe.cli.options import json_option, ref
 from drupe.cli.output import human_duration, human_size, show_list
 from drupe.spec.control import Ref
@@ -16,9 +16,7 @@ from drupe.spec.status import ProcessInfo
 @ref("container")
 def top(*, ref: str, as_json: bool) -> None:
     """List the processes of CONTAINER, ids as the host sees them."""
-    with connection.connect() as client:
-        identifier = target.find(client, ref).container.id
-        processes: list[ProcessInfo] = client.call("container.processes", Ref(ref=identifier)).processes
+    processes: list[ProcessInfo] = connection.call("container.processes", Ref(ref=ref)).processes
 
     def row(p: ProcessInfo) -> tuple[object, ...]:
         return p.user or p.uid, p.pid, p.ppid, p.state, human_duration(p.cpu_s), human_size(p.rss_bytes), p.command

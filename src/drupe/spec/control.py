@@ -31,7 +31,10 @@ class RefList(Spec):
 
 
 class PodCreate(Spec):
+    """auto_stop: once started, the pod ends with its last container, and starts and goes with it, as one made by run."""
+
     spec: PodSpec
+    auto_stop: bool = False
 
 
 class PodRun(Spec):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from drupe.cli.main import main
-from drupe.cli.target import MARK
 from drupe.errors import NotFound
 from drupe.spec import (
     Attachment,
@@ -55,9 +54,7 @@ def one(daemon: Use, *flags: str) -> ContainerSpec:
 
 
 def test_plain_run(daemon: Use) -> None:
-    assert asked(daemon) == PodSpec(
-        annotations=MARK, containers=(ContainerSpec(image="busybox", argv=("true",), annotations=MARK),)
-    )
+    assert asked(daemon) == PodSpec(containers=(ContainerSpec(image="busybox", argv=("true",)),))
 
 
 def test_names_labels_and_annotations_are_the_pods_too(daemon: Use) -> None:
@@ -65,7 +62,7 @@ def test_names_labels_and_annotations_are_the_pods_too(daemon: Use) -> None:
     assert (spec.name, spec.labels, spec.annotations, spec.remove) == (
         "web",
         {"a": "1", "b": ""},
-        {"x": "y"} | MARK,
+        {"x": "y"},
         True,
     )
     assert spec.containers[0].name == "web"

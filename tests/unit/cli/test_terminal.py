@@ -265,7 +265,7 @@ def test_input_from_a_pipe_is_handed_over_as_it_is(workload: Workload, drupe: An
     process = drupe("run", "-i", "busybox", "cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     wait_until(lambda: bool(workload.fds), what="the session begins")
     assert process.stdin is not None
-    assert os.fstat(workload.fds["stdin"]) == os.stat(f"/proc/{process.pid}/fd/0")
+    assert os.fstat(workload.fds["stdin"]) == Path(f"/proc/{process.pid}/fd/0").stat()
     process.stdin.write(b"x\n")
     process.stdin.flush()
     assert typed(workload, 2) == b"x\n"

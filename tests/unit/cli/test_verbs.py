@@ -11,7 +11,6 @@ import pytest
 
 from drupe.cli import output
 from drupe.cli.main import main
-from drupe.cli.target import MARK
 from drupe.errors import InvalidState, NotFound
 from drupe.spec import ContainerSpec, Event, ExecSpec, ExitStatus, PodSpec, ProcessInfo, PublishedPort, Resources, Stats
 from drupe.spec.control import (
@@ -31,7 +30,6 @@ from drupe.spec.control import (
     PodList,
     Progress,
     Pruned,
-    Ref,
     StatsItem,
     StatsList,
     Stop,
@@ -43,7 +41,6 @@ from framework.scripted import Scripted, container, pod
 
 Use = Callable[..., Scripted]
 Capture = pytest.CaptureFixture[str]
-SINGLE = container(annotations=MARK)
 ID = "c0" * 16
 
 
@@ -117,18 +114,7 @@ def test_logs(daemon: Use, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     }
 
 
-def test_lifecycle_acts_on_the_pod_of_a_single(daemon: Use, capsys: Capture) -> None:
-    client = daemon({"container.status": SINGLE, "pod.stop": pod(), "pod.start": pod(), "pod.delete": Empty()})
-    assert main(["stop", "-t", "0", "web"]) == 0
-    assert client.params("pod.stop") == Stop(ref="p0" * 16, timeout_s=0.0, force=True)
-    assert main(["start", "web"]) == 0
-    assert client.params("pod.start") == Ref(ref="p0" * 16)
-    assert main(["rm", "-f", "web"]) == 0
-    assert client.params("pod.delete") == Delete(ref="p0" * 16, force=True)
-    assert capsys.readouterr().out == "web\n" * 3
-
-
-def test_lifecycle_acts_on_the_container_of_a_larger_pod(daemon: Use, capsys: Capture) -> None:
+def test_lifecycle(daemon: Use, capsys: Capture) -> None:
     status = container()
     client = daemon(
         {
@@ -137,23 +123,23 @@ def test_lifecycle_acts_on_the_container_of_a_larger_pod(daemon: Use, capsys: Ca
             "container.wait": ExitStatus(code=4),
         }
     )  # fmt: skip
-    orders = (["stop"], ["rm"], ["kill", "-s", "sigusr1"], ["pause"], ["unpause"])
+    orders = (["stop", "-t", "0"], ["rm", "-f"], ["kill", "-s", "sigusr1"], ["pause"], ["unpause"])
     for argv in ([*order, "web"] for order in orders):
         assert main(argv) == 0
-    assert client.params("container.stop") == Stop(ref=ID)
-    assert client.params("container.delete") == Delete(ref=ID)
+    assert client.params("container.stop") == Stop(ref="web", timeout_s=0.0, force=True)
+    assert client.params("container.delete") == Delete(ref="web", force=True)
     assert client.params("container.kill") == Kill(ref="web", signal="USR1")
     capsys.readouterr()
     assert main(["wait", "--timeout", "1m", "web"]) == 0
     assert capsys.readouterr().out == "4\n"
-    assert client.params("container.wait") == Wait(ref=ID, timeout_s=60.0)
+    assert client.params("container.wait") == Wait(ref="web", timeout_s=60.0)
 
 
 def test_each_failure_is_told_and_the_others_go_on(daemon: Use, capsys: Capture) -> None:
-    def status(params: Ref) -> Any:
-        return NotFound(f"no container {params.ref}") if params.ref == "b" else container(id=params.ref)
+    def delete(params: Delete) -> Any:
+        return NotFound(f"no container {params.ref}") if params.ref == "b" else Empty()
 
-    daemon({"container.status": status, "pod.status": NotFound("no pod"), "container.delete": Empty()})
+    daemon({"container.delete": delete})
     assert main(["rm", "a", "b", "c"]) == 1
     assert tuple(capsys.readouterr()) == ("a\nc\n", "drupe: no container b\n")
     assert main(["rm", "-f", "b"]) == 0
@@ -167,9 +153,7 @@ def test_a_signal_that_does_not_exist(daemon: Use, capsys: Capture) -> None:
 
 
 def test_rm_all_or_names(daemon: Use) -> None:
-    client = daemon(
-        {"container.list": ContainerList(containers=[container()]), "container.status": SINGLE, "pod.delete": Empty()}
-    )
+    client = daemon({"container.list": ContainerList(containers=[container()]), "container.delete": Empty()})
     assert main(["rm", "--all"]) == 0
     assert client.params("container.list").states == ("ready", "stopped", "failed")
     assert main(["rm"]) == 2

@@ -29,8 +29,8 @@ async def start(service: ControlService, call: Call) -> ContainerStatus:
     container = service.core.container(call.params.ref)
     pod = container.pod
     async with pod.lock:
-        if pod.auto_stop and pod.state is State.STOPPED:
-            await pod.start(call.fds)  # `run` made the pod for its containers: starting one starts it
+        if pod.auto_stop and pod.state in (State.READY, State.STOPPED):
+            await pod.start(call.fds)  # the pod was made for its containers: starting one starts it
         else:
             await container.start(call.fds)
     if call.params.rows and call.params.cols and container.is_live:

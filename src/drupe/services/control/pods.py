@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @method("pod.create", changes=True)
 async def create(service: ControlService, call: Call) -> PodStatus:
-    return (await service.core.create_pod(call.params.spec)).record()
+    return (await service.core.create_pod(call.params.spec, auto_stop=call.params.auto_stop)).record()
 
 
 @method("pod.run", changes=True)
