@@ -12,6 +12,7 @@ import secrets
 import stat as st
 
 from drupe.errors import AlreadyExists, InvalidArgument, InvalidState
+from drupe.linux.openat2 import RESOLVE_NO_XDEV, openat2
 from drupe.resources.archives import copy_tree, get_archive, put_archive
 from drupe.resources.inroot import (
     check_depth,
@@ -20,6 +21,7 @@ from drupe.resources.inroot import (
     file_info,
     follow,
     info_at,
+    is_mount_point,
     make_directory,
     make_parents,
     opened,
@@ -104,7 +106,7 @@ def write(
             owner = os.stat(".", dir_fd=root_fd) if old is None else old
             if append:
                 _write_in_place(fd, name, source, os.O_APPEND | os.O_CREAT)
-            elif not _replace(fd, name, source, owner=owner, mode=_mode(old)):
+            elif not _replace(fd, name, source, old=old, owner=owner):
                 _write_in_place(fd, name, source, os.O_TRUNC)
             if old is None and append:
                 os.chown(name, owner.st_uid, owner.st_gid, dir_fd=fd, follow_symlinks=False)
@@ -141,7 +143,7 @@ def remove(root_fd: int, path: str, *, recursive: bool = False) -> None:
         if not st.S_ISDIR(found.st_mode):
             os.unlink(name, dir_fd=fd)
         elif recursive:
-            _remove_tree(fd, name, path, os.fstat(fd).st_dev)
+            _remove_tree(fd, name, path)
         else:
             os.rmdir(name, dir_fd=fd)
 
@@ -175,9 +177,9 @@ def _mode(old: os.stat_result | None) -> int:
     return _DEFAULT_MODE if old is None else st.S_IMODE(old.st_mode)
 
 
-def _replace(fd: int, name: str, source: int, *, owner: os.stat_result, mode: int) -> bool:
+def _replace(fd: int, name: str, source: int, *, old: os.stat_result | None, owner: os.stat_result) -> bool:
     """Write beside the file and rename over it. False: it is a mount point, and nothing was read yet."""
-    if not _can_rename(fd, name):
+    if old is not None and is_mount_point(fd, name):
         return False
     temporary = f".{name[:200]}.{secrets.token_hex(6)}"
     out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
@@ -185,25 +187,12 @@ def _replace(fd: int, name: str, source: int, *, owner: os.stat_result, mode: in
         try:
             copy_bytes(source, out)
             os.fchown(out, owner.st_uid, owner.st_gid)
-            os.fchmod(out, mode)
+            os.fchmod(out, _mode(old))
         finally:
             os.close(out)
         os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
     except BaseException:
         os.unlink(temporary, dir_fd=fd)
-        raise
-    return True
-
-
-def _can_rename(fd: int, name: str) -> bool:
-    """A rename onto itself changes nothing (rename(2)), but tells a mount point by EBUSY."""
-    try:
-        os.rename(name, name, src_dir_fd=fd, dst_dir_fd=fd)
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            return False
         raise
     return True
 
@@ -227,16 +216,21 @@ def _set_owner_and_mode(fd: int, name: str, *, mode: int | None, uid: int | None
             os.fchmod(file, mode)
 
 
-def _remove_tree(dir_fd: int, name: str, path: str, device: int, depth: int = 0) -> None:
+def _remove_tree(dir_fd: int, name: str, path: str, depth: int = 0) -> None:
     """Depth first, by descriptors; O_NOFOLLOW: what became a link meanwhile is an error, not a way out."""
     check_depth(depth, path)
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
-        if os.fstat(fd).st_dev != device:
-            raise InvalidState(f"{path}: is a mount point", hint="what is mounted there is not the container's own")
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        fd = openat2(dir_fd, name, flags, resolve=RESOLVE_NO_XDEV)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        hint = "what is mounted there is not the container's own"
+        raise InvalidState(f"{path}: is a mount point", hint=hint) from None
+    try:
         for entry in os.listdir(fd):  # noqa: PTH208 - by descriptor
             if st.S_ISDIR(os.stat(entry, dir_fd=fd, follow_symlinks=False).st_mode):
-                _remove_tree(fd, entry, f"{path.rstrip('/')}/{entry}", device, depth + 1)
+                _remove_tree(fd, entry, f"{path.rstrip('/')}/{entry}", depth + 1)
             else:
                 os.unlink(entry, dir_fd=fd)
     finally:

@@ -23,7 +23,7 @@ from drupe.errors import (
     PermissionDenied,
     ResourceExhausted,
 )
-from drupe.linux.openat2 import open_in_root
+from drupe.linux.openat2 import RESOLVE_NO_XDEV, open_in_root, openat2
 from drupe.spec.control import FileInfo
 
 _MAX_LINKS = 40  # the kernel's own bound (path_resolution(7))
@@ -158,6 +158,17 @@ def _link_target(fd: int, name: str) -> str | None:
         if error.errno == errno.EINVAL:  # not a link
             return None
         raise
+
+
+def is_mount_point(dir_fd: int, name: str) -> bool:
+    """Whether something is mounted at `name`; a bind of the same file system too, which st_dev would not tell."""
+    try:
+        os.close(openat2(dir_fd, name, os.O_PATH | os.O_NOFOLLOW, resolve=RESOLVE_NO_XDEV))
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            return True
+        raise
+    return False
 
 
 def info_at(dir_fd: int, name: str, path: str) -> FileInfo:

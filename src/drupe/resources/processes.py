@@ -10,7 +10,6 @@ from drupe.resources.cgroups.base import read_text
 from drupe.spec import ProcessInfo
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _STATES = {"t": "T", "P": "X", "K": "S", "W": "S"}  # rare letters to the ones people know
 
 
@@ -26,7 +25,8 @@ def list_processes(pids: Iterable[int], *, users: Mapping[int, str] | None = Non
 def _process(pid: int, users: Mapping[int, str]) -> ProcessInfo | None:
     try:
         directory = f"/proc/{pid}"
-        uid = _uid(read_text(f"{directory}/status"))
+        status = read_text(f"{directory}/status")
+        uid = int(_field(status, "Uid")[1])  # the effective one
         stat = read_text(f"{directory}/stat")
         command = _command(directory, stat)
     except (OSError, UnicodeDecodeError, IndexError):
@@ -40,15 +40,19 @@ def _process(pid: int, users: Mapping[int, str]) -> ProcessInfo | None:
         user=users.get(uid, str(uid)),
         state=_STATES.get(fields[0], fields[0]),
         cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS_PER_S,
-        rss_bytes=int(fields[21]) * _PAGE,
+        rss_bytes=int((_field(status, "VmRSS") or ["0"])[0]) * 1024,
         started_at=_boot_time() + int(fields[19]) / _TICKS_PER_S,
         command=command,
     )
 
 
-def _uid(status: str) -> int:
-    """The effective uid. The owner of the directory would not do: it is root for a process that is not dumpable."""
-    return int(status.partition("\nUid:")[2].split()[1])
+def _field(status: str, name: str) -> list[str]:
+    """Words of a line of /proc/PID/status; [] without it.
+
+    Uid from here, since the directory's owner is root for a process that is not dumpable; VmRSS, since the one in
+    `stat` is an estimate that is zero for small processes.
+    """
+    return status.partition(f"\n{name}:")[2].partition("\n")[0].split()
 
 
 def _command(directory: str, stat: str) -> str:
