@@ -195,3 +195,19 @@ def ask_udp(address: str, port: int, timeout_s: float = 3.0) -> str:
         client.connect((address, port))
         client.send(b"?")
         return client.recv(2048).decode()
+
+
+def dns_query(name: str, kind: int = 1, number: int = 0x1234) -> bytes:
+    """A DNS question of class IN."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return number.to_bytes(2, "big") + b"\x01\0\0\1\0\0\0\0\0\0" + labels + b"\0" + kind.to_bytes(2, "big") + b"\0\1"
+
+
+async def resolve(pod: Peer, server: str, name: str, kind: int = 1, *, tcp: bool = False) -> tuple[int, list[str], bool]:
+    """What a pod is told: response code, addresses, whether it was truncated. In a thread: the server may be this loop."""
+    from drupe.resources.network.dnsmessage import addresses
+
+    packet = dns_query(name, kind)
+    answer = bytes.fromhex(await asyncio.to_thread(pod, "query", server=server, packet=packet.hex(), tcp=tcp))
+    assert answer[:2] == packet[:2]
+    return answer[3] & 15, [str(found.address) for found in addresses(answer)], bool(answer[2] & 2)

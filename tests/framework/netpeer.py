@@ -77,6 +77,49 @@ def query(server, packet, tcp=False):
         return answer[2:].hex()
 
 
+def serve_dns(address, names):
+    """Answers from `names` {name: [address, seconds]}; others do not exist. Names with "big" need TCP."""
+
+    def respond(query, tcp):
+        labels, offset = [], 12
+        while query[offset]:
+            labels.append(query[offset + 1 : offset + 1 + query[offset]].decode().lower())
+            offset += query[offset] + 1
+        kind = int.from_bytes(query[offset + 1 : offset + 3], "big")
+        question = query[12 : offset + 5]
+        name = ".".join(labels)
+        text, ttl = names.get(name, ("", 0))
+        if "big" in name and not tcp:
+            return query[:2] + b"\x83\x80\0\1\0\0\0\0\0\0" + question
+        packed = socket.inet_pton(family(text), text) if text else b""
+        if (kind, len(packed)) not in ((1, 4), (28, 16)):
+            code = b"\x80" if text else b"\x83"
+            return query[:2] + b"\x81" + code + b"\0\1\0\0\0\0\0\0" + question
+        record = b"\xc0\x0c" + question[-4:] + ttl.to_bytes(4, "big") + len(packed).to_bytes(2, "big") + packed
+        return query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + question + record
+
+    datagrams = socket.socket(family(address), socket.SOCK_DGRAM)
+    datagrams.bind((address, 53))
+    streams = socket.create_server((address, 53), family=family(address))
+
+    def udp_loop():
+        while True:
+            query, peer = datagrams.recvfrom(4096)
+            datagrams.sendto(respond(query, False), peer)
+
+    def tcp_loop():
+        while True:
+            connection, _ = streams.accept()
+            length = int.from_bytes(connection.recv(2), "big")
+            answer = respond(connection.recv(length), True)
+            connection.sendall(len(answer).to_bytes(2, "big") + answer)
+            connection.close()
+
+    for loop in (udp_loop, tcp_loop):
+        threading.Thread(target=loop, daemon=True).start()
+    return True
+
+
 def raw(interface, frame):
     """Sends one Ethernet frame (hex)."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
@@ -84,7 +127,7 @@ def raw(interface, frame):
         return sender.send(bytes.fromhex(frame))
 
 
-CALLS = {f.__name__: f for f in (serve_tcp, serve_udp, tcp, udp, query, raw)}
+CALLS = {f.__name__: f for f in (serve_tcp, serve_udp, tcp, udp, query, serve_dns, raw)}
 
 
 def main():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from ipaddress import IPv4Network
+import time
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from drupe.errors import InvalidState
 from drupe.linux.netlink import Netlink
@@ -23,6 +24,9 @@ from drupe.resources.network.records import Attached, Counters, HostNet, Wire
 from drupe.spec.control import NetworkInfo
 from drupe.spec.network import EgressPolicy
 
+_MAX_GRANT_S = 86400
+_SLACK_S = 10  # between the answer and the connection that uses it
+
 
 class Fabric:
     """Bridges and firewall together. networks, pods: the manager's tables, read only."""
@@ -32,6 +36,7 @@ class Fabric:
     ) -> None:
         self._networks = networks
         self._pods = pods
+        self._granted: dict[str, dict[tuple[str, IPv4Address | IPv6Address], float]] = {}  # → monotonic end
         self._bridges = Bridges(host.sysctl)
         name = f"drupe_{tag}" if tag else "drupe"
         self._firewall = Firewall(name, dns_port=host.dns_port, everything=self._everything)
@@ -77,6 +82,7 @@ class Fabric:
 
     def disconnect(self, attached: Attached) -> None:
         """Removes a pod's rules and cables; idempotent, and fine when only some are there."""
+        self._granted.pop(attached.pod_id, None)
         way_in = self._way_in(attached)
         commands = self._firewall.forget_loopback(way_in.host_interface) if way_in and attached.ports else ""
         chain = chain_name(attached)
@@ -95,10 +101,34 @@ class Fabric:
         commands = policies.unchain_commands(table, chain, old) if old else ""
         elements = self._policy_elements(attached)
         if attached.policy:
-            commands += policies.chain_commands(table, chain, attached.policy) + self._firewall.add(elements)
+            commands += policies.chain_commands(table, chain, attached.policy)
+            commands += self._firewall.add(elements) + self._grants(attached)
         elif old:
             commands += self._firewall.delete(elements) + f"delete chain inet {table} {chain}\n"
         self._firewall.run(commands)
+
+    def grant(self, attached: Attached, name: str, addresses: Sequence[tuple[IPv4Address | IPv6Address, int]]) -> None:
+        """Lets a pod reach addresses for so many seconds and a little longer, as far as its rules speak of `name`."""
+        if not attached.policy or self._pods.get(attached.pod_id) is not attached:
+            return
+        lasting = [(address, min(max(seconds, 0), _MAX_GRANT_S) + _SLACK_S) for address, seconds in addresses]
+        now = time.monotonic()
+        granted = self._granted.setdefault(attached.pod_id, {})
+        for key in [key for key, end in granted.items() if end < now]:
+            del granted[key]
+        granted.update({(name, address): now + seconds for address, seconds in lasting})
+        rules = policies.dns_rules(attached.policy, name)
+        self._firewall.run(policies.grant_commands(self._firewall.name, chain_name(attached), rules, lasting))
+
+    def _grants(self, attached: Attached) -> str:
+        """Commands that grant again what is granted still, to the rules of a new policy."""
+        commands, now = "", time.monotonic()
+        for (name, address), end in self._granted.get(attached.pod_id, {}).items():
+            rules = policies.dns_rules(attached.policy, name) if attached.policy else []
+            if end > now + 1:
+                left = [(address, int(end - now))]
+                commands += policies.grant_commands(self._firewall.name, chain_name(attached), rules, left)
+        return commands
 
     def check(self, attached: Attached) -> None:
         """Raises InvalidState naming the first thing that is missing."""

@@ -11,7 +11,7 @@ netdev brings answers to connections from the host's ::1 back to its loopback (I
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 
@@ -184,8 +184,10 @@ class Firewall:
             f"add table {family} {self.name}\ndelete table {family} {self.name}\n"
             for family in ("inet", "bridge", "netdev")
         )
+        wanted = self._everything()
+        kept = "".join(text for name, text in self._timed() if f"add set inet {self.name} {name} " in wanted)
         try:
-            self._library().run(f"{clean}{fixed}\nadd table netdev {self.name}\n{self._everything()}")
+            self._library().run(f"{clean}{fixed}\nadd table netdev {self.name}\n{wanted}{kept}")
         except NftablesError as error:
             raise refused(error) from None
 
@@ -194,6 +196,17 @@ class Firewall:
         found = self._library().run("list tables")
         ours = {t["table"]["family"] for t in found if t.get("table", {}).get("name") == self.name}
         return ours >= {"inet", "bridge", "netdev"}
+
+    def _timed(self) -> Iterator[tuple[str, str]]:
+        """The elements that expire by themselves, as (set, command that adds it again)."""
+        if not self.present():
+            return
+        for item in self._library().run(f"list table inet {self.name}"):
+            found = item.get("set", {})
+            for entry in found.get("elem", ()) if "timeout" in found.get("flags", ()) else ():
+                elem = entry["elem"]
+                text = f"{{ {elem['val']} timeout {max(elem['expires'], 1)}s }}"
+                yield found["name"], f"add element inet {self.name} {found['name']} {text}\n"
 
     def remove(self) -> None:
         """Removes our tables; idempotent."""

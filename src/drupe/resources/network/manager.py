@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from drupe.errors import AlreadyExists, DrupeError, InvalidArgument, InvalidState, NotFound, Unsupported
 from drupe.linux.netlink import NETLINK_ROUTE
+from drupe.resources.network.directory import Directory
+from drupe.resources.network.dns import Granted, Resolver
 from drupe.resources.network.fabric import Fabric
 from drupe.resources.network.networks import DEFAULT, Networks
 from drupe.resources.network.policy import check_policy
@@ -53,6 +55,10 @@ class NetworkManager:
         known = records.all(PODS)
         self._pods = {key: decode(Attached, data, where=f"network of pod {key}") for key, data in known.items()}
         self._ports = Ports()
+        self._directory = Directory(self._pods)
+        self._resolver = Resolver(
+            self._directory, servers=self._servers_of, grant=self._grant, port=self._host.dns_port
+        )
         self._fabric = Fabric(self._tag, self._host, self._networks.table, self._pods)
         self._worker: ThreadPoolExecutor | None = None
         self._creating = asyncio.Lock()
@@ -85,6 +91,7 @@ class NetworkManager:
         self._ports.release(pod_id)
         self._records.delete(PODS, pod_id)
         self._pods.pop(pod_id, None)
+        self._directory.changed()
 
     async def check(self, pod_id: str) -> None:
         """Raises InvalidState saying what is missing of a pod's network, NotFound for a pod without one."""
@@ -121,6 +128,7 @@ class NetworkManager:
             network = self._networks.add(wanted, host_subnets=subnets, ipv6=ipv6)
             try:
                 await self._work(lambda: self._fabric.raise_network(network))
+                await self._resolver.serve(network)
             except BaseException:
                 await self._remove(network)
                 raise
@@ -165,11 +173,17 @@ class NetworkManager:
                 notes.append(f"pod {attached.pod_name}: {error}")
         if self._networks.table:
             notes += await self._work(self._fabric.restore)
+        for network in self._networks.table.values():
+            try:
+                await self._resolver.serve(network)
+            except DrupeError as error:
+                notes.append(str(error))
         return notes
 
     async def close(self) -> None:
         """Lets go of sockets and threads. Pods keep their network; `recover` of a later manager takes over."""
         self._ports.close()
+        self._resolver.close()
         if self._worker:
             await self._work(self._fabric.close)
             self._worker.shutdown(wait=True)
@@ -221,6 +235,8 @@ class NetworkManager:
         try:
             fd = await self._keeper.netns_socket(netns, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
             await self._work(lambda: self._fabric.connect(attached, fd))
+            for wire in attached.wires:
+                await self._resolver.serve(self._networks.get(wire.network))
         except BaseException:
             await self.detach(pod_id)
             raise
@@ -301,12 +317,14 @@ class NetworkManager:
 
     async def _remove(self, network: NetworkInfo) -> None:
         self._networks.remove(network.name)
+        self._resolver.stop(network.name)
         await self._work(lambda: self._fabric.lower_network(network))
         self._networks.forget(network.name)
 
     def _record(self, attached: Attached) -> None:
         self._records.put(PODS, attached.pod_id, plain(attached))
         self._pods[attached.pod_id] = attached
+        self._directory.changed()
 
     def _attached(self, pod_id: str) -> Attached:
         if pod_id not in self._pods:
@@ -319,6 +337,13 @@ class NetworkManager:
     def _described(self, network: NetworkInfo) -> NetworkInfo:
         data = plain(network) | {"pods": [pod.pod_id for pod in self._users(network.name)]}
         return decode(NetworkInfo, data, where="network")
+
+    def _servers_of(self, attached: Attached) -> Sequence[str]:
+        """Where a pod's questions go that no pod's name answers: its own servers, or the host's."""
+        return attached.servers or self._resolv().servers
+
+    async def _grant(self, attached: Attached, name: str, addresses: Sequence[Granted]) -> None:
+        await self._work(lambda: self._fabric.grant(attached, name, addresses))
 
     def _resolv(self) -> ResolvConf:
         return read_resolv_conf(self._host.resolv_conf)

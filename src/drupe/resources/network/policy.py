@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from drupe.errors import InvalidArgument
 from drupe.resources.network.firewall import Element
@@ -75,10 +75,23 @@ def may_ask(policy: EgressPolicy, name: str) -> bool:
     return policy.default == "allow" or not rules
 
 
-def dns_sets(policy: EgressPolicy, chain: str, name: str) -> list[str]:
-    """The sets (without family suffix) into which the addresses of `name` belong."""
+def dns_rules(policy: EgressPolicy, name: str) -> list[int]:
+    """The numbers of the rules that speak of a name."""
     numbered = enumerate(policy.rules)
-    return [f"{chain}_{i}" for i, rule in numbered if rule.dns and matches(normal_pattern(rule.dns), name)]
+    return [number for number, rule in numbered if rule.dns and matches(normal_pattern(rule.dns), name)]
+
+
+def grant_commands(
+    table: str, chain: str, rules: Sequence[int], addresses: Sequence[tuple[IPv4Address | IPv6Address, int]]
+) -> str:
+    """Commands that put addresses into the sets of DNS rules, each for its seconds; a known one begins anew."""
+    lines = []
+    for number in rules:
+        for address, seconds in addresses:
+            name = f"element inet {table} {chain}_{number}_{address.version}"
+            lines += [f"add {name} {{ {address} }}", f"delete {name} {{ {address} }}"]
+            lines.append(f"add {name} {{ {address} timeout {seconds}s }}")
+    return "".join(line + "\n" for line in lines)
 
 
 def chain_commands(table: str, chain: str, policy: EgressPolicy) -> str:

@@ -35,8 +35,3 @@ def read_resolv_conf(path: Path) -> ResolvConf:
             case ["options", *words]:
                 found["options"] = found.get("options", ()) + tuple(words)
     return ResolvConf(tuple(servers), found.get("searches", ()), found.get("options", ()))
-
-
-def upstream_servers(path: Path) -> tuple[str, ...]:
-    """Where the host's own questions go. They are asked from the host, so a stub on its loopback is fine."""
-    return read_resolv_conf(path).servers
