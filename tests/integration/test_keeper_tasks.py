@@ -129,6 +129,7 @@ def test_a_task_that_ends_before_its_runtime(tmp_path: Path) -> None:
             )
             record = await here.ended(f"t{number}")
             assert record.code == number and record.pid == created.pid
+            assert here.keeper.escrow.held == {}
 
     in_site(tmp_path, scenario)
 

@@ -9,7 +9,7 @@ use crate::task::{dev_null, make_pipes, Ends, Task};
 use crate::watch::{Source, Watch};
 use drupe_sys::process::{self, Ended, Pid};
 use drupe_sys::{fd, socket};
-use serde_json::json;
+use serde_json::{json, Value};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -259,7 +259,7 @@ impl Keeper {
 
     /// The helper has ended: its child becomes a task, or the request has failed.
     pub fn created(&mut self, asker: &Asker, program: &str, creation: Creation, ended: Ended, timeout_ms: Option<u64>) {
-        let name = creation.name.clone();
+        let (name, id) = (creation.name.clone(), creation.task_id);
         let result = match (timeout_ms, ended.code) {
             (Some(timeout_ms), _) => {
                 let failure = Failure::new("ETIMEDOUT", format!("{program} took longer than {timeout_ms} ms"));
@@ -275,8 +275,15 @@ impl Keeper {
                 Err((failure.with_stderr(creation.helper_words()), Some(creation)))
             }
         };
-        let answer = match result {
-            Ok(answer) => Ok(answer),
+        match result {
+            Ok((answer, fds, ended)) => {
+                // The answer comes before any event about the task.
+                self.answer(asker, Ok((answer, fds)));
+                self.listen_to(id);
+                if let Some(ended) = ended {
+                    self.task_ended(id, ended, false);
+                }
+            }
             Err((failure, creation)) => {
                 self.names.remove(&name);
                 // A half-made child must not live on unseen.
@@ -284,13 +291,13 @@ impl Keeper {
                 if let Some(pid) = pid {
                     let _ = process::kill(pid, libc::SIGKILL);
                 }
-                Err(failure)
+                self.answer(asker, Err(failure));
             }
-        };
-        self.answer(asker, answer);
+        }
     }
 
-    fn become_task(&mut self, asker: &Asker, mut creation: Creation) -> Outcome<(serde_json::Value, Fds)> {
+    /// The answer, and how the task ended if it has done so already.
+    fn become_task(&mut self, asker: &Asker, mut creation: Creation) -> Outcome<(Value, Fds, Option<Ended>)> {
         let pid = creation.read_pid()?;
         if let Some(console) = &creation.console {
             let tty = console.receive();
@@ -318,11 +325,7 @@ impl Keeper {
         if let Some(attached) = creation.attached {
             answer["attachment"] = json!(self.attach_to(id, asker, attached)?);
         }
-        self.listen_to(id);
-        if let Some(ended) = ended {
-            self.task_ended(id, ended, false);
-        }
-        Ok((answer, fds))
+        Ok((answer, fds, ended))
     }
 
     /// Sees to it that the end of the process is noticed: as its parent, or by its pidfd.

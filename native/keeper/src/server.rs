@@ -331,9 +331,9 @@ impl Keeper {
         let names = fields.take("fds")?.unwrap_or_default();
         let mut fds = Fds::named(names, fds)?;
         let op: String = fields.need("op")?;
-        let reply = match op.as_str() {
+        match op.as_str() {
             "hello" => self.hello(&mut fields),
-            "subscribe" => self.subscribe(asker),
+            "subscribe" => self.subscribe(asker, &mut fields),
             "namespaces" => self.namespaces(asker, &mut fields),
             "release" => self.release(&mut fields),
             "netns_socket" => self.netns_socket(&mut fields),
@@ -352,9 +352,8 @@ impl Keeper {
             "adopt" => self.adopt(&mut fields, &mut fds),
             "forget" => self.forget(&mut fields),
             "shutdown" => self.shutdown(&mut fields),
-            _ => return Err(Failure::new("ENOSYS", format!("unknown op {op:?}"))),
-        }?;
-        Ok(reply)
+            _ => Err(Failure::new("ENOSYS", format!("unknown op {op:?}"))),
+        }
     }
 
     fn hello(&mut self, fields: &mut Fields) -> Outcome<Reply> {
@@ -370,7 +369,8 @@ impl Keeper {
         }))
     }
 
-    fn subscribe(&mut self, asker: &Asker) -> Outcome<Reply> {
+    fn subscribe(&mut self, asker: &Asker, fields: &mut Fields) -> Outcome<Reply> {
+        end(fields)?;
         if let Some(connection) = self.connections.get_mut(&asker.connection) {
             connection.subscribed = true;
         }

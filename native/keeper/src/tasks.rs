@@ -30,8 +30,10 @@ impl Keeper {
         id.ok_or_else(|| Failure::new("ENOENT", format!("no task {name:?}")))
     }
 
+    /// The task that a request names; the request has no other fields left.
     fn task(&mut self, fields: &mut Fields) -> Outcome<&mut Task> {
         let id = self.task_id(fields)?;
+        end(fields)?;
         self.tasks.get_mut(&id).ok_or_else(|| Failure::new("ENOENT", "no such task"))
     }
 
@@ -225,7 +227,6 @@ impl Keeper {
         };
         let resized = fd::set_window_size(&output.watch.file, rows, columns);
         resized.map_err(|error| Failure::io("cannot resize the terminal", &error))?;
-        end(fields)?;
         reply(json!({}))
     }
 
@@ -236,7 +237,6 @@ impl Keeper {
         let pidfd = pidfd.ok_or_else(|| Failure::new("ESRCH", format!("task {:?} has ended", task.name)))?;
         let sent = process::pidfd_send_signal(&pidfd.file, signal);
         sent.map_err(|error| Failure::io(format!("cannot send signal {signal} to task {:?}", task.name), &error))?;
-        end(fields)?;
         reply(json!({}))
     }
 
@@ -246,7 +246,6 @@ impl Keeper {
             return Err(Failure::new("ENOENT", format!("task {:?} has no log", task.name)));
         };
         log.reopen().map_err(|error| Failure::io("cannot reopen the log", &error))?;
-        end(fields)?;
         reply(json!({}))
     }
 
@@ -273,7 +272,6 @@ impl Keeper {
         let task = self.task(fields)?;
         let fds = task.escrow().map_err(|error| Failure::io("cannot duplicate the stdio of the task", &error))?;
         let value = task.adoption();
-        end(fields)?;
         Ok(Some((value, fds)))
     }
 

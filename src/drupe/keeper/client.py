@@ -74,13 +74,17 @@ class Keeper:
         *,
         fds: Mapping[str, int] | None = None,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        on_answer: Callable[[Answer], None] | None = None,
         **fields: Any,
     ) -> Answer:
-        """One request of docs/keeper.md. Fields that are None are left out. fds: sent by name, still the caller's."""
+        """One request of docs/keeper.md. Fields that are None are left out. fds: sent by name, still the caller's.
+
+        on_answer: takes the answer and its descriptors before any event that follows it.
+        """
         if self._connection is None:
             raise errors.Unavailable("the keeper's connection is closed")
         given = {name: value for name, value in fields.items() if value is not None}
-        return await self._connection.call(op, given, fds or {}, timeout_s)
+        return await self._connection.call(op, given, fds or {}, timeout_s, on_answer)
 
     @property
     def connected(self) -> bool:
@@ -224,6 +228,7 @@ class Keeper:
 
         check: raises HelperFailed unless it exits with 0, DeadlineExceeded when it was killed at `timeout_s`.
         """
+        passed: dict[str, Any] = {"pass": list(fds)} if fds else {}
         answer = await self.call(
             "run",
             argv=list(argv),
@@ -234,7 +239,7 @@ class Keeper:
             timeout_ms=round(timeout_s * 1000),
             fds=fds,
             timeout_s=timeout_s + _MARGIN_S,
-            **({"pass": list(fds)} if fds else {}),
+            **passed,
         )
         result = msgspec.convert(answer.ok, RunResult)
         if check and (result.exit or result.timed_out):
@@ -268,6 +273,14 @@ class Keeper:
         """
         sent = dict(fds or {})
         sent.update({f"attach_{name}": fd for name, fd in (attach or {}).items()})
+        kept = {"io": Io(mode=io.mode), "exit_file": str(exit_file)} | ({"log": log} if log else {})
+
+        def keep(answer: Answer) -> None:
+            fields = {name: answer.ok[name] for name in ("pid", "started_at")}
+            self.escrow.hold(Held(task, kept | fields, answer.fds))
+            if number := answer.ok.get("attachment"):
+                self._attachment(task, number)
+
         answer = await self.call(
             "create",
             task=task,
@@ -284,19 +297,9 @@ class Keeper:
             timeout_ms=round(timeout_s * 1000),
             fds=sent,
             timeout_s=timeout_s + _MARGIN_S,
+            on_answer=keep,
         )
-        pid = int(answer.ok["pid"])
-        started_at = float(answer.ok["started_at"])
-        kept = {"pid": pid, "io": Io(mode=io.mode), "exit_file": str(exit_file), "started_at": started_at}
-        if log is not None:
-            kept["log"] = log
-        self._keep(task, kept, answer)
-        if attachment := answer.ok.get("attachment"):
-            self._attachment(task, attachment)
-        return Created(pid, attachment)
-
-    def _keep(self, task: str, fields: dict[str, Any], answer: Answer) -> None:
-        self.escrow.hold(Held(task, fields, answer.fds))
+        return Created(int(answer.ok["pid"]), answer.ok.get("attachment"))
 
     async def attach(self, task: str, fds: Mapping[str, int], *, close_stdin: bool = False) -> int:
         """Joins stdin, stdout, stderr (those given) to a task; returns the attachment's number.
@@ -337,8 +340,7 @@ class Keeper:
 
     async def take_escrow(self, task: str) -> None:
         """Takes duplicates of a task's streams into `escrow`: what a new daemon does for each task that lives."""
-        answer = await self.call("escrow", task=task)
-        self._keep(task, answer.ok, answer)
+        await self.call("escrow", task=task, on_answer=lambda answer: self.escrow.hold(Held(task, *answer)))
 
     async def adopt(self, held: Held) -> None:
         """Hands a task of an earlier keeper to this one. The escrow keeps its duplicates."""

@@ -90,14 +90,24 @@ class Connection:
         self._on_event = on_event
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Answer], Callable[[Answer], None] | None]] = {}
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._last_id = 0
         self.closed = False
         self._loop.add_reader(sock, self._readable)
 
-    async def call(self, op: str, fields: Mapping[str, Any], fds: Mapping[str, int], timeout_s: float | None) -> Answer:
+    async def call(
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        fds: Mapping[str, int],
+        timeout_s: float | None,
+        on_answer: Callable[[Answer], None] | None = None,
+    ) -> Answer:
         """Sends one request and waits for its answer.
+
+        on_answer: takes the answer, and owns its descriptors, before any later event is handled; the caller gets the
+        fields only.
 
         Raises the drupe error that the answer carries, DeadlineExceeded, Unavailable when the keeper has gone.
         """
@@ -112,19 +122,21 @@ class Connection:
         if len(data) > MAX_PACKET:
             raise errors.InvalidArgument(f"keeper request {op} has {len(data)} bytes, {MAX_PACKET} at most")
         future: asyncio.Future[Answer] = self._loop.create_future()
-        self._waiting[number] = future
+        self._waiting[number] = (future, on_answer)
         try:
             self._send(data, list(fds.values()))
             async with asyncio.timeout(timeout_s):
                 return await future
-        except TimeoutError:
-            text = f"the keeper did not answer {op} within {timeout_s} s"
-            raise errors.DeadlineExceeded(text, may_have_run=True) from None
+        except BaseException as error:
+            # An answer that came just before we were cancelled has nobody to own its descriptors.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                _close_all(future.result().fds.values())
+            if isinstance(error, TimeoutError):
+                text = f"the keeper did not answer {op} within {timeout_s} s"
+                raise errors.DeadlineExceeded(text, may_have_run=True) from None
+            raise
         finally:
             self._waiting.pop(number, None)
-            # An answer that came while the caller was being cancelled has nobody to own its descriptors.
-            if future.done() and not future.cancelled() and not future.exception() and _cancelling():
-                _close_all(future.result().fds.values())
 
     def close(self) -> None:
         """Closes the socket; waiting requests fail with Unavailable. Does not call `on_lost`."""
@@ -137,7 +149,7 @@ class Connection:
         for _, fds in self._queue:
             _close_all(fds)
         self._queue.clear()
-        for future in self._waiting.values():
+        for future, _ in self._waiting.values():
             if not future.done():
                 future.set_exception(errors.Unavailable("the keeper has gone", may_have_run=True))
 
@@ -197,19 +209,17 @@ class Connection:
         if "event" in packet:
             self._on_event(packet)
             return
-        future = self._waiting.pop(packet.get("id") or 0, None)
+        future, on_answer = self._waiting.pop(packet.get("id") or 0, (None, None))
         if future is None or future.done():
             _close_all(fds)
         elif "error" in packet:
             future.set_exception(to_error(packet["error"]))
         else:
-            names = packet.get("fds", [])
-            future.set_result(Answer(packet["ok"], dict(zip(names, fds, strict=True))))
-
-
-def _cancelling() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+            answer = Answer(packet["ok"], dict(zip(packet.get("fds", []), fds, strict=True)))
+            if on_answer is not None:
+                on_answer(answer)
+                answer = Answer(answer.ok, {})
+            future.set_result(answer)
 
 
 def _close_all(fds: Any) -> None:
