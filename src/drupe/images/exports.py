@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
@@ -39,8 +38,13 @@ class TarSink:
     """A tar stream: time 0, owner root, sorted as added."""
 
     def __init__(self, data: BinaryIO) -> None:
-        self._tar = tarfile.open(fileobj=cast("BinaryIO", _Whole(data)), mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by close()
+        self._data = _Whole(data)
+        self._tar = tarfile.open(fileobj=cast("BinaryIO", self._data), mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by close()
         self._names: set[str] = set()
+
+    def abandon(self) -> None:
+        """After a failure: tarfile would write its last buffer once more when it is collected."""
+        self._data.abandoned = True
 
     def add(self, name: str, source: Readable, size: int) -> None:
         if name in self._names:
@@ -59,10 +63,11 @@ class _Whole:
 
     def __init__(self, data: BinaryIO) -> None:
         self._data = data
+        self.abandoned = False
 
     def write(self, data: bytes) -> int:
         view = memoryview(data)
-        while view:
+        while view and not self.abandoned:
             view = view[self._data.write(view) :]
         return len(data)
 
@@ -111,27 +116,24 @@ def export(store: ImageStore, request: ImageExport, data: BinaryIO, progress: Re
     if not request.refs:
         raise InvalidArgument("no image to export")
     chosen = _chosen(store, request.refs)
-    with _client_stream():
-        sink = TarSink(data)
+    sink = TarSink(data)
+    try:
         if request.format == "oci-archive":
             write_layout(store, chosen, sink, progress)
         else:
             write_docker_archive(store, chosen, sink, progress)
         sink.close()
+        data.flush()
+    except BrokenPipeError:
+        raise Unavailable("the reader of the export went away") from None
+    finally:
+        sink.abandon()
 
 
 def export_directory(store: ImageStore, refs: tuple[str, ...], directory: Path, progress: Report) -> None:
     """Write images as an OCI layout directory."""
     with storage_errors(f"cannot write the image layout {directory}"):
         write_layout(store, _chosen(store, refs), DirectorySink(directory), progress)
-
-
-@contextmanager
-def _client_stream() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise Unavailable("the reader of the export went away") from None
 
 
 def _chosen(store: ImageStore, refs: tuple[str, ...]) -> list[tuple[ImageRecord, list[str]]]:

@@ -586,3 +586,12 @@ def test_an_image_without_layers(store: ImageStore, tmp_path: Path) -> None:
     plan.prepare()
     script = 'cd "$1"; mount -t overlay overlay -o "$2" "$3"; ls -A "$3" | wc -l'
     assert in_mount_namespace(script, str(plan.cwd), plan.options, str(plan.target)).strip() == "0"
+
+
+def test_the_reader_of_an_export_goes_away(store: ImageStore, tree: Path) -> None:
+    """A closed pipe is Unavailable, not a traceback of tarfile's."""
+    imported(store, tree)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb", buffering=0) as file, pytest.raises(Unavailable, match="reader"):
+        store.export(ImageExport(refs=("img:1",)), file)
