@@ -256,11 +256,9 @@ class Storage:
         await self._keeper.umount([str(self.paths.pod(pod.id) / "shm")])
 
     async def remove_tree(self, path: Path) -> None:
-        """Remove a directory of ours. Idempotent."""
-        if not path.exists():
-            return
-        small = self.paths.pods in (path.parent, path.parent.parent)
-        await asyncio.to_thread(_rmtree, path) if not small else _rmtree(path)
+        """Remove a directory of ours. Idempotent. In a thread: on a busy disk it can take many milliseconds."""
+        if path.exists():
+            await asyncio.to_thread(_rmtree, path)
 
     async def remove_pod_directory(self, path: Path) -> None:
         """An orphan: unmount all below it, unpin its namespaces, remove it."""
