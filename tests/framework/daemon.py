@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from drupe.rpc.client import Client
+from drupe.runtime.paths import Paths
 from drupe.spec import ContainerSpec, NetworkSpec, PodSpec, PodStatus
 from drupe.spec.control import Delete, Empty, ListFilter, PodRun
-from framework.leaks import wait_until
+from framework.leaks import daemon_cgroups, wait_until
 
 START_TIMEOUT_S = 20.0
 CALL_TIMEOUT_S = 60.0
@@ -29,6 +30,8 @@ class Daemon:
         self.run = directory / "run"
         self.log = directory / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.cgroup = Paths(root=self.root, run=self.run).cgroup
+        daemon_cgroups.add(self.cgroup)
         self._netns = make_netns()
 
     def start(self, *, env: dict[str, str] | None = None) -> None:
@@ -114,7 +117,16 @@ class Daemon:
                 client.call("system.shutdown", Empty(), timeout_s=CALL_TIMEOUT_S)
             self.process.wait(START_TIMEOUT_S)
         self._end_keeper()
+        self._remove_cgroup()
         os.close(self._netns)
+
+    def _remove_cgroup(self) -> None:
+        # the parent stays when a daemon ends, for the next one; rmdir fails, and the test, when a pod is left in it
+        tree = Path("/sys/fs/cgroup")
+        for directory in (*tree.glob(f"*{self.cgroup}"), tree / self.cgroup[1:]):
+            if directory.is_dir():
+                directory.rmdir()
+        daemon_cgroups.discard(self.cgroup)
 
     def _end_keeper(self) -> None:
         if not (pid := self.keeper_pid):

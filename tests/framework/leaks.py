@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import socket
 import time
 import uuid
@@ -25,6 +26,13 @@ STRICT = os.environ.get("CI") == "true"
 
 # file descriptors that the interpreter and its libraries open once and keep
 FD_CACHES = ("/dev/urandom", "/dev/null", ".mypy_cache", ".hypothesis", "/site-packages/", "anon_inode:[eventpoll]")
+
+
+# the parent cgroup of each daemon of the tests
+daemon_cgroups: set[str] = set()
+
+# a runtime's parent cgroup stays for the next daemon, as `/docker` does; what is below it counts
+RUNTIME_PARENT = re.compile(r"/sys/fs/cgroup/(\w+/)?drupe-[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ def snapshot(directory: Path) -> Snapshot:
         processes=frozenset(describe_process(pid) for pid in pids),
         mounts=frozenset(m for m in mounts("self") if STRICT or is_ours(m, directory)),
         keeper_mounts=frozenset(private_mounts(pids)),
-        cgroups=frozenset(c for c in cgroups() if STRICT or CGROUP_PARENT in c or str(directory) in c)
+        cgroups=frozenset(c for c in cgroups() if STRICT or is_our_cgroup(c))
         | frozenset(private_cgroups(pids))
         | frozenset(delegated_controllers()),
         netns=frozenset(named_netns()) if STRICT else frozenset(n for n in named_netns() if "drupe-test" in n),
@@ -133,7 +141,12 @@ def delegated_controllers() -> Iterator[str]:
 def cgroups() -> Iterator[str]:
     """Every cgroup directory, of every hierarchy."""
     for top, directories, _ in os.walk("/sys/fs/cgroup"):
-        yield from (f"{top}/{name}" for name in directories)
+        yield from (path for name in directories if not RUNTIME_PARENT.match(path := f"{top}/{name}"))
+
+
+def is_our_cgroup(path: str) -> bool:
+    """Whether a cgroup directory belongs to a test or to a daemon of the tests."""
+    return CGROUP_PARENT in path or any(f"{parent}/" in path for parent in daemon_cgroups)
 
 
 def named_netns() -> list[str]:
