@@ -30,7 +30,11 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<start::Option
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
             "--run-dir" => options.run_dir = value()?.into(),
-            "--log" => options.log = Some(value()?.into()),
+            "--log" => {
+                // The daemon's working directory is another one.
+                let path = std::path::absolute(value()?).map_err(|error| format!("bad --log: {error}"))?;
+                options.log = Some(path);
+            }
             "--mount-namespace" => {
                 let number = value()?;
                 options.mount_namespace = Some(number.parse().map_err(|_| format!("bad descriptor {number}"))?);

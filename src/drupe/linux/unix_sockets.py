@@ -33,7 +33,15 @@ def send_fds(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int]) 
 
 def recv_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """recvmsg(2): bytes and the descriptors that came with them, close-on-exec. OSError EMSGSIZE: too many fds."""
-    data, fds, flags, _ = socket.recv_fds(sock, size, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    # socket.recv_fds of Python 3.11 drops its flags argument: the descriptors would be inherited by every child.
+    room = socket.CMSG_LEN(MAX_FDS * struct.calcsize("i"))
+    data, ancillary, flags, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    fds = [
+        fd
+        for level, kind, content in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (fd,) in struct.iter_unpack("i", content[: len(content) // 4 * 4])
+    ]
     if flags & socket.MSG_CTRUNC:
         for fd in fds:
             os.close(fd)
