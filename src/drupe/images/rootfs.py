@@ -25,6 +25,7 @@ class RootfsPlan:
 
     lower_dirs: top-most first. lower_links: the same relative to `cwd`, which is how they are mounted. upper, work:
     None for a read-only root. volatile: no sync(2) of the upper layer on unmount, for containers that are thrown away.
+    metacopy: a change of owner or mode copies no content (for giving the tree to a user namespace).
     Source: Linux Documentation/filesystems/overlayfs.rst.
     """
 
@@ -35,6 +36,7 @@ class RootfsPlan:
     upper: Path | None
     work: Path | None
     volatile: bool = False
+    metacopy: bool = False
 
     @property
     def options(self) -> str:
@@ -43,6 +45,7 @@ class RootfsPlan:
         if self.upper is not None and self.work is not None:
             options += ["upperdir=" + _escaped(str(self.upper), ",\\"), "workdir=" + _escaped(str(self.work), ",\\")]
             options += ["volatile"] if self.volatile else []
+            options += ["metacopy=on"] if self.metacopy else []
         text = ",".join([*options, "index=off"])  # index=off: a crashed mount may be mounted again at once
         if len(os.fsencode(text)) > _OPTION_BYTES:
             raise InvalidArgument(f"overlay options of {len(text)} bytes do not fit into one page", stage="rootfs")
@@ -84,20 +87,29 @@ class RootfsPlan:
 
 
 def plan_rootfs(
-    store: ImageStore, info: ImageInfo, directory: Path, *, read_only: bool = False, volatile: bool = False
+    store: ImageStore,
+    info: ImageInfo,
+    directory: Path,
+    *,
+    target: Path | None = None,
+    read_only: bool = False,
+    volatile: bool = False,
+    metacopy: bool = False,
 ) -> RootfsPlan:
     """The root of a new container of image `info`, in `directory`: `rootfs` (mount point), `upper`, `work`.
 
+    target: another mount point.
     read_only: no writable layer at all (image mounts; a container's read-only root is the runtime's remount).
     """
     return RootfsPlan(
-        target=directory / "rootfs",
+        target=target or directory / "rootfs",
         cwd=store.root,
         lower_dirs=tuple(store.lower_dirs(info)),
         lower_links=store.lower_links(info),
         upper=None if read_only else directory / "upper",
         work=None if read_only else directory / "work",
         volatile=volatile and not read_only,
+        metacopy=metacopy and not read_only,
     )
 
 

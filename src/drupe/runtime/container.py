@@ -283,8 +283,7 @@ class Container:
     async def _make_files(self) -> None:
         self.pod.make_directory(self.bundle)
         layer = self.node.paths.layer(self.id)
-        for name in ("upper", "work"):
-            (layer / name).mkdir(mode=0o755 if name == "upper" else 0o700, parents=True, exist_ok=True)
+        layer.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.spec.log.driver != "none":
             self.status.log_path = self.spec.log.path or str(layer / "log")
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.images.config import ImageConfig
+from drupe.images.files import remove_tree
+from drupe.images.rootfs import RootfsPlan, plan_rootfs
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount as KeeperMount
@@ -113,27 +114,27 @@ class Storage:
         await self._keeper.umount([str(target) for target in targets])
 
     def _overlay(self, container: Container) -> KeeperMount:
+        """volatile: what dies with its pod need not be synced when unmounted."""
         info = self.images.resolve(container.spec.image)
         container.status.image_digest = info.digest
-        target = container.bundle / "rootfs"
-        target.mkdir(mode=0o755, exist_ok=True)
-        layer = self.paths.layer(container.id)
-        lower = ":".join(self.images.lower_links(info))
-        data = f"lowerdir={lower},upperdir={layer / 'upper'},workdir={layer / 'work'}"
-        if container.pod.spec.remove:
-            data += ",volatile"  # what dies with its pod need not be synced when unmounted
-        if container.pod.spec.namespaces.user is not None:
-            data += ",metacopy=on"
-        return _overlay_mount(target, data, cwd=self.images.root)
+        pod = container.pod.spec
+        plan = plan_rootfs(
+            self.images,
+            info,
+            self.paths.layer(container.id),
+            target=container.bundle / "rootfs",
+            volatile=pod.remove,
+            metacopy=pod.namespaces.user is not None,
+        )
+        plan.prepare()
+        return _keeper_mount(plan)
 
     def _image_mount(self, container: Container, number: int, mount: Mount) -> KeeperMount:
         info = self.images.resolve(mount.source)
         target = container.bundle / f"image-{number}"
-        target.mkdir(mode=0o755, exist_ok=True)
-        lower = ":".join(self.images.lower_links(info))
-        if ":" not in lower:  # overlay wants two layers where nothing is writable
-            lower += f":{target}"
-        return _overlay_mount(target, f"lowerdir={lower}", cwd=self.images.root, flags=("ro",))
+        plan = plan_rootfs(self.images, info, container.bundle, target=target, read_only=True)
+        plan.prepare()
+        return _keeper_mount(plan)
 
     def _needs_filling(self, container: Container) -> bool:
         return bool(container.spec.secrets) or container.pod.spec.namespaces.user is not None
@@ -258,7 +259,7 @@ class Storage:
     async def remove_tree(self, path: Path) -> None:
         """Remove a directory of ours. Idempotent. In a thread: on a busy disk it can take many milliseconds."""
         if path.exists():
-            await asyncio.to_thread(_rmtree, path)
+            await asyncio.to_thread(remove_tree, path)
 
     async def remove_pod_directory(self, path: Path) -> None:
         """An orphan: unmount all below it, unpin its namespaces, remove it."""
@@ -304,21 +305,10 @@ def anonymous_name(container_id: str, target: str) -> str:
     return f"{container_id}-{hashlib.sha256(target.encode()).hexdigest()[:12]}"
 
 
-def _overlay_mount(target: Path, data: str, *, cwd: Path, flags: tuple[str, ...] = ()) -> KeeperMount:
-    return KeeperMount(source="overlay", target=str(target), fstype="overlay", flags=flags, data=data, cwd=str(cwd))
+def _keeper_mount(plan: RootfsPlan) -> KeeperMount:
+    mount = plan.mount()
+    return KeeperMount(**{**mount, "flags": tuple(mount["flags"])})
 
 
 def _image_mounts(spec: ContainerSpec) -> list[Mount]:
     return [mount for mount in spec.mounts if mount.type == "image"]
-
-
-def _rmtree(path: Path) -> None:
-    def retry_closed(_function: Any, name: str, _error: Any) -> None:
-        """overlayfs makes work/work with mode 0: nobody but root gets here, so open it and go on."""
-        with contextlib.suppress(OSError):
-            Path(name).chmod(0o700)
-            shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)  # noqa: PTH112, PTH108
-
-    shutil.rmtree(path, onerror=retry_closed)
-    if path.exists():
-        raise NotFound(f"{path} could not be removed", hint="something may be mounted below it")

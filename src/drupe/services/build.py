@@ -12,6 +12,8 @@ from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.keeper.start import ensure_keeper
 from drupe.linux.flock import lock_or_none
+from drupe.oci.capabilities import DEFAULT
+from drupe.oci.seccomp import compiled_for
 from drupe.resources.cgroups import detect
 from drupe.resources.network.manager import NetworkManager
 from drupe.resources.volumes import Volumes
@@ -49,6 +51,7 @@ async def open_core(
         core = _assemble(paths, journal(paths.journal), keeper, oci_runtime)
         closing = asyncio.Event()
         keeper.on_lost(lambda: None if closing.is_set() else _keeper_lost(core, keeper))
+        core.node.spawn(asyncio.to_thread(compiled_for, "default", DEFAULT), "compiling the seccomp profile")
         try:
             await recover(core)
             yield core

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from drupe.errors import DrupeError, HelperFailed, NotFound, PermissionDenied
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io, LogFile
@@ -53,7 +55,7 @@ class RuncTasks(TaskService):
 
     async def create(self, task: TaskConfig) -> int:
         self.know(task.id, cgroup=task.cgroup, bundle=task.bundle)
-        (task.bundle / "config.json").write_text(json.dumps(task.oci))
+        (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         try:
             created = await self._keeper.create_task(
                 task.id,
@@ -77,7 +79,7 @@ class RuncTasks(TaskService):
 
     async def exec(self, config: ExecConfig) -> int:
         base = config.dir / f"exec-{config.id}"
-        base.with_suffix(".json").write_text(json.dumps(config.process))
+        base.with_suffix(".json").write_bytes(msgspec.json.encode(config.process))
         try:
             created = await self._keeper.create_task(
                 task_key(config.task, config.id),

@@ -26,7 +26,7 @@ async def inspect(service: ControlService, call: Call) -> NetworkInfo:
 
 @method("network.list")
 async def list_(service: ControlService, call: Call) -> NetworkList:
-    return NetworkList(networks=await service.node.network.list())
+    return NetworkList(networks=list(await service.node.network.list()))
 
 
 @method("network.delete", changes=True)
@@ -37,4 +37,4 @@ async def delete(service: ControlService, call: Call) -> None:
 
 @method("network.prune", changes=True)
 async def prune(service: ControlService, call: Call) -> Pruned:
-    return Pruned(removed=await service.node.network.prune())
+    return Pruned(removed=list(await service.node.network.prune()))
