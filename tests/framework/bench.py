@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from drupe.runtime.node import Node
 from drupe.runtime.paths import Paths
 from drupe.runtime.pod import Pod
 from drupe.runtime.recovery import recover
-from drupe.sandboxers.fake import FakeSandboxer, FakeWorld
+from drupe.sandboxers.fake import FakeSandboxer, FakeWorld, Killed
 from drupe.spec import ContainerSpec, Event, ExitStatus, PodSpec
 from drupe.spec.base import decode
 from drupe.state.journal import Journal
@@ -74,7 +75,8 @@ class Bench:
         return self.fake.world
 
     def _ended(self, exit_: Any) -> None:
-        self.core.process_ended(exit_)
+        with contextlib.suppress(Killed):
+            self.core.process_ended(exit_)
 
     # -- short words for what tests say often -------------------------------------------------------------------
 

@@ -36,12 +36,15 @@ async def settle_pod(core: Core, pod: Pod, tasks: Tasks) -> None:
             await _remove(pod)
             return
         await _settle_phase(pod, phase)
+        if pod.spec.remove and pod.state is State.STOPPED:
+            await _remove(pod)
+            return
         _watch(pod)
 
 
 async def _remove(pod: Pod) -> None:
     """Finish a deletion, or take back a creation: both are the same."""
-    half = "deleted" if pod.status.phase == "deleting" else "made"
+    half = "made" if pod.state is State.CREATING or pod.status.phase == "containers" else "deleted"
     try:
         await pod.delete()
         pod.node.note(f"recovery: {pod.what} was half {half}; removed")
