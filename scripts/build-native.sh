@@ -20,6 +20,9 @@ if [ ! -x "$built" ]; then
     mkdir -p "$cache/$hash"
     install -m 755 "$CARGO_TARGET_DIR/release/drupe-keeper" "$built.$$"
     mv "$built.$$" "$built"
+    # The last few builds are enough.
+    find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name target -printf '%T@ %p\n' | sort -rn | tail -n +6 |
+        cut -d' ' -f2- | xargs -r rm -rf --
 fi
 cmp -s "$built" "$bin" || {
     mkdir -p "$(dirname "$bin")"

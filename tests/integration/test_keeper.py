@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,17 @@ def test_a_long_directory_name_works(tmp_path: Path) -> None:
     long = tmp_path / ("d" * 120)
     long.mkdir()
     in_site(long, lambda here: here.keeper.list())
+
+
+def test_a_caller_that_ignores_its_children(tmp_path: Path) -> None:
+    async def scenario(here: Site) -> None:
+        await here.plain("t", "exit 7")
+        assert (await here.ended("t")).code == 7
+
+    (tmp_path / "run").mkdir()
+    start = 'trap "" CHLD; umask 077; exec "$0" --run-dir "$1"'
+    subprocess.run(["bash", "-c", start, find_binary(), tmp_path / "run"], check=True)
+    in_site(tmp_path, scenario)
 
 
 def test_shutdown_waits_for_tasks(tmp_path: Path) -> None:
@@ -190,7 +202,7 @@ def test_namespaces_are_made_and_released(tmp_path: Path) -> None:
         await here.keeper.release(ns)
         await here.keeper.release(ns)
         assert not ns.exists()
-        assert "nsfs" not in Path(f"/proc/{here.keeper.pid}/mountinfo").read_text()
+        assert str(ns) not in Path(f"/proc/{here.keeper.pid}/mountinfo").read_text()
 
     in_site(tmp_path, scenario)
 

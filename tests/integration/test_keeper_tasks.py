@@ -395,6 +395,17 @@ def test_terminal(tmp_path: Path) -> None:
     in_site(tmp_path, scenario)
 
 
+def test_a_terminal_below_a_long_directory_name(tmp_path: Path) -> None:
+    async def scenario(here: Site) -> None:
+        await here.container("t", "stty size", io=TTY)
+        await here.ended("t")
+        assert here.output("t").strip() == "30 100"
+
+    long = tmp_path / ("d" * 120)
+    long.mkdir()
+    in_site(long, scenario)
+
+
 def test_end_of_input_on_a_terminal(tmp_path: Path) -> None:
     async def scenario(here: Site) -> None:
         await here.container("t", "cat; echo over", io=TTY)

@@ -12,9 +12,9 @@ use drupe_sys::{fd, socket};
 use serde_json::{json, Value};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How much of a failed helper's words an error carries.
 const STDERR_KEPT: u64 = 8 * 1024;
@@ -23,14 +23,18 @@ const CONSOLE: &str = "{console}";
 /// The socket on which an OCI runtime sends the master of a pty (runc's --console-socket).
 struct Console {
     path: PathBuf,
+    /// The same through a descriptor of the keeper, because a socket's path is short (unix(7)).
+    short: String,
     listener: UnixListener,
 }
 
 impl Console {
-    fn new(path: PathBuf) -> io::Result<Console> {
-        let listener = UnixListener::bind(&path)?;
+    fn new(directory: &Path, handle: &File, id: u64) -> io::Result<Console> {
+        let name = format!("console-{id}");
+        let short = format!("/proc/{}/fd/{}/{name}", std::process::id(), handle.as_raw_fd());
+        let listener = UnixListener::bind(&short)?;
         listener.set_nonblocking(true)?;
-        Ok(Console { path, listener })
+        Ok(Console { path: directory.join(name), short, listener })
     }
 
     /// The master that was sent. The runtime has ended: it waits in the socket or never came.
@@ -240,11 +244,10 @@ impl Keeper {
                 if !program.argv.iter().any(|word| word.contains(CONSOLE)) {
                     return Err(Failure::invalid(format!("io mode tty needs {CONSOLE} in argv")));
                 }
-                let path = self.run_dir.join(format!("console-{id}"));
-                let console = Console::new(path);
+                let console = Console::new(&self.run_dir, &self.run_dir_handle, id);
                 let console = console.map_err(|error| Failure::io("cannot make a console socket", &error))?;
                 for word in &mut program.argv {
-                    *word = word.replace(CONSOLE, &console.path.to_string_lossy());
+                    *word = word.replace(CONSOLE, &console.short);
                 }
                 creation.console = Some(console);
                 creation.size = size;

@@ -12,6 +12,7 @@ use drupe_sys::process::{self, Ended, Pid};
 use drupe_sys::socket;
 use serde_json::{json, Value};
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -46,6 +47,7 @@ pub struct Asker {
 
 pub struct Keeper {
     pub run_dir: PathBuf,
+    pub run_dir_handle: File,
     pub epoll: Rc<Epoll>,
     pub timers: Timers,
     pub tasks: HashMap<u64, Task>,
@@ -71,6 +73,7 @@ pub struct Keeper {
 
 impl Keeper {
     pub fn new(run_dir: PathBuf, listener: OwnedFd, signals: OwnedFd, nofile: (u64, u64)) -> io::Result<Keeper> {
+        let run_dir_handle = File::open(&run_dir)?;
         let epoll = Rc::new(Epoll::new()?);
         let mut listener = Watch::new(&epoll, listener, Source::Listener, 0);
         let mut signals = Watch::new(&epoll, signals, Source::Signals, 0);
@@ -78,6 +81,7 @@ impl Keeper {
         signals.set(Some(epoll::IN))?;
         Ok(Keeper {
             run_dir,
+            run_dir_handle,
             epoll,
             timers: Timers::default(),
             tasks: HashMap::new(),

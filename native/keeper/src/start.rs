@@ -29,6 +29,9 @@ fn context(what: String) -> impl FnOnce(io::Error) -> io::Error {
 /// Starts the daemon and returns once it accepts connections: the exit code for the foreground.
 pub fn start(options: &Options) -> io::Result<u8> {
     let namespace = process::shed_descriptors(options.mount_namespace)?;
+    // With SIGCHLD ignored (a caller may have left it so) the kernel would throw exit codes away.
+    process::default_signal(libc::SIGCHLD);
+    process::set_umask(0o022);
     let dir = &options.run_dir;
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o711).create(dir).map_err(context(format!("cannot make {}", dir.display())))?;

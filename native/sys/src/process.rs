@@ -256,6 +256,18 @@ pub fn ignore_signal(signal: i32) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
+/// signal(2) SIG_DFL: for one that the process may have inherited as ignored.
+pub fn default_signal(signal: i32) {
+    // SAFETY: SIG_DFL installs no handler.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// umask(2).
+pub fn set_umask(mask: u32) {
+    // SAFETY: no pointers, cannot fail.
+    unsafe { libc::umask(mask) };
+}
+
 /// getrlimit(2) RLIMIT_NOFILE: (soft, hard).
 pub fn nofile_limit() -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
