@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -38,12 +37,12 @@ def attach_here(client: Client, status: ContainerStatus, *, stdin: bool, proxy: 
     fds = session.stdio(stdin=stdin, tty=status.tty)
     signals = session.Signals(lambda name: session.side_call("container.kill", Kill(ref=status.id, signal=name)))
     signals.ready()
-    resized = session.resizer(status.id)
+    window = session.Window(tty=status.tty)
     forwarding = signals.forwarding() if proxy else terminal.handlers({})
     try:
-        with forwarding, session.interactive(fds, keys=keys) as given, terminal.on_resize(1, resized):
-            if status.tty:
-                signal.raise_signal(signal.SIGWINCH)  # the terminal takes our size, as it does on every resize
+        with forwarding, window.watched(), session.interactive(fds, keys=keys) as given:
+            window.rows = window.columns = 0  # whatever size it has: it takes ours
+            window.ready(status.id)
             end: ExitStatus = client.call("container.attach", Ref(ref=status.id), fds=given)
     except session.Detached:
         return session.detached(status.name or status.id)

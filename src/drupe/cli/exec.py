@@ -45,15 +45,15 @@ def exec_(
     command: tuple[str, ...],
 ) -> int:
     """Run COMMAND in the running CONTAINER and end with its exit code."""
-    rows, columns = terminal.size(1) if tty else (0, 0)
+    window = session.Window(tty=tty)
     spec = ExecSpec(
         argv=command,
         env=(*parse_env_files(env_file), *env),
         cwd=workdir,
         user=user,
         tty=tty,
-        rows=rows,
-        cols=columns,
+        rows=window.rows,
+        cols=window.columns,
         privileged=privileged,
         cap_add=cap_add,
         timeout_s=timeout,
@@ -62,10 +62,10 @@ def exec_(
         connection.call("exec.start", ExecStart(ref=container, spec=spec, detach=True))
         return 0
     session.check_terminal(stdin=interactive, tty=tty)
-    return _run_here(container, spec, stdin=interactive, keys=detach_keys)
+    return _run_here(container, spec, window, stdin=interactive, keys=detach_keys)
 
 
-def _run_here(ref: str, spec: ExecSpec, *, stdin: bool, keys: str) -> int:
+def _run_here(ref: str, spec: ExecSpec, window: session.Window, *, stdin: bool, keys: str) -> int:
     fds = session.stdio(stdin=stdin, tty=spec.tty)
     ids: list[str] = []
 
@@ -77,17 +77,14 @@ def _run_here(ref: str, spec: ExecSpec, *, stdin: bool, keys: str) -> int:
     def started(item: ExecStarted) -> None:
         ids.append(item.exec_id)
         signals.ready()
-
-    def resized(rows: int, columns: int) -> None:
-        if ids:
-            session.resizer(ref, exec_id=ids[0])(rows, columns)
+        window.ready(ref, exec_id=item.exec_id)
 
     try:
         with (
             connection.connect() as client,
             signals.forwarding(),
+            window.watched(),
             session.interactive(fds, keys=keys) as given,
-            terminal.on_resize(1, resized),
         ):
             end: ExitStatus = client.call("exec.start", ExecStart(ref=ref, spec=spec), fds=given, on_item=started)
     except session.Detached:

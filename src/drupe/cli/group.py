@@ -41,6 +41,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb that `args` begin with. Raises UsageError with the nearest names for an unknown one."""
         name = args[0]
         if name in self.verbs or name.startswith("-"):
             return super().resolve_command(ctx, args)

@@ -61,14 +61,14 @@ def _start_here(ref: str, *, stdin: bool, keys: str) -> int:
         session.check_terminal(stdin=stdin, tty=status.tty)
         fds = session.stdio(stdin=stdin, tty=status.tty)
         signals = session.Signals(lambda name: session.side_call("container.kill", Kill(ref=status.id, signal=name)))
-        rows, columns = terminal.size(1) if status.tty else (0, 0)
-        request = ContainerStart(ref=status.id, rows=rows, cols=columns)
+        window = session.Window(tty=status.tty)
+        request = ContainerStart(ref=status.id, rows=window.rows, cols=window.columns)
         try:
-            with signals.forwarding(), session.interactive(fds, keys=keys) as given:
+            with signals.forwarding(), window.watched(), session.interactive(fds, keys=keys) as given:
                 client.call("container.start", request, fds=given)
                 signals.ready()
-                with terminal.on_resize(1, session.resizer(status.id)):
-                    end: ExitStatus = client.call("container.wait", Wait(ref=status.id))
+                window.ready(status.id)
+                end: ExitStatus = client.call("container.wait", Wait(ref=status.id))
         except session.Detached:
             return session.detached(name)
         return session.finish(end, name=name)

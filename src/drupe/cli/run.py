@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -19,6 +20,8 @@ from drupe.spec.control import ContainerCreate, ContainerStart, Delete, ImagePul
 
 if TYPE_CHECKING:
     from drupe.rpc.client import Client
+
+T = TypeVar("T")
 
 create_options = apply(
     podspec.container_options,
@@ -69,7 +72,8 @@ def run(
 def create(ctx: click.Context, /, *, rm: bool, image: str, command: tuple[str, ...], **flags: Any) -> None:
     """Create a pod of one container from IMAGE without starting it, and print the container's id."""
     with connection.connect() as client:
-        click.echo(Plan(ctx, client, image, command, flags, remove=rm).create().id)
+        plan = Plan(ctx, client, image, command, flags, remove=rm)
+        click.echo(plan.with_image(plan.create).id)
 
 
 class Plan:
@@ -94,6 +98,7 @@ class Plan:
             _check_join(ctx, self.join)
         self._check_cidfile()
         self.container = podspec.container(flags, image, argv)
+        self.window = session.Window(tty=self.container.tty)
         if flags["pull"] == "always":
             self._pull()
 
@@ -115,7 +120,7 @@ class Plan:
         return self._publish_exposed(spec) if self.flags["publish_all"] else spec
 
     def _publish_exposed(self, spec: PodSpec) -> PodSpec:
-        info = self._with_image(lambda: self.client.call("image.inspect", Ref(ref=self.image)))
+        info = self.client.call("image.inspect", Ref(ref=self.image))
         known = {(port.container_port, port.protocol) for port in spec.ports}
         exposed = (exposed_port(text) for text in info.config.get("ExposedPorts") or ())
         more = tuple(port for port in exposed if (port.container_port, port.protocol) not in known)
@@ -125,35 +130,43 @@ class Plan:
         """Make the container without starting it."""
         if self.join is not None:
             request = ContainerCreate(pod=self.join, spec=self.container)
-            status: ContainerStatus = self._with_image(lambda: self.client.call("container.create", request))
+            status: ContainerStatus = self.client.call("container.create", request)
         else:
-            spec = self.pod()
-            pod: PodStatus = self._with_image(
-                lambda: self.client.call("pod.create", PodCreate(spec=spec, auto_stop=True))
-            )
+            pod: PodStatus = self.client.call("pod.create", PodCreate(spec=self.pod(), auto_stop=True))
             status = pod.containers[0]
         self._write_cidfile(status.id)
         return status
 
     def start(self, fds: dict[str, int]) -> ContainerStatus:
-        """Make and start the container, its streams connected to `fds` from the first byte on."""
-        rows, columns = terminal.size(1) if self.container.tty else (0, 0)
+        """Make and start the container, its streams connected to `fds` from the first byte on; all or nothing."""
         if self.join is not None:
-            made = self.create()
-            request = ContainerStart(ref=made.id, rows=rows, cols=columns)
-            started: ContainerStatus = self.client.call("container.start", request, fds=fds)
-            return started
-        params = PodRun(spec=self.pod(), rows=rows, cols=columns)
-        pod: PodStatus = self._with_image(lambda: self.client.call("pod.run", params, fds=fds))
+            return self._start_in_pod(fds)
+        params = PodRun(spec=self.pod(), rows=self.window.rows, cols=self.window.columns)
+        pod: PodStatus = self.client.call("pod.run", params, fds=fds)
         self._write_cidfile(pod.containers[0].id)
         return pod.containers[0]
 
+    def _start_in_pod(self, fds: dict[str, int]) -> ContainerStatus:
+        made = self.create()
+        request = ContainerStart(ref=made.id, rows=self.window.rows, cols=self.window.columns)
+        try:
+            started: ContainerStatus = self.client.call("container.start", request, fds=fds)
+        except DrupeError:
+            self.client.call("container.delete", Delete(ref=made.id, force=True))
+            raise
+        return started
+
     def run_detached(self) -> int:
-        sys.stdout.write(f"{self.start({}).id}\n")
+        if self.remove and self.join is not None:
+            raise InvalidArgument("--rm with --pod needs a client that waits", hint="leave out --rm or -d")
+        sys.stdout.write(f"{self.with_image(lambda: self.start({})).id}\n")
         return 0
 
     def run_here(self, keys: str) -> int:
         """Run in the foreground: our streams, our signals; returns the workload's exit code."""
+        return self.with_image(lambda: self._session(keys))
+
+    def _session(self, keys: str) -> int:
         tty = self.container.tty
         fds = session.stdio(stdin=self.container.stdin, tty=tty)
         started: list[ContainerStatus] = []
@@ -163,19 +176,22 @@ class Plan:
 
         signals = session.Signals(send)
         try:
-            with signals.forwarding(), session.interactive(fds, keys=keys) as given:
+            with signals.forwarding(), self.window.watched(), session.interactive(fds, keys=keys) as given:
                 started.append(self.start(given))
                 signals.ready()
-                with terminal.on_resize(1, session.resizer(started[0].id)):
-                    end = self.client.call("container.wait", Wait(ref=started[0].id))
+                self.window.ready(started[0].id)
+                end = self.client.call("container.wait", Wait(ref=started[0].id))
         except session.Detached:
             return session.detached(started[0].name if started else self.image)
         if self.remove and self.join is not None:
             self.client.call("container.delete", Delete(ref=started[0].id))
         return session.finish(end, name=started[0].name, memory_bytes=self.container.resources.memory_bytes)
 
-    def _with_image(self, call: Any) -> Any:
-        """`call`, and once more after a pull when the image was what it lacked and --pull allows it."""
+    def with_image(self, call: Callable[[], T]) -> T:
+        """`call`, and once more after a pull when the image was what it lacked and --pull allows it.
+
+        The pull lies outside the call: a session has the signals and the terminal, and a pull wants to be interrupted.
+        """
         try:
             return call()
         except NotFound:

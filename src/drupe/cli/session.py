@@ -120,15 +120,36 @@ def side_call(method: str, params: Any) -> None:
     connection.call(method, params, timeout_s=_SIDE_CALL_TIMEOUT_S)
 
 
-def resizer(ref: str, *, exec_id: str = "") -> Callable[[int, int], None]:
-    """Tells the workload's terminal its new size; a refusal is not worth a word, the next resize comes anyway."""
-    from drupe.spec.control import Resize
+class Window:
+    """Our terminal's size: given to the workload at its start, and told it whenever it changes from then on."""
 
-    def tell(rows: int, columns: int) -> None:
-        with contextlib.suppress(DrupeError):
-            side_call("container.resize", Resize(ref=ref, rows=rows, cols=columns, exec_id=exec_id))
+    def __init__(self, *, tty: bool) -> None:
+        self._tty = tty
+        self._tell: Callable[[int, int], None] | None = None
+        self.rows, self.columns = terminal.size(1) if tty else (0, 0)
 
-    return tell
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Notice changes inside the block."""
+        with terminal.on_resize(1, self._changed):
+            yield
+
+    def ready(self, ref: str, *, exec_id: str = "") -> None:
+        """The workload exists now, and was started with `rows` and `columns`."""
+        from drupe.spec.control import Resize
+
+        def tell(rows: int, columns: int) -> None:
+            # A refusal is not worth a word: the next change comes, or the end.
+            with contextlib.suppress(DrupeError):
+                side_call("container.resize", Resize(ref=ref, rows=rows, cols=columns, exec_id=exec_id))
+
+        self._tell = tell
+        if (now := terminal.size(1)) != (self.rows, self.columns):
+            self._changed(*now)
+
+    def _changed(self, rows: int, columns: int) -> None:
+        if self._tty and self._tell is not None and rows and columns:
+            self._tell(rows, columns)
 
 
 def finish(end: ExitStatus, *, name: str, memory_bytes: int | None = None) -> int:

@@ -31,7 +31,7 @@ class RefList(Spec):
 
 
 class PodCreate(Spec):
-    """auto_stop: once started, the pod ends with its last container, and starts and goes with it, as one made by run."""
+    """auto_stop: the pod starts, ends and goes with its containers, as one made by run."""
 
     spec: PodSpec
     auto_stop: bool = False

@@ -332,6 +332,22 @@ def test_joining_a_pod_creates_and_starts_a_container(daemon: Use) -> None:
     assert client.params("container.delete") == Delete(ref="c0" * 16)
 
 
+def test_a_joining_container_that_cannot_start_is_removed(daemon: Use, capsys: pytest.CaptureFixture[str]) -> None:
+    info = ImageInfo(id="sha256:1", digest="sha256:2", names=["busybox"])
+    client = daemon(
+        {
+            "container.create": container(),
+            "container.start": NotFound("program 'x' is not in the container", stage="start", exit_code="127"),
+            "container.delete": Empty(),
+            "image.inspect": info,
+        }
+    )
+    assert main(["run", "--pod", "web", "busybox", "x"]) == 127
+    assert client.params("container.delete") == Delete(ref="c0" * 16, force=True)
+    assert main(["run", "-d", "--rm", "--pod", "web", "busybox", "x"]) == 125
+    assert "leave out --rm or -d" in capsys.readouterr().err
+
+
 def test_pod_flags_with_a_joined_pod_are_refused(daemon: Use, capsys: pytest.CaptureFixture[str]) -> None:
     daemon({})
     assert main(["run", "--pod", "web", "-p", "80", "--dns", "1.1.1.1", "-P", "busybox"]) == 125
