@@ -159,8 +159,7 @@ class Pod:
         await self.start_containers(fds)
 
     async def start_containers(self, fds: Mapping[str, int] | None = None) -> None:
-        """Start, in order, those that are not running. The journal says so until all are (recovery finishes it)."""
-        self._advance("containers")
+        """Start, in order, those that are not running. The journal's phase is `containers` until all are."""
         try:
             for number, container in enumerate(list(self.containers.values())):
                 if not container.is_live:

@@ -141,6 +141,7 @@ async def _settle_stopped(container: Container, task: TaskState | None, tasks: T
 
 
 async def _settle_started(container: Container, task: TaskState, tasks: Tasks) -> None:
+    container.stopping = False  # that was of the run before
     container.status.started_at = time.time()
     container.status.exit = None
     container.set_state(State.RUNNING)
