@@ -32,7 +32,8 @@ def setns(fd: int) -> None:
 @contextmanager
 def inside(path: str | Path) -> Iterator[None]:
     """This thread in another network namespace for a while."""
-    own, other = os.open("/proc/thread-self/ns/net", os.O_RDONLY), os.open(path, os.O_RDONLY)
+    other = os.open(path, os.O_RDONLY)
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         setns(other)
         yield
@@ -152,7 +153,7 @@ class Finished:
 
 
 class LocalKeeper:
-    """The keeper's two calls that the network uses, done in this process: for a host that is a namespace of the test's."""
+    """The keeper's two calls that the network uses, done in this process, whose thread is the host."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[Sequence[str], Mapping[str, str], str]] = []
@@ -183,6 +184,11 @@ class LocalKeeper:
         return Finished(process.returncode or 0, out.decode(), err.decode())
 
 
+def nft(words: str) -> str:
+    """nft(8)."""
+    return subprocess.run(["nft", *words.split()], capture_output=True, text=True, check=True).stdout
+
+
 def ask_tcp(address: str, port: int, timeout_s: float = 3.0) -> str:
     """As a program of the host: what the server says."""
     with socket.create_connection((address, port), timeout=timeout_s) as connection:
@@ -203,8 +209,10 @@ def dns_query(name: str, kind: int = 1, number: int = 0x1234) -> bytes:
     return number.to_bytes(2, "big") + b"\x01\0\0\1\0\0\0\0\0\0" + labels + b"\0" + kind.to_bytes(2, "big") + b"\0\1"
 
 
-async def resolve(pod: Peer, server: str, name: str, kind: int = 1, *, tcp: bool = False) -> tuple[int, list[str], bool]:
-    """What a pod is told: response code, addresses, whether it was truncated. In a thread: the server may be this loop."""
+async def resolve(
+    pod: Peer, server: str, name: str, kind: int = 1, *, tcp: bool = False
+) -> tuple[int, list[str], bool]:
+    """What a pod is told: code, addresses, whether it was truncated. In a thread: the server may be this loop."""
     from drupe.resources.network.dnsmessage import addresses
 
     packet = dns_query(name, kind)

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 1.5
 
 
 def family(address):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from framework import netlab
-from framework.netlab import LocalKeeper, MemoryRecords, Peer
 
 from drupe.resources.network.manager import NetworkManager
 from drupe.resources.network.records import HostNet
+from framework import netlab
+from framework.netlab import LocalKeeper, MemoryRecords, Peer
 
 
 class Lab:
@@ -33,6 +33,15 @@ class Lab:
         self.peers.append(Peer())
         return self.peers[-1]
 
+    def bridge_netfilter(self, on: bool) -> None:
+        """br_netfilter: whether bridged frames pass the IP hooks too. Hosts come both ways."""
+        for kind in ("iptables", "ip6tables"):
+            path = Path("/proc/sys/net/bridge") / f"bridge-nf-call-{kind}"
+            if path.exists():
+                path.write_text("1" if on else "0")
+            elif on:
+                pytest.skip("no br_netfilter here")
+
     def close(self) -> None:
         for peer in [*self.peers, self.world]:
             peer.close()
@@ -48,4 +57,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
             made.close()
 
 
-Pods = Callable[[], Peer]
+@pytest.fixture(params=[False, True], ids=["plain", "br_netfilter"])
+def both_labs(request: pytest.FixtureRequest, lab: Lab) -> Lab:
+    lab.bridge_netfilter(request.param)
+    return lab

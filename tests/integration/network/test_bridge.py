@@ -1,16 +1,13 @@
-"""Built-in networks with real traffic: pods among each other, out, and in through published ports; nothing left behind."""
+"""Built-in networks with real traffic: pods among each other, out, and in through published ports."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
-import subprocess
 import time
 
 import pytest
-from framework.netlab import HOST4, HOST6, OUT4, OUT6, Peer, ask_tcp, ask_udp, ip
-
 
 from drupe.errors import AlreadyExists, InvalidArgument, InvalidState
 from drupe.resources.network.manager import NetworkManager
@@ -18,6 +15,7 @@ from drupe.resources.network.records import PodNetwork
 from drupe.spec.control import NetworkCreate
 from drupe.spec.network import Attachment, NetworkSpec, PortMapping
 from drupe.spec.pod import PodSpec
+from framework.netlab import HOST4, HOST6, OUT4, OUT6, Peer, ask_tcp, ask_udp, ip, nft
 
 pytestmark = pytest.mark.root
 
@@ -36,7 +34,7 @@ def interfaces() -> set[str]:
 
 
 def tables() -> str:
-    return subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    return nft("list tables")
 
 
 def test_pods_reach_each_other_and_the_world_but_not_the_reverse(lab) -> None:
@@ -68,8 +66,9 @@ def test_pods_reach_each_other_and_the_world_but_not_the_reverse(lab) -> None:
     asyncio.run(scenario())
 
 
-def test_published_ports(lab) -> None:
+def test_published_ports(both_labs) -> None:
     """TCP and UDP, from the host (127.0.0.1 and ::1 too), from outside, from a neighbour and from the pod itself."""
+    lab = both_labs
 
     async def scenario() -> None:
         manager = lab.manager()
@@ -167,12 +166,13 @@ def test_nothing_is_left_and_detach_is_idempotent(lab) -> None:
 
 
 def ruleset() -> str:
-    text = subprocess.run(["nft", "-j", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+    text = nft("-j list ruleset")
     return json.dumps([item for item in json.loads(text)["nftables"] if "metainfo" not in item], sort_keys=True)
 
 
-def test_networks_are_apart(lab) -> None:
+def test_networks_are_apart(both_labs) -> None:
     """Two networks cannot see each other; one pod may be in both; `internal` has no way out."""
+    lab = both_labs
 
     async def scenario() -> None:
         manager = lab.manager()
@@ -211,8 +211,9 @@ def test_networks_are_apart(lab) -> None:
     asyncio.run(scenario())
 
 
-def test_a_pod_cannot_pose_as_another(lab) -> None:
+def test_a_pod_cannot_pose_as_another(both_labs) -> None:
     """An address that was not given is dropped at the bridge."""
+    lab = both_labs
 
     async def scenario() -> None:
         manager = lab.manager()
@@ -285,8 +286,8 @@ def test_recover(lab) -> None:
         live("serve_tcp", address=end.ipv4, port=80)
         with_both = interfaces()
         await manager.close()  # what a killed daemon's sockets do
-        subprocess.run(["nft", "flush", "ruleset"], check=True)
-        ip(f"link add dvorphan type veth peer name orphan2")
+        nft("flush ruleset")
+        ip("link add dvorphan type veth peer name orphan2")
         ip(f"link set dvorphan master {(await lab.manager().inspect('default')).bridge}")
         again = lab.manager()
         notes = await again.recover({"id-live"})
@@ -298,7 +299,7 @@ def test_recover(lab) -> None:
         with pytest.raises(AlreadyExists):
             await join(again, dead, "late", bridged(ports=web))
         assert "8081" not in ruleset()
-        subprocess.run(["nft", "flush", "ruleset"], check=True)  # someone else's accident, later
+        nft("flush ruleset")  # someone else's accident, later
         await join(again, dead, "more", bridged())
         assert ask_tcp("127.0.0.1", 8080)
         await again.close()

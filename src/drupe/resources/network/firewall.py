@@ -69,6 +69,7 @@ table inet {t} {{
   chain forward {{
     type filter hook forward priority filter;
     ct state established,related accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
     ip saddr vmap @policies4
     ip6 saddr vmap @policies6
     iifname . oifname @same accept
