@@ -7,6 +7,7 @@ names) are removed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from pathlib import Path
@@ -32,13 +33,15 @@ async def recover(core: Core) -> None:
     node = core.node
     pods = _load(node)
     tasks = await _take_over(node, pods)
+    named = {key for pod in pods.values() for key in (pod.id, *pod.containers)}
     for pod in pods.values():
         try:
             await settle_pod(core, pod, tasks)
         except DrupeError as error:
             node.note(f"recovery: {pod.what}: {error}")
             pod.fail("recovery", str(error))
-    await _remove_orphans(core, tasks)
+    await _remove_tasks(node, {_owner(key) for key in tasks} - named)
+    await _remove_orphans(core)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -115,15 +118,22 @@ async def _take_over(node: Node, pods: dict[str, Pod]) -> dict[str, TaskState]:
 # -- what no row names ------------------------------------------------------------------------------------------------
 
 
-async def _remove_orphans(core: Core, tasks: dict[str, TaskState]) -> None:
+def _owner(task: str) -> str:
+    """The container or pod a task belongs to: "ID", "ID.EXEC" or "POD-pause"."""
+    return task.partition(".")[0].removesuffix("-pause")
+
+
+async def _remove_tasks(node: Node, owners: set[str]) -> None:
+    for owner in owners:
+        node.note(f"recovery: task {owner} belongs to no pod; removed")
+        for sandboxer in node.sandboxers.values():
+            await _quietly(node, sandboxer.tasks().delete(owner))
+            await _quietly(node, sandboxer.tasks().delete(f"{owner}-pause"))
+
+
+async def _remove_orphans(core: Core) -> None:
     node = core.node
     known = {c.id for p in core.pods.values() for c in p.containers.values()}
-    for key in tasks:
-        owner = key.partition(".")[0]
-        if owner not in known and owner.removesuffix("-pause") not in core.pods:
-            node.note(f"recovery: task {key} belongs to no pod; removed")
-            for sandboxer in node.sandboxers.values():
-                await _quietly(node, sandboxer.tasks().delete(owner))
     for name in _names(node.paths.pods) - set(core.pods):
         node.note(f"recovery: directory of unknown pod {name} removed")
         await _quietly(node, node.storage.remove_pod_directory(node.paths.pod(name)))
@@ -131,10 +141,14 @@ async def _remove_orphans(core: Core, tasks: dict[str, TaskState]) -> None:
         await _quietly(node, node.storage.remove_tree(node.paths.layer(name)))
     for name in set(node.cgroups.children(node.paths.cgroup)) - set(core.pods):
         node.note(f"recovery: cgroup of unknown pod {name} removed")
-        node.cgroups.kill_all(f"{node.paths.cgroup}/{name}", 9)
-        node.cgroups.delete(f"{node.paths.cgroup}/{name}")
+        await _quietly(node, asyncio.to_thread(_remove_cgroup, node, f"{node.paths.cgroup}/{name}"))
     await _quietly(node, node.network.recover(set(core.pods)))
     await _quietly(node, node.storage.recover(known))
+
+
+def _remove_cgroup(node: Node, path: str) -> None:
+    node.cgroups.kill_all(path, 9)
+    node.cgroups.delete(path)
 
 
 async def _quietly(node: Node, work: Any) -> None:
