@@ -66,10 +66,14 @@ def processes(runtime: drupe.Runtime) -> None:
             assert cat.stdout.readline() == b"one\n"
             cat.stdin.close()
             assert cat.wait(timeout=5) == 0
-        with sb.popen(["stty", "size"], tty=True, rows=30, cols=90) as terminal:
-            assert terminal.stdout and terminal.stdout.read() == b"30 90\r\n"
-        with sb.popen(["sleep", "1000"]) as sleeper:
-            assert "sleep 1000" in [process.command for process in sb.processes()]
+        with sb.popen(["sh", "-c", "read word; stty size"], tty=True) as terminal:
+            assert terminal.stdin and terminal.stdout
+            terminal.resize(rows=30, cols=90)
+            terminal.stdin.write(b"go\n")
+            assert terminal.stdout.read() == b"go\r\n30 90\r\n", "what was typed, and what was said"
+        with sb.popen(["sh", "-c", "echo up; exec sleep 1000"]) as sleeper:
+            assert sleeper.stdout and sleeper.stdout.readline() == b"up\n"
+            assert sleeper.pid in [process.pid for process in sb.processes()]
         assert sleeper.exit_code == 137, "leaving the block ended it"
 
 

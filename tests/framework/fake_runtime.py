@@ -106,6 +106,9 @@ class FakeRuntime:
 
     async def pod_run(self, call: Call) -> PodStatus:
         status = await self.pod_create(call)
+        if call.fds:
+            self.pods[status.id].containers[0].streams.attach(call.fds)
+            call.close()
         self.pods[status.id].start()
         return self.pods[status.id].status()
 
@@ -155,7 +158,11 @@ class FakeRuntime:
         return pod.containers[-1].status()
 
     async def container_start(self, call: Call) -> ContainerStatus:
-        return self.container(call.params.ref).start()
+        container = self.container(call.params.ref)
+        if call.fds:
+            container.streams.attach(call.fds)
+            call.close()
+        return container.start()
 
     async def container_stop(self, call: Call) -> ContainerStatus:
         return self.container(call.params.ref).stop()

@@ -121,7 +121,8 @@ with drupe.Runtime() as runtime:
     first = note(runtime).pid
     with runtime.sandbox("busybox", network=drupe.Network.none()) as sb:
         sb.files.write("/kept", "x")
-        process = sb.popen(["sleep", "1000"])
+        process = sb.popen(["sh", "-c", "echo up; exec sleep 1000"])
+        assert process.stdout.readline() == b"up\\n"
         os.kill(first, signal.SIGKILL)
         try:
             process.wait(timeout=10)
@@ -134,7 +135,7 @@ with drupe.Runtime() as runtime:
         assert note(again).pid != first
         with drupe.Sandbox.connect(sb.id, runtime=again) as found:
             assert found.files.read_text("/kept") == "x"
-            assert "sleep 1000" in [p.command for p in found.processes()]
+            assert process.pid in [p.pid for p in found.processes()]
             assert found.run(["echo", "alive"]).text == "alive\\n"
     assert again.pods.list() == []
 """,

@@ -335,6 +335,19 @@ def test_containers_and_pods(rt: drupe.Runtime) -> None:
     assert rt.pods.list() == []
 
 
+def test_main_processes_with_their_streams_from_the_first_byte(rt: drupe.Runtime) -> None:
+    spec = drupe.ContainerSpec(image="i", argv=("echo", "first words"))
+    pod, main = rt.pods.run_attached(drupe.PodSpec(containers=(spec,)))
+    with main:
+        assert main.communicate() == (b"first words\n", b"") and main.wait() == 0
+    second = pod.create_container(drupe.ContainerSpec(name="second", image="i", argv=("cat",), stdin=True))
+    with second.start_attached(stdin=True) as cat:
+        assert cat.communicate(b"in and out") == (b"in and out", b"")
+    pod.delete(force=True)
+    with pytest.raises(drupe.InvalidArgument, match="run_attached needs"):
+        rt.pods.run_attached(drupe.PodSpec(containers=(spec,), remove=True))
+
+
 def test_images_networks_volumes_system(rt: drupe.Runtime, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"12345")
     steps: list[int] = []

@@ -181,6 +181,20 @@ def make_pipe(*, write: bool) -> tuple[int, int]:
     return (writing, reading) if write else (reading, writing)
 
 
+def stdio_pipes(*, stdin: bool, tty: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Pipes by name, (our ends, the command's ends). With a terminal there is no separate stderr."""
+    ours: dict[str, int] = {}
+    theirs: dict[str, int] = {}
+    try:
+        for name in ["stdin"] * stdin + ["stdout"] + ["stderr"] * (not tty):
+            ours[name], theirs[name] = make_pipe(write=name == "stdin")
+    except BaseException:
+        close_all(ours)
+        close_all(theirs)
+        raise
+    return ours, theirs
+
+
 def close_all(fds: Mapping[str, int]) -> None:
     """Close descriptors."""
     for fd in fds.values():

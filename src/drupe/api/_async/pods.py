@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from drupe.api._async.containers import AsyncContainer
-from drupe.errors import NotFound
+from drupe.api._async.process import AsyncProcess, start_main
+from drupe.errors import InvalidArgument, NotFound
 from drupe.rpc.connection import AsyncConnection
 from drupe.spec.container import ContainerSpec
 from drupe.spec.control import (
@@ -111,6 +112,17 @@ class AsyncPods:
         """Make a pod and start it. What was made is undone when that fails."""
         status = await self._connection.call("pod.run", PodRun(spec=spec))
         return AsyncPod(self._connection, status.id)
+
+    async def run_attached(self, spec: PodSpec, *, rows: int = 0, cols: int = 0) -> tuple[AsyncPod, AsyncProcess]:
+        """As `run`, with the streams of the first container's main process in our hands from the first byte.
+
+        Not for pods with `remove`: how the process ended would be gone with them.
+        """
+        if spec.remove or not spec.containers:
+            raise InvalidArgument("run_attached needs a pod with a container and without `remove`")
+        first, params = spec.containers[0], PodRun(spec=spec, rows=rows, cols=cols)
+        status, main = await start_main(self._connection, "pod.run", params, stdin=first.stdin, tty=first.tty)
+        return AsyncPod(self._connection, status.id), main
 
     async def get(self, ref: str) -> AsyncPod:
         """A pod by id, unique id prefix or name. Raises NotFound."""

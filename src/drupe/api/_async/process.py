@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from drupe.api._async.pipes import AsyncPump, AsyncReader, AsyncWriter, close_all, make_pipe
+from drupe.api._async.pipes import AsyncPump, AsyncReader, AsyncWriter, close_all, stdio_pipes
 from drupe.api.result import Output, Result, Timing, make_result
 from drupe.errors import CommandTimeout, DeadlineExceeded, DrupeError, InvalidArgument, InvalidState, NotFound
 from drupe.rpc.connection import AsyncConnection, AsyncRunningCall
 from drupe.spec.container import ExecSpec
-from drupe.spec.control import ExecKill, ExecStart, Kill, Resize
-from drupe.spec.status import ExitStatus
+from drupe.spec.control import ExecKill, ExecStart, Kill, Resize, Wait
+from drupe.spec.status import ExitStatus, PodStatus
 
 _KILL_GRACE_S = 5.0  # how long past a command's own timeout the daemon may take to end it
 
@@ -161,28 +161,38 @@ async def open_process(
     stdin: bool,
     tty: bool,
 ) -> AsyncProcess:
-    """Start a call that takes stdio descriptors, with pipes of which we keep our ends."""
-    names = ["stdin"] * stdin + ["stdout"] + ["stderr"] * (not tty)
-    ours: dict[str, int] = {}
-    theirs: dict[str, int] = {}
+    """Start a call that takes stdio descriptors and ends with the process, with pipes of which we keep our ends."""
+    ours, theirs = stdio_pipes(stdin=stdin, tty=tty)
     try:
-        for name in names:
-            ours[name], theirs[name] = make_pipe(write=name == "stdin")
         running = await connection.stream(method, params, fds=theirs)
     except BaseException:
         close_all(ours)
         raise
     finally:
         close_all(theirs)
-    return AsyncProcess(
-        connection,
-        running,
-        ref=ref,
-        argv=argv,
-        stdin=AsyncWriter(ours["stdin"]) if stdin else None,
-        stdout=AsyncReader(ours["stdout"]),
-        stderr=None if tty else AsyncReader(ours["stderr"]),
-    )
+    return AsyncProcess(connection, running, ref=ref, argv=argv, **_streams(ours))
+
+
+async def start_main(
+    connection: AsyncConnection, method: str, params: Any, *, stdin: bool, tty: bool
+) -> tuple[Any, AsyncProcess]:
+    """A call that starts a container with our pipes as its streams: (what it answers, the main process)."""
+    ours, theirs = stdio_pipes(stdin=stdin, tty=tty)
+    try:
+        status = await connection.call(method, params, fds=theirs)
+        main = status.containers[0] if isinstance(status, PodStatus) else status
+        running = await connection.stream("container.wait", Wait(ref=main.id))
+    except BaseException:
+        close_all(ours)
+        raise
+    finally:
+        close_all(theirs)
+    process = AsyncProcess(connection, running, ref=main.id, argv=main.argv, pid=main.pid, **_streams(ours))
+    return status, process
+
+
+def _streams(ours: dict[str, int]) -> dict[str, Any]:
+    return {name: AsyncWriter(fd) if name == "stdin" else AsyncReader(fd) for name, fd in ours.items()}
 
 
 async def popen(connection: AsyncConnection, ref: str, spec: ExecSpec, *, stdin: bool) -> AsyncProcess:

@@ -58,6 +58,12 @@ class Container:
         """Start its main process. Raises InvalidTransition when it runs already."""
         return self._status_of("container.start", ContainerStart(ref=self.id))
 
+    def start_attached(self, *, stdin: bool = False, tty: bool = False, rows: int = 0, cols: int = 0) -> Process:
+        """Start it with its main process's streams in our hands from the first byte. tty: as its spec says."""
+        params = ContainerStart(ref=self.id, rows=rows, cols=cols)
+        _, main = process.start_main(self._connection, "container.start", params, stdin=stdin, tty=tty)
+        return main
+
     def stop(self, *, timeout: float | None = None, force: bool = False) -> ContainerStatus:
         """Stop signal, then SIGKILL after `timeout` seconds (None: the container's own grace; force: at once)."""
         return self._status_of("container.stop", Stop(ref=self.id, timeout_s=timeout, force=force))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from drupe.api._sync.containers import Container
-from drupe.errors import NotFound
+from drupe.api._sync.process import Process, start_main
+from drupe.errors import InvalidArgument, NotFound
 from drupe.rpc.connection import Connection
 from drupe.spec.container import ContainerSpec
 from drupe.spec.control import (
@@ -112,6 +113,17 @@ class Pods:
         """Make a pod and start it. What was made is undone when that fails."""
         status = self._connection.call("pod.run", PodRun(spec=spec))
         return Pod(self._connection, status.id)
+
+    def run_attached(self, spec: PodSpec, *, rows: int = 0, cols: int = 0) -> tuple[Pod, Process]:
+        """As `run`, with the streams of the first container's main process in our hands from the first byte.
+
+        Not for pods with `remove`: how the process ended would be gone with them.
+        """
+        if spec.remove or not spec.containers:
+            raise InvalidArgument("run_attached needs a pod with a container and without `remove`")
+        first, params = spec.containers[0], PodRun(spec=spec, rows=rows, cols=cols)
+        status, main = start_main(self._connection, "pod.run", params, stdin=first.stdin, tty=first.tty)
+        return Pod(self._connection, status.id), main
 
     def get(self, ref: str) -> Pod:
         """A pod by id, unique id prefix or name. Raises NotFound."""

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from drupe.api._sync.pipes import Pump, Reader, Writer, close_all, make_pipe
+from drupe.api._sync.pipes import Pump, Reader, Writer, close_all, stdio_pipes
 from drupe.api.result import Output, Result, Timing, make_result
 from drupe.errors import CommandTimeout, DeadlineExceeded, DrupeError, InvalidArgument, InvalidState, NotFound
 from drupe.rpc.connection import Connection, RunningCall
 from drupe.spec.container import ExecSpec
-from drupe.spec.control import ExecKill, ExecStart, Kill, Resize
-from drupe.spec.status import ExitStatus
+from drupe.spec.control import ExecKill, ExecStart, Kill, Resize, Wait
+from drupe.spec.status import ExitStatus, PodStatus
 
 _KILL_GRACE_S = 5.0  # how long past a command's own timeout the daemon may take to end it
 
@@ -158,28 +158,36 @@ def open_process(
     stdin: bool,
     tty: bool,
 ) -> Process:
-    """Start a call that takes stdio descriptors, with pipes of which we keep our ends."""
-    names = ["stdin"] * stdin + ["stdout"] + ["stderr"] * (not tty)
-    ours: dict[str, int] = {}
-    theirs: dict[str, int] = {}
+    """Start a call that takes stdio descriptors and ends with the process, with pipes of which we keep our ends."""
+    ours, theirs = stdio_pipes(stdin=stdin, tty=tty)
     try:
-        for name in names:
-            ours[name], theirs[name] = make_pipe(write=name == "stdin")
         running = connection.stream(method, params, fds=theirs)
     except BaseException:
         close_all(ours)
         raise
     finally:
         close_all(theirs)
-    return Process(
-        connection,
-        running,
-        ref=ref,
-        argv=argv,
-        stdin=Writer(ours["stdin"]) if stdin else None,
-        stdout=Reader(ours["stdout"]),
-        stderr=None if tty else Reader(ours["stderr"]),
-    )
+    return Process(connection, running, ref=ref, argv=argv, **_streams(ours))
+
+
+def start_main(connection: Connection, method: str, params: Any, *, stdin: bool, tty: bool) -> tuple[Any, Process]:
+    """A call that starts a container with our pipes as its streams: (what it answers, the main process)."""
+    ours, theirs = stdio_pipes(stdin=stdin, tty=tty)
+    try:
+        status = connection.call(method, params, fds=theirs)
+        main = status.containers[0] if isinstance(status, PodStatus) else status
+        running = connection.stream("container.wait", Wait(ref=main.id))
+    except BaseException:
+        close_all(ours)
+        raise
+    finally:
+        close_all(theirs)
+    process = Process(connection, running, ref=main.id, argv=main.argv, pid=main.pid, **_streams(ours))
+    return status, process
+
+
+def _streams(ours: dict[str, int]) -> dict[str, Any]:
+    return {name: Writer(fd) if name == "stdin" else Reader(fd) for name, fd in ours.items()}
 
 
 def popen(connection: Connection, ref: str, spec: ExecSpec, *, stdin: bool) -> Process:
