@@ -28,26 +28,25 @@ async def settle_pod(core: Core, pod: Pod, tasks: Tasks) -> None:
     async with pod.lock:
         phase = pod.status.phase
         if pod.state is State.CREATING or phase == "deleting":
-            await _remove(pod)
+            await _remove(pod, "half deleted" if phase == "deleting" else "half made")
             return
         for container in list(pod.containers.values()):
             await _settle_container(container, tasks)
         if _is_half_run(pod):
-            await _remove(pod)
+            await _remove(pod, "half made")
             return
         await _settle_phase(pod, phase)
         if pod.spec.remove and pod.state is State.STOPPED:
-            await _remove(pod)
+            await _remove(pod, "to be removed")
             return
         _watch(pod)
 
 
-async def _remove(pod: Pod) -> None:
+async def _remove(pod: Pod, why: str) -> None:
     """Finish a deletion, or take back a creation: both are the same."""
-    half = "made" if pod.state is State.CREATING or pod.status.phase == "containers" else "deleted"
     try:
         await pod.delete()
-        pod.node.note(f"recovery: {pod.what} was half {half}; removed")
+        pod.node.note(f"recovery: {pod.what} was {why}; removed")
     except HelperFailed as error:
         pod.node.note(f"recovery: {error}")
 
