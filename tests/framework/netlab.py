@@ -184,9 +184,9 @@ class LocalKeeper:
         return Finished(process.returncode or 0, out.decode(), err.decode())
 
 
-def nft(words: str) -> str:
-    """nft(8)."""
-    return subprocess.run(["nft", *words.split()], capture_output=True, text=True, check=True).stdout
+def nft(words: str, rules: str = "") -> str:
+    """nft(8). rules: for "-f -"."""
+    return subprocess.run(["nft", *words.split()], input=rules, capture_output=True, text=True, check=True).stdout
 
 
 def ask_tcp(address: str, port: int, timeout_s: float = 3.0) -> str:

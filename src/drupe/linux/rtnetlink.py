@@ -46,7 +46,7 @@ _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_PROTINFO = 1, 3, 4, 10, 12
-_IFLA_LINKINFO, _IFLA_STATS64, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 18, 23, 26, 28
+_IFLA_LINKINFO, _IFLA_STATS64, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD = 18, 23, 26, 27, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_BR_MCAST_SNOOPING = 23
 _IFLA_BRPORT_MODE = 4  # hairpin
@@ -128,6 +128,16 @@ def set_hairpin(index: int) -> Message:
 
 def delete_link(index: int) -> Message:
     return Message(_RTM_DELLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0))
+
+
+def set_group(index: int, group: int) -> Message:
+    """Puts a link into a group, so that `delete_group` takes it along."""
+    return Message(_RTM_SETLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0) + u32(_IFLA_GROUP, group))
+
+
+def delete_group(group: int) -> Message:
+    """Deletes all links of a group at once: the kernel then waits only once for its readers, not once for each link."""
+    return Message(_RTM_DELLINK, 0, _IFINFOMSG.pack(0, 0, 0, 0, 0) + u32(_IFLA_GROUP, group))
 
 
 def new_address(index: int, address: Interface) -> Message:

@@ -18,6 +18,7 @@ from drupe.resources.network.records import Wire
 from drupe.spec.control import NetworkInfo
 
 _ABSENT = (errno.ENODEV, errno.ENOENT)
+_LEAVING = 0x64727570  # the group of links that are about to be deleted
 
 
 class Bridges:
@@ -114,14 +115,16 @@ class Bridges:
 
     def disconnect(self, names: Iterable[str]) -> None:
         """Deletes the host ends, and the far ends with them; idempotent."""
-        for name in names:
-            found = rtnetlink.link(self._netlink, name)
-            if found:
-                try:
-                    self._netlink.batch([rtnetlink.delete_link(found.index)])
-                except NetlinkError as error:
-                    if error.errno not in _ABSENT:
-                        raise
+        found = [link for name in names if (link := rtnetlink.link(self._netlink, name))]
+        if not found:
+            return
+        doomed = [rtnetlink.set_group(link.index, _LEAVING) for link in found]
+        for messages in (doomed, [rtnetlink.delete_group(_LEAVING)]):
+            try:
+                self._netlink.batch(messages)
+            except NetlinkError as error:
+                if error.errno not in _ABSENT:  # its namespace may die meanwhile, and takes it along
+                    raise
 
     def strangers(self, bridge: str, known: set[str]) -> list[str]:
         """The veth ports of a bridge that are not known."""

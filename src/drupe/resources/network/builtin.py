@@ -56,6 +56,8 @@ class BuiltIn:
         self._resolver = Resolver(self.directory, servers=self._servers_of, grant=self._grant, port=host.dns_port)
         self._worker: ThreadPoolExecutor | None = None
         self._creating = asyncio.Lock()
+        self._door = asyncio.Lock()
+        self._leaving: list[Attached] = []
 
     # ── pods ──
 
@@ -71,8 +73,19 @@ class BuiltIn:
         return attached.result
 
     async def detach(self, attached: Attached) -> None:
-        """Removes cables and rules; idempotent."""
-        await self._work(lambda: self._fabric.disconnect(attached))
+        """Removes cables and rules; idempotent. Pods that leave while others do go together."""
+        self._leaving.append(attached)
+        async with self._door:
+            if not any(other is attached for other in self._leaving):
+                return  # gone along with another
+            leaving, self._leaving = self._leaving, []
+            try:
+                await self._work(lambda: self._fabric.disconnect(leaving))
+            except (DrupeError, OSError):
+                if len(leaving) == 1:
+                    raise
+                self._leaving += [other for other in leaving if other is not attached]
+                await self._work(lambda: self._fabric.disconnect([attached]))
 
     async def check(self, attached: Attached) -> None:
         """Raises InvalidState."""

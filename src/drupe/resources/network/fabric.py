@@ -80,8 +80,13 @@ class Fabric:
             finally:
                 os.close(netns_fd)
 
-    def disconnect(self, attached: Attached) -> None:
-        """Removes a pod's rules and cables; idempotent, and fine when only some are there."""
+    def disconnect(self, leaving: Sequence[Attached]) -> None:
+        """Removes the rules and cables of pods; idempotent, and fine when only some are there."""
+        self._bridges.disconnect(wire.host_interface for attached in leaving for wire in attached.wires)
+        self._firewall.run("".join(self._removal(attached) for attached in leaving))
+
+    def _removal(self, attached: Attached) -> str:
+        """Commands that remove a pod's rules, there or not."""
         self._granted.pop(attached.pod_id, None)
         way_in = self._way_in(attached)
         commands = self._firewall.forget_loopback(way_in.host_interface) if way_in and attached.ports else ""
@@ -92,8 +97,7 @@ class Fabric:
         commands += self._firewall.delete(elements)
         if attached.policy:
             commands += f"delete chain inet {self._firewall.name} {chain}\n"
-        self._bridges.disconnect(wire.host_interface for wire in attached.wires)
-        self._firewall.run(commands)
+        return commands
 
     def govern(self, attached: Attached, old: EgressPolicy | None) -> None:
         """Replaces the policy of a connected pod in one transaction."""
