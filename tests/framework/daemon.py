@@ -25,6 +25,8 @@ COMMAND = Path(sys.executable).with_name("drupe")
 class Daemon:
     """`python -m drupe serve` with its state below one directory. `kill` and `start` again tests recovery."""
 
+    program: Sequence[str] = (sys.executable, "-m", "drupe", "serve")
+
     def __init__(self, directory: Path) -> None:
         self.root = directory / "root"
         self.run = directory / "run"
@@ -36,10 +38,9 @@ class Daemon:
 
     def start(self, *, env: dict[str, str] | None = None) -> None:
         """Start it and wait until it answers; its log is the failure when it does not."""
-        argv = [sys.executable, "-m", "drupe", "serve"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._inside(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                self._inside(self.program), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self.environment() | (env or {}),
             )  # fmt: skip
         wait_until(self._answers, what="the daemon answers", timeout_s=START_TIMEOUT_S)
