@@ -6,6 +6,7 @@ import errno
 import fcntl
 import socket
 import struct
+from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -17,7 +18,6 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import NamedTuple
 
 from drupe.linux.netlink import (
     NLM_F_CREATE,
@@ -63,7 +63,8 @@ _IFADDRMSG = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 
 
-class Link(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Link:
     """One interface. kind: "veth", "bridge"… or "" for hardware. master: index of its bridge, or 0."""
 
     index: int
@@ -80,7 +81,8 @@ class Link(NamedTuple):
     tx_bytes: int = 0
 
 
-class Route(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Route:
     """One route of the main table. destination None: the default route. gateway None: on the link."""
 
     destination: Network | None

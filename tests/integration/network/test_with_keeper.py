@@ -1,4 +1,4 @@
-"""One pod spec through the built-in bridge, CNI's plug-ins and an outside namespace, with the real keeper in between."""
+"""One pod spec through the built-in bridge, CNI and an outside namespace, with the real keeper in between."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from framework import probes
-from framework.netlab import HOST4, OUT4, MemoryRecords, ip, nft
 
 from drupe.errors import NotFound
 from drupe.keeper.client import Keeper
@@ -18,6 +16,8 @@ from drupe.resources.network.manager import NetworkManager
 from drupe.resources.network.records import HostNet
 from drupe.spec.network import NetworkSpec, PortMapping
 from drupe.spec.pod import PodSpec
+from framework import probes
+from framework.netlab import HOST4, OUT4, MemoryRecords, ip, nft
 
 pytestmark = pytest.mark.root
 
