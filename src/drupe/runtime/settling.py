@@ -150,9 +150,13 @@ async def _settle_started(container: Container, task: TaskState, tasks: Tasks) -
 async def _settle_live(container: Container, task: TaskState | None, tasks: Tasks) -> None:
     phase = container.status.phase
     container.stopping = container.stopping or phase == "stopping"
-    if task is None or task.exit is not None:
-        exit_ = task.exit if task is not None else _recorded_exit(container)
-        container.ended(exit_ or _lost())
+    if task is not None and task.exit is not None:
+        container.ended(task.exit)
+        return
+    if task is None:
+        exit_ = _recorded_exit(container) or _lost()
+        await container.unmake_task()  # nobody holds its output any more: if it lives, it cannot go on
+        container.ended(exit_)
         return
     if phase in _PAUSING:
         await container.tasks.resume(container.id)
