@@ -142,6 +142,8 @@ class Core:
     async def close(self) -> None:
         """Let go of everything; pods go on running under the keeper."""
         await self.node.close()
+        for sandboxer in self.node.sandboxers.values():
+            sandboxer.close()
 
     def process_ended(self, exit_: TaskExit) -> None:
         """Take the end of a process to its container or exec. Given to sandboxers as their `on_exit`."""

@@ -173,6 +173,9 @@ class Sandboxer(ABC):
     @abstractmethod
     def tasks(self) -> TaskService: ...
 
+    def close(self) -> None:  # noqa: B027 most kinds hold nothing
+        """Let go of what is held in this process; sandboxes go on."""
+
     @abstractmethod
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         """Make the boundary, without a network in it yet."""

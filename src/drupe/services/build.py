@@ -23,7 +23,8 @@ from drupe.runtime.node import Node
 from drupe.runtime.paths import Paths
 from drupe.runtime.recovery import recover
 from drupe.runtime.storage import Storage
-from drupe.sandboxers.runc.command import RuntimeCommand, find_runtime
+from drupe.sandboxers.runc.command import RuntimeCommand
+from drupe.sandboxers.runc.program import RuntimeProgram, find_runtime
 from drupe.sandboxers.runc.sandboxer import RuncSandboxer
 from drupe.services.records import JournalRecords
 from drupe.state.journal import Journal
@@ -83,7 +84,7 @@ def _assemble(paths: Paths, journal: Journal, keeper: Keeper, oci_runtime: str) 
     node.notes += journal.notes
     core = Core(node)
     try:
-        command = RuntimeCommand(program=find_runtime(oci_runtime), root=paths.run / "oci")
+        command = RuntimeCommand(program=RuntimeProgram(find_runtime(oci_runtime)), root=paths.run / "oci")
         node.sandboxers["runc"] = RuncSandboxer(
             keeper=keeper, command=command, cgroups=cgroups, on_exit=core.process_ended
         )

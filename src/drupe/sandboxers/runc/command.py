@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from drupe.errors import NotFound
+from drupe.sandboxers.runc.program import RuntimeProgram
 
 CONSOLE = "{console}"  # the keeper puts the console socket's path here
-
-
-def find_runtime(name: str = "crun") -> Path:
-    """The runtime's program, by name or path. NotFound says how to install it."""
-    found = shutil.which(name)
-    if found is None:
-        raise NotFound(f"OCI runtime {name!r} is not installed", hint=f"apt-get install {Path(name).name}")
-    return Path(found)
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeCommand:
     """Builds argv for one runtime. root: where the runtime keeps its own state."""
 
-    program: Path
+    program: RuntimeProgram
     root: Path
 
     def _base(self, log: Path | None = None) -> list[str]:
-        argv = [str(self.program), "--root", str(self.root)]
+        argv = [self.program.executable(), "--root", str(self.root)]
         if self.program.name == "crun":
             argv.append("--cgroup-manager=cgroupfs")
         if log is not None:

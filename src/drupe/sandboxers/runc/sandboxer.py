@@ -59,6 +59,9 @@ class RuncSandboxer(Sandboxer):
     def tasks(self) -> RuncTasks:
         return self._tasks
 
+    def close(self) -> None:
+        self._command.program.close()
+
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         self._configs[config.id] = config
         ns_dir = config.dir / "ns"
@@ -140,6 +143,7 @@ class RuncSandboxer(Sandboxer):
             status = exit_status(record)
             if not exec_id:
                 self._tasks.mark_oom(task, status)
+                self._tasks.note_end(task)
             self._on_exit(TaskExit(task=task, exec_id=exec_id, status=status))
         if exec_id:
             self._forgetting.add(forget := asyncio.ensure_future(self._forget(record.task)))

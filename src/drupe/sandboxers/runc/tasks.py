@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Awaitable, Generator, Mapping
 from pathlib import Path
@@ -40,11 +41,18 @@ class RuncTasks(TaskService):
         self._cgroups = cgroups
         self._cgroup_of: dict[str, str] = {}
         self._bundle_of: dict[str, Path] = {}
+        self._plain: set[str] = set()  # made here, by crun, without hooks: no crun is needed to start and delete them
+        self._ended: set[str] = set()
 
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
         """Remember a container made earlier (recovery)."""
         self._cgroup_of[task_id] = cgroup
         self._bundle_of[task_id] = bundle
+
+    def note_end(self, task_id: str) -> None:
+        """Remember that a container's first process has ended."""
+        if task_id in self._cgroup_of:
+            self._ended.add(task_id)
 
     def mark_oom(self, task_id: str, status: ExitStatus) -> None:
         """Say in an exit status that the kernel killed for memory (a shell answers 137 for its killed child too)."""
@@ -55,6 +63,9 @@ class RuncTasks(TaskService):
 
     async def create(self, task: TaskConfig) -> int:
         self.know(task.id, cgroup=task.cgroup, bundle=task.bundle)
+        self._ended.discard(task.id)
+        if self._command.program.name == "crun" and not task.oci.get("hooks"):
+            self._plain.add(task.id)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         try:
             created = await self._keeper.create_task(
@@ -72,6 +83,9 @@ class RuncTasks(TaskService):
         return created.pid
 
     async def start(self, task_id: str) -> None:
+        """Where there are no hooks to run, `crun start` does no more than open the fifo that its init waits at."""
+        if task_id in self._plain and release_init(self._command.root / task_id):
+            return
         result = await self._keeper.run(self._command.start(task_id), timeout_s=HELPER_TIMEOUT_S)
         if result.exit != 0:
             failure = HelperFailed(f"container {task_id} did not start", cause=result.stderr.strip())
@@ -131,26 +145,40 @@ class RuncTasks(TaskService):
         return self._cgroups.pids(self._cgroup(task_id))
 
     async def delete(self, task_id: str) -> None:
-        """crun delete kills, runs poststop hooks and removes its state; the cgroup and the keeper's record follow."""
+        """crun delete kills, runs poststop hooks and removes its state; the cgroup and the keeper's record follow. For
+        a container that has ended by itself and has no hooks nothing of that needs crun."""
         cgroup = self._cgroup_of.pop(task_id, None)
         bundle = self._bundle_of.pop(task_id, None)
-        if cgroup is not None:  # a frozen process cannot die
-            with contextlib.suppress(DrupeError):
-                await asyncio.to_thread(self._cgroups.thaw, cgroup)
-        known = (self._command.root / task_id).exists()
-        if known:
-            await self._keeper.run(self._command.delete(task_id), timeout_s=HELPER_TIMEOUT_S)
+        over = task_id in self._plain and task_id in self._ended
+        self._plain.discard(task_id)
+        self._ended.discard(task_id)
+        if not over:
+            await self._delete_living(task_id, cgroup)
         if cgroup is not None:
-            await asyncio.to_thread(self._cgroups.delete, cgroup)
-        await self._forget(task_id)
+            await asyncio.to_thread(self._delete_cgroup, cgroup)
+        await self._forget(task_id, kill=not over)
         shutil.rmtree(self._command.root / task_id, ignore_errors=True)
         if bundle is not None:
             for name in ("pid", "create.log"):
                 (bundle / name).unlink(missing_ok=True)
 
-    async def _forget(self, task_id: str) -> None:
-        with contextlib.suppress(NotFound):
-            await self._keeper.kill(task_id, 9)
+    async def _delete_living(self, task_id: str, cgroup: str | None) -> None:
+        if cgroup is not None:  # a frozen process cannot die
+            with contextlib.suppress(DrupeError):
+                await asyncio.to_thread(self._cgroups.thaw, cgroup)
+        if (self._command.root / task_id).exists():
+            await self._keeper.run(self._command.delete(task_id), timeout_s=HELPER_TIMEOUT_S)
+
+    def _delete_cgroup(self, cgroup: str) -> None:
+        """A process that outlived its container's first one (PIDs shared with the pod or the host) ends here."""
+        if self._cgroups.pids(cgroup):
+            self._cgroups.kill_all(cgroup, 9)
+        self._cgroups.delete(cgroup)
+
+    async def _forget(self, task_id: str, *, kill: bool) -> None:
+        if kill:
+            with contextlib.suppress(NotFound):
+                await self._keeper.kill(task_id, 9)
         with contextlib.suppress(NotFound):
             await self._keeper.forget(task_id)
 
@@ -159,6 +187,26 @@ class RuncTasks(TaskService):
             return self._cgroup_of[task_id]
         except KeyError:
             raise NotFound(f"container {task_id} has no processes here") from None
+
+
+def release_init(state: Path) -> bool:
+    """Let a container made by crun run on: write to the fifo its init reads, and remove it, as `crun start` does.
+
+    False when the init is not waiting there; then crun itself must say why.
+    """
+    fifo = state / "exec.fifo"
+    try:
+        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fifo.unlink()
+        os.write(descriptor, b"\0")
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 class _Attachment:
