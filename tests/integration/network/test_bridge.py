@@ -352,3 +352,29 @@ def test_modes_without_a_network(lab) -> None:
         await manager.close()
 
     asyncio.run(scenario())
+
+
+def test_a_steady_udp_caller_finds_the_next_pod(lab) -> None:
+    """The same source port, before, with and after the first pod: each time what is there now answers."""
+
+    async def scenario() -> None:
+        manager = lab.manager()
+        ports = (PortMapping(container_port=53, host_port=5353, protocol="udp"),)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as caller:
+            caller.bind((HOST4, 0))
+            caller.settimeout(1.5)
+
+            def ask() -> bytes:
+                caller.sendto(b"?", (HOST4, 5353))
+                return caller.recv(99)
+
+            caller.sendto(b"?", (HOST4, 5353))
+            for name in ("one", "two"):
+                pod = lab.pod()
+                end = (await join(manager, pod, name, bridged(ports=ports))).endpoints[0]
+                pod("serve_udp", address=end.ipv4, port=53)
+                assert ask()
+                await manager.detach(f"id-{name}")
+        await manager.close()
+
+    asyncio.run(scenario())

@@ -176,7 +176,7 @@ class BuiltIn:
             pod_name=pod_name,
             mode="bridge",
             netns=netns,
-            names=_names(pod_name, spec),
+            names=_names(pod_id, pod_name, spec),
             wires=wires,
             policy=spec.network.policy,
             servers=list(spec.dns.servers),
@@ -271,9 +271,9 @@ class BuiltIn:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)
 
 
-def _names(pod_name: str, spec: PodSpec) -> list[str]:
-    """What others may look up: the pod's name, its host name, its containers' names; lower case, no doubles."""
-    wanted = [pod_name, spec.hostname, *(container.name for container in spec.containers)]
+def _names(pod_id: str, pod_name: str, spec: PodSpec) -> list[str]:
+    """What others may look up: the pod's name, short id, host name, its containers' names; lower case, no doubles."""
+    wanted = [pod_name, pod_id[:12], spec.hostname, *(container.name for container in spec.containers)]
     return list(dict.fromkeys(name.lower() for name in wanted if name))
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from drupe.errors import InvalidState
+from drupe.linux import conntrack
 from drupe.linux.netlink import Netlink
 from drupe.linux.rtnetlink import net_namespace_of
 from drupe.resources.network import policy as policies
-from drupe.resources.network.bridge import Bridges, bridge_mac
+from drupe.resources.network.bridge import Bridges, bridge_mac, explained
 from drupe.resources.network.firewall import (
     Element,
     Firewall,
@@ -77,6 +79,7 @@ class Fabric:
                 self._bridges.connect(netns, netns_fd, attached.wires, self._networks)
                 if commands := self._loopback_commands(attached):
                     self._firewall.run(commands)
+                _forget_flows(attached)
             finally:
                 os.close(netns_fd)
 
@@ -84,6 +87,8 @@ class Fabric:
         """Removes the rules and cables of pods; idempotent, and fine when only some are there."""
         self._bridges.disconnect(wire.host_interface for attached in leaving for wire in attached.wires)
         self._firewall.run("".join(self._removal(attached) for attached in leaving))
+        for attached in leaving:
+            _forget_flows(attached)
 
     def _removal(self, attached: Attached) -> str:
         """Commands that remove a pod's rules, there or not."""
@@ -209,6 +214,14 @@ class Fabric:
             if wire.network in self._networks and not self._networks[wire.network].internal:
                 return wire
         return None
+
+
+def _forget_flows(attached: Attached) -> None:
+    """A UDP caller that never pauses would be sent to where its first packet went, for ever."""
+    for port in attached.ports:
+        if port.protocol == "udp":
+            with explained(f"cannot forget flows to port {port.host_port}"):
+                conntrack.forget(socket.IPPROTO_UDP, port.host_port)
 
 
 def chain_name(attached: Attached) -> str:
