@@ -16,6 +16,7 @@ import msgspec
 from drupe import errors
 from drupe.keeper.records import Answer
 from drupe.linux.unix_sockets import recv_fds, send_fds
+from drupe.rpc.timeouts import timeout
 
 MAX_PACKET = 192 * 1024
 SOCKET_NAME = "keeper.sock"
@@ -125,7 +126,7 @@ class Connection:
         self._waiting[number] = (future, on_answer)
         try:
             self._send(data, list(fds.values()))
-            async with asyncio.timeout(timeout_s):
+            async with timeout(timeout_s):
                 return await future
         except BaseException as error:
             # An answer that came just before we were cancelled has nobody to own its descriptors.

@@ -11,6 +11,7 @@ import drupe
 from drupe import errors
 from drupe.keeper.client import Keeper
 from drupe.keeper.escrow import Escrow
+from drupe.rpc.timeouts import timeout
 
 PROGRAM = "drupe-keeper"
 _LOCKED = 3  # another keeper serves the directory
@@ -86,7 +87,7 @@ async def _start(run_dir: Path, mount_namespace: int | None, log: Path | str | N
         pass_fds=passed,
     )
     try:
-        async with asyncio.timeout(_START_TIMEOUT_S):
+        async with timeout(_START_TIMEOUT_S):
             _, stderr = await process.communicate()
     except TimeoutError:
         process.kill()

@@ -15,6 +15,7 @@ from drupe.rpc.client import ANSWER_GRACE_S, CONNECT_TIMEOUT_S, connect_error, g
 from drupe.rpc.frames import Decoder, Frame, Hello, Invoke, check_hello, encode
 from drupe.rpc.methods import check_fds, check_params, lookup
 from drupe.rpc.progress import Progress
+from drupe.rpc.timeouts import timeout, timeout_at
 from drupe.spec.control import Method
 
 _READ_BYTES = 256 * 1024
@@ -69,7 +70,7 @@ class AsyncClient:
         deadline = None if timeout_s is None else now + timeout_s + ANSWER_GRACE_S
         link = await self._checkout()
         try:
-            async with asyncio.timeout_at(deadline):
+            async with timeout_at(deadline):
                 await link.send(data, tuple(fds.values()))
         except BaseException:
             link.close()
@@ -140,7 +141,7 @@ class AsyncStream(AsyncIterator[Any]):
         now = asyncio.get_running_loop().time
         limits = [None if timeout_s is None else now() + timeout_s, self._deadline]
         try:
-            async with asyncio.timeout_at(min((at for at in limits if at is not None), default=None)):
+            async with timeout_at(min((at for at in limits if at is not None), default=None)):
                 self._progress.take(await self._link.receive())
         except TimeoutError:
             if self._deadline is not None and now() >= self._deadline:
@@ -188,7 +189,7 @@ class AsyncLink:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         link = cls(sock)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with timeout(timeout_s):
                 await _connect(sock, path)
                 with suppress(Unavailable):  # a peer that hung up has said why
                     await link.send(encode(Hello()), ())

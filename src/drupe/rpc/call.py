@@ -12,6 +12,7 @@ from typing import Any
 from drupe.errors import DeadlineExceeded, DrupeError, InternalError, InvalidArgument
 from drupe.linux.unix_sockets import Peer
 from drupe.rpc.methods import check_fds, check_params, check_result, lookup
+from drupe.rpc.timeouts import timeout
 
 log = logging.getLogger("drupe.rpc")
 
@@ -84,7 +85,7 @@ class Call:
 
 async def serve_call(handler: Handler, call: Call) -> Any:
     """Run `handler` on `call` under its deadline; return the checked result. Raises only DrupeError."""
-    timer = asyncio.timeout(call.deadline_s)
+    timer = timeout(call.deadline_s)
     try:
         async with timer:
             result = await handler(call)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from drupe.errors import DrupeError, Unavailable
 from drupe.rpc.call import Call, Handler, serve_call
 from drupe.rpc.progress import Progress
+from drupe.rpc.timeouts import timeout
 
 T = TypeVar("T")
 _MAX_WAITING = 64  # items that a handler may be ahead of its consumer
@@ -122,7 +123,7 @@ class AsyncInProcessStream(AsyncIterator[Any]):
         if self._progress.ended:
             return True
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with timeout(timeout_s):
                 await self._news.wait()
         self._news.clear()
         self._job.collect(self._progress)

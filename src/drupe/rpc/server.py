@@ -22,6 +22,7 @@ from drupe.errors import (
 from drupe.linux.unix_sockets import peer_credentials, recv_fds
 from drupe.rpc.call import Call, Handler, serve_call
 from drupe.rpc.frames import Cancel, Decoder, Failure, Frame, Hello, Invoke, Item, Result, check_hello, encode
+from drupe.rpc.timeouts import timeout
 
 __all__ = ["Call", "Handler", "Server"]
 
@@ -140,7 +141,7 @@ class Connection:
     async def drain(self, timeout_s: float) -> None:
         """Wait at most so long until all that was written has left."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with timeout(timeout_s):
                 while self._out and not self._closed:
                     self._drained.clear()
                     await self._drained.wait()

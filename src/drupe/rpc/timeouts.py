@@ -15,7 +15,7 @@ class Timeout:
     """Use `timeout` or `timeout_at`. Raises TimeoutError at the end of the block when the time was over."""
 
     def __init__(self, when: float | None) -> None:
-        self._inner = asyncio.timeout_at(when)
+        self._inner = asyncio.timeout_at(when)  # noqa: TID251 the one place
         self._cancelling = 0
 
     def expired(self) -> bool:

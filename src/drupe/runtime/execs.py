@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from drupe.errors import NotFound
 from drupe.resources.process_tree import descendants
+from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.contract import ExecConfig
 from drupe.spec.container import ExecSpec
 from drupe.spec.status import ExitStatus
@@ -63,7 +64,7 @@ class Execs:
         """Its end. When `timeout_s` passes it and its descendants are killed and the reason is "Timeout"."""
         future = self._future(exec_id)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with timeout(timeout_s):
                 return await asyncio.shield(future)
         except TimeoutError:
             await self.kill_tree(exec_id)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from drupe.errors import DeadlineExceeded, InvalidState
 from drupe.rpc.call import Call
+from drupe.rpc.timeouts import timeout
 from drupe.runtime.container import Container
 from drupe.services.control.registry import method
 from drupe.spec.base import plain
@@ -94,7 +95,7 @@ async def delete(service: ControlService, call: Call) -> None:
 async def wait(service: ControlService, call: Call) -> ExitStatus:
     container = service.core.container(call.params.ref)
     try:
-        async with asyncio.timeout(call.params.timeout_s):
+        async with timeout(call.params.timeout_s):
             return await container.wait(call.params.condition)
     except TimeoutError:
         raise DeadlineExceeded(f"{container.what} has not ended within {call.params.timeout_s:g} s") from None

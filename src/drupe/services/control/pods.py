@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from drupe.errors import DeadlineExceeded
 from drupe.rpc.call import Call
+from drupe.rpc.timeouts import timeout
 from drupe.services.control.registry import method
 from drupe.spec.control import PodList
 from drupe.spec.status import ExitStatus, PodStatus, Stats
@@ -87,7 +88,7 @@ async def wait(service: ControlService, call: Call) -> ExitStatus:
     """The pod's end: that of its last container; its exit is the first non-zero one."""
     pod = service.core.pod(call.params.ref)
     try:
-        async with asyncio.timeout(call.params.timeout_s):
+        async with timeout(call.params.timeout_s):
             if call.params.condition == "removed":
                 await pod.gone.wait()
             else:

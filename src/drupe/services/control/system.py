@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from drupe.rpc.call import Call
+from drupe.rpc.timeouts import timeout
 from drupe.services.control.registry import method
 from drupe.spec.control import (
     CapabilityTable,
@@ -108,7 +109,7 @@ async def events(service: ControlService, call: Call) -> EventList:
             last = max(last, event.at)
             await _send(call, event, wanted)
         if wanted.follow:
-            async with asyncio.timeout(None if wanted.until is None else max(0.0, wanted.until - time.time())):
+            async with timeout(None if wanted.until is None else max(0.0, wanted.until - time.time())):
                 event = await first
                 while True:
                     if event.at > last:
