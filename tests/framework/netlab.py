@@ -106,6 +106,10 @@ class Peer:
         with inside(self.netns):
             return ip(words)
 
+    def sysctl(self, name: str, value: str) -> None:
+        with inside(self.netns):
+            (Path("/proc/sys") / name).write_text(value)
+
     def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             assert stream

@@ -96,7 +96,7 @@ def net_namespace_of(sock: int) -> int:
 
 
 def new_bridge(name: str, *, mac: str, mtu: int) -> Message:
-    """A bridge that is up, without an IPv6 link-local address of its own. EEXIST when the name is taken."""
+    """A bridge, down, that floods multicasts. EEXIST when the name is taken."""
     data = nested(_IFLA_INFO_DATA, u8(_IFLA_BR_MCAST_SNOOPING, 0))
     body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + attribute(_IFLA_ADDRESS, _mac(mac))
     body += u32(_IFLA_MTU, mtu) + nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "bridge"), data)

@@ -378,3 +378,20 @@ def test_a_steady_udp_caller_finds_the_next_pod(lab) -> None:
         await manager.close()
 
     asyncio.run(scenario())
+
+
+def test_a_pod_may_go_without_ipv6(lab) -> None:
+    """Its sysctl turns IPv6 off: it gets no IPv6 address, and no error."""
+
+    async def scenario() -> None:
+        manager = lab.manager()
+        pod = lab.pod()
+        pod.sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+        spec = PodSpec(ports=(PortMapping(container_port=80),), sysctls={"net.ipv6.conf.default.disable_ipv6": "1"})
+        end = (await join(manager, pod, "p", spec)).endpoints[0]
+        assert end.ipv4
+        assert end.ipv6 == ""
+        await manager.detach("id-p")
+        await manager.close()
+
+    asyncio.run(scenario())

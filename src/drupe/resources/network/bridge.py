@@ -46,18 +46,19 @@ class Bridges:
         """
         found = rtnetlink.link(self._netlink, network.bridge)
         mac = bridge_mac(network)
-        if found and found.kind == "bridge" and found.mac == mac:
-            return False
-        if found:
+        if found and (found.kind != "bridge" or found.mac != mac):
             raise AlreadyExists(f"interface {network.bridge} is not ours", stage="network", hint="rename or remove it")
+        if found and found.up:
+            return False
         with explained(f"cannot make bridge {network.bridge}"):
             self._forwarding(network)
-            self._netlink.batch([rtnetlink.new_bridge(network.bridge, mac=mac, mtu=network.mtu)])
-            made = rtnetlink.link(self._netlink, network.bridge)
-            assert made is not None  # noqa: S101  the kernel has just acknowledged it
+            if not found:
+                self._netlink.batch([rtnetlink.new_bridge(network.bridge, mac=mac, mtu=network.mtu)])
+                found = rtnetlink.link(self._netlink, network.bridge)
+            assert found is not None  # noqa: S101  the kernel has just acknowledged it
             self._configure(network)
-            addresses = [rtnetlink.new_address(made.index, a) for a in _gateways(network)]
-            self._netlink.batch([rtnetlink.set_up(made.index), *addresses])
+            addresses = [rtnetlink.new_address(found.index, a) for a in _gateways(network)]
+            self._netlink.batch([*addresses, rtnetlink.set_up(found.index)])  # up last: then it is complete
         return True
 
     def remove(self, network: NetworkInfo) -> None:
@@ -118,6 +119,11 @@ class Bridges:
         found = [link for name in names if (link := rtnetlink.link(self._netlink, name))]
         if not found:
             return
+        with explained("cannot remove interfaces"):
+            self._delete(found)
+
+    def _delete(self, found: Sequence[Link]) -> None:
+        """All in one step."""
         doomed = [rtnetlink.set_group(link.index, _LEAVING) for link in found]
         for messages in (doomed, [rtnetlink.delete_group(_LEAVING)]):
             try:

@@ -183,7 +183,8 @@ class BuiltIn:
             result=PodNetwork(mode="bridge"),
         )
         for index, wanted in enumerate(spec.network.attachments):
-            wires.append(self._networks.allocate(wanted, index, pod_id, [*self._pods.values(), attached]))
+            pods = [*self._pods.values(), attached]
+            wires.append(self._networks.allocate(wanted, index, pod_id, pods, ipv6=_wants_ipv6(spec)))
         self._check_wires(attached, spec)
         attached.ports = self._ports.reserve(pod_id, pod_name, spec.ports)
         try:
@@ -275,6 +276,11 @@ def _names(pod_id: str, pod_name: str, spec: PodSpec) -> list[str]:
     """What others may look up: the pod's name, short id, host name, its containers' names; lower case, no doubles."""
     wanted = [pod_name, pod_id[:12], spec.hostname, *(container.name for container in spec.containers)]
     return list(dict.fromkeys(name.lower() for name in wanted if name))
+
+
+def _wants_ipv6(spec: PodSpec) -> bool:
+    """Whether the pod's own sysctls leave IPv6 on."""
+    return not any(spec.sysctls.get(f"net.ipv6.conf.{which}.disable_ipv6") == "1" for which in ("all", "default"))
 
 
 def _labelled(labels: dict[str, str], wanted: str) -> bool:

@@ -55,8 +55,11 @@ class Networks:
         """Removes the record, the last step of a deletion."""
         self._records.delete(NETWORKS, name)
 
-    def allocate(self, wanted: Attachment, index: int, pod_id: str, pods: Iterable[Attached]) -> Wire:
-        """The wire of one attachment. pods: all, for the addresses they have. Raises the errors of ipam."""
+    def allocate(self, wanted: Attachment, index: int, pod_id: str, pods: Iterable[Attached], *, ipv6: bool) -> Wire:
+        """The wire of one attachment. pods: all, for the addresses they have. ipv6: whether the pod wants any.
+
+        Raises the errors of ipam.
+        """
         network = self.get(wanted.network)
         owners = _owners(network.name, pods)
         subnet = IPv4Network(network.subnet4)
@@ -69,7 +72,7 @@ class Networks:
             host_interface=self.port_name(pod_id, index),
             mac=_mac(wanted.mac) or ipam.mac_of(address),
             ipv4=str(address),
-            ipv6=_address6(network, wanted, subnet, address, owners),
+            ipv6=_address6(network, wanted, subnet, address, owners) if ipv6 or wanted.ipv6 else "",
             names=[_alias(alias) for alias in wanted.aliases],
         )
 
