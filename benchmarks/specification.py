@@ -8,6 +8,7 @@ Without an argument the newest run is taken. A promise that was not met is writt
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -103,12 +104,12 @@ def everything(lines: list[Line]) -> Iterator[str]:
             yield f"| `{line['name']}` | {line['n']} | {ours} | {peer} |"
 
 
-def page(path: Path) -> str:
-    """The whole page."""
+def page(path: Path, note: str) -> str:
+    """The whole page. note: what a reader must know about this run."""
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     return HEAD + "\n".join(
         [
-            f"Measured {host(path)}. Kind of sandbox: {lines[0]['kind']}.\n",
+            f"Measured {host(path)}. Kind of sandbox: {lines[0]['kind']}. {note}".rstrip() + "\n",
             "## Promises\n",
             "| row | what | peer | promised | measured | p50, ours / peer | held |\n|---|---|---|---|---|---|---|",
             *promises(lines),
@@ -126,7 +127,11 @@ def page(path: Path) -> str:
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(page(Path(sys.argv[1]) if len(sys.argv) > 1 else newest()))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lines", type=Path, nargs="?", help="lines.jsonl of a run (the newest)")
+    parser.add_argument("--note", default="", help="a sentence about the circumstances")
+    options = parser.parse_args()
+    PAGE.write_text(page(options.lines or newest(), options.note))
 
 
 if __name__ == "__main__":
