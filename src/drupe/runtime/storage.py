@@ -266,7 +266,8 @@ class Storage:
         await self._keeper.release(path / "ns")
         mounts = [str(path / "shm")]
         for entry in path.iterdir():
-            mounts += [str(entry / name) for name in ("rootfs", "secrets")]
+            if entry.is_dir():
+                mounts += [str(mount) for name in ("rootfs", "secrets", "image-*") for mount in entry.glob(name)]
         await self._keeper.umount(mounts)
         await self.remove_tree(path)
 
