@@ -132,6 +132,11 @@ def delete_link(index: int) -> Message:
     return Message(_RTM_DELLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0))
 
 
+def set_master(index: int, master: int) -> Message:
+    """Makes a link a port of a bridge."""
+    return Message(_RTM_SETLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0) + u32(_IFLA_MASTER, master))
+
+
 def set_group(index: int, group: int) -> Message:
     """Puts a link into a group, so that `delete_group` takes it along."""
     return Message(_RTM_SETLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0) + u32(_IFLA_GROUP, group))

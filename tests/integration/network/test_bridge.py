@@ -303,6 +303,14 @@ def test_recover(lab) -> None:
         await join(again, dead, "more", bridged())
         assert ask_tcp("127.0.0.1", 8080)
         await again.close()
+        ip(f"link del {(await again.inspect('default')).bridge}")
+        last = lab.manager()
+        with pytest.raises(InvalidState, match="not connected"):
+            await last.check("id-live")
+        assert any("made anew" in note for note in await last.recover({"id-live", "id-more"}))
+        await last.check("id-live")
+        assert lab.world("tcp", address=HOST4, port=8080) == OUT4
+        await last.close()
 
     asyncio.run(scenario())
 

@@ -140,6 +140,18 @@ class Bridges:
         ports = [link for link in rtnetlink.links(self._netlink) if link.master == found.index]
         return [port.name for port in ports if port.kind == "veth" and port.name not in known]
 
+    def replug(self, bridge: str, names: Iterable[str]) -> list[str]:
+        """Plugs host ends that are in no bridge (theirs was deleted and made anew) into it; which."""
+        master = rtnetlink.link(self._netlink, bridge)
+        loose = [link for name in names if (link := rtnetlink.link(self._netlink, name)) and not link.master]
+        if not master or not loose:
+            return []
+        hairpin = self._bridge_calls_netfilter()
+        todo = [rtnetlink.set_master(link.index, master.index) for link in loose]
+        with explained(f"cannot plug pods into {bridge}"):
+            self._netlink.batch(todo + [rtnetlink.set_hairpin(link.index) for link in loose if hairpin])
+        return [link.name for link in loose]
+
     def port(self, name: str) -> Link | None:
         return rtnetlink.link(self._netlink, name)
 

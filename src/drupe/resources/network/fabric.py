@@ -170,6 +170,8 @@ class Fabric:
             notes += [f"orphan interface {name} removed" for name in strangers]
             if self._bridges.ensure(network):
                 notes.append(f"bridge of network {network.name} made anew")
+            wires = [w.host_interface for pod in self._pods.values() for w in pod.wires if w.network == network.name]
+            notes += [f"{name} plugged in again" for name in self._bridges.replug(network.bridge, wires)]
         self._firewall.rebuild()
         return notes
 
