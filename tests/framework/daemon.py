@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from drupe.errors import NotFound
 from drupe.rpc.client import Client
 from drupe.runtime.paths import Paths
 from drupe.spec import ContainerSpec, NetworkSpec, PodSpec, PodStatus
@@ -101,7 +102,8 @@ class Daemon:
         """Remove every pod, running or not."""
         with self.client() as client:
             for pod in client.call("pod.list", ListFilter(), timeout_s=CALL_TIMEOUT_S).pods:
-                client.call("pod.delete", Delete(ref=pod.id, force=True), timeout_s=CALL_TIMEOUT_S)
+                with suppress(NotFound):  # one of --rm is gone by itself
+                    client.call("pod.delete", Delete(ref=pod.id, force=True), timeout_s=CALL_TIMEOUT_S)
 
     def kill(self) -> None:
         """kill -9: no clean-up of any kind."""

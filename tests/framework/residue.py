@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -81,4 +80,9 @@ def rss_kib(pid: int) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    return pid > 0 and os.path.exists(f"/proc/{pid}") and comm(pid) != "(gone)"  # noqa: PTH110 no path of ours
+    """Whether it runs: a zombie whose parent does not care is dead."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return pid > 0 and stat.rpartition(")")[2].split()[0] != "Z"
