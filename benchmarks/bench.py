@@ -222,8 +222,10 @@ def main() -> int:
             print(f"benchmark failed: {error}", file=sys.stderr)
             return 1
         finally:
-            stack.close()
-            remove_cgroups()
+            try:
+                stack.close()
+            finally:
+                remove_cgroups()
     return 0
 
 
