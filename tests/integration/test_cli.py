@@ -114,9 +114,30 @@ def test_exec(drupe: Drupe, web: str) -> None:
     assert drupe("exec", "-i", web, "cat", input="in").stdout == "in"
     assert drupe("exec", web, "sh", "-c", "exit 9").returncode == 9
     assert drupe("exec", "-e", "A=1", "-w", "/bin", web, "sh", "-c", "echo $A; pwd").stdout == "1\n/bin\n"
-    assert drupe("exec", web, "no-such-program").returncode == 127
-    assert drupe("exec", web, "/etc").returncode == 126
     assert drupe("exec", "--timeout", "200ms", web, "sleep", "60").returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "words", "code"),
+    [
+        (("no-such-program",), "no-such-program", 127),
+        (("/no/such/program",), "/no/such/program", 127),
+        (("/etc",), "directory", 126),
+        (("-w", "/nowhere", "true"), "/nowhere", 125),
+    ],
+)
+def test_what_cannot_be_executed_is_one_line(
+    drupe: Drupe, web: str, argv: tuple[str, ...], words: str, code: int
+) -> None:
+    """The OCI runtime's own words never reach the user's terminal."""
+    options = argv[:-1]
+    done = drupe("exec", *options, web, argv[-1])
+    assert (done.returncode, done.stdout) == (code, "")
+    assert_one_line(done.stderr, words)
+    if not options:
+        done = drupe("run", "--rm", "--network", "none", "busybox", *argv)
+        assert done.returncode == code
+        assert_one_line(done.stderr, argv[0])
 
 
 def test_logs_follow_until_the_end(drupe: Drupe, daemon: Daemon) -> None:

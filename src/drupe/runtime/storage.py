@@ -204,20 +204,16 @@ class Storage:
         return bundle.build(self, container, image, user)
 
     async def exec_process(self, container: Container, spec: ExecSpec) -> dict[str, Any]:
-        """The OCI process of an exec."""
+        """The OCI process of an exec. NotFound, PermissionDenied when the container cannot run it."""
         from drupe.oci.exec import build_process
+        from drupe.oci.programs import check_process
 
         base = container.oci["process"]
-        if spec.user is None:
-            own = base["user"]
-            home = next((e[5:] for e in base.get("env", ()) if e.startswith("HOME=")), "/")
-            user = ResolvedUser(
-                uid=own["uid"], gid=own["gid"], groups=tuple(own.get("additionalGids", ())), home=home, name=""
-            )
-        else:
-            with self.root_fd(container) as root:
-                user = resolve_user(root, spec.user)
-        return build_process(base, spec, user)
+        with self.root_fd(container) as root:
+            user = _own_user(base) if spec.user is None else resolve_user(root, spec.user)
+            process = build_process(base, spec, user)
+            check_process(root, process)
+        return process
 
     @contextlib.contextmanager
     def root_fd(self, container: Container) -> Iterator[int]:
@@ -313,3 +309,9 @@ def _keeper_mount(plan: RootfsPlan) -> KeeperMount:
 
 def _image_mounts(spec: ContainerSpec) -> list[Mount]:
     return [mount for mount in spec.mounts if mount.type == "image"]
+
+
+def _own_user(process: dict[str, Any]) -> ResolvedUser:
+    own = process["user"]
+    home = next((word[5:] for word in process.get("env", ()) if word.startswith("HOME=")), "/")
+    return ResolvedUser(uid=own["uid"], gid=own["gid"], groups=tuple(own.get("additionalGids", ())), home=home, name="")

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from drupe.errors import DrupeError, HelperFailed, NotFound, PermissionDenied
+from drupe.errors import DrupeError, HelperFailed, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io, LogFile
+from drupe.oci.programs import no_program, not_executable
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import ExecConfig, TaskConfig, TaskService
@@ -25,6 +26,7 @@ from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, Stats
 
 HELPER_TIMEOUT_S = 30.0
+_NOT_EXECUTABLE = ("Permission denied", "Exec format error", "Is a directory", "open executable")
 
 
 def task_key(task_id: str, exec_id: str = "") -> str:
@@ -239,18 +241,15 @@ def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
     """Turn the runtime's words into the error a user can act on (exit codes 126 and 127 of Docker derive from it)."""
     text = _last_message(error.cause)
     program = (process.get("args") or ["?"])[0]
-    if ("executable file" in text and "not found" in text) or ("No such file or directory" in text and program in text):
-        return NotFound(
-            f"program {program!r} is not in the container",
-            stage="start",
-            cause=text,
-            hint="check the command, its PATH and the image",
-            exit_code="127",
-        )
-    if "Permission denied" in text or "Exec format error" in text or "Is a directory" in text:
-        return PermissionDenied(f"program {program!r} cannot be executed", stage="start", cause=text, exit_code="126")
+    if "executable file" in text and "not found" in text:
+        return no_program(program)
+    if "No such file or directory" in text and program in text:
+        hint = "is it in the image, and what its first line (#!) or its dynamic linker names, too?"
+        return NotFound(f"program {program!r} cannot be found", cause=text, hint=hint, exit_code="127")
+    if any(words in text for words in _NOT_EXECUTABLE):
+        return not_executable(program, cause=text)
     if "cwd" in text or "chdir" in text:
-        return NotFound(f"working directory {process.get('cwd')!r} cannot be entered", stage="start", cause=text)
+        return NotFound(f"working directory {process.get('cwd')!r} cannot be entered", cause=text)
     return HelperFailed("the OCI runtime refused the container", stage="start", cause=text, **error.details)
 
 

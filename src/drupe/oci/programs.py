@@ -1,0 +1,78 @@
+"""Whether a container has the program and the directory that a process asks for.
+
+An OCI runtime finds that out when its streams are the user's already, and complains on them. Looked up here before,
+what is missing is one clear error. Whatever cannot be told for sure is left to the runtime.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from typing import Any
+
+from drupe.errors import DrupeError, InvalidArgument, NotFound, PermissionDenied
+from drupe.linux.openat2 import O_PATH, open_in_root
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_DEFAULT_PATH = "/bin:/usr/bin"  # execvp(3)
+
+
+def check_process(root_fd: int, process: dict[str, Any]) -> None:
+    """Look for an OCI process's cwd and program (as execvp(3) does) below `root_fd`.
+
+    Raises NotFound for what is not there, InvalidArgument for a cwd that is no directory, PermissionDenied for a
+    program that nobody may execute.
+    """
+    cwd = process.get("cwd", "/")
+    mode = _mode(root_fd, cwd)
+    if mode == 0:
+        raise NotFound(f"working directory {cwd!r} is not in the container")
+    if mode is not None and not stat.S_ISDIR(mode):
+        raise InvalidArgument(f"working directory {cwd!r} is not a directory")
+    name = process["args"][0]
+    modes = [_mode(root_fd, path) for path in _places(name, process.get("env", ()), cwd)]
+    if any(mode is None or _executable(mode) for mode in modes):
+        return
+    found = next((mode for mode in modes if mode), 0)
+    raise not_executable(name, directory=stat.S_ISDIR(found)) if found else no_program(name)
+
+
+def no_program(name: str) -> DrupeError:
+    """What is said about a program that is not there; exit code 127, as of a shell."""
+    where = "in the container" if "/" in name else "in the container's PATH"
+    hint = "check the command and the image"
+    return NotFound(f"program {name!r} is not {where}", hint=hint, exit_code="127")
+
+
+def not_executable(name: str, *, directory: bool = False, cause: str = "") -> DrupeError:
+    """What is said about a program that is there and cannot be run; exit code 126, as of a shell."""
+    why = "it is a directory" if directory else cause
+    hint = "" if directory else "is its mode right (chmod +x), and is it made for this machine?"
+    return PermissionDenied(f"program {name!r} cannot be executed", cause=why, hint=hint, exit_code="126")
+
+
+def _places(name: str, env: Any, cwd: str) -> list[str]:
+    if "/" in name:
+        return [posixpath.join(cwd, name)]
+    path = next((word[5:] for word in env if word.startswith("PATH=")), _DEFAULT_PATH)
+    return [posixpath.join(cwd, directory, name) for directory in path.split(":")]
+
+
+def _executable(mode: int) -> bool:
+    return stat.S_ISREG(mode) and mode & 0o111 != 0
+
+
+def _mode(root_fd: int, path: str) -> int | None:
+    """st_mode of what is at `path`, 0 when there is nothing, None when that cannot be told from here."""
+    if path.startswith("/proc/"):
+        return None  # its own processes are others than ours
+    try:
+        descriptor = open_in_root(root_fd, path, O_PATH)
+    except OSError as error:
+        return 0 if error.errno in _ABSENT else None
+    try:
+        return os.fstat(descriptor).st_mode
+    finally:
+        os.close(descriptor)
