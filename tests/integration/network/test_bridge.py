@@ -156,6 +156,14 @@ def test_nothing_is_left_and_detach_is_idempotent(lab) -> None:
             await join(manager, lab.pod(), "three", bridged())
             await manager.delete("default")
         await manager.detach("id-three")
+        await manager.close()
+        assert interfaces() == before  # a daemon without pods leaves nothing on the host, but knows its networks
+        assert tables() == ""
+        manager = lab.manager()
+        await manager.recover(set())
+        assert [network.name for network in await manager.list()] == ["default"]
+        await join(manager, lab.pod(), "four", bridged())
+        await manager.detach("id-four")
         await manager.delete("default")
         await manager.close()
         assert interfaces() == before

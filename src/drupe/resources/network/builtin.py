@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from drupe.errors import AlreadyExists, DrupeError, InvalidArgument, InvalidState
@@ -151,7 +152,7 @@ class BuiltIn:
         notes: list[str] = []
         if self._networks.table:
             notes += await self._work(self._fabric.restore)
-        for network in self._networks.table.values():
+        for network in [n for n in self._networks.table.values() if self._users(n.name)]:
             try:
                 await self._resolver.serve(network)
             except DrupeError as error:
@@ -159,8 +160,11 @@ class BuiltIn:
         return notes
 
     async def close(self) -> None:
-        """Lets go of sockets and the thread; pods keep their network."""
+        """Lets go of sockets and the thread. Pods keep their network; with none, nothing stays on the host."""
         self._resolver.close()
+        if self._networks.table and not any(pod.wires for pod in self._pods.values()):
+            with suppress(DrupeError, OSError):  # what stays is used again by the next daemon
+                await self._work(self._fabric.rest)
         if self._worker:
             await self._work(self._fabric.close)
             self._worker.shutdown(wait=True)

@@ -161,19 +161,26 @@ class Fabric:
         )
 
     def restore(self) -> list[str]:
-        """After a restart: cables of nobody removed, bridges and rules as the records say. What was done, in words."""
+        """After a restart: cables of nobody removed, bridges in use and rules as the records say. What was done."""
         notes = []
         known = {wire.host_interface for pod in self._pods.values() for wire in pod.wires}
         for network in self._networks.values():
             strangers = self._bridges.strangers(network.bridge, known)
             self._bridges.disconnect(strangers)
             notes += [f"orphan interface {name} removed" for name in strangers]
-            if self._bridges.ensure(network):
-                notes.append(f"bridge of network {network.name} made anew")
             wires = [w.host_interface for pod in self._pods.values() for w in pod.wires if w.network == network.name]
+            if wires and self._bridges.ensure(network):
+                notes.append(f"bridge of network {network.name} made anew")
             notes += [f"{name} plugged in again" for name in self._bridges.replug(network.bridge, wires)]
-        self._firewall.rebuild()
+        if known or self._firewall.present():
+            self._firewall.rebuild()
         return notes
+
+    def rest(self) -> None:
+        """Takes bridges and rules off the host while no pod uses them; the next attach makes them again."""
+        self._firewall.remove()
+        for network in self._networks.values():
+            self._bridges.remove(network)
 
     # ── texts ──
 
