@@ -27,10 +27,9 @@ from drupe.resources.inroot import (
     make_parents,
     opened,
     parent,
-    read_some,
-    write_all,
 )
 from drupe.resources.inroot import follow as _follow
+from drupe.rpc.transfers import read_some, write_all
 from drupe.spec.control import FileInfo
 
 _MAX_HEADER_BYTES = 1 << 20  # of one extended header; tarfile would read any size into memory

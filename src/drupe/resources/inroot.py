@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from drupe.errors import (
     ResourceExhausted,
 )
 from drupe.linux.openat2 import RESOLVE_NO_XDEV, open_in_root, openat2
+from drupe.rpc.transfers import read_some, write_all
 from drupe.spec.control import FileInfo
 
 _MAX_LINKS = 40  # the kernel's own bound (path_resolution(7))
@@ -203,31 +203,3 @@ def copy_bytes(source: int, target: int, *, length: int | None = None) -> int:
             break
         done += len(chunk)
     return done
-
-
-def read_some(fd: int, size: int) -> bytes:
-    """read(2) that waits, also on a non-blocking descriptor; b"" is the end."""
-    while True:
-        try:
-            return os.read(fd, size)
-        except BlockingIOError:
-            _wait(fd, select.POLLIN)
-
-
-def write_all(fd: int, data: bytes) -> bool:
-    """Write all of `data`, also on a non-blocking descriptor. False: the reader is gone."""
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            _wait(fd, select.POLLOUT)
-        except BrokenPipeError:
-            return False
-    return True
-
-
-def _wait(fd: int, event: int) -> None:
-    poll = select.poll()
-    poll.register(fd, event)
-    poll.poll()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from typing import TYPE_CHECKING, Any
 
 from drupe.resources import archives, files
 from drupe.rpc.call import Call
+from drupe.rpc.transfers import in_thread, own
 from drupe.services.control.registry import method
 from drupe.spec.control import FileInfo, FileList
 
@@ -16,21 +15,14 @@ if TYPE_CHECKING:
 
 
 async def _with_data(service: ControlService, call: Call, work: Any, *args: Any, **options: Any) -> Any:
-    """Like `_in_root`, for work that reads or writes the descriptor `data`, and closes it. Such calls run to their
-    end even if the caller goes away (`changes`): a cancelled one could not tell who closes."""
-    data = call.take_fd("data")
-    begun = False
+    """Like `_in_root`, for work that reads or writes the descriptor `data`, and closes it. When its caller goes away
+    such a call uses up what it was sent (`changes`); it ends where it would have to wait."""
 
-    def job(root: int) -> Any:
-        nonlocal begun
-        begun = True
-        return work(root, call.params.path, data, *args, **options)
+    def with_data(root: int, path: str) -> Any:
+        # taken in the thread: if that never runs, the call closes it
+        return work(root, path, own(call.take_fd("data")), *args, **options)
 
-    try:
-        return await _in_root(service, call, job)
-    finally:
-        if not begun:
-            os.close(data)
+    return await _in_root(service, call, with_data, call.params.path)
 
 
 async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, **options: Any) -> Any:
@@ -41,7 +33,7 @@ async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, *
         with service.storage.root_fd(container) as root:
             return work(root, *args, **options)
 
-    return await asyncio.to_thread(job)
+    return await in_thread(call, job)
 
 
 @method("file.read", changes=True)

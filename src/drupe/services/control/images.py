@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from drupe.errors import InvalidArgument
 from drupe.rpc.call import Call
+from drupe.rpc.transfers import Stream, in_thread
 from drupe.services.control.registry import method
 from drupe.spec.control import ImageInfo, ImageList, Progress, Pruned
 
@@ -28,21 +28,24 @@ async def _long(call: Call, work: Callable[[Report], Any]) -> Any:
     def report(progress: Progress) -> None:
         loop.call_soon_threadsafe(queue.put_nowait, progress)
 
-    job = asyncio.ensure_future(asyncio.to_thread(work, report))
+    job = asyncio.ensure_future(in_thread(call, lambda: work(report)))
     job.add_done_callback(lambda _: queue.put_nowait(None))
-    while (progress := await queue.get()) is not None:
-        await call.send_item(progress)
-    return await job
+    try:
+        while (progress := await queue.get()) is not None:
+            await call.send_item(progress)
+        return await job
+    finally:
+        job.cancel()
 
 
 @contextlib.contextmanager
-def _data(call: Call, mode: str) -> Iterator[BinaryIO | None]:
+def _data(call: Call) -> Iterator[BinaryIO | None]:
     """The descriptor sent along, as a file that is closed when the work is done; None when none was sent."""
     if "data" not in call.fds:
         yield None
         return
-    with os.fdopen(call.take_fd("data"), mode) as file:
-        yield cast(BinaryIO, file)
+    with Stream(call.take_fd("data")) as stream:
+        yield cast(BinaryIO, stream)
 
 
 def _told(service: ControlService, action: str, info: ImageInfo) -> ImageInfo:
@@ -67,7 +70,7 @@ async def import_(service: ControlService, call: Call) -> ImageList:
     store = service.storage.images
 
     def work(report: Report) -> ImageList:
-        with _data(call, "rb") as data:
+        with _data(call) as data:
             return store.import_image(call.params, data, progress=report)
 
     found: ImageList = await _long(call, work)
@@ -81,7 +84,7 @@ async def export(service: ControlService, call: Call) -> None:
     store = service.storage.images
 
     def work(report: Report) -> None:
-        with _data(call, "wb") as data:
+        with _data(call) as data:
             if data is None:
                 raise InvalidArgument("image.export needs the descriptor 'data' to write to")
             store.export(call.params, data, progress=report)
@@ -94,7 +97,7 @@ async def build(service: ControlService, call: Call) -> ImageInfo:
     store = service.storage.images
 
     def work(report: Report) -> ImageInfo:
-        with _data(call, "rb") as data:
+        with _data(call) as data:
             return store.build(call.params, data, progress=report)
 
     return _told(service, "build", await _long(call, work))
