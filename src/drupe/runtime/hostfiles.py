@@ -42,11 +42,12 @@ def hosts(hostname: str, spec: PodSpec, attached: Attached) -> str:
 
 
 def resolv_conf(spec: PodSpec, attached: Attached) -> str:
-    """The pod's own wishes win, then the network's, then (host network) the host's file."""
+    """A network that resolves names itself asks the pod's own servers onward; others use them directly, or (host
+    network) the host's file."""
     dns = spec.dns
     if spec.network.mode == "host" and not (dns.servers or dns.searches or dns.options):
         return _host_file("/etc/resolv.conf")
-    lines = [f"nameserver {server}" for server in dns.servers or attached.dns_servers]
+    lines = [f"nameserver {server}" for server in attached.dns_servers or dns.servers]
     searches = dns.searches or tuple(attached.dns_searches)
     if searches:
         lines.append("search " + " ".join(searches))
