@@ -26,7 +26,7 @@ from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, Stats
 
 HELPER_TIMEOUT_S = 30.0
-_NOT_EXECUTABLE = ("Permission denied", "Exec format error", "Is a directory", "open executable")
+_NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "open executable")
 
 
 def task_key(task_id: str, exec_id: str = "") -> str:
@@ -246,7 +246,7 @@ def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
     if "No such file or directory" in text and program in text:
         hint = "is it in the image, and what its first line (#!) or its dynamic linker names, too?"
         return NotFound(f"program {program!r} cannot be found", cause=text, hint=hint, exit_code="127")
-    if any(words in text for words in _NOT_EXECUTABLE):
+    if any(words in text.lower() for words in _NOT_EXECUTABLE):
         return not_executable(program, cause=text)
     if "cwd" in text or "chdir" in text:
         return NotFound(f"working directory {process.get('cwd')!r} cannot be entered", cause=text)
