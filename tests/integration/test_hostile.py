@@ -28,7 +28,7 @@ def client(daemon: Daemon) -> Iterator[Client]:
 
 def test_idle_transfers_hold_up_nobody(daemon: Daemon, client: Client) -> None:
     """Each `drupe cp - …` from a terminal waits for its user: pods must live on meanwhile."""
-    pod = daemon.run_pod("sleep", "1000").id
+    pod = daemon.run_pod("sleep", "1000").name
     pipes = [os.pipe() for _ in range(40)]
     writers = [threading.Thread(target=_write, args=(daemon, pod, read_end)) for read_end, _ in pipes]
     for writer in writers:
@@ -46,5 +46,5 @@ def test_idle_transfers_hold_up_nobody(daemon: Daemon, client: Client) -> None:
 
 def _write(daemon: Daemon, pod: str, data: int) -> None:
     with daemon.client() as own, suppress(DrupeError):
-        own.call("file.write", FileWrite(ref=pod, path=f"/tmp/{data}"), fds={"data": data}, timeout_s=60)  # noqa: S108
+        own.call("file.write", FileWrite(ref=pod, path=f"/tmp/{data}"), fds={"data": data}, timeout_s=60)
     os.close(data)

@@ -78,8 +78,7 @@ class Core:
         able = self.node.sandboxer(kind)
         planned = plan_pod(spec, kind=kind, able=able, taken=lambda name: self._taken(name, spec.namespace))
         planned = self.node.storage.plan(planned)
-        if planned.id in self.pods:
-            raise AlreadyExists(f"a pod with id {planned.id} exists")
+        self._check_ids_free(str(planned.id), *(str(c.id) for c in planned.containers))
         pod = Pod(self.node, id_=str(planned.id), name=str(planned.name), spec=planned, kind=kind)
         pod.auto_stop = auto_stop
         self.pods[pod.id] = pod
@@ -122,6 +121,7 @@ class Core:
             features = needed(more) | ({"multi-container"} if others else set())
             refuse_unless_able(pod.kind, pod.sandboxer.capabilities(), features)
             self.node.storage.check_images((planned,))
+            self._check_ids_free(str(planned.id))
             return await pod.add_container(planned)
 
     async def delete_container(self, container: Container, *, force: bool = False) -> None:
@@ -169,6 +169,18 @@ class Core:
 
     def _taken(self, name: str, namespace: str) -> bool:
         return any(p.name == name and p.spec.namespace == namespace for p in self.pods.values())
+
+    def _check_ids_free(self, *ids: str) -> None:
+        """AlreadyExists unless they are new: all that pods and containers have is kept by id."""
+        used = set(self.pods)
+        for pod in self.pods.values():
+            used.update(pod.containers)
+            if pod.state is State.CREATING:  # some of its containers are still to come
+                used.update(str(spec.id) for spec in pod.spec.containers)
+        for id_ in ids:
+            if id_ in used:
+                raise AlreadyExists(f"a pod or container with id {id_} exists")
+            used.add(id_)
 
     async def _wait_name_free(self, spec: PodSpec) -> None:
         """A name whose pod is just being removed (`--rm`) becomes free in a moment: wait for it, briefly."""

@@ -13,12 +13,13 @@ from drupe.oci.signals import parse_signal
 from drupe.runtime.names import new_id, new_name
 from drupe.sandboxers.capabilities import needed, refuse_unless_able
 from drupe.sandboxers.contract import Sandboxer
-from drupe.spec.base import check_name
+from drupe.spec.base import check_id, check_name
 from drupe.spec.container import ContainerSpec, Mount
 from drupe.spec.network import PortMapping
 from drupe.spec.pod import PodSpec
 
 STRENGTH = ("vm", "appkernel", "gvisor", "wasm", "runc", "fake")  # strongest first; "wasm" takes modules only
+_RESERVED = ("hostname", "hosts", "ns", "pause", "shm")  # what a pod's directory holds beside its containers
 KINDS = ("vm", "appkernel", "gvisor", "wasm", "runc")
 
 
@@ -47,7 +48,8 @@ def plan_pod(spec: PodSpec, *, kind: str, able: Sandboxer, taken: Callable[[str]
     check_ports(spec.ports)
     _check_hostname(spec)
     spec = msgspec.structs.replace(spec, id=spec.id or new_id(), name=name)
-    check_name(str(spec.id), "pod id")
+    check_id(str(spec.id), "pod")
+    check_name(spec.namespace, "namespace")
     containers: list[ContainerSpec] = []
     for container in spec.containers:
         only = len(spec.containers) == 1
@@ -70,7 +72,9 @@ def plan_container(spec: ContainerSpec, *, pod_name: str, others: Iterable[Conta
         _check_mount(mount)
     if spec.stop_signal is not None:
         parse_signal(spec.stop_signal)
-    return msgspec.structs.replace(spec, id=check_name(spec.id or new_id(), "container id"), name=name)
+    if spec.id in _RESERVED:
+        raise InvalidArgument(f"container id {spec.id!r} is taken by the runtime itself", hint="choose another id")
+    return msgspec.structs.replace(spec, id=check_id(spec.id or new_id(), "container"), name=name)
 
 
 def check_ports(ports: tuple[PortMapping, ...]) -> None:

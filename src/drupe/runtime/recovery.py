@@ -119,8 +119,8 @@ async def _take_over(node: Node, pods: dict[str, Pod]) -> dict[str, TaskState]:
 
 
 def _owner(task: str) -> str:
-    """The container or pod a task belongs to: "ID", "ID.EXEC" or "POD-pause"."""
-    return task.partition(".")[0].removesuffix("-pause")
+    """The container or pod a task belongs to: "ID", "ID.EXEC" or "POD.pause"."""
+    return task.partition(".")[0]
 
 
 async def _remove_tasks(node: Node, owners: set[str]) -> None:
@@ -128,7 +128,7 @@ async def _remove_tasks(node: Node, owners: set[str]) -> None:
         node.note(f"recovery: task {owner} belongs to no pod; removed")
         for sandboxer in node.sandboxers.values():
             await _quietly(node, sandboxer.tasks().delete(owner))
-            await _quietly(node, sandboxer.tasks().delete(f"{owner}-pause"))
+            await _quietly(node, sandboxer.tasks().delete(f"{owner}.pause"))
 
 
 async def _remove_orphans(core: Core) -> None:

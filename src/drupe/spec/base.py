@@ -11,7 +11,8 @@ import msgspec
 from drupe.errors import InvalidArgument
 
 T = TypeVar("T")
-NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,127}")
 
 
 if TYPE_CHECKING:  # type checkers want `frozen` repeated in every subclass; at run time it is inherited
@@ -52,9 +53,20 @@ def to_json(value: Any) -> str:
 
 def check_name(name: str, what: str) -> str:
     """Raise InvalidArgument unless `name` is a legal object name (Docker's rule, 128 characters at most)."""
-    if not NAME.match(name):
+    if not NAME.fullmatch(name):
         raise InvalidArgument(
             f"bad {what} name {name!r}",
             hint="use letters, digits, '_', '.', '-', starting with a letter or digit, at most 128 characters",
         )
     return name
+
+
+def check_id(id_: str, what: str) -> str:
+    """Raise InvalidArgument unless `id_` is a legal id: a name without ".", which joins an id to what belongs to it (the
+    keeper's task "ID.EXEC", a pod's own process "ID.pause")."""
+    if not ID.fullmatch(id_):
+        raise InvalidArgument(
+            f"bad {what} id {id_!r}",
+            hint="use letters, digits, '_' and '-', starting with a letter or digit, at most 128 characters",
+        )
+    return id_

@@ -10,6 +10,7 @@ import pytest
 from drupe.errors import (
     AlreadyExists,
     HelperFailed,
+    InvalidArgument,
     InvalidState,
     InvalidTransition,
     NotFound,
@@ -290,7 +291,7 @@ async def test_two_creates_of_one_name_one_wins(bench: Bench) -> None:
 
 async def test_a_pod_id_is_unique(bench: Bench) -> None:
     await bench.create("sleep 60", id="p1")
-    with pytest.raises(AlreadyExists, match="a pod with id p1 exists"):
+    with pytest.raises(AlreadyExists, match="id p1 exists"):
         await bench.create("sleep 60", id="p1")
 
 
@@ -323,3 +324,30 @@ async def test_an_unknown_kind_and_an_absent_one(bench: Bench) -> None:
     with pytest.raises(Unsupported, match="'vm' is not available on this host"):
         await bench.core.create_pod(PodSpec(sandbox="vm"))
     assert (await bench.core.create_pod(PodSpec(sandbox="auto"))).kind == "fake"
+
+
+async def test_ids_name_one_thing_only(bench: Bench) -> None:
+    """Layers, cgroups and tasks are kept by id: two things of one id would take each other's away."""
+    first = await bench.core.create_pod(PodSpec(id="p1", containers=(ContainerSpec(id="c1", image="busybox"),)))
+    for pod_id, container_id in (("p1", "c2"), ("p2", "c1"), ("p2", "p1"), ("c1", "c2"), ("p2", "p2")):
+        with pytest.raises(AlreadyExists, match="id"):
+            await bench.core.create_pod(
+                PodSpec(id=pod_id, containers=(ContainerSpec(id=container_id, image="busybox"),))
+            )
+    with pytest.raises(AlreadyExists, match="id"):
+        await bench.core.create_container(first, ContainerSpec(id="p1", image="busybox"))
+    assert list(bench.core.pods) == ["p1"]
+
+
+@pytest.mark.parametrize("id_", ["a.b", "x\n", "..", "a/b", "", "ns", "pause", "hosts", "x" * 129])
+async def test_ids_that_would_name_something_else_are_refused(bench: Bench, id_: str) -> None:
+    with pytest.raises(InvalidArgument, match="id"):
+        await bench.core.create_pod(PodSpec(containers=(ContainerSpec(id=id_ or " ", image="busybox"),)))
+
+
+@pytest.mark.parametrize("name", ["x\n", "a/b", " ", "x\0"])
+async def test_names_and_namespaces_are_plain(bench: Bench, name: str) -> None:
+    with pytest.raises(InvalidArgument, match="pod name"):
+        await bench.core.create_pod(PodSpec(name=name))
+    with pytest.raises(InvalidArgument, match="namespace name"):
+        await bench.core.create_pod(PodSpec(namespace=name))

@@ -14,7 +14,7 @@ from drupe.keeper.client import Keeper
 from drupe.sandboxers.contract import SandboxConfig, TaskConfig
 from drupe.sandboxers.runc.tasks import RuncTasks
 
-SUFFIX = "-pause"
+SUFFIX = ".pause"  # no id has a dot
 
 
 def find_init() -> str:

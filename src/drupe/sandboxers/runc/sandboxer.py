@@ -139,7 +139,7 @@ class RuncSandboxer(Sandboxer):
 
     def _exited(self, record: Exit) -> None:
         task, _, exec_id = record.task.partition(".")
-        if not self._infra.owns(task):
+        if not self._infra.owns(record.task):
             status = exit_status(record)
             if not exec_id:
                 self._tasks.mark_oom(task, status)
