@@ -2,7 +2,7 @@
 
     import drupe
 
-    with drupe.Sandbox("busybox", memory="256M", network=drupe.Network.none()) as sb:
+    with drupe.Sandbox("busybox", memory="256M", network="none") as sb:
         print(sb.run(["echo", "hello"], check=True).text)
 
 `Sandbox` is the short way, `Runtime` the complete one; `AsyncSandbox` and `AsyncRuntime` are their asyncio twins.

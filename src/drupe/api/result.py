@@ -36,6 +36,11 @@ class Result(msgspec.Struct, Generic[AnyStr], frozen=True, kw_only=True):
     truncated: bool = False
 
     @property
+    def returncode(self) -> int:
+        """The exit code, under the name that subprocess gives it; 128 + signal, where subprocess has -signal."""
+        return self.exit_code
+
+    @property
     def ok(self) -> bool:
         """Whether the exit code is 0."""
         return self.exit_code == 0

@@ -85,7 +85,7 @@ def sandbox_spec(
     memory: str | int | None,
     cpus: str | float | None,
     pids: int | None,
-    network: NetworkSpec | None,
+    network: NetworkSpec | str | None,
     ports: Iterable[PortMapping | str | int],
     mounts: Iterable[Mount],
     secrets: Iterable[Secret],
@@ -121,11 +121,19 @@ def sandbox_spec(
         sandbox=isolation,
         hostname=hostname,
         labels={LABEL: "true", **(labels or {})},
-        network=network or NetworkSpec(),
+        network=_network(network),
         ports=tuple(_port(port) for port in ports),
         containers=(container,),
         timeout_s=lifetime,
     )
+
+
+def _network(network: NetworkSpec | str | None) -> NetworkSpec:
+    from drupe.api.values import Network
+
+    if network is not None and not isinstance(network, NetworkSpec | str):
+        raise InvalidArgument(f"bad network {network!r}", hint='give "none", a network\'s name, or a drupe.Network')
+    return Network.parse(network) if isinstance(network, str) else network or NetworkSpec()
 
 
 def _port(port: PortMapping | str | int) -> PortMapping:

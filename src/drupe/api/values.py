@@ -22,6 +22,23 @@ class Network(spec.NetworkSpec):
     """How a sandbox meets the network; see `drupe.spec.NetworkSpec`."""
 
     @classmethod
+    def parse(cls, text: str) -> Network:
+        """As the command line's --network: "none", "host", "bridge", NAME of a bridge network, "cni:NAME", "ns:/PATH".
+
+        Raises InvalidArgument.
+        """
+        kind, colon, rest = text.partition(":")
+        if text in ("none", "host", "cnm"):
+            return cls(mode=text, attachments=())  # type: ignore[arg-type]
+        if kind == "cni" and rest:
+            return cls.cni(rest)
+        if kind == "ns" and rest.startswith("/"):
+            return cls.join(rest)
+        if colon or not text:
+            raise InvalidArgument(f"bad network {text!r}", hint="none, host, bridge, NAME, cni:NAME or ns:/PATH")
+        return cls.bridge("default" if text == "bridge" else text)
+
+    @classmethod
     def none(cls) -> Network:
         """Loopback only."""
         return cls(mode="none", attachments=())

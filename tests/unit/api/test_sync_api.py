@@ -55,7 +55,8 @@ def test_run_returns_output_code_and_timing(sb: drupe.Sandbox) -> None:
     assert 0 < done.timing.started_s <= done.timing.total_s < 5
     failed = sb.run(["complain", "no"])
     assert (failed.exit_code, failed.stdout, failed.stderr) == (1, b"", b"no\n")
-    assert sb.run(["exit", "7"]).exit_code == 7
+    seven = sb.run(["exit", "7"])
+    assert seven.exit_code == seven.returncode == 7
 
 
 def test_input_env_cwd_and_text(sb: drupe.Sandbox) -> None:

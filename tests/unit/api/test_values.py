@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from drupe import InvalidArgument, Mount, Network, Port, Secret, spec
+from drupe import AsyncSandbox, InvalidArgument, Mount, Network, Port, Secret, spec
 from drupe.spec.egress import parse_policy, parse_rule
 from drupe.spec.units import parse_cpus, parse_size
 
@@ -74,6 +74,30 @@ def test_networks() -> None:
     assert Network.host().mode == "host" and Network.cni("net").cni_config == "net"
     assert Network.join("/run/netns/x").netns_path == "/run/netns/x"
     assert Network.bridge().policy is None
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("none", Network.none()),
+        ("host", Network.host()),
+        ("bridge", Network.bridge()),
+        ("blue", Network.bridge("blue")),
+        ("cni:net", Network.cni("net")),
+        ("ns:/run/netns/x", Network.join("/run/netns/x")),
+    ],
+)
+def test_networks_in_the_words_of_the_command_line(text: str, same: Network) -> None:
+    assert Network.parse(text) == same
+    assert AsyncSandbox("busybox", network=text).spec.network == same
+    assert spec.PodSpec().network == AsyncSandbox("busybox").spec.network
+
+
+@pytest.mark.parametrize("bad", ["", "bogus:x", "ns:relative", "cni:", 5])
+def test_bad_networks(bad: object) -> None:
+    with pytest.raises(InvalidArgument, match="bad network") as raised:
+        AsyncSandbox("busybox", network=bad)  # type: ignore[arg-type]
+    assert raised.value.hint
 
 
 def test_policy_defaults() -> None:

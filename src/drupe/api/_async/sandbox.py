@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class AsyncSandbox:
     """A pod of one container, made when entered and deleted when left.
 
-        async with AsyncSandbox("busybox", memory="256M", network=Network.none()) as sb:
+        async with AsyncSandbox("busybox", memory="256M", network="none") as sb:
             print((await sb.run(["echo", "hello"], check=True)).text)
 
     The constructor does no I/O. Without `argv` the main process is an idle one that costs next to nothing and reaps
@@ -47,7 +47,7 @@ class AsyncSandbox:
         memory: str | int | None = None,
         cpus: str | float | None = None,
         pids: int | None = None,
-        network: NetworkSpec | None = None,
+        network: NetworkSpec | str | None = None,
         ports: Iterable[PortMapping | str | int] = (),
         mounts: Iterable[Mount] = (),
         secrets: Iterable[Secret] = (),
@@ -64,9 +64,10 @@ class AsyncSandbox:
         """What the sandbox shall be. Raises InvalidArgument for values that make no sense.
 
         isolation: kind of sandbox ("auto": the strongest that works here). memory: bytes or "256M". cpus: 1.5 or
-        "150%". network: None is the default bridge. ports: Port, 8080 or "8080:80". lifetime: seconds after which the
-        runtime stops it, whatever happens to this program. spec: a whole PodSpec instead of all this. runtime: the
-        runtime to use (None: the daemon of this host, started on demand).
+        "150%". network: a Network, or "none", "host", a bridge network's name (None: the default one). ports: Port,
+        8080 or "8080:80". lifetime: seconds after which the runtime stops it, whatever happens to this program. spec: a
+        whole PodSpec instead of all this. runtime: the runtime to use (None: the daemon of this host, started on
+        demand).
         """
         self.spec = spec or sandbox_spec(
             image=image, argv=argv, isolation=isolation, name=name, rootfs=rootfs, memory=memory, cpus=cpus, pids=pids,

@@ -64,6 +64,11 @@ class Process:
         """Exit code, or 128 + signal; None as long as it is not known."""
         return None if self._status is None else self._status.code
 
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, under the name that subprocess gives it; 128 + signal, where subprocess has -signal."""
+        return self.exit_code
+
     def poll(self) -> int | None:
         """The exit code if it has ended, without waiting."""
         if self._status is None and self._running.advance(0):
