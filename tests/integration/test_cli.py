@@ -109,6 +109,16 @@ def test_two_containers_of_a_pod_talk_over_localhost(drupe: Drupe) -> None:
     assert [container["name"] for container in pod["containers"]] == ["a"]
 
 
+def test_run_starts_the_pod_that_it_joins(drupe: Drupe) -> None:
+    """As with Podman: a pod that was only created needs no start of its own."""
+    drupe("pod", "create", "--network", "none", "made", check=True)
+    assert drupe("run", "--rm", "--pod", "made", "busybox", "echo", "in").stdout == "in\n"
+    drupe("run", "-d", "--pod", "made", "--name", "stays", "busybox", "sleep", "60", check=True)
+    (pod,) = json.loads(drupe("pod", "ls", "--json").stdout)
+    assert (pod["state"], len(pod["containers"])) == ("running", 1)
+    drupe("pod", "rm", "-f", "made", check=True)
+
+
 def test_exec(drupe: Drupe, web: str) -> None:
     assert drupe("exec", web, "echo", "hi").stdout == "hi\n"
     assert drupe("exec", "-i", web, "cat", input="in").stdout == "in"
@@ -152,7 +162,7 @@ def test_logs_follow_until_the_end(drupe: Drupe, daemon: Daemon) -> None:
     ) as follower:
         assert follower.stdout is not None
         assert follower.stdout.readline() == "one\n"
-        drupe("exec", "log", "touch", "/go", check=True)
+        drupe("exec", "log", "touch", "/go")  # which may be killed with its container before it has ended itself
         out, err = follower.communicate(timeout=20)
     assert (out, err, follower.returncode) == ("three\n", "two\n", 0)
     assert drupe("logs", "--tail", "1", "log").stdout == "three\n"
@@ -393,6 +403,8 @@ def hostile_tar(path: Path, name: str, *, kind: bytes = tarfile.REGTYPE, link: s
         (("run", "--rm", "--name", "bad name", "busybox", "true"), "bad name", 125),
         (("run", "--rm", "--ulimit", "nosuch=1", "busybox", "true"), "nosuch", 125),
         (("run", "--rm", "--sysctl", "kernel.panic=1", "busybox", "true"), "kernel.panic", 125),
+        (("run", "--rm", "--restart", "always", "busybox", "true"), "--restart", 125),
+        (("port", "web"), "drupe ps", 2),
     ],
 )
 def test_bad_input_is_one_clear_line(drupe: Drupe, argv: tuple[str, ...], words: str, code: int) -> None:

@@ -10,6 +10,15 @@ import click
 
 from drupe.cli.startup import import_msgspec
 
+_ELSEWHERE = {  # verbs of Docker that drupe does not have, and what does their work
+    "port": "there is no 'port': drupe ps shows the published ports",
+    "login": "there is no 'login': pull and push take --creds, or DRUPE_CREDS",
+    "history": "there is no 'history': drupe image inspect shows layers and config",
+    "rename": "there is no 'rename': names are given at the start, with --name",
+    "commit": "there is no 'commit': drupe export CONTAINER | drupe import - NAME",
+    "diff": "there is no 'diff': drupe export CONTAINER shows the whole file system",
+}
+
 
 class Verb(NamedTuple):
     """Where a verb lives ("module:attribute" below drupe.cli), its one-line help, and its section in the help."""
@@ -49,7 +58,7 @@ class LazyGroup(click.Group):
 
         near = get_close_matches(name, self.verbs, n=3)
         text = f"unknown command {name!r}" + (f", did you mean {' or '.join(near)}?" if near else "")
-        raise click.UsageError(text, ctx)
+        raise click.UsageError(_ELSEWHERE.get(name, text), ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section in dict.fromkeys(verb.section for verb in self.verbs.values()):

@@ -98,6 +98,8 @@ class Plan:
             _check_join(ctx, self.join)
         self._check_cidfile()
         self.container = podspec.container(flags, image, argv)
+        if remove and self.container.restart.name != "no":
+            raise InvalidArgument("--rm and --restart exclude each other", hint="leave one of them out")
         self.window = session.Window(tty=self.container.tty)
         if flags["pull"] == "always":
             self._pull()
@@ -147,6 +149,9 @@ class Plan:
         return pod.containers[0]
 
     def _start_in_pod(self, fds: dict[str, int]) -> ContainerStatus:
+        pod: PodStatus = self.client.call("pod.status", Ref(ref=self.join or ""))
+        if pod.state == "ready":  # `drupe pod create` made it for this
+            self.client.call("pod.start", Ref(ref=pod.id))
         made = self.create()
         request = ContainerStart(ref=made.id, rows=self.window.rows, cols=self.window.columns)
         try:

@@ -47,7 +47,7 @@ def _not_found_hint(catalogue: Catalogue, ref: str) -> str:
 
     short = {familiar(name).removesuffix(":latest"): familiar(name) for name in catalogue.names}
     near = [short[key] for key in difflib.get_close_matches(ref.removesuffix(":latest"), short, n=3, cutoff=0.6)]
-    advice = f"drupe image pull {ref}, or drupe image import FILE"
+    advice = f"drupe images lists them; drupe image pull {ref} gets it"
     return f"did you mean {' or '.join(near)}? else {advice}" if near else advice
 
 
