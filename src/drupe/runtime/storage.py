@@ -155,7 +155,7 @@ class Storage:
 
     async def attach_volumes(self, container: Container) -> None:
         """Make what is missing; a new volume takes over what the image has at its target, as Docker does."""
-        used = []
+        used: list[dict[str, Any]] = []
         for mount in bundle.volume_mounts(container.spec, self.image_config(container.spec)):
             name = mount.source or anonymous_name(container.id, mount.target)
             info, made = self.volumes.ensure(name, anonymous=not mount.source)

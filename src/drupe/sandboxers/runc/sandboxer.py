@@ -66,13 +66,15 @@ class RuncSandboxer(Sandboxer):
         self._configs[config.id] = config
         ns_dir = config.dir / "ns"
         types = namespace_types(config.spec)
+        user = config.spec.namespaces.user
         if types:
             await self._keeper.create_namespaces(
                 ns_dir,
                 types,
                 hostname=config.hostname if "uts" in types else None,
                 sysctls=dict(config.spec.sysctls) or None,
-                **_id_maps(config.spec),
+                uid_map=_plain_map(user.uids) if user else None,
+                gid_map=_plain_map(user.gids) if user else None,
             )
         paths = {_OCI_NAME[kind]: str(ns_dir / kind) for kind in types}
         netns = paths.get("network", "")
@@ -173,13 +175,6 @@ def namespace_types(spec: PodSpec) -> list[str]:
     if spec.namespaces.uts == "pod":
         types.append("uts")
     return types
-
-
-def _id_maps(spec: PodSpec) -> dict[str, list[tuple[int, int, int]]]:
-    user = spec.namespaces.user
-    if user is None:
-        return {}
-    return {"uid_map": _plain_map(user.uids), "gid_map": _plain_map(user.gids)}
 
 
 def _plain_map(maps: tuple[IdMap, ...]) -> list[tuple[int, int, int]]:
