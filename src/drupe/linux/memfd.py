@@ -15,7 +15,7 @@ def sealed_copy(path: Path) -> int:
     descriptor = os.memfd_create(path.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with path.open("rb") as source:
-            while os.sendfile(descriptor, source.fileno(), None, 1 << 30):  # type: ignore[arg-type]
+            while os.sendfile(descriptor, source.fileno(), None, 1 << 30):
                 pass
         fcntl.fcntl(descriptor, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
     except BaseException:

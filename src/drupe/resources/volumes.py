@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,7 +60,7 @@ class Volumes:
     def list(self) -> list[VolumeInfo]:
         return [self.inspect(name) for name in sorted(self._records.records(KIND))]
 
-    def delete(self, name: str, *, used_by: list[str], force: bool = False) -> None:
+    def delete(self, name: str, *, used_by: Sequence[str], force: bool = False) -> None:
         """Remove the volume and what it holds. InvalidState while containers use it. force: a missing one is fine."""
         if self._records.get_record(KIND, name) is None:
             if force:
