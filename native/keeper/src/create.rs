@@ -251,6 +251,8 @@ impl Keeper {
                 }
                 creation.console = Some(console);
                 creation.size = size;
+                // crun sets the size of an exec's terminal while the workload is already on its way: it must be first.
+                program.ahead = size.is_some();
                 let failed = |error: io::Error| Failure::io("cannot make a pipe", &error);
                 let (ours, theirs) = fd::pipe().map_err(failed)?;
                 creation.words = Some(ours);

@@ -61,6 +61,8 @@ pub struct Program {
     pub env: Vec<String>,
     pub cwd: Option<String>,
     pub timeout_ms: u64,
+    /// See `Spawn`.
+    pub ahead: bool,
 }
 
 impl Program {
@@ -70,6 +72,7 @@ impl Program {
             env: fields.take::<Environment>("env")?.map_or_else(|| vec![DEFAULT_PATH.into()], |env| env.0),
             cwd: fields.take("cwd")?,
             timeout_ms: fields.take("timeout_ms")?.unwrap_or(DEFAULT_TIMEOUT_MS),
+            ahead: false,
         };
         match program.argv.first() {
             Some(name) if !name.is_empty() => Ok(program),
@@ -91,6 +94,7 @@ impl Program {
             cwd: self.cwd.as_deref().map(Path::new),
             stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
             pass,
+            ahead: self.ahead,
         };
         let (soft, hard) = nofile;
         let start = || {

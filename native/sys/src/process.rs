@@ -43,13 +43,23 @@ pub fn fork_child(child: impl FnOnce() -> i32) -> io::Result<Pid> {
     Ok(pid)
 }
 
-/// A program to start. Descriptors other than 0, 1, 2 and `pass` (3, 4…) are not inherited.
+/// A program to start. Descriptors other than 0, 1, 2 and `pass` (3, 4…) are not inherited. ahead: whenever it can run,
+/// it runs before every ordinary process (where that is permitted); what it starts is ordinary again.
 pub struct Spawn<'a> {
     pub argv: &'a [String],
     pub env: &'a [String],
     pub cwd: Option<&'a Path>,
     pub stdio: [BorrowedFd<'a>; 3],
     pub pass: &'a [OwnedFd],
+    pub ahead: bool,
+}
+
+/// sched_setscheduler(2). Errors: EPERM without CAP_SYS_NICE or a real-time share of the cgroup.
+fn set_scheduler(pid: Pid, policy: i32, priority: i32) -> io::Result<()> {
+    let parameter = libc::sched_param { sched_priority: priority };
+    // SAFETY: `parameter` is valid and only read.
+    check(unsafe { libc::sched_setscheduler(pid, policy, &parameter) })?;
+    Ok(())
 }
 
 fn c_strings(list: &[String]) -> io::Result<(Vec<CString>, Vec<*mut libc::c_char>)> {
@@ -68,9 +78,23 @@ fn code(result: libc::c_int) -> io::Result<()> {
     }
 }
 
+/// Starts a program.
+pub fn spawn(spawn: &Spawn) -> io::Result<Pid> {
+    // We stand above it until its own children are sure to be ordinary: posix_spawn cannot say that.
+    if !spawn.ahead || set_scheduler(0, libc::SCHED_FIFO, 2).is_err() {
+        return posix_spawn(spawn, false);
+    }
+    let started = posix_spawn(spawn, true);
+    if let Ok(pid) = started {
+        let _ = set_scheduler(pid, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1);
+    }
+    let _ = set_scheduler(0, libc::SCHED_OTHER, 0);
+    started
+}
+
 /// posix_spawnp(3): glibc does it with CLONE_VM | CLONE_VFORK, so nothing of our memory is copied. The child leads a
 /// process group of its own, has no blocked signal and every signal at its default.
-pub fn spawn(spawn: &Spawn) -> io::Result<Pid> {
+fn posix_spawn(spawn: &Spawn, ahead: bool) -> io::Result<Pid> {
     if spawn.argv.is_empty() {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
@@ -105,7 +129,13 @@ pub fn spawn(spawn: &Spawn) -> io::Result<Pid> {
             libc::sigfillset(signals.as_mut_ptr());
             code(libc::posix_spawnattr_setsigdefault(attributes.as_mut_ptr(), signals.as_ptr()))?;
             code(libc::posix_spawnattr_setpgroup(attributes.as_mut_ptr(), 0))?;
-            let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF | libc::POSIX_SPAWN_SETPGROUP;
+            let mut flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF | libc::POSIX_SPAWN_SETPGROUP;
+            if ahead {
+                let lowest = libc::sched_param { sched_priority: 1 };
+                code(libc::posix_spawnattr_setschedpolicy(attributes.as_mut_ptr(), libc::SCHED_FIFO))?;
+                code(libc::posix_spawnattr_setschedparam(attributes.as_mut_ptr(), &lowest))?;
+                flags |= libc::POSIX_SPAWN_SETSCHEDULER;
+            }
             code(libc::posix_spawnattr_setflags(attributes.as_mut_ptr(), flags as libc::c_short))?;
             code(libc::posix_spawnp(
                 &mut pid,
