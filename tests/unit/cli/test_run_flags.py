@@ -316,9 +316,12 @@ def test_pull_never_and_another_missing_thing_do_not_pull(daemon: Use, capsys: p
     assert capsys.readouterr().err.endswith("drupe: no network blue\nhint: make it\n")
 
 
-def test_joining_a_pod_creates_and_starts_a_container(daemon: Use) -> None:
+@pytest.mark.parametrize("state", ["ready", "running"])
+def test_joining_a_pod_creates_and_starts_a_container(daemon: Use, state: str) -> None:
     client = daemon(
         {
+            "pod.status": pod(state=state),
+            "pod.start": pod(),
             "container.create": container(),
             "container.start": container(),
             "container.wait": ExitStatus(code=3),
@@ -330,12 +333,14 @@ def test_joining_a_pod_creates_and_starts_a_container(daemon: Use) -> None:
     assert client.params("container.create") == ContainerCreate(pod="web", spec=spec)
     assert client.params("container.start") == ContainerStart(ref="c0" * 16)
     assert client.params("container.delete") == Delete(ref="c0" * 16)
+    assert ("pod.start" in [method for method, _ in client.calls]) == (state == "ready")
 
 
 def test_a_joining_container_that_cannot_start_is_removed(daemon: Use, capsys: pytest.CaptureFixture[str]) -> None:
     info = ImageInfo(id="sha256:1", digest="sha256:2", names=["busybox"])
     client = daemon(
         {
+            "pod.status": pod(state="running"),
             "container.create": container(),
             "container.start": NotFound("program 'x' is not in the container", stage="start", exit_code="127"),
             "container.delete": Empty(),
