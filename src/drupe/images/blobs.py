@@ -19,6 +19,8 @@ _CANNOT = "cannot store a blob"
 
 
 class BlobStore:
+    """Blobs of a store by digest, under `<root>/blobs/sha256`. Raises drupe's errors, never OSError."""
+
     def __init__(self, root: Path) -> None:
         self.directory = root / "blobs" / "sha256"
         self.scratch = root / "tmp"

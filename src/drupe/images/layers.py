@@ -19,6 +19,8 @@ _LINK_CHARS = (12, 16, 24, 64)  # a short name; longer only if two layers share 
 
 
 class LayerStore:
+    """Layers of a store, unpacked once each and shared, under `<root>/layers`. Raises drupe's errors, never OSError."""
+
     def __init__(self, root: Path, *, limits: Limits = DEFAULT_LIMITS) -> None:
         self.root = root
         self.directory = root / "layers"

@@ -179,6 +179,7 @@ def info_at(dir_fd: int, name: str, path: str) -> FileInfo:
 
 
 def file_info(found: os.stat_result, path: str, *, target: str = "") -> FileInfo:
+    """What lstat(2) found at `path`, in our words. target: where a symbolic link points."""
     return FileInfo(
         path=path,
         type=_TYPES.get(stat.S_IFMT(found.st_mode), "file"),
