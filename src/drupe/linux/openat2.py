@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import struct
 from typing import Final
 
@@ -49,3 +50,18 @@ def openat2(dir_fd: int, path: str | bytes, flags: int, *, mode: int = 0, resolv
 def open_in_root(root_fd: int, path: str | bytes, flags: int, *, mode: int = 0) -> int:
     """openat2 with RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS: `..`, absolute names and links stay below `root_fd`."""
     return openat2(root_fd, path, flags, mode=mode, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
+def open_regular(dir_fd: int, path: str | bytes, flags: int, *, resolve: int = RESOLVE_IN_ROOT) -> int:
+    """Open what exists at `path` only if it is a regular file; RESOLVE_NO_MAGICLINKS is always on.
+
+    Merely opening a device can have effects, and a FIFO waits: what it is, is asked of an O_PATH descriptor, and just
+    that is then opened. Raises OSError EINVAL for anything but a regular file.
+    """
+    handle = openat2(dir_fd, path, O_PATH | flags & os.O_NOFOLLOW, resolve=resolve | RESOLVE_NO_MAGICLINKS)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(path))
+        return os.open(f"/proc/self/fd/{handle}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
+    finally:
+        os.close(handle)

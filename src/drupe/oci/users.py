@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from drupe.errors import InvalidArgument
-from drupe.linux.openat2 import open_in_root
+from drupe.linux.openat2 import open_regular
 
 MAX_ID = 2**31 - 1  # Docker's bound: an id above it is negative to many programs
 _MAX_FILE_BYTES = 4 << 20  # passwd and group come from the image: an absurd size is refused, not read
@@ -125,15 +125,15 @@ def _lines(root_fd: int, path: str) -> list[list[str]]:
     try:
         text = _read(root_fd, path)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL):
             return []  # an image without the file: only numbers can be meant
-        raise InvalidArgument(f"cannot read /{path} of the image", cause=os.strerror(error.errno or 0)) from None
+        raise InvalidArgument(f"cannot read /{path} of the image", cause=error.strerror or "") from None
     return [line.strip().split(":") for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _read(root_fd: int, path: str) -> str:
-    # O_NONBLOCK: the image may hold a FIFO under this name, whose open would wait for ever.
-    fd = open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    # O_NONBLOCK: the workload may hold a lease on it (fcntl(2), F_SETLEASE), and an open would wait for it.
+    fd = open_regular(root_fd, path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(fd, "rb", buffering=0) as file:
         data = bytearray()
         while chunk := file.read(1 << 16):

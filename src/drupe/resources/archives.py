@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from drupe.errors import AlreadyExists, InvalidArgument, NotFound
+from drupe.linux.openat2 import open_regular
 from drupe.resources.inroot import (
     check_depth,
     copy_bytes,
@@ -177,11 +178,14 @@ class _Writer:
             member.type, member.linkname, member.size = tarfile.LNKTYPE, self._linked[identity], 0
             self._tar.addfile(member)
             return
-        self._linked[identity] = member.name
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
         try:
-            if not st.S_ISREG(os.fstat(file).st_mode):
+            file = open_regular(fd, name, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ELOOP):
                 return  # it was swapped for something else meanwhile
+            raise
+        self._linked[identity] = member.name
+        try:
             with suppress(OSError):
                 value = os.getxattr(file, _CAPABILITY)
                 member.pax_headers = {_PAX_CAPABILITY: value.decode("utf-8", "surrogateescape")}
@@ -263,12 +267,11 @@ class _Reader:
         self._directories.append((path, member.mtime))
 
     def _add_file(self, tar: tarfile.TarFile, member: tarfile.TarInfo, fd: int, name: str) -> None:
-        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         if _clear(fd, name, member.name):
-            flags |= os.O_CREAT | os.O_EXCL
-        else:
-            flags |= os.O_TRUNC  # a file mounted by itself cannot be replaced
-        out = os.open(name, flags, 0o600, dir_fd=fd)
+            out = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=fd)
+        else:  # a file mounted by itself cannot be replaced
+            out = open_regular(fd, name, flags | os.O_TRUNC)
         try:
             data = tar.extractfile(member)
             while data is not None and (chunk := data.read(1 << 18)):

@@ -12,7 +12,7 @@ import secrets
 import stat as st
 
 from drupe.errors import AlreadyExists, InvalidArgument, InvalidState
-from drupe.linux.openat2 import RESOLVE_NO_XDEV, openat2
+from drupe.linux.openat2 import RESOLVE_NO_XDEV, open_regular, openat2
 from drupe.resources.archives import copy_tree, get_archive, put_archive
 from drupe.resources.inroot import (
     check_depth,
@@ -198,8 +198,11 @@ def _replace(fd: int, name: str, source: int, *, old: os.stat_result | None, own
 
 
 def _write_in_place(fd: int, name: str, source: int, flags: int) -> None:
-    flags |= os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    out = os.open(name, flags, _DEFAULT_MODE, dir_fd=fd)
+    flags |= os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        out = open_regular(fd, name, flags & ~os.O_CREAT)
+    except FileNotFoundError:
+        out = os.open(name, flags | os.O_EXCL, _DEFAULT_MODE, dir_fd=fd)
     try:
         copy_bytes(source, out)
     finally:
@@ -207,13 +210,16 @@ def _write_in_place(fd: int, name: str, source: int, flags: int) -> None:
 
 
 def _set_owner_and_mode(fd: int, name: str, *, mode: int | None, uid: int | None, gid: int | None) -> None:
-    with opened(fd, name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
+    file = open_regular(fd, name, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
         if uid is not None or gid is not None:
             keep = st.S_IMODE(os.fstat(file).st_mode)
             os.fchown(file, -1 if uid is None else uid, -1 if gid is None else gid)
             os.fchmod(file, keep)  # chown(2) clears setuid bits
         if mode is not None:
             os.fchmod(file, mode)
+    finally:
+        os.close(file)
 
 
 def _remove_tree(dir_fd: int, name: str, path: str, depth: int = 0) -> None:

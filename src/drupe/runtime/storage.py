@@ -219,19 +219,19 @@ class Storage:
     def root_fd(self, container: Container) -> Iterator[int]:
         """An O_PATH descriptor of the container's root: its live root while it runs (with all its mounts), else the
         mounted layers. InvalidState-like NotFound when there is none."""
-        if container.is_live and container.status.pid:
-            path = Path(f"/proc/{container.status.pid}/root")
-        else:
-            path = self.rootfs(container)
-            path = path if container.spec.rootfs else self.view(path)
-        try:
-            descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise NotFound(f"{container.what} has no root file system now", cause=str(error)) from None
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        path = self.rootfs(container)
+        pid = container.status.pid if container.is_live else 0
+        with contextlib.ExitStack() as opened:
+            try:
+                root = _open_directory(path if container.spec.rootfs else self.view(path), opened)
+            except OSError as error:
+                raise NotFound(f"{container.what} has no root file system now", cause=str(error)) from None
+            with contextlib.suppress(OSError):
+                live = _open_directory(Path(f"/proc/{pid}/root"), opened) if pid else root
+                # not so when the workload moved to another root, or has ended and its pid is another's
+                if os.path.samestat(os.fstat(live), os.fstat(root)):
+                    root = live
+            yield root
 
     # -- pods ---------------------------------------------------------------------------------------------------
 
@@ -300,6 +300,12 @@ def anonymous_name(container_id: str, target: str) -> str:
     import hashlib
 
     return f"{container_id}-{hashlib.sha256(target.encode()).hexdigest()[:12]}"
+
+
+def _open_directory(path: Path, opened: contextlib.ExitStack) -> int:
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def _keeper_mount(plan: RootfsPlan) -> KeeperMount:

@@ -62,8 +62,8 @@ def check_name(name: str, what: str) -> str:
 
 
 def check_id(id_: str, what: str) -> str:
-    """Raise InvalidArgument unless `id_` is a legal id: a name without ".", which joins an id to what belongs to it
-    (the keeper's task "ID.EXEC", a pod's own process "ID.pause")."""
+    """Raise InvalidArgument unless `id_` is a legal id: a name without ".", which joins an id to what is its own: the
+    keeper's task "ID.EXEC", a pod's own process "ID.pause"."""
     if not ID.fullmatch(id_):
         raise InvalidArgument(
             f"bad {what} id {id_!r}",

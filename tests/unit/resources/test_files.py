@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from drupe.errors import AlreadyExists, DrupeError, InvalidArgument, NotFound
+from drupe.linux.openat2 import open_regular
 from drupe.resources import files
 
 
@@ -326,3 +327,17 @@ def test_a_tree_too_deep_is_refused_in_words(root: int, tmp_path: Path) -> None:
         collect(lambda out: files.get_archive(root, "/d", out))
     with pytest.raises(InvalidArgument, match="deeper than"):
         files.remove(root, "/d", recursive=True)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "link", "dir"])
+def test_only_a_regular_file_is_opened(root: int, tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "root/odd"
+    make: dict[str, Callable[[], object]] = {
+        "fifo": lambda: os.mkfifo(place),
+        "socket": lambda: os.mknod(place, stat.S_IFSOCK | 0o600),
+        "link": lambda: place.symlink_to("/etc/passwd"),
+        "dir": place.mkdir,
+    }
+    make[kind]()
+    with pytest.raises(OSError, match="regular"):
+        open_regular(root, "odd", os.O_RDONLY | os.O_NOFOLLOW)
