@@ -6,13 +6,16 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from drupe.errors import DrupeError
+from drupe.errors import DrupeError, InvalidArgument
 from drupe.rpc.client import Client
-from drupe.spec.control import FileRef, FileWrite, Ref
+from drupe.spec import ExecSpec, ExitStatus, Mount
+from drupe.spec.control import Delete, Empty, ExecStart, FileRef, FileWrite, Ref
 from framework.daemon import Daemon
+from framework.leaks import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -42,6 +45,47 @@ def test_idle_transfers_hold_up_nobody(daemon: Daemon, client: Client) -> None:
             os.close(write_end)
         for writer in writers:
             writer.join()
+
+
+def test_devices_for_user_files_are_not_opened(daemon: Daemon, client: Client) -> None:
+    """A workload may make device nodes that it cannot use itself; the daemon could, as what opens /etc/passwd."""
+    pod = daemon.run_pod("sleep", "1000").name
+    made = "rm -f /etc/passwd /etc/group; mknod /etc/passwd c 1 5; mkfifo /etc/group"
+    assert _exec(client, pod, "sh", "-c", made).code == 0
+    assert _exec(client, pod, "true", user="5").code == 0
+    with pytest.raises(InvalidArgument, match="no user 'bin'"):
+        _exec(client, pod, "true", user="bin")
+    with pytest.raises(InvalidArgument, match="is a device"):
+        client.call("file.write", FileWrite(ref=pod, path="/etc/passwd", append=True), fds={"data": 0}, timeout_s=5)
+
+
+def test_files_are_the_containers_own_whatever_root_it_moved_to(daemon: Daemon, client: Client) -> None:
+    escape = "mkdir -p /jail/bin; cp /bin/busybox /jail/bin/; exec chroot /jail /bin/busybox sleep 1000"
+    pod = daemon.run_pod("sh", "-c", escape).name
+    wait_until(lambda: Path(f"/proc/{_pid(client, pod)}/root").readlink() != Path("/"), what="its root has changed")
+    listed = client.call("file.list", FileRef(ref=pod, path="/"), timeout_s=PROMPT_S).files
+    assert "jail" in {Path(file.path).name for file in listed}
+
+
+def test_a_bottomless_volume_is_counted_and_removed(daemon: Daemon, client: Client) -> None:
+    dig = "cd /v; i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done"
+    mounts = (Mount(type="volume", source="deep", target="/v"),)
+    pod = daemon.run_pod("sh", "-c", dig + "; touch /dug; sleep 1000", mounts=mounts).name
+    wait_until(lambda: _exec(client, pod, "test", "-e", "/dug").code == 0, what="the volume is deep")
+    assert client.call("system.df", Empty(), timeout_s=PROMPT_S)
+    client.call("pod.delete", Delete(ref=pod, force=True), timeout_s=PROMPT_S)
+    client.call("volume.delete", Delete(ref="deep"), timeout_s=PROMPT_S)
+    assert not (daemon.root / "volumes/deep").exists()
+
+
+def _exec(client: Client, pod: str, *argv: str, **options: object) -> ExitStatus:
+    spec = ExecSpec(argv=argv, **options)  # type: ignore[arg-type]
+    status: ExitStatus = client.call("exec.start", ExecStart(ref=pod, spec=spec), timeout_s=PROMPT_S)
+    return status
+
+
+def _pid(client: Client, pod: str) -> int:
+    return int(client.call("container.status", Ref(ref=pod), timeout_s=PROMPT_S).pid)
 
 
 def _write(daemon: Daemon, pod: str, data: int) -> None:

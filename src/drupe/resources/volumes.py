@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from drupe.errors import AlreadyExists, InvalidState, NotFound
+from drupe.images.files import remove_tree, tree_bytes
 from drupe.spec.base import check_name
 from drupe.spec.control import VolumeInfo
 
@@ -68,11 +68,11 @@ class Volumes:
             raise NotFound(f"no volume {name!r}", hint="drupe volume ls lists them")
         if used_by:
             raise InvalidState(f"volume {name!r} is used by {', '.join(used_by)}", hint="delete the container first")
-        shutil.rmtree(self._root / name, ignore_errors=True)
+        remove_tree(self._root / name)
         self._records.delete_record(KIND, name)
 
     def path(self, name: str) -> Path:
         return self._root / name / "data"
 
     def size_bytes(self, name: str) -> int:
-        return sum(entry.lstat().st_blocks * 512 for entry in (self._root / name).rglob("*"))
+        return tree_bytes(self._root / name)

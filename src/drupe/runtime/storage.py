@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.images.config import ImageConfig
-from drupe.images.files import remove_tree
+from drupe.images.files import remove_tree, tree_bytes
 from drupe.images.rootfs import RootfsPlan, plan_rootfs
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
@@ -276,11 +276,7 @@ class Storage:
 
     def layer_bytes(self, container_id: str) -> int:
         """Disk space of a container's own layer and log."""
-        total = 0
-        for entry in self.paths.layer(container_id).rglob("*"):
-            with contextlib.suppress(OSError):
-                total += entry.lstat().st_blocks * 512
-        return total
+        return tree_bytes(self.paths.layer(container_id))
 
     def forget_pod(self, pod_id: str) -> None:
         self._user_ranges.pop(pod_id, None)
