@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -93,8 +96,10 @@ cli = LazyGroup(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; never raises."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    """Run the command line and return its exit code; never raises. Without `argv` this is the process's last call."""
+    if argv is None:
+        _leave(main(sys.argv[1:]))
+    args = list(argv)
     _open_standard_streams()
     try:
         code = _complete() if "_DRUPE_COMPLETE" in os.environ else _invoke(args)
@@ -116,6 +121,15 @@ def _open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w"))
+
+
+def _leave(code: int) -> NoReturn:
+    """End now: taking the interpreter apart, object by object, is a sixth of the time that `drupe ps` takes."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _invoke(args: list[str]) -> int:
