@@ -69,14 +69,22 @@ set_up_packages() { # set_up_packages TABLE
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
 }
 
-set_up_venv() { # the stamp: pyproject.toml, this clone's path (an editable install knows it), the interpreter
+usable_venv() { # one that was made in this directory, and whose Python is still there
+    [ "$(head -n 1 .venv/bin/drupe 2>/dev/null)" = "#!$PWD/.venv/bin/python" ] &&
+        .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+set_up_venv() { # the stamp: what pyproject.toml says up to the settings of tools, and this clone's path
     local stamp python
-    python=$(find_python) || { say "no Python >= 3.11 with the venv module found"; exit 1; }
-    stamp=$({ cat pyproject.toml; pwd; echo "$python"; } | sha256sum | cut -d' ' -f1)
-    [ "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ] || return 0
-    say "installing drupe into .venv with $("$python" -V)"
-    "$python" -m venv --clear .venv
+    stamp=$({ sed '/^\[tool\.ruff/,$d' pyproject.toml; pwd; } | sha256sum | cut -d' ' -f1)
+    [ "$(cat .venv/.stamp 2>/dev/null)" != "$stamp" ] || ! usable_venv || return 0
+    if ! usable_venv; then
+        python=$(find_python) || { say "no Python >= 3.11 with the venv module found"; exit 1; }
+        "$python" -m venv --clear .venv
+    fi
+    say "installing drupe into .venv with $(.venv/bin/python -V)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    .venv/bin/python -m compileall -q src/drupe # also where PYTHONDONTWRITEBYTECODE is set
     printf '%s\n' "$stamp" >.venv/.stamp
 }
 
