@@ -125,7 +125,16 @@ impl Keeper {
         let id: u64 = fields.need("attachment")?;
         end(fields)?;
         match self.attachments.get(&id) {
-            Some(attachment) if attachment.task == task => self.end_attachment(id, "detach"),
+            Some(attachment) if attachment.task == task => {
+                // The last words of a task that has ended are still delivered.
+                if attachment.ending.is_none() {
+                    let input_ends = attachment.close_stdin && attachment.stdin.is_some();
+                    self.end_attachment(id, "detach");
+                    if input_ends {
+                        self.end_stdin(task);
+                    }
+                }
+            }
             _ => return Err(Failure::new("ENOENT", format!("no attachment {id}"))),
         }
         reply(json!({}))

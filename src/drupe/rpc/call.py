@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from drupe.errors import DeadlineExceeded, DrupeError, InternalError, InvalidArgument
@@ -18,6 +18,7 @@ log = logging.getLogger("drupe.rpc")
 
 Handler = Callable[["Call"], Awaitable[Any]]
 Emit = Callable[[Any], Awaitable[None]]
+Beside = Callable[[Coroutine[Any, Any, None]], None]
 
 
 class Call:
@@ -35,6 +36,7 @@ class Call:
         *,
         fds: Mapping[str, int] | None = None,
         emit: Emit | None = None,
+        beside: Beside | None = None,
         deadline_s: float | None = None,
         peer: Peer | None = None,
     ) -> None:
@@ -46,6 +48,7 @@ class Call:
         self.detached = False
         self.gone = False
         self._emit = emit
+        self._beside = beside
         try:
             self.entry = lookup(method)
             check_fds(self.entry, self.fds)
@@ -67,6 +70,14 @@ class Call:
             await self._emit(item)
         if self.gone:
             await asyncio.sleep(0)  # a handler that only sends would never see its cancellation
+
+    def while_here(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`, beyond the call's own end, until the caller hangs up: then it is cancelled. An embedded caller
+        never hangs up, and `work` is dropped."""
+        if self._beside is None:
+            work.close()
+        else:
+            self._beside(work)
 
     def emit_with(self, emit: Emit) -> None:
         """Where items go from now on."""

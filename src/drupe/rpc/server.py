@@ -8,8 +8,9 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from drupe.errors import (
     AlreadyExists,
@@ -68,6 +69,7 @@ class Server:
         for connection in list(self._connections):
             await connection.drain(1)
             connection.close()
+            await asyncio.gather(*connection.beside, return_exceptions=True)
 
     def serve_socket(self, sock: socket.socket) -> None:
         """Serve a socket that is connected already (socket activation, tests); the server owns it from now on."""
@@ -104,6 +106,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket, handler: Handler, on_close: Callable[[Connection], None]) -> None:
         self.tasks: set[asyncio.Task[None]] = set()
+        self.beside: set[asyncio.Task[None]] = set()  # work that ends when we hang up
         self._sock = sock
         self._handler = handler
         self._on_close = on_close
@@ -136,6 +139,8 @@ class Connection:
             call.gone = True
             if not call.detached:
                 task.cancel()
+        for work in self.beside:
+            self._loop.call_soon(work.cancel)
         self._on_close(self)
 
     async def drain(self, timeout_s: float) -> None:
@@ -188,7 +193,8 @@ class Connection:
     def _begin(self, frame: Invoke, fds: dict[str, int]) -> None:
         emit = functools.partial(self._send_item, frame.id)
         try:
-            call = Call(frame.method, frame.params, fds=fds, emit=emit, deadline_s=frame.deadline_s, peer=self._peer)
+            given: dict[str, Any] = {"deadline_s": frame.deadline_s, "peer": self._peer}
+            call = Call(frame.method, frame.params, fds=fds, emit=emit, beside=self._run_beside, **given)
         except DrupeError as error:
             self._answer(Failure(frame.id, error.to_wire()))
             return
@@ -200,6 +206,13 @@ class Connection:
         self._calls[frame.id] = (call, task)
         self.tasks.add(task)
         task.add_done_callback(functools.partial(self._ended, frame.id, call))
+
+    def _run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self.beside.add(task)
+        task.add_done_callback(self.beside.discard)
+        if self._closed:
+            self._loop.call_soon(task.cancel)  # not before its first step, or it would never know
 
     async def _run(self, call_id: int, call: Call) -> None:
         try:

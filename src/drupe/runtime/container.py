@@ -21,7 +21,7 @@ from drupe.resources.processes import list_processes
 from drupe.runtime.alarm import Alarm
 from drupe.runtime.execs import Execs
 from drupe.runtime.steps import Step, do_all, undo_all
-from drupe.sandboxers.contract import TaskConfig, TaskService
+from drupe.sandboxers.contract import Attachment, TaskConfig, TaskService
 from drupe.spec.base import decode, plain
 from drupe.spec.container import ContainerSpec, LogSpec
 from drupe.spec.resources import Resources
@@ -63,6 +63,8 @@ class Container:
         self.restart_at = 0.0  # when a restart is due; 0: none
         self.keep_volumes = False  # at deletion: leave anonymous volumes
         self.timed_out = False  # its pod's time limit ended it
+        self.window = (0, 0)  # rows and columns of its terminal, at this start and the next; 0: not known
+        self.attachment: Attachment | None = None  # that of whoever started it last
         self.alarm: Alarm | None = None  # tells of memory running out, where there is a limit
         self._starting = False
         self._unmaking = False
@@ -137,8 +139,11 @@ class Container:
             await self._create_again()
         self._advance("starting")
         self._starting = True
+        self.attachment = None
         if fds:
-            await self.tasks.attach(self.id, fds)
+            self.attachment = await self.tasks.attach(self.id, fds, keep_stdin=self.spec.tty)
+        if self.spec.tty and all(self.window):
+            await self.tasks.resize(self.id, *self.window)
         await self.tasks.start(self.id)
 
     async def stop(self, *, timeout_s: float | None = None, force: bool = False) -> None:

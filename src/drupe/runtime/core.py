@@ -91,9 +91,14 @@ class Core:
         self._forget_when_gone(pod)
         return pod
 
-    async def run_pod(self, spec: PodSpec, fds: Mapping[str, int] | None = None) -> Pod:
-        """Create and start; the pod ends with its last container. When the start fails nothing is left behind."""
+    async def run_pod(
+        self, spec: PodSpec, fds: Mapping[str, int] | None = None, *, window: tuple[int, int] = (0, 0)
+    ) -> Pod:
+        """Create and start; the pod ends with its last container. When the start fails nothing is left behind.
+        fds, window (rows, columns): of the first container."""
         pod = await self.create_pod(spec, auto_stop=True)
+        for first in list(pod.containers.values())[:1]:
+            first.window = window
         try:
             async with pod.lock:
                 await pod.start(fds)

@@ -13,13 +13,15 @@ Rules: `delete` and `stop` are idempotent, also after a half-done create. Ends o
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drupe.errors import Unsupported
+from drupe.errors import NotFound, Unsupported
 from drupe.spec.container import LogSpec
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
@@ -100,6 +102,27 @@ class TaskState:
 OnExit = Callable[[TaskExit], None]
 
 
+class Attachment(ABC):
+    """Descriptors joined to a process. Awaited, it ends when all of them have been let go; it may be left alone."""
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, None, object]: ...
+
+    @abstractmethod
+    async def detach(self) -> None:
+        """Let go of them now, as if they had been closed. Idempotent."""
+
+
+async def hold(attachment: Attachment) -> None:
+    """Wait for the end of an attachment; when cancelled, make it end."""
+    try:
+        with contextlib.suppress(NotFound):  # it and its process are forgotten
+            await attachment
+    except asyncio.CancelledError:
+        await attachment.detach()
+        raise
+
+
 class TaskService(ABC):
     """Containers of one sandbox kind; ids are unique per node."""
 
@@ -124,9 +147,11 @@ class TaskService(ABC):
         """Send a signal to the first process, one exec, or every process. NotFound once it is gone."""
 
     @abstractmethod
-    async def attach(self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "") -> Awaitable[object]:
-        """Copy output to `stdout`/`stderr` from now on and feed `stdin`. The awaitable returned, which may be left
-        alone, ends when all of them have been let go."""
+    async def attach(
+        self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "", keep_stdin: bool = False
+    ) -> Attachment:
+        """Copy output to `stdout`/`stderr` from now on and feed `stdin`, whose end closes the process's own unless
+        `keep_stdin`."""
 
     @abstractmethod
     async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None: ...

@@ -38,7 +38,8 @@ class PodCreate(Spec):
 
 
 class PodRun(Spec):
-    """Create and start. Descriptors stdin, stdout, stderr are attached to the first container before it starts."""
+    """Create and start. Descriptors stdin, stdout, stderr are attached to the first container before it starts, for as
+    long as the caller's connection lasts. The end of stdin is the end of the container's, if that is no terminal."""
 
     spec: PodSpec
     rows: int = 0
@@ -84,7 +85,7 @@ class ContainerCreate(Spec):
 
 
 class ContainerStart(Spec):
-    """Descriptors stdin, stdout, stderr, when given, are attached before the start, so that no byte is missed."""
+    """Descriptors stdin, stdout, stderr, when given, are attached as with PodRun, so that no byte is missed."""
 
     ref: str
     rows: int = 0
@@ -127,9 +128,12 @@ class ExecRef(Spec):
 
 
 class ExecKill(Spec):
+    """tree: its descendants too, as far as they are still in its family."""
+
     ref: str
     exec_id: str
     signal: str = "KILL"
+    tree: bool = False
 
 
 class Resize(Spec):

@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from drupe.sandboxers.contract import Attachment
 from drupe.spec.container import LogSpec
 
 CHUNK = 4096  # PIPE_BUF: what a writable pipe takes without blocking (pipe(7))
@@ -27,13 +29,13 @@ class Streams:
         self._log = _Log(log) if log is not None and log.path else None
         self._attached: list[_Attachment] = []
 
-    def attach(self, fds: Mapping[str, int]) -> asyncio.Future[None]:
-        """Duplicate `fds` and use them from now on; the future ends when all of them are let go."""
+    def attach(self, fds: Mapping[str, int], *, keep_stdin: bool = False) -> Attachment:
+        """Duplicate `fds` and use them from now on. keep_stdin: the end of theirs is not the end of ours."""
         attachment = _Attachment({name: os.dup(fd) for name, fd in fds.items()})
         self._attached.append(attachment)
         if "stdin" in fds:
-            attachment.read_stdin(self._input if self._stdin_wanted else None)
-        return attachment.done
+            attachment.read_stdin(self._input if self._stdin_wanted else None, keep=keep_stdin)
+        return attachment
 
     async def write(self, stream: str, data: bytes) -> None:
         """Give `data` to the log and to every reader; a slow one slows the process, a closed one is dropped."""
@@ -61,13 +63,19 @@ class Streams:
             attachment.close()
 
 
-class _Attachment:
+class _Attachment(Attachment):
     def __init__(self, fds: dict[str, int]) -> None:
         self._fds = fds
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self._loop.create_future()
 
-    def read_stdin(self, target: asyncio.StreamReader | None) -> None:
+    def __await__(self) -> Generator[Any, None, None]:
+        return asyncio.shield(self.done).__await__()
+
+    async def detach(self) -> None:
+        self.close()
+
+    def read_stdin(self, target: asyncio.StreamReader | None, *, keep: bool) -> None:
         fd = self._fds["stdin"]
 
         def readable() -> None:
@@ -75,7 +83,7 @@ class _Attachment:
             if data and target is not None:
                 target.feed_data(data)
                 return
-            if target is not None:
+            if target is not None and not keep:
                 target.feed_eof()
             self._drop("stdin")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from drupe.errors import AlreadyExists, InvalidState, NotFound, PermissionDenied
-from drupe.sandboxers.contract import ExecConfig, TaskConfig, TaskService
+from drupe.sandboxers.contract import Attachment, ExecConfig, TaskConfig, TaskService
 from drupe.sandboxers.fake.faults import Faults
 from drupe.sandboxers.fake.process import FakeProcess
 from drupe.sandboxers.fake.programs import NOT_EXECUTABLE, PROGRAMS
@@ -38,7 +38,7 @@ class FakeTasks(TaskService):
     async def create(self, task: TaskConfig) -> int:
         if task.tty:
             self._table.require("tty")
-        others = [t for t in self._world.tasks.values() if t.config.sandbox == task.sandbox]
+        others = [t for t in self._world.tasks.values() if t.config.sandbox == task.sandbox and t.config.id != task.id]
         if others:
             self._table.require("multi-container")
         await self._faults.passing("task.create")
@@ -82,16 +82,20 @@ class FakeTasks(TaskService):
         return process.pid
 
     async def kill(self, task_id: str, signal: int, *, exec_id: str = "", everything: bool = False) -> None:
+        if signal not in (9, 15):
+            self._table.require("signals")
         await self._faults.passing("task.kill")
         task = self._world.task(task_id)
         targets = task.living() if everything else [self._living(task, exec_id)]
         for process in reversed(targets):
             process.signal(signal)
 
-    async def attach(self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "") -> Awaitable[None]:
+    async def attach(
+        self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "", keep_stdin: bool = False
+    ) -> Attachment:
         self._table.require("attach")
         await self._faults.passing("task.attach")
-        return self._living(self._world.task(task_id), exec_id).streams.attach(fds)
+        return self._living(self._world.task(task_id), exec_id).streams.attach(fds, keep_stdin=keep_stdin)
 
     async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None:
         self._table.require("tty")

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from drupe.keeper.records import Io, LogFile
 from drupe.oci.programs import no_program, not_executable
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
-from drupe.sandboxers.contract import ExecConfig, TaskConfig, TaskService
+from drupe.sandboxers.contract import Attachment, ExecConfig, TaskConfig, TaskService
 from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.spec.container import LogSpec
 from drupe.spec.resources import Resources
@@ -121,9 +121,12 @@ class RuncTasks(TaskService):
             return
         await self._keeper.kill(task_key(task_id, exec_id), signal)
 
-    async def attach(self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "") -> Awaitable[object]:
-        number = await self._keeper.attach(task_key(task_id, exec_id), fds, close_stdin="stdin" in fds)
-        return _Attachment(self._keeper, number)
+    async def attach(
+        self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "", keep_stdin: bool = False
+    ) -> Attachment:
+        close_stdin = "stdin" in fds and not keep_stdin
+        task = task_key(task_id, exec_id)
+        return _Attachment(self._keeper, task, await self._keeper.attach(task, fds, close_stdin=close_stdin))
 
     async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None:
         await self._keeper.resize(task_key(task_id, exec_id), rows, cols)
@@ -211,17 +214,20 @@ def release_init(state: Path) -> bool:
     return True
 
 
-class _Attachment:
-    """Awaited, it ends when the keeper has let go of the attachment; it need not be awaited."""
+class _Attachment(Attachment):
+    __slots__ = ("_keeper", "_number", "_task")
 
-    __slots__ = ("_keeper", "_number")
-
-    def __init__(self, keeper: Keeper, number: int) -> None:
+    def __init__(self, keeper: Keeper, task: str, number: int) -> None:
         self._keeper = keeper
+        self._task = task
         self._number = number
 
     def __await__(self) -> Generator[Any, None, str]:
         return self._keeper.wait_detached(self._number).__await__()
+
+    async def detach(self) -> None:
+        with contextlib.suppress(NotFound):
+            await self._keeper.detach(self._task, self._number)
 
 
 def _log_file(log: LogSpec | None) -> LogFile | None:
@@ -250,7 +256,9 @@ def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
         return not_executable(program, cause=text)
     if "cwd" in text or "chdir" in text:
         return NotFound(f"working directory {process.get('cwd')!r} cannot be entered", cause=text)
-    return HelperFailed("the OCI runtime refused the container", stage="start", cause=text, **error.details)
+    refused = HelperFailed("the OCI runtime refused the container", stage="start", cause=text)
+    refused.details.update(error.details)
+    return refused
 
 
 def _last_message(text: str) -> str:

@@ -9,6 +9,7 @@ from drupe.errors import DeadlineExceeded, InvalidState
 from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
 from drupe.runtime.container import Container
+from drupe.sandboxers.contract import hold
 from drupe.services.control.registry import method
 from drupe.spec.base import plain
 from drupe.spec.control import ContainerList, Logs, ProcessList, StatsItem, StatsList
@@ -30,12 +31,13 @@ async def start(service: ControlService, call: Call) -> ContainerStatus:
     container = service.core.container(call.params.ref)
     pod = container.pod
     async with pod.lock:
+        container.window = (call.params.rows, call.params.cols)
         if pod.auto_stop and pod.state in (State.READY, State.STOPPED):
             await pod.start(call.fds)  # the pod was made for its containers: starting one starts it
         else:
             await container.start(call.fds)
-    if call.params.rows and call.params.cols and container.is_live:
-        await container.tasks.resize(container.id, call.params.rows, call.params.cols)
+    if container.attachment is not None:
+        call.while_here(hold(container.attachment))
     return container.status
 
 
@@ -118,10 +120,12 @@ async def processes(service: ControlService, call: Call) -> ProcessList:
 
 @method("container.attach")
 async def attach(service: ControlService, call: Call) -> ExitStatus:
-    """Answers at the container's end, or with its state so far when all that was attached has been let go."""
+    """Answers at the container's end, or with its state so far when all that was attached has been let go. The
+    container's input stays open for the next to attach: `container.close_stdin` closes it."""
     container = service.core.container(call.params.ref)
     require(container.what, container.state, State.RUNNING, State.PAUSED, to="attach")
-    detached = asyncio.ensure_future(await container.tasks.attach(container.id, call.fds))
+    attachment = await container.tasks.attach(container.id, call.fds, keep_stdin=True)
+    detached = asyncio.ensure_future(hold(attachment))
     ended = asyncio.ensure_future(container.wait())
     try:
         await asyncio.wait({detached, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -129,6 +133,9 @@ async def attach(service: ControlService, call: Call) -> ExitStatus:
             await asyncio.wait({ended}, timeout=1.0)  # the last output comes just before the exit
         return ended.result() if ended.done() else ExitStatus(code=0, reason="Detached")
     finally:
+        if not ended.done():  # else its last words may still be on their way
+            detached.cancel()
+            await asyncio.gather(detached, return_exceptions=True)
         ended.cancel()
 
 
@@ -138,6 +145,8 @@ async def resize(service: ControlService, call: Call) -> None:
     if call.params.rows <= 0 or call.params.cols <= 0:
         raise InvalidState("a terminal has at least one row and one column")
     await container.tasks.resize(container.id, call.params.rows, call.params.cols, exec_id=call.params.exec_id)
+    if not call.params.exec_id:
+        container.window = (call.params.rows, call.params.cols)
 
 
 @method("container.close_stdin")

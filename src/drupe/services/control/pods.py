@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from drupe.errors import DeadlineExceeded
 from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
+from drupe.sandboxers.contract import hold
 from drupe.services.control.registry import method
 from drupe.spec.control import PodList
 from drupe.spec.status import ExitStatus, PodStatus, Stats
@@ -24,10 +25,11 @@ async def create(service: ControlService, call: Call) -> PodStatus:
 
 @method("pod.run", changes=True)
 async def run(service: ControlService, call: Call) -> PodStatus:
-    pod = await service.core.run_pod(call.params.spec, call.fds)
-    first = next(iter(pod.containers.values()), None)
-    if call.params.rows and call.params.cols and first is not None and first.is_live:
-        await first.tasks.resize(first.id, call.params.rows, call.params.cols)
+    window = (call.params.rows, call.params.cols)
+    pod = await service.core.run_pod(call.params.spec, call.fds, window=window)
+    for container in pod.containers.values():
+        if container.attachment is not None:
+            call.while_here(hold(container.attachment))
     return pod.record()
 
 
