@@ -10,16 +10,16 @@ from pathlib import Path
 
 
 class ProcessRef:
-    """A process that can be killed once."""
+    """A process that can be sent one signal."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self._pidfd = pidfd
 
-    def kill(self) -> None:
-        """SIGKILL it if it still lives, and let go of it."""
+    def signal(self, number: int) -> None:
+        """Send it the signal if it still lives, and let go of it."""
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, number)
         os.close(self._pidfd)
 
 

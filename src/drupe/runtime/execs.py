@@ -73,19 +73,22 @@ class Execs:
                 code=ended.code, signal=ended.signal, at=ended.at, reason="Timeout", message=f"after {timeout_s:g} s"
             )
 
-    async def kill(self, exec_id: str, signal: int) -> None:
+    async def kill(self, exec_id: str, signal: int, *, tree: bool = False) -> None:
         self._future(exec_id)
+        if tree:
+            await self.kill_tree(exec_id, signal)
+            return
         await self._container.tasks.kill(self._container.id, signal, exec_id=exec_id)
 
-    async def kill_tree(self, exec_id: str) -> None:
-        """SIGKILL the process and all it started, within the container."""
+    async def kill_tree(self, exec_id: str, signal: int = 9) -> None:
+        """Send the signal to the process and all it started, within the container."""
         container = self._container
         pid = self._pids.get(exec_id)
         family = descendants(pid, among=await container.tasks.pids(container.id)) if pid else []
         with contextlib.suppress(NotFound):
-            await container.tasks.kill(container.id, 9, exec_id=exec_id)
+            await container.tasks.kill(container.id, signal, exec_id=exec_id)
         for child in family:
-            child.kill()
+            child.signal(signal)
 
     def ended(self, exec_id: str, status: ExitStatus) -> None:
         """Told by the sandboxer, after the last byte of output."""

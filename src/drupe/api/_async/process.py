@@ -22,7 +22,8 @@ class AsyncProcess:
     """A running process; get one from `popen`, `attach` or `start(attach=True)`.
 
     stdin, stdout, stderr: our ends of its streams (None where there is none; with a tty all output is on stdout).
-    pid: as the host sees it. As a context manager it is killed at the end of the block if it still runs.
+    pid: as the host sees it. As a context manager it and what it started are killed at the end of the block if
+    it still runs.
     """
 
     def __init__(
@@ -91,16 +92,17 @@ class AsyncProcess:
         await self.pump(input, stdout, stderr)
         return bytes(stdout.data), bytes(stderr.data)
 
-    async def kill(self, signal: str | int = "KILL") -> None:
-        """Send a signal, by name or number. Nothing happens when it has ended."""
+    async def kill(self, signal: str | int = "KILL", *, tree: bool = False) -> None:
+        """Send a signal, by name or number; tree: to all it started too. Nothing happens when it has ended."""
         if await self.poll() is not None:
             return
         name = str(signal)
         try:
             if self.exec_id:
-                await self._connection.call("exec.kill", ExecKill(ref=self._ref, exec_id=self.exec_id, signal=name))
+                params = ExecKill(ref=self._ref, exec_id=self.exec_id, signal=name, tree=tree)
+                await self._connection.call("exec.kill", params)
             else:
-                await self._connection.call("container.kill", Kill(ref=self._ref, signal=name))
+                await self._connection.call("container.kill", Kill(ref=self._ref, signal=name, all=tree))
         except (NotFound, InvalidState):
             return  # it ended meanwhile, or its container did
 
@@ -143,7 +145,7 @@ class AsyncProcess:
     async def __aexit__(self, *exc: object) -> None:
         try:
             if await self.poll() is None:
-                await self.kill()
+                await self.kill(tree=True)
                 await self._see_it_end()
         finally:
             await self.close()
@@ -252,7 +254,7 @@ async def _to_its_end(
     """The daemon ends it at its timeout; should it not, we do, and do not wait for ever for that either."""
     limit_s = None if timeout_s is None else timeout_s + _KILL_GRACE_S
     if not await process.pump(input, stdout, stderr, limit_s=limit_s):
-        await process.kill()
+        await process.kill(tree=True)
         if not await process.pump(None, stdout, stderr, limit_s=_KILL_GRACE_S):
             return ExitStatus(code=137, signal=9, reason="Timeout", message="its end was not confirmed")
         return _timed_out(process.status)

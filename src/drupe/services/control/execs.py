@@ -52,6 +52,6 @@ async def kill(service: ControlService, call: Call) -> None:
     container = service.core.container(call.params.ref)
     number = parse_signal(call.params.signal)
     try:
-        await container.execs.kill(call.params.exec_id, number)
+        await container.execs.kill(call.params.exec_id, number, tree=call.params.tree)
     except NotFound as error:
         raise NotFound(f"exec {call.params.exec_id} has ended", cause=str(error)) from None
