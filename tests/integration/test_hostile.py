@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,8 +14,8 @@ import pytest
 from drupe.errors import DrupeError, InvalidArgument
 from drupe.rpc.client import Client
 from drupe.spec import ExecSpec, ExitStatus, Mount
-from drupe.spec.control import Delete, Empty, ExecStart, FileRef, FileWrite, Ref
-from framework.daemon import Daemon
+from drupe.spec.control import Delete, Empty, ExecKill, ExecStart, FileRef, FileWrite, Ref, Stop
+from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
 
 pytestmark = pytest.mark.root
@@ -76,6 +77,62 @@ def test_a_bottomless_volume_is_counted_and_removed(daemon: Daemon, client: Clie
     client.call("pod.delete", Delete(ref=pod, force=True), timeout_s=PROMPT_S)
     client.call("volume.delete", Delete(ref="deep"), timeout_s=PROMPT_S)
     assert not (daemon.root / "volumes/deep").exists()
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_transfer_that_waits_does_not_keep_its_container(daemon: Daemon, client: Client, running: bool) -> None:
+    pod = daemon.run_pod("sleep", "1000").name
+    if not running:
+        client.call("pod.stop", Stop(ref=pod, force=True), timeout_s=PROMPT_S)
+    read_end, write_end = os.pipe()
+    writer = threading.Thread(target=_write, args=(daemon, pod, read_end))
+    writer.start()
+    try:
+        wait_until(lambda: _temporaries(client, pod), what="the transfer has begun")
+        client.call("pod.delete", Delete(ref=pod, force=True), timeout_s=PROMPT_S)
+    finally:
+        os.close(write_end)
+        writer.join()
+
+
+def test_killing_an_exec_takes_what_it_started(daemon: Daemon, client: Client) -> None:
+    pod = daemon.run_pod("sleep", "1000").name
+    family = ExecSpec(argv=("sh", "-c", "sh -c 'sleep 1001 & sleep 1002' & sleep 1003"))
+    members = {"sleep 1001", "sleep 1002", "sleep 1003"}
+    with client.stream("exec.start", ExecStart(ref=pod, spec=family), timeout_s=PROMPT_S) as stream:
+        exec_id = next(iter(stream)).exec_id
+        wait_until(lambda: members <= set(_processes(client, pod)), what="the family is complete")
+        client.call("exec.kill", ExecKill(ref=pod, exec_id=exec_id, tree=True), timeout_s=PROMPT_S)
+        assert not list(stream)
+        assert stream.result.signal == 9
+    wait_until(lambda: _processes(client, pod) == ["sleep 1000"], what="none of the family is left")
+
+
+def test_a_client_that_is_killed_leaves_nothing_waiting(daemon: Daemon, client: Client) -> None:
+    pod = daemon.run_pod("sleep", "1000").name
+    before = _descriptors(daemon)
+    command = [COMMAND, "exec", "-i", pod, "cat"]
+    for _ in range(5):
+        process = subprocess.Popen(command, env=daemon.environment(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        wait_until(lambda: "cat" in _processes(client, pod), what="it runs")
+        process.kill()
+        process.communicate()
+        wait_until(lambda: _processes(client, pod) == ["sleep 1000"], what="cat has seen the end of its input")
+    wait_until(lambda: _descriptors(daemon) <= before, what="its descriptors are closed")
+
+
+def _temporaries(client: Client, pod: str) -> list[str]:
+    listed = client.call("file.list", FileRef(ref=pod, path="/tmp"), timeout_s=PROMPT_S).files
+    return [file.path for file in listed]
+
+
+def _processes(client: Client, pod: str) -> list[str]:
+    found = client.call("container.processes", Ref(ref=pod), timeout_s=PROMPT_S).processes
+    return [process.command for process in found]
+
+
+def _descriptors(daemon: Daemon) -> int:
+    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (daemon.pid, daemon.keeper_pid))
 
 
 def _exec(client: Client, pod: str, *argv: str, **options: object) -> ExitStatus:

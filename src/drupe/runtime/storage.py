@@ -111,7 +111,8 @@ class Storage:
     async def umount_rootfs(self, container: Container) -> None:
         targets = [container.bundle / "rootfs", container.bundle / "secrets"]
         targets += [container.bundle / f"image-{n}" for n, _ in enumerate(_image_mounts(container.spec))]
-        await self._keeper.umount([str(target) for target in targets])
+        # lazy: a transfer that waits for its caller holds the root, and must not keep it from being deleted
+        await self._keeper.umount([str(target) for target in targets], lazy=True)
 
     def _overlay(self, container: Container) -> KeeperMount:
         """volatile: what dies with its pod need not be synced when unmounted."""
@@ -219,19 +220,26 @@ class Storage:
     def root_fd(self, container: Container) -> Iterator[int]:
         """An O_PATH descriptor of the container's root: its live root while it runs (with all its mounts), else the
         mounted layers. InvalidState-like NotFound when there is none."""
-        path = self.rootfs(container)
-        pid = container.status.pid if container.is_live else 0
-        with contextlib.ExitStack() as opened:
-            try:
-                root = _open_directory(path if container.spec.rootfs else self.view(path), opened)
-            except OSError as error:
-                raise NotFound(f"{container.what} has no root file system now", cause=str(error)) from None
-            with contextlib.suppress(OSError):
-                live = _open_directory(Path(f"/proc/{pid}/root"), opened) if pid else root
-                # not so when the workload moved to another root, or has ended and its pid is another's
-                if os.path.samestat(os.fstat(live), os.fstat(root)):
-                    root = live
+        root = self._open_root(container)
+        try:
             yield root
+        finally:
+            os.close(root)
+
+    def _open_root(self, container: Container) -> int:
+        path = self.rootfs(container)
+        try:
+            layers = _open_directory(path if container.spec.rootfs else self.view(path))
+        except OSError as error:
+            raise NotFound(f"{container.what} has no root file system now", cause=str(error)) from None
+        try:
+            live = _open_directory(Path(f"/proc/{container.status.pid if container.is_live else 0}/root"))
+        except OSError:
+            return layers
+        # another one when the workload moved to another root, or has ended and its pid is another's
+        same = os.path.samestat(os.fstat(live), os.fstat(layers))
+        os.close(layers if same else live)
+        return live if same else layers
 
     # -- pods ---------------------------------------------------------------------------------------------------
 
@@ -298,10 +306,8 @@ def anonymous_name(container_id: str, target: str) -> str:
     return f"{container_id}-{hashlib.sha256(target.encode()).hexdigest()[:12]}"
 
 
-def _open_directory(path: Path, opened: contextlib.ExitStack) -> int:
-    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    opened.callback(os.close, descriptor)
-    return descriptor
+def _open_directory(path: Path) -> int:
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _keeper_mount(plan: RootfsPlan) -> KeeperMount:
