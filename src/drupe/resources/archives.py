@@ -13,6 +13,7 @@ import posixpath
 import stat as st
 import tarfile
 import zlib
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, cast
@@ -32,6 +33,13 @@ from drupe.resources.inroot import (
 from drupe.resources.inroot import follow as _follow
 from drupe.rpc.transfers import read_some, write_all
 from drupe.spec.control import FileInfo
+
+Owner = Callable[[int, int], tuple[int, int]]  # (uid, gid) in other words: those of the host, of a user namespace
+
+
+def same_owner(uid: int, gid: int) -> tuple[int, int]:
+    return uid, gid
+
 
 _MAX_HEADER_BYTES = 1 << 20  # of one extended header; tarfile would read any size into memory
 _KERNEL_DIRS: Final = ("proc", "sys", "dev")  # a live container's: mounted by the runtime, endless, not its files
@@ -67,10 +75,10 @@ class _BoundedInfo(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
-def get_archive(root_fd: int, path: str, target: int, *, follow: bool = False) -> FileInfo:
+def get_archive(root_fd: int, path: str, target: int, *, follow: bool = False, owner: Owner = same_owner) -> FileInfo:
     """Write a tar of `path` (file, link or tree) to descriptor `target`, which is closed. Names start with its last.
 
-    follow: a link at the end stands for what it names. Raises NotFound.
+    follow: a link at the end stands for what it names. owner: how a file's owner is to be told. Raises NotFound.
     """
     try:
         real = _follow(root_fd, path) if follow else path
@@ -83,22 +91,23 @@ def get_archive(root_fd: int, path: str, target: int, *, follow: bool = False) -
             stack.enter_context(suppress(BrokenPipeError))  # the reader had enough
             pipe: Any = _Pipe(target)
             with tarfile.open(fileobj=pipe, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-                _Writer(tar, root_fd).add(fd, last, name)
+                _Writer(tar, root_fd, owner).add(fd, last, name)
         return info
     finally:
         os.close(target)
 
 
-def put_archive(root_fd: int, path: str, source: int, *, keep_ids: bool = False) -> None:
+def put_archive(root_fd: int, path: str, source: int, *, keep_ids: bool = False, owner: Owner = same_owner) -> None:
     """Unpack a tar (also compressed) read from descriptor `source`, which is closed, below directory `path`.
 
-    keep_ids: owners as in the tar, else those of the root directory. Existing files are replaced, directories kept.
+    keep_ids: owners as in the tar (owner: what they are on the host), else the root directory's. Existing files are
+    replaced, directories kept.
     Raises InvalidArgument for a bad or hostile tar (the members before it stay), NotFound.
     """
     try:
         with opened(root_fd, path, os.O_PATH | os.O_DIRECTORY):
             pass  # the clear error first: no such directory
-        reader = _Reader(root_fd, path, keep_ids=keep_ids)
+        reader = _Reader(root_fd, path, owner if keep_ids else _root_owner(root_fd))
         try:
             pipe: Any = _Pipe(source)
             with tarfile.open(fileobj=pipe, mode="r|*", tarinfo=_BoundedInfo) as tar:
@@ -134,7 +143,8 @@ def copy_tree(root_fd: int, path: str, target: Path) -> None:
 class _Writer:
     """Adds what lies below a root to a tar, hard links as such."""
 
-    def __init__(self, tar: tarfile.TarFile, root_fd: int) -> None:
+    def __init__(self, tar: tarfile.TarFile, root_fd: int, owner: Owner) -> None:
+        self._owner = owner
         self._tar = tar
         root = os.fstat(root_fd)
         self._root = (root.st_dev, root.st_ino)
@@ -143,7 +153,7 @@ class _Writer:
     def add(self, fd: int, name: str, arcname: str, depth: int = 0) -> None:
         check_depth(depth, arcname)
         found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        member = _member(found, arcname)
+        member = self._member(found, arcname)
         if st.S_ISDIR(found.st_mode):
             self._tar.addfile(member)
             self._directory(fd, name, arcname, depth)
@@ -157,6 +167,14 @@ class _Writer:
             member.devmajor, member.devminor = os.major(found.st_rdev), os.minor(found.st_rdev)
             self._tar.addfile(member)
 
+    def _member(self, found: os.stat_result, name: str) -> tarfile.TarInfo:
+        member = tarfile.TarInfo(name)
+        member.mode, member.mtime = st.S_IMODE(found.st_mode), found.st_mtime
+        member.uid, member.gid = self._owner(found.st_uid, found.st_gid)
+        member.size = found.st_size if st.S_ISREG(found.st_mode) else 0
+        member.type = tarfile.DIRTYPE if st.S_ISDIR(found.st_mode) else tarfile.REGTYPE
+        return member
+
     def _directory(self, fd: int, name: str, arcname: str, depth: int) -> None:
         below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
         try:
@@ -165,7 +183,7 @@ class _Writer:
             for entry in sorted(os.listdir(below)):  # noqa: PTH208 - by descriptor
                 path = f"{arcname}/{entry}"
                 if at_root and entry in _KERNEL_DIRS and _device(below, entry) != here.st_dev:
-                    self._tar.addfile(_member(os.stat(entry, dir_fd=below), path))
+                    self._tar.addfile(self._member(os.stat(entry, dir_fd=below), path))
                     continue
                 with suppress(FileNotFoundError):  # it vanished meanwhile
                     self.add(below, entry, path, depth + 1)
@@ -210,11 +228,10 @@ class _Padded:
 class _Reader:
     """Unpacks members below a directory of a root."""
 
-    def __init__(self, root_fd: int, path: str, *, keep_ids: bool) -> None:
+    def __init__(self, root_fd: int, path: str, owner: Owner) -> None:
         self._root = root_fd
         self._base = path.rstrip("/")
-        self._keep_ids = keep_ids
-        self._owner = os.stat(".", dir_fd=root_fd)
+        self._owner = owner
         self._directories: list[tuple[str, float]] = []
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
@@ -256,7 +273,7 @@ class _Reader:
         return "/".join([self._base, *parts])
 
     def _ids(self, member: tarfile.TarInfo) -> tuple[int, int]:
-        return (member.uid, member.gid) if self._keep_ids else (self._owner.st_uid, self._owner.st_gid)
+        return self._owner(member.uid, member.gid)
 
     def _add_directory(self, member: tarfile.TarInfo, path: str) -> None:
         with suppress(AlreadyExists):
@@ -290,6 +307,11 @@ class _Reader:
             os.link(from_name, name, src_dir_fd=from_fd, dst_dir_fd=fd, follow_symlinks=False)
 
 
+def _root_owner(root_fd: int) -> Owner:
+    found = os.stat(".", dir_fd=root_fd)
+    return lambda uid, gid: (found.st_uid, found.st_gid)
+
+
 def _refuse_special(member: tarfile.TarInfo) -> None:
     if member.ischr() or member.isblk():
         raise InvalidArgument(
@@ -312,15 +334,6 @@ def _clear(fd: int, name: str, path: str) -> bool:
             return False
         raise
     return True
-
-
-def _member(found: os.stat_result, name: str) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.mode = st.S_IMODE(found.st_mode)
-    member.uid, member.gid, member.mtime = found.st_uid, found.st_gid, found.st_mtime
-    member.size = found.st_size if st.S_ISREG(found.st_mode) else 0
-    member.type = tarfile.DIRTYPE if st.S_ISDIR(found.st_mode) else tarfile.REGTYPE
-    return member
 
 
 _SPECIAL = {st.S_IFCHR: tarfile.CHRTYPE, st.S_IFBLK: tarfile.BLKTYPE, st.S_IFIFO: tarfile.FIFOTYPE}

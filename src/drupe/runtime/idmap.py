@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from drupe.spec.pod import PodSpec
+from drupe.errors import InvalidArgument, PermissionDenied
+from drupe.spec.pod import IdMap, PodSpec
+
+UNMAPPED = 65534  # how an id without a map shows inside (/proc/sys/kernel/overflowuid)
 
 
 def root_ids(spec: PodSpec) -> tuple[int, int]:
@@ -16,6 +19,47 @@ def root_ids(spec: PodSpec) -> tuple[int, int]:
     uid = next((m.outside - m.inside for m in user.uids if m.inside == 0), 0)
     gid = next((m.outside - m.inside for m in user.gids if m.inside == 0), 0)
     return uid, gid
+
+
+def check_reachable(path: Path) -> None:
+    """PermissionDenied unless everybody may walk down to `path`: the ids of a user namespace must."""
+    for directory in (path, *path.parents):
+        if not directory.stat().st_mode & 0o001:
+            raise PermissionDenied(
+                f"{directory} keeps the ids of a user namespace out",
+                hint=f"chmod o+x {directory}, or have {path} elsewhere",
+            )
+
+
+class Owners:
+    """A pod's owners, told inside and on the host. Without a user namespace both are the same."""
+
+    def __init__(self, spec: PodSpec) -> None:
+        user = spec.namespaces.user
+        self._uids = user.uids if user else ()
+        self._gids = user.gids if user else ()
+
+    def on_host(self, uid: int, gid: int) -> tuple[int, int]:
+        """InvalidArgument for an id that the pod's user namespace does not have."""
+        return _on_host(self._uids, uid), _on_host(self._gids, gid)
+
+    def inside(self, uid: int, gid: int) -> tuple[int, int]:
+        return _inside(self._uids, uid), _inside(self._gids, gid)
+
+
+def _on_host(maps: tuple[IdMap, ...], id_: int) -> int:
+    if not maps:
+        return id_
+    for m in maps:
+        if m.inside <= id_ < m.inside + m.count:
+            return id_ - m.inside + m.outside
+    raise InvalidArgument(f"owner {id_} is not among the ids of the pod's user namespace")
+
+
+def _inside(maps: tuple[IdMap, ...], id_: int) -> int:
+    if not maps:
+        return id_
+    return next((id_ - m.outside + m.inside for m in maps if m.outside <= id_ < m.outside + m.count), UNMAPPED)
 
 
 def shift_ids(root: Path, uid0: int, gid0: int) -> None:

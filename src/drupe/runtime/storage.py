@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drupe.errors import DrupeError, InvalidArgument, NotFound
+from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound
 from drupe.images.config import ImageConfig
 from drupe.images.files import remove_tree, tree_bytes
 from drupe.images.rootfs import RootfsPlan, plan_rootfs
@@ -21,10 +21,11 @@ from drupe.keeper.records import Mount as KeeperMount
 from drupe.oci.users import ResolvedUser, resolve_user
 from drupe.resources.volumes import Volumes
 from drupe.runtime import bundle
-from drupe.runtime.idmap import root_ids, shift_ids
+from drupe.runtime.idmap import check_reachable, root_ids, shift_ids
 from drupe.runtime.paths import Paths
 from drupe.spec.container import ContainerSpec, ExecSpec, Mount
 from drupe.spec.pod import IdMap, PodSpec, UserNamespace
+from drupe.state.machine import State
 
 if TYPE_CHECKING:
     from drupe.runtime.container import Container
@@ -56,7 +57,11 @@ class Storage:
 
         self.check_images(spec.containers)
         user = spec.namespaces.user
-        if user is None or user.uids:
+        if user is None:
+            return spec
+        check_reachable(self.paths.run)
+        check_reachable(self.paths.root)
+        if user.uids:
             return spec
         base = self._free_user_range()
         ids = (IdMap(inside=0, outside=base, count=USER_RANGE),)
@@ -89,11 +94,25 @@ class Storage:
         """A path of the keeper's mount namespace as this process can open it."""
         return Path(f"/proc/{self._keeper.pid}/root{path}")
 
+    def holds_namespaces(self, pod: Pod) -> bool:
+        """Whether the pod's namespaces are still pinned where they were: they end with the keeper's mounts."""
+        directory = self.paths.pod(pod.id)
+        pins = [Path(path) for path in pod.info.namespaces.values() if Path(path).is_relative_to(directory)]
+        return all(self._is_mounted(pin) for pin in pins)
+
+    def _is_mounted(self, target: Path) -> bool:
+        """Whether a file system of its own is at `target`, as the keeper sees it."""
+        try:
+            return self.view(target).stat().st_dev != self.view(target.parent).stat().st_dev
+        except OSError:
+            return False
+
     def rootfs(self, container: Container) -> Path:
         return Path(container.spec.rootfs) if container.spec.rootfs else container.bundle / "rootfs"
 
     async def mount_rootfs(self, container: Container) -> None:
-        """Overlay of the image's layers and the container's own; and the memory its secrets live in."""
+        """Overlay of the image's layers and the container's own; and the memory its secrets live in. What is mounted
+        stays: a stopped container's mounts are missing only when their keeper ended."""
         mounts: list[KeeperMount] = []
         spec = container.spec
         if spec.image:
@@ -104,9 +123,11 @@ class Storage:
             mounts.append(KeeperMount(source="ramfs", target=str(secrets), fstype="ramfs", data="mode=0700"))
         for number, mount in enumerate(_image_mounts(spec)):
             mounts.append(self._image_mount(container, number, mount))
-        if mounts:
-            await self._keeper.mount(mounts)
-        await asyncio.to_thread(self._fill, container) if self._needs_filling(container) else None
+        missing = [mount for mount in mounts if not self._is_mounted(Path(mount.target))]
+        if missing:
+            await self._keeper.mount(missing)
+        if missing and self._needs_filling(container):
+            await asyncio.to_thread(self._fill, container)
 
     async def umount_rootfs(self, container: Container) -> None:
         targets = [container.bundle / "rootfs", container.bundle / "secrets"]
@@ -143,13 +164,18 @@ class Storage:
     def _fill(self, container: Container) -> None:
         """Write secrets into their memory, and give the root to the user namespace's ids."""
         uid0, gid0 = root_ids(container.pod.spec)
+        is_new = container.state is State.CREATING
+        if not is_new and container.spec.secrets and not any(secret.value for secret in container.spec.secrets):
+            raise InvalidState(
+                f"{container.what} has lost its secrets: they live in memory only", hint="create it anew"
+            )
         for secret in container.spec.secrets:
             path = self.view(container.bundle / "secrets" / secret.name)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, secret.mode)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(secret.value)
                 os.fchown(file.fileno(), uid0 + secret.uid, gid0 + secret.gid)
-        if container.pod.spec.namespaces.user is not None and container.spec.image:
+        if is_new and container.pod.spec.namespaces.user is not None and container.spec.image:
             shift_ids(self.view(container.bundle / "rootfs"), uid0, gid0)
 
     # -- volumes ------------------------------------------------------------------------------------------------
@@ -161,7 +187,7 @@ class Storage:
             name = mount.source or anonymous_name(container.id, mount.target)
             info, made = self.volumes.ensure(name, anonymous=not mount.source)
             used.append({"type": "volume", "name": name, "source": info.path, "target": mount.target})
-            if made:
+            if made or _is_untouched(info.path):
                 await asyncio.to_thread(self._copy_up, container, mount.target, Path(info.path))
         used += [
             {"type": m.type, "source": m.source, "target": m.target, "read_only": m.read_only}
@@ -249,6 +275,8 @@ class Storage:
             return
         target = self.paths.pod(pod.id) / "shm"
         target.mkdir(mode=0o755, exist_ok=True)
+        if self._is_mounted(target):
+            return
         size = max((c.shm_size_bytes for c in pod.spec.containers), default=64 * 1024 * 1024)
         uid0, gid0 = root_ids(pod.spec)
         data = f"mode=1777,size={size}" + (f",uid={uid0},gid={gid0}" if uid0 else "")
@@ -323,3 +351,10 @@ def _own_user(process: dict[str, Any]) -> ResolvedUser:
     own = process["user"]
     home = next((word[5:] for word in process.get("env", ()) if word.startswith("HOME=")), "/")
     return ResolvedUser(uid=own["uid"], gid=own["gid"], groups=tuple(own.get("additionalGids", ())), home=home, name="")
+
+
+def _is_untouched(volume: str) -> bool:
+    """Whether nobody has used a volume yet: it is empty, and root's as it was made."""
+    path = Path(volume)
+    found = path.stat()
+    return (found.st_uid, found.st_gid) == (0, 0) and not any(path.iterdir())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from drupe.resources import archives, files
 from drupe.rpc.call import Call
 from drupe.rpc.transfers import in_thread, own
+from drupe.runtime.idmap import Owners
 from drupe.services.control.registry import method
 from drupe.spec.control import FileInfo, FileList
 
@@ -26,14 +27,22 @@ async def _with_data(service: ControlService, call: Call, work: Any, *args: Any,
 
 
 async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, **options: Any) -> Any:
-    """The thread owns the root's descriptor, as it may outlive a cancelled call."""
+    """The thread owns the root's descriptor, as it may outlive a cancelled call. Owners are told as they are inside."""
     container = service.core.container(call.params.ref)
+    owners = _owners(service, call)
 
     def job() -> Any:
         with service.storage.root_fd(container) as root:
-            return work(root, *args, **options)
+            found = work(root, *args, **options)
+        for info in found.files if isinstance(found, FileList) else [found] if isinstance(found, FileInfo) else []:
+            info.uid, info.gid = owners.inside(info.uid, info.gid)
+        return found
 
     return await in_thread(call, job)
+
+
+def _owners(service: ControlService, call: Call) -> Owners:
+    return Owners(service.core.container(call.params.ref).pod.spec)
 
 
 @method("file.read", changes=True)
@@ -45,7 +54,9 @@ async def read(service: ControlService, call: Call) -> FileInfo:
 @method("file.write", changes=True)
 async def write(service: ControlService, call: Call) -> FileInfo:
     w = call.params
-    options = {"mode": w.mode, "uid": w.uid, "gid": w.gid, "append": w.append, "parents": w.parents}
+    uid, gid = _owners(service, call).on_host(w.uid or 0, w.gid or 0)
+    owner = {"uid": None if w.uid is None else uid, "gid": None if w.gid is None else gid}
+    options = {"mode": w.mode, "append": w.append, "parents": w.parents, **owner}
     return await _with_data(service, call, files.write, **options)  # type: ignore[no-any-return]
 
 
@@ -77,9 +88,11 @@ async def rename(service: ControlService, call: Call) -> FileInfo:
 
 @method("file.get_archive", changes=True)
 async def get_archive(service: ControlService, call: Call) -> FileInfo:
-    return await _with_data(service, call, archives.get_archive, follow=call.params.follow)  # type: ignore[no-any-return]
+    options = {"follow": call.params.follow, "owner": _owners(service, call).inside}
+    return await _with_data(service, call, archives.get_archive, **options)  # type: ignore[no-any-return]
 
 
 @method("file.put_archive", changes=True)
 async def put_archive(service: ControlService, call: Call) -> None:
-    await _with_data(service, call, archives.put_archive, keep_ids=call.params.keep_ids)
+    options = {"keep_ids": call.params.keep_ids, "owner": _owners(service, call).on_host}
+    await _with_data(service, call, archives.put_archive, **options)
