@@ -60,7 +60,7 @@ _TYPES = {
 def refuse(path: str, error: OSError) -> NoReturn:
     """Raise what `error` about `path` means: NotFound, PermissionDenied, ResourceExhausted, InvalidArgument…"""
     kind, words = _WORDS.get(error.errno or 0, (InvalidArgument, error.strerror or "failed"))
-    raise kind(f"{path}: {words}", cause=errno.errorcode.get(error.errno or 0, "")) from None
+    raise kind(f"{path}: {words}", errno=errno.errorcode.get(error.errno or 0, "")) from None
 
 
 @contextmanager

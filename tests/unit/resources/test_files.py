@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import socket
@@ -17,6 +18,7 @@ import pytest
 from drupe.errors import AlreadyExists, DrupeError, InvalidArgument, NotFound
 from drupe.linux.openat2 import open_regular
 from drupe.resources import files
+from drupe.resources.inroot import explained
 
 
 @pytest.fixture
@@ -341,3 +343,11 @@ def test_only_a_regular_file_is_opened(root: int, tmp_path: Path, kind: str) -> 
     make[kind]()
     with pytest.raises(OSError, match="regular"):
         open_regular(root, "odd", os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def test_refusals_are_said_once() -> None:
+    """In words; the error's name is a detail."""
+    with pytest.raises(NotFound) as raised, explained("/a"):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/a")
+    assert str(raised.value) == "/a: no such file or directory"
+    assert raised.value.details == {"errno": "ENOENT"}
