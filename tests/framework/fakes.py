@@ -132,6 +132,9 @@ class MemoryStorage:
     def know(self, container: Container) -> None:
         pass
 
+    def holds_namespaces(self, pod: Pod) -> bool:
+        return True
+
     async def mount_rootfs(self, container: Container) -> None:
         await self.faults.passing("storage.mount_rootfs")
         self.mounted.add(container.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ import pytest
 
 from drupe.errors import DrupeError, InvalidArgument
 from drupe.rpc.client import Client
-from drupe.spec import ExecSpec, ExitStatus, Mount
+from drupe.spec import ExecSpec, ExitStatus, Mount, RestartPolicy
 from drupe.spec.control import Delete, Empty, ExecKill, ExecStart, FileRef, FileWrite, Ref, Stop
 from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
+from framework.residue import is_alive, residue
 
 pytestmark = pytest.mark.root
 
@@ -119,6 +121,35 @@ def test_a_client_that_is_killed_leaves_nothing_waiting(daemon: Daemon, client: 
         process.communicate()
         wait_until(lambda: _processes(client, pod) == ["sleep 1000"], what="cat has seen the end of its input")
     wait_until(lambda: _descriptors(daemon) <= before, what="its descriptors are closed")
+
+
+def test_daemon_and_keeper_killed_at_once(fresh_daemon: Daemon) -> None:
+    """Nobody holds the workloads any more: they end, frozen ones too, and what is left can be started and removed."""
+    keeper = fresh_daemon.keeper_pid
+    plain = fresh_daemon.run_pod("sh", "-c", "touch /mark; sleep 1000").name
+    frozen = fresh_daemon.run_pod("sleep", "1000").name
+    steady = fresh_daemon.run_pod("sleep", "1000", restart=RestartPolicy(name="always")).name
+    with fresh_daemon.client() as client:
+        client.call("pod.pause", Ref(ref=frozen), timeout_s=PROMPT_S)
+        wait_until(lambda: _exec(client, plain, "test", "-e", "/mark").code == 0, what="it has written")
+        lived = [_pid(client, pod) for pod in (plain, frozen, steady)]
+    os.kill(keeper, signal.SIGKILL)
+    fresh_daemon.kill()
+    fresh_daemon.start()
+    wait_until(lambda: not any(is_alive(pid) for pid in lived), what="the old workloads have ended")
+    with fresh_daemon.client() as client:
+        wait_until(lambda: _state(client, steady) == "running", what="the policy has started it again")
+        for pod in (plain, frozen):
+            assert _state(client, pod) == "stopped"
+            client.call("pod.start", Ref(ref=pod), timeout_s=PROMPT_S)
+            assert _exec(client, pod, "grep", "-q", "shm /dev/shm tmpfs", "/proc/mounts").code == 0
+        assert _exec(client, plain, "test", "-e", "/mark").code == 0
+    fresh_daemon.delete_pods()
+    assert not residue(fresh_daemon)
+
+
+def _state(client: Client, pod: str) -> str:
+    return str(client.call("container.status", Ref(ref=pod), timeout_s=PROMPT_S).state)
 
 
 def _temporaries(client: Client, pod: str) -> list[str]:

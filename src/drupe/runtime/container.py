@@ -325,6 +325,8 @@ class Container:
     async def _create_again(self) -> None:
         """A stopped container gets a fresh task on its old root and volumes."""
         await self.unmake_task()
+        await self._make_files()
+        await self.node.storage.mount_rootfs(self)
         self._advance("task")
         await self._create_task()
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -149,6 +150,9 @@ class Pod:
         check_move(self.what, self.state, State.RUNNING)
         require(self.what, self.state, State.READY, State.STOPPED, to="start it")
         if self.state is State.STOPPED:
+            await self._make_files()
+            await self._make_cgroup()
+            await self.node.storage.mount_shm(self)
             await do_all(self._sandbox_steps(), advance=self._advance, timings_ms=self.status.timings_ms)
         self._advance("starting")
         await self.sandboxer.start(self.id)
@@ -231,8 +235,9 @@ class Pod:
         if self.state is State.DELETED:
             return
         self._advance("deleting")
-        if self.state is State.PAUSED:
-            await self.thaw()
+        if self.state in (State.PAUSED, State.FAILED):  # what is frozen cannot die
+            with contextlib.suppress(DrupeError):
+                await self.thaw()
         notes = []
         for container in list(self.containers.values()):
             left = await container.delete()

@@ -12,6 +12,7 @@ from drupe.errors import DrupeError, HelperFailed
 from drupe.runtime.container import Container
 from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
+from drupe.runtime.supervision import should_restart
 from drupe.sandboxers.contract import TaskState
 from drupe.sandboxers.runc.sandboxer import read_exit_file
 from drupe.spec.status import ExitStatus
@@ -30,11 +31,17 @@ async def settle_pod(core: Core, pod: Pod, tasks: Tasks) -> None:
         if pod.state is State.CREATING or phase == "deleting":
             await _remove(pod, "half deleted" if phase == "deleting" else "half made")
             return
+        lost = not pod.node.storage.holds_namespaces(pod)
+        if lost and pod.state is State.PAUSED:  # what is frozen cannot die
+            await pod.thaw()
+            pod.set_state(State.RUNNING)
         for container in list(pod.containers.values()):
             await _settle_container(container, tasks)
         if _is_half_run(pod):
             await _remove(pod, "half made")
             return
+        if lost and pod.state in (State.READY, State.RUNNING):
+            await _restart_lost(pod)
         await _settle_phase(pod, phase)
         if pod.spec.remove and pod.state is State.STOPPED:
             await _remove(pod, "to be removed")
@@ -49,6 +56,22 @@ async def _remove(pod: Pod, why: str) -> None:
         pod.node.note(f"recovery: {pod.what} was {why}; removed")
     except HelperFailed as error:
         pod.node.note(f"recovery: {error}")
+
+
+async def _restart_lost(pod: Pod) -> None:
+    """Its namespaces and mounts ended with their keeper: it is stopped, so that a start makes them anew, and started
+    if a policy of its containers wants that."""
+    pod.node.note(f"recovery: {pod.what} lost its namespaces with the keeper; stopped")
+    again = any(should_restart(c) for c in pod.containers.values() if c.state is State.STOPPED)
+    await pod.stop(force=True)
+    if again and not pod.spec.remove:
+        pod.node.spawn(_start(pod), f"start of {pod.what}")
+
+
+async def _start(pod: Pod) -> None:
+    async with pod.lock:
+        if pod.state is State.STOPPED:
+            await pod.start()
 
 
 def _is_half_run(pod: Pod) -> bool:
