@@ -7,13 +7,14 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from drupe.errors import DrupeError, HelperFailed, NotFound
+from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, InvalidState, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io, LogFile
 from drupe.oci.programs import no_program, not_executable
@@ -26,6 +27,7 @@ from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, Stats
 
 HELPER_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 10.0
 _NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "open executable")
 
 
@@ -181,11 +183,24 @@ class RuncTasks(TaskService):
         self._cgroups.delete(cgroup)
 
     async def _forget(self, task_id: str, *, kill: bool) -> None:
-        if kill:
-            with contextlib.suppress(NotFound):
-                await self._keeper.kill(task_id, 9)
+        """Where crun knew nothing of it any more, its end is our work: then it takes a moment."""
         with contextlib.suppress(NotFound):
+            if kill:
+                await self._keeper.kill(task_id, 9)
+            deadline = time.monotonic() + END_TIMEOUT_S
+            while await self._still_runs(task_id):
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded(
+                        f"task {task_id} does not end", stage="delete", hint="it may hang in the kernel"
+                    )
+                await asyncio.sleep(0.01)
+
+    async def _still_runs(self, task_id: str) -> bool:
+        try:
             await self._keeper.forget(task_id)
+        except InvalidState:
+            return True
+        return False
 
     def _cgroup(self, task_id: str) -> str:
         try:
@@ -256,6 +271,8 @@ def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
         return not_executable(program, cause=text)
     if "cwd" in text or "chdir" in text:
         return NotFound(f"working directory {process.get('cwd')!r} cannot be entered", cause=text)
+    if text.endswith(("is not running", "is paused")):
+        return InvalidState("the container has just ended or been paused", cause=text)
     refused = HelperFailed("the OCI runtime refused the container", stage="start", cause=text)
     refused.details.update(error.details)
     return refused
