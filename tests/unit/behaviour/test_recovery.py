@@ -19,6 +19,7 @@ import pytest
 from drupe.errors import DrupeError
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
+from drupe.runtime.recovery import recover
 from drupe.sandboxers.fake import Killed
 from drupe.spec import ContainerSpec, ExecSpec, HealthCheck, Resources, RestartPolicy
 from drupe.state.journal import Row
@@ -188,6 +189,49 @@ def test_death_at_every_write(in_memory: Path, scenario: Scenario, moment: str) 
     for number in range(1, writes + 1):
         asyncio.run(die_and_recover(in_memory / str(number), scenario, number, moment))
     gc.collect()  # coroutines cut off in mid-flight must not be finalized at a random moment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", [life, run_and_remove, pause], ids=lambda scenario: scenario.__name__)
+def test_death_at_every_write_of_the_recovery_too(in_memory: Path, scenario: Scenario) -> None:
+    """The daemon dies, and dies again at each write of its recovery: the next one comes to the same end."""
+    for number in range(1, count(in_memory / "count", scenario) + 1):
+        again = 1
+        while asyncio.run(die_twice(in_memory / f"{number}-{again}", scenario, number, again)):
+            again += 1
+    gc.collect()
+
+
+async def die_twice(directory: Path, scenario: Scenario, number: int, again: int) -> bool:
+    """Die before write `number`, and then before write `again` of the recovery; False when it has no so many."""
+    first = Bench(directory, journal=CountingJournal)
+    await died(first, scenario, number, "before")
+    await first.abandon()
+    second = Bench(directory, journal=CountingJournal, after=first)
+
+    async def recovering(bench: Bench) -> None:
+        await recover(bench.core)
+        for pod in list(bench.core.pods.values()):
+            await settled(bench, pod)
+
+    try:
+        await died(second, recovering, again, "before")
+    except AssertionError:
+        second.journal.at_write = lambda _number, _moment: None
+        await second.close()
+        return False
+    third = await second.restart()
+    try:
+        for pod in list(third.core.pods.values()):
+            await settled(third, pod)
+        for pod in third.core.pods.values():
+            is_whole(third, pod)
+        assert third.left() == {}
+    except (AssertionError, TimeoutError) as error:
+        error.add_note(f"{scenario.__name__}: killed before write {number}, and before write {again} of the recovery")
+        raise
+    await third.close()
+    return True
 
 
 async def die_and_recover(directory: Path, scenario: Scenario, number: int, moment: str) -> None:
