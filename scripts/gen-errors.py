@@ -34,7 +34,7 @@ TAIL = """
 
 | code | meaning |
 |---|---|
-| 0 | done; for `run`, `exec`, `wait`, `attach`: the workload ended with 0 |
+| 0 | done; for `run`, `exec`, `start -a`, `attach`: the workload ended with 0 |
 | 1 to 123 | the workload's own exit code, passed through |
 | 2 | the command line itself is wrong (unknown verb or option; 125 for `run`, `exec`, `create`, `start`) |
 | 124 | a deadline passed (`DeadlineExceeded`), as timeout(1) |
