@@ -2,7 +2,8 @@
 
 A snapshot is taken before and after each root test; what is new must be gone within `SETTLE_S`. "Ours" is decided by an
 environment mark that every process started from the tests inherits, by the tests' own directory, and by cgroup names.
-With CI=true nobody else works on the machine, so every new mount, cgroup and interface counts, whoever made it.
+With CI=true no other drupe works on the machine, so every new mount, interface and cgroup of a drupe counts, whoever
+made it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def snapshot(directory: Path) -> Snapshot:
         processes=frozenset(describe_process(pid) for pid in pids),
         mounts=frozenset(m for m in mounts("self") if STRICT or is_ours(m, directory)),
         keeper_mounts=frozenset(private_mounts(pids)),
-        cgroups=frozenset(c for c in cgroups() if STRICT or is_our_cgroup(c))
+        cgroups=frozenset(c for c in cgroups() if (STRICT and "drupe" in c) or is_our_cgroup(c))
         | frozenset(private_cgroups(pids))
         | frozenset(delegated_controllers()),
         netns=frozenset(named_netns()) if STRICT else frozenset(n for n in named_netns() if "drupe-test" in n),
