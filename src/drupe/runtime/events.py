@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Iterator
 
 from drupe.errors import DrupeError
 from drupe.spec.base import decode, plain
@@ -36,12 +36,12 @@ class EventBus:
         """Kept events between two times (Unix seconds)."""
         return [decode(Event, data, where="event") for data in self._journal.events(since=since, until=until)]
 
-    async def follow(self) -> AsyncGenerator[Event, None]:
-        """Events from now on."""
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[asyncio.Queue[Event]]:
+        """Events from this very moment on: what `past` told before any other task could run is not among them."""
         queue: asyncio.Queue[Event] = asyncio.Queue(BACKLOG)
         self._listeners.add(queue)
         try:
-            while True:
-                yield await queue.get()
+            yield queue
         finally:
             self._listeners.discard(queue)

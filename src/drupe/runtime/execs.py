@@ -25,12 +25,14 @@ KEPT_ENDED = 32  # ended, detached execs whose exit status may still be asked fo
 class Execs:
     """The execs of one container. Nothing is allocated until the first."""
 
-    __slots__ = ("_container", "_ended", "_pids")
+    __slots__ = ("_container", "_ended", "_ended_detached", "_pids", "_starting")
 
     def __init__(self, container: Container) -> None:
         self._container = container
         self._ended: dict[str, asyncio.Future[ExitStatus]] = {}
+        self._ended_detached: list[str] = []
         self._pids: dict[str, int] = {}
+        self._starting: dict[str, ExecSpec] = {}  # not announced yet
 
     async def start(self, spec: ExecSpec, fds: Mapping[str, int]) -> tuple[str, int]:
         """Run it; returns (exec id, host pid). InvalidState unless pod and container run."""
@@ -40,6 +42,7 @@ class Execs:
         process = await container.node.storage.exec_process(container, spec)
         exec_id = secrets.token_hex(8)
         self._ended[exec_id] = asyncio.get_running_loop().create_future()
+        self._starting[exec_id] = spec
         config = ExecConfig(
             id=exec_id,
             task=container.id,
@@ -54,11 +57,18 @@ class Execs:
             pid = await container.tasks.exec(config)
         except BaseException:
             del self._ended[exec_id]
+            self._starting.pop(exec_id, None)
             raise
         if not self._ended[exec_id].done():
             self._pids[exec_id] = pid
-        self._event("exec_start", exec_id, command=" ".join(spec.argv))
+        self._announce(exec_id)
         return exec_id, pid
+
+    def _announce(self, exec_id: str) -> None:
+        """Once, and before its end, which may be told first."""
+        spec = self._starting.pop(exec_id, None)
+        if spec is not None:
+            self._event("exec_start", exec_id, command=" ".join(spec.argv))
 
     async def wait(self, exec_id: str, *, timeout_s: float | None = None) -> ExitStatus:
         """Its end. When `timeout_s` passes it and its descendants are killed and the reason is "Timeout"."""
@@ -97,10 +107,15 @@ class Execs:
             return
         self._pids.pop(exec_id, None)
         future.set_result(status)
+        self._announce(exec_id)
         self._event("exec_die", exec_id, exit_code=str(status.code))
-        done = [key for key, value in self._ended.items() if value.done()]
-        for old in done[:-KEPT_ENDED]:
-            del self._ended[old]
+
+    def keep_end(self, exec_id: str) -> None:
+        """Nobody waits for it: its end is kept to be asked for, among the last KEPT_ENDED."""
+        self._future(exec_id).add_done_callback(lambda _: self._ended_detached.append(exec_id))
+        for old in self._ended_detached[:-KEPT_ENDED]:
+            self.forget(old)
+        del self._ended_detached[:-KEPT_ENDED]
 
     def forget(self, exec_id: str) -> None:
         self._ended.pop(exec_id, None)
@@ -109,6 +124,7 @@ class Execs:
         """Know an exec that lived through a restart of the daemon."""
         self._ended[exec_id] = asyncio.get_running_loop().create_future()
         self._pids[exec_id] = pid
+        self.keep_end(exec_id)
 
     def forget_all(self) -> None:
         for future in self._ended.values():

@@ -399,6 +399,7 @@ async def test_many_ended_execs_are_not_kept_for_ever(bench: Bench) -> None:
     pod = await bench.start("sleep 60")
     for _ in range(100):
         exec_id, _ = await only(pod).execs.start(ExecSpec(argv=("true",)), {})
+        only(pod).execs.keep_end(exec_id)
         await only(pod).execs.wait(exec_id)
     assert len(only(pod).execs._ended) <= 33 and not bench.world.tasks[only(pod).id].execs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from typing import TYPE_CHECKING
@@ -34,10 +35,15 @@ async def start(service: ControlService, call: Call) -> ExitStatus:
         exec_id, pid = await container.execs.start(spec, fds)
     call.close()  # the process has its own copies: ours would keep the caller from seeing the end of output
     if call.params.detach:
+        container.execs.keep_end(exec_id)
         await call.send_item(ExecStarted(exec_id=exec_id, pid=pid))
         return ExitStatus(code=0, reason="Detached")
-    await call.send_item(ExecStarted(exec_id=exec_id, pid=pid))
-    status = await container.execs.wait(exec_id, timeout_s=spec.timeout_s)
+    try:
+        await call.send_item(ExecStarted(exec_id=exec_id, pid=pid))
+        status = await container.execs.wait(exec_id, timeout_s=spec.timeout_s)
+    except asyncio.CancelledError:
+        container.execs.keep_end(exec_id)
+        raise
     container.execs.forget(exec_id)
     return status
 

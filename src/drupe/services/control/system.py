@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -97,30 +98,19 @@ async def doctor(service: ControlService, call: Call) -> ProbeList:
 
 @method("system.events")
 async def events(service: ControlService, call: Call) -> EventList:
-    """Past ones first, then (follow) what comes, without a gap between."""
+    """Past ones first, then (follow) what comes, without a gap or a duplicate between."""
     wanted: Events = call.params
     bus = service.node.events
-    stream = bus.follow()
-    first = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(0)  # the listener is in place before the past is read
-    try:
-        last = 0.0
-        for event in bus.past(wanted.since, wanted.until) if wanted.since is not None else []:
-            last = max(last, event.at)
+    with bus.listen() as coming:
+        past = bus.past(wanted.since, wanted.until) if wanted.since is not None else []
+        for event in past:
             await _send(call, event, wanted)
+        left_s = None if wanted.until is None else max(0.0, wanted.until - time.time())
         if wanted.follow:
-            async with timeout(None if wanted.until is None else max(0.0, wanted.until - time.time())):
-                event = await first
-                while True:
-                    if event.at > last:
-                        await _send(call, event, wanted)
-                    event = await anext(stream)
-    except TimeoutError:
-        pass
-    finally:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        await stream.aclose()
+            with contextlib.suppress(TimeoutError):
+                async with timeout(left_s):
+                    while True:
+                        await _send(call, await coming.get(), wanted)
     return EventList(events=[])
 
 
