@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from drupe.spec.control import Ref
 from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
 
@@ -184,9 +185,21 @@ def test_logs_end_quietly_when_the_reader_goes(daemon: Daemon, drupe: Drupe) -> 
 
 
 def test_attach(daemon: Daemon, drupe: Drupe) -> None:
-    drupe("run", "-d", "-i", "--name", "cat", "--network", "none", "busybox", "sh", "-c", "cat; exit 5", check=True)
-    done = drupe("attach", "cat", input="through\n")
-    assert (done.returncode, done.stdout) == (5, "through\n")
+    """Input goes in, output comes out; the end of an attachment's input is not the end of the container's."""
+    script = "read a; echo $a; read b && exit 9; exit 5"
+    drupe("run", "-d", "-i", "--name", "read", "--network", "none", "busybox", "sh", "-c", script, check=True)
+    with subprocess.Popen(
+        [COMMAND, "attach", "read"], env=daemon.environment(),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("through\n")
+        process.stdin.close()
+        assert process.stdout.readline() == "through\n"
+        assert "Up" in drupe("ps").stdout
+        with daemon.client() as client:
+            client.call("container.close_stdin", Ref(ref="read"))
+        assert process.wait(20) == 5
 
 
 def test_cp_both_ways(drupe: Drupe, web: str, tmp_path: Path) -> None:
