@@ -184,9 +184,10 @@ class RuncTasks(TaskService):
 
     async def _forget(self, task_id: str, *, kill: bool) -> None:
         """Where crun knew nothing of it any more, its end is our work: then it takes a moment."""
-        with contextlib.suppress(NotFound):
-            if kill:
+        if kill:
+            with contextlib.suppress(NotFound):
                 await self._keeper.kill(task_id, 9)
+        with contextlib.suppress(NotFound):
             deadline = time.monotonic() + END_TIMEOUT_S
             while await self._still_runs(task_id):
                 if time.monotonic() > deadline:
