@@ -15,7 +15,7 @@ import pytest
 from drupe.errors import DrupeError, InvalidArgument
 from drupe.rpc.client import Client
 from drupe.spec import ExecSpec, ExitStatus, Mount, RestartPolicy
-from drupe.spec.control import Delete, Empty, ExecKill, ExecStart, FileRef, FileWrite, Ref, Stop
+from drupe.spec.control import Delete, Empty, ExecKill, ExecStart, FileRef, FileWrite, Kill, Ref, Stop, Wait
 from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
 from framework.residue import is_alive, residue
@@ -133,8 +133,8 @@ def test_daemon_and_keeper_killed_at_once(fresh_daemon: Daemon) -> None:
         client.call("pod.pause", Ref(ref=frozen), timeout_s=PROMPT_S)
         wait_until(lambda: _exec(client, plain, "test", "-e", "/mark").code == 0, what="it has written")
         lived = [_pid(client, pod) for pod in (plain, frozen, steady)]
+    fresh_daemon.kill()  # first: it would start another keeper
     os.kill(keeper, signal.SIGKILL)
-    fresh_daemon.kill()
     fresh_daemon.start()
     wait_until(lambda: not any(is_alive(pid) for pid in lived), what="the old workloads have ended")
     with fresh_daemon.client() as client:
@@ -146,6 +146,25 @@ def test_daemon_and_keeper_killed_at_once(fresh_daemon: Daemon) -> None:
         assert _exec(client, plain, "test", "-e", "/mark").code == 0
     fresh_daemon.delete_pods()
     assert not residue(fresh_daemon)
+
+
+def test_kill_reaches_into_a_paused_pod(daemon: Daemon, client: Client) -> None:
+    pod = daemon.run_pod("sleep", "1000").name
+    client.call("pod.pause", Ref(ref=pod), timeout_s=PROMPT_S)
+    client.call("container.kill", Kill(ref=pod), timeout_s=PROMPT_S)
+    assert client.call("container.wait", Wait(ref=pod), timeout_s=PROMPT_S).signal == signal.SIGKILL
+    client.call("pod.delete", Delete(ref=pod), timeout_s=PROMPT_S)
+
+
+def test_what_a_new_keeper_does_not_know_has_ended(fresh_daemon: Daemon) -> None:
+    """Killed together with its keeper: no exit record tells of its end."""
+    pod = fresh_daemon.run_pod("sleep", "1000").name
+    with fresh_daemon.client() as client:
+        pid = _pid(client, pod)
+        os.kill(fresh_daemon.keeper_pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        assert client.call("container.wait", Wait(ref=pod), timeout_s=PROMPT_S).code != 0
+        client.call("pod.delete", Delete(ref=pod, force=True), timeout_s=PROMPT_S)
 
 
 def _state(client: Client, pod: str) -> str:

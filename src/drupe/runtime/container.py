@@ -177,7 +177,7 @@ class Container:
         except NotFound:
             raise InvalidState(f"{self.what} has just ended") from None
         if number == 9 and self.state is State.PAUSED:  # a frozen process dies only once thawed
-            await self.tasks.resume(self.id)
+            await self.pod.thaw_for(self)
         self._event("kill", signal=str(number))
 
     async def pause(self) -> None:

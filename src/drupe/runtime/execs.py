@@ -117,6 +117,10 @@ class Execs:
             self.forget(old)
         del self._ended_detached[:-KEPT_ENDED]
 
+    def running(self) -> list[str]:
+        """Those whose end has not been told."""
+        return [exec_id for exec_id, future in self._ended.items() if not future.done() and exec_id in self._pids]
+
     def forget(self, exec_id: str) -> None:
         self._ended.pop(exec_id, None)
 

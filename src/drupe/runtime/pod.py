@@ -379,6 +379,16 @@ class Pod:
                 await container.tasks.resume(container.id)
                 container.set_state(State.RUNNING)
 
+    async def thaw_for(self, container: Container) -> None:
+        """Let a killed container die. In a pod that is paused as a whole, all of it goes on with that, unless others
+        live: then it dies when they are resumed."""
+        if self.state is not State.PAUSED:
+            await container.tasks.resume(container.id)
+        elif not any(c.is_live for c in self.containers.values() if c is not container):
+            await self.thaw()
+            if self.state is State.PAUSED:
+                self.set_state(State.RUNNING)
+
     def _advance(self, phase: str) -> None:
         self.status.phase = phase
         self.node.journal.advance("pod", self.id, phase=phase)

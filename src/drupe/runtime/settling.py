@@ -6,7 +6,9 @@ no object has a phase but one that failed, and everything that watches over runn
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Awaitable, Callable
 
 from drupe.errors import DrupeError, HelperFailed
 from drupe.runtime.container import Container
@@ -108,6 +110,29 @@ def _watch(pod: Pod) -> None:
             pod.container_started(container)
         elif container.state in (State.STOPPED, State.FAILED):
             pod.container_ended(container)
+
+
+async def end_lost(core: Core, tasks: Callable[[], Awaitable[set[str]]]) -> None:
+    """After a change of keeper: end what lived and is not among its `tasks`, as nobody would ever tell its end."""
+    containers = [c for pod in core.pods.values() for c in pod.containers.values() if c.is_live]
+    execs = [(c, exec_id) for c in containers for exec_id in c.execs.running()]
+    known = await tasks()  # asked for last: what starts meanwhile is the new keeper's
+    for container, exec_id in execs:
+        if f"{container.id}.{exec_id}" not in known:
+            container.execs.ended(exec_id, _lost())
+    for container in containers:
+        if container.id not in known and container.is_live:
+            core.node.note(f"{container.what} was lost with its keeper; ended")
+            await _end(container)
+
+
+async def _end(container: Container) -> None:
+    with contextlib.suppress(DrupeError):
+        await container.tasks.kill(container.id, 9, everything=True)
+        if container.pod.state is State.PAUSED:  # what is frozen cannot die
+            await container.pod.thaw()
+            container.pod.set_state(State.RUNNING)
+    container.ended(_recorded_exit(container) or _lost())
 
 
 # -- containers -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from drupe.runtime.events import EventBus
 from drupe.runtime.node import Node
 from drupe.runtime.paths import Paths
 from drupe.runtime.recovery import recover
+from drupe.runtime.settling import end_lost
 from drupe.runtime.storage import Storage
 from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.sandboxers.runc.program import RuntimeProgram, find_runtime
@@ -34,11 +35,10 @@ JournalFactory = Callable[[Path], Journal]
 
 @contextlib.asynccontextmanager
 async def open_core(
-    paths: Paths, *, journal: JournalFactory = Journal, oci_runtime: str = "crun", stop_idle_keeper: bool = False
+    paths: Paths, *, journal: JournalFactory = Journal, oci_runtime: str = "crun"
 ) -> AsyncIterator[Core]:
-    """A recovered core; on exit it is closed and its pods go on running under the keeper.
+    """A recovered core; on exit it is closed and its pods go on running under the keeper, which ends with the last.
 
-    stop_idle_keeper: on exit the keeper ends too when there is no pod for it to keep.
     Raises AlreadyExists when another process has this runtime open.
     """
     paths.make()
@@ -60,7 +60,7 @@ async def open_core(
             await core.close()
             await core.node.network.close()
             closing.set()
-            if stop_idle_keeper and not core.pods:
+            if not core.pods:
                 with contextlib.suppress(DrupeError):  # it is gone, or has tasks after all: both are fine
                     await keeper.shutdown()
             keeper.close()
@@ -101,4 +101,9 @@ def _keeper_lost(core: Core, keeper: Keeper) -> None:
 async def _revive(core: Core, keeper: Keeper) -> None:
     """Start another keeper, which goes on in the old one's mounts and adopts its tasks from our duplicates."""
     await ensure_keeper(core.node.paths.run, previous=keeper, log=core.node.paths.run / "keeper.log")
+
+    async def tasks() -> set[str]:
+        return {entry.task for entry in await keeper.list()}
+
+    await end_lost(core, tasks)
     core.node.events.publish("daemon", "keeper-restart", str(keeper.pid))
