@@ -19,5 +19,5 @@ async def open_embedded(root: Path, run: Path) -> AsyncIterator[Handler]:
     Pods still running at the end go on under their keeper, and are found again by whoever opens the same directories;
     without any, no process is left. Raises AlreadyExists when another process has them open.
     """
-    async with open_core(Paths(root=root, run=run), stop_idle_keeper=True) as core:
+    async with open_core(Paths(root=root, run=run)) as core:
         yield ControlService(core).handle
