@@ -10,6 +10,7 @@ import msgspec
 
 from drupe.errors import AlreadyExists, InvalidArgument, NotFound, Unsupported
 from drupe.oci.signals import parse_signal
+from drupe.resources.cgroups.base import check_path
 from drupe.runtime.names import new_id, new_name
 from drupe.sandboxers.capabilities import needed, refuse_unless_able
 from drupe.sandboxers.contract import Sandboxer
@@ -47,6 +48,8 @@ def plan_pod(spec: PodSpec, *, kind: str, able: Sandboxer, taken: Callable[[str]
     name = _free_name(spec.name, taken)
     check_ports(spec.ports)
     _check_hostname(spec)
+    if spec.cgroup_parent is not None and spec.cgroup_parent != "/":
+        check_path(spec.cgroup_parent.rstrip("/"))
     spec = msgspec.structs.replace(spec, id=spec.id or new_id(), name=name)
     check_id(str(spec.id), "pod")
     check_name(spec.namespace, "namespace")

@@ -118,6 +118,9 @@ class ExecStart(Spec):
 
 
 class ExecStarted(Record):
+    """pid: as the host sees it. The OCI runtime answers just before it executes the program: for a moment the process
+    list may show the runtime's own command line."""
+
     exec_id: str
     pid: int
 
