@@ -150,6 +150,12 @@ def errors(runtime: drupe.Runtime) -> None:
             assert error.hint and not error.may_have_run
         else:
             raise AssertionError("a program that does not exist ran")
+        try:
+            sb.snapshot()
+        except drupe.Unsupported as error:
+            assert error.details == {"kind": "runc", "feature": "snapshot"} and error.cause
+        else:
+            raise AssertionError("processes of the host's kernel cannot be snapshot yet")
     try:
         runtime.sandbox("no-such-image").start()
     except drupe.NotFound as error:
