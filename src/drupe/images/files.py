@@ -188,5 +188,6 @@ def _unlink_files(dir_fd: int) -> list[bytes]:
         found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_dir in found:
         if not is_dir:
-            os.unlink(name, dir_fd=dir_fd)
+            with suppress(FileNotFoundError):  # somebody else removes here too
+                os.unlink(name, dir_fd=dir_fd)
     return [name for name, is_dir in found if is_dir]

@@ -57,6 +57,7 @@ class Keeper:
             sock = open_socket(self.run_dir)
         except OSError as error:
             raise errors.Unavailable(f"no keeper serves {self.run_dir}", cause=error.strerror or "") from None
+        self._end_attachments()
         self._attachments = {}
         self._connection = Connection(sock, self._event, self._lost)
         try:
@@ -202,9 +203,15 @@ class Keeper:
         answer = await self.call("netns_socket", netns=str(netns), family=family, type=type, protocol=protocol)
         return answer.fds["socket"]
 
-    async def mount(self, mounts: Sequence[Mount], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Mounts in order, below the keeper's root; all or none."""
-        await self.call("mount", mounts=list(mounts), timeout_s=timeout_s)
+    async def mount(
+        self,
+        mounts: Sequence[Mount],
+        *,
+        fds: Mapping[str, int] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        """Mounts in order, below the keeper's root; all or none. fds: the trees, by name."""
+        await self.call("mount", mounts=list(mounts), fds=fds, timeout_s=timeout_s)
 
     async def umount(self, targets: Sequence[Path | str], *, lazy: bool = False) -> None:
         """Unmounts in order; what is not mounted is fine. lazy: detaches what is busy."""

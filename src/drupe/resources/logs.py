@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from drupe.errors import InvalidArgument
+from drupe.errors import InvalidArgument, NotFound
 from drupe.linux.inotify import (
     IN_CLOSE_WRITE,
     IN_CREATE,
@@ -46,7 +46,10 @@ async def read_logs(
     parse = _PARSERS.get(driver)
     if parse is None:
         raise InvalidArgument(f"logs of driver {driver!r} cannot be read back", hint="use cri or json-file")
-    watch = _Watch(path) if wanted.follow else None
+    try:
+        watch = _Watch(path) if wanted.follow else None
+    except FileNotFoundError:
+        raise NotFound(f"the log {path} is gone", hint="is its container being removed?") from None
     try:
         # The current file is opened before the old ones are listed, and followed by descriptor: a rotation in
         # between can neither lose nor repeat a line.

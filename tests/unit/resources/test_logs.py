@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from drupe.errors import InvalidArgument
+from drupe.errors import InvalidArgument, NotFound
 from drupe.resources.logs import parse_cri, parse_json_file, read_logs
 from drupe.spec.control import LogLine, Logs
 
@@ -170,3 +170,8 @@ def test_follow_with_tail_starts_late_and_goes_on(tmp_path: Path) -> None:
         return got + [line.data async for line in lines]
 
     assert asyncio.run(story()) == [b"8\n", b"9\n", b"10\n"]
+
+
+def test_a_log_whose_directory_is_gone_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="gone"):
+        read(tmp_path / "removed/log", follow=True)
