@@ -147,6 +147,9 @@ class MemoryStorage:
         await self.faults.passing("storage.attach_volumes")
         self.volumes.add(container.id)
 
+    async def release_binds(self, container: Container) -> None:
+        pass
+
     async def detach_volumes(self, container: Container) -> None:
         await self.faults.passing("storage.detach_volumes")
         if not container.keep_volumes:

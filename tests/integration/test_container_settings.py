@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,3 +151,80 @@ def test_a_bad_cgroup_parent_is_refused_before_anything_is_made(daemon: Daemon) 
         assert done.returncode == 125, parent
         assert "bad cgroup path" in done.stderr
     assert daemon.command("ps", "-aq").stdout == ""
+
+
+# -- mounts that travel -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A host directory on a shared mount, made after the daemon started."""
+    place = tmp_path / "shared"
+    place.mkdir()
+    subprocess.run(["mount", "--bind", place, place], check=True)
+    subprocess.run(["mount", "--make-shared", place], check=True)
+    yield place
+    subprocess.run(["umount", "--recursive", place], check=True)
+
+
+def mount_tmpfs(place: Path) -> None:
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "test", place], check=True)
+    (place / "file").touch()
+
+
+def test_a_bind_holds_what_the_host_mounted_after_the_daemon_started(inside: Run, shared: Path) -> None:
+    mount_tmpfs(shared / "late")
+    assert inside("ls /s/late /l", "-v", f"{shared}:/s", "-v", f"{shared}/late:/l").split() == [
+        "/l:", "file", "/s/late:", "file",
+    ]  # fmt: skip
+    assert (shared / "late/file").exists()
+
+
+def test_a_mount_of_the_host_appears_below_an_rslave_bind_only(daemon: Daemon, shared: Path) -> None:
+    start(daemon, "--name", "t", "-v", f"{shared}:/s:rslave", "-v", f"{shared}:/p", "busybox", "sleep", "1000")
+    mount_tmpfs(shared / "late")
+    assert daemon.command("exec", "t", "ls", "/s/late").stdout == "file\n"
+    assert daemon.command("exec", "t", "ls", "/p/late").stdout == "", "a private bind got a mount of the host"
+    daemon.command("rm", "-f", "t", check=True)
+    assert (shared / "late/file").exists(), "the end of a container unmounted something of the host's"
+
+
+def test_a_mount_made_below_an_rshared_bind_appears_on_the_host(daemon: Daemon, shared: Path) -> None:
+    (shared / "deep").mkdir()
+    mount_tmpfs(shared / "late")
+    flags = ("--privileged", "-v", f"{shared}:/s:rshared", "-v", f"{shared}:/v:rslave")
+    start(daemon, "--name", "t", *flags, "busybox", "sleep", "1000")
+    daemon.command("exec", "--privileged", "t", "mount", "-t", "tmpfs", "x", "/s/deep", check=True)
+    daemon.command("exec", "t", "touch", "/s/deep/file", check=True)
+    assert (shared / "deep/file").exists()
+    daemon.command("rm", "-f", "t", check=True)
+    assert (shared / "late/file").exists(), "the end of a container unmounted something of the host's"
+
+
+def test_propagation_that_the_host_does_not_have_is_refused(daemon: Daemon, tmp_path: Path) -> None:
+    subprocess.run(["mount", "--bind", tmp_path, tmp_path], check=True)
+    try:
+        subprocess.run(["mount", "--make-private", tmp_path], check=True)
+        for mode in ("rshared", "rslave", "shared", "slave"):
+            bind = f"{tmp_path}:/s:{mode}"
+            done = daemon.command("run", "--rm", "--network", "none", "-v", bind, "busybox", "true")
+            assert done.returncode == 125, mode
+            assert f"mount --make-shared {tmp_path}" in done.stderr
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert daemon.command("ps", "-aq").stdout == ""
+
+
+def test_binds_are_there_again_after_a_stop(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir/name").write_text("first\n")
+    (tmp_path / "file").write_text("text\n")
+    flags = ("-v", f"{tmp_path}/dir:/d", "-v", f"{tmp_path}/file:/f:ro")
+    start(daemon, "--name", "t", *flags, "busybox", "sh", "-c", "cat /d/name /f; sleep 1000")
+    wait_until(lambda: daemon.command("logs", "t").stdout == "first\ntext\n", what="it has read both")
+    daemon.command("stop", "-t", "0", "t", check=True)
+    (tmp_path / "dir/name").write_text("second\n")
+    daemon.command("start", "t", check=True)
+    wait_until(lambda: daemon.command("logs", "t").stdout.endswith("second\ntext\n"), what="it has read both again")
+    assert daemon.command("exec", "t", "sh", "-c", "echo x > /f").returncode != 0

@@ -6,6 +6,7 @@ use drupe_sys::{mount, net};
 use serde_json::json;
 use std::env;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// Flags of mount(2) by their names in mount(8).
@@ -104,10 +105,13 @@ struct Mount {
     flags: Flags,
     data: String,
     cwd: Option<String>,
+    tree: Option<OwnedFd>,
 }
 
 impl Mount {
-    fn from_fields(mut fields: Fields) -> Outcome<Mount> {
+    fn from_fields(mut fields: Fields, fds: &mut Fds) -> Outcome<Mount> {
+        let tree = fields.take::<String>("tree")?;
+        let tree = tree.map(|name| fds.take_all(&[name])).transpose()?.and_then(|mut list| list.pop());
         let mount = Mount {
             source: fields.take("source")?.unwrap_or_default(),
             target: fields.need("target")?,
@@ -115,6 +119,7 @@ impl Mount {
             flags: Flags::parse(&fields.take::<Vec<String>>("flags")?.unwrap_or_default())?,
             data: fields.take("data")?.unwrap_or_default(),
             cwd: fields.take("cwd")?,
+            tree,
         };
         end(&mut fields)?;
         if !mount.target.starts_with('/') {
@@ -125,7 +130,7 @@ impl Mount {
 
     /// Whether it adds a mount (and does not merely change one).
     fn adds(&self) -> bool {
-        self.flags.bind || self.flags.moved || !self.fstype.is_empty()
+        self.flags.bind || self.flags.moved || self.tree.is_some() || !self.fstype.is_empty()
     }
 
     fn mount(&self) -> Outcome<()> {
@@ -153,6 +158,9 @@ impl Mount {
     fn mount_here(&self) -> io::Result<()> {
         let target = Path::new(&self.target);
         let recursion = self.flags.recursion();
+        if let Some(tree) = &self.tree {
+            return mount::move_mount(tree, target);
+        }
         if self.flags.plain & libc::MS_REMOUNT != 0 {
             let bind = if self.flags.bind { libc::MS_BIND } else { 0 };
             return mount::mount(&self.source, target, &self.fstype, self.flags.plain | bind, &self.data);
@@ -188,10 +196,11 @@ impl Mount {
 }
 
 impl Keeper {
-    pub fn mount(&mut self, fields: &mut Fields) -> Outcome<Reply> {
+    pub fn mount(&mut self, fields: &mut Fields, fds: &mut Fds) -> Outcome<Reply> {
         let list: Vec<Fields> = fields.need("mounts")?;
         end(fields)?;
-        let mounts = list.into_iter().map(Mount::from_fields).collect::<Outcome<Vec<_>>>()?;
+        let mounts = list.into_iter().map(|fields| Mount::from_fields(fields, fds)).collect::<Outcome<Vec<_>>>()?;
+        fds.finish()?;
         let mut done: Vec<PathBuf> = Vec::new();
         for mount in &mounts {
             if let Err(failure) = mount.mount() {
@@ -246,7 +255,7 @@ impl Keeper {
 pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
     let result = match mount::umount(target, libc::UMOUNT_NOFOLLOW) {
         Err(error) if lazy && error.raw_os_error() == Some(libc::EBUSY) => {
-            mount::umount(target, libc::UMOUNT_NOFOLLOW | libc::MNT_DETACH)
+            return unmount_all(target);
         }
         result => result,
     };
@@ -255,6 +264,8 @@ pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
 
 /// umount2(2) MNT_DETACH: with all that is mounted below; not mounted and missing are success.
 pub fn unmount_all(target: &Path) -> io::Result<()> {
+    // What is mounted below a peer of a host's mount is the host's too, and must stay there.
+    let _ = mount::mount("", target, "", libc::MS_PRIVATE | libc::MS_REC, "");
     missing_is_fine(mount::umount(target, libc::UMOUNT_NOFOLLOW | libc::MNT_DETACH))
 }
 

@@ -15,6 +15,18 @@ pub fn mount(source: &str, target: &Path, fstype: &str, flags: libc::c_ulong, da
     Ok(())
 }
 
+/// move_mount(2): mounts the tree behind `tree` (open_tree(2)) at `target`.
+pub fn move_mount(tree: &impl AsFd, target: &Path) -> io::Result<()> {
+    let target = c_path(target)?;
+    let (tree, empty) = (tree.as_fd().as_raw_fd(), c"".as_ptr());
+    // SAFETY: both paths are NUL-terminated and only read; the descriptor is open.
+    let result = unsafe {
+        libc::syscall(libc::SYS_move_mount, tree, empty, libc::AT_FDCWD, target.as_ptr(), libc::MOVE_MOUNT_F_EMPTY_PATH)
+    };
+    check_long(result)?;
+    Ok(())
+}
+
 /// mount_setattr(2): sets the MOUNT_ATTR_ bits in `set` on the mount at `target`, below it too when `recursive`.
 pub fn mount_setattr(target: &Path, set: u64, recursive: bool) -> io::Result<()> {
     #[repr(C)]

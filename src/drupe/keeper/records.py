@@ -72,6 +72,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One call of mount(2).
 
     flags: words of mount(8), such as "bind", "rec", "ro", "private". cwd: for relative paths in `data` and `source`.
+    tree: name of a descriptor (open_tree(2)) that is mounted instead.
     """
 
     target: str
@@ -80,6 +81,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     flags: tuple[str, ...] = ()
     data: str = ""
     cwd: str | None = None
+    tree: str | None = None
 
 
 class Answer(NamedTuple):

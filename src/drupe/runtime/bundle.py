@@ -11,6 +11,7 @@ from drupe.errors import Unsupported
 from drupe.images.config import ImageConfig
 from drupe.oci.build import BuildInputs, build_container, image_volumes
 from drupe.oci.users import ResolvedUser
+from drupe.runtime.binds import binds_of, places
 from drupe.runtime.hostfiles import FILES
 from drupe.sandboxers.runc.infra import find_init
 from drupe.spec.container import ContainerSpec, Mount
@@ -94,14 +95,14 @@ def _bind(source: Path, target: str, *options: str) -> dict[str, Any]:
 def _sources(storage: Storage, container: Container) -> dict[str, str]:
     sources = {}
     images = 0
+    for mount, place in zip(binds_of(container.spec), places(container.bundle, container.spec), strict=True):
+        sources[mount.target] = str(place)
     for mount in container.spec.mounts:
         if mount.type == "volume":
             sources[mount.target] = storage.volume_path(container, mount)
         elif mount.type == "image":
             sources[mount.target] = str(container.bundle / f"image-{images}")
             images += 1
-        elif mount.type == "bind" and mount.create and not Path(mount.source).exists():
-            Path(mount.source).mkdir(parents=True, exist_ok=True)
     return sources
 
 

@@ -310,7 +310,10 @@ class Container:
             log=None if log.driver == "none" else _with_path(log, self.status.log_path),
             exit_file=self.bundle / "exit.json",
         )
-        self.status.pid = await self.tasks.create(task)
+        try:
+            self.status.pid = await self.tasks.create(task)
+        finally:
+            await self.node.storage.release_binds(self)
         self.status.argv = list(self.oci["process"]["args"])
 
     async def unmake_task(self) -> None:

@@ -20,7 +20,7 @@ from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount as KeeperMount
 from drupe.oci.users import ResolvedUser, resolve_user
 from drupe.resources.volumes import Volumes
-from drupe.runtime import bundle
+from drupe.runtime import binds, bundle
 from drupe.runtime.idmap import check_reachable, root_ids, shift_ids
 from drupe.runtime.paths import Paths
 from drupe.spec.container import ContainerSpec, ExecSpec, Mount
@@ -132,6 +132,7 @@ class Storage:
     async def umount_rootfs(self, container: Container) -> None:
         targets = [container.bundle / "rootfs", container.bundle / "secrets"]
         targets += [container.bundle / f"image-{n}" for n, _ in enumerate(_image_mounts(container.spec))]
+        targets += binds.places(container.bundle, container.spec)
         # lazy: a transfer that waits for its caller holds the root, and must not keep it from being deleted
         await self._keeper.umount([str(target) for target in targets], lazy=True)
 
@@ -221,11 +222,16 @@ class Storage:
         with self.root_fd(container) as root:
             copy_tree(root, target, volume)
 
+    async def release_binds(self, container: Container) -> None:
+        """The task is made, or not: what it was to bind is no longer needed."""
+        await binds.release(self._keeper, container.bundle, container.spec)
+
     # -- the container's configuration --------------------------------------------------------------------------
 
     async def bundle_config(self, container: Container) -> dict[str, Any]:
         """The OCI config.json of a container, complete."""
         image = self.image_config(container.spec)
+        await binds.attach(self._keeper, container.bundle, container.spec)
         with self.root_fd(container) as root:
             user = resolve_user(root, container.spec.user or image.user or None, container.spec.groups)
         return bundle.build(self, container, image, user)
