@@ -92,6 +92,11 @@ class RuncSite(Site):
                     await self.sandboxer.tasks().delete(bundle.name)
                 await self.sandboxer.delete(config.id)
             left = self.left()
+            for _ in range(50):  # a helper that has done its work may take a moment to be reaped
+                if not left:
+                    break
+                await asyncio.sleep(0.02)
+                left = self.left()
         finally:
             await asyncio.to_thread(self.cgroups.kill_all, self.cgroup_parent)
             await asyncio.to_thread(self.cgroups.delete, self.cgroup_parent)
