@@ -28,6 +28,8 @@ ALLOWED_SUBPROCESS: dict[str, str] = {
     "api/daemon.py": "starts the daemon on demand, in the client's process",
     "keeper/start.py": "starts the keeper itself",
     "services/probing.py": "doctor's probes: asked for by a person, cached, each with a deadline",
+    "services/warm.py": "starts the warm process of the command line itself, by posix_spawn",
+    "cli/warm.py": "forks for each command; it has one thread and is not the daemon",
     "images/erofs.py": "mkfs.erofs for an image on demand, in its worker thread",
     "images/registry_auth.py": "credential helpers, before a pull or push, in its worker thread",
 }

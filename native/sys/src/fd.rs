@@ -63,3 +63,16 @@ pub fn replace(source: &impl AsFd, target: &impl AsFd) -> io::Result<()> {
     check(unsafe { libc::dup3(source, target, libc::O_CLOEXEC) })?;
     Ok(())
 }
+
+/// Whether the descriptor of this number is open and survives execve(2) (fcntl(2) F_GETFD without FD_CLOEXEC).
+pub fn is_inherited(number: i32) -> bool {
+    // SAFETY: any number may be asked for.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// A duplicate of the descriptor of this number, which whoever started us opened for us. EBADF: there is none.
+pub fn duplicate_number(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: any number may be asked for; the new descriptor is ours.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3))?)) }
+}

@@ -9,6 +9,7 @@ pub mod mount;
 pub mod net;
 pub mod process;
 pub mod socket;
+pub mod terminal;
 
 use std::ffi::CString;
 use std::io;

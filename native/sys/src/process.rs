@@ -292,6 +292,51 @@ pub fn default_signal(signal: i32) {
     unsafe { libc::signal(signal, libc::SIG_DFL) };
 }
 
+/// sigprocmask(2): the blocked signals, signal n as bit n - 1.
+pub fn blocked_signals() -> io::Result<u64> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: without a new set the call only fills `set`, which is read afterwards.
+    unsafe {
+        check(libc::sigprocmask(libc::SIG_BLOCK, ptr::null(), set.as_mut_ptr()))?;
+        let set = set.assume_init();
+        Ok((1..=64).filter(|signal| libc::sigismember(&set, *signal) == 1).fold(0, |bits, n| bits | 1 << (n - 1)))
+    }
+}
+
+/// sigprocmask(2) SIG_SETMASK. Signals that waited and are not blocked any more act before this returns.
+pub fn set_blocked_signals(bits: u64) -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is initialised by sigemptyset before use.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in (1..=64).filter(|n| bits & 1 << (n - 1) != 0) {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        check(libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut()))?;
+    }
+    Ok(())
+}
+
+/// execv(3): the environment is passed as it is. Returns only when it failed.
+pub fn exec(program: &Path, argv: &[CString]) -> io::Error {
+    let Ok(program) = c_path(program) else { return io::Error::from_raw_os_error(libc::EINVAL) };
+    let mut pointers: Vec<*const libc::c_char> = argv.iter().map(|text| text.as_ptr()).collect();
+    pointers.push(ptr::null());
+    // SAFETY: both outlive the call; the vector ends in null.
+    unsafe { libc::execv(program.as_ptr(), pointers.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// umask(2), the one in force.
+pub fn umask() -> u32 {
+    // SAFETY: no pointers, cannot fail. It can only be read by setting it; this process has one thread.
+    unsafe {
+        let mask = libc::umask(0o077);
+        libc::umask(mask);
+        mask as u32
+    }
+}
+
 /// umask(2).
 pub fn set_umask(mask: u32) {
     // SAFETY: no pointers, cannot fail.

@@ -45,6 +45,8 @@ def exec_(
     command: tuple[str, ...],
 ) -> int:
     """Run COMMAND in the running CONTAINER and end with its exit code."""
+    if not detach:
+        session.check_terminal(stdin=interactive, tty=tty)
     window = session.Window(tty=tty)
     spec = ExecSpec(
         argv=command,
@@ -61,7 +63,6 @@ def exec_(
     if detach:
         connection.call("exec.start", ExecStart(ref=container, spec=spec, detach=True))
         return 0
-    session.check_terminal(stdin=interactive, tty=tty)
     return _run_here(container, spec, window, stdin=interactive, keys=detach_keys)
 
 

@@ -275,11 +275,15 @@ def pod_flags_given(ctx: click.Context) -> list[str]:
 
 def spec_file(path: str) -> PodSpec:
     """A PodSpec from a JSON or TOML file ("-" is JSON on standard input); unknown keys and wrong types are refused."""
+    import os
     import sys
     from pathlib import Path
 
+    from drupe.cli import borrowed
     from drupe.spec import decode
 
+    if path == "-" and os.isatty(0):
+        borrowed.needs_own_process()
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from drupe.cli import connection
+from drupe.cli import borrowed, connection
 from drupe.cli.output import human_size, show_json
 from drupe.errors import InvalidArgument
 from drupe.spec.control import Prune, Pruned
@@ -17,6 +17,7 @@ def prune(method: str, request: Prune, *, what: str, force: bool, as_json: bool)
     if not force:
         if not sys.stdin.isatty():
             raise InvalidArgument(f"this removes {what}", hint="say --force to do it without being asked")
+        borrowed.needs_own_process()
         click.confirm(f"Remove {what}?", abort=True, err=True)
     result: Pruned = connection.call(method, request)
     if as_json:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from drupe.cli import borrowed
 from drupe.cli.main import set_env
 from drupe.cli.options import option
 
@@ -16,6 +17,7 @@ from drupe.cli.options import option
 @option("--socket", metavar="FILE", help="Control socket (drupe.sock in the runtime directory).")
 def serve(*, socket: str | None) -> int:
     """Run the daemon until SIGTERM or SIGINT; running pods go on without it."""
+    borrowed.needs_own_process()
     from drupe.api.daemon import default_root, default_run, socket_path
     from drupe.cli.startup import wake_collector
     from drupe.services.daemon import serve as run_daemon

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from drupe.cli import connection, terminal
+from drupe.cli import borrowed, connection, terminal
 from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.spec.status import ExitStatus
 
@@ -31,8 +31,10 @@ def stdio(*, stdin: bool, tty: bool) -> dict[str, int]:
 
 def check_terminal(*, stdin: bool, tty: bool) -> None:
     """Refuse an interactive terminal where there is none. Raises InvalidArgument."""
-    if tty and stdin and not os.isatty(0):
-        raise InvalidArgument("-t with -i needs a terminal on standard input", hint="leave out -t")
+    if tty and stdin:
+        if not os.isatty(0):
+            raise InvalidArgument("-t with -i needs a terminal on standard input", hint="leave out -t")
+        borrowed.needs_own_process()
 
 
 @contextlib.contextmanager
@@ -44,6 +46,7 @@ def interactive(fds: dict[str, int], *, keys: str) -> Iterator[dict[str, int]]:
     if "stdin" not in fds or not os.isatty(fds["stdin"]):
         yield fds
         return
+    borrowed.needs_own_process()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_detach_signal())
         stack.enter_context(terminal.raw(fds["stdin"]))

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from drupe.cli import connection
+from drupe.cli import borrowed, connection
 from drupe.cli.group import LazyGroup, Verb
 from drupe.cli.options import json_option, many
 from drupe.cli.output import ago, human_size, show_json, show_table
@@ -50,6 +50,7 @@ def info(*, as_json: bool) -> None:
 @json_option
 def doctor(*, fresh: bool, as_json: bool) -> int:
     """Probe what can run here; exit 0 when runc sandboxes can, else 1. Needs no daemon."""
+    borrowed.needs_own_process()  # what is probed is the caller's own cgroup, session and rights
     from drupe.api.daemon import default_run
     from drupe.services.doctor import can_run_runc, probe_all
 

@@ -41,19 +41,21 @@ async def _serve(paths: Paths, socket: Path | None, journal: type[Journal]) -> N
     from drupe.rpc.server import Server
     from drupe.services.build import open_core
     from drupe.services.control import ControlService
+    from drupe.services.warm import warm_command_line
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_core(paths, journal=journal) as core:
         server = Server(socket or paths.socket, ControlService(core, on_shutdown=stop.set).handle)
-        await server.start()
-        for note in core.node.notes:
-            log.info("%s", note)
-        log.info("serving %s", socket or paths.socket)
-        _ready("ready")
-        await stop.wait()
-        await server.close()
+        with warm_command_line(paths.run):
+            await server.start()
+            for note in core.node.notes:
+                log.info("%s", note)
+            log.info("serving %s", socket or paths.socket)
+            _ready("ready")
+            await stop.wait()
+            await server.close()
 
 
 def _ready(line: str) -> None:

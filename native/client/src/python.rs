@@ -1,0 +1,41 @@
+//! The Python program beside us: `python -P -m drupe` of the same directory.
+
+use drupe_sys::process;
+use std::env;
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const CANNOT_START: u8 = 127;
+
+/// The directory that we and the interpreter are in, behind all symbolic links.
+pub fn directory() -> Option<PathBuf> {
+    let beside = |program: PathBuf| program.parent().filter(|home| home.join("python").exists()).map(Path::to_owned);
+    env::current_exe().ok().and_then(beside).or_else(|| called_program().and_then(beside))
+}
+
+/// What our own name leads to: for when /proc is missing, or the file was replaced under us.
+fn called_program() -> Option<PathBuf> {
+    let name = PathBuf::from(env::args_os().next()?);
+    if name.components().count() > 1 {
+        return name.canonicalize().ok();
+    }
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).find_map(|home| home.join(&name).canonicalize().ok())
+}
+
+/// Replaces this process; returns only the exit code of a failure to do so.
+pub fn become_it() -> ExitCode {
+    let Some(program) = directory().map(|home| home.join("python")) else {
+        eprintln!("drupe: there is no Python beside this program\nhint: run scripts/setup.sh, or python -m drupe");
+        return ExitCode::from(CANNOT_START);
+    };
+    // -P: the working directory is no place to import from
+    let fixed = [program.clone().into_os_string(), "-P".into(), "-m".into(), "drupe".into()];
+    let words = fixed.into_iter().chain(env::args_os().skip(1));
+    let argv: Vec<CString> = words.filter_map(|word: OsString| CString::new(word.into_vec()).ok()).collect();
+    let error = process::exec(&program, &argv);
+    eprintln!("drupe: cannot start {}: {error}", program.display());
+    ExitCode::from(CANNOT_START)
+}
