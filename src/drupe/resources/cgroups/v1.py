@@ -91,9 +91,17 @@ class CgroupsV1(BaseCgroups):
         except NotFound:
             return 0
         finally:
-            if signum == signal.SIGKILL or not was_frozen:
+            if signum == signal.SIGKILL:
+                self._thaw_below(path)
+            elif not was_frozen:
                 with suppress(NotFound):
                     self.thaw(path, timeout_s=timeout_s)
+
+    def _thaw_below(self, path: str) -> None:
+        """Each freezer has a will of its own: what is killed must be free to die, however deep it was frozen."""
+        for directory in below(self._dir("freezer", path)):
+            with suppress(OSError):
+                write_text(f"{directory}/freezer.state", "THAWED")
 
     def freeze(self, path: str, *, timeout_s: float = 5.0) -> None:
         self._need_freezer()
