@@ -170,6 +170,7 @@ class Container:
         """Send a signal by name or number. Allowed while ready or running, as in virtcontainers."""
         number = parse_signal(signal)
         require(self.what, self.state, State.RUNNING, State.READY, State.PAUSED, to="kill it")
+        self.require_pod_awake("kill it")
         if number == 9 or self.state is State.READY:
             self._want_stopped()
         try:
@@ -232,6 +233,10 @@ class Container:
         self._wake(self.status.exit or ExitStatus(code=0, at=time.time(), reason="Deleted"))
         self._event("destroy")
         return []
+
+    def require_pod_awake(self, to: str) -> None:
+        """Raise InvalidState while its pod is paused: nothing in it can act, or end."""
+        require(self.pod.what, self.pod.state, *(s for s in State if s is not State.PAUSED), to=to)
 
     def require_deletable(self) -> None:
         """Raise InvalidTransition unless it is ready, stopped or failed."""

@@ -134,6 +134,7 @@ class Core:
         pod = container.pod
         async with pod.lock:
             if force:
+                container.require_pod_awake("delete a container")
                 await container.stop(force=True)
             container.require_deletable()
             notes = await container.delete()

@@ -119,7 +119,7 @@ class RuncTasks(TaskService):
 
     async def kill(self, task_id: str, signal: int, *, exec_id: str = "", everything: bool = False) -> None:
         if everything:
-            self._cgroups.kill_all(self._cgroup(task_id), signal)
+            await asyncio.to_thread(self._cgroups.kill_all, self._cgroup(task_id), signal)
             return
         await self._keeper.kill(task_key(task_id, exec_id), signal)
 

@@ -46,6 +46,7 @@ async def stop(service: ControlService, call: Call) -> ContainerStatus:
     container = service.core.container(call.params.ref)
     pod = container.pod
     async with pod.lock:
+        container.require_pod_awake(f"stop {container.what}")
         await container.stop(timeout_s=call.params.timeout_s, force=call.params.force)
         if pod.auto_stop and pod.state is State.RUNNING and not any(c.is_live for c in pod.containers.values()):
             await pod.stop()
