@@ -235,8 +235,9 @@ class Container:
         return []
 
     def require_pod_awake(self, to: str) -> None:
-        """Raise InvalidState while its pod is paused: nothing in it can act, or end."""
-        require(self.pod.what, self.pod.state, *(s for s in State if s is not State.PAUSED), to=to)
+        """Raise InvalidState while its pod is paused, if it has a process: that can neither act nor end."""
+        if self.pod.state is State.PAUSED and (self.is_live or self.state is State.READY):
+            raise InvalidState(f"cannot {to}: {self.pod.what} is paused", hint="resume it first")
 
     def require_deletable(self) -> None:
         """Raise InvalidTransition unless it is ready, stopped or failed."""
