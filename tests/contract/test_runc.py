@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ class RuncSite(Site):
                 if not exec_id:
                     await self.sandboxer.tasks().delete(task)
             for config in self.configs:
+                with contextlib.suppress(DrupeError):  # a test that failed may have left it paused
+                    await self.sandboxer.resume(config.id)
                 for bundle in config.dir.glob("task*"):
                     await self.sandboxer.tasks().delete(bundle.name)
                 await self.sandboxer.delete(config.id)

@@ -318,6 +318,17 @@ def test_kill_of_a_paused_one(face: Face) -> None:
     assert face.wait(ref).code == 137
 
 
+def test_nothing_in_a_paused_pod_can_be_ended_alone(face: Face) -> None:
+    pod = face.up(face.container(*PATIENT))
+    ref = pod.containers[0].id
+    face.call("pod.pause", Ref(ref=pod.id))
+    calls = [("kill", Kill(ref=ref)), ("stop", Stop(ref=ref)), ("delete", Delete(ref=ref, force=True))]
+    for verb, params in calls:
+        with pytest.raises(InvalidState, match="is paused"):
+            face.call(f"container.{verb}", params)
+    face.delete(pod.id, force=True)
+
+
 def test_processes_and_stats(face: Face) -> None:
     pod = face.start(face.container("sh", "-c", "sleep 60 & sleep 61 & wait"))
     ref = pod.containers[0].id

@@ -30,5 +30,7 @@ async def _scenario(test, arguments) -> None:
     for value in arguments.values():
         if isinstance(value, Bench) and not value.abandoned:
             await value.close()
+    for _ in range(10):  # a cancelled task needs a few turns to end
+        await asyncio.sleep(0)
     others = asyncio.all_tasks() - {asyncio.current_task()}
     assert not others, f"tasks left: {[task.get_name() for task in others]}"

@@ -196,6 +196,22 @@ async def test_kill_of_a_paused_one(bench: Bench) -> None:
     assert only(pod).state is STOPPED
 
 
+async def test_nothing_in_a_paused_pod_can_be_ended_alone(bench: Bench) -> None:
+    pod = await bench.start("sleep 60", "true")
+    one, ended = pod.containers.values()
+    await bench.end_of(ended)
+    await pod.pause()
+    with pytest.raises(InvalidState, match="cannot kill it: pod") as caught:
+        await one.kill("KILL")
+    assert caught.value.hint == "resume it first"
+    with pytest.raises(InvalidState, match="is paused"):
+        await bench.core.delete_container(one, force=True)
+    await bench.core.delete_container(ended, force=True)
+    await pod.resume()
+    await one.kill("KILL")
+    await bench.end_of(one)
+
+
 async def test_kill_all_reaches_execs(bench: Bench) -> None:
     pod = await bench.start("sleep 60")
     exec_id, _ = await only(pod).execs.start(ExecSpec(argv=("sleep", "60")), {})
