@@ -161,7 +161,8 @@ class Journal:
         db.execute(f"PRAGMA user_version={VERSION}")
 
     def _set_aside(self, why: str) -> None:
-        """A corrupt journal is kept for inspection; recovery rebuilds what it can from the pods' own records."""
+        """A corrupt journal is kept for inspection. The pods it knew are lost: no row names them, so recovery ends
+        them as orphans."""
         aside = self.path.with_name(f"{self.path.name}.corrupt-{int(time.time())}")
         self.path.rename(aside)
         for tail in ("-wal", "-shm"):
