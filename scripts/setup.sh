@@ -70,7 +70,7 @@ set_up_packages() { # set_up_packages TABLE
 }
 
 usable_venv() { # one that was made in this directory, and whose Python is still there
-    [ "$(head -n 1 .venv/bin/drupe 2>/dev/null)" = "#!$PWD/.venv/bin/python" ] &&
+    [[ "$(head -n 1 .venv/bin/pip 2>/dev/null)" == "#!$PWD/.venv/bin/python"* ]] &&
         .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
@@ -84,12 +84,20 @@ set_up_venv() { # the stamp: what pyproject.toml says up to the settings of tool
     fi
     say "installing drupe into .venv with $(.venv/bin/python -V)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-    .venv/bin/python -m compileall -q src/drupe # also where PYTHONDONTWRITEBYTECODE is set
     printf '%s\n' "$stamp" >.venv/.stamp
+}
+
+set_up_bytecode() { # so that no start has to compile, not even where PYTHONDONTWRITEBYTECODE is set
+    local stamp=.venv/.compiled
+    [ ! -e "$stamp" ] || [ -n "$(find src/drupe -name '*.py' -newer "$stamp" -print -quit)" ] || return 0
+    touch "$stamp.new"
+    .venv/bin/python -m compileall -q src/drupe
+    mv "$stamp.new" "$stamp"
 }
 
 packages=$RUN_PACKAGES
 [ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
 set_up_packages "$packages"
 set_up_venv
+set_up_bytecode
 scripts/build-native.sh

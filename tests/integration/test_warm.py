@@ -10,6 +10,7 @@ import io
 import os
 import pty
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from typing import Any
 
 import pytest
 
+import drupe
 from drupe.linux.unix_sockets import send_fds
 from framework.daemon import CALL_TIMEOUT_S, COMMAND, Daemon
 from framework.leaks import wait_until
@@ -31,6 +33,7 @@ from framework.leaks import wait_until
 pytestmark = pytest.mark.root
 
 NOT_WARM = 125
+PACKAGE = Path(drupe.__file__).parent
 WARM, PYTHON = {"DRUPE_WARM_ONLY": "1"}, {"DRUPE_NO_WARM": "1"}
 LOOP = "trap 'exit 3' TERM; echo ready; while true; do sleep 0.05; done"
 RUN = ("run", "--rm", "--network", "none")
@@ -519,16 +522,32 @@ def test_a_background_job_is_pythons(daemon: Daemon, web: str) -> None:
         os.close(slave)
 
 
-def test_changed_code_is_never_run(tmp_path: Path) -> None:
-    """A file that is newer than what was loaded ends the warm process."""
-    from drupe.cli.warm import Code
+def test_changed_code_is_never_run(fresh_daemon: Daemon, tmp_path: Path) -> None:
+    """A change anywhere in the package ends the warm process; commands go on with what is on disk."""
+    package = Path(shutil.copytree(PACKAGE, tmp_path / "src/drupe"))
+    env = {"PYTHONPATH": str(package.parent)}
+    fresh_daemon.kill()
+    fresh_daemon.start(env=env)
+    wait_until(lambda: inside(fresh_daemon, "ps", env=WARM | env).returncode == 0, what="the warm process serves")
+    with (package / "cli/ps.py").open("a") as file:
+        file.write("\n\ndef show(*args: object) -> None: raise SystemExit(77)\nps.callback = lambda **_: show()\n")
+    assert inside(fresh_daemon, "ps", env=WARM | env).returncode == NOT_WARM
+    assert inside(fresh_daemon, "ps", env=env).returncode == 77
+    wait_until(lambda: not warm_pid(fresh_daemon), what="the warm process ends")
 
-    code = Code()
-    assert not code.is_stale()
-    loaded = tmp_path / "loaded.py"
-    loaded.write_text("old")
-    code._stamps[str(loaded)] = (0, 0, 0)
-    assert code.is_stale()
+
+def test_the_command_is_found_however_it_is_called(daemon: Daemon, tmp_path: Path) -> None:
+    """By a link, a chain of links, a relative path and a bare name; warm and not."""
+    (tmp_path / "one").symlink_to(COMMAND)
+    (tmp_path / "drupe").symlink_to("one")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for env in (WARM, PYTHON):
+        for name in (str(tmp_path / "drupe"), "./one", "drupe"):
+            line = [*argv(daemon)[:2], name, "version"]
+            done = subprocess.run(
+                line, env=environment(daemon, env) | {"PATH": path}, cwd=tmp_path, capture_output=True, check=False
+            )
+            assert done.stdout.startswith(b"client:"), (name, env, done.stderr)
 
 
 def test_an_archive_through_the_streams(daemon: Daemon, web: str, tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ from drupe.linux.unix_sockets import peer_credentials
 _BACKLOG = 128
 _PATIENCE_S = 2.0  # for a client that connects and says nothing
 _LIFELINE = 0
-_ALSO = ("drupe.api.daemon", "drupe.rpc.client", "drupe.spec.control", "socket", "select", "subprocess", "threading")
+_ALSO = ("click._textwrap", "drupe.api.daemon", "drupe.rpc.client", "drupe.spec.control", "threading")
 
 Stamp = tuple[int, int, int]
 
 
 class Code:
-    """The files that this process has loaded, and whether they are still the same."""
+    """What this process has loaded, and what its forks would load, and whether it is still the same."""
 
     def __init__(self) -> None:
         self._stamps = {path: _stamp(path) for path in self._files()}
@@ -43,9 +43,9 @@ class Code:
     @staticmethod
     def _files() -> set[str]:
         files = {file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+        package = Path(drupe.__file__).parent
+        ours = {str(path) for path in package.rglob("*.py")}
         # of other packages their directory: an installer replaces files, it does not write into them
-        package = str(Path(drupe.__file__).parent)
-        ours = {file for file in files if file.startswith(f"{package}/")}
         return {sys.executable, *ours, *(str(Path(file).parent) for file in files - ours)}
 
     def is_stale(self) -> bool:
