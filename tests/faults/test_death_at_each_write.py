@@ -27,7 +27,7 @@ from framework.residue import is_alive, residue
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 PROGRAM = [sys.executable, str(Path(__file__).with_name("faulty_daemon.py"))]
-WORKLOAD = "echo begin; trap 'exit 7' TERM; while :; do sleep 0.02; done"
+WORKLOAD = "trap 'exit 7' TERM; echo begin; while :; do sleep 0.02; done"
 
 
 class FaultyDaemon(Daemon):
@@ -73,7 +73,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[
 
 def spec(*, containers: int = 1, **fields: object) -> PodSpec:
     argv = ("sh", "-c", WORKLOAD)
-    made = tuple(ContainerSpec(name=f"c{n}", image="busybox", argv=argv) for n in range(containers))
+    made = tuple(ContainerSpec(name=f"c{n}", image="busybox", argv=argv, stop_grace_s=0.2) for n in range(containers))
     return PodSpec(name="victim", network=NetworkSpec(mode="none"), containers=made, **fields)
 
 
@@ -143,7 +143,7 @@ def is_whole(daemon: Daemon, pod: PodStatus) -> None:
 
 def is_unharmed(daemon: Daemon, container: ContainerStatus) -> None:
     """Its output is there, and its exit code still arrives."""
-    assert " stdout F begin" in Path(container.log_path).read_text()
+    wait_until(lambda: " stdout F begin" in Path(container.log_path).read_text(), what="its output is there")
     with daemon.client() as client:
         client.call("container.kill", {"ref": container.id, "signal": "TERM"}, timeout_s=CALL_TIMEOUT_S)
         end = client.call("container.wait", Wait(ref=container.id), timeout_s=CALL_TIMEOUT_S)

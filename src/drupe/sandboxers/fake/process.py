@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.fake.programs import PROGRAMS, Exit, Program
 from drupe.sandboxers.fake.streams import Streams
 
@@ -110,7 +111,8 @@ class FakeProcess:
             await self.pace()
             began = time.monotonic()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._frozen.wait(), min(left, 1e6))
+                async with timeout(min(left, 1e6)):  # wait_for of Python 3.11 can swallow a cancellation
+                    await self._frozen.wait()
             left -= time.monotonic() - began
 
     async def print(self, text: str, *, stream: str = "stdout") -> None:
