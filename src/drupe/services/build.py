@@ -63,6 +63,8 @@ async def open_core(
             if not core.pods:
                 with contextlib.suppress(DrupeError):  # it is gone, or has tasks after all: both are fine
                     await keeper.shutdown()
+                with contextlib.suppress(DrupeError):
+                    core.node.cgroups.delete(paths.cgroup)
             keeper.close()
             core.node.journal.close()
 
