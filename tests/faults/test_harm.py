@@ -371,6 +371,18 @@ def test_a_runtime_killed_after_it_made_the_container(broken: Daemon, own_crun: 
     works(broken)
 
 
+def test_an_idle_daemon_ends_without_a_trace(broken: Daemon) -> None:
+    """Its keeper ends with it, and its parent cgroup goes in every hierarchy."""
+    broken.start()
+    works(broken)
+    keeper = broken.keeper_pid
+    with broken.client() as client:
+        client.call("system.shutdown", Empty(), timeout_s=CALL_TIMEOUT_S)
+    assert broken.process is not None and broken.process.wait(20) == 0
+    wait_until(lambda: not is_alive(keeper), what="the keeper ends")
+    assert [str(path) for path in Path("/sys/fs/cgroup").glob(f"**{broken.cgroup}")] == []
+
+
 # -- many ---------------------------------------------------------------------------------------------------------
 
 MANY = 120
