@@ -13,10 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from drupe.errors import PermissionDenied, Unavailable
+from drupe.linux.unix_sockets import peer_credentials
 from drupe.rpc.client import connect_error
 
 START_TIMEOUT_S = 10.0
 _LOG_TAIL_BYTES = 2000
+_PF_EXITING = 0x4  # of the flags in /proc/PID/stat (proc(5))
 
 # sh(1) puts it in the background and ends: the daemon is init's child, and never our zombie
 _BACKGROUND = 'exec "$@" &'
@@ -65,7 +67,16 @@ def _answers(path: str) -> bool:
             return False
         except OSError as error:
             raise connect_error(path, error) from None
-    return True
+        return not _is_ending(peer_credentials(probe).pid)
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process has ended or is about to: of one that was killed the socket takes connections to the last."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return pid > 0 and Path("/proc/self").exists()  # 0: in a PID namespace that we cannot see
+    return bool(int(stat.rpartition(")")[2].split()[6]) & _PF_EXITING)
 
 
 @contextmanager
