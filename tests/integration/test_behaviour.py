@@ -332,9 +332,12 @@ def test_nothing_in_a_paused_pod_can_be_ended_alone(face: Face) -> None:
 def test_processes_and_stats(face: Face) -> None:
     pod = face.start(face.container("sh", "-c", "sleep 60 & sleep 61 & wait"))
     ref = pod.containers[0].id
-    wait_until(lambda: len(face.call("container.processes", Ref(ref=ref)).processes) == 3, what="three processes")
-    commands = sorted(p.command for p in face.call("container.processes", Ref(ref=ref)).processes)
-    assert commands == ["sh -c sleep 60 & sleep 61 & wait", "sleep 60", "sleep 61"]
+
+    def commands() -> list[str]:
+        return sorted(p.command for p in face.call("container.processes", Ref(ref=ref)).processes)
+
+    expected = ["sh -c sleep 60 & sleep 61 & wait", "sleep 60", "sleep 61"]
+    wait_until(lambda: commands() == expected, what="the shell and its two children, which have run their programs")
     stats = face.call("pod.stats", Ref(ref=pod.id))
     assert stats.pids >= 3 and stats.memory_usage_bytes > 0
 
