@@ -319,7 +319,7 @@ def test_kill_of_a_paused_one(face: Face) -> None:
 
 
 def test_nothing_in_a_paused_pod_can_be_ended_alone(face: Face) -> None:
-    pod = face.up(face.container(*PATIENT))
+    pod = face.up(face.container(*PATIENT, name="a"), face.container(*PATIENT, name="b"))
     ref = pod.containers[0].id
     face.call("pod.pause", Ref(ref=pod.id))
     calls = [("kill", Kill(ref=ref)), ("stop", Stop(ref=ref)), ("delete", Delete(ref=ref, force=True))]

@@ -170,7 +170,8 @@ class Container:
         """Send a signal by name or number. Allowed while ready or running, as in virtcontainers."""
         number = parse_signal(signal)
         require(self.what, self.state, State.RUNNING, State.READY, State.PAUSED, to="kill it")
-        self.require_pod_awake("kill it")
+        if number != 9 or self.pod.others_live(self):
+            self.require_pod_awake("kill it")
         if number == 9 or self.state is State.READY:
             self._want_stopped()
         try:

@@ -380,14 +380,17 @@ class Pod:
                 container.set_state(State.RUNNING)
 
     async def thaw_for(self, container: Container) -> None:
-        """Let a killed container die. In a pod that is paused as a whole, all of it goes on with that, unless others
-        live: then it dies when they are resumed."""
+        """Let a killed container die. A pod that was paused as a whole goes on with that: nothing else lives in it."""
         if self.state is not State.PAUSED:
             await container.tasks.resume(container.id)
-        elif not any(c.is_live for c in self.containers.values() if c is not container):
-            await self.thaw()
-            if self.state is State.PAUSED:
-                self.set_state(State.RUNNING)
+            return
+        await self.thaw()
+        if self.state is State.PAUSED:
+            self.set_state(State.RUNNING)
+
+    def others_live(self, container: Container) -> bool:
+        """Whether a container beside this one has a process."""
+        return any(c.is_live for c in self.containers.values() if c is not container)
 
     def _advance(self, phase: str) -> None:
         self.status.phase = phase
