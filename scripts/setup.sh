@@ -21,6 +21,7 @@ containernetworking-plugins /usr/lib/cni/bridge
 TEST_PACKAGES='
 skopeo                     skopeo
 docker-registry            docker-registry
+apache2-utils              htpasswd
 podman                     podman
 containerd                 containerd
 '

@@ -280,7 +280,9 @@ def test_a_killed_fork_is_told_to_the_shell(daemon: Daemon) -> None:
 
 def test_job_control(daemon: Daemon) -> None:
     """SIGTSTP stops the client, as its shell expects, and the command; SIGCONT lets both go on."""
-    with started(daemon, "events") as process:
+    # a group of its own, as a shell makes it: the kernel stops no process of an orphaned group (setpgid(2)), as ours
+    # may be where the tests themselves run in the background
+    with started(daemon, "events", process_group=0) as process:
         pid = fork_of(daemon)
         wait_until(lambda: state(pid) == "S", what="the fork waits")
         process.send_signal(signal.SIGTSTP)

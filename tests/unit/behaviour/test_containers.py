@@ -197,8 +197,8 @@ async def test_kill_of_a_paused_one(bench: Bench) -> None:
 
 
 async def test_nothing_in_a_paused_pod_can_be_ended_alone(bench: Bench) -> None:
-    pod = await bench.start("sleep 60", "true")
-    one, ended = pod.containers.values()
+    pod = await bench.start("sleep 60", "sleep 60", "true")
+    one, _, ended = pod.containers.values()
     await bench.end_of(ended)
     await pod.pause()
     with pytest.raises(InvalidState, match="cannot kill it: pod") as caught:
@@ -210,6 +210,17 @@ async def test_nothing_in_a_paused_pod_can_be_ended_alone(bench: Bench) -> None:
     await pod.resume()
     await one.kill("KILL")
     await bench.end_of(one)
+
+
+async def test_kill_of_the_only_one_in_a_paused_pod(bench: Bench) -> None:
+    pod = await bench.start("sleep 60", "true")
+    one, ended = pod.containers.values()
+    await bench.end_of(ended)
+    await pod.pause()
+    with pytest.raises(InvalidState, match="cannot kill it: pod"):
+        await one.kill("TERM")
+    await one.kill("KILL")
+    assert (await bench.end_of(one)).code == 137
 
 
 async def test_kill_all_reaches_execs(bench: Bench) -> None:
