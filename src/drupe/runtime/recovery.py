@@ -111,7 +111,10 @@ async def _take_over(node: Node, pods: dict[str, Pod]) -> dict[str, TaskState]:
         for pod in mine.values():
             for container in pod.containers.values():
                 sandboxer.tasks().know(container.id, cgroup=container.cgroup, bundle=container.bundle)
-        found |= await sandboxer.recover({pod.id: pod.config for pod in mine.values()})
+        states = await sandboxer.recover({pod.id: pod.config for pod in mine.values()})
+        owners = {key for pod in mine.values() for key in (pod.id, *pod.containers)}
+        # of a task that is not of its kind a sandboxer knows only that it is there
+        found |= {key: state for key, state in states.items() if _owner(key) in owners or key not in found}
     return found
 
 

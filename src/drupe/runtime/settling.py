@@ -16,7 +16,7 @@ from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
 from drupe.runtime.supervision import should_restart
 from drupe.sandboxers.contract import TaskState
-from drupe.sandboxers.runc.sandboxer import read_exit_file
+from drupe.sandboxers.kept.exits import read_exit_file
 from drupe.spec.status import ExitStatus
 from drupe.state.machine import State
 

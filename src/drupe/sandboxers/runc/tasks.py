@@ -7,63 +7,31 @@ import contextlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, InvalidState, NotFound
+from drupe.errors import DrupeError, HelperFailed, InvalidState, NotFound
 from drupe.keeper.client import Keeper
-from drupe.keeper.records import Io, LogFile
+from drupe.keeper.records import Io
 from drupe.oci.programs import no_program, not_executable
 from drupe.resources.cgroups import Cgroups
-from drupe.resources.limits import apply_verified
-from drupe.sandboxers.contract import Attachment, ExecConfig, TaskConfig, TaskService
+from drupe.sandboxers.contract import ExecConfig, TaskConfig
+from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.sandboxers.runc.command import RuntimeCommand
-from drupe.spec.container import LogSpec
-from drupe.spec.resources import Resources
-from drupe.spec.status import ExitStatus, Stats
 
 HELPER_TIMEOUT_S = 30.0
-END_TIMEOUT_S = 10.0
 _NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "open executable")
 
 
-def task_key(task_id: str, exec_id: str = "") -> str:
-    """The keeper's name for a container's first process, or for one of its execs."""
-    return f"{task_id}.{exec_id}" if exec_id else task_id
-
-
-class RuncTasks(TaskService):
-    """See the contract. Holds only where each container's cgroup is; everything else lives in crun and the keeper."""
+class RuncTasks(KeptTasks):
+    """See the contract. Holds what could start and end without crun; everything else lives in crun and the keeper."""
 
     def __init__(self, *, keeper: Keeper, command: RuntimeCommand, cgroups: Cgroups) -> None:
-        self._keeper = keeper
+        super().__init__(keeper=keeper, cgroups=cgroups)
         self._command = command
-        self._cgroups = cgroups
-        self._cgroup_of: dict[str, str] = {}
-        self._bundle_of: dict[str, Path] = {}
         self._plain: set[str] = set()  # made here, by crun, without hooks: no crun is needed to start and delete them
-        self._ended: set[str] = set()
-
-    def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
-        """Remember a container made earlier (recovery)."""
-        self._cgroup_of[task_id] = cgroup
-        self._bundle_of[task_id] = bundle
-
-    def note_end(self, task_id: str) -> None:
-        """Remember that a container's first process has ended."""
-        if task_id in self._cgroup_of:
-            self._ended.add(task_id)
-
-    def mark_oom(self, task_id: str, status: ExitStatus) -> None:
-        """Say in an exit status that the kernel killed for memory (a shell answers 137 for its killed child too)."""
-        cgroup = self._cgroup_of.get(task_id)
-        status.oom_kills = self._cgroups.oom_kills(cgroup) if cgroup else 0
-        if status.oom_kills and status.code == 137:
-            status.reason = "OOMKilled"
 
     async def create(self, task: TaskConfig) -> int:
         self.know(task.id, cgroup=task.cgroup, bundle=task.bundle)
@@ -77,7 +45,7 @@ class RuncTasks(TaskService):
                 self._command.create(task.id, task.bundle, tty=task.tty),
                 pidfile=task.bundle / "pid",
                 io=Io(mode="tty") if task.tty else Io(mode="pipes", stdin=task.stdin),
-                log=_log_file(task.log),
+                log=log_file(task.log),
                 exit_file=task.exit_file,
                 log_file=task.bundle / "create.log",
                 timeout_s=HELPER_TIMEOUT_S,
@@ -98,9 +66,10 @@ class RuncTasks(TaskService):
     async def exec(self, config: ExecConfig) -> int:
         base = config.dir / f"exec-{config.id}"
         base.with_suffix(".json").write_bytes(msgspec.json.encode(config.process))
+        key = self._exec_key(config)
         try:
             created = await self._keeper.create_task(
-                task_key(config.task, config.id),
+                key,
                 self._command.exec(config.task, base, tty=config.tty),
                 pidfile=base.with_suffix(".pid"),
                 io=Io(mode="tty", rows=config.rows, cols=config.cols) if config.tty else Io(mode="fds"),
@@ -110,46 +79,13 @@ class RuncTasks(TaskService):
                 attach=config.fds if config.tty and config.fds else None,
                 timeout_s=HELPER_TIMEOUT_S,
             )
-        except HelperFailed as error:
-            raise explain(error, config.process) from None
+        except DrupeError as error:
+            self.forget_exec(key)
+            raise explain(error, config.process) if isinstance(error, HelperFailed) else error from None
         finally:
             for suffix in (".json", ".pid", ".log"):
                 base.with_suffix(suffix).unlink(missing_ok=True)
         return created.pid
-
-    async def kill(self, task_id: str, signal: int, *, exec_id: str = "", everything: bool = False) -> None:
-        if everything:
-            await asyncio.to_thread(self._cgroups.kill_all, self._cgroup(task_id), signal)
-            return
-        await self._keeper.kill(task_key(task_id, exec_id), signal)
-
-    async def attach(
-        self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "", keep_stdin: bool = False
-    ) -> Attachment:
-        close_stdin = "stdin" in fds and not keep_stdin
-        task = task_key(task_id, exec_id)
-        return _Attachment(self._keeper, task, await self._keeper.attach(task, fds, close_stdin=close_stdin))
-
-    async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None:
-        await self._keeper.resize(task_key(task_id, exec_id), rows, cols)
-
-    async def close_stdin(self, task_id: str) -> None:
-        await self._keeper.close_stdin(task_id)
-
-    async def pause(self, task_id: str) -> None:
-        await asyncio.to_thread(self._cgroups.freeze, self._cgroup(task_id))
-
-    async def resume(self, task_id: str) -> None:
-        await asyncio.to_thread(self._cgroups.thaw, self._cgroup(task_id))
-
-    async def update(self, task_id: str, resources: Resources) -> None:
-        apply_verified(self._cgroups, self._cgroup(task_id), resources)
-
-    async def stats(self, task_id: str) -> Stats:
-        return self._cgroups.stats(self._cgroup(task_id))
-
-    async def pids(self, task_id: str) -> list[int]:
-        return self._cgroups.pids(self._cgroup(task_id))
 
     async def delete(self, task_id: str) -> None:
         """crun delete kills, runs poststop hooks and removes its state; the cgroup and the keeper's record follow. For
@@ -162,7 +98,7 @@ class RuncTasks(TaskService):
         if not over:
             await self._delete_living(task_id, cgroup)
         if cgroup is not None:
-            await asyncio.to_thread(self._delete_cgroup, cgroup)
+            await asyncio.to_thread(self._drop_cgroup, cgroup)
         await self._forget(task_id, kill=not over)
         shutil.rmtree(self._command.root / task_id, ignore_errors=True)
         if bundle is not None:
@@ -175,39 +111,6 @@ class RuncTasks(TaskService):
                 await asyncio.to_thread(self._cgroups.thaw, cgroup)
         if (self._command.root / task_id).exists():
             await self._keeper.run(self._command.delete(task_id), timeout_s=HELPER_TIMEOUT_S)
-
-    def _delete_cgroup(self, cgroup: str) -> None:
-        """A process that outlived its container's first one (PIDs shared with the pod or the host) ends here."""
-        if self._cgroups.pids(cgroup):
-            self._cgroups.kill_all(cgroup, 9)
-        self._cgroups.delete(cgroup)
-
-    async def _forget(self, task_id: str, *, kill: bool) -> None:
-        """Where crun knew nothing of it any more, its end is our work: then it takes a moment."""
-        if kill:
-            with contextlib.suppress(NotFound):
-                await self._keeper.kill(task_id, 9)
-        with contextlib.suppress(NotFound):
-            deadline = time.monotonic() + END_TIMEOUT_S
-            while await self._still_runs(task_id):
-                if time.monotonic() > deadline:
-                    raise DeadlineExceeded(
-                        f"task {task_id} does not end", stage="delete", hint="it may hang in the kernel"
-                    )
-                await asyncio.sleep(0.01)
-
-    async def _still_runs(self, task_id: str) -> bool:
-        try:
-            await self._keeper.forget(task_id)
-        except InvalidState:
-            return True
-        return False
-
-    def _cgroup(self, task_id: str) -> str:
-        try:
-            return self._cgroup_of[task_id]
-        except KeyError:
-            raise NotFound(f"container {task_id} has no processes here") from None
 
 
 def release_init(state: Path) -> bool:
@@ -228,28 +131,6 @@ def release_init(state: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-class _Attachment(Attachment):
-    __slots__ = ("_keeper", "_number", "_task")
-
-    def __init__(self, keeper: Keeper, task: str, number: int) -> None:
-        self._keeper = keeper
-        self._task = task
-        self._number = number
-
-    def __await__(self) -> Generator[Any, None, str]:
-        return self._keeper.wait_detached(self._number).__await__()
-
-    async def detach(self) -> None:
-        with contextlib.suppress(NotFound):
-            await self._keeper.detach(self._task, self._number)
-
-
-def _log_file(log: LogSpec | None) -> LogFile | None:
-    if log is None or log.driver == "none":
-        return None
-    return LogFile(path=log.path, format=log.driver, max_bytes=log.max_bytes, max_files=log.max_files)
 
 
 def _process_of(bundle: Path | None) -> dict[str, Any]:
