@@ -15,13 +15,19 @@ from drupe.runtime.node import Node
 from drupe.runtime.paths import Paths
 from drupe.runtime.pod import Pod
 from drupe.runtime.recovery import recover
+from drupe.sandboxers.contract import Sandboxer
 from drupe.sandboxers.fake import FakeSandboxer, FakeWorld, Killed
-from drupe.spec import ContainerSpec, Event, ExitStatus, PodSpec
+from drupe.sandboxers.kinds import Kind, Means
+from drupe.spec import ContainerSpec, Event, ExitStatus, NodeConfig, PodSpec
 from drupe.spec.base import decode
 from drupe.state.journal import Journal
 from framework.fakes import MemoryCgroups, MemoryNetwork, MemoryStorage
 
 SETTLE_S = 2.0
+
+
+def _never(means: Means) -> Sandboxer:
+    raise AssertionError("the bench has its sandboxer")
 
 
 class Clock:
@@ -68,6 +74,8 @@ class Bench:
         means: dict[str, Any] = {"cgroups": self.cgroups, "storage": self.storage, "network": self.network}
         self.node = Node(paths=self.paths, journal=self.journal, events=EventBus(self.journal), **means)
         self.node.sandboxers["fake"] = self.fake
+        self.node.config = NodeConfig(sandbox="fake")
+        self.node.kinds = {"fake": Kind("fake", "namespaces", "nothing", able=self.fake.capabilities, open=_never)}
         self.core = Core(self.node)
 
     @property

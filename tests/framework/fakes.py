@@ -17,6 +17,7 @@ from drupe.errors import NotFound, Unsupported
 from drupe.images.config import ImageConfig
 from drupe.oci.signals import parse_signal
 from drupe.resources.cgroups.contract import Watcher
+from drupe.runtime.choosing import WISH, ImageWish
 from drupe.runtime.container import Container
 from drupe.runtime.paths import Paths
 from drupe.runtime.pod import Pod
@@ -125,6 +126,10 @@ class MemoryStorage:
         for container in containers:
             if container.image:
                 self.images.resolve(container.image)
+
+    def image_wishes(self, containers: Iterable[ContainerSpec]) -> tuple[ImageWish, ...]:
+        infos = [self.images.resolve(container.image) for container in containers if container.image]
+        return tuple(ImageWish(info.names[0], info.os, info.labels.get(WISH, "")) for info in infos)
 
     def image_config(self, spec: ContainerSpec) -> ImageConfig:
         return ImageConfig()

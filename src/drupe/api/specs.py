@@ -9,14 +9,13 @@ from secrets import token_hex
 from msgspec import structs
 
 from drupe.errors import InvalidArgument
-from drupe.spec.container import ContainerSpec, ExecSpec, Mount, Secret, SecuritySpec
+from drupe.spec.container import IDLE, ContainerSpec, ExecSpec, Mount, Secret, SecuritySpec
 from drupe.spec.network import NetworkSpec, PortMapping
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.units import parse_cpus, parse_size
 
 LABEL = "drupe.sandbox"  # marks pods that were made as sandboxes
-IDLE = "drupe.idle"  # annotation: the runtime provides an idle main process
 
 
 def command(argv: Sequence[str]) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ pod_options = apply(
     many("--egress-deny", metavar="DEST", help="Destination that may not be reached; tried before those allowed."),
     option("--egress-default", type=click.Choice(["allow", "deny"]), help="What holds for all others."),
     many("--sysctl", parse=parse.pair, metavar="NAME=VALUE", help="Kernel setting of the pod's namespaces."),
-    option("--sandbox", "--runtime", default="auto", metavar="KIND", show_default=True, help="Kind of sandbox."),
+    option("--sandbox", "--runtime", default="", metavar="KIND", help="Kind of sandbox; auto: the strongest."),
     option("--userns", metavar="MODE", help="host, auto, or INSIDE:OUTSIDE:COUNT of ids."),
     option("--ipc", type=click.Choice(["private", "shareable", "pod", "host"]), help="IPC namespace."),
     option("--uts", type=click.Choice(["private", "pod", "host"]), help="UTS namespace."),

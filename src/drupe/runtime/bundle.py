@@ -14,14 +14,12 @@ from drupe.oci.users import ResolvedUser
 from drupe.runtime.binds import binds_of, places
 from drupe.runtime.hostfiles import FILES
 from drupe.sandboxers.runc.infra import find_init
-from drupe.spec.container import ContainerSpec, Mount
+from drupe.spec.container import IDLE, ContainerSpec, Mount
 from drupe.spec.pod import PodSpec
 
 if TYPE_CHECKING:
     from drupe.runtime.container import Container
     from drupe.runtime.storage import Storage
-
-IDLE = "drupe.idle"  # annotation: the main process is the runtime's own idle init
 
 
 def build(storage: Storage, container: Container, image: ImageConfig, user: ResolvedUser) -> dict[str, Any]:

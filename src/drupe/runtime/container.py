@@ -21,6 +21,7 @@ from drupe.resources.processes import list_processes
 from drupe.runtime.alarm import Alarm
 from drupe.runtime.execs import Execs
 from drupe.runtime.steps import Step, do_all, undo_all
+from drupe.sandboxers.capabilities import needed_by_update
 from drupe.sandboxers.contract import Attachment, TaskConfig, TaskService
 from drupe.spec.base import decode, plain
 from drupe.spec.container import ContainerSpec, LogSpec
@@ -182,8 +183,13 @@ class Container:
             await self.pod.thaw_for(self)
         self._event("kill", signal=str(number))
 
+    def check_allowed(self, doing: str, features: set[str]) -> None:
+        """As `Pod.check_allowed`."""
+        self.pod.check_allowed(f"{doing} {self.what}", features)
+
     async def pause(self) -> None:
         check_move(self.what, self.state, State.PAUSED)
+        self.check_allowed("a pause of", {"pause"})
         self._advance("pausing")
         await self.tasks.pause(self.id)
         self.set_state(State.PAUSED)
@@ -199,6 +205,7 @@ class Container:
     async def update(self, resources: Resources) -> None:
         """Change limits, verified; they also hold for the next start."""
         require(self.what, self.state, State.READY, State.RUNNING, State.PAUSED, State.STOPPED, to="update it")
+        self.check_allowed("an update of", needed_by_update(resources))
         self.node.cgroups.check(resources)
         if self.state is not State.STOPPED:
             await self.tasks.update(self.id, resources)
@@ -215,6 +222,7 @@ class Container:
 
     async def processes(self) -> list[ProcessInfo]:
         """What runs in it, as the host sees it."""
+        self.check_allowed("a process list of", {"processes"})
         return list_processes(await self.tasks.pids(self.id))
 
     async def delete(self) -> list[str]:

@@ -6,19 +6,18 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-import msgspec
-
 from drupe.errors import AlreadyExists, HelperFailed, InvalidArgument, InvalidState, NotFound
+from drupe.runtime.choosing import Question, choose
 from drupe.runtime.container import Container
 from drupe.runtime.node import Node
-from drupe.runtime.plan import choose_kind, plan_container, plan_pod
+from drupe.runtime.plan import plan_container, plan_pod
 from drupe.runtime.pod import Pod
-from drupe.sandboxers.capabilities import needed, refuse_unless_able
+from drupe.sandboxers.capabilities import for_platform, needed_by_addition
 from drupe.sandboxers.contract import TaskExit
 from drupe.spec.container import ContainerSpec
 from drupe.spec.control import ListFilter
 from drupe.spec.pod import PodSpec
-from drupe.spec.status import ContainerStatus, PodStatus
+from drupe.spec.status import Choice, ContainerStatus, PodStatus
 from drupe.state.machine import State
 
 T = TypeVar("T", Pod, Container)
@@ -74,12 +73,12 @@ class Core:
     async def create_pod(self, spec: PodSpec, *, auto_stop: bool = False) -> Pod:
         """Plan and make a pod with its containers; on failure nothing is left behind."""
         await self._wait_name_free(spec)
-        kind = choose_kind(spec.sandbox, self.node.sandboxers)
-        able = self.node.sandboxer(kind)
-        planned = plan_pod(spec, kind=kind, able=able, taken=lambda name: self._taken(name, spec.namespace))
+        planned = plan_pod(spec, taken=lambda name: self._taken(name, spec.namespace))
+        choice = await self.choose(planned)
+        self.node.sandboxer(choice.kind)
         planned = self.node.storage.plan(planned)
         self._check_ids_free(str(planned.id), *(str(c.id) for c in planned.containers))
-        pod = Pod(self.node, id_=str(planned.id), name=str(planned.name), spec=planned, kind=kind)
+        pod = Pod(self.node, id_=str(planned.id), name=str(planned.name), spec=planned, choice=choice)
         pod.auto_stop = auto_stop
         self.pods[pod.id] = pod
         try:
@@ -90,6 +89,12 @@ class Core:
             raise
         self._forget_when_gone(pod)
         return pod
+
+    async def choose(self, spec: PodSpec) -> Choice:
+        """The kind that a pod would get, and why; nothing is made. NotFound for a missing image, and as `choose`."""
+        node = self.node
+        images = node.storage.image_wishes(spec.containers)
+        return await choose(Question(spec, images, config=node.config, kinds=node.kinds, probe=node.probe))
 
     async def run_pod(
         self, spec: PodSpec, fds: Mapping[str, int] | None = None, *, window: tuple[int, int] = (0, 0)
@@ -122,10 +127,10 @@ class Core:
                 raise InvalidState(f"cannot create a container: {pod.what} is {pod.state}, not ready or running")
             others = [c.spec for c in pod.containers.values()]
             planned = plan_container(spec, pod_name="", others=others)
-            more = msgspec.structs.replace(pod.spec, containers=(planned,))
-            features = needed(more) | ({"multi-container"} if others else set())
-            refuse_unless_able(pod.kind, pod.sandboxer.capabilities(), features)
             self.node.storage.check_images((planned,))
+            features = needed_by_addition(planned, others)
+            features |= {for_platform(image.os) for image in self.node.storage.image_wishes((planned,))}
+            pod.check_allowed(f"container {planned.name}", features)
             self._check_ids_free(str(planned.id))
             return await pod.add_container(planned)
 

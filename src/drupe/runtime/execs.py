@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from drupe.errors import NotFound
 from drupe.resources.process_tree import descendants
 from drupe.rpc.timeouts import timeout
+from drupe.sandboxers.capabilities import needed_by_exec
 from drupe.sandboxers.contract import ExecConfig
 from drupe.spec.container import ExecSpec
 from drupe.spec.status import ExitStatus
@@ -39,6 +40,7 @@ class Execs:
         container = self._container
         require(container.pod.what, container.pod.state, State.RUNNING, to="exec")
         require(container.what, container.state, State.RUNNING, to="exec")
+        container.check_allowed("exec in", needed_by_exec(spec))
         process = await container.node.storage.exec_process(container, spec)
         exec_id = secrets.token_hex(8)
         self._ended[exec_id] = asyncio.get_running_loop().create_future()

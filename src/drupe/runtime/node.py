@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from drupe.errors import NotFound
+from drupe.errors import Unsupported
 from drupe.resources.cgroups import Cgroups
 from drupe.runtime.events import EventBus
 from drupe.runtime.paths import Paths
 from drupe.sandboxers.contract import Sandboxer
+from drupe.sandboxers.kinds import KINDS, Kind
+from drupe.spec.node import NodeConfig
 from drupe.state.journal import Journal
 
 if TYPE_CHECKING:
@@ -19,9 +21,19 @@ if TYPE_CHECKING:
     from drupe.runtime.storage import Storage
 
 
+def _open_none(kind: str) -> Sandboxer:
+    raise Unsupported(f"sandbox kind {kind!r} is not available on this host", kind=kind)
+
+
+async def _probe_none(kind: str) -> str:
+    return ""
+
+
 @dataclass
 class Node:
-    """The means of one runtime. notes: what recovery and limits had to say. tasks: background work, owned here."""
+    """The means of one runtime. kinds: all there are, strongest first. sandboxers: those in use. open_kind: makes the
+    sandboxer of another one, or raises DrupeError. probe: why a kind cannot run here, "" when it can. config: what the
+    operator decided. notes: what recovery and limits had to say."""
 
     paths: Paths
     journal: Journal
@@ -29,16 +41,20 @@ class Node:
     cgroups: Cgroups
     storage: Storage
     network: NetworkManager
+    config: NodeConfig = NodeConfig()  # noqa: RUF009 it is immutable
+    kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
     sandboxers: dict[str, Sandboxer] = field(default_factory=dict)
+    open_kind: Callable[[str], Sandboxer] = _open_none
+    probe: Callable[[str], Awaitable[str]] = _probe_none
     notes: list[str] = field(default_factory=list)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def sandboxer(self, kind: str) -> Sandboxer:
-        try:
-            return self.sandboxers[kind]
-        except KeyError:
-            have = ", ".join(sorted(self.sandboxers)) or "none"
-            raise NotFound(f"no sandboxer of kind {kind!r} here", hint=f"available: {have}; see drupe doctor") from None
+        """The kind's sandboxer, made when it is first asked for. Raises InvalidArgument for a name that is no kind,
+        Unsupported for one that this host does not have."""
+        if kind not in self.sandboxers:
+            self.sandboxers[kind] = self.open_kind(kind)
+        return self.sandboxers[kind]
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run `work` in the background, owned by the node: kept until done, cancelled at close, its failure noted."""

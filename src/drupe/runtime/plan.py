@@ -8,43 +8,20 @@ from pathlib import Path
 
 import msgspec
 
-from drupe.errors import AlreadyExists, InvalidArgument, NotFound, Unsupported
+from drupe.errors import AlreadyExists, InvalidArgument, NotFound
 from drupe.oci.signals import parse_signal
 from drupe.resources.cgroups.base import check_path
 from drupe.runtime.names import new_id, new_name
-from drupe.sandboxers.capabilities import needed, refuse_unless_able
-from drupe.sandboxers.contract import Sandboxer
 from drupe.spec.base import check_id, check_name
 from drupe.spec.container import ContainerSpec, Mount
 from drupe.spec.network import PortMapping
 from drupe.spec.pod import PodSpec
 
-STRENGTH = ("vm", "appkernel", "gvisor", "wasm", "runc", "fake")  # strongest first; "wasm" takes modules only
 _RESERVED = ("hostname", "hosts", "ns", "pause", "shm")  # what a pod's directory holds beside its containers
-KINDS = ("vm", "appkernel", "gvisor", "wasm", "runc")
 
 
-def choose_kind(asked: str, sandboxers: dict[str, Sandboxer]) -> str:
-    """The kind to use: the one asked for, never another; "auto" is the strongest that is here and general."""
-    if asked != "auto":
-        if asked in sandboxers:
-            return asked
-        if asked in KINDS:
-            raise Unsupported(
-                f"sandbox kind {asked!r} is not available on this host",
-                kind=asked,
-                hint="drupe doctor says what is missing; an explicit kind is never weakened",
-            )
-        raise InvalidArgument(f"unknown sandbox kind {asked!r}", hint=f"one of: auto, {', '.join(sorted(sandboxers))}")
-    for kind in STRENGTH:
-        if kind in sandboxers and kind != "wasm":
-            return kind
-    raise Unsupported("no kind of sandbox can run on this host", hint="drupe doctor says what is missing")
-
-
-def plan_pod(spec: PodSpec, *, kind: str, able: Sandboxer, taken: Callable[[str], bool]) -> PodSpec:
-    """The spec with names and ids filled in. Raises InvalidArgument, NotFound, AlreadyExists, Unsupported."""
-    refuse_unless_able(kind, able.capabilities(), needed(spec))
+def plan_pod(spec: PodSpec, *, taken: Callable[[str], bool]) -> PodSpec:
+    """The spec with names and ids filled in. Raises InvalidArgument, NotFound, AlreadyExists."""
     name = _free_name(spec.name, taken)
     check_ports(spec.ports)
     _check_hostname(spec)

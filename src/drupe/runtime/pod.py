@@ -20,13 +20,15 @@ from drupe.resources.limits import apply_verified
 from drupe.runtime import hostfiles
 from drupe.runtime.container import Container, merged
 from drupe.runtime.idmap import root_ids
+from drupe.runtime.policy import level_of, refuse_forbidden, rules_for
 from drupe.runtime.steps import Step, do_all, undo_all
+from drupe.sandboxers.capabilities import needed_by_update, refuse_unless_able
 from drupe.sandboxers.contract import SandboxConfig, Sandboxer, SandboxInfo
 from drupe.spec.base import plain
 from drupe.spec.container import ContainerSpec
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
-from drupe.spec.status import ExitStatus, PodStatus, Stats
+from drupe.spec.status import Choice, ExitStatus, PodStatus, Stats
 from drupe.state.machine import State, check_move, require
 
 if TYPE_CHECKING:
@@ -36,12 +38,12 @@ if TYPE_CHECKING:
 class Pod:
     """One pod. auto_stop: stop when the last container ended (pods made by `run`)."""
 
-    def __init__(self, node: Node, *, id_: str, name: str, spec: PodSpec, kind: str) -> None:
+    def __init__(self, node: Node, *, id_: str, name: str, spec: PodSpec, choice: Choice) -> None:
         self.node = node
         self.id = id_
         self.name = name
         self.spec = spec
-        self.kind = kind
+        self.kind = choice.kind
         self.state = State.CREATING
         self.auto_stop = False
         self.deadline_at = 0.0  # when `timeout_s` ends it; 0: never
@@ -57,7 +59,8 @@ class Pod:
             name=name,
             namespace=spec.namespace,
             state=self.state,
-            sandbox=kind,
+            sandbox=choice.kind,
+            choice=choice,
             created_at=time.time(),
             hostname=self.hostname,
             labels=dict(spec.labels),
@@ -93,6 +96,13 @@ class Pod:
         """The pod as callers see it, its containers included."""
         self.status.containers = [container.status for container in self.containers.values()]
         return self.status
+
+    def check_allowed(self, what: str, features: set[str]) -> None:
+        """Raise Unsupported or PermissionDenied unless its kind and the node's policy allow the pod these features."""
+        kind = self.node.kinds[self.kind]
+        refuse_unless_able(kind.name, self.sandboxer.capabilities(), features)
+        rules = rules_for(self.node.config.policy, namespace=self.spec.namespace, labels=self.spec.labels)
+        refuse_forbidden(what, rules, level_of(kind.level, features), features)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -211,6 +221,7 @@ class Pod:
     async def update(self, resources: Resources) -> None:
         """Change the limits of the pod as a whole, verified."""
         require(self.what, self.state, State.READY, State.RUNNING, State.PAUSED, to="update it")
+        self.check_allowed(f"an update of {self.what}", needed_by_update(resources))
         self.node.cgroups.check(resources)
         apply_verified(self.node.cgroups, self.cgroup, resources)
         self.spec = msgspec.structs.replace(self.spec, resources=merged(self.spec.resources, resources))

@@ -23,7 +23,7 @@ from drupe.sandboxers.contract import SandboxInfo, TaskState
 from drupe.spec.base import decode
 from drupe.spec.container import ContainerSpec
 from drupe.spec.pod import PodSpec
-from drupe.spec.status import ContainerStatus, PodStatus
+from drupe.spec.status import Choice, ContainerStatus, PodStatus
 from drupe.state.journal import Row
 from drupe.state.machine import State
 
@@ -73,7 +73,8 @@ def _pod_from(node: Node, row: Row) -> Pod | None:
         node.note(f"recovery: pod {row.id} cannot be read ({error}); removed")
         node.journal.remove("pod", row.id)
         return None
-    pod = Pod(node, id_=row.id, name=status.name, spec=spec, kind=data["kind"])
+    choice = status.choice or Choice(kind=data["kind"], level=node.kinds[data["kind"]].level, asked="", by="built-in")
+    pod = Pod(node, id_=row.id, name=status.name, spec=spec, choice=choice)
     pod.status = status
     pod.state = State(row.state)
     status.phase = row.phase

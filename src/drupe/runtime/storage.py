@@ -21,6 +21,7 @@ from drupe.keeper.records import Mount as KeeperMount
 from drupe.oci.users import ResolvedUser, resolve_user
 from drupe.resources.volumes import Volumes
 from drupe.runtime import binds, bundle
+from drupe.runtime.choosing import WISH, ImageWish
 from drupe.runtime.idmap import check_reachable, root_ids, shift_ids
 from drupe.runtime.paths import Paths
 from drupe.spec.container import ContainerSpec, ExecSpec, Mount
@@ -76,6 +77,12 @@ class Storage:
             for mount in container.mounts:
                 if mount.type == "image":
                     self.images.resolve(mount.source)
+
+    def image_wishes(self, containers: Iterable[ContainerSpec]) -> tuple[ImageWish, ...]:
+        """What the containers' images say of the kind they are made for. NotFound for a missing image."""
+        named = [container.image for container in containers if container.image]
+        infos = [self.images.resolve(ref) for ref in named]
+        return tuple(ImageWish(ref, info.os, info.labels.get(WISH, "")) for ref, info in zip(named, infos, strict=True))
 
     def image_config(self, spec: ContainerSpec) -> ImageConfig:
         if not spec.image:

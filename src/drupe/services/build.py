@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from drupe.errors import AlreadyExists, DrupeError
+from drupe.errors import AlreadyExists, DrupeError, Unsupported
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.keeper.start import ensure_keeper
@@ -24,9 +24,8 @@ from drupe.runtime.paths import Paths
 from drupe.runtime.recovery import recover
 from drupe.runtime.settling import end_lost
 from drupe.runtime.storage import Storage
-from drupe.sandboxers.runc.command import RuntimeCommand
-from drupe.sandboxers.runc.program import RuntimeProgram, find_runtime
-from drupe.sandboxers.runc.sandboxer import RuncSandboxer
+from drupe.sandboxers.contract import Sandboxer
+from drupe.sandboxers.kinds import KINDS, Means, kind_of
 from drupe.services.records import JournalRecords
 from drupe.state.journal import Journal
 
@@ -34,9 +33,7 @@ JournalFactory = Callable[[Path], Journal]
 
 
 @contextlib.asynccontextmanager
-async def open_core(
-    paths: Paths, *, journal: JournalFactory = Journal, oci_runtime: str = "crun"
-) -> AsyncIterator[Core]:
+async def open_core(paths: Paths, *, journal: JournalFactory = Journal) -> AsyncIterator[Core]:
     """A recovered core; on exit it is closed and its pods go on running under the keeper, which ends with the last.
 
     Raises AlreadyExists when another process has this runtime open.
@@ -49,10 +46,11 @@ async def open_core(
         )
     with lock:
         keeper = await ensure_keeper(paths.run, log=paths.run / "keeper.log")
-        core = _assemble(paths, journal(paths.journal), keeper, oci_runtime)
+        core = _assemble(paths, journal(paths.journal), keeper)
         closing = asyncio.Event()
         keeper.on_lost(lambda: None if closing.is_set() else _keeper_lost(core, keeper))
         core.node.spawn(asyncio.to_thread(compiled_for, "default", DEFAULT), "compiling the seccomp profile")
+        _open_used(core.node)
         try:
             await recover(core)
             yield core
@@ -69,8 +67,7 @@ async def open_core(
             core.node.journal.close()
 
 
-def _assemble(paths: Paths, journal: Journal, keeper: Keeper, oci_runtime: str) -> Core:
-    cgroups = detect()
+def _assemble(paths: Paths, journal: Journal, keeper: Keeper) -> Core:
     storage = Storage(
         paths=paths, keeper=keeper, images=ImageStore(paths.images), volumes=Volumes(paths.volumes, journal)
     )
@@ -79,20 +76,46 @@ def _assemble(paths: Paths, journal: Journal, keeper: Keeper, oci_runtime: str) 
         paths=paths,
         journal=journal,
         events=EventBus(journal),
-        cgroups=cgroups,
+        cgroups=detect(),
         storage=storage,
         network=network,
     )
     node.notes += journal.notes
     core = Core(node)
-    try:
-        command = RuntimeCommand(program=RuntimeProgram(find_runtime(oci_runtime)), root=paths.run / "oci")
-        node.sandboxers["runc"] = RuncSandboxer(
-            keeper=keeper, command=command, cgroups=cgroups, on_exit=core.process_ended
-        )
-    except DrupeError as error:
-        node.note(f"no runc sandboxes: {error}")
+    node.open_kind = lambda name: _open_kind(core, keeper, name)
     return core
+
+
+def _open_kind(core: Core, keeper: Keeper, name: str) -> Sandboxer:
+    """A kind's sandboxer. InvalidArgument for a name that is no kind; Unsupported with the cause where it cannot be."""
+    kind, node = kind_of(name), core.node
+    means = Means(
+        keeper=keeper,
+        cgroups=node.cgroups,
+        on_exit=core.process_ended,
+        run=node.paths.run,
+        root=node.paths.root,
+        options=kind.options()(),
+    )
+    try:
+        return kind.open(means)
+    except DrupeError as error:
+        raise Unsupported(
+            f"sandbox kind {name!r} is not available on this host",
+            kind=name,
+            cause=str(error),
+            hint=error.hint or "drupe doctor says what is missing; an explicit kind is never weakened",
+        ) from error
+
+
+def _open_used(node: Node) -> None:
+    """The kinds that may have left something since the host started; others are opened by their first pod."""
+    for name in KINDS:
+        if name == "runc" or (node.paths.run / name).exists():
+            try:
+                node.sandboxer(name)
+            except DrupeError as error:
+                node.note(f"no {name} sandboxes: {error.cause or error}")
 
 
 def _keeper_lost(core: Core, keeper: Keeper) -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from drupe.sandboxers.kinds import KINDS, Kind
 from drupe.services import probes_host, probes_kernel
 from drupe.services.probing import DEADLINE_S, Finding, Inconclusive, Problem
 from drupe.spec.control import Probe
@@ -58,8 +59,6 @@ CHECKS: tuple[Check, ...] = (
     Check("file descriptors", probes_host.descriptors, quick=True),
     Check("CAP_SYS_RESOURCE", probes_host.sys_resource, quick=True),
 )
-_RUNC_NEEDS = ("root", "keeper", "overlay", "cgroups")
-_LATER_KINDS = ("vm", "wasm", "gvisor", "appkernel")
 
 
 class _Cache(msgspec.Struct):
@@ -102,16 +101,24 @@ def _run(check: Check) -> Probe:
 
 
 def _kinds(found: dict[str, Probe]) -> list[Probe]:
-    """The verdict for each kind of sandbox, from the findings it rests on."""
-    broken = [name for name in _RUNC_NEEDS if found[name].state == "fail"]
-    if all(found[name].state == "fail" for name in ("crun", "runc")):
-        broken.append("crun")
+    """The verdict for each kind of sandbox, from the findings it rests on; what can run comes first."""
+    verdicts = [_verdict(kind, found) for kind in KINDS.values()]
+    return sorted(verdicts, key=lambda probe: probe.state != "ok")
+
+
+def _verdict(kind: Kind, found: dict[str, Probe]) -> Probe:
+    name = f"kind {kind.name}"
+    if kind.is_planned:
+        return Probe(name=name, state="warn", cause="not built in this version")
+    broken = [either for either in map(_either, kind.needs) if all(found[need].state == "fail" for need in either)]
     if broken:
-        runc = Probe(name="kind runc", state="fail", cause=f"needs: {', '.join(broken)}", mend="mend these, see below")
-    else:
-        runc = Probe(name="kind runc", state="ok", cause="")
-    later = (Probe(name=f"kind {kind}", state="warn", cause="not built in this version") for kind in _LATER_KINDS)
-    return [runc, *later]
+        needs = ", ".join(" or ".join(either) for either in broken)
+        return Probe(name=name, state="fail", cause=f"needs: {needs}", mend="mend these, see below")
+    return Probe(name=name, state="ok", cause=kind.isolates)
+
+
+def _either(need: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (need,) if isinstance(need, str) else need
 
 
 def cache_key() -> str:

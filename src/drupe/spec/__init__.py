@@ -23,13 +23,16 @@ from drupe.spec.network import (
     NetworkSpec,
     PortMapping,
 )
+from drupe.spec.node import NodeConfig, PolicyRule
 from drupe.spec.pod import IdMap, Namespaces, PodSpec, UserNamespace
 from drupe.spec.resources import IoLimit, Resources
 from drupe.spec.status import (
+    Choice,
     ContainerStatus,
     Endpoint,
     Event,
     ExitStatus,
+    PassedOver,
     PodStatus,
     ProcessInfo,
     PublishedPort,
@@ -38,6 +41,7 @@ from drupe.spec.status import (
 
 __all__ = [
     "Attachment",
+    "Choice",
     "ContainerSpec",
     "ContainerStatus",
     "Device",
@@ -57,8 +61,11 @@ __all__ = [
     "Mount",
     "Namespaces",
     "NetworkSpec",
+    "NodeConfig",
+    "PassedOver",
     "PodSpec",
     "PodStatus",
+    "PolicyRule",
     "PortMapping",
     "ProcessInfo",
     "PublishedPort",

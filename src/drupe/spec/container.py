@@ -7,6 +7,7 @@ from typing import Literal
 from drupe.spec.base import Spec
 from drupe.spec.resources import Resources
 
+IDLE = "drupe.idle"  # a container's annotation: its main process is the runtime's own idle init
 Propagation = Literal["private", "rprivate", "slave", "rslave", "shared", "rshared"]
 
 

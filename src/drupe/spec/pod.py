@@ -37,14 +37,15 @@ class Namespaces(Spec):
 class PodSpec(Spec):
     """A pod (CRI PodSandboxConfig; virtcontainers PodConfig).
 
-    sandbox: "auto" or a kind ("runc", "wasm", "vm", "appkernel", "gvisor", "fake"). resources: limits of the pod as a
-    whole. remove: delete when its last container ends. timeout_s: stop the pod after so long.
+    sandbox: a kind ("runc", "gvisor", "wasm"…), "auto" for the strongest that works here, or "" where nobody asks: then
+    annotation, image and node decide (docs/choosing.md). resources: limits of the pod as a whole. remove: delete when
+    its last container ends. timeout_s: kill the pod after so long.
     """
 
     name: str | None = None
     id: str | None = None
     namespace: str = "default"
-    sandbox: str = "auto"
+    sandbox: str = ""
     hostname: str | None = None
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}

@@ -67,6 +67,31 @@ class ContainerStatus(Record):
     phase: str = ""
 
 
+class PassedOver(Record):
+    """A kind that was not chosen, and why."""
+
+    kind: str
+    reason: str
+
+
+class Choice(Record):
+    """How a pod's kind of sandbox was chosen.
+
+    level: the isolation the pod gets: its kind's, or "none" where it shares a namespace with the host or is privileged.
+    asked: what was asked for, a kind or "auto". by: who asked: "request", "annotation", "image", "node", "built-in".
+    passed_over: stronger kinds that could not be used, strongest first. notes: what else had a say and was not
+    followed. rules: names of the policy rules that hold for the pod.
+    """
+
+    kind: str
+    level: str
+    asked: str
+    by: str
+    passed_over: list[PassedOver] = []
+    notes: list[str] = []
+    rules: list[str] = []
+
+
 class PodStatus(Record):
     id: str
     name: str
@@ -84,6 +109,7 @@ class PodStatus(Record):
     cause: str = ""
     phase: str = ""
     timings_ms: dict[str, float] = {}
+    choice: Choice | None = None
 
 
 class ProcessInfo(Record):

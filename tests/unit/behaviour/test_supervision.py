@@ -10,7 +10,7 @@ from drupe.errors import HelperFailed
 from drupe.runtime import health, supervision
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
-from drupe.spec import ContainerSpec, ExitStatus, HealthCheck, RestartPolicy
+from drupe.spec import Choice, ContainerSpec, ExitStatus, HealthCheck, RestartPolicy
 from drupe.state.machine import State
 from framework.bench import Bench, Clock
 
@@ -258,7 +258,9 @@ async def test_a_note_is_kept_of_background_work_that_failed(bench: Bench, clock
 
 
 def test_should_restart_says_no_while_the_pod_does_not_run(bench: Bench) -> None:
-    pod = Pod(bench.node, id_="p", name="p", spec=bench.spec(), kind="fake")
+    pod = Pod(
+        bench.node, id_="p", name="p", spec=bench.spec(), choice=Choice(kind="fake", level="none", asked="", by="")
+    )
     spec = ContainerSpec(image="busybox", restart=RestartPolicy(name="always"))
     container = Container(bench.node, pod, id_="c", name="c", spec=spec)
     container.status.exit = ExitStatus(code=1)

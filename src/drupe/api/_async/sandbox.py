@@ -41,7 +41,7 @@ class AsyncSandbox:
         argv: Sequence[str] = (),
         *,
         runtime: AsyncRuntime | None = None,
-        isolation: str = "auto",
+        isolation: str = "",
         name: str | None = None,
         rootfs: str | Path = "",
         memory: str | int | None = None,
@@ -63,11 +63,11 @@ class AsyncSandbox:
     ) -> None:
         """What the sandbox shall be. Raises InvalidArgument for values that make no sense.
 
-        isolation: kind of sandbox ("auto": the strongest that works here). memory: bytes or "256M". cpus: 1.5 or
-        "150%". network: a Network, or "none", "host", a bridge network's name (None: the default one). ports: Port,
-        8080 or "8080:80". lifetime: seconds after which the runtime stops it, whatever happens to this program. spec: a
-        whole PodSpec instead of all this. runtime: the runtime to use (None: the daemon of this host, started on
-        demand).
+        isolation: kind of sandbox ("auto": the strongest that works here; "": as image and node decide). memory: bytes
+        or "256M". cpus: 1.5 or "150%". network: a Network, or "none", "host", a bridge network's name (None: the
+        default one). ports: Port, 8080 or "8080:80". lifetime: seconds after which the runtime kills it, whatever
+        happens to this program. spec: a whole PodSpec instead of all this. runtime: the runtime to use (None: the
+        daemon of this host, started on demand).
         """
         self.spec = spec or sandbox_spec(
             image=image, argv=argv, isolation=isolation, name=name, rootfs=rootfs, memory=memory, cpus=cpus, pids=pids,

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from typing import cast
 
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
 from drupe.resources.cgroups import Cgroups
-from drupe.sandboxers.capabilities import FEATURES
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, namespace_types
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
+from drupe.sandboxers.kinds import Means
+from drupe.sandboxers.runc.able import ABLE
 from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.sandboxers.runc.infra import InfraProcess
+from drupe.sandboxers.runc.options import RuncOptions
+from drupe.sandboxers.runc.program import RuntimeProgram, find_runtime
 from drupe.sandboxers.runc.tasks import RuncTasks
-
-_DENIED = {
-    "checkpoint": "no: crun here is built without CRIU",
-    "snapshot": "no: a process of the host's kernel cannot be snapshot without CRIU",
-}
 
 
 class RuncSandboxer(KeptSandboxer):
@@ -35,7 +34,7 @@ class RuncSandboxer(KeptSandboxer):
         self._infra = InfraProcess(keeper=keeper, tasks=self._tasks)
 
     def capabilities(self) -> Mapping[str, str]:
-        return {feature: _DENIED.get(feature, "yes") for feature in FEATURES}
+        return ABLE
 
     def tasks(self) -> RuncTasks:
         return self._tasks
@@ -81,6 +80,13 @@ class RuncSandboxer(KeptSandboxer):
     def _exited(self, record: Exit) -> None:
         if not self._infra.owns(record.task):
             super()._exited(record)
+
+
+def open_runc(means: Means) -> RuncSandboxer:
+    """The kind on this host. Raises NotFound when its OCI runtime is not installed."""
+    options = cast(RuncOptions, means.options)
+    command = RuntimeCommand(program=RuntimeProgram(find_runtime(options.program)), root=means.run / "oci")
+    return RuncSandboxer(keeper=means.keeper, command=command, cgroups=means.cgroups, on_exit=means.on_exit)
 
 
 def remove_runtime_root(command: RuntimeCommand) -> None:

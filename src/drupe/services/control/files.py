@@ -29,6 +29,7 @@ async def _with_data(service: ControlService, call: Call, work: Any, *args: Any,
 async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, **options: Any) -> Any:
     """The thread owns the root's descriptor, as it may outlive a cancelled call. Owners are told as they are inside."""
     container = service.core.container(call.params.ref)
+    container.check_allowed("access to files of", {"files"})
     owners = _owners(service, call)
 
     def job() -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
+from drupe.sandboxers.kinds import KINDS
 from drupe.services.control.registry import method
 from drupe.spec.control import (
     CapabilityTable,
@@ -42,7 +43,7 @@ async def info(service: ControlService, call: Call) -> SystemInfo:
         started_at=service.started_at,
         kernel=os.uname().release,
         cgroup=f"v{node.cgroups.version}: {' '.join(sorted(node.cgroups.controllers))}",
-        sandboxes=sorted(node.sandboxers),
+        sandboxes=[kind.name for kind in KINDS.values() if not kind.is_planned],
         pods=len(core.pods),
         containers=sum(len(pod.containers) for pod in core.pods.values()),
         images=len(service.storage.images.list().images),

@@ -1,0 +1,75 @@
+"""The words of the capability table: every feature a kind may have. Each completes "a … sandbox can …"."""
+
+from __future__ import annotations
+
+FEATURES: dict[str, str] = {
+    # what it runs
+    "linux-programs": "run programs made for Linux",
+    "wasm-modules": "run WebAssembly modules and components",
+    "rootfs": "run in a host directory instead of an image",
+    "multi-container": "hold several containers in one pod",
+    "idle": "keep a container without a program of its own, to be used by exec",
+    "init": "put a reaper of orphans before the program",
+    # what can be done to it
+    "exec": "run a further process in a container",
+    "tty": "give a process a terminal, and resize it",
+    "attach": "connect to a container's standard streams",
+    "signals": "deliver any signal",
+    "pause": "pause and resume containers and pods",
+    "update": "change limits of a running container",
+    "stats": "count CPU, memory, I/O and processes",
+    "processes": "list a container's processes",
+    "files": "read and write a container's files from outside",
+    "checkpoint": "checkpoint a container",
+    "snapshot": "snapshot, restore and fork pods",
+    # the process
+    "cwd": "start a process in a chosen directory",
+    "user": "run a process as a chosen user and groups",
+    "rlimits": "set resource limits of a process (ulimit)",
+    "oom-score": "set the out-of-memory killer's preference",
+    # files
+    "read-only-root": "make a container's root read-only",
+    "bind-mounts": "mount host directories",
+    "volumes": "mount named volumes",
+    "tmpfs": "mount memory file systems, with a size and a mode",
+    "image-mounts": "mount other images",
+    "read-only-mounts": "mount read-only",
+    "mount-propagation": "propagate mounts to and from the host",
+    "mount-options": "mount with options",
+    "secrets": "show secrets as files that live in memory only",
+    "shm-size": "size /dev/shm",
+    "devices": "use host devices",
+    # limits
+    "cpu-limits": "limit and weigh processor time",
+    "cpu-sets": "choose processors and memory nodes",
+    "memory-limit": "limit memory",
+    "memory-tuning": "set swap, soft limit, swappiness and what happens at the memory limit",
+    "pids-limit": "limit the number of tasks",
+    "io-limits": "limit and weigh disk traffic",
+    "huge-pages": "limit huge pages",
+    "cgroup-files": "write raw cgroup v2 files",
+    "container-limits": "limit each of several containers by itself",
+    # the network and names
+    "network": "join a network of the pod's own",
+    "host-network": "use the host's network namespace",
+    "ports": "publish ports on the host",
+    "egress-policy": "hold the pod to a policy of what it may reach",
+    "names": "look names up as the pod's DNS settings and hosts file say",
+    "hostname": "have a chosen host name",
+    # what is shared with the host and within the pod
+    "host-pid": "use the host's PID namespace",
+    "host-ipc": "use the host's IPC namespace",
+    "host-uts": "use the host's UTS namespace",
+    "shared-pid": "share one PID namespace between the pod's containers",
+    "user-namespace": "run under a user namespace of its own",
+    "sysctls": "set namespaced sysctls",
+    "hooks": "run OCI hooks",
+    # rights
+    "add-capabilities": "add Linux capabilities",
+    "drop-capabilities": "drop Linux capabilities",
+    "seccomp": "filter system calls by a given profile",
+    "seccomp-unconfined": "leave system calls unfiltered",
+    "new-privileges": "let a program gain privileges (setuid)",
+    "masked-paths": "choose which paths are masked and read-only",
+    "privileged": "run privileged containers",
+}

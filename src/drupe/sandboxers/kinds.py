@@ -1,0 +1,123 @@
+"""The kinds of sandbox: one row for each, strongest first. Whoever adds a kind adds it here, and only here.
+
+The assembly (services/build.py), the doctor, the choice of a kind, `drupe system capabilities` and the pages under docs
+read this table. A row costs nothing: the code of a kind is imported when its table is asked for or its first pod made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from drupe.errors import InvalidArgument, Unsupported
+from drupe.keeper.client import Keeper
+from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.contract import OnExit, Sandboxer
+from drupe.spec.base import Spec
+from drupe.spec.node import Level
+
+# How strong a boundary is, weakest first. What it takes to break out: nothing; a hole in the host's kernel, which
+# serves every system call of the workload; one in the engine that compiled the module; one in a kernel written for
+# this, in a process without rights; one in the processor or the monitor of a machine.
+LEVELS: tuple[str, ...] = get_args(Level)
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a sandboxer is built from. run, root: the runtime's directories for what is lost and what is kept at a
+    reboot; a kind uses a directory of its own name below them. options: the struct of `Kind.options`."""
+
+    keeper: Keeper
+    cgroups: Cgroups
+    on_exit: OnExit
+    run: Path
+    root: Path
+    options: Spec
+
+
+class NoOptions(Spec):
+    """Of a kind that has nothing to set."""
+
+
+def _planned(means: Means) -> Sandboxer:
+    raise Unsupported("this kind of sandbox is not built in this version")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of sandbox.
+
+    level: one of LEVELS. isolates: what stands between the workload and the host, in a sentence. needs: the doctor's
+    checks that must pass (a tuple: one of these). able: feature to "yes", "no: reason" or "limited: reason", the same
+    on every host. options: the struct of its table `[kinds.NAME]` in the node's configuration. open: makes its
+    sandboxer; raises DrupeError when something it needs is missing. A kind without `open` is planned.
+    """
+
+    name: str
+    level: Level
+    isolates: str
+    needs: tuple[str | tuple[str, ...], ...] = ()
+    able: Callable[[], Mapping[str, str]] = dict
+    options: Callable[[], type[Spec]] = lambda: NoOptions
+    open: Callable[[Means], Sandboxer] = _planned
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether this version has no code for it."""
+        return self.open is _planned
+
+
+def _runc_able() -> Mapping[str, str]:
+    from drupe.sandboxers.runc.able import ABLE
+
+    return ABLE
+
+
+def _runc_options() -> type[Spec]:
+    from drupe.sandboxers.runc.options import RuncOptions
+
+    return RuncOptions
+
+
+def _runc_open(means: Means) -> Sandboxer:
+    from drupe.sandboxers.runc.sandboxer import open_runc
+
+    return open_runc(means)
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("vm", "machine", "a kernel of its own behind the processor's virtualization"),
+        Kind("appkernel", "kernel", "a kernel of its own, drupe's, in a process without rights"),
+        Kind("gvisor", "kernel", "a kernel of its own, gVisor's, in a process without rights"),
+        Kind("wasm", "module", "a module that can only call what it is given, in a process of its own"),
+        Kind(
+            "runc",
+            "namespaces",
+            "namespaces, cgroups, capabilities and a system call filter; the host's kernel is shared",
+            needs=("root", "keeper", "overlay", "cgroups", ("crun", "runc")),
+            able=_runc_able,
+            options=_runc_options,
+            open=_runc_open,
+        ),
+    )
+}
+
+
+def kind_of(name: str) -> Kind:
+    """The row of a kind. Raises InvalidArgument for a name that is no kind, Unsupported for a planned one."""
+    try:
+        kind = KINDS[name]
+    except KeyError:
+        built = ", ".join(kind.name for kind in KINDS.values() if not kind.is_planned)
+        raise InvalidArgument(f"unknown sandbox kind {name!r}", hint=f"one of: auto, {built}") from None
+    if kind.is_planned:
+        raise Unsupported(
+            f"sandbox kind {name!r} is not built in this version",
+            kind=name,
+            hint="drupe doctor says which kinds can run here; an explicit kind is never weakened",
+        )
+    return kind

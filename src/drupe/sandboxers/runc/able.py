@@ -1,0 +1,15 @@
+"""What runc sandboxes can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from drupe.sandboxers.features import FEATURES
+
+_SAID = {
+    "wasm-modules": "no: the host's kernel runs no WebAssembly",
+    "checkpoint": "no: crun here is built without CRIU",
+    "snapshot": "no: a process of the host's kernel cannot be snapshot without CRIU",
+    "cgroup-files": "limited: on hosts with cgroup v2",
+}
+ABLE: Mapping[str, str] = {feature: _SAID.get(feature, "yes") for feature in FEATURES}

@@ -1,0 +1,31 @@
+"""What a node's operator decides: the kind of sandbox where nobody asks, and the least isolation for whom."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from drupe.spec.base import Spec
+
+Level = Literal["none", "namespaces", "module", "kernel", "machine"]  # how strong a boundary is, weakest first
+
+
+class PolicyRule(Spec):
+    """Holds for pods whose namespace matches the pattern `namespace` ("tenant-*") and that have all of `labels`.
+
+    minimum: the least level of isolation. deny: features (of `drupe system capabilities`) that such pods may not use.
+    """
+
+    name: str
+    namespace: str = "*"
+    labels: dict[str, str] = {}
+    minimum: Level = "none"
+    deny: tuple[str, ...] = ()
+
+
+class NodeConfig(Spec):
+    """sandbox: the kind where nobody asks, or "auto"; "" is the built-in one. kinds: settings by kind. policy: all
+    rules that match a pod hold for it."""
+
+    sandbox: str = ""
+    kinds: dict[str, dict[str, Any]] = {}
+    policy: tuple[PolicyRule, ...] = ()
