@@ -130,8 +130,8 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def interleave(samplers: Mapping[str, Callable[[], float]], n: int, *, warm_up: int) -> dict[str, list[float]]:
-    """n samples of each contender, turn by turn, each turn in an order of its own: drift of the host hits all alike, and
-    so does what the one before left behind (the order is drawn, from a fixed seed)."""
+    """n samples of each contender, turn by turn, each turn in an order of its own (drawn, from a fixed seed): drift of
+    the host hits all alike, and so does what the one before left behind."""
     taken: dict[str, list[float]] = {name: [] for name in samplers}
     names, draw = list(samplers), random.Random(ORDER_SEED)
     for turn in range(-warm_up, n):
