@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import select
 import subprocess
 import time
@@ -17,6 +18,7 @@ GREETING = ("echo", "hello")
 STOPPABLE = ("sh", "-c", 'trap "exit 0" TERM; sleep 1000 & wait')  # ends at SIGTERM, as PID 1 would not by default
 STEP_TIMEOUT_S = 60.0
 TRIES = 5
+ORDER_SEED = 1
 TRAP_S = 0.05  # a shell has set its trap by then; before, PID 1 would ignore SIGTERM
 
 
@@ -128,12 +130,13 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def interleave(samplers: Mapping[str, Callable[[], float]], n: int, *, warm_up: int) -> dict[str, list[float]]:
-    """n samples of each contender, turn by turn in rotating order, so that drift of the host hits all alike."""
+    """n samples of each contender, turn by turn, each turn in an order of its own (drawn, from a fixed seed): drift of
+    the host hits all alike, and so does what the one before left behind."""
     taken: dict[str, list[float]] = {name: [] for name in samplers}
-    names = list(samplers)
+    names, draw = list(samplers), random.Random(ORDER_SEED)
     for turn in range(-warm_up, n):
-        shift = turn % len(names)
-        for name in (*names[shift:], *names[:shift]):
+        draw.shuffle(names)
+        for name in names:
             took = again(samplers[name])
             if turn >= 0:
                 taken[name].append(took)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from drupe.errors import InvalidState, NotFound, Unsupported
+from drupe.errors import InvalidArgument, InvalidState, NotFound, Unsupported
 from drupe.resources.cgroups import CgroupEvent, Cgroups, Watcher, detect
 from drupe.resources.cgroups.v2 import CgroupsV2
 from drupe.resources.processes import list_processes
@@ -321,3 +321,55 @@ def test_processes_of_a_cgroup(host: Cgroups, path: str, start: Callable[..., su
     process.kill()
     process.wait()
     assert list_processes([process.pid, 2**22 + 1]) == []
+
+
+# ── processes that join by themselves, and devices ──
+
+ALLOWED = [
+    {"allow": False, "access": "rwm"},
+    {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rw"},
+    {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "m"},
+    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+]
+
+
+def joined(host: Cgroups, path: str, script: str) -> str:
+    """What a shell says that moved itself into the cgroup first."""
+    files = host.join_files(path)
+    if not files:
+        pytest.skip(f"cgroup v{host.version}: nobody can move itself without a lock there")
+    join = f"for file in {' '.join(files)}; do echo 0 > $file || exit 1; done; "
+    done = subprocess.run(["sh", "-c", join + script], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_a_process_joins_every_hierarchy(host: Cgroups, path: str) -> None:
+    host.create(path, Resources())
+    lines = joined(host, path, "cat /proc/$$/cgroup").splitlines()
+    places = {line.split(":")[1]: line.split(":")[2] for line in lines if line.split(":")[1]}
+    assert set(places.values()) == {path}
+    assert host.controllers <= {name for names in places for name in names.split(",")}
+
+
+def test_devices_are_restricted(host: Cgroups, path: str) -> None:
+    host.create(path, Resources())
+    if host.join_files(path):
+        host.restrict_devices(path, ALLOWED)
+    said = joined(host, path, "cat /dev/null && echo null; head -c1 /dev/zero; mknod /dev/null2 c 1 5; true")
+    assert said.splitlines()[0] == "null"
+    assert said.count("not permitted") == 2
+
+
+def test_devices_can_all_be_allowed_again(host: Cgroups, path: str) -> None:
+    host.create(path, Resources())
+    if host.join_files(path):
+        host.restrict_devices(path, ALLOWED)
+        host.restrict_devices(path, [{"allow": True, "access": "rwm"}])
+    assert joined(host, path, "head -c1 /dev/zero | wc -c").strip() == "1"
+
+
+def test_a_device_rule_that_is_not_understood_is_refused(host: Cgroups, path: str) -> None:
+    host.create(path, Resources())
+    one_away = {"allow": False, "type": "c", "major": 1, "minor": 3, "access": "rwm"}
+    with pytest.raises((InvalidArgument, Unsupported), match="device"):
+        host.restrict_devices(path, [one_away])

@@ -11,14 +11,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from drupe import errors
 from drupe.keeper.records import Io, LogFile, Mount
+from drupe.resources.cgroups import detect
+from drupe.spec import Resources
 from framework.keeper_site import Pipe, Site, in_site, open_count, read_all
-from framework.leaks import wait_until
+from framework.leaks import CGROUP_PARENT, wait_until
 from framework.probes import needs_keeper, needs_program
 
 pytestmark = pytest.mark.root
@@ -225,6 +228,31 @@ def test_an_unwritable_log_is_an_error(tmp_path: Path) -> None:
         assert await here.keeper.list() == []
 
     in_site(tmp_path, scenario)
+
+
+def test_a_helper_joins_cgroups_before_it_starts(tmp_path: Path, cgroup: str) -> None:
+    files = detect().join_files(cgroup)
+    if not files:
+        pytest.skip("cgroup v2: the OCI runtime moves its children itself")
+
+    async def scenario(here: Site) -> None:
+        detect().create(cgroup, Resources())
+        await here.plain("t", "cat /proc/self/cgroup", join=files)
+        assert (await here.ended("t")).code == 0
+        assert here.output("t").count(f":{cgroup}\n") == len(files)
+        with pytest.raises(errors.HelperFailed, match="exited with 127") as failed:
+            await here.plain("lost", "true", join=[files[0].replace("tasks", "no-such-file")])
+        assert "cannot join cgroup" in failed.value.cause
+
+    in_site(tmp_path, scenario)
+
+
+@pytest.fixture
+def cgroup() -> Iterator[str]:
+    path = f"/{CGROUP_PARENT}/joined"
+    yield path
+    detect().kill_all(path)
+    detect().delete(f"/{CGROUP_PARENT}")
 
 
 # ── attachments ──

@@ -168,6 +168,7 @@ impl Keeper {
     pub fn create(&mut self, asker: &Asker, fields: &mut Fields, fds: &mut Fds) -> Outcome<Reply> {
         let name: String = fields.need("task")?;
         let mut program = Program::from_fields(fields)?;
+        program.join = fields.take("join")?.unwrap_or_default();
         let pidfile: String = fields.need("pidfile")?;
         let exit_file = fields.take("exit_file")?;
         let log_file = fields.take("log_file")?;

@@ -63,6 +63,7 @@ pub struct Program {
     pub timeout_ms: u64,
     /// See `Spawn`.
     pub ahead: bool,
+    pub join: Vec<String>,
 }
 
 impl Program {
@@ -73,6 +74,7 @@ impl Program {
             cwd: fields.take("cwd")?,
             timeout_ms: fields.take("timeout_ms")?.unwrap_or(DEFAULT_TIMEOUT_MS),
             ahead: false,
+            join: Vec::new(),
         };
         match program.argv.first() {
             Some(name) if !name.is_empty() => Ok(program),
@@ -95,6 +97,7 @@ impl Program {
             stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
             pass,
             ahead: self.ahead,
+            join: &self.join,
         };
         let (soft, hard) = nofile;
         let start = || {

@@ -3,7 +3,7 @@
 use crate::fd::duplicate_above;
 use crate::{c_path, check, check_long};
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -44,7 +44,8 @@ pub fn fork_child(child: impl FnOnce() -> i32) -> io::Result<Pid> {
 }
 
 /// A program to start. Descriptors other than 0, 1, 2 and `pass` (3, 4…) are not inherited. ahead: whenever it can run,
-/// it runs before every ordinary process (where that is permitted); what it starts is ordinary again.
+/// it runs before every ordinary process (where that is permitted); what it starts is ordinary again. join: files of
+/// cgroups (v1 `tasks`) that it moves itself into before it becomes the program.
 pub struct Spawn<'a> {
     pub argv: &'a [String],
     pub env: &'a [String],
@@ -52,6 +53,7 @@ pub struct Spawn<'a> {
     pub stdio: [BorrowedFd<'a>; 3],
     pub pass: &'a [OwnedFd],
     pub ahead: bool,
+    pub join: &'a [String],
 }
 
 /// sched_setscheduler(2). Errors: EPERM without CAP_SYS_NICE or a real-time share of the cgroup.
@@ -80,6 +82,9 @@ fn code(result: libc::c_int) -> io::Result<()> {
 
 /// Starts a program.
 pub fn spawn(spawn: &Spawn) -> io::Result<Pid> {
+    if !spawn.join.is_empty() {
+        return fork_exec(spawn);
+    }
     // We stand above it until its own children are sure to be ordinary: posix_spawn cannot say that.
     if !spawn.ahead || set_scheduler(0, libc::SCHED_FIFO, 2).is_err() {
         return posix_spawn(spawn, false);
@@ -151,6 +156,59 @@ fn posix_spawn(spawn: &Spawn, ahead: bool) -> io::Result<Pid> {
         result?;
     }
     Ok(pid)
+}
+
+/// What posix_spawn cannot: a child that does something before it becomes the program. When it cannot, it says so on its
+/// standard error and exits with 127.
+fn fork_exec(spawn: &Spawn) -> io::Result<Pid> {
+    let (_argv, argv) = c_strings(spawn.argv)?;
+    let (_env, env) = c_strings(spawn.env)?;
+    let targets = 3 + spawn.pass.len() as i32;
+    let stdio = spawn.stdio.iter().map(|fd| duplicate_above(fd, targets));
+    let pass = spawn.pass.iter().map(|fd| duplicate_above(fd, targets));
+    let sources = stdio.chain(pass).collect::<io::Result<Vec<OwnedFd>>>()?;
+    fork_child(|| {
+        let result = become_child(spawn, &sources).map(|()| {
+            // SAFETY: both vectors end in null and outlive the call, which returns only when it failed.
+            unsafe { libc::execvpe(argv[0], argv.as_ptr().cast(), env.as_ptr().cast()) };
+            format!("cannot start {}: {}\n", spawn.argv[0], io::Error::last_os_error())
+        });
+        let words = result.unwrap_or_else(|(what, error)| format!("cannot {what}: {error}\n"));
+        // SAFETY: pointer and length describe `words`.
+        unsafe { libc::write(2, words.as_ptr().cast(), words.len()) };
+        127
+    })
+}
+
+/// In the forked child: descriptors, signals, process group, directory and cgroups as `Spawn` has them.
+fn become_child(spawn: &Spawn, sources: &[OwnedFd]) -> Result<(), (String, io::Error)> {
+    let failed = |what: &str| {
+        let what = what.to_string();
+        move |error: io::Error| (what, error)
+    };
+    for (target, source) in sources.iter().enumerate() {
+        // SAFETY: no pointers. The child owns none of the numbers that are replaced.
+        check(unsafe { libc::dup2(source.as_raw_fd(), target as i32) }).map_err(failed("pass descriptors on"))?;
+    }
+    for file in spawn.join {
+        join_cgroup(file).map_err(failed(&format!("join cgroup {file}")))?;
+    }
+    for signal in 1..=64 {
+        default_signal(signal);
+    }
+    set_blocked_signals(0).map_err(failed("unblock signals"))?;
+    if let Some(cwd) = spawn.cwd {
+        std::env::set_current_dir(cwd).map_err(failed(&format!("enter {}", cwd.display())))?;
+    }
+    // SAFETY: no pointers.
+    check(unsafe { libc::setpgid(0, 0) }).map_err(failed("lead a process group"))?;
+    Ok(())
+}
+
+/// Moves this thread, the only one of its process, into a cgroup: 0 in the v1 file `tasks`. Other ways to move a process
+/// wait for an RCU grace period, which takes the kernel many milliseconds after some rest.
+pub fn join_cgroup(file: &str) -> io::Result<()> {
+    std::fs::OpenOptions::new().write(true).open(file)?.write_all(b"0")
 }
 
 /// waitid(2) for any child that has ended, without waiting; it is reaped. None: no more of them.

@@ -267,6 +267,7 @@ class Keeper:
         cwd: Path | str | None = None,
         fds: Mapping[str, int] | None = None,
         extra_fds: Sequence[str] = (),
+        join: Sequence[str] = (),
         attach: Mapping[str, int] | None = None,
         close_stdin: bool = False,
         timeout_s: float = HELPER_TIMEOUT_S,
@@ -274,6 +275,7 @@ class Keeper:
         """Runs argv (``crun create …`` or ``crun exec --detach …``) and adopts the process in `pidfile` as `task`.
 
         fds: stdin, stdout, stderr for io mode "fds", and those that `extra_fds` names (handed on as 3, 4…).
+        join: cgroups that the helper moves into before it starts (`Cgroups.join_files`).
         log_file: where the helper writes its own errors (crun's ``--log``); quoted in the error when it fails.
         attach: stdin, stdout, stderr to attach from the first byte on, as `attach` does.
         The duplicates of the task's streams are kept in `escrow`.
@@ -300,6 +302,7 @@ class Keeper:
             env=env,
             cwd=cwd and str(cwd),
             extra_fds=list(extra_fds) or None,
+            join=list(join) or None,
             attach={"close_stdin": close_stdin} if attach else None,
             timeout_ms=round(timeout_s * 1000),
             fds=sent,

@@ -324,6 +324,7 @@ class Container:
             stdin=self.spec.stdin,
             log=None if log.driver == "none" else _with_path(log, self.status.log_path),
             exit_file=self.bundle / "exit.json",
+            resources=self.spec.resources,
         )
         try:
             self.status.pid = await self.tasks.create(task)

@@ -52,7 +52,7 @@ class SandboxInfo:
 class TaskConfig:
     """One container. oci: its runtime-spec config. bundle: directory for config.json and run-time files (exists).
     stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is
-    recorded."""
+    recorded. resources: the limits, which `oci` has in its own words too."""
 
     id: str
     sandbox: str
@@ -63,6 +63,7 @@ class TaskConfig:
     stdin: bool
     log: LogSpec | None
     exit_file: Path
+    resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True, slots=True)

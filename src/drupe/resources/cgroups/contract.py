@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from drupe.spec import Resources, Stats
@@ -81,6 +81,15 @@ class Cgroups(Protocol):
 
     def attach(self, path: str, pid: int) -> None:
         """Move a process into the cgroup. Raises NotFound (cgroup or process)."""
+
+    def join_files(self, path: str) -> list[str]:
+        """Files by which a new process moves itself into the cgroup, writing 0 to each; empty where it cannot: then
+        somebody else must move it (`attach`, or the OCI runtime)."""
+        ...
+
+    def restrict_devices(self, path: str, rules: Sequence[Mapping[str, Any]]) -> None:
+        """Allow the devices of `linux.resources.devices` (runtime-spec) and no others, verified. Only where
+        `join_files` has any. Raises NotFound, InternalError when the kernel took something else."""
 
     def stats(self, path: str) -> Stats:
         """Counters of the cgroup and those below. Raises NotFound."""

@@ -6,8 +6,9 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from drupe.errors import DeadlineExceeded, NotFound
 from drupe.resources.cgroups.base import (
@@ -21,6 +22,7 @@ from drupe.resources.cgroups.base import (
     write_text,
 )
 from drupe.resources.cgroups.contract import Setting, Watcher
+from drupe.resources.cgroups.devices_v1 import restrict
 from drupe.resources.cgroups.limits import Limits
 from drupe.resources.cgroups.watch import watch_v1
 from drupe.spec import Resources, Stats
@@ -56,6 +58,17 @@ class CgroupsV1(BaseCgroups):
         if "cpuset" in self.roots:
             self._inherit_cpuset(path)
         self.write_all(path, settings)
+
+    def join_files(self, path: str) -> list[str]:
+        return [f"{directory}/tasks" for directory in self.all_dirs(path)]
+
+    def restrict_devices(self, path: str, rules: Sequence[Mapping[str, Any]]) -> None:
+        if "devices" not in self.roots:
+            raise self.missing("devices", "devices")
+        try:
+            restrict(self._dir("devices", path), rules)
+        except OSError as error:
+            raise self.explain(error, path, "devices") from None
 
     def stats(self, path: str) -> Stats:
         self.require(path)

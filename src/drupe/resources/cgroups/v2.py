@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from drupe.errors import DeadlineExceeded, NotFound
 from drupe.resources.cgroups.base import (
@@ -44,6 +45,12 @@ class CgroupsV2(BaseCgroups):
         self.make(self.main_dir(path), path)
         self._enable_controllers(path)
         self.write_all(path, settings)
+
+    def join_files(self, path: str) -> list[str]:
+        return []  # one process of many threads, or a thread of a threaded cgroup: only the first exists here
+
+    def restrict_devices(self, path: str, rules: Sequence[Mapping[str, Any]]) -> None:
+        raise self.missing("devices", "devices")
 
     def stats(self, path: str) -> Stats:
         self.require(path)

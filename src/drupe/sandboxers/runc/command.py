@@ -17,24 +17,26 @@ class RuntimeCommand:
     program: RuntimeProgram
     root: Path
 
-    def _base(self, log: Path | None = None) -> list[str]:
+    def _base(self, log: Path | None = None, *, in_cgroup: bool = False) -> list[str]:
         argv = [self.program.executable(), "--root", str(self.root)]
         if self.program.name == "crun":
-            argv.append("--cgroup-manager=cgroupfs")
+            argv.append(f"--cgroup-manager={'disabled' if in_cgroup else 'cgroupfs'}")
         if log is not None:
             argv += ["--log", str(log), "--log-format", "json"]
         return argv
 
-    def create(self, task_id: str, bundle: Path, *, tty: bool) -> list[str]:
-        argv = [*self._base(bundle / "create.log"), "create", "--bundle", str(bundle)]
+    def create(self, task_id: str, bundle: Path, *, tty: bool, in_cgroup: bool = False) -> list[str]:
+        """in_cgroup: it is started in the container's cgroup, and leaves cgroups alone (crun only)."""
+        argv = [*self._base(bundle / "create.log", in_cgroup=in_cgroup), "create", "--bundle", str(bundle)]
         argv += ["--pid-file", str(bundle / "pid")]
         if tty:
             argv += ["--console-socket", CONSOLE]
         return [*argv, task_id]
 
-    def exec(self, task_id: str, base: Path, *, tty: bool) -> list[str]:
-        """base: path without suffix; base.json is the process, base.pid and base.log are written."""
-        argv = [*self._base(base.with_suffix(".log")), "exec", "--detach"]
+    def exec(self, task_id: str, base: Path, *, tty: bool, in_cgroup: bool = False) -> list[str]:
+        """base: path without suffix; base.json is the process, base.pid and base.log are written. in_cgroup: as of
+        `create`."""
+        argv = [*self._base(base.with_suffix(".log"), in_cgroup=in_cgroup), "exec", "--detach"]
         argv += ["--process", str(base.with_suffix(".json")), "--pid-file", str(base.with_suffix(".pid"))]
         if tty:
             argv += ["--console-socket", CONSOLE]

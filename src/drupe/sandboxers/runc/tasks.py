@@ -17,9 +17,11 @@ from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io
 from drupe.oci.programs import no_program, not_executable
 from drupe.resources.cgroups import Cgroups
+from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import ExecConfig, TaskConfig
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.sandboxers.runc.command import RuntimeCommand
+from drupe.spec.resources import Resources
 
 HELPER_TIMEOUT_S = 30.0
 _NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "open executable")
@@ -36,23 +38,36 @@ class RuncTasks(KeptTasks):
     async def create(self, task: TaskConfig) -> int:
         self.know(task.id, cgroup=task.cgroup, bundle=task.bundle)
         self._ended.discard(task.id)
+        join: list[str] = []
         if self._command.program.name == "crun" and not task.oci.get("hooks"):
             self._plain.add(task.id)
+            join = self._cgroups.join_files(task.cgroup)
+        if join:
+            self._cgroups.create(task.cgroup, Resources())
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         try:
             created = await self._keeper.create_task(
                 task.id,
-                self._command.create(task.id, task.bundle, tty=task.tty),
+                self._command.create(task.id, task.bundle, tty=task.tty, in_cgroup=bool(join)),
                 pidfile=task.bundle / "pid",
                 io=Io(mode="tty") if task.tty else Io(mode="pipes", stdin=task.stdin),
                 log=log_file(task.log),
                 exit_file=task.exit_file,
                 log_file=task.bundle / "create.log",
+                join=join,
                 timeout_s=HELPER_TIMEOUT_S,
             )
         except HelperFailed as error:
             raise explain(error, task.oci["process"]) from None
+        if join:
+            self._restrict(task)
         return created.pid
+
+    def _restrict(self, task: TaskConfig) -> None:
+        """Limits come when crun has done its work in the container's cgroup, and before the workload runs."""
+        if rules := task.oci["linux"].get("resources", {}).get("devices"):
+            self._cgroups.restrict_devices(task.cgroup, rules)
+        apply_verified(self._cgroups, task.cgroup, task.resources)
 
     async def start(self, task_id: str) -> None:
         """Where there are no hooks to run, `crun start` does no more than open the fifo that its init waits at."""
@@ -67,16 +82,18 @@ class RuncTasks(KeptTasks):
         base = config.dir / f"exec-{config.id}"
         base.with_suffix(".json").write_bytes(msgspec.json.encode(config.process))
         key = self._exec_key(config)
+        join = self._cgroups.join_files(self._cgroup(config.task)) if config.task in self._plain else []
         try:
             created = await self._keeper.create_task(
                 key,
-                self._command.exec(config.task, base, tty=config.tty),
+                self._command.exec(config.task, base, tty=config.tty, in_cgroup=bool(join)),
                 pidfile=base.with_suffix(".pid"),
                 io=Io(mode="tty", rows=config.rows, cols=config.cols) if config.tty else Io(mode="fds"),
                 exit_file=base.with_suffix(".exit"),
                 log_file=base.with_suffix(".log"),
                 fds=None if config.tty else config.fds,
                 attach=config.fds if config.tty and config.fds else None,
+                join=join,
                 timeout_s=HELPER_TIMEOUT_S,
             )
         except DrupeError as error:
