@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from drupe.errors import (
-    AlreadyExists,
     DrupeError,
     InvalidArgument,
     PermissionDenied,
@@ -23,6 +22,7 @@ from drupe.errors import (
 from drupe.linux.unix_sockets import peer_credentials, recv_fds
 from drupe.rpc.call import Call, Handler, serve_call
 from drupe.rpc.frames import Cancel, Decoder, Failure, Frame, Hello, Invoke, Item, Result, check_hello, encode
+from drupe.rpc.listen import bind_unix
 from drupe.rpc.timeouts import timeout
 
 __all__ = ["Call", "Handler", "Server"]
@@ -32,7 +32,6 @@ log = logging.getLogger("drupe.rpc")
 _READ_BYTES = 256 * 1024
 _HIGH_WATER_BYTES = 1024 * 1024
 _MAX_CALLS = 1024
-_BACKLOG = 512
 
 
 class Server:
@@ -50,7 +49,7 @@ class Server:
 
     async def start(self) -> None:
         """Bind and listen, replacing a dead socket. Raises AlreadyExists when another server answers there."""
-        self._socket = sock = _bind(self.path)
+        self._socket = sock = bind_unix(self.path)
         asyncio.get_running_loop().add_reader(sock.fileno(), self._accept)
 
     async def close(self, *, grace_s: float = 0.5) -> None:
@@ -287,34 +286,3 @@ class Connection:
             self._loop.remove_writer(self._sock.fileno())
         if len(self._out) <= _HIGH_WATER_BYTES:
             self._drained.set()
-
-
-def _bind(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        _remove_dead(path)
-        sock.bind(str(path))
-        path.chmod(0o600)  # before listen(2): nobody can have connected with the wider mode
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise Unavailable(f"cannot listen on {path}", cause=error.strerror or str(error)) from None
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_dead(path: Path) -> None:
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except (BlockingIOError, FileNotFoundError):  # a full backlog: somebody is there
-            if not path.exists():
-                return
-    raise AlreadyExists(f"another daemon serves {path}", hint="use that one, or stop it first")
