@@ -12,7 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
-GENERATORS = ("scripts/unasync.py", "scripts/gen-errors.py", "scripts/gen-protobuf.py")
+GENERATORS = (
+    "scripts/unasync.py",
+    "scripts/gen-errors.py",
+    "scripts/gen-protobuf.py",
+    "scripts/gen-capabilities.py",
+)
 
 
 def documents() -> list[Path]:

@@ -24,7 +24,7 @@ from drupe.spec.control import ExecKill, ExecStart, ExecStarted
 @option("-u", "--user", metavar="USER[:GROUP]", help="User name or id.")
 @click.option("--privileged", is_flag=True, help="All capabilities.")
 @many("--cap-add", metavar="CAP", help="Capability to add.")
-@option("--timeout", parse=parse.duration, metavar="DURATION", help="Kill it after so long.")
+@option("--timeout", parse=parse.time_limit, metavar="DURATION", help="Kill it after so long (exit code 137).")
 @option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, metavar="KEYS", help="Keys that detach a terminal.")
 @click.argument("container", shell_complete=completer("container"))
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

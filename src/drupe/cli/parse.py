@@ -32,6 +32,14 @@ def duration(text: str) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
+def time_limit(text: str) -> float:
+    """As `duration`, and more than nothing."""
+    seconds = duration(text)
+    if seconds <= 0:
+        raise InvalidArgument(f"bad time limit {text!r}", hint="write more than 0, like 2s; leave it out for none")
+    return seconds
+
+
 def moment(text: str) -> float:
     """Unix seconds of a Unix time, an ISO 8601 time, or a duration ago ("10m")."""
     if re.fullmatch(r"\d{9,}(\.\d+)?", text):

@@ -46,7 +46,6 @@ pod = LazyGroup("pod", VERBS, help="Pods: one sandbox, one or many containers.")
 _spec_options = apply(
     option("-f", "--file", "path", metavar="FILE", help="PodSpec as JSON or TOML; - is JSON on standard input."),
     option("--name", metavar="NAME", help="Name."),
-    option("--namespace", metavar="NAME", help="Namespace."),
     many("-l", "--label", parse=parse.label, metavar="KEY=VALUE", help="Label."),
     many("--annotation", parse=parse.label, metavar="KEY=VALUE", help="Annotation."),
     podspec.pod_options,
@@ -79,10 +78,9 @@ def _spec(ctx: click.Context, path: str | None, pod_name: str | None, flags: dic
         raise InvalidArgument("the name is given twice")
     name = pod_name or flags["name"]
     if path is None:
-        given = {"namespace": flags["namespace"]} if flags["namespace"] else {}
         labels, annotations = dict(flags["label"]), dict(flags["annotation"])
         limits = podspec.resources(flags)
-        return podspec.pod(flags, name=name, labels=labels, annotations=annotations, resources=limits, **given)
+        return podspec.pod(flags, name=name, labels=labels, annotations=annotations, resources=limits)
     others = podspec.flags_given(ctx, but=("path", "name", "pod_name"))
     if others:
         raise InvalidArgument(f"{', '.join(others)} can't be given with --file", hint="write it into the file")

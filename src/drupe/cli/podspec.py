@@ -71,13 +71,14 @@ pod_options = apply(
     many("--egress-deny", metavar="DEST", help="Destination that may not be reached; tried before those allowed."),
     option("--egress-default", type=click.Choice(["allow", "deny"]), help="What holds for all others."),
     many("--sysctl", parse=parse.pair, metavar="NAME=VALUE", help="Kernel setting of the pod's namespaces."),
+    option("--namespace", metavar="NAME", help="Namespace of the pod (default)."),
     option("--sandbox", "--runtime", default="", metavar="KIND", help="Kind of sandbox; auto: the strongest."),
     option("--userns", metavar="MODE", help="host, auto, or INSIDE:OUTSIDE:COUNT of ids."),
     option("--ipc", type=click.Choice(["private", "shareable", "pod", "host"]), help="IPC namespace."),
     option("--uts", type=click.Choice(["private", "pod", "host"]), help="UTS namespace."),
     option("--pid", type=click.Choice(["private", "container", "pod", "host"]), help="PID namespace."),
     option("--cgroup-parent", metavar="PATH", help="Parent cgroup."),
-    option("--timeout", parse=parse.duration, metavar="DURATION", help="Stop the pod after so long."),
+    option("--timeout", parse=parse.time_limit, metavar="DURATION", help="Kill the pod after so long (exit code 137)."),
 )
 
 container_options = apply(
@@ -228,6 +229,7 @@ def pod(flags: dict[str, Any], **more: Any) -> PodSpec:
         namespaces=_namespaces(flags),
         cgroup_parent=flags["cgroup_parent"],
         timeout_s=flags["timeout"],
+        **_given(flags, namespace="namespace"),
         **more,
     )
 

@@ -15,7 +15,7 @@ from drupe.cli import connection, podspec, session, terminal
 from drupe.cli.completion import completer
 from drupe.cli.options import apply, option
 from drupe.errors import DrupeError, InvalidArgument, NotFound
-from drupe.spec import ContainerStatus, PodSpec, PodStatus, PortMapping
+from drupe.spec import Choice, ContainerSpec, ContainerStatus, PodSpec, PodStatus, PortMapping
 from drupe.spec.control import ContainerCreate, ContainerStart, Delete, ImagePull, Kill, PodCreate, PodRun, Ref, Wait
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ _VERB = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 @click.command("run", context_settings=_VERB)
 @click.option("-d", "--detach", is_flag=True, help="Run in the background and print the id.")
 @click.option("--rm", is_flag=True, help="Remove the pod when the container ends.")
+@click.option("--explain", is_flag=True, help="Say on standard error which kind of sandbox it gets, and why.")
 @option("--detach-keys", default=terminal.DEFAULT_DETACH_KEYS, metavar="KEYS", help="Keys that detach a terminal.")
 @create_options
 @click.pass_context
@@ -52,6 +53,7 @@ def run(
     detach: bool,
     rm: bool,
     detach_keys: str,
+    explain: bool,
     image: str,
     command: tuple[str, ...],
     **flags: Any,
@@ -62,6 +64,8 @@ def run(
     session.parse_keys(detach_keys)
     with connection.connect() as client:
         plan = Plan(ctx, client, image, command, flags, remove=rm)
+        if explain:
+            plan.explain()
         return plan.run_detached() if detach else plan.run_here(detach_keys)
 
 
@@ -110,15 +114,8 @@ class Plan:
             raise InvalidArgument(f"container id file {path} exists", hint="remove it, or name another")
 
     def pod(self) -> PodSpec:
-        """The pod of one: named, labelled and annotated as its container."""
-        spec = podspec.pod(
-            self.flags,
-            name=self.container.name,
-            labels=self.container.labels,
-            annotations=self.container.annotations,
-            containers=(self.container,),
-            remove=self.remove,
-        )
+        """The pod of one."""
+        spec = pod_of(self.container, self.flags, remove=self.remove)
         return self._publish_exposed(spec) if self.flags["publish_all"] else spec
 
     def _publish_exposed(self, spec: PodSpec) -> PodSpec:
@@ -127,6 +124,16 @@ class Plan:
         exposed = (exposed_port(text) for text in info.config.get("ExposedPorts") or ())
         more = tuple(port for port in exposed if (port.container_port, port.protocol) not in known)
         return msgspec.structs.replace(spec, ports=spec.ports + more)
+
+    def explain(self) -> None:
+        """Say which kind of sandbox it gets."""
+        from drupe.cli.capabilities import explained
+
+        if self.join is not None:
+            raise InvalidArgument("--explain with --pod says nothing: the pod has its kind", hint="drupe inspect it")
+        params = PodCreate(spec=self.pod())
+        choice: Choice = self.with_image(lambda: self.client.call("system.choose", params))
+        sys.stderr.writelines(f"{line}\n" for line in explained(choice))
 
     def create(self) -> ContainerStatus:
         """Make the container without starting it."""
@@ -234,6 +241,18 @@ class Plan:
                 from drupe.cli.errors import say
 
                 say(f"cannot write {self.flags['cidfile']}: {os.strerror(error.errno or 0)}")
+
+
+def pod_of(container: ContainerSpec, flags: dict[str, Any], **more: Any) -> PodSpec:
+    """The pod among `flags` that is made for one container: named, labelled and annotated as it is."""
+    return podspec.pod(
+        flags,
+        name=container.name,
+        labels=container.labels,
+        annotations=container.annotations,
+        containers=(container,),
+        **more,
+    )
 
 
 def exposed_port(text: str) -> PortMapping:

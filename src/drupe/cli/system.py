@@ -12,12 +12,13 @@ from drupe.cli.group import LazyGroup, Verb
 from drupe.cli.options import json_option, many
 from drupe.cli.output import ago, human_size, show_json, show_table
 from drupe.errors import DrupeError
-from drupe.spec.control import CapabilityTable, DiskUsage, Empty, Prune, SystemInfo
+from drupe.spec.control import DiskUsage, Empty, Prune, SystemInfo
 
 VERBS: dict[str, Verb] = {
     "info": Verb("system:info", "Show the daemon and its host"),
     "doctor": Verb("system:doctor", "Probe what can run here"),
-    "capabilities": Verb("system:capabilities", "Show what each kind of sandbox can do"),
+    "capabilities": Verb("capabilities:capabilities", "Show what each kind of sandbox can do"),
+    "choose": Verb("capabilities:choose", "Say which kind of sandbox a run would get, and why"),
     "df": Verb("system:df", "Show disk use"),
     "prune": Verb("system:prune", "Remove everything that nothing uses"),
     "events": Verb("events:events", "Show what happens, as it happens"),
@@ -61,20 +62,6 @@ def doctor(*, fresh: bool, as_json: bool) -> int:
         rows = [(p.name, p.state, p.cause or "-", p.mend or "-") for p in probes]
         show_table(("PROBE", "STATE", "DETAIL", "MEND"), rows)
     return 0 if can_run_runc(probes) else 1
-
-
-@click.command("capabilities")
-@json_option
-def capabilities(*, as_json: bool) -> None:
-    """Show what each kind of sandbox can do."""
-    answer: CapabilityTable = connection.call("system.capabilities", Empty())
-    if as_json:
-        show_json(answer)
-        return
-    kinds = list(answer.kinds)
-    features = dict.fromkeys(feature for kind in kinds for feature in answer.kinds[kind])
-    rows = [(feature, *(answer.kinds[kind].get(feature, "no") for kind in kinds)) for feature in features]
-    show_table(("FEATURE", *kinds), rows)
 
 
 @click.command("df")

@@ -44,19 +44,21 @@ class Wish(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """All that decides. kinds: strongest first. probe: why a kind cannot run here, "" when it can."""
+    """All that decides. kinds: strongest first. probe: why a kind cannot run here, "" when it can. joined: features
+    that the spec asks for by what it names (a network namespace that is the host's)."""
 
     spec: PodSpec
     images: tuple[ImageWish, ...]
     config: NodeConfig
     kinds: Mapping[str, Kind]
     probe: Probe
+    joined: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
 
     @property
     def features(self) -> set[str]:
         """What the pod asks for, its images' platforms included."""
-        return needed(self.spec) | {for_platform(image.os) for image in self.images}
+        return needed(self.spec) | {for_platform(image.os) for image in self.images} | self.joined
 
     @property
     def rules(self) -> tuple[PolicyRule, ...]:
@@ -138,7 +140,8 @@ def _named(question: Question, wish: Wish) -> Kind:
 
 
 def _known(question: Question, name: str) -> Kind:
-    return question.kinds[name] if name in question.kinds else kind_of(name)
+    kind = question.kinds.get(name)
+    return kind_of(name) if kind is None or kind.is_planned else kind
 
 
 # -- the strongest that will do ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from drupe.sandboxers.contract import Attachment, TaskConfig, TaskService
 from drupe.spec.base import decode, plain
 from drupe.spec.container import ContainerSpec, LogSpec
 from drupe.spec.resources import Resources
-from drupe.spec.status import ContainerStatus, ExitStatus, ProcessInfo, Stats
+from drupe.spec.status import KILLED, ContainerStatus, ExitStatus, ProcessInfo, Stats
 from drupe.state.machine import State, check_move, require
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class Container:
             return
         if self._unmaking or not (self.is_live or self.state is State.READY):
             return
-        if self.timed_out:
+        if self.timed_out and exit_.code == KILLED:
             exit_.reason, exit_.message = "Timeout", f"the pod's time limit of {self.pod.spec.timeout_s:g} s passed"
         self.status.exit = exit_
         self.status.finished_at = exit_.at

@@ -10,7 +10,7 @@ from drupe.errors import AlreadyExists, HelperFailed, InvalidArgument, InvalidSt
 from drupe.runtime.choosing import Question, choose
 from drupe.runtime.container import Container
 from drupe.runtime.node import Node
-from drupe.runtime.plan import plan_container, plan_pod
+from drupe.runtime.plan import free_name, joins_host_network, plan_container, plan_pod
 from drupe.runtime.pod import Pod
 from drupe.sandboxers.capabilities import for_platform, needed_by_addition
 from drupe.sandboxers.contract import TaskExit
@@ -75,6 +75,7 @@ class Core:
         await self._wait_name_free(spec)
         planned = plan_pod(spec, taken=lambda name: self._taken(name, spec.namespace))
         choice = await self.choose(planned)
+        free_name(planned.name, taken=lambda name: self._taken(name, spec.namespace))  # a probe may have taken a second
         self.node.sandboxer(choice.kind)
         planned = self.node.storage.plan(planned)
         self._check_ids_free(str(planned.id), *(str(c.id) for c in planned.containers))
@@ -93,8 +94,12 @@ class Core:
     async def choose(self, spec: PodSpec) -> Choice:
         """The kind that a pod would get, and why; nothing is made. NotFound for a missing image, and as `choose`."""
         node = self.node
+        node.require_open()
         images = node.storage.image_wishes(spec.containers)
-        return await choose(Question(spec, images, config=node.config, kinds=node.kinds, probe=node.probe))
+        joined = frozenset({"host-network"}) if joins_host_network(spec) else frozenset()
+        return await choose(
+            Question(spec, images, config=node.config, kinds=node.kinds, probe=node.probe, joined=joined)
+        )
 
     async def run_pod(
         self, spec: PodSpec, fds: Mapping[str, int] | None = None, *, window: tuple[int, int] = (0, 0)
@@ -122,6 +127,7 @@ class Core:
 
     async def create_container(self, pod: Pod, spec: ContainerSpec) -> Container:
         """One more container in a pod that is ready or running."""
+        self.node.require_open()
         async with pod.lock:
             if pod.state not in (State.READY, State.RUNNING):
                 raise InvalidState(f"cannot create a container: {pod.what} is {pod.state}, not ready or running")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from drupe.errors import NotFound
 from drupe.resources.process_tree import descendants
-from drupe.rpc.timeouts import timeout
+from drupe.runtime.plan import check_timeout
 from drupe.sandboxers.capabilities import needed_by_exec
 from drupe.sandboxers.contract import ExecConfig
 from drupe.spec.container import ExecSpec
-from drupe.spec.status import ExitStatus
+from drupe.spec.status import KILLED, ExitStatus
 from drupe.state.machine import State, require
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ KEPT_ENDED = 32  # ended, detached execs whose exit status may still be asked fo
 class Execs:
     """The execs of one container. Nothing is allocated until the first."""
 
-    __slots__ = ("_container", "_ended", "_ended_detached", "_pids", "_starting")
+    __slots__ = ("_container", "_ended", "_ended_detached", "_limits", "_pids", "_starting", "_timed_out")
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -34,10 +34,14 @@ class Execs:
         self._ended_detached: list[str] = []
         self._pids: dict[str, int] = {}
         self._starting: dict[str, ExecSpec] = {}  # not announced yet
+        self._limits: dict[str, asyncio.TimerHandle] = {}
+        self._timed_out: dict[str, float] = {}  # those killed for it → their limit in seconds
 
     async def start(self, spec: ExecSpec, fds: Mapping[str, int]) -> tuple[str, int]:
-        """Run it; returns (exec id, host pid). InvalidState unless pod and container run."""
+        """Run it; returns (exec id, host pid). InvalidState unless pod and container run. Its time limit holds whether
+        anybody waits for it or not."""
         container = self._container
+        check_timeout(spec.timeout_s)
         require(container.pod.what, container.pod.state, State.RUNNING, to="exec")
         require(container.what, container.state, State.RUNNING, to="exec")
         container.check_allowed("exec in", needed_by_exec(spec))
@@ -64,6 +68,8 @@ class Execs:
         if not self._ended[exec_id].done():
             self._pids[exec_id] = pid
         self._announce(exec_id)
+        if spec.timeout_s is not None:
+            self._limit(exec_id, spec.timeout_s)
         return exec_id, pid
 
     def _announce(self, exec_id: str) -> None:
@@ -75,15 +81,24 @@ class Execs:
     async def wait(self, exec_id: str, *, timeout_s: float | None = None) -> ExitStatus:
         """Its end. When `timeout_s` passes it and its descendants are killed and the reason is "Timeout"."""
         future = self._future(exec_id)
-        try:
-            async with timeout(timeout_s):
-                return await asyncio.shield(future)
-        except TimeoutError:
-            await self.kill_tree(exec_id)
-            ended = await asyncio.shield(future)
-            return ExitStatus(
-                code=ended.code, signal=ended.signal, at=ended.at, reason="Timeout", message=f"after {timeout_s:g} s"
-            )
+        if timeout_s is not None:
+            self._limit(exec_id, timeout_s)
+        return await asyncio.shield(future)
+
+    def _limit(self, exec_id: str, timeout_s: float) -> None:
+        """Have it killed when its time is up."""
+        if not self._future(exec_id).done():
+            loop = asyncio.get_running_loop()
+            self._drop_limit(exec_id)
+            self._limits[exec_id] = loop.call_later(timeout_s, self._time_is_up, exec_id, timeout_s)
+
+    def _time_is_up(self, exec_id: str, timeout_s: float) -> None:
+        self._timed_out[exec_id] = timeout_s
+        self._container.node.spawn(self.kill_tree(exec_id), f"time limit of exec {exec_id}")
+
+    def _drop_limit(self, exec_id: str) -> None:
+        if (timer := self._limits.pop(exec_id, None)) is not None:
+            timer.cancel()
 
     async def kill(self, exec_id: str, signal: int, *, tree: bool = False) -> None:
         self._future(exec_id)
@@ -108,6 +123,10 @@ class Execs:
         if future is None or future.done():
             return
         self._pids.pop(exec_id, None)
+        self._drop_limit(exec_id)
+        limit_s = self._timed_out.pop(exec_id, None)
+        if limit_s is not None and status.code == KILLED:
+            status.reason, status.message = "Timeout", f"after {limit_s:g} s"
         future.set_result(status)
         self._announce(exec_id)
         self._event("exec_die", exec_id, exit_code=str(status.code))
@@ -133,6 +152,8 @@ class Execs:
         self.keep_end(exec_id)
 
     def forget_all(self) -> None:
+        for exec_id in list(self._limits):
+            self._drop_limit(exec_id)
         for future in self._ended.values():
             if not future.done():
                 future.set_result(ExitStatus(code=137, signal=9, reason="Deleted"))

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from drupe.errors import Unsupported
+from drupe.errors import DrupeError, InvalidState, Unsupported
 from drupe.resources.cgroups import Cgroups
 from drupe.runtime.events import EventBus
 from drupe.runtime.paths import Paths
@@ -33,7 +33,8 @@ async def _probe_none(kind: str) -> str:
 class Node:
     """The means of one runtime. kinds: all there are, strongest first. sandboxers: those in use. open_kind: makes the
     sandboxer of another one, or raises DrupeError. probe: why a kind cannot run here, "" when it can. config: what the
-    operator decided. notes: what recovery and limits had to say."""
+    operator decided. closed: why nothing new may be made (a configuration that cannot be read). notes: what recovery
+    and limits had to say."""
 
     paths: Paths
     journal: Journal
@@ -42,6 +43,7 @@ class Node:
     storage: Storage
     network: NetworkManager
     config: NodeConfig = NodeConfig()  # noqa: RUF009 it is immutable
+    closed: DrupeError | None = None
     kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
     sandboxers: dict[str, Sandboxer] = field(default_factory=dict)
     open_kind: Callable[[str], Sandboxer] = _open_none
@@ -55,6 +57,15 @@ class Node:
         if kind not in self.sandboxers:
             self.sandboxers[kind] = self.open_kind(kind)
         return self.sandboxers[kind]
+
+    def require_open(self) -> None:
+        """Raise InvalidState while the configuration cannot be read: what it would forbid is not known."""
+        if self.closed is not None:
+            raise InvalidState(
+                "nothing new can be made: the node's configuration was changed and cannot be read",
+                cause=str(self.closed),
+                hint="mend it, then send the daemon SIGHUP",
+            )
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run `work` in the background, owned by the node: kept until done, cancelled at close, its failure noted."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -22,7 +24,8 @@ _RESERVED = ("hostname", "hosts", "ns", "pause", "shm")  # what a pod's director
 
 def plan_pod(spec: PodSpec, *, taken: Callable[[str], bool]) -> PodSpec:
     """The spec with names and ids filled in. Raises InvalidArgument, NotFound, AlreadyExists."""
-    name = _free_name(spec.name, taken)
+    name = free_name(spec.name, taken)
+    check_timeout(spec.timeout_s)
     check_ports(spec.ports)
     _check_hostname(spec)
     if spec.cgroup_parent is not None and spec.cgroup_parent != "/":
@@ -55,6 +58,12 @@ def plan_container(spec: ContainerSpec, *, pod_name: str, others: Iterable[Conta
     if spec.id in _RESERVED:
         raise InvalidArgument(f"container id {spec.id!r} is taken by the runtime itself", hint="choose another id")
     return msgspec.structs.replace(spec, id=check_id(spec.id or new_id(), "container"), name=name)
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """A time limit is more than no time, and less than for ever."""
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise InvalidArgument(f"bad timeout {timeout_s:g} s", hint="give more than 0 seconds, or none for no limit")
 
 
 def check_ports(ports: tuple[PortMapping, ...]) -> None:
@@ -111,7 +120,17 @@ def _check_hostname(spec: PodSpec) -> None:
         raise InvalidArgument(f"bad hostname {name!r}", hint="letters, digits, '-' and '.', at most 64 characters")
 
 
-def _free_name(asked: str | None, taken: Callable[[str], bool]) -> str:
+def joins_host_network(spec: PodSpec) -> bool:
+    """Whether a pod that joins an existing network namespace joins the host's: then it is not isolated from it."""
+    if spec.network.mode != "path":
+        return False
+    with suppress(OSError):
+        return Path(spec.network.netns_path).samefile("/proc/self/ns/net")
+    return False
+
+
+def free_name(asked: str | None, taken: Callable[[str], bool]) -> str:
+    """The name for a pod: the one asked for, or a new one. Raises InvalidArgument, AlreadyExists."""
     if asked is not None:
         if taken(check_name(asked, "pod")):
             raise AlreadyExists(f"a pod named {asked!r} exists", hint=f"remove it (drupe rm {asked}) or choose another")

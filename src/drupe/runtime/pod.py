@@ -133,7 +133,7 @@ class Pod:
         except BaseException:
             await self._abandon()
             raise
-        self._event("create")
+        self._event("create", **_told(self.status.choice))
 
     async def _abandon(self) -> None:
         """Remove a half-made pod; what cannot be removed leaves a failed pod that says so, and the first error
@@ -409,6 +409,15 @@ class Pod:
 
     def _event(self, action: str, **attributes: str) -> None:
         self.node.events.publish("pod", action, self.id, name=self.name, **attributes)
+
+
+def _told(choice: Choice | None) -> dict[str, str]:
+    """The choice of the kind as attributes of an event."""
+    if choice is None:
+        return {}
+    passed_over = "; ".join(f"{one.kind}: {one.reason}" for one in choice.passed_over)
+    told = {"sandbox": choice.kind, "level": choice.level, "asked": choice.asked, "by": choice.by}
+    return told | ({"passed_over": passed_over} if passed_over else {})
 
 
 def _without_containers(spec: PodSpec) -> PodSpec:

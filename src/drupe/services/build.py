@@ -26,18 +26,25 @@ from drupe.runtime.settling import end_lost
 from drupe.runtime.storage import Storage
 from drupe.sandboxers.contract import Sandboxer
 from drupe.sandboxers.kinds import KINDS, Means, kind_of
+from drupe.services.nodeconfig import kind_options, load_config
 from drupe.services.records import JournalRecords
+from drupe.spec.base import Spec
+from drupe.spec.node import NodeConfig
 from drupe.state.journal import Journal
 
 JournalFactory = Callable[[Path], Journal]
 
 
 @contextlib.asynccontextmanager
-async def open_core(paths: Paths, *, journal: JournalFactory = Journal) -> AsyncIterator[Core]:
+async def open_core(
+    paths: Paths, *, journal: JournalFactory = Journal, config: Path | None = None
+) -> AsyncIterator[Core]:
     """A recovered core; on exit it is closed and its pods go on running under the keeper, which ends with the last.
 
-    Raises AlreadyExists when another process has this runtime open.
+    config: the node's configuration file. Raises AlreadyExists when another process has this runtime open, and what
+    `load_config` raises.
     """
+    settings = load_config(config)
     paths.make()
     lock = lock_or_none(paths.run / "runtime.lock")
     if lock is None:
@@ -46,7 +53,7 @@ async def open_core(paths: Paths, *, journal: JournalFactory = Journal) -> Async
         )
     with lock:
         keeper = await ensure_keeper(paths.run, log=paths.run / "keeper.log")
-        core = _assemble(paths, journal(paths.journal), keeper)
+        core = _assemble(paths, journal(paths.journal), keeper, settings)
         closing = asyncio.Event()
         keeper.on_lost(lambda: None if closing.is_set() else _keeper_lost(core, keeper))
         core.node.spawn(asyncio.to_thread(compiled_for, "default", DEFAULT), "compiling the seccomp profile")
@@ -67,7 +74,7 @@ async def open_core(paths: Paths, *, journal: JournalFactory = Journal) -> Async
             core.node.journal.close()
 
 
-def _assemble(paths: Paths, journal: Journal, keeper: Keeper) -> Core:
+def _assemble(paths: Paths, journal: Journal, keeper: Keeper, config: NodeConfig) -> Core:
     storage = Storage(
         paths=paths, keeper=keeper, images=ImageStore(paths.images), volumes=Volumes(paths.volumes, journal)
     )
@@ -79,14 +86,16 @@ def _assemble(paths: Paths, journal: Journal, keeper: Keeper) -> Core:
         cgroups=detect(),
         storage=storage,
         network=network,
+        config=config,
     )
     node.notes += journal.notes
     core = Core(node)
-    node.open_kind = lambda name: _open_kind(core, keeper, name)
+    node.open_kind = lambda name: _open_kind(core, keeper, kind_options(config, name), name)
+    node.probe = lambda name: _probe(name, paths.run / "doctor.json")
     return core
 
 
-def _open_kind(core: Core, keeper: Keeper, name: str) -> Sandboxer:
+def _open_kind(core: Core, keeper: Keeper, options: Spec, name: str) -> Sandboxer:
     """A kind's sandboxer. InvalidArgument for a name that is no kind; Unsupported with the cause where it cannot be."""
     kind, node = kind_of(name), core.node
     means = Means(
@@ -95,7 +104,7 @@ def _open_kind(core: Core, keeper: Keeper, name: str) -> Sandboxer:
         on_exit=core.process_ended,
         run=node.paths.run,
         root=node.paths.root,
-        options=kind.options()(),
+        options=options,
     )
     try:
         return kind.open(means)
@@ -106,6 +115,13 @@ def _open_kind(core: Core, keeper: Keeper, name: str) -> Sandboxer:
             cause=str(error),
             hint=error.hint or "drupe doctor says what is missing; an explicit kind is never weakened",
         ) from error
+
+
+async def _probe(name: str, cache: Path) -> str:
+    """Why a kind cannot run here, "" when it can."""
+    from drupe.services.doctor import why_not  # it is not asked for often, and loads what starts programs
+
+    return await asyncio.to_thread(why_not, kind_of(name), cache=cache)
 
 
 def _open_used(node: Node) -> None:

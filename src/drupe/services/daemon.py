@@ -9,23 +9,35 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drupe.errors import DrupeError
 from drupe.runtime.paths import Paths
 from drupe.state.journal import Journal
 
+if TYPE_CHECKING:
+    from drupe.runtime.core import Core
+
 log = logging.getLogger("drupe")
 
 
-def serve(*, root: Path, run: Path, socket: Path | None = None, journal: type[Journal] = Journal) -> int:
-    """Run until SIGTERM, SIGINT or `system.shutdown`. Returns the exit status. Pods outlive it.
+def serve(
+    *,
+    root: Path,
+    run: Path,
+    socket: Path | None = None,
+    config: Path | None = None,
+    journal: type[Journal] = Journal,
+) -> int:
+    """Run until SIGTERM, SIGINT or `system.shutdown`. Returns the exit status. Pods outlive it. On SIGHUP the
+    configuration is read again.
 
     Whoever started it may give a descriptor in DRUPE_READY_FD: one line is written there, "ready" or the error.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     _raise_nofile()
     try:
-        asyncio.run(_serve(Paths(root=root, run=run), socket, journal))
+        asyncio.run(_serve(Paths(root=root, run=run), socket, config, journal))
     except DrupeError as error:
         log.error("%s", error)
         _ready(f"error: {error}" + (f" (hint: {error.hint})" if error.hint else ""))
@@ -37,7 +49,7 @@ def serve(*, root: Path, run: Path, socket: Path | None = None, journal: type[Jo
     return 0
 
 
-async def _serve(paths: Paths, socket: Path | None, journal: type[Journal]) -> None:
+async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal: type[Journal]) -> None:
     from drupe.rpc.server import Server
     from drupe.services.build import open_core
     from drupe.services.control import ControlService
@@ -46,7 +58,8 @@ async def _serve(paths: Paths, socket: Path | None, journal: type[Journal]) -> N
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_core(paths, journal=journal) as core:
+    async with open_core(paths, journal=journal, config=config) as core:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _read_again, core, config)
         server = Server(socket or paths.socket, ControlService(core, on_shutdown=stop.set).handle)
         with warm_command_line(paths.run):
             await server.start()
@@ -56,6 +69,19 @@ async def _serve(paths: Paths, socket: Path | None, journal: type[Journal]) -> N
             _ready("ready")
             await stop.wait()
             await server.close()
+
+
+def _read_again(core: Core, config: Path | None) -> None:
+    """Take the node's default and policy from the file as it is now. While that cannot be read nothing new is made."""
+    from drupe.services.nodeconfig import load_config
+
+    try:
+        core.node.config, core.node.closed = load_config(config), None
+        log.info("configuration read again")
+    except DrupeError as error:
+        core.node.closed = error
+        core.node.note(f"configuration: {error}; nothing new is made until it is mended")
+        log.error("configuration: %s", error)
 
 
 def _ready(line: str) -> None:

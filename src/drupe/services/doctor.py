@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ import msgspec
 from drupe.sandboxers.kinds import KINDS, Kind
 from drupe.services import probes_host, probes_kernel
 from drupe.services.probing import DEADLINE_S, Finding, Inconclusive, Problem
-from drupe.spec.control import Probe
+from drupe.spec.host import Probe
 
 _PROGRAMS = ("crun", "runc", "unshare", "mkfs.erofs")
 _WATCHED = (
@@ -71,14 +72,30 @@ def probe_all(*, fresh: bool, cache: Path) -> list[Probe]:
 
     Never raises: a probe that breaks is itself a finding. Takes about a second at most.
     """
-    key = cache_key()
-    known = {} if fresh else _read(cache, key)
-    todo = [check for check in CHECKS if check.quick or check.name not in known]
-    with ThreadPoolExecutor(max_workers=len(CHECKS)) as pool:
-        found = known | {probe.name: probe for probe in pool.map(_run, todo)}
-    _write(cache, key, {check.name: found[check.name] for check in CHECKS if not check.quick})
+    found = _find(CHECKS, fresh=fresh, cache=cache)
     probes = [found[check.name] for check in CHECKS]
     return [*_kinds(found), *probes]
+
+
+def why_not(kind: Kind, *, cache: Path) -> str:
+    """Why pods of a kind cannot run here, "" when they can: the probes it rests on, and no others."""
+    needs = {name for need in kind.needs for name in _either(need)}
+    found = _find([check for check in CHECKS if check.name in needs], fresh=False, cache=cache)
+    broken = _broken(kind, found)
+    return "; ".join(f"{name}: {found[name].cause}" for either in broken for name in either)
+
+
+def _find(checks: Sequence[Check], *, fresh: bool, cache: Path) -> dict[str, Probe]:
+    key = cache_key()
+    known = {} if fresh else _read(cache, key)
+    todo = [check for check in checks if check.quick or check.name not in known]
+    if todo:
+        with ThreadPoolExecutor(max_workers=len(todo)) as pool:
+            found = {probe.name: probe for probe in pool.map(_run, todo)}
+        known |= found
+        lasting = {check.name for check in CHECKS if not check.quick}
+        _write(cache, key, {name: probe for name, probe in known.items() if name in lasting})
+    return known
 
 
 def can_run_runc(probes: list[Probe]) -> bool:
@@ -110,11 +127,16 @@ def _verdict(kind: Kind, found: dict[str, Probe]) -> Probe:
     name = f"kind {kind.name}"
     if kind.is_planned:
         return Probe(name=name, state="warn", cause="not built in this version")
-    broken = [either for either in map(_either, kind.needs) if all(found[need].state == "fail" for need in either)]
+    broken = _broken(kind, found)
     if broken:
         needs = ", ".join(" or ".join(either) for either in broken)
         return Probe(name=name, state="fail", cause=f"needs: {needs}", mend="mend these, see below")
     return Probe(name=name, state="ok", cause=kind.isolates)
+
+
+def _broken(kind: Kind, found: dict[str, Probe]) -> list[tuple[str, ...]]:
+    """What it needs and has not; each is a choice of checks of which one would do."""
+    return [either for either in map(_either, kind.needs) if all(found[need].state == "fail" for need in either)]
 
 
 def _either(need: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -146,10 +168,20 @@ def _read(cache: Path, key: str) -> dict[str, Probe]:
 
 
 def _write(cache: Path, key: str, probes: dict[str, Probe]) -> None:
-    partial = cache.with_suffix(f".{os.getpid()}")
+    partial = cache.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     with suppress(OSError):  # a cache that can't be kept only costs time
         partial.write_bytes(msgspec.json.encode(_Cache(key, probes)))
         partial.replace(cache)
 
 
-__all__ = ["CHECKS", "DEADLINE_S", "Check", "Inconclusive", "Problem", "cache_key", "can_run_runc", "probe_all"]
+__all__ = [
+    "CHECKS",
+    "DEADLINE_S",
+    "Check",
+    "Inconclusive",
+    "Problem",
+    "cache_key",
+    "can_run_runc",
+    "probe_all",
+    "why_not",
+]

@@ -11,9 +11,10 @@ from typing import Any
 
 from drupe.spec.base import Record, Spec
 from drupe.spec.container import ContainerSpec, ExecSpec
+from drupe.spec.host import CapabilityTable, Doctor, ProbeList
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
-from drupe.spec.status import ContainerStatus, Event, ExitStatus, PodStatus, ProcessInfo, Stats
+from drupe.spec.status import Choice, ContainerStatus, Event, ExitStatus, PodStatus, ProcessInfo, Stats
 
 
 class Empty(Spec):
@@ -477,32 +478,6 @@ class DiskUsageList(Record):
     items: list[DiskUsage]
 
 
-class CapabilityTable(Record):
-    """kinds: sandbox kind to feature to "yes", "no: reason" or "limited: reason"."""
-
-    kinds: dict[str, dict[str, str]]
-
-
-class Probe(Record):
-    """One functional probe of `doctor`. state: "ok", "warn" or "fail"; cause and mend are one line each."""
-
-    name: str
-    state: str
-    cause: str = ""
-    mend: str = ""
-    took_ms: float = 0.0
-
-
-class ProbeList(Record):
-    probes: list[Probe]
-
-
-class Doctor(Spec):
-    """fresh: probe again instead of answering from the cache."""
-
-    fresh: bool = False
-
-
 class Method(Spec):
     """params, result: struct types. item: type of streamed items, or None. fds: names of descriptors it may take."""
 
@@ -581,6 +556,7 @@ _TABLE: tuple[Method, ...] = (
     Method(name="system.info", params=Empty, result=SystemInfo),
     Method(name="system.df", params=Empty, result=DiskUsageList),
     Method(name="system.capabilities", params=Empty, result=CapabilityTable),
+    Method(name="system.choose", params=PodCreate, result=Choice),
     Method(name="system.doctor", params=Doctor, result=ProbeList),
     Method(name="system.events", params=Events, result=EventList, item=Event),
     Method(name="system.prune", params=Prune, result=Pruned),

@@ -6,6 +6,7 @@ from typing import Any
 
 from drupe.spec.base import Record
 
+KILLED = 128 + 9  # the exit code of what SIGKILL ended
 STATES = ("creating", "ready", "running", "paused", "stopped", "failed", "deleted")
 
 

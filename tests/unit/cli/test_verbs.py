@@ -340,7 +340,6 @@ def test_a_failed_save_leaves_no_file(daemon: Use, tmp_path: Path) -> None:
 
 def test_every_listing_of_the_other_groups(daemon: Use, capsys: Capture) -> None:
     from drupe.spec.control import (
-        CapabilityTable,
         DiskUsage,
         DiskUsageList,
         NetworkInfo,
@@ -348,7 +347,9 @@ def test_every_listing_of_the_other_groups(daemon: Use, capsys: Capture) -> None
         VolumeInfo,
         VolumeList,
     )
+    from drupe.spec.host import CapabilityTable
 
+    able = CapabilityTable(kinds={"runc": {"pause": "no: it is so"}}, features={"pause": "pause it"})
     network = NetworkInfo(name="blue", bridge="dr0", subnet4="10.1.0.0/24", gateway4="10.1.0.1")
     volume = VolumeInfo(name="data", path="/v")
     info = SystemInfo(
@@ -361,7 +362,7 @@ def test_every_listing_of_the_other_groups(daemon: Use, capsys: Capture) -> None
         {
             "network.list": NetworkList(networks=[network]), "network.create": network, "network.delete": Empty(),
             "volume.list": VolumeList(volumes=[volume]), "volume.create": volume, "volume.delete": Empty(),
-            "system.info": info, "system.capabilities": CapabilityTable(kinds={"runc": {"pause": "yes"}}),
+            "system.info": info, "system.capabilities": able,
             "system.df": DiskUsageList(items=[disk]),
             "system.prune": Pruned(removed=["a"], reclaimed_bytes=2048), "system.shutdown": Empty(),
         }
@@ -370,7 +371,7 @@ def test_every_listing_of_the_other_groups(daemon: Use, capsys: Capture) -> None
         ("network", "ls"): "10.1.0.0/24", ("network", "create", "--subnet", "10.1.0.0/24", "blue"): "blue",
         ("network", "rm", "blue"): "blue", ("volume", "ls", "-q"): "data", ("volume", "create", "data"): "data",
         ("volume", "rm", "data"): "data", ("info",): "recovery: pod x was half made",
-        ("system", "capabilities"): "pause",
+        ("system", "capabilities"): "runc: pause: no: it is so",
         ("system", "df"): "images", ("system", "prune", "-f"): "Reclaimed: 2 KiB", ("system", "shutdown"): "",
     }.items():  # fmt: skip
         assert main(list(argv)) == 0, argv

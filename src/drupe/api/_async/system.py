@@ -6,19 +6,18 @@ from collections.abc import AsyncIterator, Sequence
 
 from drupe.rpc.connection import AsyncConnection
 from drupe.spec.control import (
-    CapabilityTable,
     DiskUsage,
     DiskUsageList,
-    Doctor,
     Empty,
     Events,
-    Probe,
-    ProbeList,
+    PodCreate,
     Prune,
     Pruned,
     SystemInfo,
 )
-from drupe.spec.status import Event
+from drupe.spec.host import CapabilityTable, Doctor, KindInfo, Probe, ProbeList
+from drupe.spec.pod import PodSpec
+from drupe.spec.status import Choice, Event
 
 
 class AsyncSystem:
@@ -41,6 +40,16 @@ class AsyncSystem:
         """Sandbox kind → feature → "yes", "no: reason" or "limited: reason"."""
         table: CapabilityTable = await self._connection.call("system.capabilities", Empty())
         return table.kinds
+
+    async def kinds(self) -> list[KindInfo]:
+        """The kinds of sandbox, strongest first: how strong, what isolates, whether and why not they run here."""
+        table: CapabilityTable = await self._connection.call("system.capabilities", Empty())
+        return table.about
+
+    async def choose(self, spec: PodSpec) -> Choice:
+        """The kind of sandbox that a pod would get, and why. Raises Unsupported and PermissionDenied as its making."""
+        choice: Choice = await self._connection.call("system.choose", PodCreate(spec=spec))
+        return choice
 
     async def doctor(self, *, fresh: bool = False) -> list[Probe]:
         """What can run here, what cannot, why, and what mends it. fresh: probe again."""

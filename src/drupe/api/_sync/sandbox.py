@@ -16,10 +16,11 @@ from drupe.api.result import Result
 from drupe.api.specs import LABEL, exec_spec, sandbox_spec
 from drupe.errors import DrupeError, InvalidState, NotFound, Unsupported
 from drupe.spec.container import Mount, Secret, SecuritySpec
-from drupe.spec.control import CapabilityTable, Delete, Empty, Kill, ListFilter, LogLine, PodList, PodRun, Ref, Stop
+from drupe.spec.control import Delete, Empty, Kill, ListFilter, LogLine, PodList, PodRun, Ref, Stop
+from drupe.spec.host import CapabilityTable
 from drupe.spec.network import NetworkSpec, PortMapping
 from drupe.spec.pod import PodSpec
-from drupe.spec.status import ContainerStatus, PodStatus, ProcessInfo, Stats
+from drupe.spec.status import Choice, ContainerStatus, PodStatus, ProcessInfo, Stats
 
 if TYPE_CHECKING:
     from drupe.api._sync.runtime import Runtime
@@ -79,6 +80,7 @@ class Sandbox:
         self._runtime = runtime
         self._pod = ""
         self._main: Container | None = None
+        self._choice: Choice | None = None
         self._detached = False
 
     def __repr__(self) -> str:
@@ -146,6 +148,18 @@ class Sandbox:
         if self._main is None:
             raise InvalidState("the sandbox is not started", hint="use it as a context manager, or call start()")
         return self._main
+
+    @property
+    def kind(self) -> str:
+        """The kind of sandbox it got: "runc", "gvisor"… Raises InvalidState before the start."""
+        return self.choice.kind
+
+    @property
+    def choice(self) -> Choice:
+        """How that kind was chosen: by whom, how strong it is, and why stronger ones were passed over."""
+        if self._choice is None:
+            raise InvalidState("the sandbox is not started", hint="use it as a context manager, or call start()")
+        return self._choice
 
     @property
     def files(self) -> Files:
@@ -324,6 +338,7 @@ class Sandbox:
         if not status.containers:
             raise InvalidState(f"pod {status.id} has no container, so it is no sandbox")
         self._pod = status.id
+        self._choice = status.choice
         self._main = Container(self._open().connection, status.containers[0].id)
 
     def _undo(self, error: BaseException) -> None:

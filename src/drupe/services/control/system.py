@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
-from drupe.sandboxers.kinds import KINDS
+from drupe.sandboxers.features import FEATURES
+from drupe.sandboxers.kinds import KINDS, Kind
 from drupe.services.control.registry import method
 from drupe.spec.control import (
-    CapabilityTable,
     DiskUsage,
     DiskUsageList,
     EventList,
     Events,
-    ProbeList,
     Pruned,
     SystemInfo,
 )
-from drupe.spec.status import Event
+from drupe.spec.host import CapabilityTable, KindInfo, ProbeList
+from drupe.spec.status import Choice, Event
 from drupe.state.machine import State
 
 if TYPE_CHECKING:
@@ -86,7 +86,23 @@ def _disk_usage(service: ControlService) -> list[DiskUsage]:
 
 @method("system.capabilities")
 async def capabilities(service: ControlService, call: Call) -> CapabilityTable:
-    return CapabilityTable(kinds={kind: dict(s.capabilities()) for kind, s in service.node.sandboxers.items()})
+    kinds = service.node.kinds.values()
+    return CapabilityTable(
+        kinds={kind.name: dict(kind.able()) for kind in kinds if not kind.is_planned},
+        features=FEATURES,
+        about=list(await asyncio.gather(*(_about(service, kind) for kind in kinds))),
+    )
+
+
+async def _about(service: ControlService, kind: Kind) -> KindInfo:
+    cause = "not built in this version" if kind.is_planned else await service.node.probe(kind.name)
+    state = "planned" if kind.is_planned else "fail" if cause else "ok"
+    return KindInfo(name=kind.name, level=kind.level, isolates=kind.isolates, state=state, cause=cause)
+
+
+@method("system.choose")
+async def choose(service: ControlService, call: Call) -> Choice:
+    return await service.core.choose(call.params.spec)
 
 
 @method("system.doctor")
