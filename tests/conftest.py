@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def started(directory: Path, store: Path) -> Iterator[Daemon]:
 def daemon(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[Daemon]:
     """A daemon shared by the tests of one module; each test removes its own pods."""
     yield from started(tmp_path_factory.mktemp("d"), busybox)
+
+
+@pytest.fixture(scope="module")
+def open_daemon(busybox: Path) -> Iterator[Daemon]:
+    """A daemon where other ids than ours may walk: pytest's own directories are closed to them."""
+    with tempfile.TemporaryDirectory(prefix="drupe-test-") as name:
+        Path(name).chmod(0o711)
+        yield from started(Path(name), busybox)
 
 
 @pytest.fixture

@@ -19,24 +19,17 @@ from typing import Any
 import pytest
 
 from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, PermissionDenied, Unsupported
-from drupe.sandboxers.capabilities import FEATURES, needed, refuse_unless_able
+from drupe.sandboxers.capabilities import FEATURES, for_platform, needed, refuse_unless_able
 from drupe.sandboxers.contract import ExecConfig, SandboxConfig, Sandboxer, SandboxInfo, TaskConfig, TaskExit
 from drupe.spec import (
-    ContainerSpec,
-    Device,
     ExitStatus,
-    Hook,
-    Hooks,
     LogSpec,
-    Mount,
-    Namespaces,
     NetworkSpec,
     PodSpec,
     Resources,
-    SecuritySpec,
-    UserNamespace,
 )
 from drupe.spec.base import decode
+from framework.asks import CALLS, PLATFORMS, SPECS
 
 ENDS_WITHIN_S = 10.0
 
@@ -180,24 +173,6 @@ async def until(condition: Callable[[], object], what: str) -> None:
         await asyncio.sleep(0.01)
 
 
-# a spec that asks for the feature, for those that the runtime refuses while it plans
-SPECS: dict[str, dict[str, Any]] = {
-    "multi-container": {"containers": (ContainerSpec(name="a"), ContainerSpec(name="b"))},
-    "host-network": {"network": NetworkSpec(mode="host")},
-    "host-pid": {"namespaces": Namespaces(pid="host")},
-    "shared-pid": {"namespaces": Namespaces(pid="pod")},
-    "host-ipc": {"namespaces": Namespaces(ipc="host")},
-    "user-namespace": {"namespaces": Namespaces(user=UserNamespace())},
-    "sysctls": {"sysctls": {"net.ipv4.ip_forward": "1"}},
-    "tty": {"containers": (ContainerSpec(tty=True),)},
-    "bind-mounts": {"containers": (ContainerSpec(mounts=(Mount(target="/a", source="/b"),)),)},
-    "devices": {"containers": (ContainerSpec(devices=(Device(path="/dev/null"),)),)},
-    "hooks": {"hooks": Hooks(prestart=(Hook(path="/bin/true"),))},
-    "seccomp": {"containers": (ContainerSpec(security=SecuritySpec(seccomp="/profile.json")),)},
-    "privileged": {"containers": (ContainerSpec(security=SecuritySpec(privileged=True)),)},
-}
-
-
 class SandboxerSuite:
     """Derive, and give a fixture `site`."""
 
@@ -209,6 +184,12 @@ class SandboxerSuite:
         for feature, said in able.items():
             word, _, reason = said.partition(": ")
             assert word == "yes" or (word in ("no", "limited") and reason), (feature, said)
+
+    async def test_each_feature_can_be_asked_for(self, site: Site) -> None:
+        """What nothing asks for would be a promise that nobody can take up, or a gap that nobody is told of."""
+        assert {*SPECS, *CALLS, *PLATFORMS} == set(FEATURES)
+        for feature, os_ in PLATFORMS.items():
+            assert for_platform(os_) == feature
 
     @pytest.mark.parametrize("feature", SPECS)
     async def test_what_is_not_declared_is_refused_while_planning(self, site: Site, feature: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -11,7 +10,6 @@ from subprocess import CompletedProcess
 import pytest
 
 from drupe.spec.control import FileRef, Ref
-from framework import images, probes
 from framework.daemon import Daemon
 
 pytestmark = pytest.mark.root
@@ -20,19 +18,9 @@ Drupe = Callable[..., "CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def daemon(busybox: Path) -> Iterator[Daemon]:
-    """A daemon where other ids than ours may walk: pytest's own directories are closed to them."""
-    probes.needs_root()
-    probes.needs_keeper()
-    with tempfile.TemporaryDirectory(prefix="drupe-test-") as name:
-        Path(name).chmod(0o711)
-        daemon = Daemon(Path(name))
-        images.copy_store(busybox, daemon.root)
-        try:
-            daemon.start()
-            yield daemon
-        finally:
-            daemon.close()
+def daemon(open_daemon: Daemon) -> Daemon:
+    """Ids of user namespaces can walk to its directories."""
+    return open_daemon
 
 
 @pytest.fixture(autouse=True)
