@@ -91,8 +91,16 @@ show drupe update --memory 96m demo-limits; expect ''
 show drupe run --name demo-oom --memory 32m --network none busybox tail /dev/zero; expect '' 137
 show bash -c "drupe inspect demo-oom | grep -o OOMKilled | head -1"; expect OOMKilled
 
+title 'A time limit ends what ignores every signal'
+show drupe run --rm --network none --timeout 500ms busybox sh -c "trap '' TERM INT; while :; do :; done"
+expect 'its time was up' 137
+
 title 'What happened, and what can run here'
 show bash -c "drupe events --no-follow --since ${SECONDS}s | grep -v memory_pressure | tail -n 12"; expect oom
 show drupe doctor; expect runc
+
+title 'Every kind of sandbox that this host can run, from one list of images; and which one is the strongest here'
+show scripts/demo-kinds.py; expect runc
+show drupe system choose --sandbox auto --network none busybox; expect 'sandbox: '
 
 printf '\nThe demo passed in %s s. The command is .venv/bin/drupe; the images busybox and debian are there to use.\n' "$SECONDS"
