@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -17,7 +18,7 @@ from drupe.errors import DrupeError, HelperFailed, NotFound, ResourceExhausted, 
 from drupe.spec import ContainerSpec, ContainerStatus, ExitStatus, Hook, Hooks, NetworkSpec, PodSpec
 from drupe.spec.control import Empty, ListFilter, PodCreate, Ref, Wait
 from framework import images, probes
-from framework.daemon import CALL_TIMEOUT_S, Daemon
+from framework.daemon import CALL_TIMEOUT_S, COMMAND, Daemon
 from framework.leaks import wait_until
 from framework.residue import is_alive, residue, rss_kib
 
@@ -150,6 +151,54 @@ def test_death_of_the_keeper_under_a_running_pod(fresh_daemon: Daemon) -> None:
     end = end_of(daemon, ref)
     assert end.code == 7 or end.reason == "Lost", end
     assert log_lines(status(daemon, ref))[-1] == "bye"
+    works(daemon)
+
+
+def test_what_is_attached_outlives_the_keeper(fresh_daemon: Daemon) -> None:
+    """A session in the foreground gets all of the output and the exit code, though keeper after keeper is killed."""
+    daemon = fresh_daemon
+    script = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.02; done; read line; echo $line; exit 9"
+    argv = [COMMAND, "run", "--rm", "-i", "--network", "none", "busybox", "sh", "-c", script]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, env=daemon.environment(), stdin=pipe, stdout=pipe, text=True) as session:
+        assert session.stdin and session.stdout
+        lines = [session.stdout.readline()]
+        for _ in range(2):
+            old = kill_keeper(daemon)
+            wait_until(lambda: daemon.keeper_pid not in (0, old), what="another keeper is there")  # noqa: B023
+            lines += [session.stdout.readline() for _ in range(10)]
+        session.stdin.write("the end\n")
+        session.stdin.close()
+        lines += session.stdout.readlines()
+        assert session.wait(CALL_TIMEOUT_S) == 9
+    assert lines == [f"{n}\n" for n in range(60)] + ["the end\n"]
+    works(daemon)
+
+
+def test_deaths_of_the_keeper_among_ends(fresh_daemon: Daemon) -> None:
+    """Tasks that end around its death do not keep the others from being taken over."""
+    daemon = fresh_daemon
+    pod = daemon.run_pod("sleep", "1000")
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            daemon.command("run", "--rm", "--network", "none", "busybox", "sh", "-c", "sleep 0.02; exit 3")
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(8):
+            time.sleep(0.15)
+            old = kill_keeper(daemon)
+            wait_until(lambda: daemon.keeper_pid not in (0, old), what="another keeper is there")  # noqa: B023
+            assert daemon.command("exec", pod.containers[0].id, "true").returncode == 0
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert status(daemon, pod.containers[0].id).state == "running"
     works(daemon)
 
 

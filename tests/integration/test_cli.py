@@ -223,6 +223,16 @@ def test_cp_both_ways(drupe: Drupe, web: str, tmp_path: Path) -> None:
     assert (tmp_path / "dir" / "file").stat().st_size == 6000
 
 
+def test_cp_of_what_a_directory_holds(drupe: Drupe, web: str, tmp_path: Path) -> None:
+    """SOURCE/. as Docker has it: into a directory that is there, into a new one, and through a link."""
+    drupe("exec", web, "sh", "-c", "mkdir -p /data/sub && echo 1 >/data/a && echo 2 >/data/sub/b && ln -s data /link")
+    (tmp_path / "there").mkdir()
+    for source, goal in (("/data/.", "there"), ("/data/.", "new"), ("/link/.", "linked")):
+        drupe("cp", f"{web}:{source}", str(tmp_path / goal), check=True)
+        assert (tmp_path / goal / "a").read_text() == "1\n"
+        assert (tmp_path / goal / "sub" / "b").read_text() == "2\n"
+
+
 def test_cp_as_a_tar_stream(daemon: Daemon, drupe: Drupe, web: str) -> None:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:

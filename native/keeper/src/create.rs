@@ -348,7 +348,7 @@ impl Keeper {
     }
 
     /// A task of an earlier keeper, with the descriptors that the daemon kept.
-    pub fn adopt(&mut self, fields: &mut Fields, fds: &mut Fds) -> Outcome<Reply> {
+    pub fn adopt(&mut self, asker: &Asker, fields: &mut Fields, fds: &mut Fds) -> Outcome<Reply> {
         let name: String = fields.need("task")?;
         let pid: Pid = fields.need("pid")?;
         let started_at = fields.take("started_at")?.unwrap_or_else(crate::clock::unix_seconds);
@@ -357,6 +357,8 @@ impl Keeper {
         let pidfd = fds.take("pidfd");
         let pidfd = pidfd.ok_or_else(|| Failure::new("EBADF", "no descriptor \"pidfd\" was sent"))?;
         let ends = Ends::take_from(fds);
+        let attached = fields.take::<Fields>("attach")?;
+        let attached = attached.map(|options| Attached::from_request(options, fds, "attach_")).transpose()?;
         self.check_free(&name)?;
         let log = take_log(fields)?;
         end(fields)?;
@@ -378,7 +380,11 @@ impl Keeper {
         self.names.insert(name, id);
         self.tasks.insert(id, task);
         self.listen_to(id);
-        crate::protocol::reply(json!({}))
+        let mut answer = json!({});
+        if let Some(attached) = attached {
+            answer["attachment"] = json!(self.attach_to(id, asker, attached)?);
+        }
+        crate::protocol::reply(answer)
     }
 }
 

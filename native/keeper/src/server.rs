@@ -353,7 +353,7 @@ impl Keeper {
             "reopen_log" => self.reopen_log(&mut fields),
             "list" => self.list(&mut fields),
             "escrow" => self.escrow(&mut fields),
-            "adopt" => self.adopt(&mut fields, &mut fds),
+            "adopt" => self.adopt(asker, &mut fields, &mut fds),
             "forget" => self.forget(&mut fields),
             "shutdown" => self.shutdown(&mut fields),
             _ => Err(Failure::new("ENOSYS", format!("unknown op {op:?}"))),

@@ -55,7 +55,11 @@ def ensure_daemon(
     root, run = root or default_root(), run or default_run()
     with _start_lock(run):
         if not _answers(path):  # another program may have started it while we waited for the lock
-            _start(path, root, run, timeout_s)
+            try:
+                _start(path, root, run, timeout_s)
+            except Unavailable:  # because of one that was on its way, and whose starter was killed?
+                if not _answers(path):
+                    raise
     return path
 
 

@@ -55,13 +55,14 @@ def cp(*, source: str, target: str, archive: bool, follow_link: bool) -> None:
 
 
 def _copy_out(client: Client, origin: Place, goal: str, *, follow: bool, keep_ids: bool) -> None:
-    request = ArchiveGet(ref=origin.ref, path=origin.path, follow=follow)
+    contents_only = origin.path.endswith("/.")
+    path = origin.path[:-2] or "/" if contents_only else origin.path
+    request = ArchiveGet(ref=origin.ref, path=path, follow=follow or contents_only)
     if goal == "-":
         if sys.stdout.isatty():
             raise InvalidArgument("a tar stream is not written to a terminal", hint="redirect it: … - > file.tar")
         client.call("file.get_archive", request, fds={"data": 1})
         return
-    contents_only = origin.path.endswith("/.")
     into = tree.destination(goal, contents_only=contents_only)
 
     def send(fd: int) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import click
 
 from drupe.cli import connection, parse
-from drupe.cli.options import json_option, many, option
+from drupe.cli.options import format_option, json_option, many, option
 from drupe.cli.output import clean, iso, show_json
 from drupe.cli.ps import has_label
 from drupe.errors import InvalidArgument
@@ -24,15 +25,23 @@ _KEYS = ("type", "event", "label", *_TYPES)
 @many("-f", "--filter", "filters", metavar="KEY=VALUE", help="type=T, event=ACTION, label=K[=V], container=NAME…")
 @click.option("--no-follow", is_flag=True, help="Show what was and end.")
 @json_option
+@format_option
 def events(
-    *, since: float | None, until: float | None, filters: tuple[str, ...], no_follow: bool, as_json: bool
+    *,
+    since: float | None,
+    until: float | None,
+    filters: tuple[str, ...],
+    no_follow: bool,
+    as_json: bool,
+    template: str | None,
 ) -> None:
     """Show events as they happen. --json: one object a line."""
     wanted = _read(filters)
+    write = _writer(template) if template is not None else show_json if as_json else _write_line
 
     def show(event: Event) -> None:
         if matches(event, wanted):
-            show_json(event) if as_json else sys.stdout.write(line(event) + "\n")
+            write(event)
             sys.stdout.flush()
 
     # `ids` stays with us: an event's object may be named by name, which the journal's events carry as an attribute.
@@ -40,6 +49,17 @@ def events(
     answer = connection.call("system.events", request, on_item=show)
     for event in answer.events if answer else ():
         show(event)
+
+
+def _writer(template: str) -> Callable[[Event], None]:
+    from drupe.cli import formats
+
+    filled = formats.read(template)
+    return lambda event: click.echo(filled.fill(formats.inspected(event)))
+
+
+def _write_line(event: Event) -> None:
+    sys.stdout.write(line(event) + "\n")
 
 
 def _read(filters: tuple[str, ...]) -> dict[str, list[str]]:

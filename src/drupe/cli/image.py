@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import click
 from drupe.cli import connection, parse
 from drupe.cli.group import LazyGroup, Verb
 from drupe.cli.lifecycle import for_each
-from drupe.cli.options import apply, json_option, many, option, quiet_option, ref, refs
+from drupe.cli.options import apply, format_option, json_option, many, option, quiet_option, ref, refs
 from drupe.cli.output import human_size, short_id, show_json, show_list
 from drupe.cli.progress import Progress
 from drupe.errors import InvalidArgument, NotFound
@@ -58,23 +59,31 @@ _registry_options = apply(
 
 
 @click.command("images")
-@many("-f", "--filter", "filters", metavar="label=K[=V]", help="Only those with the label.")
+@many("-f", "--filter", "filters", metavar="KEY=VALUE", help="label=K[=V], dangling=true, reference=PATTERN.")
 @click.option("--digests", is_flag=True, help="Show digests.")
 @click.option("--no-trunc", is_flag=True, help="Do not shorten ids.")
 @quiet_option
 @json_option
+@format_option
 @click.argument("name", required=False)
 def ls(
-    *, filters: tuple[str, ...], digests: bool, no_trunc: bool, quiet: bool, as_json: bool, name: str | None
+    *,
+    filters: tuple[str, ...],
+    digests: bool,
+    no_trunc: bool,
+    quiet: bool,
+    as_json: bool,
+    template: str | None,
+    name: str | None,
 ) -> None:
     """List images, or those whose names contain NAME."""
-    labels = tuple(_label_filter(text) for text in filters)
-    found: list[ImageInfo] = connection.call("image.list", ListFilter(labels=labels)).images
+    found = _filtered(filters)
     found = [info for info in found if name is None or any(name in known for known in info.names)]
     if as_json:
         show_json(found)
         return
     rows = [(split_name(known), info) for info in found for known in info.names or ["<none>:<none>"]]
+    digests = digests or template is not None
 
     def identifier(info: ImageInfo) -> str:
         return info.id if no_trunc else short_id(info.id)
@@ -88,14 +97,36 @@ def ls(
     headers = ("REPOSITORY", "TAG", *(("DIGEST",) if digests else ()), "IMAGE ID", "CREATED", "SIZE")
     if quiet:
         rows = list({info.id: (names, info) for names, info in rows}.values())
-    show_list(rows, as_json=False, quiet=quiet, name=lambda both: identifier(both[1]), headers=headers, row=row)
+    show_list(
+        rows,
+        as_json=False,
+        quiet=quiet,
+        name=lambda both: identifier(both[1]),
+        headers=headers,
+        row=row,
+        template=template,
+    )
 
 
-def _label_filter(text: str) -> str:
-    key, equals, value = text.partition("=")
-    if key != "label" or not equals:
-        raise InvalidArgument(f"bad filter {text!r}", hint="write label=KEY or label=KEY=VALUE")
-    return value
+def _filtered(filters: tuple[str, ...]) -> list[ImageInfo]:
+    asked = [text.partition("=") for text in filters]
+    for key, equals, value in asked:
+        if key not in ("label", "dangling", "reference") or not equals or (key, value) == ("dangling", ""):
+            text = f"{key}{equals}{value}"
+            raise InvalidArgument(f"bad filter {text!r}", hint="label=KEY[=VALUE], dangling=true or reference=PATTERN")
+    labels = tuple(value for key, _, value in asked if key == "label")
+    found: list[ImageInfo] = connection.call("image.list", ListFilter(labels=labels)).images
+    for key, _, value in asked:
+        if key == "dangling":
+            found = [info for info in found if (not info.names) == parse.flag(value, what=key)]
+        elif key == "reference":
+            found = [info for info in found if any(_refers(known, value) for known in info.names)]
+    return found
+
+
+def _refers(name: str, pattern: str) -> bool:
+    repository = split_name(name)[0]
+    return fnmatchcase(name, pattern) or fnmatchcase(repository, pattern)
 
 
 def split_name(name: str) -> tuple[str, str]:

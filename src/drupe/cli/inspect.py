@@ -24,14 +24,18 @@ _METHODS = {
 }
 
 
+_format = click.option("-f", "--format", "template", metavar="TEMPLATE", help="As '{{.State.Status}}' says.")
+
+
 @click.command("inspect")
 @click.option("--type", "kind", type=click.Choice(list(_METHODS)), help="Look only among these.")
+@_format
 @refs("container")
-def inspect(*, kind: str | None, refs: tuple[str, ...]) -> None:
+def inspect(*, kind: str | None, template: str | None, refs: tuple[str, ...]) -> None:
     """Show all that is known of containers, pods, images, networks or volumes, as one JSON list."""
     kinds = (kind,) if kind else tuple(_METHODS)
     with connection.connect() as client:
-        show([find(client, ref, kinds) for ref in refs])
+        show([find(client, ref, kinds) for ref in refs], template)
 
 
 def find(client: Client, ref: str, kinds: tuple[str, ...]) -> Any:
@@ -45,8 +49,15 @@ def find(client: Client, ref: str, kinds: tuple[str, ...]) -> Any:
     raise NotFound(f"no {words} is called {ref!r}", hint="see what there is: drupe ps -a, drupe images")
 
 
-def show(values: list[Any]) -> None:
-    """Indented JSON, for eyes and for jq alike."""
+def show(values: list[Any], template: str | None) -> None:
+    """Indented JSON, for eyes and for jq alike, or what the template makes of each."""
+    if template is not None:
+        from drupe.cli import formats
+
+        filled = formats.read(template)
+        for value in values:
+            click.echo(filled.fill(formats.inspected(value)))
+        return
     text = msgspec.json.format(msgspec.json.encode(values), indent=2)
     click.echo(text.decode())
 
@@ -55,10 +66,11 @@ def inspector(kind: str) -> click.Command:
     """The verb `inspect` of a group."""
 
     @click.command("inspect", help=f"Show all that is known of {kind}s, as one JSON list.")
+    @_format
     @refs(kind)
-    def command(refs: tuple[str, ...]) -> None:
+    def command(template: str | None, refs: tuple[str, ...]) -> None:
         with connection.connect() as client:
-            show([find(client, ref, (kind,)) for ref in refs])
+            show([find(client, ref, (kind,)) for ref in refs], template)
 
     return command
 

@@ -7,7 +7,7 @@ import click
 from drupe.cli import connection, parse, parse_network
 from drupe.cli.group import LazyGroup, Verb
 from drupe.cli.lifecycle import for_each
-from drupe.cli.options import json_option, many, option, quiet_option, refs
+from drupe.cli.options import format_option, json_option, many, option, quiet_option, refs
 from drupe.cli.output import show_list
 from drupe.cli.prune import prune as run_prune
 from drupe.spec.control import ListFilter, NetworkCreate, NetworkInfo, Prune, Ref
@@ -63,7 +63,8 @@ def create(
 @click.command("ls")
 @quiet_option
 @json_option
-def ls(*, quiet: bool, as_json: bool) -> None:
+@format_option
+def ls(*, quiet: bool, as_json: bool, template: str | None) -> None:
     """List networks."""
     networks: list[NetworkInfo] = connection.call("network.list", ListFilter()).networks
 
@@ -71,7 +72,9 @@ def ls(*, quiet: bool, as_json: bool) -> None:
         return n.name, n.bridge, n.subnet4 or "-", n.subnet6 or "-", "yes" if n.internal else "no", len(n.pods)
 
     headers = ("NAME", "BRIDGE", "IPV4", "IPV6", "INTERNAL", "PODS")
-    show_list(networks, as_json=as_json, quiet=quiet, name=lambda n: n.name, headers=headers, row=row)
+    show_list(
+        networks, as_json=as_json, quiet=quiet, name=lambda n: n.name, headers=headers, row=row, template=template
+    )
 
 
 @click.command("rm")

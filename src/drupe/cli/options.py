@@ -47,6 +47,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only ids or names.")
 
 
+format_option = click.option("--format", "template", metavar="TEMPLATE|json", help="As '{{.ID}} {{.Status}}' says.")
+
+
 def refs(kind: str, *, required: bool = True, name: str = "refs") -> Callable[[F], F]:
     """One or more names or ids as arguments, completed by the shell."""
     from drupe.cli.completion import completer

@@ -41,9 +41,14 @@ def show_list(
     name: Callable[[Any], str],
     headers: Sequence[str],
     row: Callable[[Any], Sequence[object]],
+    template: str | None = None,
 ) -> None:
-    """The three forms of every listing: JSON, ids or names only, table."""
-    if as_json:
+    """The forms of every listing: a template, JSON, ids or names only, table."""
+    if template is not None:
+        from drupe.cli import formats
+
+        formats.show(formats.read(template), records, headers=headers, row=row)
+    elif as_json:
         show_json(list(records))
     elif quiet:
         sys.stdout.writelines(f"{name(record)}\n" for record in records)

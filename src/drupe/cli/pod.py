@@ -12,7 +12,7 @@ import msgspec
 from drupe.cli import connection, parse, podspec
 from drupe.cli.group import LazyGroup, Verb
 from drupe.cli.lifecycle import for_each, signal_name
-from drupe.cli.options import apply, json_option, many, option, quiet_option, refs
+from drupe.cli.options import apply, format_option, json_option, many, option, quiet_option, refs
 from drupe.cli.output import ago, show_json, show_list, show_table
 from drupe.cli.ps import format_ports, read_filters
 from drupe.errors import InvalidArgument
@@ -144,7 +144,8 @@ def wait(*, timeout_s: float | None, refs: tuple[str, ...]) -> int:
 @many("-f", "--filter", "filters", metavar="KEY=VALUE", help="label=K[=V], status=STATE, name=TEXT, namespace=NAME.")
 @quiet_option
 @json_option
-def ls(*, filters: tuple[str, ...], quiet: bool, as_json: bool) -> None:
+@format_option
+def ls(*, filters: tuple[str, ...], quiet: bool, as_json: bool, template: str | None) -> None:
     """List pods."""
     query, name = read_filters(filters)
     request = ListFilter(labels=query.labels, states=query.states, namespace=query.namespace)
@@ -157,7 +158,7 @@ def ls(*, filters: tuple[str, ...], quiet: bool, as_json: bool) -> None:
         return p.id[:12], p.name, p.sandbox, p.state, count, ago(p.created_at), addresses, format_ports(p.ports)
 
     headers = ("POD ID", "NAME", "SANDBOX", "STATE", "RUNNING", "CREATED", "ADDRESS", "PORTS")
-    show_list(pods, as_json=as_json, quiet=quiet, name=lambda p: p.id, headers=headers, row=row)
+    show_list(pods, as_json=as_json, quiet=quiet, name=lambda p: p.id, headers=headers, row=row, template=template)
 
 
 @click.command("stats")

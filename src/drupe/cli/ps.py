@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import click
 
 from drupe.cli import connection
-from drupe.cli.options import json_option, many, quiet_option
+from drupe.cli.options import format_option, json_option, many, quiet_option
 from drupe.cli.output import ago, human_duration, shorten, show_list
 from drupe.errors import InvalidArgument
 from drupe.spec.control import ListFilter
 from drupe.spec.status import STATES, ContainerStatus, PodStatus, PublishedPort
 
 LIVE = ("creating", "ready", "running", "paused")
+_FILTERS = "label=K[=V], status=STATE, pod=NAME, name=TEXT, id=ID, ancestor=IMAGE, network=NAME, health=STATE, exited=N"
 
 
 @click.command("ps")
 @click.option("-a", "--all", "every", is_flag=True, help="Also those that have ended.")
-@many("-f", "--filter", "filters", metavar="KEY=VALUE", help="label=K[=V], status=STATE, pod=NAME, name=TEXT.")
+@click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="The last N that were made, also ended ones.")
+@click.option("-l", "--latest", is_flag=True, help="As --last 1.")
+@many("-f", "--filter", "filters", metavar="KEY=VALUE", help=f"{_FILTERS}.")
 @click.option("--no-trunc", is_flag=True, help="Do not shorten ids and commands.")
 @quiet_option
 @json_option
-def ps(*, every: bool, filters: tuple[str, ...], no_trunc: bool, quiet: bool, as_json: bool) -> None:
+@format_option
+def ps(
+    *,
+    every: bool,
+    last: int | None,
+    latest: bool,
+    filters: tuple[str, ...],
+    no_trunc: bool,
+    quiet: bool,
+    as_json: bool,
+    template: str | None,
+) -> None:
     """List containers."""
-    query, name = read_filters(filters)
-    pods: list[PodStatus] = connection.call("pod.list", ListFilter(namespace=query.namespace)).pods
-    shown = [(pod, c) for pod in pods for c in pod.containers if _wanted(pod, c, query, name, every)]
-    shown.sort(key=lambda both: both[1].created_at, reverse=True)
+    last = 1 if latest else last
+    shown = _found(filters, every=every or last is not None)[:last]
     by_id = {container.id: pod for pod, container in shown}
     width = 10_000 if no_trunc else 28
 
@@ -44,7 +56,32 @@ def ps(*, every: bool, filters: tuple[str, ...], no_trunc: bool, quiet: bool, as
 
     headers = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "POD", "NAME")
     containers = [container for _, container in shown]
-    show_list(containers, as_json=as_json, quiet=quiet, name=identifier, headers=headers, row=row)
+    show_list(containers, as_json=as_json, quiet=quiet, name=identifier, headers=headers, row=row, template=template)
+
+
+def _found(filters: tuple[str, ...], *, every: bool) -> list[tuple[PodStatus, ContainerStatus]]:
+    """What the filters leave, latest first."""
+    ours = [text for text in filters if text.partition("=")[0] in _MATCHES]
+    query, name = read_filters([text for text in filters if text not in ours])
+    every = every or any(text.startswith("exited=") for text in ours)
+    pods: list[PodStatus] = connection.call("pod.list", ListFilter(namespace=query.namespace)).pods
+    shown = [(pod, c) for pod in pods for c in pod.containers if _wanted(pod, c, query, name, every)]
+    shown.sort(key=lambda both: both[1].created_at, reverse=True)
+    for key, _, value in (text.partition("=") for text in ours):
+        shown = [(pod, c) for pod, c in shown if _MATCHES[key](pod, c, value)]
+    return shown
+
+
+_NETWORKS = {"bridge": "default"}
+_MATCHES: dict[str, Callable[[PodStatus, ContainerStatus, str], bool]] = {
+    "id": lambda pod, container, text: container.id.startswith(text),
+    "ancestor": lambda pod, container, text: (
+        text.removesuffix(":latest") in (container.image.removesuffix(":latest"), container.image_digest)
+    ),
+    "network": lambda pod, container, text: any(e.network in (text, _NETWORKS.get(text)) for e in pod.endpoints),
+    "health": lambda pod, container, text: (container.health or "none") == text,
+    "exited": lambda pod, container, text: container.exit is not None and str(container.exit.code) == text,
+}
 
 
 def read_filters(filters: Iterable[str]) -> tuple[ListFilter, str]:
@@ -53,7 +90,7 @@ def read_filters(filters: Iterable[str]) -> tuple[ListFilter, str]:
     for text in filters:
         key, equals, value = text.partition("=")
         if key not in found or not equals:
-            raise InvalidArgument(f"bad filter {text!r}", hint="label=K[=V], status=STATE, pod=NAME, name=TEXT")
+            raise InvalidArgument(f"bad filter {text!r}", hint=_FILTERS)
         found[key].append(value)
     states = tuple("stopped" if state == "exited" else state for state in found["status"])
     for state in states:

@@ -8,8 +8,8 @@ import time
 import click
 
 from drupe.cli import connection
-from drupe.cli.options import json_option, option, refs
-from drupe.cli.output import human_size, show_json, table
+from drupe.cli.options import format_option, json_option, option, refs
+from drupe.cli.output import human_size, show_json, show_list
 from drupe.cli.parse import duration
 from drupe.spec.control import StatsItem, StatsRequest
 from drupe.spec.status import Stats
@@ -22,10 +22,11 @@ _HEADERS = ("CONTAINER ID", "NAME", "CPU %", "MEMORY / LIMIT", "MEM %", "NET IN 
 @click.option("--no-stream", is_flag=True, help="Show it once.")
 @option("--interval", parse=duration, default="1s", metavar="DURATION", help="Time between samples.")
 @json_option
+@format_option
 @refs("container", required=False)
-def stats(*, no_stream: bool, interval: float, as_json: bool, refs: tuple[str, ...]) -> None:
+def stats(*, no_stream: bool, interval: float, as_json: bool, template: str | None, refs: tuple[str, ...]) -> None:
     """Show the resource use of CONTAINERs, or of all that run. --json: one object a line."""
-    live = Table(as_json=as_json, clear=not no_stream and sys.stdout.isatty())
+    live = Table(as_json=as_json, clear=not no_stream and sys.stdout.isatty(), template=template)
     with connection.connect() as client:
         if no_stream:
             if not as_json:
@@ -41,8 +42,9 @@ def stats(*, no_stream: bool, interval: float, as_json: bool, refs: tuple[str, .
 class Table:
     """Collects the items of one round and prints the round when the next one begins."""
 
-    def __init__(self, *, as_json: bool, clear: bool) -> None:
+    def __init__(self, *, as_json: bool, clear: bool, template: str | None = None) -> None:
         self._as_json = as_json
+        self._template = template
         self._clear = clear
         self._round: dict[str, StatsItem] = {}
         self._before: dict[str, Stats] = {}
@@ -73,8 +75,15 @@ class Table:
             for item in items:
                 show_json(item)
             return
-        text = table(_HEADERS, [_row(item, self._before.get(item.id)) for item in items])
-        sys.stdout.write(("\x1b[H\x1b[J" if self._clear else "") + text + "\n")
+        sys.stdout.write("\x1b[H\x1b[J" if self._clear else "")
+        show_list(
+            items,
+            as_json=False,
+            name=lambda item: item.id,
+            headers=_HEADERS,
+            row=lambda item: _row(item, self._before.get(item.id)),
+            template=self._template,
+        )
         sys.stdout.flush()
         self.remember(items)
 

@@ -9,7 +9,7 @@ import msgspec
 
 from drupe.cli import borrowed, connection
 from drupe.cli.group import LazyGroup, Verb
-from drupe.cli.options import json_option, many
+from drupe.cli.options import format_option, json_option, many
 from drupe.cli.output import ago, human_size, show_json, show_table
 from drupe.errors import DrupeError
 from drupe.spec.control import DiskUsage, Empty, Prune, SystemInfo
@@ -30,12 +30,19 @@ system = LazyGroup("system", VERBS, help="The daemon and its host.")
 
 @click.command("info")
 @json_option
-def info(*, as_json: bool) -> None:
+@format_option
+def info(*, as_json: bool, template: str | None) -> None:
     """Show the daemon and its host."""
     answer: SystemInfo = connection.call("system.info", Empty())
-    if as_json:
+    if template is not None:
+        show_filled(template, answer)
+    elif as_json:
         show_json(answer)
-        return
+    else:
+        _show_info(answer)
+
+
+def _show_info(answer: SystemInfo) -> None:
     fields: dict[str, Any] = msgspec.structs.asdict(answer)
     fields["started_at"] = ago(answer.started_at)
     fields["sandboxes"] = ", ".join(answer.sandboxes)
@@ -98,13 +105,24 @@ def shutdown() -> None:
 
 @click.command("version")
 @json_option
-def version(*, as_json: bool) -> None:
+@format_option
+def version(*, as_json: bool, template: str | None) -> None:
     """Show the versions of the client and, when one runs, of the daemon."""
     versions = {"client": client_version(), "daemon": _daemon_version()}
-    if as_json:
+    if template is not None:
+        own, of_daemon = ({"Version": versions[which]} for which in ("client", "daemon"))
+        show_filled(template, {"Client": own, "Server": of_daemon})
+    elif as_json:
         show_json(versions)
     else:
         click.echo(f"client: {versions['client']}\ndaemon: {versions['daemon'] or 'not running'}")
+
+
+def show_filled(template: str, value: Any) -> None:
+    """One object as a template says."""
+    from drupe.cli import formats
+
+    click.echo(formats.read(template).fill(msgspec.to_builtins(value)))
 
 
 def client_version() -> str:

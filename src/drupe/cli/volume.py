@@ -7,7 +7,7 @@ import click
 from drupe.cli import connection, parse
 from drupe.cli.group import LazyGroup, Verb
 from drupe.cli.lifecycle import for_each
-from drupe.cli.options import json_option, many, quiet_option, refs
+from drupe.cli.options import format_option, json_option, many, quiet_option, refs
 from drupe.cli.output import ago, show_list
 from drupe.cli.prune import prune as run_prune
 from drupe.spec.control import Delete, ListFilter, Prune, VolumeCreate, VolumeInfo
@@ -34,7 +34,8 @@ def create(*, name: str, label: tuple[tuple[str, str], ...]) -> None:
 @click.command("ls")
 @quiet_option
 @json_option
-def ls(*, quiet: bool, as_json: bool) -> None:
+@format_option
+def ls(*, quiet: bool, as_json: bool, template: str | None) -> None:
     """List volumes."""
     volumes: list[VolumeInfo] = connection.call("volume.list", ListFilter()).volumes
 
@@ -42,7 +43,7 @@ def ls(*, quiet: bool, as_json: bool) -> None:
         return v.name, v.path, ago(v.created_at), len(v.used_by)
 
     headers = ("NAME", "PATH", "CREATED", "USED BY")
-    show_list(volumes, as_json=as_json, quiet=quiet, name=lambda v: v.name, headers=headers, row=row)
+    show_list(volumes, as_json=as_json, quiet=quiet, name=lambda v: v.name, headers=headers, row=row, template=template)
 
 
 @click.command("rm")

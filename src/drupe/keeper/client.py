@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
 from drupe import errors
+from drupe.keeper.attachments import Attached, Attachments
 from drupe.keeper.connection import Connection, open_socket
 from drupe.keeper.escrow import Escrow, Held
 from drupe.keeper.records import Answer, Created, Exit, Io, LogFile, Mount, RunResult, TaskInfo
+from drupe.rpc.timeouts import timeout
 
 PROTOCOL = 1
 DEFAULT_TIMEOUT_S = 10.0
@@ -39,7 +42,9 @@ class Keeper:
         self._exit_callbacks: list[Callable[[Exit], None]] = []
         self._detached_callbacks: list[Callable[[str, int, str], None]] = []
         self._lost_callbacks: list[Callable[[], None]] = []
-        self._attachments: dict[int, tuple[str, asyncio.Future[str]]] = {}
+        self._attachments = Attachments()
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     @classmethod
     async def connect(cls, run_dir: Path | str, *, escrow: Escrow | None = None) -> Keeper:
@@ -57,14 +62,12 @@ class Keeper:
             sock = open_socket(self.run_dir)
         except OSError as error:
             raise errors.Unavailable(f"no keeper serves {self.run_dir}", cause=error.strerror or "") from None
-        self._end_attachments()
-        self._attachments = {}
         self._connection = Connection(sock, self._event, self._lost)
         try:
-            hello = (await self.call("hello", protocol=PROTOCOL)).ok
-            await self.call("subscribe")
+            hello = (await self._request("hello", protocol=PROTOCOL)).ok
+            await self._request("subscribe")
         except BaseException:
-            self.close()
+            self._connection.close()
             raise
         self.pid, self.version = int(hello["pid"]), str(hello["version"])
         self._hold_mount_namespace()
@@ -80,8 +83,24 @@ class Keeper:
     ) -> Answer:
         """One request of docs/keeper.md. Fields that are None are left out. fds: sent by name, still the caller's.
 
-        on_answer: takes the answer and its descriptors before any event that follows it.
+        on_answer: takes the answer and its descriptors before any event that follows it. After the death of a keeper
+        it waits until the next has taken over.
         """
+        if not self._settled.is_set():
+            with suppress(TimeoutError):
+                async with timeout(DEFAULT_TIMEOUT_S):
+                    await self._settled.wait()
+        return await self._request(op, fds=fds, timeout_s=timeout_s, on_answer=on_answer, **fields)
+
+    async def _request(
+        self,
+        op: str,
+        *,
+        fds: Mapping[str, int] | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+        on_answer: Callable[[Answer], None] | None = None,
+        **fields: Any,
+    ) -> Answer:
         if self._connection is None:
             raise errors.Unavailable("the keeper's connection is closed")
         given = {name: value for name, value in fields.items() if value is not None}
@@ -95,7 +114,8 @@ class Keeper:
         """Closes the connection and keeps the escrow: tasks go on, `on_lost` is not called."""
         if self._connection is not None:
             self._connection.close()
-        self._end_attachments()
+        self._attachments.keeper_lost()
+        self.settled()
 
     # ── events ──
 
@@ -112,18 +132,19 @@ class Keeper:
         self._lost_callbacks.append(callback)
 
     async def wait_detached(self, attachment: int) -> str:
-        """Waits for the end of an attachment of this connection: "exit", "closed", "detach" or "lost" (keeper gone).
+        """Waits for an attachment's end: "exit", "closed", "detach", or "lost" when its keeper died and none goes on.
 
         NotFound when there is no such attachment, its end was told before, or its task was forgotten.
         """
-        if attachment not in self._attachments:
-            raise errors.NotFound(f"no attachment {attachment} of this connection")
-        _, future = self._attachments[attachment]
         try:
-            return await asyncio.shield(future)
+            end = self._attachments[attachment].end
+        except KeyError:
+            raise errors.NotFound(f"no attachment {attachment}") from None
+        try:
+            return await asyncio.shield(end)
         finally:
-            if future.done():
-                self._attachments.pop(attachment, None)
+            if end.done():
+                self._attachments.forget(attachment)
 
     def _event(self, packet: dict[str, Any]) -> None:
         match packet.pop("event"):
@@ -132,26 +153,24 @@ class Keeper:
                 record = msgspec.convert(packet, Exit)
                 _call_all(self._exit_callbacks, record)
             case "detached":
-                task, attachment, reason = packet["task"], packet["attachment"], packet["reason"]
-                self._attachment(task, attachment).set_result(reason)
-                _call_all(self._detached_callbacks, task, attachment, reason)
+                if (attachment := self._attachments.find(packet["attachment"])) is not None:
+                    self._attachments.end(attachment, packet["reason"])
+                    _call_all(self._detached_callbacks, packet["task"], attachment, packet["reason"])
             case "stdin_closed":
                 self.escrow.close_stdin(packet["task"])
-
-    def _attachment(self, task: str, number: int) -> asyncio.Future[str]:
-        """The future of an attachment. Its end may be told before the caller has seen its number."""
-        if number not in self._attachments:
-            self._attachments[number] = (task, asyncio.get_running_loop().create_future())
-        return self._attachments[number][1]
+                for attached in self._attachments.of(packet["task"]):
+                    attached.close("stdin")
 
     def _lost(self) -> None:
-        self._end_attachments()
+        self._attachments.keeper_lost()
+        if self._lost_callbacks:
+            self._settled.clear()
         _call_all(self._lost_callbacks)
 
-    def _end_attachments(self) -> None:
-        for _, future in self._attachments.values():
-            if not future.done():
-                future.set_result("lost")
+    def settled(self) -> None:
+        """A new keeper has taken over what it could, or none will: requests go on, other attachments have ended."""
+        self._attachments.end_unknown()
+        self._settled.set()
 
     def _hold_mount_namespace(self) -> None:
         """Keeps the keeper's mounts alive beyond its own life, for the next keeper to go on in."""
@@ -288,8 +307,9 @@ class Keeper:
             fields = {name: answer.ok[name] for name in ("pid", "started_at")}
             self.escrow.hold(Held(task, kept | fields, answer.fds))
             if number := answer.ok.get("attachment"):
-                self._attachment(task, number)
+                attachments.append(self._attachments.add(task, attach or {}, number, close_stdin=close_stdin))
 
+        attachments: list[int] = []
         answer = await self.call(
             "create",
             task=task,
@@ -309,20 +329,27 @@ class Keeper:
             timeout_s=timeout_s + _MARGIN_S,
             on_answer=keep,
         )
-        return Created(int(answer.ok["pid"]), answer.ok.get("attachment"))
+        return Created(int(answer.ok["pid"]), attachments[0] if attachments else None)
 
     async def attach(self, task: str, fds: Mapping[str, int], *, close_stdin: bool = False) -> int:
         """Joins stdin, stdout, stderr (those given) to a task; returns the attachment's number.
 
         close_stdin: at the end of the given stdin, close the task's. See `wait_detached`.
         """
-        answer = await self.call("attach", task=task, close_stdin=close_stdin, fds=fds)
-        number = int(answer.ok["attachment"])
-        self._attachment(task, number)
-        return number
+        made: list[int] = []
+
+        def keep(answer: Answer) -> None:  # before its end can be told
+            made.append(self._attachments.add(task, fds, int(answer.ok["attachment"]), close_stdin=close_stdin))
+
+        await self.call("attach", task=task, close_stdin=close_stdin, fds=fds, on_answer=keep)
+        return made[0]
 
     async def detach(self, task: str, attachment: int) -> None:
-        await self.call("detach", task=task, attachment=attachment)
+        try:
+            number = self._attachments[attachment].number
+        except KeyError:
+            raise errors.NotFound(f"no attachment {attachment}") from None
+        await self.call("detach", task=task, attachment=number)
 
     async def close_stdin(self, task: str) -> None:
         """Ends the task's stdin after what was written to it so far."""
@@ -353,17 +380,35 @@ class Keeper:
         await self.call("escrow", task=task, on_answer=lambda answer: self.escrow.hold(Held(task, *answer)))
 
     async def adopt(self, held: Held) -> None:
-        """Hands a task of an earlier keeper to this one. The escrow keeps its duplicates."""
-        await self.call("adopt", task=held.task, fds=held.fds, **held.fields)
-        self.escrow.held[held.task] = held
+        """Hands a task of an earlier keeper to this one, and what clients had attached to it: the first from the first
+        byte on. The escrow keeps its duplicates until the task's end is told."""
+        attached = list(self._attachments.of(held.task))
+        first = attached[0] if attached else None
+
+        def keep(answer: Answer) -> None:  # not after the answer: an end that follows at once has dropped it by then
+            self.escrow.held.setdefault(held.task, held)
+            if first is not None:
+                first.number = int(answer.ok["attachment"])
+
+        fds = held.fds | ({f"attach_{name}": fd for name, fd in first.fds.items()} if first else {})
+        attach = {"close_stdin": first.close_stdin} if first else None
+        await self._request("adopt", task=held.task, fds=fds, attach=attach, on_answer=keep, **held.fields)
+        for other in attached[1:]:
+            await self._attach_again(other)
+
+    async def _attach_again(self, attached: Attached) -> None:
+        def keep(answer: Answer) -> None:
+            attached.number = int(answer.ok["attachment"])
+
+        wish = {"task": attached.task, "close_stdin": attached.close_stdin}
+        with suppress(errors.DrupeError):  # its end is told with the rest
+            await self._request("attach", fds=attached.fds, timeout_s=DEFAULT_TIMEOUT_S, on_answer=keep, **wish)
 
     async def forget(self, task: str) -> None:
         """Drops the record of a task that has ended; InvalidState while it lives."""
         await self.call("forget", task=task)
         self.escrow.drop(task)
-        for number, (owner, _) in list(self._attachments.items()):
-            if owner == task:
-                del self._attachments[number]
+        self._attachments.forget_task(task)
 
     async def shutdown(self, *, force: bool = False) -> None:
         """Ends the keeper; InvalidState with live tasks unless `force`. `on_lost` is not called."""

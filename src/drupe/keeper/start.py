@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import drupe
@@ -64,11 +66,26 @@ async def ensure_keeper(
         if error.details.get("errno"):  # it answered, and refused
             error.hint = "stop the other version's daemon and keeper first"
             raise
-    await _start(run_dir, keeper.escrow.mount_namespace, log)
-    await keeper.open()
+    await _start_and_open(keeper, log)
     for held in list(keeper.escrow.held.values()):
-        await keeper.adopt(held)
+        with suppress(errors.DrupeError):  # made meanwhile, or lost: that must not take the rest along
+            if keeper.escrow.held.get(held.task) is held:  # else its descriptors are closed
+                await keeper.adopt(held)
+    keeper.settled()
     return keeper
+
+
+async def _start_and_open(keeper: Keeper, log: Path | str | None) -> None:
+    """One that was just killed may still hold the lock, or take a connection that it will never answer: try again."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        await _start(keeper.run_dir, keeper.escrow.mount_namespace, log)
+        try:
+            return await keeper.open()
+        except errors.Unavailable as error:
+            if error.details.get("errno") or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.02)
 
 
 async def _start(run_dir: Path, mount_namespace: int | None, log: Path | str | None) -> None:

@@ -13,3 +13,10 @@ def apply_verified(cgroups: Cgroups, path: str, resources: Resources) -> None:
     wrong = cgroups.verify(path, resources)
     if wrong:
         raise InternalError(f"limits not taken by the kernel: {'; '.join(wrong)}", stage="limits")
+
+
+def end_and_remove(cgroups: Cgroups, path: str) -> None:
+    """Kill what lives in a cgroup and remove it and those below; gone already is success. Raises InvalidState."""
+    if cgroups.pids(path):
+        cgroups.kill_all(path)
+    cgroups.delete(path)

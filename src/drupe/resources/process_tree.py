@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -33,6 +34,32 @@ def descendants(pid: int, *, among: Iterable[int]) -> list[ProcessRef]:
         family |= more
         grew = bool(more)
     return [ref for child in family - {pid} if (ref := _open(child)) is not None]
+
+
+def end_commands(matches: Callable[[list[bytes]], bool], *, quiet_s: float, timeout_s: float) -> bool:
+    """SIGKILL for every process whose arguments match, until none was seen for `quiet_s`: a process that is just being
+    started still has its parent's arguments. False when some are left after `timeout_s`."""
+    ends_at = time.monotonic() + timeout_s
+    quiet_at = time.monotonic() + quiet_s
+    while time.monotonic() < quiet_at:
+        for ref in filter(None, [_open(pid) for pid in _pids() if matches(_arguments(pid))]):
+            ref.signal(signal.SIGKILL)
+            quiet_at = time.monotonic() + quiet_s
+        if time.monotonic() > ends_at:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - names are all we want
+
+
+def _arguments(pid: int) -> list[bytes]:
+    """Without a process, and for a zombie, there are none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    return []
 
 
 def _open(pid: int) -> ProcessRef | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from drupe.errors import DrupeError, HelperFailed
-from drupe.resources.limits import apply_verified
+from drupe.resources.limits import apply_verified, end_and_remove
 from drupe.runtime import hostfiles
 from drupe.runtime.container import Container, merged
 from drupe.runtime.idmap import root_ids
@@ -344,7 +344,7 @@ class Pod:
         self.node.cgroups.create(self.cgroup, self.spec.resources)
 
     async def _remove_cgroup(self) -> None:
-        await asyncio.to_thread(self.node.cgroups.delete, self.cgroup)
+        await asyncio.to_thread(end_and_remove, self.node.cgroups, self.cgroup)
 
     async def _create_sandbox(self) -> None:
         self.info = await self.sandboxer.create(self.config)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from drupe.errors import DrupeError
+from drupe.resources.limits import end_and_remove
 from drupe.runtime.container import Container
 from drupe.runtime.core import Core
 from drupe.runtime.node import Node
@@ -145,14 +146,9 @@ async def _remove_orphans(core: Core) -> None:
         await _quietly(node, node.storage.remove_tree(node.paths.layer(name)))
     for name in set(node.cgroups.children(node.paths.cgroup)) - set(core.pods):
         node.note(f"recovery: cgroup of unknown pod {name} removed")
-        await _quietly(node, asyncio.to_thread(_remove_cgroup, node, f"{node.paths.cgroup}/{name}"))
+        await _quietly(node, asyncio.to_thread(end_and_remove, node.cgroups, f"{node.paths.cgroup}/{name}"))
     await _quietly(node, node.network.recover(set(core.pods)))
     await _quietly(node, node.storage.recover(known))
-
-
-def _remove_cgroup(node: Node, path: str) -> None:
-    node.cgroups.kill_all(path, 9)
-    node.cgroups.delete(path)
 
 
 async def _quietly(node: Node, work: Any) -> None:

@@ -126,6 +126,18 @@ async def end_lost(core: Core, tasks: Callable[[], Awaitable[set[str]]]) -> None
             await _end(container)
 
 
+async def finish_deletions(core: Core) -> None:
+    """Delete what could not be removed while there was no keeper."""
+    for pod in list(core.pods.values()):
+        async with pod.lock:
+            if pod.state is State.FAILED and pod.status.phase == "deleting":
+                await _remove(pod, "half deleted")
+                continue
+            for container in list(pod.containers.values()):
+                if container.state is State.FAILED and container.status.phase == "deleting":
+                    await _remove_container(container)
+
+
 async def _end(container: Container) -> None:
     with contextlib.suppress(DrupeError):
         await container.tasks.kill(container.id, 9, everything=True)

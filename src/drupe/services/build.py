@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from drupe.errors import AlreadyExists, DrupeError, Unsupported
 from drupe.images.store import ImageStore
@@ -22,7 +24,7 @@ from drupe.runtime.events import EventBus
 from drupe.runtime.node import Node
 from drupe.runtime.paths import Paths
 from drupe.runtime.recovery import recover
-from drupe.runtime.settling import end_lost
+from drupe.runtime.settling import end_lost, finish_deletions
 from drupe.runtime.storage import Storage
 from drupe.sandboxers.contract import Sandboxer
 from drupe.sandboxers.kinds import KINDS, Means, kind_of
@@ -33,6 +35,7 @@ from drupe.spec.node import NodeConfig
 from drupe.state.journal import Journal
 
 JournalFactory = Callable[[Path], Journal]
+_LOCK_TIMEOUT_S = 1.0
 
 
 @contextlib.asynccontextmanager
@@ -46,7 +49,7 @@ async def open_core(
     """
     settings = load_config(config)
     paths.make()
-    lock = lock_or_none(paths.run / "runtime.lock")
+    lock = await _lock(paths.run / "runtime.lock")
     if lock is None:
         raise AlreadyExists(
             f"another drupe has {paths.run} open", hint="use that daemon, or give another --root and --run"
@@ -72,6 +75,14 @@ async def open_core(
                     core.node.cgroups.delete(paths.cgroup)
             keeper.close()
             core.node.journal.close()
+
+
+async def _lock(path: Path) -> BinaryIO | None:
+    """The runtime's lock; one that was killed a moment ago may hold it still, until the kernel has cleaned up."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while (lock := lock_or_none(path)) is None and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody tells us
+        await asyncio.sleep(0.01)
+    return lock
 
 
 def _assemble(paths: Paths, journal: Journal, keeper: Keeper, config: NodeConfig) -> Core:
@@ -141,10 +152,14 @@ def _keeper_lost(core: Core, keeper: Keeper) -> None:
 
 async def _revive(core: Core, keeper: Keeper) -> None:
     """Start another keeper, which goes on in the old one's mounts and adopts its tasks from our duplicates."""
-    await ensure_keeper(core.node.paths.run, previous=keeper, log=core.node.paths.run / "keeper.log")
+    try:
+        await ensure_keeper(core.node.paths.run, previous=keeper, log=core.node.paths.run / "keeper.log")
+    finally:
+        keeper.settled()
 
     async def tasks() -> set[str]:
         return {entry.task for entry in await keeper.list()}
 
     await end_lost(core, tasks)
+    await finish_deletions(core)
     core.node.events.publish("daemon", "keeper-restart", str(keeper.pid))

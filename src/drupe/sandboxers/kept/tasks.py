@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from drupe.errors import DeadlineExceeded, InvalidState, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import LogFile
 from drupe.resources.cgroups import Cgroups
-from drupe.resources.limits import apply_verified
+from drupe.resources.limits import apply_verified, end_and_remove
+from drupe.resources.process_tree import end_commands
 from drupe.sandboxers.contract import Attachment, ExecConfig, TaskService
 from drupe.spec.container import LogSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, Stats
 
 END_TIMEOUT_S = 10.0
+QUIET_S = 0.05
 
 
 def task_key(task_id: str, exec_id: str = "") -> str:
@@ -49,6 +51,10 @@ class KeptTasks(TaskService):
     def knows(self, key: str) -> bool:
         """Whether a task of the keeper is of this kind: a container made or recovered here, or an exec in one."""
         return key in self._exec_keys or key.partition(".")[0] in self._cgroup_of
+
+    def known(self) -> set[str]:
+        """The containers made or remembered here, and not deleted."""
+        return set(self._cgroup_of)
 
     def note_end(self, task_id: str) -> None:
         """Remember that a container's first process has ended."""
@@ -108,11 +114,15 @@ class KeptTasks(TaskService):
         self._exec_keys.add(key)
         return key
 
+    async def _end_makers(self, makes: Callable[[list[bytes]], bool]) -> None:
+        """End the helpers that `makes` knows by their arguments: one whose keeper died in the midst of its work goes
+        on, and would make again what is removed."""
+        if not await asyncio.to_thread(end_commands, makes, quiet_s=QUIET_S, timeout_s=END_TIMEOUT_S):
+            raise DeadlineExceeded("a helper whose keeper has died does not end", hint="it may hang in the kernel")
+
     def _drop_cgroup(self, cgroup: str) -> None:
         """A process that outlived its container's first one (PIDs shared with the pod or the host) ends here."""
-        if self._cgroups.pids(cgroup):
-            self._cgroups.kill_all(cgroup, 9)
-        self._cgroups.delete(cgroup)
+        end_and_remove(self._cgroups, cgroup)
 
     async def _forget(self, key: str, *, kill: bool) -> None:
         """Drop the keeper's record. Where nothing else has ended the process that is our work: it takes a moment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,3 +51,7 @@ class RuntimeCommand:
 
     def state(self, task_id: str) -> list[str]:
         return [*self._base(), "state", task_id]
+
+    def makes(self, task_ids: Set[str], argv: list[bytes]) -> bool:
+        """Whether a process's arguments are those of `create` for one of the tasks, or of the init just made."""
+        return b"create" in argv and str(self.root).encode() in argv and argv[-1].decode(errors="replace") in task_ids

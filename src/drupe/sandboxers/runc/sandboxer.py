@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
 from typing import cast
 
+from drupe.errors import DrupeError
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
 from drupe.resources.cgroups import Cgroups
-from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo
+from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskState
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, namespace_types
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
 from drupe.sandboxers.kinds import Means
@@ -66,6 +68,21 @@ class RuncSandboxer(KeptSandboxer):
         if config.spec.namespaces.pid == "pod":
             await self._infra.stop(sandbox_id)
         await drop_namespaces(self._keeper, config)
+
+    async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
+        found = await super().recover(configs)
+        if half_made := self._tasks.known() - found.keys():
+            await self._tasks.end_makers(half_made)
+        await self._forget_orphans(found.keys() | self._tasks.known() | self._configs.keys())
+        return found
+
+    async def _forget_orphans(self, known: set[str]) -> None:
+        """Remove what the OCI runtime remembers of containers that neither the journal nor the keeper knows."""
+        with contextlib.suppress(FileNotFoundError):
+            for entry in list(self._command.root.iterdir()):
+                if entry.name.partition(".")[0] not in known:
+                    with contextlib.suppress(DrupeError):
+                        await self._tasks.delete(entry.name)
 
     def _is_mine(self, key: str) -> bool:
         return self._infra.owns(key) or super()._is_mine(key)

@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +61,16 @@ class RuncTasks(KeptTasks):
             )
         except HelperFailed as error:
             raise explain(error, task.oci["process"]) from None
+        except BaseException:
+            await self.end_makers({task.id})
+            raise
         if join:
             self._restrict(task)
         return created.pid
+
+    async def end_makers(self, task_ids: Set[str]) -> None:
+        """End what is at work, unseen by the keeper, on making these."""
+        await self._end_makers(partial(self._command.makes, task_ids))
 
     def _restrict(self, task: TaskConfig) -> None:
         """Limits come when crun has done its work in the container's cgroup, and before the workload runs."""
