@@ -28,6 +28,7 @@ OPS = [
     "umount",
     "run",
     "create",
+    "exec",
     "attach",
     "detach",
     "close_stdin",
@@ -76,6 +77,16 @@ FIELDS = [
     "after",
     "pid",
     "fds",
+    "container",
+    "uid",
+    "gid",
+    "groups",
+    "capabilities",
+    "no_new_privileges",
+    "rlimits",
+    "oom_score_adj",
+    "seccomp",
+    "join",
 ]
 # No path and no program of the host can be spelled with these.
 WORDS = st.text("ab\0\n{}é", max_size=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import resource
@@ -18,10 +19,12 @@ from drupe.keeper.client import Keeper
 from drupe.keeper.connection import MAX_PACKET, open_socket
 from drupe.keeper.records import Io, Mount
 from drupe.keeper.start import ensure_keeper, find_binary, mounts_root
+from drupe.linux.memfd import F_SEAL_WRITE
 from framework.keeper_site import Pipe, Site, in_site, open_count
 from framework.leaks import wait_until
 from framework.probes import needs_keeper, needs_program
 
+F_GET_SEALS = 1034  # linux/fcntl.h: F_LINUX_SPECIFIC_BASE + 10
 pytestmark = pytest.mark.root
 
 
@@ -53,6 +56,19 @@ def test_it_is_small(tmp_path: Path) -> None:
         resident_kb = int(status.split("VmRSS:")[1].split()[0])
         assert resident_kb <= 1536
         assert find_binary().stat().st_size <= 2 * 1024 * 1024
+
+    in_site(tmp_path, scenario)
+
+
+def test_it_runs_from_a_sealed_copy(tmp_path: Path) -> None:
+    """Its forks enter containers: none of them may reach a file of the host by /proc/PID/exe."""
+
+    async def scenario(here: Site) -> None:
+        program = Path(f"/proc/{here.keeper.pid}/exe")
+        assert str(program.readlink()).startswith("/memfd:drupe-keeper")
+        copy = program.open("rb")  # noqa: ASYNC230 a file in memory
+        with copy:
+            assert fcntl.fcntl(copy, F_GET_SEALS) & F_SEAL_WRITE
 
     in_site(tmp_path, scenario)
 

@@ -51,17 +51,24 @@ impl Drop for Console {
     }
 }
 
+/// How a helper tells of the process that it made.
+enum Teller {
+    /// An OCI runtime: by a file, and by a socket for the terminal.
+    Runtime { pidfile: String, console: Option<Console> },
+    /// A child of our own, in one packet: the pid, and the master of the terminal. None: not there yet.
+    Child(Option<OwnedFd>),
+}
+
 /// A task in the making.
 pub struct Creation {
     task_id: u64,
     name: String,
     mode: Mode,
-    pidfile: String,
+    teller: Teller,
     exit_file: Option<String>,
     log: Option<Log>,
     log_file: Option<String>,
     ends: Ends,
-    console: Option<Console>,
     /// What the helper itself writes where the task's stdio is a pty.
     words: Option<OwnedFd>,
     size: Option<(u16, u16)>,
@@ -156,58 +163,100 @@ impl Creation {
         text
     }
 
-    fn read_pid(&self) -> Outcome<Pid> {
-        let text = fs::read_to_string(&self.pidfile)
-            .map_err(|error| Failure::io(format!("cannot read pidfile {}", self.pidfile), &error))?;
+    /// The pid of the process that was made, and its terminal if it has one.
+    fn told(&self) -> Outcome<(Pid, Option<OwnedFd>)> {
+        let (text, tty) = match &self.teller {
+            Teller::Runtime { pidfile, console } => {
+                let text = fs::read_to_string(pidfile);
+                let text = text.map_err(|error| Failure::io(format!("cannot read pidfile {pidfile}"), &error))?;
+                let tty = console.as_ref().map(Console::receive).transpose();
+                (text, tty.map_err(|error| Failure::io("the helper sent no pty to the console socket", &error))?)
+            }
+            Teller::Child(channel) => {
+                let mut buffer = [0; 32];
+                let channel = channel.as_ref().ok_or_else(|| Failure::new("EPROTO", "nobody tells the pid"))?;
+                let packet = socket::receive(channel, &mut buffer);
+                let packet = packet.map_err(|error| Failure::io("the child told no pid", &error))?;
+                (String::from_utf8_lossy(&buffer[..packet.length]).into_owned(), packet.fds.into_iter().next())
+            }
+        };
         let pid = text.trim().parse().ok().filter(|pid| *pid > 1);
-        pid.ok_or_else(|| Failure::new("EPROTO", format!("pidfile {} does not hold a pid", self.pidfile)))
+        Ok((pid.ok_or_else(|| Failure::new("EPROTO", format!("{text:?} is no pid")))?, tty))
     }
+
+    /// Rows and columns that a terminal is to have, 0 where that is open; None: no terminal.
+    pub fn terminal(&self) -> Option<(u16, u16)> {
+        match self.mode {
+            Mode::Tty { size } => Some(size.unwrap_or_default()),
+            _ => None,
+        }
+    }
+
+    /// A child of our own makes the process: where it tells the pid, and where it says what went wrong.
+    pub fn tells(&mut self, channel: OwnedFd, words: OwnedFd) {
+        self.teller = Teller::Child(Some(channel));
+        self.words = Some(words);
+    }
+}
+
+/// The streams that a client sent; what is missing is /dev/null.
+pub fn take_stdio(fds: &mut Fds) -> Outcome<[OwnedFd; 3]> {
+    Ok([
+        fds.take("stdin").map_or_else(|| dev_null(true), Ok)?,
+        fds.take("stdout").map_or_else(|| dev_null(false), Ok)?,
+        fds.take("stderr").map_or_else(|| dev_null(false), Ok)?,
+    ])
 }
 
 impl Keeper {
     pub fn create(&mut self, asker: &Asker, fields: &mut Fields, fds: &mut Fds) -> Outcome<Reply> {
-        let name: String = fields.need("task")?;
         let mut program = Program::from_fields(fields)?;
         program.join = fields.take("join")?.unwrap_or_default();
         let pidfile: String = fields.need("pidfile")?;
-        let exit_file = fields.take("exit_file")?;
-        let log_file = fields.take("log_file")?;
-        let mode = Mode::from_fields(fields.need("io")?)?;
         let extra = fds.take_all(&fields.take::<Vec<String>>("extra_fds")?.unwrap_or_default())?;
-        let attached = fields.take::<Fields>("attach")?;
-        let attached = attached.map(|options| Attached::from_request(options, fds, "attach_")).transpose()?;
-        self.check_free(&name)?;
-        let log = take_log(fields)?;
+        let mut creation = self.creation(fields, fds)?;
         end(fields)?;
-
-        let id = self.new_id();
-        let task_id = self.new_id();
-        let mut creation = Creation {
-            task_id,
-            name,
-            mode,
-            pidfile,
-            exit_file,
-            log,
-            log_file,
-            ends: Ends::default(),
-            console: None,
-            words: None,
-            size: None,
-            attached,
-        };
-        let stdio = self.prepare_stdio(&mut creation, mode, &mut program, fds, id)?;
+        let (stdio, console) = self.prepare_stdio(&mut creation, &mut program, fds)?;
         fds.finish()?;
-        match fs::remove_file(&creation.pidfile) {
+        match fs::remove_file(&pidfile) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Failure::io(format!("cannot remove old pidfile {}", creation.pidfile), &error));
+                return Err(Failure::io(format!("cannot remove old pidfile {pidfile}"), &error));
             }
             _ => {}
         }
+        creation.teller = Teller::Runtime { pidfile, console };
         let pid = program.spawn(None, &stdio, &extra, self.nofile)?;
-        self.names.insert(creation.name.clone(), task_id);
-        self.started(id, asker, pid, program, Work::Create(Box::new(creation)));
+        self.begin_creation(asker, pid, program, creation);
         Ok(None)
+    }
+
+    /// The fields that every way to make a task has.
+    pub fn creation(&mut self, fields: &mut Fields, fds: &mut Fds) -> Outcome<Creation> {
+        let name: String = fields.need("task")?;
+        let mode = Mode::from_fields(fields.need("io")?)?;
+        let attached = fields.take::<Fields>("attach")?;
+        let attached = attached.map(|options| Attached::from_request(options, fds, "attach_")).transpose()?;
+        self.check_free(&name)?;
+        Ok(Creation {
+            task_id: self.new_id(),
+            name,
+            mode,
+            teller: Teller::Child(None),
+            exit_file: fields.take("exit_file")?,
+            log: take_log(fields)?,
+            log_file: fields.take("log_file")?,
+            ends: Ends::default(),
+            words: None,
+            size: None,
+            attached,
+        })
+    }
+
+    /// A helper runs that makes the task.
+    pub fn begin_creation(&mut self, asker: &Asker, pid: Pid, program: Program, creation: Creation) {
+        let id = self.new_id();
+        self.names.insert(creation.name.clone(), creation.task_id);
+        self.started(id, asker, pid, program, Work::Create(Box::new(creation)));
     }
 
     fn check_free(&self, name: &str) -> Outcome<()> {
@@ -220,37 +269,31 @@ impl Keeper {
         }
     }
 
-    /// The helper's stdin, stdout and stderr, which the task inherits.
+    /// The helper's stdin, stdout and stderr, which the task inherits; and the socket for a terminal.
     fn prepare_stdio(
-        &self,
+        &mut self,
         creation: &mut Creation,
-        mode: Mode,
         program: &mut Program,
         fds: &mut Fds,
-        id: u64,
-    ) -> Outcome<[OwnedFd; 3]> {
-        match mode {
-            Mode::Null => Ok([dev_null(true)?, dev_null(false)?, dev_null(false)?]),
+    ) -> Outcome<([OwnedFd; 3], Option<Console>)> {
+        match creation.mode {
+            Mode::Null => Ok(([dev_null(true)?, dev_null(false)?, dev_null(false)?], None)),
             Mode::Pipes { stdin } => {
                 let (ends, stdio) = make_pipes(stdin)?;
                 creation.ends = ends;
-                Ok(stdio)
+                Ok((stdio, None))
             }
-            Mode::Fds => Ok([
-                fds.take("stdin").map_or_else(|| dev_null(true), Ok)?,
-                fds.take("stdout").map_or_else(|| dev_null(false), Ok)?,
-                fds.take("stderr").map_or_else(|| dev_null(false), Ok)?,
-            ]),
+            Mode::Fds => Ok((take_stdio(fds)?, None)),
             Mode::Tty { size } => {
                 if !program.argv.iter().any(|word| word.contains(CONSOLE)) {
                     return Err(Failure::invalid(format!("io mode tty needs {CONSOLE} in argv")));
                 }
+                let id = self.new_id();
                 let console = Console::new(&self.run_dir, &self.run_dir_handle, id);
                 let console = console.map_err(|error| Failure::io("cannot make a console socket", &error))?;
                 for word in &mut program.argv {
                     *word = word.replace(CONSOLE, &console.short);
                 }
-                creation.console = Some(console);
                 creation.size = size;
                 // crun sets the size of an exec's terminal while the workload is already on its way: it must be first.
                 program.ahead = size.is_some();
@@ -258,7 +301,7 @@ impl Keeper {
                 let (ours, theirs) = fd::pipe().map_err(failed)?;
                 creation.words = Some(ours);
                 let stdout = theirs.try_clone().map_err(failed)?;
-                Ok([dev_null(true)?, stdout, theirs])
+                Ok(([dev_null(true)?, stdout, theirs], Some(console)))
             }
         }
     }
@@ -293,7 +336,10 @@ impl Keeper {
             Err((failure, creation)) => {
                 self.names.remove(&name);
                 // A half-made child must not live on unseen.
-                let pid = creation.and_then(|creation| creation.read_pid().ok()).filter(|pid| is_our_child(*pid));
+                let pid = creation
+                    .and_then(|creation| creation.told().ok())
+                    .map(|told| told.0)
+                    .filter(|pid| is_our_child(*pid));
                 if let Some(pid) = pid {
                     let _ = process::kill(pid, libc::SIGKILL);
                 }
@@ -304,15 +350,11 @@ impl Keeper {
 
     /// The answer, and how the task ended if it has done so already.
     fn become_task(&mut self, asker: &Asker, mut creation: Creation) -> Outcome<(Value, Fds, Option<Ended>)> {
-        let pid = creation.read_pid()?;
-        if let Some(console) = &creation.console {
-            let tty = console.receive();
-            let tty = tty.map_err(|error| Failure::io("the helper sent no pty to the console socket", &error))?;
-            if let Some((rows, columns)) = creation.size {
-                let _ = fd::set_window_size(&tty, rows, columns);
-            }
-            creation.ends.tty = Some(tty);
+        let (pid, tty) = creation.told()?;
+        if let (Some(tty), Some((rows, columns))) = (&tty, creation.size) {
+            let _ = fd::set_window_size(tty, rows, columns);
         }
+        creation.ends.tty = tty;
         let started_at = crate::clock::unix_seconds();
         let mut task = Task::new(creation.name, pid, creation.log, creation.exit_file, started_at);
         task.mode = creation.mode.name();

@@ -6,6 +6,7 @@
 mod attach;
 mod clock;
 mod create;
+mod exec;
 mod foreign;
 mod helper;
 mod log;

@@ -345,6 +345,7 @@ impl Keeper {
             "umount" => self.umount(&mut fields),
             "run" => self.run_helper(asker, &mut fields, &mut fds),
             "create" => self.create(asker, &mut fields, &mut fds),
+            "exec" => self.exec(asker, &mut fields, &mut fds),
             "attach" => self.attach(asker, &mut fields, &mut fds),
             "detach" => self.detach(&mut fields),
             "close_stdin" => self.close_stdin(&mut fields),

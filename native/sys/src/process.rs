@@ -64,7 +64,7 @@ fn set_scheduler(pid: Pid, policy: i32, priority: i32) -> io::Result<()> {
     Ok(())
 }
 
-fn c_strings(list: &[String]) -> io::Result<(Vec<CString>, Vec<*mut libc::c_char>)> {
+pub(crate) fn c_strings(list: &[String]) -> io::Result<(Vec<CString>, Vec<*mut libc::c_char>)> {
     let strings: Result<Vec<CString>, _> = list.iter().map(|text| CString::new(text.as_bytes())).collect();
     let strings = strings.map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let mut pointers: Vec<*mut libc::c_char> = strings.iter().map(|text| text.as_ptr().cast_mut()).collect();
@@ -193,15 +193,23 @@ fn become_child(spawn: &Spawn, sources: &[OwnedFd]) -> Result<(), (String, io::E
     for file in spawn.join {
         join_cgroup(file).map_err(failed(&format!("join cgroup {file}")))?;
     }
-    for signal in 1..=64 {
-        default_signal(signal);
-    }
-    set_blocked_signals(0).map_err(failed("unblock signals"))?;
+    reset_signals().map_err(failed("reset signals"))?;
     if let Some(cwd) = spawn.cwd {
         std::env::set_current_dir(cwd).map_err(failed(&format!("enter {}", cwd.display())))?;
     }
+    lead_group().map_err(failed("lead a process group"))
+}
+
+/// Every signal at its default and none blocked.
+pub fn reset_signals() -> io::Result<()> {
+    (1..=64).for_each(default_signal);
+    set_blocked_signals(0)
+}
+
+/// setpgid(2): a process group of our own.
+pub fn lead_group() -> io::Result<()> {
     // SAFETY: no pointers.
-    check(unsafe { libc::setpgid(0, 0) }).map_err(failed("lead a process group"))?;
+    check(unsafe { libc::setpgid(0, 0) })?;
     Ok(())
 }
 
@@ -427,6 +435,28 @@ pub fn close_from(first: u32) {
 /// it returns under the number 3.
 pub fn keep_only(fd: &OwnedFd) -> io::Result<OwnedFd> {
     keep_number(fd.as_raw_fd())
+}
+
+/// For a forked child, which owns none of its parent's descriptors any more: `stdio` become 0, 1 and 2, each of `kept` a
+/// descriptor of this process, and every other one is closed.
+pub fn keep_these(stdio: &[OwnedFd; 3], kept: &[&OwnedFd]) -> io::Result<Vec<OwnedFd>> {
+    let first = 3 + kept.len() as i32;
+    let above = |fd: &OwnedFd| duplicate_above(fd, first);
+    let stdio = stdio.iter().map(above).collect::<io::Result<Vec<_>>>()?;
+    let kept = kept.iter().map(|fd| above(fd)).collect::<io::Result<Vec<_>>>()?;
+    // SAFETY: the caller owns no descriptors; those numbered from 3 become ours, once each. dup2 leaves 0, 1 and 2 open
+    // across execve, dup3 closes the others there.
+    unsafe {
+        for (number, fd) in stdio.iter().enumerate() {
+            check(libc::dup2(fd.as_raw_fd(), number as i32))?;
+        }
+        for (number, fd) in kept.iter().enumerate() {
+            check(libc::dup3(fd.as_raw_fd(), 3 + number as i32, libc::O_CLOEXEC))?;
+        }
+        std::mem::forget((stdio, kept)); // their numbers are closed at once
+        close_from(first as u32);
+        Ok((3..first).map(|number| OwnedFd::from_raw_fd(number)).collect())
+    }
 }
 
 /// For the start of a program: closes all that it inherited but 0, 1, 2 and the descriptor of the number `keep`.

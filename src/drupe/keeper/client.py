@@ -299,20 +299,9 @@ class Keeper:
         attach: stdin, stdout, stderr to attach from the first byte on, as `attach` does.
         The duplicates of the task's streams are kept in `escrow`.
         """
-        sent = dict(fds or {})
-        sent.update({f"attach_{name}": fd for name, fd in (attach or {}).items()})
-        kept = {"io": Io(mode=io.mode), "exit_file": str(exit_file)} | ({"log": log} if log else {})
-
-        def keep(answer: Answer) -> None:
-            fields = {name: answer.ok[name] for name in ("pid", "started_at")}
-            self.escrow.hold(Held(task, kept | fields, answer.fds))
-            if number := answer.ok.get("attachment"):
-                attachments.append(self._attachments.add(task, attach or {}, number, close_stdin=close_stdin))
-
-        attachments: list[int] = []
-        answer = await self.call(
+        return await self._make_task(
             "create",
-            task=task,
+            task,
             argv=list(argv),
             pidfile=str(pidfile),
             exit_file=str(exit_file),
@@ -323,11 +312,83 @@ class Keeper:
             cwd=cwd and str(cwd),
             extra_fds=list(extra_fds) or None,
             join=list(join) or None,
+            attach=attach,
+            close_stdin=close_stdin,
+            fds=fds,
+            timeout_s=timeout_s,
+        )
+
+    async def exec_task(
+        self,
+        task: str,
+        container: str,
+        process: Mapping[str, Any],
+        *,
+        exit_file: Path | str,
+        io: Io,
+        join: Sequence[str],
+        seccomp: Path | None = None,
+        fds: Mapping[str, int] | None = None,
+        attach: Mapping[str, int] | None = None,
+        timeout_s: float = HELPER_TIMEOUT_S,
+    ) -> Created:
+        """Starts a further process in the container whose first process is the task `container`.
+
+        process: what it is to be, as docs/keeper.md has it. io: mode "fds" or "tty". join: cgroups that it moves itself
+        into. seccomp: file with its BPF program. fds, attach: as of `create_task`.
+        """
+        return await self._make_task(
+            "exec",
+            task,
+            container=container,
+            exit_file=str(exit_file),
+            io=io,
+            join=list(join),
+            seccomp=seccomp and str(seccomp),
+            attach=attach,
+            close_stdin=False,
+            fds=fds,
+            timeout_s=timeout_s,
+            **process,
+        )
+
+    async def _make_task(
+        self,
+        op: str,
+        task: str,
+        *,
+        exit_file: str,
+        io: Io,
+        log: LogFile | None = None,
+        attach: Mapping[str, int] | None,
+        close_stdin: bool,
+        fds: Mapping[str, int] | None,
+        timeout_s: float,
+        **fields: Any,
+    ) -> Created:
+        sent = dict(fds or {})
+        sent.update({f"attach_{name}": fd for name, fd in (attach or {}).items()})
+        kept = {"io": Io(mode=io.mode), "exit_file": exit_file} | ({"log": log} if log else {})
+
+        def keep(answer: Answer) -> None:
+            told = {name: answer.ok[name] for name in ("pid", "started_at")}
+            self.escrow.hold(Held(task, kept | told, answer.fds))
+            if number := answer.ok.get("attachment"):
+                attachments.append(self._attachments.add(task, attach or {}, number, close_stdin=close_stdin))
+
+        attachments: list[int] = []
+        answer = await self.call(
+            op,
+            task=task,
+            exit_file=exit_file,
+            io=io,
+            log=log,
             attach={"close_stdin": close_stdin} if attach else None,
             timeout_ms=round(timeout_s * 1000),
             fds=sent,
             timeout_s=timeout_s + _MARGIN_S,
             on_answer=keep,
+            **fields,
         )
         return Created(int(answer.ok["pid"]), attachments[0] if attachments else None)
 

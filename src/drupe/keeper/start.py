@@ -13,6 +13,7 @@ import drupe
 from drupe import errors
 from drupe.keeper.client import Keeper
 from drupe.keeper.escrow import Escrow
+from drupe.linux.memfd import sealed_copy
 from drupe.rpc.timeouts import timeout
 
 PROGRAM = "drupe-keeper"
@@ -89,20 +90,29 @@ async def _start_and_open(keeper: Keeper, log: Path | str | None) -> None:
 
 
 async def _start(run_dir: Path, mount_namespace: int | None, log: Path | str | None) -> None:
-    """Runs the program, which exits once its daemon accepts connections."""
-    argv = [str(find_binary()), "--run-dir", str(run_dir)]
+    """Runs the program, which exits once its daemon accepts connections.
+
+    It runs from a sealed copy in memory: an exec is a fork of the keeper until it becomes the program asked for, and no
+    container may get at a file of the host through it (CVE-2019-5736).
+    """
+    program = find_binary()
+    argv = [str(program), "--run-dir", str(run_dir)]
     argv += ["--log", str(log)] if log else []
-    passed: tuple[int, ...] = ()
+    passed = [copy := sealed_copy(program)]
     if mount_namespace is not None:
         argv += ["--mount-namespace", str(mount_namespace)]
-        passed = (mount_namespace,)
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=passed,
-    )
+        passed.append(mount_namespace)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            executable=f"/proc/self/fd/{copy}",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=passed,
+        )
+    finally:
+        os.close(copy)
     try:
         async with timeout(_START_TIMEOUT_S):
             _, stderr = await process.communicate()

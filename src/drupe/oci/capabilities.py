@@ -72,6 +72,11 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=_NUMBER.__getitem__))
 
 
+def mask(names: Iterable[str]) -> int:
+    """A set of capabilities as the kernel has it: capability n as bit n."""
+    return sum(1 << _NUMBER[name] for name in names)
+
+
 @lru_cache(maxsize=1)
 def host_capabilities() -> frozenset[str]:
     """What this process could hand on: the bounding set it was started with (proc(5), CapBnd), read once."""

@@ -34,10 +34,9 @@ class RuntimeCommand:
             argv += ["--console-socket", CONSOLE]
         return [*argv, task_id]
 
-    def exec(self, task_id: str, base: Path, *, tty: bool, in_cgroup: bool = False) -> list[str]:
-        """base: path without suffix; base.json is the process, base.pid and base.log are written. in_cgroup: as of
-        `create`."""
-        argv = [*self._base(base.with_suffix(".log"), in_cgroup=in_cgroup), "exec", "--detach"]
+    def exec(self, task_id: str, base: Path, *, tty: bool) -> list[str]:
+        """base: path without suffix; base.json is the process, base.pid and base.log are written."""
+        argv = [*self._base(base.with_suffix(".log")), "exec", "--detach"]
         argv += ["--process", str(base.with_suffix(".json")), "--pid-file", str(base.with_suffix(".pid"))]
         if tty:
             argv += ["--console-socket", CONSOLE]

@@ -23,6 +23,7 @@ from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import ExecConfig, TaskConfig
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.sandboxers.runc.command import RuntimeCommand
+from drupe.sandboxers.runc.entering import process_fields
 from drupe.spec.resources import Resources
 
 HELPER_TIMEOUT_S = 30.0
@@ -88,26 +89,48 @@ class RuncTasks(KeptTasks):
             raise explain(failure, _process_of(self._bundle_of.get(task_id)))
 
     async def exec(self, config: ExecConfig) -> int:
+        key = self._exec_key(config)
+        join = self._cgroups.join_files(self._cgroup(config.task))
+        start = self._enter if join and self._command.program.name == "crun" else self._have_entered
+        try:
+            return await start(key, config, join)
+        except DrupeError as error:
+            self.forget_exec(key)
+            raise explain(error, config.process) if isinstance(error, HelperFailed) else error from None
+
+    async def _enter(self, key: str, config: ExecConfig, join: list[str]) -> int:
+        """The keeper starts it: also where no further process may be made in the container's cgroup."""
+        filter_ = self._command.root / config.task / "seccomp.bpf"
+        created = await self._keeper.exec_task(
+            key,
+            config.task,
+            process_fields(config.process),
+            io=_exec_io(config),
+            exit_file=config.dir / f"exec-{config.id}.exit",
+            join=join,
+            seccomp=filter_ if filter_.exists() else None,
+            fds=None if config.tty else config.fds,
+            attach=config.fds if config.tty and config.fds else None,
+            timeout_s=HELPER_TIMEOUT_S,
+        )
+        return created.pid
+
+    async def _have_entered(self, key: str, config: ExecConfig, _: list[str]) -> int:
+        """The OCI runtime starts it."""
         base = config.dir / f"exec-{config.id}"
         base.with_suffix(".json").write_bytes(msgspec.json.encode(config.process))
-        key = self._exec_key(config)
-        join = self._cgroups.join_files(self._cgroup(config.task)) if config.task in self._plain else []
         try:
             created = await self._keeper.create_task(
                 key,
-                self._command.exec(config.task, base, tty=config.tty, in_cgroup=bool(join)),
+                self._command.exec(config.task, base, tty=config.tty),
                 pidfile=base.with_suffix(".pid"),
-                io=Io(mode="tty", rows=config.rows, cols=config.cols) if config.tty else Io(mode="fds"),
+                io=_exec_io(config),
                 exit_file=base.with_suffix(".exit"),
                 log_file=base.with_suffix(".log"),
                 fds=None if config.tty else config.fds,
                 attach=config.fds if config.tty and config.fds else None,
-                join=join,
                 timeout_s=HELPER_TIMEOUT_S,
             )
-        except DrupeError as error:
-            self.forget_exec(key)
-            raise explain(error, config.process) if isinstance(error, HelperFailed) else error from None
         finally:
             for suffix in (".json", ".pid", ".log"):
                 base.with_suffix(suffix).unlink(missing_ok=True)
@@ -137,6 +160,10 @@ class RuncTasks(KeptTasks):
                 await asyncio.to_thread(self._cgroups.thaw, cgroup)
         if (self._command.root / task_id).exists():
             await self._keeper.run(self._command.delete(task_id), timeout_s=HELPER_TIMEOUT_S)
+
+
+def _exec_io(config: ExecConfig) -> Io:
+    return Io(mode="tty", rows=config.rows, cols=config.cols) if config.tty else Io(mode="fds")
 
 
 def release_init(state: Path) -> bool:

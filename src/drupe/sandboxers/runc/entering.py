@@ -1,0 +1,35 @@
+"""A further process in a container, started by the keeper itself: what `crun exec` would do, without starting crun.
+
+The keeper forks, joins the namespaces of the container's first process and takes the steps of crun in the same order
+(native/keeper/src/exec.rs). This says what the process is to be, in the kernel's numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drupe.oci.capabilities import mask
+from drupe.oci.host import RLIMITS
+
+_SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
+
+
+def process_fields(process: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the keeper's op `exec` for an OCI process (docs/keeper.md)."""
+    user, capabilities = process["user"], process.get("capabilities", {})
+    return {
+        "argv": process["args"],
+        "env": process.get("env", []),
+        "cwd": process["cwd"],
+        "uid": user["uid"],
+        "gid": user["gid"],
+        "groups": user.get("additionalGids", []),
+        "capabilities": {name: mask(capabilities.get(name, ())) for name in _SETS},
+        "no_new_privileges": process.get("noNewPrivileges", False),
+        "rlimits": [_limit(limit) for limit in process.get("rlimits", ())],
+        "oom_score_adj": process.get("oomScoreAdj"),
+    }
+
+
+def _limit(limit: dict[str, Any]) -> list[int]:
+    return [RLIMITS[limit["type"].removeprefix("RLIMIT_").lower()], limit["soft"], limit["hard"]]
