@@ -270,7 +270,7 @@ def test_pid_namespace_has_a_first_process(tmp_path: Path) -> None:
         ns = here.run_dir / "ns"
         first = await here.keeper.create_namespaces(ns, ["pid", "ipc"])
         assert first is not None
-        assert open_count(first) == 3
+        wait_until(lambda: open_count(first) == 3, what="it has closed all but its standard streams")
         out = await here.keeper.run(
             ["nsenter", f"--pid={ns / 'pid'}", "sh", "-c", "(true &); sleep 0.1; echo $$"], check=True
         )

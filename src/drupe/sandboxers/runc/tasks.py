@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from drupe.errors import DrupeError, HelperFailed, InvalidState, NotFound
+from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io
 from drupe.oci.programs import no_program, not_executable
@@ -62,6 +62,8 @@ class RuncTasks(KeptTasks):
             )
         except HelperFailed as error:
             raise explain(error, task.oci["process"]) from None
+        except AlreadyExists:  # whoever has this id is not ours to end
+            raise
         except BaseException:
             await self.end_makers({task.id})
             raise
