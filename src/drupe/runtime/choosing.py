@@ -24,6 +24,14 @@ WISH = "drupe.kind"  # the annotation of a pod and the label of an image that na
 BUILT_IN = "runc"
 AUTO = "auto"
 
+_WHO = {
+    "request": "",
+    "annotation": f"the pod's annotation {WISH}",
+    "image": f"an image's label {WISH}",
+    "node": "the node's configuration",
+    "built-in": "an image of WebAssembly",
+}
+
 Probe = Callable[[str], Awaitable[str]]
 
 
@@ -125,23 +133,30 @@ def _of_images(question: Question, default: Wish) -> Wish | None:
 def _may_ask(question: Question, kind: str, default: Wish) -> bool:
     if AUTO in (kind, default.kind):
         return default.kind in (BUILT_IN, kind)
-    return not is_weaker(_known(question, kind).level, _known(question, default.kind).level)
+    wanted = _known(question, kind, _WHO["image"])
+    return not is_weaker(wanted.level, _known(question, default.kind, _WHO[default.by]).level)
 
 
 # -- a kind that was named --------------------------------------------------------------------------------------------
 
 
 def _named(question: Question, wish: Wish) -> Kind:
-    kind = _known(question, wish.kind)
+    kind = _known(question, wish.kind, _WHO[wish.by])
     refuse_unless_able(kind.name, kind.able(), question.features)
     level = level_of(kind.level, question.features)
     refuse_forbidden(f"a pod of kind {kind.name!r}", question.rules, level, question.features)
     return kind
 
 
-def _known(question: Question, name: str) -> Kind:
+def _known(question: Question, name: str, who: str = "") -> Kind:
     kind = question.kinds.get(name)
-    return kind_of(name) if kind is None or kind.is_planned else kind
+    if kind is not None and not kind.is_planned:
+        return kind
+    try:
+        return kind_of(name)
+    except DrupeError as error:
+        error.message += f", which {who} asks for" if who else ""
+        raise
 
 
 # -- the strongest that will do ---------------------------------------------------------------------------------------

@@ -125,7 +125,18 @@ def test_images_that_disagree() -> None:
     [
         ({"sandbox": "jail"}, (), InvalidArgument, "unknown sandbox kind 'jail'"),
         ({"sandbox": "vm"}, (), Unsupported, "'vm' is not built in this version"),
-        ({"annotations": {"drupe.kind": "jail"}}, (), InvalidArgument, "unknown sandbox kind 'jail'"),
+        (
+            {"annotations": {"drupe.kind": "jail"}},
+            (),
+            InvalidArgument,
+            "unknown sandbox kind 'jail', which the pod's annotation drupe.kind asks for",
+        ),
+        (
+            {},
+            (ImageWish("app", "linux", "jail"),),
+            InvalidArgument,
+            "'jail', which an image's label drupe.kind",
+        ),
         ({"sandbox": "wasm"}, (LINUX,), Unsupported, "wasm sandboxes cannot run programs made for Linux"),
         ({"sandbox": "runc"}, (MODULE,), Unsupported, "runc sandboxes cannot run WebAssembly"),
         ({}, (MODULE, LINUX), Unsupported, "wasm sandboxes cannot run programs made for Linux"),
