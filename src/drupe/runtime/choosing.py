@@ -52,25 +52,39 @@ class Wish(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """All that decides. kinds: strongest first. probe: why a kind cannot run here, "" when it can. joined: features
-    that the spec asks for by what it names (a network namespace that is the host's)."""
+    """All that decides. features: what the pod asks for, its images' platforms included. default: the node's kind.
+    rules: those that hold for the pod. kinds: strongest first. probe: why a kind cannot run here, "" when it can."""
 
     spec: PodSpec
     images: tuple[ImageWish, ...]
-    config: NodeConfig
+    features: frozenset[str]
+    default: str
+    rules: tuple[PolicyRule, ...]
     kinds: Mapping[str, Kind]
     probe: Probe
-    joined: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def features(self) -> set[str]:
-        """What the pod asks for, its images' platforms included."""
-        return needed(self.spec) | {for_platform(image.os) for image in self.images} | self.joined
 
-    @property
-    def rules(self) -> tuple[PolicyRule, ...]:
-        return rules_for(self.config.policy, namespace=self.spec.namespace, labels=self.spec.labels)
+def ask(
+    spec: PodSpec,
+    images: tuple[ImageWish, ...],
+    *,
+    config: NodeConfig,
+    kinds: Mapping[str, Kind],
+    probe: Probe,
+    joined: Collection[str] = (),
+) -> Question:
+    """The question for a pod. joined: features that it asks for by what it names (a namespace that is the host's)."""
+    platforms = {for_platform(image.os) for image in images}
+    return Question(
+        spec=spec,
+        images=images,
+        features=frozenset(needed(spec) | platforms | {*joined}),
+        default=config.sandbox,
+        rules=rules_for(config.policy, namespace=spec.namespace, labels=spec.labels),
+        kinds=kinds,
+        probe=probe,
+    )
 
 
 async def choose(question: Question) -> Choice:
@@ -110,8 +124,8 @@ def _default(question: Question) -> Wish:
     """An image of modules means wasm on every node, for nothing else runs it."""
     if any(for_platform(image.os) == "wasm-modules" for image in question.images):
         return Wish("wasm", "built-in")
-    if question.config.sandbox:
-        return Wish(question.config.sandbox, "node")
+    if question.default:
+        return Wish(question.default, "node")
     return Wish(BUILT_IN, "built-in")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from drupe.errors import DrupeError, InvalidArgument, PermissionDenied, Unsupported
-from drupe.runtime.choosing import ImageWish, Question, choose
+from drupe.runtime import choosing
+from drupe.runtime.choosing import ImageWish
 from drupe.sandboxers.contract import Sandboxer
 from drupe.sandboxers.features import FEATURES
 from drupe.sandboxers.kinds import KINDS, LEVELS, Kind, Means
@@ -54,15 +55,9 @@ def ask(
     async def probe(kind: str) -> str:
         return (broken or {}).get(kind, "")
 
-    question = Question(
-        PodSpec(containers=containers, **spec),
-        images or (LINUX,),
-        config=config or NodeConfig(),
-        kinds=kinds(),
-        probe=probe,
-        joined=joined,
-    )
-    return asyncio.run(choose(question))
+    pod, node = PodSpec(containers=containers, **spec), config or NodeConfig()
+    question = choosing.ask(pod, images or (LINUX,), config=node, kinds=kinds(), probe=probe, joined=joined)
+    return asyncio.run(choosing.choose(question))
 
 
 # -- who is asked -----------------------------------------------------------------------------------------------------
