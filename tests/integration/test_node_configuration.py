@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import drupe as api
 from framework.daemon import Daemon
 from framework.leaks import wait_until
 
@@ -122,3 +123,20 @@ def test_started_on_demand_it_says_what_is_wrong(tmp_path: Path, config: Path) -
     )  # fmt: skip
     assert done.returncode == 125
     assert f"{config}: unknown key 'sandbx'" in done.stderr and "known keys: sandbox, kinds, policy" in done.stderr
+
+
+def test_python_says_what_was_chosen(strict: Daemon) -> None:
+    with api.Runtime(str(strict.run / "drupe.sock")) as runtime:
+        with runtime.sandbox("busybox", network="none", isolation="auto") as sandbox:
+            assert (sandbox.choice.asked, sandbox.choice.by, sandbox.choice.rules) == (
+                "auto", "request", ["no-privileges"],
+            )  # fmt: skip
+            assert sandbox.kind == sandbox.status().sandbox == sandbox.choice.kind
+            assert api.Sandbox.connect(sandbox.id, runtime=runtime).choice == sandbox.choice
+        states = {kind.name: kind.state for kind in runtime.system.kinds()}
+        assert states["runc"] == "ok" and states["vm"] == "planned"
+        spec = api.PodSpec(sandbox="runc", namespace="tenant-a", network=api.NetworkSpec(mode="none"))
+        with pytest.raises(api.PermissionDenied, match="policy rule 'tenants'"):
+            runtime.system.choose(spec)
+        with pytest.raises(api.Unsupported, match="'vm' is not built in this version"):
+            runtime.sandbox("busybox", isolation="vm").start()

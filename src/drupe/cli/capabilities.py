@@ -12,6 +12,7 @@ from drupe.cli import connection, podspec
 from drupe.cli.options import json_option
 from drupe.cli.output import show_json, show_table
 from drupe.cli.run import create_options, pod_of
+from drupe.errors import InvalidArgument
 from drupe.spec.control import Empty, PodCreate
 from drupe.spec.host import CapabilityTable
 from drupe.spec.status import Choice
@@ -66,6 +67,8 @@ def _reasons(kind: str, able: dict[str, str]) -> Iterator[str]:
 @click.pass_context
 def choose(ctx: click.Context, /, *, image: str, command: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Say which kind of sandbox `drupe run` would use for IMAGE with the same flags, and why. Nothing is made."""
+    if flags["pod"]:
+        raise InvalidArgument("a container that joins a pod gets the pod's kind", hint=f"drupe inspect {flags['pod']}")
     spec = pod_of(podspec.container(flags, image, command), flags)
     choice: Choice = connection.call("system.choose", PodCreate(spec=spec))
     if as_json:

@@ -24,6 +24,14 @@ WISH = "drupe.kind"  # the annotation of a pod and the label of an image that na
 BUILT_IN = "runc"
 AUTO = "auto"
 
+_WHO = {
+    "request": "",
+    "annotation": f"the pod's annotation {WISH}",
+    "image": f"an image's label {WISH}",
+    "node": "the node's configuration",
+    "built-in": "an image of WebAssembly",
+}
+
 Probe = Callable[[str], Awaitable[str]]
 
 
@@ -44,25 +52,39 @@ class Wish(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """All that decides. kinds: strongest first. probe: why a kind cannot run here, "" when it can. joined: features
-    that the spec asks for by what it names (a network namespace that is the host's)."""
+    """All that decides. features: what the pod asks for, its images' platforms included. default: the node's kind.
+    rules: those that hold for the pod. kinds: strongest first. probe: why a kind cannot run here, "" when it can."""
 
     spec: PodSpec
     images: tuple[ImageWish, ...]
-    config: NodeConfig
+    features: frozenset[str]
+    default: str
+    rules: tuple[PolicyRule, ...]
     kinds: Mapping[str, Kind]
     probe: Probe
-    joined: frozenset[str] = frozenset()
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def features(self) -> set[str]:
-        """What the pod asks for, its images' platforms included."""
-        return needed(self.spec) | {for_platform(image.os) for image in self.images} | self.joined
 
-    @property
-    def rules(self) -> tuple[PolicyRule, ...]:
-        return rules_for(self.config.policy, namespace=self.spec.namespace, labels=self.spec.labels)
+def ask(
+    spec: PodSpec,
+    images: tuple[ImageWish, ...],
+    *,
+    config: NodeConfig,
+    kinds: Mapping[str, Kind],
+    probe: Probe,
+    joined: Collection[str] = (),
+) -> Question:
+    """The question for a pod. joined: features that it asks for by what it names (a namespace that is the host's)."""
+    platforms = {for_platform(image.os) for image in images}
+    return Question(
+        spec=spec,
+        images=images,
+        features=frozenset(needed(spec) | platforms | {*joined}),
+        default=config.sandbox,
+        rules=rules_for(config.policy, namespace=spec.namespace, labels=spec.labels),
+        kinds=kinds,
+        probe=probe,
+    )
 
 
 async def choose(question: Question) -> Choice:
@@ -102,8 +124,8 @@ def _default(question: Question) -> Wish:
     """An image of modules means wasm on every node, for nothing else runs it."""
     if any(for_platform(image.os) == "wasm-modules" for image in question.images):
         return Wish("wasm", "built-in")
-    if question.config.sandbox:
-        return Wish(question.config.sandbox, "node")
+    if question.default:
+        return Wish(question.default, "node")
     return Wish(BUILT_IN, "built-in")
 
 
@@ -125,23 +147,30 @@ def _of_images(question: Question, default: Wish) -> Wish | None:
 def _may_ask(question: Question, kind: str, default: Wish) -> bool:
     if AUTO in (kind, default.kind):
         return default.kind in (BUILT_IN, kind)
-    return not is_weaker(_known(question, kind).level, _known(question, default.kind).level)
+    wanted = _known(question, kind, _WHO["image"])
+    return not is_weaker(wanted.level, _known(question, default.kind, _WHO[default.by]).level)
 
 
 # -- a kind that was named --------------------------------------------------------------------------------------------
 
 
 def _named(question: Question, wish: Wish) -> Kind:
-    kind = _known(question, wish.kind)
+    kind = _known(question, wish.kind, _WHO[wish.by])
     refuse_unless_able(kind.name, kind.able(), question.features)
     level = level_of(kind.level, question.features)
     refuse_forbidden(f"a pod of kind {kind.name!r}", question.rules, level, question.features)
     return kind
 
 
-def _known(question: Question, name: str) -> Kind:
+def _known(question: Question, name: str, who: str = "") -> Kind:
     kind = question.kinds.get(name)
-    return kind_of(name) if kind is None or kind.is_planned else kind
+    if kind is not None and not kind.is_planned:
+        return kind
+    try:
+        return kind_of(name)
+    except DrupeError as error:
+        error.message += f", which {who} asks for" if who else ""
+        raise
 
 
 # -- the strongest that will do ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from drupe.errors import AlreadyExists, HelperFailed, InvalidArgument, InvalidState, NotFound
-from drupe.runtime.choosing import Question, choose
+from drupe.runtime.choosing import ask, choose
 from drupe.runtime.container import Container
 from drupe.runtime.node import Node
 from drupe.runtime.plan import free_name, joins_host_network, plan_container, plan_pod
@@ -96,10 +96,8 @@ class Core:
         node = self.node
         node.require_open()
         images = node.storage.image_wishes(spec.containers)
-        joined = frozenset({"host-network"}) if joins_host_network(spec) else frozenset()
-        return await choose(
-            Question(spec, images, config=node.config, kinds=node.kinds, probe=node.probe, joined=joined)
-        )
+        joined = ("host-network",) if joins_host_network(spec) else ()
+        return await choose(ask(spec, images, config=node.config, kinds=node.kinds, probe=node.probe, joined=joined))
 
     async def run_pod(
         self, spec: PodSpec, fds: Mapping[str, int] | None = None, *, window: tuple[int, int] = (0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,14 @@ from drupe.state.machine import State, require
 if TYPE_CHECKING:
     from drupe.runtime.container import Container
 
+LIMIT = "exec_limit"  # records in the journal
 KEPT_ENDED = 32  # ended, detached execs whose exit status may still be asked for
 
 
 class Execs:
     """The execs of one container. Nothing is allocated until the first."""
 
-    __slots__ = ("_container", "_ended", "_ended_detached", "_limits", "_pids", "_starting", "_timed_out")
+    __slots__ = ("_container", "_ended", "_ended_detached", "_limits", "_pids", "_recorded", "_starting", "_timed_out")
 
     def __init__(self, container: Container) -> None:
         self._container = container
@@ -35,6 +37,7 @@ class Execs:
         self._pids: dict[str, int] = {}
         self._starting: dict[str, ExecSpec] = {}  # not announced yet
         self._limits: dict[str, asyncio.TimerHandle] = {}
+        self._recorded: set[str] = set()  # those whose limit is in the journal
         self._timed_out: dict[str, float] = {}  # those killed for it → their limit in seconds
 
     async def start(self, spec: ExecSpec, fds: Mapping[str, int]) -> tuple[str, int]:
@@ -47,6 +50,7 @@ class Execs:
         container.check_allowed("exec in", needed_by_exec(spec))
         process = await container.node.storage.exec_process(container, spec)
         exec_id = secrets.token_hex(8)
+        self._record_limit(exec_id, spec.timeout_s)
         self._ended[exec_id] = asyncio.get_running_loop().create_future()
         self._starting[exec_id] = spec
         config = ExecConfig(
@@ -64,6 +68,7 @@ class Execs:
         except BaseException:
             del self._ended[exec_id]
             self._starting.pop(exec_id, None)
+            self._drop_limit(exec_id)
             raise
         if not self._ended[exec_id].done():
             self._pids[exec_id] = pid
@@ -85,12 +90,19 @@ class Execs:
             self._limit(exec_id, timeout_s)
         return await asyncio.shield(future)
 
-    def _limit(self, exec_id: str, timeout_s: float) -> None:
-        """Have it killed when its time is up."""
+    def _limit(self, exec_id: str, timeout_s: float, *, left_s: float | None = None) -> None:
+        """Have it killed when its time is up: `timeout_s` after its start, which is `left_s` from now."""
         if not self._future(exec_id).done():
             loop = asyncio.get_running_loop()
-            self._drop_limit(exec_id)
-            self._limits[exec_id] = loop.call_later(timeout_s, self._time_is_up, exec_id, timeout_s)
+            delay_s = timeout_s if left_s is None else max(0.0, left_s)
+            self._limits[exec_id] = loop.call_later(delay_s, self._time_is_up, exec_id, timeout_s)
+
+    def _record_limit(self, exec_id: str, timeout_s: float | None) -> None:
+        """Have the limit outlive the daemon, as the process does. Written before there is a process."""
+        if timeout_s is not None:
+            record = {"ends_at": time.time() + timeout_s, "timeout_s": timeout_s}
+            self._container.node.journal.put_record(LIMIT, exec_id, record)
+            self._recorded.add(exec_id)
 
     def _time_is_up(self, exec_id: str, timeout_s: float) -> None:
         self._timed_out[exec_id] = timeout_s
@@ -99,6 +111,9 @@ class Execs:
     def _drop_limit(self, exec_id: str) -> None:
         if (timer := self._limits.pop(exec_id, None)) is not None:
             timer.cancel()
+        if exec_id in self._recorded:
+            self._recorded.discard(exec_id)
+            self._container.node.journal.delete_record(LIMIT, exec_id)
 
     async def kill(self, exec_id: str, signal: int, *, tree: bool = False) -> None:
         self._future(exec_id)
@@ -149,6 +164,10 @@ class Execs:
         """Know an exec that lived through a restart of the daemon."""
         self._ended[exec_id] = asyncio.get_running_loop().create_future()
         self._pids[exec_id] = pid
+        record = self._container.node.journal.get_record(LIMIT, exec_id)
+        if record is not None:
+            self._recorded.add(exec_id)
+            self._limit(exec_id, record["timeout_s"], left_s=record["ends_at"] - time.time())
         self.keep_end(exec_id)
 
     def forget_all(self) -> None:

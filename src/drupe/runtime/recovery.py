@@ -17,6 +17,7 @@ from drupe.errors import DrupeError
 from drupe.resources.limits import end_and_remove
 from drupe.runtime.container import Container
 from drupe.runtime.core import Core
+from drupe.runtime.execs import LIMIT
 from drupe.runtime.node import Node
 from drupe.runtime.pod import Pod
 from drupe.runtime.settling import settle_pod
@@ -147,6 +148,9 @@ async def _remove_orphans(core: Core) -> None:
     for name in set(node.cgroups.children(node.paths.cgroup)) - set(core.pods):
         node.note(f"recovery: cgroup of unknown pod {name} removed")
         await _quietly(node, asyncio.to_thread(end_and_remove, node.cgroups, f"{node.paths.cgroup}/{name}"))
+    execs = {e for pod in core.pods.values() for c in pod.containers.values() for e in c.execs.running()}
+    for exec_id in set(node.journal.records(LIMIT)) - execs:
+        node.journal.delete_record(LIMIT, exec_id)
     await _quietly(node, node.network.recover(set(core.pods)))
     await _quietly(node, node.storage.recover(known))
 

@@ -55,6 +55,7 @@ CHECKS: tuple[Check, ...] = (
     Check("IPv6", lambda: probes_kernel.in_private_network("ipv6")),
     Check("CNI plug-ins", probes_host.cni_plugins),
     Check("EROFS", probes_kernel.erofs),
+    Check("configuration", probes_host.configuration, quick=True),
     Check("KVM", probes_host.kvm, quick=True),
     Check("disk space", probes_host.disk_space, quick=True),
     Check("file descriptors", probes_host.descriptors, quick=True),

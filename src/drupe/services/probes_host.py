@@ -52,6 +52,19 @@ def keeper() -> str:
     return done.stdout.strip()
 
 
+def configuration() -> str:
+    """The node's configuration can be read. Answers what it decides."""
+    from drupe.services.nodeconfig import load_config
+
+    try:
+        config = load_config()
+    except DrupeError as error:
+        raise Problem(str(error), error.hint) from None
+    default = config.sandbox or "runc, as Docker's users expect"
+    rules = f"; policy: {', '.join(rule.name for rule in config.policy)}" if config.policy else ""
+    return f"a pod for which nobody asks gets {default}{rules}"
+
+
 def cgroups() -> str:
     """A cgroup tree is mounted and has the controllers that limits rest on. Answers the mode and the controllers."""
     try:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from drupe.errors import DrupeError, InvalidArgument, PermissionDenied, Unsupported
-from drupe.runtime.choosing import ImageWish, Question, choose
+from drupe.runtime import choosing
+from drupe.runtime.choosing import ImageWish
 from drupe.sandboxers.contract import Sandboxer
 from drupe.sandboxers.features import FEATURES
 from drupe.sandboxers.kinds import KINDS, LEVELS, Kind, Means
@@ -54,15 +55,9 @@ def ask(
     async def probe(kind: str) -> str:
         return (broken or {}).get(kind, "")
 
-    question = Question(
-        PodSpec(containers=containers, **spec),
-        images or (LINUX,),
-        config=config or NodeConfig(),
-        kinds=kinds(),
-        probe=probe,
-        joined=joined,
-    )
-    return asyncio.run(choose(question))
+    pod, node = PodSpec(containers=containers, **spec), config or NodeConfig()
+    question = choosing.ask(pod, images or (LINUX,), config=node, kinds=kinds(), probe=probe, joined=joined)
+    return asyncio.run(choosing.choose(question))
 
 
 # -- who is asked -----------------------------------------------------------------------------------------------------
@@ -125,7 +120,18 @@ def test_images_that_disagree() -> None:
     [
         ({"sandbox": "jail"}, (), InvalidArgument, "unknown sandbox kind 'jail'"),
         ({"sandbox": "vm"}, (), Unsupported, "'vm' is not built in this version"),
-        ({"annotations": {"drupe.kind": "jail"}}, (), InvalidArgument, "unknown sandbox kind 'jail'"),
+        (
+            {"annotations": {"drupe.kind": "jail"}},
+            (),
+            InvalidArgument,
+            "unknown sandbox kind 'jail', which the pod's annotation drupe.kind asks for",
+        ),
+        (
+            {},
+            (ImageWish("app", "linux", "jail"),),
+            InvalidArgument,
+            "'jail', which an image's label drupe.kind",
+        ),
         ({"sandbox": "wasm"}, (LINUX,), Unsupported, "wasm sandboxes cannot run programs made for Linux"),
         ({"sandbox": "runc"}, (MODULE,), Unsupported, "runc sandboxes cannot run WebAssembly"),
         ({}, (MODULE, LINUX), Unsupported, "wasm sandboxes cannot run programs made for Linux"),

@@ -303,6 +303,23 @@ async def test_an_exec_lives_through_a_restart(bench: Bench) -> None:
     await again.close()
 
 
+async def test_the_time_limit_of_an_exec_lives_through_a_restart(bench: Bench) -> None:
+    """Also when it passed while no daemon was there; what is left of it goes with the exec."""
+    pod = await bench.run("sleep 60", name="web")
+    exec_id, _ = await only(pod).execs.start(ExecSpec(argv=("patient",), timeout_s=0.05), {})
+    ended, _ = await only(pod).execs.start(ExecSpec(argv=("true",), timeout_s=60), {})
+    await only(pod).execs.wait(ended)
+    await bench.abandon()
+    await asyncio.sleep(0.06)
+    again = Bench(bench.paths.root.parent, after=bench)
+    again.journal.put_record("exec_limit", "gone", {"ends_at": 0.0, "timeout_s": 1.0})
+    await recover(again.core)
+    end = await only(again.core.pod("web")).execs.wait(exec_id)
+    assert (end.code, end.reason, end.message) == (137, "Timeout", "after 0.05 s")
+    assert again.journal.records("exec_limit") == {}
+    await again.close()
+
+
 async def test_a_lost_task_is_said_to_be_lost(bench: Bench) -> None:
     await bench.start("sleep 60", name="web")
     await bench.abandon()

@@ -40,7 +40,7 @@ async def start(service: ControlService, call: Call) -> ExitStatus:
         return ExitStatus(code=0, reason="Detached")
     try:
         await call.send_item(ExecStarted(exec_id=exec_id, pid=pid))
-        status = await container.execs.wait(exec_id, timeout_s=spec.timeout_s)
+        status = await container.execs.wait(exec_id)
     except asyncio.CancelledError:
         container.execs.keep_end(exec_id)
         raise
