@@ -6,11 +6,12 @@ have left something. Every undo is idempotent and works from the object's id alo
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from drupe.errors import DrupeError, from_os_error
+from drupe.errors import DrupeError, HelperFailed, from_os_error
 
 Action = Callable[[], Awaitable[None]]
 
@@ -28,14 +29,35 @@ async def do_all(steps: Sequence[Step], *, advance: Callable[[str], None], timin
     """Do the steps in order. When one fails (or is cancelled) all begun are undone, last first, and the error, marked
     with the step as its stage, is raised."""
     for index, step in enumerate(steps):
-        began = time.perf_counter()
         try:
             advance(step.name)
-            await step.do()
+            await _timed(step, timings_ms)
         except BaseException as error:
             notes = await undo_all(steps[: index + 1])
             raise _with_stage(error, step.name, notes) from error
-        timings_ms[step.name] = round((time.perf_counter() - began) * 1000, 3)
+
+
+async def _timed(step: Step, timings_ms: dict[str, float]) -> None:
+    began = time.perf_counter()
+    await step.do()
+    timings_ms[step.name] = round((time.perf_counter() - began) * 1000, 3)
+
+
+def side_by_side(name: str, steps: Sequence[Step], timings_ms: dict[str, float]) -> Step:
+    """Steps that do not need one another as a single one: done at the same time, begun in their order, and undone last
+    first. When some fail, all are brought to their end, and the error of the first of them counts."""
+
+    async def do() -> None:
+        results = await asyncio.gather(*(_timed(step, timings_ms) for step in steps), return_exceptions=True)
+        for step, result in zip(steps, results, strict=True):
+            if isinstance(result, BaseException):
+                raise _with_stage(result, step.name, [])
+
+    async def undo() -> None:
+        if notes := await undo_all(steps):
+            raise HelperFailed("; ".join(notes))
+
+    return Step(name, do, undo)
 
 
 async def undo_all(steps: Sequence[Step]) -> list[str]:

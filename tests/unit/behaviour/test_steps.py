@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from drupe.errors import DrupeError, HelperFailed, ResourceExhausted
-from drupe.runtime.steps import Step, begun, do_all, undo_all
+from drupe.runtime.steps import Step, begun, do_all, side_by_side, undo_all
 
 NAMES = ["one", "two", "three", "four"]
 
@@ -130,3 +130,36 @@ def test_begun(phase: str, count: int) -> None:
 
 def test_errors_are_our_own() -> None:
     assert issubclass(HelperFailed, DrupeError)
+
+
+async def test_side_by_side_they_begin_in_order_and_do_not_wait_for_one_another() -> None:
+    work, gate = Work(), asyncio.Event()
+
+    async def slow() -> None:
+        work.done.append("slow")
+        await gate.wait()
+        work.done.append("slow ended")
+
+    async def last() -> None:
+        gate.set()
+
+    both = [Step("slow", slow, work.undo("slow")), work.steps[1], Step("last", last, work.undo("last"))]
+    timings: dict[str, float] = {}
+    await do_all([side_by_side("all", both, timings)], advance=work.done.append, timings_ms=timings)
+    assert work.done == ["all", "slow", "two", "slow ended"]
+    assert set(timings) == {"all", "slow", "two", "last"}
+
+
+@pytest.mark.parametrize("at", NAMES)
+async def test_when_one_of_several_fails_all_are_undone(at: str) -> None:
+    work = Work(fails={at: HelperFailed("broken")})
+    step = side_by_side("all", work.steps, {})
+    with pytest.raises(HelperFailed) as caught:
+        await do_all([step], advance=lambda _: None, timings_ms={})
+    assert caught.value.stage == at
+    assert work.done == [*NAMES, *(f"-{name}" for name in reversed(NAMES))]
+
+
+async def test_what_several_could_not_undo_is_named() -> None:
+    work = Work(undo_fails={"two": HelperFailed("stuck")})
+    assert await undo_all([side_by_side("all", work.steps, {})]) == ["all: two: stuck"]

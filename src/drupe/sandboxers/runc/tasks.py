@@ -16,7 +16,7 @@ import msgspec
 
 from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
 from drupe.keeper.client import Keeper
-from drupe.keeper.records import Io
+from drupe.keeper.records import Created, Io
 from drupe.oci.programs import no_program, not_executable
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
@@ -48,8 +48,8 @@ class RuncTasks(KeptTasks):
         if join:
             self._cgroups.create(task.cgroup, Resources())
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
-        try:
-            created = await self._keeper.create_task(
+        making = asyncio.ensure_future(
+            self._keeper.create_task(
                 task.id,
                 self._command.create(task.id, task.bundle, tty=task.tty, in_cgroup=bool(join)),
                 pidfile=task.bundle / "pid",
@@ -60,6 +60,9 @@ class RuncTasks(KeptTasks):
                 join=join,
                 timeout_s=HELPER_TIMEOUT_S,
             )
+        )
+        try:
+            await self._restrict(task, making, in_cgroup=bool(join))
         except HelperFailed as error:
             raise explain(error, task.oci["process"]) from None
         except AlreadyExists:  # whoever has this id is not ours to end
@@ -67,19 +70,24 @@ class RuncTasks(KeptTasks):
         except BaseException:
             await self.end_makers({task.id})
             raise
-        if join:
-            self._restrict(task)
-        return created.pid
+        return making.result().pid
 
     async def end_makers(self, task_ids: Set[str]) -> None:
         """End what is at work, unseen by the keeper, on making these."""
         await self._end_makers(partial(self._command.makes, task_ids))
 
-    def _restrict(self, task: TaskConfig) -> None:
-        """Limits come when crun has done its work in the container's cgroup, and before the workload runs."""
-        if rules := task.oci["linux"].get("resources", {}).get("devices"):
-            self._cgroups.restrict_devices(task.cgroup, rules)
-        apply_verified(self._cgroups, task.cgroup, task.resources)
+    async def _restrict(self, task: TaskConfig, making: asyncio.Future[Created], *, in_cgroup: bool) -> None:
+        """Device rules come while crun is at work, as from crun itself. Limits come when it is done, for its own processes
+        are in the container's cgroup too; and both before the workload runs."""
+        try:
+            await asyncio.sleep(0)  # the keeper is asked first
+            rules = task.oci["linux"].get("resources", {}).get("devices")
+            if in_cgroup and rules:
+                self._cgroups.restrict_devices(task.cgroup, rules)
+        finally:
+            await making
+        if in_cgroup:
+            apply_verified(self._cgroups, task.cgroup, task.resources)
 
     async def start(self, task_id: str) -> None:
         """Where there are no hooks to run, `crun start` does no more than open the fifo that its init waits at."""
