@@ -128,6 +128,12 @@ def test_exec(drupe: Drupe, web: str) -> None:
     assert drupe("exec", "--timeout", "200ms", web, "sleep", "60").returncode != 0
 
 
+def test_exec_of_a_long_command(drupe: Drupe, web: str) -> None:
+    """As long as the kernel takes it."""
+    words = ["\x01" * 1000] * 400
+    assert drupe("exec", web, "echo", *words, check=True).stdout == " ".join(words) + "\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "words", "code"),
     [

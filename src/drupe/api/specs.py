@@ -52,10 +52,15 @@ def exec_spec(
 
 
 def env_words(env: dict[str, str] | Iterable[str] | None) -> tuple[str, ...]:
-    """ "K=V" words of a dict, or of words that are so already."""
+    """ "K=V" words of a dict, or of words that are so already. Raises InvalidArgument for a name that holds a "="."""
     if env is None:
         return ()
-    return tuple(f"{key}={value}" for key, value in env.items()) if isinstance(env, dict) else tuple(env)
+    if not isinstance(env, dict):
+        return tuple(env)
+    for key in env:
+        if "=" in key:
+            raise InvalidArgument(f"environment variable {key!r} has a = in its name")
+    return tuple(f"{key}={value}" for key, value in env.items())
 
 
 def limits(

@@ -23,6 +23,7 @@ def build_process(
     argv = list(exec.argv)
     if not argv or not argv[0]:
         raise InvalidArgument("no command to run", hint="give the program and its arguments")
+    process.refuse_nul(argv, "argument")
     env = process.merge_env(base_process.get("env", ()), _added_env(exec, user))
     made = dict(base_process)
     made.pop("consoleSize", None)

@@ -50,7 +50,7 @@ def container_argv(container: ContainerSpec, image: ImageConfig) -> list[str]:
         raise InvalidArgument(
             "no command to run: none was given and the image has none", hint="give the program and its arguments"
         )
-    _refuse_nul(argv, "argument")
+    refuse_nul(argv, "argument")
     return argv
 
 
@@ -176,11 +176,12 @@ def _parse_env(entries: Iterable[str]) -> dict[str, str | None]:
         if not name:
             raise InvalidArgument(f"environment entry {entry!r} has no name", hint="write it as NAME=value")
         env[name] = value if equals else None
-    _refuse_nul((f"{name}{value}" for name, value in env.items()), "environment entry")
+    refuse_nul((f"{name}{value}" for name, value in env.items()), "environment entry")
     return env
 
 
-def _refuse_nul(texts: Iterable[str], what: str) -> None:
+def refuse_nul(texts: Iterable[str], what: str) -> None:
+    """InvalidArgument naming the first of `texts` that holds a NUL: the system would cut it there."""
     for text in texts:
         if "\0" in text:
             raise InvalidArgument(f"{what} {text!r} holds a NUL")

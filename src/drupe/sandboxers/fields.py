@@ -212,7 +212,7 @@ def asked(spec: Spec) -> Iterator[str]:
 @cache
 def _rows(kind: type[Spec]) -> list[tuple[str, Any, Rule]]:
     defaults = {field.name: _default(field) for field in msgspec.structs.fields(kind)}
-    rules = RULES[kind].items()
+    rules = next(RULES[base] for base in kind.__mro__ if base in RULES).items()  # drupe.Network is a NetworkSpec
     return [(name, defaults[name], rule) for name, rule in rules if not isinstance(rule, Everywhere)]
 
 

@@ -8,8 +8,15 @@ import msgspec
 import pytest
 
 from drupe import AsyncSandbox, InvalidArgument, Mount, Network, Port, Secret, spec
+from drupe.api.specs import env_words
 from drupe.spec.egress import parse_policy, parse_rule
 from drupe.spec.units import parse_cpus, parse_size
+
+
+def test_an_environment_is_what_it_says() -> None:
+    assert env_words({"A": "1=2", "B": ""}) == ("A=1=2", "B=")
+    with pytest.raises(InvalidArgument, match="'A=B' has a = in its name"):
+        env_words({"A=B": "1"})
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,13 @@ def test_privileged_exec_has_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [ExecSpec(argv=()), ExecSpec(argv=("x",), cwd="rel"), ExecSpec(argv=("x",), env=("=",))]
+    "spec",
+    [
+        ExecSpec(argv=()),
+        ExecSpec(argv=("x",), cwd="rel"),
+        ExecSpec(argv=("x",), env=("=",)),
+        ExecSpec(argv=("echo", "a\0b")),
+    ],
 )
 def test_bad_execs(spec: ExecSpec) -> None:
     with pytest.raises(InvalidArgument):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from drupe.api.values import Network
 from drupe.errors import Unsupported
 from drupe.sandboxers import fields
 from drupe.sandboxers.capabilities import (
@@ -169,3 +170,8 @@ def test_the_refusal_names_kind_feature_and_reason() -> None:
     assert caught.value.cause == "a module has no terminal"
     with pytest.raises(Unsupported, match="not declared"):
         refuse_unless_able("wasm", {}, {"exec"})
+
+
+def test_a_value_object_of_the_api_counts_as_its_spec() -> None:
+    """Embedded, a spec goes to the core as the program made it, and `drupe.Network` is a subclass."""
+    assert needed(PodSpec(network=Network.none())) == needed(PodSpec(network=NetworkSpec(mode="none", attachments=())))
