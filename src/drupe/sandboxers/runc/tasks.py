@@ -78,8 +78,8 @@ class RuncTasks(KeptTasks):
         await self._end_makers(partial(self._command.makes, task_ids))
 
     async def _restrict(self, task: TaskConfig, making: asyncio.Future[Created], *, in_cgroup: bool) -> None:
-        """Device rules come while crun is at work, as from crun itself. Limits come when it is done, for its own processes
-        are in the container's cgroup too; and both before the workload runs."""
+        """Device rules come while crun is at work, as from crun itself. Limits come when it is done, for its own
+        processes are in the container's cgroup too; and both before the workload runs."""
         try:
             await asyncio.sleep(0)  # the keeper is asked first
             rules = task.oci["linux"].get("resources", {}).get("devices")
