@@ -7,6 +7,7 @@ and after those that begin a step, so before the step's work.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ class FaultyDaemon(Daemon):
 
     def arm(self, write: int, moment: str) -> None:
         """Count writes from now on, and die at `write` (0: never)."""
+        self.arm_file.with_suffix(".list").unlink(missing_ok=True)
         staged = self.arm_file.with_suffix(".new")
         staged.write_text(f"{write} {moment}")
         staged.rename(self.arm_file)
@@ -52,6 +54,13 @@ class FaultyDaemon(Daemon):
         """The writes since it was armed."""
         self.arm_file.unlink()
         return self.arm_file.with_suffix(".list").read_text().splitlines()
+
+    def died(self) -> bool:
+        """Whether it killed itself, as it was armed to, within a time."""
+        assert self.process is not None
+        with suppress(subprocess.TimeoutExpired):
+            assert self.process.wait(10) == -9
+        return self.process.returncode is not None
 
 
 @pytest.fixture
@@ -163,13 +172,16 @@ def test_death_at_each_write(faulty: FaultyDaemon, scenario: Scenario, moment: s
     faulty.kill()
     faulty.start()
     began = time.monotonic()
+    not_reached: list[int] = []
     for write in chosen:
         faulty.arm(write, moment)
         with suppress(DrupeError, OSError):
             act(faulty, scenario)
-        assert faulty.process is not None
-        faulty.process.wait(10)
-        assert faulty.process.returncode == -9, f"it did not die at write {write}"
+        if not faulty.died():
+            made = len(faulty.listed())
+            assert made < write, f"it did not die at write {write} of {made}"
+            not_reached.append(write)  # a busy host: an end came together with another, and one event less was written
+            faulty.kill()
         try:
             faulty.start()
             wait_until(lambda: is_settled(faulty), what="what was in the midst of something has come to its end")
@@ -181,5 +193,6 @@ def test_death_at_each_write(faulty: FaultyDaemon, scenario: Scenario, moment: s
         except (AssertionError, DrupeError) as error:
             error.add_note(f"killed {moment} write {write} of {len(writes)}; {faulty.log.read_text()[-2000:]}")
             raise
+    assert len(not_reached) <= 2, f"these writes did not come again: {not_reached}"
     spent_s = time.monotonic() - began
     print(f"{scenario.__name__}: killed {moment} {len(chosen)} of {len(writes)} writes, {spent_s:.1f} s")
