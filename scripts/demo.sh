@@ -38,8 +38,9 @@ expect() { # expect TEXT [EXIT CODE]: what the last command must have said, and 
     [[ "$output" == *"$1"* ]] || { printf 'demo: output with "%s" expected\n' "$1" >&2; exit 1; }
 }
 
-fetch() { # fetch PORT: what a web server on this host's port answers
-    exec 3<>"/dev/tcp/127.0.0.1/$1"
+fetch() { # fetch PORT: what a web server on this host's port answers, once it listens
+    local try
+    for try in {1..50}; do { exec 3<>"/dev/tcp/127.0.0.1/$1"; } 2>/dev/null && break; sleep 0.1; done
     printf 'GET / HTTP/1.0\r\n\r\n' >&3
     timeout 5 cat <&3
     exec 3>&-

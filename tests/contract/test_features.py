@@ -14,7 +14,7 @@ from drupe.sandboxers.features import FEATURES
 from drupe.sandboxers.kinds import KINDS
 from drupe.services.doctor import why_not
 from drupe.spec import NetworkSpec, PodSpec
-from drupe.spec.control import ListFilter, PodCreate
+from drupe.spec.control import PodCreate
 from framework.asks import CALLS, SPECS
 from framework.daemon import Daemon
 
@@ -81,13 +81,12 @@ def test_what_is_declared_works(
 def test_what_is_not_declared_is_refused_by_name(
     daemon: Daemon, kind: str, tmp_path: Path, reasons: dict[str, str]
 ) -> None:
-    """Before anything is made, and with the name of the feature, for each that a spec can ask for."""
+    """Where the kind is chosen, before anything is made, with the name of the feature: each that a spec can ask for."""
     stage = on(daemon, kind, tmp_path, reasons)
     denied = [feature for feature in SPECS if stage.able[feature].startswith("no")]
     with daemon.client() as client:
         for feature in denied:
             spec = PodSpec(**{"sandbox": kind, "network": NetworkSpec(mode="none")} | SPECS[feature])
             with pytest.raises(Unsupported) as caught:
-                client.call("pod.create", PodCreate(spec=spec))
+                client.call("system.choose", PodCreate(spec=spec))
             assert caught.value.details == {"kind": kind, "feature": feature}
-        assert client.call("pod.list", ListFilter()).pods == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from drupe.sandboxers.kinds import KINDS
 from drupe.services import doctor
 from drupe.services.doctor import Check, can_run_runc, probe_all
 from drupe.services.probing import Inconclusive, Problem, expect, program, run
@@ -38,6 +39,15 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def state_of(probes: list[doctor.Probe], name: str) -> tuple[str, str, str]:
     found = next(probe for probe in probes if probe.name == name)
     return found.state, found.cause, found.mend
+
+
+def test_what_kinds_need_is_probed() -> None:
+    """A kind rests on checks that are there, and one that can run rests on some."""
+    names = {check.name for check in doctor.CHECKS}
+    for kind in KINDS.values():
+        needs = {name for need in kind.needs for name in ((need,) if isinstance(need, str) else need)}
+        assert needs <= names, kind.name
+        assert kind.is_planned or needs, kind.name
 
 
 def test_all_good(checks: Callable[..., None], tmp_path: Path) -> None:
