@@ -27,7 +27,6 @@ from drupe.sandboxers.runc.entering import process_fields
 from drupe.spec.resources import Resources
 
 HELPER_TIMEOUT_S = 30.0
-ENTER_TEXT_BYTES = 24 * 1024  # each may be six in JSON, and a packet to the keeper holds 192 KiB
 _NO_ROOM = "clone: Resource temporarily unavailable"
 _NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "open executable")
 
@@ -112,8 +111,7 @@ class RuncTasks(KeptTasks):
     async def exec(self, config: ExecConfig) -> int:
         key = self._exec_key(config)
         join = self._cgroups.join_files(self._cgroup(config.task))
-        enters = join and self._command.program.name == "crun" and _text_bytes(config.process) < ENTER_TEXT_BYTES
-        start = self._enter if enters else self._have_entered
+        start = self._enter if join and self._command.program.name == "crun" else self._have_entered
         try:
             return await start(key, config, join)
         except DrupeError as error:
@@ -186,10 +184,6 @@ class RuncTasks(KeptTasks):
 
 def _exec_io(config: ExecConfig) -> Io:
     return Io(mode="tty", rows=config.rows, cols=config.cols) if config.tty else Io(mode="fds")
-
-
-def _text_bytes(process: dict[str, Any]) -> int:
-    return sum(map(len, process["args"])) + sum(map(len, process["env"]))
 
 
 def release_init(state: Path) -> bool:
