@@ -78,13 +78,6 @@ FIELDS = [
     "pid",
     "fds",
     "container",
-    "uid",
-    "gid",
-    "groups",
-    "capabilities",
-    "no_new_privileges",
-    "rlimits",
-    "oom_score_adj",
     "seccomp",
     "join",
 ]

@@ -129,9 +129,11 @@ def test_exec(drupe: Drupe, web: str) -> None:
 
 
 def test_exec_of_a_long_command(drupe: Drupe, web: str) -> None:
-    """As long as the kernel takes it."""
+    """As long as the kernel takes it, and within the container's limits."""
     words = ["\x01" * 1000] * 400
     assert drupe("exec", web, "echo", *words, check=True).stdout == " ".join(words) + "\n"
+    inside = drupe("exec", web, "sh", "-c", "cat /proc/self/cgroup", *words, check=True).stdout
+    assert inside == drupe("exec", web, "cat", "/proc/1/cgroup", check=True).stdout
 
 
 @pytest.mark.parametrize(

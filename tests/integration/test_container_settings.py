@@ -10,7 +10,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from drupe.spec.control import Ref
+from drupe.spec import Namespaces, NetworkSpec, PodSpec
+from drupe.spec.control import Delete, PodCreate, Ref
 from framework.daemon import Daemon
 from framework.leaks import wait_until
 
@@ -228,3 +229,19 @@ def test_binds_are_there_again_after_a_stop(daemon: Daemon, tmp_path: Path) -> N
     daemon.command("start", "t", check=True)
     wait_until(lambda: daemon.command("logs", "t").stdout.endswith("second\ntext\n"), what="it has read both again")
     assert daemon.command("exec", "t", "sh", "-c", "echo x > /f").returncode != 0
+
+
+def test_a_pod_that_shares_pids_and_never_started_is_deleted(daemon: Daemon) -> None:
+    """Its PID 1 lives in the pod's cgroup since the pod was made."""
+    spec = PodSpec(
+        name="shares",
+        network=NetworkSpec(mode="none"),
+        namespaces=Namespaces(pid="pod"),
+        sysctls={"kernel.msgmax": "99"},
+    )
+    with daemon.client() as client:
+        made = client.call("pod.create", PodCreate(spec=spec))
+        assert made.state == "ready"
+        began = time.monotonic()
+        client.call("pod.delete", Delete(ref=made.id))
+    assert time.monotonic() - began < 1.5

@@ -192,3 +192,16 @@ def test_an_exec_needs_no_further_process(directory: Path) -> None:
             assert out == "2\n"
 
     asyncio.run(scenario())
+
+
+def test_a_start_needs_no_room_for_crun(directory: Path) -> None:
+    """The pod's limit counts what runs in it, not what makes it."""
+
+    async def scenario() -> None:
+        made = pod()
+        one = msgspec.structs.replace(made, hooks=Hooks(), resources=Resources(pids=1))
+        async with container(directory, one) as here:
+            assert detect().pids(here.cgroup) == [here.status.pid]
+            assert await said(here, ExecSpec(argv=("cat", "/proc/1/comm")), "_enter") == "sleep\n"
+
+    asyncio.run(scenario())

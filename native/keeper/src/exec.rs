@@ -12,10 +12,12 @@ use drupe_sys::credentials::{self, Capabilities};
 use drupe_sys::process::{self, Pid};
 use drupe_sys::{fd, mount, socket, terminal};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 
 const DEFAULT_TIMEOUT_MS: u64 = 30_000;
+/// Twice what execve(2) takes, and six times that in JSON.
+const LONGEST_PROCESS: u64 = 64 << 20;
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -60,7 +62,7 @@ fn reason(error: &io::Error) -> String {
 }
 
 impl Plan {
-    fn from_fields(fields: &mut Fields, nofile: (u64, u64)) -> Outcome<Plan> {
+    fn from_fields(mut fields: Fields, nofile: (u64, u64)) -> Outcome<Plan> {
         let mut sets: Fields = fields.need("capabilities")?;
         let mut set = |name: &str| sets.take(name).map(Option::unwrap_or_default);
         let capabilities = Capabilities {
@@ -71,7 +73,7 @@ impl Plan {
             ambient: set("ambient")?,
         };
         sets.finish()?;
-        Ok(Plan {
+        let plan = Plan {
             argv: fields.need("argv")?,
             env: fields.need::<Environment>("env")?.0,
             cwd: fields.need("cwd")?,
@@ -82,12 +84,14 @@ impl Plan {
             no_new_privileges: fields.need("no_new_privileges")?,
             limits: fields.take("rlimits")?.unwrap_or_default(),
             oom_score_adj: fields.take("oom_score_adj")?,
-            filter: read_filter(fields.take("seccomp")?)?,
-            join: fields.take("join")?.unwrap_or_default(),
+            filter: Vec::new(),
+            join: Vec::new(),
             namespaces: NAMESPACES,
             terminal: None,
             nofile,
-        })
+        };
+        fields.finish()?;
+        Ok(plan)
     }
 
     /// What `create` has to know of it.
@@ -217,6 +221,20 @@ impl Plan {
     }
 }
 
+/// What the process is to be: a JSON object in a file (of memory), for a packet may be too short for it.
+fn read_process(fds: &mut Fds) -> Outcome<Fields> {
+    let file = fds.take("process").ok_or_else(|| Failure::new("EBADF", "no descriptor \"process\" was sent"))?;
+    let failed = |error: io::Error| Failure::io("cannot read the process", &error);
+    let mut file = File::from(file);
+    let found = file.metadata().map_err(failed)?;
+    if !found.is_file() || found.len() > LONGEST_PROCESS {
+        return Err(Failure::invalid("descriptor \"process\" is no file, or too long"));
+    }
+    let mut text = Vec::new();
+    file.rewind().and_then(|()| file.read_to_end(&mut text)).map_err(failed)?;
+    Fields::parse(&text)
+}
+
 /// The program of a filter, as crun left it in its state. An empty one would be no filter at all.
 fn read_filter(path: Option<String>) -> Outcome<Vec<u8>> {
     let Some(path) = path else { return Ok(Vec::new()) };
@@ -244,7 +262,9 @@ fn child_main(plan: &Plan, stdio: &[OwnedFd; 3], kept: &[&OwnedFd; 3]) -> i32 {
 impl Keeper {
     pub fn exec(&mut self, asker: &Asker, fields: &mut Fields, fds: &mut Fds) -> Outcome<Reply> {
         let timeout_ms = fields.take("timeout_ms")?.unwrap_or(DEFAULT_TIMEOUT_MS);
-        let mut plan = Plan::from_fields(fields, self.nofile)?;
+        let mut plan = Plan::from_fields(read_process(fds)?, self.nofile)?;
+        plan.filter = read_filter(fields.take("seccomp")?)?;
+        plan.join = fields.take("join")?.unwrap_or_default();
         let program = plan.program(timeout_ms)?;
         let container: String = fields.need("container")?;
         let mut creation = self.creation(fields, fds)?;

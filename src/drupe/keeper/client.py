@@ -16,6 +16,7 @@ from drupe.keeper.attachments import Attached, Attachments
 from drupe.keeper.connection import Connection, open_socket
 from drupe.keeper.escrow import Escrow, Held
 from drupe.keeper.records import Answer, Created, Exit, Io, LogFile, Mount, RunResult, TaskInfo
+from drupe.linux.memfd import memory_file
 from drupe.rpc.timeouts import timeout
 
 PROTOCOL = 1
@@ -337,20 +338,23 @@ class Keeper:
         process: what it is to be, as docs/keeper.md has it. io: mode "fds" or "tty". join: cgroups that it moves itself
         into. seccomp: file with its BPF program. fds, attach: as of `create_task`.
         """
-        return await self._make_task(
-            "exec",
-            task,
-            container=container,
-            exit_file=str(exit_file),
-            io=io,
-            join=list(join),
-            seccomp=seccomp and str(seccomp),
-            attach=attach,
-            close_stdin=False,
-            fds=fds,
-            timeout_s=timeout_s,
-            **process,
-        )
+        content = memory_file("process", msgspec.json.encode(process))  # it may be longer than a packet
+        try:
+            return await self._make_task(
+                "exec",
+                task,
+                container=container,
+                exit_file=str(exit_file),
+                io=io,
+                join=list(join),
+                seccomp=seccomp and str(seccomp),
+                attach=attach,
+                close_stdin=False,
+                fds={**(fds or {}), "process": content},
+                timeout_s=timeout_s,
+            )
+        finally:
+            os.close(content)
 
     async def _make_task(
         self,

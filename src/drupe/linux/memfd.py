@@ -1,4 +1,4 @@
-"""memfd_create(2) with seals: a file in memory that nobody can change any more (fcntl(2), File Sealing)."""
+"""memfd_create(2): files in memory, also such that nobody can change any more (fcntl(2), File Sealing)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from pathlib import Path
 
 F_ADD_SEALS = 1033  # linux/fcntl.h: F_LINUX_SPECIFIC_BASE + 9
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 0x1, 0x2, 0x4, 0x8
+
+
+def memory_file(name: str, content: bytes) -> int:
+    """A descriptor of a file in memory with this content. Raises OSError."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def sealed_copy(path: Path) -> int:

@@ -107,14 +107,14 @@ class Pod:
     # -- life ---------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[Step]:
-        """How it is made and unmade, in order. The sandbox's first: the others fill the time that it takes."""
+        """How it is made and unmade, in order. Cgroup and /dev/shm are made in the time that the sandbox takes."""
         storage = self.node.storage
         sandbox, network = self._sandbox_steps()
         shm = Step("shm", lambda: storage.mount_shm(self), lambda: storage.umount_shm(self))
         cgroup = Step("cgroup", self._make_cgroup, self._remove_cgroup)
         return [
             Step("files", self._make_files, self._remove_files),
-            side_by_side("boundary", (sandbox, shm, cgroup), self.status.timings_ms),
+            side_by_side("boundary", (cgroup, sandbox, shm), self.status.timings_ms),
             network,
         ]
 
@@ -343,6 +343,7 @@ class Pod:
         await self.node.storage.remove_tree(self.node.paths.pod(self.id))
 
     async def _make_cgroup(self) -> None:
+        await asyncio.sleep(0)  # what waits for others is begun first
         self.node.cgroups.create(self.cgroup, self.spec.resources)
 
     async def _remove_cgroup(self) -> None:

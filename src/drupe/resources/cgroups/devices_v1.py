@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,14 +20,20 @@ def restrict(directory: str, rules: Iterable[Mapping[str, Any]]) -> None:
     the kernel took something else. OSError as it comes.
     """
     wanted: dict[str, set[str]] = {}
-    for rule in rules:
-        line = _line(rule)
-        if line == _EVERYTHING:
-            wanted.clear()
-        if rule["allow"]:
+    allow = os.open(f"{directory}/devices.allow", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for rule in rules:
+            line = _line(rule)
+            if line == _EVERYTHING:
+                wanted.clear()
+            if not rule["allow"]:
+                write_text(f"{directory}/devices.deny", line)
+                continue
+            os.write(allow, line.encode())  # one rule a write
             node, _, access = (_LIST_OF_EVERYTHING if line == _EVERYTHING else line).rpartition(" ")
             wanted.setdefault(node, set()).update(access)
-        write_text(f"{directory}/devices.{'allow' if rule['allow'] else 'deny'}", line)
+    finally:
+        os.close(allow)
     found = {node: set(access) for node, _, access in map(_split, read_text(f"{directory}/devices.list").splitlines())}
     if found != wanted:
         raise InternalError(f"the devices controller took {found}, not {wanted}", stage="limits")

@@ -184,12 +184,17 @@ class CgroupsV1(BaseCgroups):
 
     def _inherit_cpuset(self, path: str) -> None:
         """A new v1 cpuset is empty and takes no process: give each level what its parent has (cpuset(7))."""
-        directory = self.roots["cpuset"]
-        for part in check_path(path).split("/"):
-            parent, directory = directory, f"{directory}/{part}"
-            for name in ("cpuset.cpus", "cpuset.mems"):
-                if not read_text(f"{directory}/{name}").strip():
-                    write_text(f"{directory}/{name}", read_text(f"{parent}/{name}").strip())
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            self._filled(check_path(path), name)
+
+    def _filled(self, tail: str, name: str) -> str:
+        """The value of a cpuset, taken over from its parent when it has none."""
+        file = f"{self.roots['cpuset']}/{tail}/{name}" if tail else f"{self.roots['cpuset']}/{name}"
+        value = read_text(file).strip()
+        if not value and tail:
+            value = self._filled(tail.rpartition("/")[0], name)
+            write_text(file, value)
+        return value
 
     # -- freezer
 

@@ -15,7 +15,7 @@ _SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
 
 
 def process_fields(process: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the keeper's op `exec` for an OCI process (docs/keeper.md)."""
+    """What the keeper's op `exec` is told of an OCI process (docs/keeper.md)."""
     user, capabilities = process["user"], process.get("capabilities", {})
     return {
         "argv": process["args"],

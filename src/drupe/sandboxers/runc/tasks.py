@@ -27,7 +27,7 @@ from drupe.sandboxers.runc.entering import process_fields
 from drupe.spec.resources import Resources
 
 HELPER_TIMEOUT_S = 30.0
-ENTER_TEXT_BYTES = 24 * 1024  # each may be six in JSON, and a packet to the keeper holds 192 KiB
+_NO_ROOM = "clone: Resource temporarily unavailable"
 _NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "open executable")
 
 
@@ -49,6 +49,23 @@ class RuncTasks(KeptTasks):
         if join:
             self._cgroups.create(task.cgroup, Resources())
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
+        try:
+            try:
+                return await self._make(task, join)
+            except HelperFailed as error:
+                if not (join and _NO_ROOM in error.cause):
+                    raise
+            return await self._make(task, [])  # the pod's limit of processes has no room for crun: it works outside
+        except HelperFailed as error:
+            raise explain(error, task.oci["process"]) from None
+        except AlreadyExists:  # whoever has this id is not ours to end
+            raise
+        except BaseException:
+            await self.end_makers({task.id})
+            raise
+
+    async def _make(self, task: TaskConfig, join: list[str]) -> int:
+        """Have crun create it; join: in its cgroups, which are limited here then."""
         making = asyncio.ensure_future(
             self._keeper.create_task(
                 task.id,
@@ -62,15 +79,7 @@ class RuncTasks(KeptTasks):
                 timeout_s=HELPER_TIMEOUT_S,
             )
         )
-        try:
-            await self._restrict(task, making, in_cgroup=bool(join))
-        except HelperFailed as error:
-            raise explain(error, task.oci["process"]) from None
-        except AlreadyExists:  # whoever has this id is not ours to end
-            raise
-        except BaseException:
-            await self.end_makers({task.id})
-            raise
+        await self._restrict(task, making, in_cgroup=bool(join))
         return making.result().pid
 
     async def end_makers(self, task_ids: Set[str]) -> None:
@@ -102,8 +111,7 @@ class RuncTasks(KeptTasks):
     async def exec(self, config: ExecConfig) -> int:
         key = self._exec_key(config)
         join = self._cgroups.join_files(self._cgroup(config.task))
-        enters = join and self._command.program.name == "crun" and _text_bytes(config.process) < ENTER_TEXT_BYTES
-        start = self._enter if enters else self._have_entered
+        start = self._enter if join and self._command.program.name == "crun" else self._have_entered
         try:
             return await start(key, config, join)
         except DrupeError as error:
@@ -176,10 +184,6 @@ class RuncTasks(KeptTasks):
 
 def _exec_io(config: ExecConfig) -> Io:
     return Io(mode="tty", rows=config.rows, cols=config.cols) if config.tty else Io(mode="fds")
-
-
-def _text_bytes(process: dict[str, Any]) -> int:
-    return sum(map(len, process["args"])) + sum(map(len, process["env"]))
 
 
 def release_init(state: Path) -> bool:
