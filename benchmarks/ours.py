@@ -28,6 +28,7 @@ from common import (
     wait_until,
 )
 
+from drupe.errors import Unavailable
 from drupe.images.store import ImageStore
 from drupe.rpc.client import Client, Stream
 from drupe.spec import Attachment, ContainerSpec, ExecSpec, NetworkSpec, PodSpec, PodStatus
@@ -60,11 +61,17 @@ class Drupe:
         argv = [sys.executable, "-m", "drupe", "serve"]
         with self._log.open("wb") as log:
             daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_until(lambda: (self._home / "run/drupe.sock").exists() or daemon.poll() is not None, "the daemon answers")
+        wait_until(lambda: self._answers() or daemon.poll() is not None, "the daemon answers")
         if daemon.poll() is not None:
             self._end_keeper()
             raise BenchError(f"the daemon ended: {self._log.read_text()[-4000:]}")
         return daemon
+
+    def _answers(self) -> bool:
+        with suppress(Unavailable):  # the socket is there a moment before it listens
+            Client.connect(str(self._home / "run/drupe.sock")).close()
+            return True
+        return False
 
     def start(self, *, bridge: bool = False) -> float:
         """A new pod with one container."""

@@ -110,7 +110,14 @@ class Site(ABC):
         return {"args": list(argv), "env": ["PATH=/bin", *env], "cwd": cwd, "user": {"uid": 0, "gid": 0}}
 
     def task(
-        self, sandbox: str, line: str, *, tty: bool = False, stdin: bool = False, env: tuple[str, ...] = ()
+        self,
+        sandbox: str,
+        line: str,
+        *,
+        tty: bool = False,
+        stdin: bool = False,
+        env: tuple[str, ...] = (),
+        fds: Mapping[str, int] | None = None,
     ) -> TaskConfig:
         self._count += 1
         id_ = f"task{self._count}"
@@ -121,7 +128,7 @@ class Site(ABC):
         oci = self.oci(id_, process, self.infos[sandbox], cgroup)
         return TaskConfig(
             id=id_, sandbox=sandbox, oci=oci, bundle=bundle, cgroup=cgroup, tty=tty,
-            stdin=stdin, log=LogSpec(path=str(bundle / "log")), exit_file=bundle / "exit.json",
+            stdin=stdin, log=LogSpec(path=str(bundle / "log")), exit_file=bundle / "exit.json", fds=fds or {},
         )  # fmt: skip
 
     async def created(self, line: str, **fields: Any) -> TaskConfig:
@@ -390,6 +397,22 @@ class SandboxerSuite:
         os.close(out_w)
         await site.sandboxer.tasks().start(task.id)
         assert await read_to_end(out) == b"".join(b"%d\n" % n for n in range(1, 5001))
+        await site.end_of(task.id)
+        await asyncio.wait_for(_awaited(detached), ENDS_WITHIN_S)
+
+    async def test_told_of_at_creation_they_are_attached_once(self, site: Site) -> None:
+        site.needs("attach")
+        (out, out_w), (other, other_w) = os.pipe(), os.pipe()
+        fds = {"stdout": out_w}
+        task = await site.created("seq 5000", fds=fds)
+        tasks = site.sandboxer.tasks()
+        await tasks.attach(task.id, {"stdout": other_w})  # somebody else, who is quicker
+        detached = await tasks.attach(task.id, fds)
+        os.close(out_w)
+        os.close(other_w)
+        await tasks.start(task.id)
+        lines = b"".join(b"%d\n" % n for n in range(1, 5001))
+        assert await asyncio.gather(read_to_end(out), read_to_end(other)) == [lines, lines]
         await site.end_of(task.id)
         await asyncio.wait_for(_awaited(detached), ENDS_WITHIN_S)
 

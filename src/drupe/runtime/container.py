@@ -66,6 +66,7 @@ class Container:
         self.timed_out = False  # its pod's time limit ended it
         self.window = (0, 0)  # rows and columns of its terminal, at this start and the next; 0: not known
         self.attachment: Attachment | None = None  # that of whoever started it last
+        self.first_fds: Mapping[str, int] = {}  # those that its first start will be given
         self.alarm: Alarm | None = None  # tells of memory running out, where there is a limit
         self._starting = False
         self._unmaking = False
@@ -325,7 +326,9 @@ class Container:
             log=None if log.driver == "none" else _with_path(log, self.status.log_path),
             exit_file=self.bundle / "exit.json",
             resources=self.spec.resources,
+            fds=self.first_fds,
         )
+        self.first_fds = {}
         try:
             self.status.pid = await self.tasks.create(task)
         finally:

@@ -70,8 +70,8 @@ class Core:
 
     # -- making -------------------------------------------------------------------------------------------------
 
-    async def create_pod(self, spec: PodSpec, *, auto_stop: bool = False) -> Pod:
-        """Plan and make a pod with its containers; on failure nothing is left behind."""
+    async def create_pod(self, spec: PodSpec, *, auto_stop: bool = False, fds: Mapping[str, int] | None = None) -> Pod:
+        """Plan and make a pod with its containers; on failure nothing is left behind. fds: those of its start."""
         await self._wait_name_free(spec)
         planned = plan_pod(spec, taken=lambda name: self._taken(name, spec.namespace))
         choice = await self.choose(planned)
@@ -84,7 +84,7 @@ class Core:
         self.pods[pod.id] = pod
         try:
             async with pod.lock:
-                await pod.create()
+                await pod.create(fds)
         except BaseException:
             self._drop_if_gone(pod)
             raise
@@ -104,7 +104,7 @@ class Core:
     ) -> Pod:
         """Create and start; the pod ends with its last container. When the start fails nothing is left behind.
         fds, window (rows, columns): of the first container."""
-        pod = await self.create_pod(spec, auto_stop=True)
+        pod = await self.create_pod(spec, auto_stop=True, fds=fds)
         for first in list(pod.containers.values())[:1]:
             first.window = window
         try:

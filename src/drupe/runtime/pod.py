@@ -124,13 +124,14 @@ class Pod:
             Step("network", self._attach_network, self._detach_network),
         ]
 
-    async def create(self) -> None:
-        """Make the sandbox, its network and its containers; nothing runs yet. All or nothing."""
+    async def create(self, fds: Mapping[str, int] | None = None) -> None:
+        """Make the sandbox, its network and its containers; nothing runs yet. All or nothing. fds: those that `start`
+        will be given."""
         self.save()
         try:
             await do_all(self.steps(), advance=self._advance, timings_ms=self.status.timings_ms)
-            for spec in self.spec.containers:
-                await self.add_container(spec)
+            for number, spec in enumerate(self.spec.containers):
+                await self.add_container(spec, None if number else fds)
             self.set_state(State.READY)
         except BaseException:
             await self._abandon()
@@ -145,9 +146,10 @@ class Pod:
         except HelperFailed as error:
             self.node.note(f"{self.what}: {error}")
 
-    async def add_container(self, spec: ContainerSpec) -> Container:
-        """Create one more container (already planned: its name and id are free)."""
+    async def add_container(self, spec: ContainerSpec, fds: Mapping[str, int] | None = None) -> Container:
+        """Create one more container (already planned: its name and id are free). fds: of its first start."""
         container = Container(self.node, self, id_=str(spec.id), name=str(spec.name), spec=spec)
+        container.first_fds = fds or {}
         self.containers[container.id] = container
         try:
             await container.create()

@@ -52,7 +52,8 @@ class SandboxInfo:
 class TaskConfig:
     """One container. oci: its runtime-spec config. bundle: directory for config.json and run-time files (exists).
     stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is
-    recorded. resources: the limits, which `oci` has in its own words too."""
+    recorded. resources: the limits, which `oci` has in its own words too. fds: what `attach` will be given before the
+    start; a kind may attach them now, and answer that then."""
 
     id: str
     sandbox: str
@@ -64,6 +65,7 @@ class TaskConfig:
     log: LogSpec | None
     exit_file: Path
     resources: Resources = field(default_factory=Resources)
+    fds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from drupe.keeper.records import Created, Io
 from drupe.oci.programs import no_program, not_executable
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
-from drupe.sandboxers.contract import ExecConfig, TaskConfig
-from drupe.sandboxers.kept.tasks import KeptTasks, log_file
+from drupe.sandboxers.contract import Attachment, ExecConfig, TaskConfig
+from drupe.sandboxers.kept.tasks import KeptAttachment, KeptTasks, log_file
 from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.sandboxers.runc.entering import process_fields
 from drupe.spec.resources import Resources
@@ -37,6 +37,7 @@ class RuncTasks(KeptTasks):
     def __init__(self, *, keeper: Keeper, command: RuntimeCommand, cgroups: Cgroups) -> None:
         super().__init__(keeper=keeper, cgroups=cgroups)
         self._command = command
+        self._attached: dict[str, tuple[Mapping[str, int], Attachment]] = {}  # at creation, to whom
         self._plain: set[str] = set()  # made here, by crun, without hooks: no crun is needed to start and delete them
 
     async def create(self, task: TaskConfig) -> int:
@@ -76,11 +77,25 @@ class RuncTasks(KeptTasks):
                 exit_file=task.exit_file,
                 log_file=task.bundle / "create.log",
                 join=join,
+                attach=task.fds,
+                close_stdin="stdin" in task.fds and not task.tty,
                 timeout_s=HELPER_TIMEOUT_S,
             )
         )
         await self._restrict(task, making, in_cgroup=bool(join))
-        return making.result().pid
+        pid, number = making.result()
+        if number is not None:
+            self._attached[task.id] = (task.fds, KeptAttachment(self._keeper, task.id, number))
+        return pid
+
+    async def attach(
+        self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "", keep_stdin: bool = False
+    ) -> Attachment:
+        known, early = self._attached.get(task_id, (None, None))
+        if early is not None and known is fds:
+            del self._attached[task_id]
+            return early
+        return await super().attach(task_id, fds, exec_id=exec_id, keep_stdin=keep_stdin)
 
     async def end_makers(self, task_ids: Set[str]) -> None:
         """End what is at work, unseen by the keeper, on making these."""
@@ -163,6 +178,7 @@ class RuncTasks(KeptTasks):
         bundle = self._bundle_of.pop(task_id, None)
         over = task_id in self._plain and task_id in self._ended
         self._plain.discard(task_id)
+        self._attached.pop(task_id, None)
         self._ended.discard(task_id)
         if not over:
             await self._delete_living(task_id, cgroup)
