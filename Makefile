@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 .PHONY: help setup demo test test-cgroup2 lint format bench bench-quick clean
 
 help: ## Show these targets
-	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing (Debian packages, .venv, native keeper); instant when nothing is
 	@scripts/setup.sh
