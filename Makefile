@@ -4,10 +4,10 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench bench-quick clean
+.PHONY: help setup demo test test-cgroup2 lint format bench bench-quick clean
 
 help: ## Show these targets
-	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing (Debian packages, .venv, native keeper); instant when nothing is
 	@scripts/setup.sh
@@ -18,6 +18,10 @@ demo: setup ## Build the images `busybox` and `debian`, then show every main fea
 test: ## Run every test (installs what the tests need first); PYTEST_ARGS="-k name" narrows it
 	@scripts/setup.sh --tests
 	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+test-cgroup2: ## Run the tests of limits in an emulated guest that has only cgroup v2 (minutes); TESTS="paths" for others
+	@scripts/setup.sh --tests
+	@scripts/test-cgroup2.sh $(TESTS)
 
 lint: ## Run only the style tests: ruff, mypy --strict, layers, docs
 	@scripts/setup.sh

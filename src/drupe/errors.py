@@ -105,7 +105,8 @@ class InvalidTransition(InvalidState):
     """A move that the state table (state/machine.py) refuses."""
 
     def __init__(self, message: str = "", *, what: str = "", old: str = "", new: str = "", **rest: Any) -> None:
-        super().__init__(message or f"{what} cannot move from {old} to {new}", **rest)
+        text = f"{what} is {old} already" if old == new else f"{what} cannot move from {old} to {new}"
+        super().__init__(message or text, **rest)
         self.details.update({k: v for k, v in (("from", old), ("to", new)) if v})
 
 

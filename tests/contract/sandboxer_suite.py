@@ -273,6 +273,7 @@ class SandboxerSuite:
         tasks = [site.task(sandbox, "sleep 1") for _ in range(2)]
         for task in tasks:
             await site.sandboxer.tasks().create(task)
+        for task in tasks:
             await site.sandboxer.tasks().start(task.id)
         await site.sandboxer.pause(sandbox)
         await asyncio.sleep(1.2)

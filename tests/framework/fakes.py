@@ -15,7 +15,6 @@ from typing import Any
 
 from drupe.errors import NotFound, Unsupported
 from drupe.images.config import ImageConfig
-from drupe.oci.signals import parse_signal
 from drupe.resources.cgroups.contract import Watcher
 from drupe.runtime.choosing import WISH, ImageWish
 from drupe.runtime.container import Container
@@ -163,7 +162,6 @@ class MemoryStorage:
     async def bundle_config(self, container: Container) -> dict[str, Any]:
         await self.faults.passing("storage.bundle_config")
         spec = container.spec
-        container.stop_signal = parse_signal(spec.stop_signal or "TERM")
         env = ["PATH=/bin", *spec.env]
         return {"process": {"args": [*(spec.entrypoint or ()), *spec.argv], "env": env, "cwd": spec.cwd or "/"}}
 

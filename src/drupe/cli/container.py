@@ -25,6 +25,7 @@ VERBS: dict[str, Verb] = {
     "status": Verb("inspect:containers", "Show all that is known of containers (same as inspect)"),
     "stats": Verb("stats:stats", "Show resource use"),
     "top": Verb("top:top", "List the processes of a container"),
+    "port": Verb("port:port", "Show published ports"),
     "update": Verb("update:update", "Change the limits of containers"),
     "cp": Verb("cp:cp", "Copy files between a container and the host"),
     "export": Verb("image:export_container", "Write a container's file system as a tar"),

@@ -10,6 +10,17 @@ import click
 from drupe.errors import DrupeError, InternalError
 
 REPORT = "this is a bug in drupe: please report it with the lines above and the output of `drupe version`"
+_INSTEAD = {  # options of Docker that drupe does not have, and what does their work
+    "--link": "pods of one network find each other by name (--network NAME); containers of one pod share localhost",
+    "--volumes-from": "give both the same volume: -v NAME:DIR",
+    "--gpus": "give it the devices: --device PATH",
+    "--expose": "-p publishes a port; a pod's ports are open to its network without a word",
+    "--sig-proxy": "signals are always passed on to the workload",
+    "--attach": "output is attached unless -d is given, input with -i",
+    "--domainname": "give the whole name: --hostname NAME.DOMAIN",
+    "--cgroupns": "a container never sees the host's cgroups",
+    "--size": "drupe system df shows sizes",
+}
 _RUN_VERBS = ("run", "exec", "enter", "create", "start")
 
 
@@ -42,7 +53,9 @@ def show_usage_error(error: click.ClickException) -> int:
     """Show a mistake in the arguments; 125 for the verbs that pass a workload's exit code through, else 2."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context else "drupe"
-    say(error.format_message(), hint=f"see '{path} --help'")
+    instead = _INSTEAD.get(error.option_name, "") if isinstance(error, click.NoSuchOption) else ""
+    message = f"there is no option {error.option_name}" if instead else error.format_message()  # type: ignore[attr-defined]
+    say(message, hint=instead or f"see '{path} --help'")
     return 125 if path.split()[-1] in _RUN_VERBS and context and context.parent else 2
 
 

@@ -11,7 +11,6 @@ import click
 from drupe.cli.startup import import_msgspec
 
 _ELSEWHERE = {  # verbs of Docker that drupe does not have, and what does their work
-    "port": "there is no 'port': drupe ps shows the published ports",
     "login": "there is no 'login': pull and push take --creds, or DRUPE_CREDS",
     "history": "there is no 'history': drupe image inspect shows layers and config",
     "rename": "there is no 'rename': names are given at the start, with --name",

@@ -15,7 +15,7 @@ import click
 from drupe.cli import connection, parse, session, terminal
 from drupe.cli.errors import exit_code, say
 from drupe.cli.options import option, refs
-from drupe.errors import DrupeError, InvalidArgument, NotFound
+from drupe.errors import DrupeError, InvalidArgument, InvalidTransition, NotFound
 from drupe.spec.control import ContainerStart, Delete, Kill, ListFilter, Ref, Stop, Wait
 from drupe.spec.status import ContainerStatus, ExitStatus
 
@@ -51,7 +51,11 @@ def start(*, attach: bool, interactive: bool, detach_keys: str, refs: tuple[str,
 
 
 def _start(client: Client, ref: str) -> None:
-    client.call("container.start", ContainerStart(ref=ref))
+    try:
+        client.call("container.start", ContainerStart(ref=ref))
+    except InvalidTransition as error:
+        if error.details.get("from") != "running":  # it is what was asked for: no error, as in Docker
+            raise
 
 
 def _start_here(ref: str, *, stdin: bool, keys: str) -> int:

@@ -35,6 +35,7 @@ VERBS: dict[str, Verb] = {
     "cp": Verb("cp:cp", "Copy files between a container and the host", _WORK),
     "stats": Verb("stats:stats", "Show resource use", _WORK),
     "top": Verb("top:top", "List the processes of a container", _WORK),
+    "port": Verb("port:port", "Show published ports", _WORK),
     "update": Verb("update:update", "Change the limits of containers", _WORK),
     "export": Verb("image:export_container", "Write a container's file system as a tar", _WORK),
     "images": Verb("image:ls", "List images", _IMAGES),

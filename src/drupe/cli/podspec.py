@@ -104,6 +104,7 @@ container_options = apply(
     option("--health-timeout", parse=parse.duration, metavar="DURATION", help="Deadline of a check."),
     option("--health-retries", type=int, metavar="N", help="Failures until unhealthy."),
     option("--health-start-period", parse=parse.duration, metavar="DURATION", help="Grace at the start."),
+    click.option("--no-healthcheck", is_flag=True, help="No check, whatever the image says."),
     many("--device", parse=parse_container.device, metavar="PATH[:DST][:rwm]", help="Device of the host."),
     many("--ulimit", parse=parse_container.ulimit, metavar="NAME=SOFT[:HARD]", help="Resource limit."),
     many("-l", "--label", parse=parse.label, metavar="KEY=VALUE", help="Label."),
@@ -202,6 +203,10 @@ def _health(flags: dict[str, Any]) -> HealthCheck | None:
         retries="health_retries",
         start_period_s="health_start_period",
     )
+    if flags["no_healthcheck"]:
+        if flags["health_cmd"] is not None or options:
+            raise InvalidArgument("--no-healthcheck excludes the other --health-* options")
+        return HealthCheck(argv=())
     if flags["health_cmd"] is None:
         if options:
             raise InvalidArgument("--health-* without --health-cmd", hint="add --health-cmd COMMAND")

@@ -16,6 +16,7 @@ from drupe.spec.status import ExitStatus
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _GIVE_UP_AFTER = 3  # this many Ctrl-C and the client ends, whatever the workload does
+_EXPLAIN_AFTER = 2
 _SIDE_CALL_TIMEOUT_S = 5.0
 
 
@@ -90,6 +91,8 @@ class Signals:
             self._interrupts += 1
             if self._interrupts >= _GIVE_UP_AFTER:
                 raise KeyboardInterrupt
+            if self._interrupts == _EXPLAIN_AFTER:
+                _write_error("drupe: the workload goes on in spite of Ctrl-C; once more leaves it running\r\n")
         if self._ready:
             self._forward(number)
         else:
@@ -116,6 +119,11 @@ class Signals:
         """Handle the forwarded signals inside the block."""
         with terminal.handlers({number: self.handle for number in _FORWARDED}):
             yield
+
+
+def _write_error(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())  # from a signal handler, sys.stderr may be in the middle of something
 
 
 def side_call(method: str, params: Any) -> None:

@@ -31,7 +31,7 @@ def build(storage: Storage, container: Container, image: ImageConfig, user: Reso
     built = build_container(pod=container.pod.spec, container=spec, image=image, user=user, inputs=inputs)
     for note in built.notes:
         container.node.note(f"{container.what}: {note}")
-    container.stop_signal = _stop_signal(spec, image)
+    container.spec = _with_defaults(container, image)
     return built.config
 
 
@@ -113,16 +113,22 @@ def _devices(spec: ContainerSpec) -> tuple[tuple[dict[str, Any], ...], tuple[dic
 
 
 def _idle(spec: ContainerSpec) -> ContainerSpec:
-    """Nothing runs but a reaper; SIGKILL ends it, as it has nothing to save."""
-    return msgspec.structs.replace(
-        spec, entrypoint=(), argv=("/.drupe-idle", "-P"), init=False, stop_signal="KILL", user="0"
-    )
+    """Nothing runs but a reaper."""
+    return msgspec.structs.replace(spec, entrypoint=(), argv=("/.drupe-idle", "-P"), init=False, user="0")
 
 
-def _stop_signal(spec: ContainerSpec, image: ImageConfig) -> int:
+def _with_defaults(container: Container, image: ImageConfig) -> ContainerSpec:
+    """The spec with what the image says of the time after the start: kept in the journal, as the image may be gone."""
     from drupe.oci.signals import parse_signal
 
-    return parse_signal(spec.stop_signal or image.stop_signal or "TERM")
+    spec = container.spec
+    parse_signal(image.stop_signal or "TERM")
+    checked = container.pod.sandboxer.capabilities().get("exec") == "yes" and spec.annotations.get(IDLE) != "true"
+    return msgspec.structs.replace(
+        spec,
+        stop_signal=spec.stop_signal or image.stop_signal or None,
+        health=spec.health or (image.healthcheck if checked else None),
+    )
 
 
 def refuse_unsupported(spec: PodSpec) -> None:

@@ -24,7 +24,7 @@ from drupe.runtime.steps import Step, do_all, undo_all
 from drupe.sandboxers.capabilities import needed_by_update
 from drupe.sandboxers.contract import Attachment, TaskConfig, TaskService
 from drupe.spec.base import decode, plain
-from drupe.spec.container import ContainerSpec, LogSpec
+from drupe.spec.container import IDLE, ContainerSpec, LogSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import KILLED, ContainerStatus, ExitStatus, ProcessInfo, Stats
 from drupe.state.machine import State, check_move, require
@@ -59,7 +59,6 @@ class Container:
         )
         self.execs = Execs(self)
         self.oci: dict[str, Any] = {}
-        self.stop_signal = 15
         self.stopping = False  # asked to stop: no restart policy applies
         self.restart_at = 0.0  # when a restart is due; 0: none
         self.keep_volumes = False  # at deletion: leave anonymous volumes
@@ -95,6 +94,11 @@ class Container:
     def is_live(self) -> bool:
         """Whether its process exists."""
         return self.state in (State.RUNNING, State.PAUSED)
+
+    @property
+    def stop_signal(self) -> int:
+        """What asks it to end. An idle process has nothing to save."""
+        return 9 if self.spec.annotations.get(IDLE) == "true" else parse_signal(self.spec.stop_signal or "TERM")
 
     # -- life ---------------------------------------------------------------------------------------------------
 

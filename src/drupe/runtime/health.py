@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 async def watch_health(container: Container) -> None:
     """Probe until the container's current run ends. A paused container is not probed."""
     check = container.spec.health
-    if check is None:
+    if check is None or not check.argv:
         return
     run = container.status.started_at
     failures = 0

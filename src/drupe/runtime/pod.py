@@ -284,7 +284,7 @@ class Pod:
     # -- what happens to it -------------------------------------------------------------------------------------
 
     def container_started(self, container: Container) -> None:
-        if container.spec.health is not None:
+        if container.spec.health is not None and container.spec.health.argv:
             from drupe.runtime.health import watch_health
 
             self.node.spawn(watch_health(container), f"health of {container.what}")

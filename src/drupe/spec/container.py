@@ -86,7 +86,8 @@ class RestartPolicy(Spec):
 
 
 class HealthCheck(Spec):
-    """A command run inside the container; exit 0 is healthy. Durations in seconds, Docker's meaning and defaults."""
+    """A command run inside the container; exit 0 is healthy. Durations in seconds, Docker's meaning and defaults.
+    Without argv nothing is checked, whatever the image says."""
 
     argv: tuple[str, ...]
     interval_s: float = 30.0

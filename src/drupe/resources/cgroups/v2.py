@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from drupe.errors import DeadlineExceeded, NotFound
+from drupe.errors import DeadlineExceeded, NotFound, ResourceExhausted
 from drupe.resources.cgroups.base import (
     BaseCgroups,
     backoff,
@@ -26,6 +26,7 @@ from drupe.resources.cgroups.watch import watch_v2
 from drupe.spec import Resources, Stats
 
 _USED = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb")
+_RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
 _IO_KEYS = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
 
 
@@ -45,6 +46,24 @@ class CgroupsV2(BaseCgroups):
         self.make(self.main_dir(path), path)
         self._enable_controllers(path)
         self.write_all(path, settings)
+
+    def apply(self, path: str, resources: Resources) -> None:
+        limits, settings = self._planned(resources)
+        self.require(path)
+        if limits.memory_bytes not in (None, UNLIMITED):
+            self._refuse_to_kill(path, settings)
+        self.write_all(path, settings)
+
+    def _refuse_to_kill(self, path: str, settings: list[Setting]) -> None:
+        """v1 refuses a limit below what is in use; v2 takes it and kills for it. What cannot be given back counts."""
+        new = {setting.file: setting.value for setting in settings}
+        base = self.main_dir(path)
+        kinds = read_pairs(f"{base}/memory.stat")
+        in_use = read_number(f"{base}/memory.current") - sum(kinds.get(kind, 0) for kind in _RECLAIMABLE)
+        if in_use - _swap_room(base, new.get("memory.swap.max")) > int(new["memory.max"]):
+            raise ResourceExhausted(
+                f"cgroup {path}: more memory is in use than memory_bytes = {new['memory.max']}", cause=f"{in_use} bytes"
+            )
 
     def join_files(self, path: str) -> list[str]:
         return []  # one process of many threads, or a thread of a threaded cgroup: only the first exists here
@@ -185,6 +204,16 @@ class CgroupsV2(BaseCgroups):
             write_text(f"{self.main_dir(path)}/{file}", value)
         except OSError as error:
             raise self.explain(error, path) from None
+
+
+def _swap_room(base: str, limit: str | None) -> int:
+    """How much more of the cgroup's memory may go to swap. limit: a new memory.swap.max, if not the one it has."""
+    areas = [line.split() for line in read_text("/proc/swaps").splitlines()[1:]]
+    free = sum(int(size) - int(used) for _, _, size, used, _ in areas) * 1024
+    file = f"{base}/memory.swap.max"
+    limit = limit or (read_text(file).strip() if os.path.exists(file) else "0")
+    used = read_number(f"{base}/memory.swap.current")
+    return min(free, max(0, int(limit) - used)) if limit.isdigit() else free
 
 
 def weight_of_shares(shares: int) -> int:
