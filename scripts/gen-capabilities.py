@@ -7,9 +7,12 @@ scripts/gen-capabilities.py --check   exit 1 when the page is not what would be 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import msgspec
 
 from drupe.sandboxers.features import FEATURES
 from drupe.sandboxers.fields import RULES, UNSEEN, WHOLE, Everywhere
@@ -40,7 +43,7 @@ def page() -> str:
     kinds = [f"| `{k.name}` | `{k.level}` | {k.isolates} | {'planned' if k.is_planned else ''} |" for k in every]
     parts = [HEAD + "\n".join(kinds), "## Features\n\n" + features(built)]
     parts += [f"## What `{kind.name}` cannot do, or not wholly\n\n" + reasons(kind) for kind in built]
-    return "\n\n".join([*parts, FIELDS + fields()]) + "\n"
+    return "\n\n".join([*parts, SETTINGS + settings(built), FIELDS + fields()]) + "\n"
 
 
 def features(built: list[Kind]) -> str:
@@ -61,6 +64,31 @@ def reasons(kind: Kind) -> str:
             found.setdefault(kind.able()[feature], []).append(f"`{feature}`")
     lines = (f"- {', '.join(names)}: {said}" for said, names in found.items())
     return "\n".join(lines)
+
+
+SETTINGS = """## Settings
+
+Keys of `[kinds.NAME]` in the [node's configuration](choosing.md#the-nodes-configuration), with their defaults.
+
+"""
+
+
+def settings(built: list[Kind]) -> str:
+    """What each kind lets a node's operator set."""
+    return "\n".join(line for kind in built for line in _settings(kind))
+
+
+def _settings(kind: Kind) -> Iterator[str]:
+    options = kind.options()
+    fields = msgspec.structs.fields(options)
+    if fields:
+        says = " ".join((options.__doc__ or "").split())
+        defaults = msgspec.structs.asdict(options())
+        yield f"- `{kind.name}`: {', '.join(f'`{f.name} = {_toml(defaults[f.name])}`' for f in fields)}. {says}"
+
+
+def _toml(value: object) -> str:
+    return "(none)" if value is None else json.dumps(msgspec.to_builtins(value))
 
 
 FIELDS = """## Which field asks for what

@@ -20,9 +20,10 @@ from drupe.resources.limits import apply_verified, end_and_remove
 from drupe.runtime import hostfiles
 from drupe.runtime.container import Container, merged
 from drupe.runtime.idmap import root_ids
+from drupe.runtime.plan import joins_host_network
 from drupe.runtime.policy import level_of, refuse_forbidden, rules_for
 from drupe.runtime.steps import Step, do_all, side_by_side, undo_all
-from drupe.sandboxers.capabilities import needed_by_update, refuse_unless_able
+from drupe.sandboxers.capabilities import needed, needed_by_update, refuse_unless_able
 from drupe.sandboxers.contract import SandboxConfig, Sandboxer, SandboxInfo
 from drupe.spec.base import plain
 from drupe.spec.container import ContainerSpec
@@ -104,6 +105,14 @@ class Pod:
         rules = rules_for(self.node.config.policy, namespace=self.spec.namespace, labels=self.spec.labels)
         refuse_forbidden(what, rules, level_of(kind.level, features), features)
 
+    def _check_start(self) -> None:
+        """A pod that was made before a rule is held to it when it starts again."""
+        if self.node.config.policy:
+            containers = tuple(container.spec for container in self.containers.values())
+            features = needed(msgspec.structs.replace(self.spec, containers=containers))
+            joined = {"host-network"} if joins_host_network(self.spec) else set()
+            self.check_allowed(f"the start of {self.what}", features | joined)
+
     # -- life ---------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[Step]:
@@ -163,6 +172,7 @@ class Pod:
         start, those before it are stopped and the pod fails, keeping the cause."""
         check_move(self.what, self.state, State.RUNNING)
         require(self.what, self.state, State.READY, State.STOPPED, to="start it")
+        self._check_start()
         if self.state is State.STOPPED:
             await self._make_files()
             await self._make_cgroup()

@@ -39,8 +39,9 @@ def serve(
     try:
         asyncio.run(_serve(Paths(root=root, run=run), socket, config, journal))
     except DrupeError as error:
-        log.error("%s", error)
-        _ready(f"error: {error}" + (f" (hint: {error.hint})" if error.hint else ""))
+        text = f"{error} (hint: {error.hint})" if error.hint else str(error)
+        log.error("%s", text)
+        _ready(f"error: {text}")
         return error.exit_code
     except OSError as error:
         log.error("%s", error)

@@ -88,6 +88,17 @@ async def test_what_a_kind_cannot_do_is_refused_in_each_call(bench: Bench) -> No
         assert caught.value.details == {"kind": "fake", "feature": feature}
 
 
+async def test_a_pod_that_is_older_than_a_rule_is_held_to_it_when_it_starts_again(able: Bench) -> None:
+    able.node.config = NodeConfig(sandbox="fake")
+    pod = await tenant(able, container={"security": PRIVILEGED})
+    await pod.stop(force=True)
+    able.node.config = NodeConfig(sandbox="fake", policy=(MINIMUM,))
+    with pytest.raises(PermissionDenied, match=r"the start of pod .* is refused: policy rule 'tenants'"):
+        await pod.start()
+    able.node.config = NodeConfig(sandbox="fake")
+    await pod.start()
+
+
 async def test_the_choice_is_kept_with_the_pod_and_told(bench: Bench) -> None:
     pod = await bench.create("sleep 60", sandbox="auto")
     choice = pod.record().choice
