@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from drupe.errors import NotFound, Unsupported
+from drupe.resources.process_tree import descendants
+from drupe.resources.processes import list_processes
 from drupe.spec.container import LogSpec
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
-from drupe.spec.status import ExitStatus, Stats
+from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,10 @@ async def hold(attachment: Attachment) -> None:
 
 
 class TaskService(ABC):
-    """Containers of one sandbox kind; ids are unique per node."""
+    """Containers of one sandbox kind; ids are unique per node. binds_until: by when what a container bind-mounts has been
+    taken over by its sandbox: "create" or "start"."""
+
+    binds_until: ClassVar[str] = "create"
 
     @abstractmethod
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
@@ -136,8 +141,9 @@ class TaskService(ABC):
         """Make the container, ready to start. Returns its first process's host pid (0 where there is none)."""
 
     @abstractmethod
-    async def start(self, task_id: str) -> None:
-        """Run the workload. NotFound for a missing program, PermissionDenied for one that may not be executed."""
+    async def start(self, task_id: str) -> int | None:
+        """Run the workload. Returns its host pid where `create` had none yet. NotFound for a missing program,
+        PermissionDenied for one that may not be executed."""
 
     @abstractmethod
     async def exec(self, config: ExecConfig) -> int:
@@ -176,7 +182,19 @@ class TaskService(ABC):
 
     @abstractmethod
     async def pids(self, task_id: str) -> list[int]:
-        """Host pids of its processes."""
+        """Pids of its processes: the host's, or those of the kernel that runs them."""
+
+    async def processes(self, task_id: str) -> list[ProcessInfo]:
+        """What runs in it. Pids are those of `pids`."""
+        return list_processes(await self.pids(task_id))
+
+    async def kill_tree(self, task_id: str, signal: int, *, exec_id: str, pid: int) -> None:
+        """Send a signal to an exec and to all that it started, within the container. pid: what `exec` returned."""
+        family = descendants(pid, among=await self.pids(task_id)) if pid else []
+        with contextlib.suppress(NotFound):
+            await self.kill(task_id, signal, exec_id=exec_id)
+        for child in family:
+            child.signal(signal)
 
     @abstractmethod
     async def delete(self, task_id: str) -> None:

@@ -1,0 +1,75 @@
+"""From the config.json that crun would get to the one that runsc gets.
+
+What runsc would silently leave out is taken out here, where the capability table (`able`) has refused it to those who
+asked for it; what it understands otherwise is put in its words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from drupe.sandboxers.contract import SandboxConfig
+from drupe.sandboxers.gvisor.records import ROOT_ID, PodRecord
+
+_TYPE = "io.kubernetes.cri.container-type"
+_SANDBOX = "io.kubernetes.cri.sandbox-id"
+_SHARED_PID = "/proc/drupe-pod/ns/pid"  # runsc compares the path only: containers that name the same one share
+# The sentry has its own, or the daemon does it: limits, devices, sysctls.
+_LEFT_OUT = ("cgroupsPath", "resources", "devices", "sysctl", "maskedPaths", "readonlyPaths", "rootfsPropagation")
+_OWN_TYPES = ("proc", "sysfs", "tmpfs", "devpts", "mqueue")
+
+
+def adapted(oci: dict[str, Any], pod: PodRecord, *, first: bool, shares_pid: bool) -> dict[str, Any]:
+    """The config of one container. first: it is the sandbox's first."""
+    linux = {key: value for key, value in oci.get("linux", {}).items() if key not in _LEFT_OUT}
+    linux["namespaces"] = _namespaces(pod, shares_pid=shares_pid)
+    if not pod.seccomp:
+        linux.pop("seccomp", None)
+    annotations = {_TYPE: "sandbox" if first else "container", _SANDBOX: ROOT_ID}
+    mounts = [_mount(mount, sole=pod.sole) for mount in oci.get("mounts", ()) if mount.get("type") != "cgroup"]
+    return {**oci, "mounts": mounts, "linux": linux, "annotations": annotations}
+
+
+def holder(config: SandboxConfig, pod: PodRecord, rootfs: Path, init: str) -> dict[str, Any]:
+    """The first container of a pod that has several, or none yet: it sleeps, and reaps."""
+    oci = {
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["/catatonit", "-P"],
+            "cwd": "/",
+            "env": ["PATH=/"],
+            "noNewPrivileges": True,
+            "capabilities": {},
+        },
+        "root": {"path": str(rootfs), "readonly": True},
+        "hostname": config.hostname,
+        "mounts": [
+            {"destination": "/catatonit", "source": init, "type": "bind", "options": ["bind", "ro"]},
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+        ],
+    }
+    return adapted(oci, pod, first=True, shares_pid=config.spec.namespaces.pid == "pod")
+
+
+def _namespaces(pod: PodRecord, *, shares_pid: bool) -> list[dict[str, str]]:
+    pid = {"type": "pid", "path": _SHARED_PID} if shares_pid else {"type": "pid"}
+    spaces = [pid, *({"type": kind} for kind in ("mount", "ipc", "uts"))]
+    if pod.netns:
+        spaces.append({"type": "network", "path": pod.netns})
+    return spaces
+
+
+def _mount(mount: dict[str, Any], *, sole: bool) -> dict[str, Any]:
+    """`rro` is crun's; the sentry refuses writes below the whole mount anyway. /dev/shm of a pod of one container needs
+    no host directory to be shared."""
+    if sole and mount["destination"] == "/dev/shm" and mount.get("type") == "bind":
+        return {
+            "destination": "/dev/shm",
+            "type": "tmpfs",
+            "source": "shm",
+            "options": ["nosuid", "nodev", "mode=1777"],
+        }
+    options = ["ro" if option == "rro" else option for option in mount.get("options", ())]
+    return {**mount, "options": options}
