@@ -9,13 +9,13 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
-from sandboxer_suite import Site
+from sandboxer_suite import Site, logged, until
 
 from drupe.errors import DrupeError
 from drupe.keeper.client import Keeper
 from drupe.keeper.start import ensure_keeper
 from drupe.resources.cgroups import detect
-from drupe.sandboxers.contract import SandboxConfig, SandboxInfo
+from drupe.sandboxers.contract import SandboxConfig, SandboxInfo, TaskConfig
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
 from drupe.spec import Resources
 from framework import probes
@@ -25,7 +25,7 @@ from framework.residue import children, names
 SCRIPTS = {
     "exit": 'exit "$1"',
     "complain": 'echo "$@" >&2; exit 1',
-    "patient": "trap 'exit 0' TERM; while :; do sleep 0.02; done",
+    "patient": "trap 'exit 0' TERM; echo ready; while :; do sleep 0.02; done",
     "stubborn": "trap '' TERM; while :; do sleep 0.02; done",
     "spin": "while :; do :; done",
     "size": "read line; stty size",
@@ -107,6 +107,9 @@ class KeptSite(Site):
             await self.keeper.shutdown(force=True)
             self.keeper.close()
         assert left == {}, f"left behind: {left}"
+
+    async def ready(self, task: TaskConfig) -> None:
+        await until(lambda: logged(task), "it said that it is ready")
 
     def left(self) -> dict[str, Any]:
         """What should have gone with the sandboxes."""
