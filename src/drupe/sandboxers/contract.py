@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -127,8 +127,8 @@ async def hold(attachment: Attachment) -> None:
 
 
 class TaskService(ABC):
-    """Containers of one sandbox kind; ids are unique per node. binds_until: by when what a container bind-mounts has been
-    taken over by its sandbox: "create" or "start"."""
+    """Containers of one sandbox kind; ids are unique per node. binds_until: the call by which what a container
+    bind-mounts has been taken over: "create" or "start"."""
 
     binds_until: ClassVar[str] = "create"
 
@@ -243,7 +243,22 @@ class Sandboxer(ABC):
     @abstractmethod
     async def stats(self, sandbox_id: str) -> Stats: ...
 
+    async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
+        """Write the memory of a running sandbox to `directory` (exists, empty); it goes on afterwards. meanwhile: called
+        while everything in it stands still, for the files that belong to that moment. Returns program and version that
+        can read it. Refused by kinds that cannot."""
+        raise _no_snapshots(self.kind)
+
+    async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:
+        """Instead of `start`: what `snapshot` wrote goes on in this sandbox, each task from its `start` on. ids: the
+        tasks made here to those of the snapshot. Refused by kinds that cannot."""
+        raise _no_snapshots(self.kind)
+
     @abstractmethod
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
         """After a restart: take over the sandboxes that should live, answer what tasks are there (by task or
         "task.exec" id), and remove what belongs to none of them."""
+
+
+def _no_snapshots(kind: str) -> Unsupported:
+    return Unsupported(f"{kind} sandboxes cannot be snapshot", kind=kind, feature="snapshot")

@@ -63,7 +63,7 @@ def _pod(directory: Path) -> PodRecord:
 def _start(command: RunscCommand, pod: PodRecord, directory: Path) -> None:
     (directory / "rootfs").mkdir()
     (directory / "config.json").write_text(json.dumps(host_config("doctor", ["/usr/bin/sleep", "60"], {})))
-    done = run(command.run(pod, directory), deadline_s=DEADLINE_S, quiet=True)
+    done = run(command.first(pod, directory), deadline_s=DEADLINE_S, quiet=True)
     if done.code != 0:
         log = directory / "create.log"
         said = last_message(log.read_text(errors="replace")) if log.exists() else f"exit code {done.code}"

@@ -51,15 +51,14 @@ class RunscCommand:
         argv += ["--oci-seccomp"] if pod.seccomp else []
         return argv
 
-    def run(self, pod: PodRecord, bundle: Path, *, tty: bool = False) -> list[str]:
-        """Make the sandbox and run its first container; the sentry's pid goes to ``bundle/pid``."""
-        argv = [*self.base(pod, bundle / "create.log"), "run", "--detach"]
-        return [*argv, *_made(bundle, tty=tty), ROOT_ID]
-
-    def restore(self, pod: PodRecord, bundle: Path, image: Path, *, tty: bool = False) -> list[str]:
-        """As `run`, from a checkpoint."""
-        argv = [*self.base(pod, bundle / "create.log"), "restore", "--detach", "--image-path", str(image)]
-        return [*argv, *_made(bundle, tty=tty), ROOT_ID]
+    def first(self, pod: PodRecord, bundle: Path, *, tty: bool = False, image: Path | None = None) -> list[str]:
+        """Make the sandbox and run its first container, or have it go on from a checkpoint; the sentry's pid goes to
+        ``bundle/pid``."""
+        verb = ["run", "--detach"] if image is None else ["restore", "--detach", "--image-path", str(image)]
+        argv = [*self.base(pod, bundle / "create.log"), *verb, "--bundle", str(bundle)]
+        argv += ["--pid-file", str(bundle / "pid")]
+        argv += ["--console-socket", CONSOLE] if tty else []
+        return [*argv, ROOT_ID]
 
     def add(self, pod: PodRecord, task: TaskRecord, *, image: Path | None = None) -> list[str]:
         """Run one more container in the sandbox; the pid of its gofer goes to ``bundle/pid``."""
@@ -93,8 +92,3 @@ def entering(procs_file: str, argv: list[str]) -> list[str]:
 def veiled(argv: list[str]) -> list[str]:
     """argv in a mount namespace of its own in which `ROOT_ONLY` is not to be seen."""
     return ["unshare", "--mount", "--propagation", "slave", "/bin/sh", "-c", _VEIL, "sh", *argv]
-
-
-def _made(bundle: Path, *, tty: bool) -> list[str]:
-    argv = ["--bundle", str(bundle), "--pid-file", str(bundle / "pid")]
-    return [*argv, "--console-socket", CONSOLE] if tty else argv

@@ -27,7 +27,7 @@ def adapted(oci: dict[str, Any], pod: PodRecord, *, first: bool, shares_pid: boo
     if not pod.seccomp:
         linux.pop("seccomp", None)
     annotations = {_TYPE: "sandbox" if first else "container", _SANDBOX: ROOT_ID}
-    mounts = [_mount(mount, sole=pod.sole) for mount in oci.get("mounts", ()) if mount.get("type") != "cgroup"]
+    mounts = [_mount(mount) for mount in oci.get("mounts", ()) if mount.get("type") != "cgroup"]
     return {**oci, "mounts": mounts, "linux": linux, "annotations": annotations}
 
 
@@ -61,15 +61,7 @@ def _namespaces(pod: PodRecord, *, shares_pid: bool) -> list[dict[str, str]]:
     return spaces
 
 
-def _mount(mount: dict[str, Any], *, sole: bool) -> dict[str, Any]:
-    """`rro` is crun's; the sentry refuses writes below the whole mount anyway. /dev/shm of a pod of one container needs
-    no host directory to be shared."""
-    if sole and mount["destination"] == "/dev/shm" and mount.get("type") == "bind":
-        return {
-            "destination": "/dev/shm",
-            "type": "tmpfs",
-            "source": "shm",
-            "options": ["nosuid", "nodev", "mode=1777"],
-        }
+def _mount(mount: dict[str, Any]) -> dict[str, Any]:
+    """`rro` is crun's; the sentry refuses writes below the whole mount anyway."""
     options = ["ro" if option == "rro" else option for option in mount.get("options", ())]
     return {**mount, "options": options}

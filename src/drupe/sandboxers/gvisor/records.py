@@ -46,6 +46,7 @@ class PodRecord(Record, kw_only=True):
     sole: bool
     network: str
     platform: str
+    hostname: str = ""
     netns: str = ""
     debug: bool = False
     seccomp: bool = False

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
-from drupe.errors import DrupeError, HelperFailed
+from drupe.errors import DataLoss, DrupeError, HelperFailed
 from drupe.keeper.records import Exit, Io, TaskInfo
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskExit, TaskState
+from drupe.sandboxers.gvisor import snapshots
 from drupe.sandboxers.gvisor.able import ABLE
 from drupe.sandboxers.gvisor.command import RunscCommand, find_runsc
 from drupe.sandboxers.gvisor.config import holder
@@ -28,7 +29,7 @@ from drupe.sandboxers.kept.sandboxer import KeptSandboxer
 from drupe.sandboxers.kinds import Means
 from drupe.sandboxers.runc.infra import find_init
 from drupe.spec.resources import Resources
-from drupe.spec.status import ExitStatus, Stats
+from drupe.spec.status import Stats
 
 _SUFFIX = ".sandbox"
 
@@ -70,6 +71,7 @@ class GvisorSandboxer(KeptSandboxer):
             cgroup=config.cgroup,
             state=str(self._pods.state_of(config.id)),
             sole=len(config.spec.containers) == 1,
+            hostname=config.hostname,
             network="sandbox" if netns else "host",
             platform=platform,
             netns=netns,
@@ -84,14 +86,17 @@ class GvisorSandboxer(KeptSandboxer):
     async def start(self, sandbox_id: str) -> None:
         """A sandbox of several containers gets a first one that does nothing, so that it ends with none of them."""
         pod = self._pods.get(sandbox_id)
-        if pod.record.sole:
-            return
+        if not pod.record.sole:
+            await self._start_holder(pod, None)
+
+    async def _start_holder(self, pod: GvisorPod, image: Path | None) -> None:
+        """image: the checkpoint that it is to go on from."""
         bundle = self._bundle(pod)
         (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
         for name in ("proc", "dev", "sys", "tmp"):
             (bundle / "rootfs" / name).mkdir(exist_ok=True)
         (bundle / "rootfs" / "catatonit").touch()
-        oci = holder(self._configs[sandbox_id], pod.record, bundle / "rootfs", find_init())
+        oci = holder(self._configs[pod.record.id], pod.record, bundle / "rootfs", find_init())
         (bundle / "config.json").write_bytes(msgspec.json.encode(oci))
         leaf = pod.record.leaf("")
         self._cgroups.create(leaf, Resources())
@@ -99,7 +104,7 @@ class GvisorSandboxer(KeptSandboxer):
             await self._pods.launch_first(
                 pod,
                 pod.record.key,
-                self._pods.command.run(pod.record, bundle),
+                self._pods.command.first(pod.record, bundle, image=image),
                 cgroup=leaf,
                 pidfile=bundle / "pid",
                 io=Io(mode="null"),
@@ -109,6 +114,20 @@ class GvisorSandboxer(KeptSandboxer):
         except HelperFailed as error:
             await self._end(pod)
             raise explain(error, {}) from None
+
+    async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
+        pod = self._pods.get(sandbox_id)
+        tasks = [record for record in self._tasks.records() if record.sandbox == sandbox_id]
+        return await snapshots.write(self._pods, pod, tasks, directory, meanwhile)
+
+    async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:
+        pod, image = self._pods.get(sandbox_id), directory / "image"
+        guests = snapshots.Guests.read(snapshots.Guests.path(directory))
+        if guests is None:
+            raise DataLoss("the snapshot does not say which containers are in it", stage="restore")
+        self._tasks.restore_from(image, {task: guests.names[old] for task, old in ids.items()})
+        if not pod.record.sole:
+            await self._start_holder(pod, image)
 
     async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:
         pod = self._pods.find(sandbox_id)
@@ -239,6 +258,3 @@ def open_gvisor(means: Means) -> GvisorSandboxer:
     command = RunscCommand(find_runsc(options.program))
     pods = Pods(keeper=means.keeper, command=command, cgroups=means.cgroups, state=means.run / "gvisor")
     return GvisorSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit, options=options)
-
-
-__all__ = ["ExitStatus", "GvisorSandboxer", "open_gvisor"]

@@ -113,6 +113,11 @@ class Sentry:
         """Start a further process with `fds` as its 0, 1, 2…; its pid as the sentry counts them."""
         return int(await self.call("containerManager.ExecuteAsync", _exec_args(container, process, len(fds)), fds=fds))
 
+    async def execute_file(self, container: str, process: Mapping[str, Any], fds: Sequence[int], program: int) -> int:
+        """The same with a program of the host's, by its descriptor."""
+        arguments = _exec_args(container, process, len(fds))
+        return int(await self.call("containerManager.ExecuteAsync", arguments, fds=[*fds, program]))
+
     async def wait_pid(self, container: str, pid: int) -> int:
         """The wait status of a process that `execute` started, once it has ended; told once."""
         return int(await self.call("containerManager.WaitPID", {"PID": pid, "CID": container}, within_s=None))

@@ -29,6 +29,7 @@ from drupe.sandboxers.gvisor.pending import PendingAttachment
 from drupe.sandboxers.gvisor.pods import GvisorPod, Pods
 from drupe.sandboxers.gvisor.processes import family, process_infos
 from drupe.sandboxers.gvisor.records import ROOT_ID, TaskRecord, forget_guest, gofer_of, record_path
+from drupe.sandboxers.gvisor.snapshots import rename
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
@@ -90,6 +91,8 @@ class GvisorTasks(KeptTasks):
                 if attachment.waits:
                     attachment.drop()
         self.started(record, created.pid)
+        if record.restore:
+            await self._restored(pod, record)
         return record.gofer
 
     def started(self, record: TaskRecord, pid: int) -> None:
@@ -126,11 +129,23 @@ class GvisorTasks(KeptTasks):
     def _argv(self, pod: GvisorPod, record: TaskRecord) -> list[str]:
         command, bundle = self._pods.command, Path(record.bundle)
         image = Path(record.restore) if record.restore else None
-        if not pod.record.sole:
-            return command.add(pod.record, record, image=image)
-        if image is not None:
-            return command.restore(pod.record, bundle, image, tty=record.tty)
-        return command.run(pod.record, bundle, tty=record.tty)
+        if pod.record.sole:
+            return command.first(pod.record, bundle, tty=record.tty, image=image)
+        return command.add(pod.record, record, image=image)
+
+    def restore_from(self, image: Path, guests: Mapping[str, str]) -> None:
+        """Have containers go on from a checkpoint, when they are started. guests: what each is called in it."""
+        for task_id, guest in guests.items():
+            record = self._record(task_id)
+            record.guest, record.restore = guest, str(image)
+            record.save()
+
+    async def _restored(self, pod: GvisorPod, record: TaskRecord) -> None:
+        """The guest goes on once the last of its containers is back; only then it can be given a name."""
+        record.restore = ""
+        record.save()
+        if not any(one.restore for one in self._records.values() if one.sandbox == record.sandbox):
+            await rename(pod, record.guest, pod.record.hostname)
 
     async def _undo_start(self, pod: GvisorPod, record: TaskRecord) -> None:
         """Nothing of a half-made container may stay in the sandbox, nor of a half-made sandbox on the host."""
