@@ -1,6 +1,6 @@
 """Snapshots: a pod's memory and files at one moment, kept in the runtime's root, and pods made from them.
 
-A snapshot is a directory `<root>/snapshots/<id>`: `memory` (the sandboxer's, opaque here), `layers/<container>` (what
+A snapshot is a directory `<root>/snapshots/<id>`: `memory` (the sandboxer's, opaque here), `shm` (what is shared), `layers/<container>` (what
 each wrote over its image), `volumes/<container>/<n>` (its anonymous volumes) and `manifest.json`, which is written last
 and names every file with its digest. It is whole or it is not there.
 """
@@ -42,21 +42,31 @@ class Origin:
     manifest: SnapshotManifest
 
     @property
+    def shm(self) -> Path:
+        """What the pod's containers shared."""
+        return self.directory / "shm"
+
+    @property
     def memory(self) -> Path:
         return self.directory / "memory"
 
     def ids_of(self, pod: Pod) -> Mapping[str, str]:
         """New id of each container to the one it had in the snapshot."""
-        return {c.id: self.manifest.old_ids[c.name] for c in pod.containers.values()}
+        return {c.id: self.manifest.old_ids[self._old(c.name)] for c in pod.containers.values()}
+
+    def _old(self, container: str) -> str:
+        """The name it had: one that was called as its pod was is called as its pod is."""
+        return container if container in self.manifest.old_ids else self.manifest.info.pod_name
 
     def layer(self, container: str) -> Path:
         """What a container had written."""
-        return self.directory / "layers" / container
+        return self.directory / "layers" / self._old(container)
 
     def volume(self, container: str, target: str) -> Path | None:
         """The copy of an anonymous volume; None when there is none."""
-        targets = self.manifest.volumes.get(container, [])
-        return self.directory / "volumes" / container / str(targets.index(target)) if target in targets else None
+        old = self._old(container)
+        targets = self.manifest.volumes[old]
+        return self.directory / "volumes" / old / str(targets.index(target)) if target in targets else None
 
 
 class Snapshots:
@@ -147,6 +157,7 @@ class Snapshots:
 
     async def _copy_files(self, pod: Pod, directory: Path) -> None:
         storage = self._core.node.storage
+        await storage.copy(storage.paths.pod(pod.id) / "shm", directory / "shm")
         for container in pod.containers.values():
             layer = storage.paths.layer(container.id) / "upper"
             await storage.copy(layer, directory / "layers" / container.name)
@@ -227,7 +238,7 @@ def _fresh(manifest: SnapshotManifest, name: str, *, other_ports: bool) -> PodSp
         msgspec.structs.replace(one, ipv4=None, ipv6=None, mac=None) for one in spec.network.attachments
     )
     ports = tuple(msgspec.structs.replace(port, host_port=0) for port in spec.ports) if other_ports else spec.ports
-    containers: tuple[ContainerSpec, ...] = tuple(msgspec.structs.replace(c, id=None) for c in manifest.containers)
+    containers = tuple(_nameless(c, manifest.info.pod_name) for c in manifest.containers)
     return msgspec.structs.replace(
         spec,
         id=None,
@@ -238,3 +249,7 @@ def _fresh(manifest: SnapshotManifest, name: str, *, other_ports: bool) -> PodSp
         ports=ports,
         containers=containers,
     )
+
+
+def _nameless(container: ContainerSpec, pod_name: str) -> ContainerSpec:
+    return msgspec.structs.replace(container, id=None, name=None if container.name == pod_name else container.name)

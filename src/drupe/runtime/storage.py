@@ -328,6 +328,8 @@ class Storage:
         await self._keeper.mount(
             [KeeperMount(source="shm", target=str(target), fstype="tmpfs", flags=flags, data=data)]
         )
+        if pod.origin is not None:
+            await self.copy(pod.origin.shm, target)
 
     async def umount_shm(self, pod: Pod) -> None:
         await self._keeper.umount([str(self.paths.pod(pod.id) / "shm")])

@@ -14,6 +14,7 @@ from drupe.sandboxers.gvisor.records import ROOT_ID, PodRecord
 
 _TYPE = "io.kubernetes.cri.container-type"
 _SANDBOX = "io.kubernetes.cri.sandbox-id"
+_SHM = "/dev/shm"  # noqa: S108 the container's
 _SHARED_PID = "/proc/drupe-pod/ns/pid"  # runsc compares the path only: containers that name the same one share
 # The sentry has its own, or the daemon does it: limits, devices, sysctls.
 _LEFT_OUT = ("cgroupsPath", "resources", "devices", "sysctl", "maskedPaths", "readonlyPaths", "rootfsPropagation")
@@ -27,7 +28,7 @@ def adapted(oci: dict[str, Any], pod: PodRecord, *, first: bool, shares_pid: boo
     if not pod.seccomp:
         linux.pop("seccomp", None)
     annotations = {_TYPE: "sandbox" if first else "container", _SANDBOX: ROOT_ID}
-    mounts = [_mount(mount) for mount in oci.get("mounts", ()) if mount.get("type") != "cgroup"]
+    mounts = [_mount(mount, pod) for mount in oci.get("mounts", ()) if mount.get("type") != "cgroup"]
     return {**oci, "mounts": mounts, "linux": linux, "annotations": annotations}
 
 
@@ -61,7 +62,11 @@ def _namespaces(pod: PodRecord, *, shares_pid: bool) -> list[dict[str, str]]:
     return spaces
 
 
-def _mount(mount: dict[str, Any]) -> dict[str, Any]:
-    """`rro` is crun's; the sentry refuses writes below the whole mount anyway."""
+def _mount(mount: dict[str, Any], pod: PodRecord) -> dict[str, Any]:
+    """`rro` is crun's; the sentry refuses writes below the whole mount anyway. /dev/shm of a pod of one container is the
+    sentry's own; several share the pod's directory on the host."""
+    if mount["destination"] == _SHM and pod.sole:
+        options = ["nosuid", "nodev", "mode=1777", f"size={pod.shm_bytes}"]
+        return {"destination": _SHM, "type": "tmpfs", "source": "shm", "options": options}
     options = ["ro" if option == "rro" else option for option in mount.get("options", ())]
     return {**mount, "options": options}

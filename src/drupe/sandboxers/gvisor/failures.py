@@ -9,14 +9,10 @@ from typing import Any
 from drupe.errors import DrupeError, HelperFailed, InvalidState, NotFound
 from drupe.oci.programs import no_program, not_executable
 
-_ABSENT = ("executable file not found", "no such file or directory", "error finding executable")
-_NOT_EXECUTABLE = (
-    "permission denied",
-    "exec format error",
-    "is a directory",
-    "not executable",
-    "operation not permitted",
-)
+_ABOUT_PROGRAM = ("finding executable", "executable file", "failed to load")
+_ABSENT = ("not found", "no such file or directory", "not a directory")
+_NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "operation not permitted")
+_GONE = ("no such process", "not found", "no such container", "not running", "not started")
 
 
 def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
@@ -24,7 +20,7 @@ def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
     text = last_message(error.cause)
     lower = text.lower()
     program = (process.get("args") or ["?"])[0]
-    about_program = program in text or "executable" in lower or "exec" in lower or "binary" in lower
+    about_program = any(words in lower for words in _ABOUT_PROGRAM)
     if about_program and any(words in lower for words in _ABSENT):
         return no_program(program)
     if about_program and any(words in lower for words in _NOT_EXECUTABLE):
@@ -39,9 +35,7 @@ def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
 def gone(error: HelperFailed) -> DrupeError:
     """The error for a signal that reached nobody."""
     text = error.cause.lower()
-    if any(
-        words in text for words in ("no such process", "not found", "no such container", "not running", "not started")
-    ):
+    if any(words in text for words in _GONE):
         return NotFound("the process has ended", cause=error.cause)
     return error
 

@@ -72,6 +72,7 @@ class GvisorSandboxer(KeptSandboxer):
             state=str(self._pods.state_of(config.id)),
             sole=len(config.spec.containers) == 1,
             hostname=config.hostname,
+            shm_bytes=max((c.shm_size_bytes for c in config.spec.containers), default=64 << 20),
             network="sandbox" if netns else "host",
             platform=platform,
             netns=netns,

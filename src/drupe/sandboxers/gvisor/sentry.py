@@ -109,14 +109,14 @@ class Sentry:
 
     # -- execs --------------------------------------------------------------------------------------------------
 
-    async def execute(self, container: str, process: Mapping[str, Any], fds: Sequence[int]) -> int:
-        """Start a further process with `fds` as its 0, 1, 2…; its pid as the sentry counts them."""
-        return int(await self.call("containerManager.ExecuteAsync", _exec_args(container, process, len(fds)), fds=fds))
-
-    async def execute_file(self, container: str, process: Mapping[str, Any], fds: Sequence[int], program: int) -> int:
-        """The same with a program of the host's, by its descriptor."""
+    async def execute(
+        self, container: str, process: Mapping[str, Any], fds: Sequence[int], *, program: int | None = None
+    ) -> int:
+        """Start a further process with `fds` as its 0, 1, 2…; its pid as the sentry counts them. program: a descriptor of
+        what it executes, instead of a file of the container's."""
         arguments = _exec_args(container, process, len(fds))
-        return int(await self.call("containerManager.ExecuteAsync", arguments, fds=[*fds, program]))
+        sent = fds if program is None else [*fds, program]
+        return int(await self.call("containerManager.ExecuteAsync", arguments, fds=sent))
 
     async def wait_pid(self, container: str, pid: int) -> int:
         """The wait status of a process that `execute` started, once it has ended; told once."""

@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from drupe.errors import DrupeError, HelperFailed
+from drupe.linux.hostname_program import hostname_program
 from drupe.sandboxers.gvisor.failures import last_message
 from drupe.sandboxers.gvisor.pods import GvisorPod, Pods
 from drupe.sandboxers.gvisor.records import Record, TaskRecord
 
 _TIMEOUT_S = 300.0
-_NAMER = Path("/bin/busybox")  # static; executed inside by its descriptor, so that the image needs no such program
 
 
 class Guests(Record, kw_only=True):
@@ -33,7 +33,7 @@ async def write(
     """Stop the guest, write its memory and what belongs to the moment, and let it go on. Returns runsc's version."""
     image, log = directory / "image", pod.state / "checkpoint.log"
     image.mkdir(mode=0o700)
-    await pod.sentry.call("Lifecycle.Pause")
+    await pod.sentry.call("containerManager.Pause")
     try:
         await pods.keeper.run(pods.command.checkpoint(pod.record, image, log), timeout_s=_TIMEOUT_S, check=True)
         await meanwhile()
@@ -42,7 +42,7 @@ async def write(
         raise HelperFailed("gVisor cannot checkpoint the pod", stage="snapshot", cause=said) from None
     finally:
         with contextlib.suppress(DrupeError):
-            await pod.sentry.call("Lifecycle.Resume")
+            await pod.sentry.call("containerManager.Resume")
     Guests(names={task.id: task.guest for task in tasks}).write(Guests.path(directory))
     return await version(pods)
 
@@ -55,19 +55,20 @@ async def version(pods: Pods) -> str:
 
 async def rename(pod: GvisorPod, guest: str, hostname: str) -> None:
     """Give a restored sandbox its new host name: its memory has the old one."""
-    descriptors = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), os.open(_NAMER, os.O_RDONLY | os.O_CLOEXEC)]
     process = {
         "user": {"uid": 0, "gid": 0},
         "args": ["hostname", hostname],
-        "env": [],
+        "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
         "cwd": "/",
-        "capabilities": dict.fromkeys(("permitted", "effective", "bounding"), ["CAP_SYS_ADMIN"]),
+        "capabilities": {name: ["CAP_SYS_ADMIN"] for name in ("permitted", "effective", "bounding")},
     }
+    null, program = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), hostname_program()
     try:
-        pid = await pod.sentry.execute_file(guest, process, [descriptors[0]] * 3, descriptors[1])
+        streams = [null] * 3
+        pid = await pod.sentry.execute(guest, process, streams, program=program)
         status = await pod.sentry.wait_pid(guest, pid)
     finally:
-        for descriptor in descriptors:
+        for descriptor in [null] if program is None else [null, program]:
             os.close(descriptor)
     if status:
         raise HelperFailed("the restored pod did not take its host name", stage="restore", cause=f"status {status}")
