@@ -42,6 +42,6 @@ def _file(root: Path, path: Path) -> SnapshotFile:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     else:
-        target = os.readlink(path) if stat.S_ISLNK(info.st_mode) else f"{info.st_mode:o} {info.st_rdev}"
+        target = str(path.readlink()) if stat.S_ISLNK(info.st_mode) else f"{info.st_mode:o} {info.st_rdev}"
         digest = hashlib.sha256(os.fsencode(target)).hexdigest()
     return SnapshotFile(path=str(path.relative_to(root)), size_bytes=info.st_size, sha256=digest)

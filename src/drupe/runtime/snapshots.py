@@ -1,8 +1,8 @@
 """Snapshots: a pod's memory and files at one moment, kept in the runtime's root, and pods made from them.
 
-A snapshot is a directory `<root>/snapshots/<id>`: `memory` (the sandboxer's, opaque here), `shm` (what is shared), `layers/<container>` (what
-each wrote over its image), `volumes/<container>/<n>` (its anonymous volumes) and `manifest.json`, which is written last
-and names every file with its digest. It is whole or it is not there.
+A snapshot is a directory `<root>/snapshots/<id>`: `memory` (the sandboxer's, opaque here), `shm` (what the containers
+shared), `layers/<container>` (what each wrote over its image), `volumes/<container>/<n>` (its anonymous volumes) and
+`manifest.json`, which is written last and names every file with its digest. It is whole or it is not there.
 """
 
 from __future__ import annotations

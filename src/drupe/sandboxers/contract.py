@@ -243,10 +243,15 @@ class Sandboxer(ABC):
     @abstractmethod
     async def stats(self, sandbox_id: str) -> Stats: ...
 
+    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
+        """Where the sandbox itself, not its containers, writes what it does: a word for each file. NotFound; Unsupported
+        for a kind that writes none."""
+        raise Unsupported(f"{self.kind} sandboxes write no log of their own", kind=self.kind)
+
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
-        """Write the memory of a running sandbox to `directory` (exists, empty); it goes on afterwards. meanwhile: called
-        while everything in it stands still, for the files that belong to that moment. Returns program and version that
-        can read it. Refused by kinds that cannot."""
+        """Write the memory of a running sandbox to `directory` (exists, empty); it goes on afterwards. meanwhile: is
+        called while everything in it stands still, for the files of that moment. Returns program and version that can
+        read it. Refused by kinds that cannot."""
         raise _no_snapshots(self.kind)
 
     async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:

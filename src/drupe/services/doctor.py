@@ -57,7 +57,7 @@ CHECKS: tuple[Check, ...] = (
     Check("CNI plug-ins", probes_host.cni_plugins),
     Check("EROFS", probes_kernel.erofs),
     Check("configuration", probes_host.configuration, quick=True),
-    Check("KVM", probes_host.kvm, quick=True),
+    Check("KVM", probes_host.kvm),
     Check("disk space", probes_host.disk_space, quick=True),
     Check("file descriptors", probes_host.descriptors, quick=True),
     Check("CAP_SYS_RESOURCE", probes_host.sys_resource, quick=True),

@@ -504,6 +504,7 @@ _TABLE: tuple[Method, ...] = (
     Method(name="pod.wait", params=Wait, result=ExitStatus),
     Method(name="pod.update", params=Update, result=PodStatus),
     Method(name="pod.stats", params=Ref, result=Stats),
+    Method(name="pod.logs", params=Ref, result=Empty, item=LogLine),
     Method(name="pod.fork", params=Fork, result=PodStatus),
     Method(name="snapshot.create", params=SnapshotCreate, result=SnapshotInfo),
     Method(name="snapshot.list", params=Empty, result=SnapshotList),

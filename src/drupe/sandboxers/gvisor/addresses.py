@@ -1,8 +1,8 @@
 """Addresses of a network namespace that runsc takes away.
 
-Its netstack answers for the pod's addresses by itself; so that the host's kernel does not answer too, runsc removes them
-from the interfaces, once it has read them, and with them the routes. A sandbox that is made a second time in the same
-namespace (a container that is started again) would find none. They are noted before the first, and put back before
+Its netstack answers for the pod's addresses by itself; so that the host's kernel does not answer too, runsc removes
+them from the interfaces, once it has read them, and with them the routes. A sandbox that is made a second time in the
+same namespace (a container that is started again) would find none. They are noted before the first, and put back before
 each further one.
 """
 

@@ -89,6 +89,11 @@ def entering(procs_file: str, argv: list[str]) -> list[str]:
     return ["/bin/sh", "-c", _ENTER, "sh", procs_file, *argv]
 
 
+def scored(score: int, argv: list[str]) -> list[str]:
+    """argv, and all that it starts, with this preference for the out-of-memory killer."""
+    return ["/bin/sh", "-c", 'echo "$1" >/proc/self/oom_score_adj || exit; shift; exec "$@"', "sh", str(score), *argv]
+
+
 def veiled(argv: list[str]) -> list[str]:
     """argv in a mount namespace of its own in which `ROOT_ONLY` is not to be seen."""
     return ["unshare", "--mount", "--propagation", "slave", "/bin/sh", "-c", _VEIL, "sh", *argv]

@@ -15,20 +15,25 @@ from drupe.sandboxers.gvisor.records import ROOT_ID, PodRecord
 _TYPE = "io.kubernetes.cri.container-type"
 _SANDBOX = "io.kubernetes.cri.sandbox-id"
 _SHM = "/dev/shm"  # noqa: S108 the container's
+TMP = "/tmp"  # noqa: S108 the container's
 _SHARED_PID = "/proc/drupe-pod/ns/pid"  # runsc compares the path only: containers that name the same one share
 # The sentry has its own, or the daemon does it: limits, devices, sysctls.
 _LEFT_OUT = ("cgroupsPath", "resources", "devices", "sysctl", "maskedPaths", "readonlyPaths", "rootfsPropagation")
 _OWN_TYPES = ("proc", "sysfs", "tmpfs", "devpts", "mqueue")
 
 
-def adapted(oci: dict[str, Any], pod: PodRecord, *, first: bool, shares_pid: bool) -> dict[str, Any]:
-    """The config of one container. first: it is the sandbox's first."""
+def adapted(
+    oci: dict[str, Any], pod: PodRecord, *, first: bool, shares_pid: bool, own_tmp: bool = False
+) -> dict[str, Any]:
+    """The config of one container. first: it is the sandbox's first. own_tmp: its root has a directory /tmp."""
     linux = {key: value for key, value in oci.get("linux", {}).items() if key not in _LEFT_OUT}
     linux["namespaces"] = _namespaces(pod, shares_pid=shares_pid)
     if not pod.seccomp:
         linux.pop("seccomp", None)
     annotations = {_TYPE: "sandbox" if first else "container", _SANDBOX: ROOT_ID}
     mounts = [_mount(mount, pod) for mount in oci.get("mounts", ()) if mount.get("type") != "cgroup"]
+    if own_tmp and not any(mount["destination"] == TMP for mount in mounts):
+        mounts.append(_tmp(oci["root"]))
     return {**oci, "mounts": mounts, "linux": linux, "annotations": annotations}
 
 
@@ -62,9 +67,16 @@ def _namespaces(pod: PodRecord, *, shares_pid: bool) -> list[dict[str, str]]:
     return spaces
 
 
+def _tmp(root: dict[str, Any]) -> dict[str, Any]:
+    """Where an image's /tmp is empty runsc mounts memory there by itself, which would hide files from outside and would
+    not be in the container's layer: unless something is mounted there already."""
+    options = ["bind", "ro" if root.get("readonly") else "rw"]
+    return {"destination": TMP, "type": "bind", "source": f"{root['path']}{TMP}", "options": options}
+
+
 def _mount(mount: dict[str, Any], pod: PodRecord) -> dict[str, Any]:
-    """`rro` is crun's; the sentry refuses writes below the whole mount anyway. /dev/shm of a pod of one container is the
-    sentry's own; several share the pod's directory on the host."""
+    """`rro` is crun's; the sentry refuses writes below the whole mount anyway. /dev/shm of a pod of one container is
+    the sentry's own; several share the pod's directory on the host."""
     if mount["destination"] == _SHM and pod.sole:
         options = ["nosuid", "nodev", "mode=1777", f"size={pod.shm_bytes}"]
         return {"destination": _SHM, "type": "tmpfs", "source": "shm", "options": options}

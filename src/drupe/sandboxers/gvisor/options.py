@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from drupe.errors import InvalidArgument, Unsupported
+from drupe.keeper.client import Keeper
+from drupe.resources.kvm import find_fault
 from drupe.spec.base import Spec
 from drupe.spec.pod import PodSpec
 
@@ -22,23 +24,21 @@ class GvisorOptions(Spec):
     debug: bool = False
 
 
-async def platform_for(options: GvisorOptions, spec: PodSpec) -> Platform:
+async def platform_for(options: GvisorOptions, spec: PodSpec, keeper: Keeper) -> Platform:
     """The pod's wish or the node's. InvalidArgument for an unknown one, Unsupported for "kvm" where that is no use."""
     wished = spec.annotations.get(PLATFORM, options.platform)
     for platform in get_args(Platform):
         if platform == wished:
             if platform == "kvm":
-                await _check_kvm()
+                await _check_kvm(keeper)
             found: Platform = platform
             return found
     hint = f"one of: {', '.join(get_args(Platform))}"
     raise InvalidArgument(f"unknown gVisor platform {wished!r} in annotation {PLATFORM}", hint=hint)
 
 
-async def _check_kvm() -> None:
-    from drupe.resources.kvm import find_fault
-
-    fault = await find_fault()
+async def _check_kvm(keeper: Keeper) -> None:
+    fault = await find_fault(keeper)
     if fault:
         raise Unsupported(
             "gVisor's platform kvm cannot be used here", kind="gvisor", feature="platform", cause=fault,

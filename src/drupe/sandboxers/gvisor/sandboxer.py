@@ -61,7 +61,7 @@ class GvisorSandboxer(KeptSandboxer):
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         """The network namespace only: the sandbox itself is made when its addresses are in there."""
-        platform = await platform_for(self._options, config.spec)
+        platform = await platform_for(self._options, config.spec, self._keeper)
         self._configs[config.id] = config
         paths = await make_namespaces(self._keeper, config, network_types(config.spec))
         netns = paths.get("network", "")
@@ -115,6 +115,10 @@ class GvisorSandboxer(KeptSandboxer):
         except HelperFailed as error:
             await self._end(pod)
             raise explain(error, {}) from None
+
+    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
+        record = self._pods.get(sandbox_id).record
+        return {path.stem: path for path in sorted(record.logs.glob("*.log"))}
 
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
         pod = self._pods.get(sandbox_id)

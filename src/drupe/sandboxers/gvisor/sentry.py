@@ -112,8 +112,8 @@ class Sentry:
     async def execute(
         self, container: str, process: Mapping[str, Any], fds: Sequence[int], *, program: int | None = None
     ) -> int:
-        """Start a further process with `fds` as its 0, 1, 2…; its pid as the sentry counts them. program: a descriptor of
-        what it executes, instead of a file of the container's."""
+        """Start a further process with `fds` as its 0, 1, 2…; its pid as the sentry counts them. program: a descriptor
+        of what it executes, instead of a file of the container's."""
         arguments = _exec_args(container, process, len(fds))
         sent = fds if program is None else [*fds, program]
         return int(await self.call("containerManager.ExecuteAsync", arguments, fds=sent))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ from drupe.keeper.records import Created, Io
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit
-from drupe.sandboxers.gvisor.config import adapted
+from drupe.sandboxers.gvisor.command import scored
+from drupe.sandboxers.gvisor.config import TMP, adapted
 from drupe.sandboxers.gvisor.ends import from_wait_status, killed, write_exit_file
 from drupe.sandboxers.gvisor.execs import GuestExecs
 from drupe.sandboxers.gvisor.failures import explain, gone
@@ -68,7 +70,8 @@ class GvisorTasks(KeptTasks):
         _check_room(pod, task, others)
         first = pod.record.sole
         shares_pid = any(space == {"type": "pid", "path": SHARE} for space in task.oci["linux"]["namespaces"])
-        config = adapted(task.oci, pod.record, first=first, shares_pid=shares_pid)
+        own_tmp = self._has_tmp(task.oci["root"]["path"])
+        config = adapted(task.oci, pod.record, first=first, shares_pid=shares_pid, own_tmp=own_tmp)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(config))
         super().know(task.id, cgroup=task.cgroup, bundle=task.bundle)
         self._records[task.id] = record = _record_of(task, ROOT_ID if first else task.id)
@@ -76,6 +79,14 @@ class GvisorTasks(KeptTasks):
         self._cgroups.create(task.cgroup, task.resources)
         apply_verified(self._cgroups, task.cgroup, task.resources)
         return 0
+
+    def _has_tmp(self, root: str) -> bool:
+        """Whether a root has a directory /tmp, and no link that would lead out of it. As the keeper sees it, which has
+        the root mounted."""
+        try:
+            return stat.S_ISDIR(Path(f"/proc/{self._keeper.pid}/root{root}{TMP}").lstat().st_mode)
+        except OSError:
+            return False
 
     async def start(self, task_id: str) -> int:
         record = self._record(task_id)
@@ -130,7 +141,9 @@ class GvisorTasks(KeptTasks):
         command, bundle = self._pods.command, Path(record.bundle)
         image = Path(record.restore) if record.restore else None
         if pod.record.sole:
-            return command.first(pod.record, bundle, tty=record.tty, image=image)
+            argv = command.first(pod.record, bundle, tty=record.tty, image=image)
+            score = _process_of(bundle).get("oomScoreAdj", 0)
+            return scored(score, argv) if score else argv
         return command.add(pod.record, record, image=image)
 
     def restore_from(self, image: Path, guests: Mapping[str, str]) -> None:
@@ -282,7 +295,7 @@ class GvisorTasks(KeptTasks):
             return None
 
     def mark_oom(self, task_id: str, status: ExitStatus) -> None:
-        """The kernel kills the sentry or one of the processes that lend it their address space: both end the sandbox."""
+        """The kernel kills the sentry or a process that lends it an address space: both end the sandbox."""
         record = self._records.get(task_id)
         pod = None if record is None else self._pods.find(record.sandbox)
         if record is None or pod is None:
