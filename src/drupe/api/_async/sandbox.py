@@ -19,6 +19,7 @@ from drupe.spec.control import Delete, Empty, Kill, ListFilter, LogLine, PodList
 from drupe.spec.host import CapabilityTable
 from drupe.spec.network import NetworkSpec, PortMapping
 from drupe.spec.pod import PodSpec
+from drupe.spec.snapshot import Fork, SnapshotCreate, SnapshotInfo, SnapshotRestore
 from drupe.spec.status import Choice, ContainerStatus, PodStatus, ProcessInfo, Stats
 
 if TYPE_CHECKING:
@@ -311,6 +312,32 @@ class AsyncSandbox:
     async def kill(self, signal: str | int = "KILL") -> None:
         """Send a signal to every process."""
         await self._call("container.kill", Kill(ref=self.container.id, signal=str(signal), all=True))
+
+    async def snapshot(self, name: str = "") -> SnapshotInfo:
+        """Write it down, memory and files, while it runs. Raises Unsupported for kinds that cannot be."""
+        info: SnapshotInfo = await self._call("snapshot.create", SnapshotCreate(ref=self.id, name=name))
+        return info
+
+    async def fork(self, name: str = "") -> AsyncSandbox:
+        """A second sandbox that goes on from where this one is; enter it, or delete it, like any other."""
+        return self._second(await self._call("pod.fork", Fork(ref=self.id, name=name)))
+
+    @classmethod
+    async def restore(cls, snapshot: str, *, name: str = "", runtime: AsyncRuntime | None = None) -> AsyncSandbox:
+        """A sandbox that goes on where a snapshot was made, with an id, a host name and addresses of its own."""
+        sandbox = cls(spec=PodSpec(), runtime=runtime)
+        try:
+            wanted = SnapshotRestore(ref=snapshot, name=name, other_ports=True)
+            sandbox._adopt(await sandbox._open().connection.call("snapshot.restore", wanted))
+        except BaseException:
+            await sandbox._let_go()
+            raise
+        return sandbox
+
+    def _second(self, status: PodStatus) -> AsyncSandbox:
+        sandbox = type(self)(spec=PodSpec(), runtime=self._given)
+        sandbox._adopt(status)
+        return sandbox
 
     async def wait(self, *, timeout: float | None = None) -> int:
         """Wait for the end of the main process; its exit code. Raises DeadlineExceeded after `timeout` seconds."""
