@@ -1,4 +1,4 @@
-"""Where kinds are tried whose tasks the keeper holds: a real keeper in a directory of its own, pods below one cgroup."""
+"""Where kinds are tried whose tasks the keeper holds: a keeper in a directory of its own, pods below one cgroup."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Site(ABC):
     def prepare(self, config: SandboxConfig) -> None:  # noqa: B027 most kinds need nothing
         """What the runtime makes before a sandbox (its cgroup)."""
 
-    async def ready(self, task: TaskConfig) -> None:
+    async def ready(self, task: TaskConfig) -> None:  # noqa: B027 most kinds need nothing
         """Wait until "patient" handles signals, where a program does not do so from its first moment."""
 
     def ended(self, exit_: TaskExit) -> None:

@@ -244,8 +244,8 @@ class Sandboxer(ABC):
     async def stats(self, sandbox_id: str) -> Stats: ...
 
     def logs(self, sandbox_id: str) -> Mapping[str, Path]:
-        """Where the sandbox itself, not its containers, writes what it does: a word for each file. NotFound; Unsupported
-        for a kind that writes none."""
+        """Where the sandbox itself, not its containers, writes what it does: a word for each file. NotFound;
+        Unsupported for a kind that writes none."""
         raise Unsupported(f"{self.kind} sandboxes write no log of their own", kind=self.kind)
 
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:

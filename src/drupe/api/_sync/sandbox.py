@@ -6,7 +6,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from drupe.api._sync import process
 from drupe.api._sync.containers import Container
@@ -14,10 +14,9 @@ from drupe.api._sync.files import Files
 from drupe.api._sync.process import Process
 from drupe.api.result import Result
 from drupe.api.specs import LABEL, exec_spec, sandbox_spec
-from drupe.errors import DrupeError, InvalidState, NotFound, Unsupported
+from drupe.errors import DrupeError, InvalidState, NotFound
 from drupe.spec.container import Mount, Secret, SecuritySpec
-from drupe.spec.control import Delete, Empty, Kill, ListFilter, LogLine, PodList, PodRun, Ref, Stop
-from drupe.spec.host import CapabilityTable
+from drupe.spec.control import Delete, Kill, ListFilter, LogLine, PodList, PodRun, Ref, Stop
 from drupe.spec.network import NetworkSpec, PortMapping
 from drupe.spec.pod import PodSpec
 from drupe.spec.snapshot import Fork, SnapshotCreate, SnapshotInfo, SnapshotRestore
@@ -275,27 +274,6 @@ class Sandbox:
         """Thaw what `pause` froze."""
         status: PodStatus = self._call("pod.resume", Ref(ref=self.id))
         return status
-
-    def snapshot(self) -> NoReturn:
-        """Keep the sandbox's state, memory included. Raises Unsupported, with the reason, for kinds that cannot."""
-        raise self._unable("snapshot")
-
-    def fork(self) -> NoReturn:
-        """A second sandbox that goes on from this one's state. Raises Unsupported, with the reason, like `snapshot`."""
-        raise self._unable("snapshot")
-
-    def _unable(self, feature: str) -> Unsupported:
-        """What the capability table says of this sandbox's kind."""
-        status: PodStatus = self._call("pod.status", Ref(ref=self.id))
-        table: CapabilityTable = self._call("system.capabilities", Empty())
-        said = table.kinds.get(status.sandbox, {}).get(feature, "no: not built in this version")
-        return Unsupported(
-            f"{status.sandbox} sandboxes cannot {feature}",
-            kind=status.sandbox,
-            feature=feature,
-            cause=said.partition(": ")[2],
-            hint="drupe system capabilities shows what each kind can do",
-        )
 
     def update(
         self, *, memory: str | int | None = None, cpus: str | float | None = None, pids: int | None = None
