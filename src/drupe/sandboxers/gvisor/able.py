@@ -33,6 +33,7 @@ _SAID: dict[str, str] = {
     "user-namespace": "no: every sandbox runs in a user namespace of its own already, with ids as they are",
     "sysctls": "no: the sentry has its own, which cannot be set",
     "hooks": "no: those inside the container cannot run, and runsc leaves them out without a word",
+    "new-privileges": "no: the sentry runs no program with more rights than its caller's, setuid or not",
     "masked-paths": "no: the sentry's /proc and /sys show nothing of the host that would need it",
     "privileged": "no: there are no devices to give, and no way to turn the sentry off",
 }

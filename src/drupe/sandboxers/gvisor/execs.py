@@ -16,10 +16,9 @@ from drupe.errors import DrupeError, HelperFailed, NotFound
 from drupe.sandboxers.contract import ExecConfig, TaskExit
 from drupe.sandboxers.gvisor.ends import from_wait_status, killed
 from drupe.sandboxers.gvisor.failures import explain, gone
+from drupe.sandboxers.gvisor.pumps import Pumps
 from drupe.sandboxers.gvisor.records import Record, TaskRecord
 from drupe.sandboxers.gvisor.sentry import Sentry
-
-_STREAMS = ("stdin", "stdout", "stderr")
 
 
 class ExecRecord(Record, kw_only=True):
@@ -39,13 +38,15 @@ class GuestExecs:
 
     async def start(self, sentry: Sentry, task: TaskRecord, config: ExecConfig) -> int:
         """Run it; returns its pid."""
-        fds = [config.fds[name] for name in _STREAMS]
+        pumps = Pumps(config.fds)
         try:
-            pid = await sentry.execute(task.guest, config.process, fds)
-        except HelperFailed as error:
-            raise explain(error, config.process) from None
+            pid = await sentry.execute(task.guest, config.process, pumps.fds)
+        except BaseException as error:
+            pumps.drop()
+            raise explain(error, config.process) if isinstance(error, HelperFailed) else error from None
+        pumps.sent()
         ExecRecord(pid=pid).write(_path(task, config.id))
-        self.watch(sentry, task, config.id, pid)
+        self.watch(sentry, task, config.id, pid, pumps)
         return pid
 
     def note(self, task: TaskRecord, exec_id: str, pid: int) -> None:
@@ -53,10 +54,10 @@ class GuestExecs:
         self._pids[task.id, exec_id] = pid
         ExecRecord(pid=pid, tty=True).write(_path(task, exec_id))
 
-    def watch(self, sentry: Sentry, task: TaskRecord, exec_id: str, pid: int) -> None:
-        """Tell its end when it comes."""
+    def watch(self, sentry: Sentry, task: TaskRecord, exec_id: str, pid: int, pumps: Pumps | None = None) -> None:
+        """Tell its end when it comes, and its output is complete."""
         self._pids[task.id, exec_id] = pid
-        waiting = asyncio.ensure_future(self._wait(sentry, task, exec_id, pid))
+        waiting = asyncio.ensure_future(self._wait(sentry, task, exec_id, pid, pumps))
         self._waits.add(waiting)
         waiting.add_done_callback(self._waits.discard)
 
@@ -91,11 +92,13 @@ class GuestExecs:
         for waiting in self._waits:
             waiting.cancel()
 
-    async def _wait(self, sentry: Sentry, task: TaskRecord, exec_id: str, pid: int) -> None:
+    async def _wait(self, sentry: Sentry, task: TaskRecord, exec_id: str, pid: int, pumps: Pumps | None) -> None:
         try:
             status = from_wait_status(await sentry.wait_pid(task.guest, pid), at=time.time())
         except DrupeError:  # it ended with its container
             status = killed(at=time.time())
+        if pumps is not None:
+            await pumps.drained()
         with contextlib.suppress(OSError):
             self.forget(task, exec_id)
         self._on_end(TaskExit(task=task.id, exec_id=exec_id, status=status))

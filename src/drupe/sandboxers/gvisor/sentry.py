@@ -114,6 +114,8 @@ class Sentry:
     ) -> int:
         """Start a further process with `fds` as its 0, 1, 2…; its pid as the sentry counts them. program: a descriptor
         of what it executes, instead of a file of the container's."""
+        # one that is stopped would hold the descriptors in its queue, and with them whoever waits for their end
+        await self.call("containerManager.ContainerRuntimeState", container)
         arguments = _exec_args(container, process, len(fds))
         sent = fds if program is None else [*fds, program]
         return int(await self.call("containerManager.ExecuteAsync", arguments, fds=sent))
