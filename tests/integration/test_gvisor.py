@@ -149,9 +149,8 @@ def test_the_network_of_a_pod_and_again_after_a_restart(daemon: Daemon) -> None:
 
 
 def fetch(daemon: Daemon) -> str:
-    fetching = (
-        "import urllib.request as r; print(r.urlopen('http://127.0.0.1:18431/', timeout=2).read().decode(), end='')"
-    )
+    url = "http://127.0.0.1:18431/"
+    fetching = f"from urllib.request import urlopen; print(urlopen({url!r}, timeout=2).read().decode(), end='')"
     return daemon.on_host(sys.executable, "-c", fetching).stdout
 
 
