@@ -94,6 +94,31 @@ def races(field: Field, plan: Plan) -> list[Race]:
     ]
 
 
+def race_gvisor(field: Field, plan: Plan, only: list[str], directory: Path, stack: ExitStack) -> None:
+    """The rows of the gVisor kind, those of `only` if it names any; a line that says so where runsc is missing."""
+    wanted = [name for name in only if name.startswith("gvisor")]
+    if only and not wanted:
+        return
+    report = Report(directory, "gvisor")
+    if shutil.which("runsc") is None:
+        report.skip("gvisor-start", "runsc run", "runsc is not installed")
+        return
+    from gvisor import BareRunsc, GvisorDrupe
+
+    ours = GvisorDrupe(field.ours)
+    stack.callback(ours.drop)
+    work = stack.enter_context(tempfile.TemporaryDirectory(prefix="drupe-bench-", dir="/var/tmp"))
+    peer = BareRunsc(work=Path(work), lower=field.ours.layers(), config=ours.config())
+    stack.callback(peer.close)
+    for name, verb in (("start", "run"), ("exec", "exec"), ("delete", "delete")):
+        if not wanted or f"gvisor-{name}" in wanted:
+            taken = interleave({"drupe": getattr(ours, name), "runsc": getattr(peer, name)}, plan.others, warm_up=2)
+            report.compare(f"gvisor-{name}", taken["drupe"], f"runsc {verb}", taken["runsc"])
+    if not wanted or "gvisor-memory" in wanted:
+        for contender in (ours, peer):
+            weigh_one(contender, plan.peer_pods, report, name="gvisor-memory")
+
+
 def burst(count: int, peer: Contender) -> float:
     """`peer.burst(count)`, in the order that partial wants."""
     return peer.burst(count)
@@ -121,7 +146,7 @@ def weigh(field: Field, plan: Plan, report: Report) -> None:
             report.skip("memory", name, field.missing[name])
 
 
-def weigh_one(contender: Contender, counts: tuple[int, ...], report: Report) -> None:
+def weigh_one(contender: Contender, counts: tuple[int, ...], report: Report, *, name: str = "memory") -> None:
     """Read PSS at each of `counts` kept containers."""
     contender.drop()
     pss, helpers, kept = [], 0, 0
@@ -131,7 +156,7 @@ def weigh_one(contender: Contender, counts: tuple[int, ...], report: Report) -> 
         kept = count
         pss.append(contender.pss_bytes())
         helpers = contender.helpers()
-    report.memory("memory", peer=contender.name, pods=counts, pss=pss, helpers=helpers)
+    report.memory(name, peer=contender.name, pods=counts, pss=pss, helpers=helpers)
     contender.drop()
 
 
@@ -218,6 +243,7 @@ def main() -> int:
                         hold(race, field, report)
                 if not options.only or "memory" in options.only:
                     weigh(field, plan, report)
+                race_gvisor(field, plan, options.only, report.directory, stack)
         except (BenchError, DrupeError) as error:
             print(f"benchmark failed: {error}", file=sys.stderr)
             return 1

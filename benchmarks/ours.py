@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -55,6 +56,7 @@ class Drupe:
         self._daemon = self._serve()
         self.client = Client.connect(str(self._home / "run/drupe.sock"))
         self._kept: list[PodStatus] = []
+        self._kind = ""
         self._before = frozenset(self._own_processes())
 
     def _serve(self) -> subprocess.Popen[bytes]:
@@ -72,6 +74,17 @@ class Drupe:
             Client.connect(str(self._home / "run/drupe.sock")).close()
             return True
         return False
+
+    def of_kind(self, kind: str) -> Drupe:
+        """The same daemon, with pods of another kind."""
+        twin = copy.copy(self)
+        twin._kind, twin._kept = kind, []
+        return twin
+
+    @property
+    def run_dir(self) -> Path:
+        """The daemon's runtime directory."""
+        return self._home / "run"
 
     def start(self, *, bridge: bool = False) -> float:
         """A new pod with one container."""
@@ -112,7 +125,7 @@ class Drupe:
 
     def stop(self) -> float:
         """`pod.stop`, `pod.delete`."""
-        pod = self._idle()
+        pod = self.idle()
         time.sleep(TRAP_S)
         began = time.perf_counter()
         self.client.call("pod.stop", Stop(ref=pod.id), timeout_s=STEP_TIMEOUT_S)
@@ -121,7 +134,7 @@ class Drupe:
 
     def keep(self) -> None:
         """One more pod that idles."""
-        self._kept.append(self._idle())
+        self._kept.append(self.idle())
 
     def pss_bytes(self) -> int:
         """Daemon and keeper, and whatever else they started that is no workload."""
@@ -129,7 +142,11 @@ class Drupe:
 
     def helpers(self) -> int:
         """Processes that were not there before the pods."""
-        return len(set(self._own_processes()) - self._before)
+        return len(self.extra_processes())
+
+    def extra_processes(self) -> set[int]:
+        """Those of this PID namespace that were not there before the pods."""
+        return set(self._own_processes()) - self._before
 
     def drop(self) -> None:
         """Remove kept pods."""
@@ -185,7 +202,9 @@ class Drupe:
 
     def _run(self, stack: ExitStack, argv: Sequence[str], *, bridge: bool = False) -> tuple[Stream, int]:
         output, theirs = pipe(stack)
-        spec = PodSpec(network=NETWORKS[bridge], containers=(ContainerSpec(image=IMAGE, argv=tuple(argv)),))
+        spec = PodSpec(
+            sandbox=self._kind, network=NETWORKS[bridge], containers=(ContainerSpec(image=IMAGE, argv=tuple(argv)),)
+        )
         call = stack.enter_context(self.client.stream("pod.run", PodRun(spec=spec), fds={"stdout": theirs}))
         os.close(theirs)
         return call, output
@@ -197,8 +216,11 @@ class Drupe:
         self.client.call("container.wait", Wait(ref=pod.containers[0].id), timeout_s=STEP_TIMEOUT_S)
         self.client.call("pod.delete", Delete(ref=pod.id, force=True), timeout_s=STEP_TIMEOUT_S)
 
-    def _idle(self) -> PodStatus:
-        spec = PodSpec(network=NETWORKS[False], containers=(ContainerSpec(image=IMAGE, argv=STOPPABLE),))
+    def idle(self) -> PodStatus:
+        """A pod that idles until SIGTERM."""
+        spec = PodSpec(
+            sandbox=self._kind, network=NETWORKS[False], containers=(ContainerSpec(image=IMAGE, argv=STOPPABLE),)
+        )
         pod: PodStatus = self.client.call("pod.run", PodRun(spec=spec), timeout_s=STEP_TIMEOUT_S)
         return pod
 

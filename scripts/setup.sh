@@ -70,6 +70,23 @@ set_up_packages() { # set_up_packages TABLE
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
 }
 
+set_up_gvisor() { # stable's runsc of 2022 lacks what is used of it; the backport comes by an apt configuration of its own
+    ! present runsc || return 0
+    [ "$(id -u)" = 0 ] || { say "not root: no gVisor sandboxes (runsc of bookworm-backports is missing)"; return 0; }
+    local own keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    own=$(mktemp -d)
+    mkdir -p "$own/lists/partial" "$own/archives/partial"
+    echo "deb [signed-by=$keyring] ${DEBIAN_MIRROR:-http://deb.debian.org/debian} bookworm-backports main" >"$own/sources.list"
+    local -a apt=(apt-get -qq -o Dir::Etc::SourceList="$own/sources.list" -o Dir::Etc::SourceParts=/dev/null
+        -o Dir::State::Lists="$own/lists" -o Dir::Cache::Archives="$own/archives"
+        -o Dir::Cache::PkgCache= -o Dir::Cache::SrcPkgCache= -o APT::Update::Error-Mode=any)
+    say "installing runsc from bookworm-backports"
+    export DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1
+    { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends runsc; } >"$own/log" 2>&1 ||
+        say "no gVisor sandboxes: bookworm-backports cannot be had ($(tail -n 1 "$own/log"))"
+    rm -rf "$own"
+}
+
 usable_venv() { # one that was made in this directory, and whose Python is still there
     [[ "$(head -n 1 .venv/bin/pip 2>/dev/null)" == "#!$PWD/.venv/bin/python"* ]] &&
         .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -99,6 +116,7 @@ set_up_bytecode() { # so that no start has to compile, not even where PYTHONDONT
 packages=$RUN_PACKAGES
 [ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
 set_up_packages "$packages"
+set_up_gvisor
 set_up_venv
 set_up_bytecode
 scripts/build-native.sh

@@ -73,6 +73,8 @@ pub struct Creation {
     words: Option<OwnedFd>,
     size: Option<(u16, u16)>,
     attached: Option<Attached>,
+    /// Its output rests until the op `flow`.
+    hold: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -214,7 +216,9 @@ impl Keeper {
         program.join = fields.take("join")?.unwrap_or_default();
         let pidfile: String = fields.need("pidfile")?;
         let extra = fds.take_all(&fields.take::<Vec<String>>("extra_fds")?.unwrap_or_default())?;
+        let hold = fields.take("hold")?.unwrap_or(false);
         let mut creation = self.creation(fields, fds)?;
+        creation.hold = hold;
         end(fields)?;
         let (stdio, console) = self.prepare_stdio(&mut creation, &mut program, fds)?;
         fds.finish()?;
@@ -249,6 +253,7 @@ impl Keeper {
             words: None,
             size: None,
             attached,
+            hold: false,
         })
     }
 
@@ -358,6 +363,7 @@ impl Keeper {
         let started_at = crate::clock::unix_seconds();
         let mut task = Task::new(creation.name, pid, creation.log, creation.exit_file, started_at);
         task.mode = creation.mode.name();
+        task.hold = creation.hold;
         let id = creation.task_id;
         let ended = self.unclaimed.remove(&pid);
         if ended.is_none() {

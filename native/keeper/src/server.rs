@@ -347,6 +347,7 @@ impl Keeper {
             "create" => self.create(asker, &mut fields, &mut fds),
             "exec" => self.exec(asker, &mut fields, &mut fds),
             "attach" => self.attach(asker, &mut fields, &mut fds),
+            "flow" => self.flow(&mut fields),
             "detach" => self.detach(&mut fields),
             "close_stdin" => self.close_stdin(&mut fields),
             "resize" => self.resize(&mut fields),

@@ -59,6 +59,8 @@ pub struct Task {
     /// The io mode: pipes, tty, fds, null.
     pub mode: &'static str,
     pub tty: bool,
+    /// Its output is not read yet (op `flow`).
+    pub hold: bool,
     /// stdout (or the pty) and stderr.
     pub outputs: [Option<Output>; 2],
     pub stdin: Option<Input>,
@@ -86,6 +88,7 @@ impl Task {
             started_at,
             mode: "null",
             tty: false,
+            hold: false,
             outputs: [None, None],
             stdin: None,
             had_stdin: false,

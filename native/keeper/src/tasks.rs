@@ -45,10 +45,22 @@ impl Keeper {
         self.update_output(id, 1);
     }
 
+    /// Begins to read the output of a task that was created with `hold`: all who wanted it from its first byte on are attached.
+    pub fn flow(&mut self, fields: &mut Fields) -> Outcome<Reply> {
+        let id = self.task_id(fields)?;
+        end(fields)?;
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.hold = false;
+        }
+        self.listen_to(id);
+        self.check_drained(id);
+        reply(json!({}))
+    }
+
     /// Reads an output, or rests it while one of its readers is behind.
     pub fn update_output(&mut self, id: u64, which: usize) {
         let Some(task) = self.tasks.get(&id) else { return };
-        let held_back = self.held_back(&task.attachments, which, task.exit.is_some());
+        let held_back = task.hold || self.held_back(&task.attachments, which, task.exit.is_some());
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let Some(output) = task.outputs[which].as_mut().filter(|output| !output.ended) else { return };
         if output.watch.set((!held_back).then_some(epoll::IN)).is_err() {
@@ -156,7 +168,7 @@ impl Keeper {
     pub fn check_drained(&mut self, id: u64) {
         let Some(task) = self.tasks.get(&id) else { return };
         let (Some(exited), false) = (task.exited, task.reported) else { return };
-        let held_back = (0..2).any(|which| self.held_back(&task.attachments, which, true));
+        let held_back = task.hold || (0..2).any(|which| self.held_back(&task.attachments, which, true));
         let quiet = task.last_byte.max(exited).elapsed();
         if task.drained() || exited.elapsed() >= DRAIN_LIMIT || (quiet >= QUIET && !held_back) {
             self.report(id);

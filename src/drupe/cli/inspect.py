@@ -21,6 +21,7 @@ _METHODS = {
     "image": "image.inspect",
     "network": "network.inspect",
     "volume": "volume.inspect",
+    "snapshot": "snapshot.inspect",
 }
 
 
@@ -76,4 +77,4 @@ def inspector(kind: str) -> click.Command:
 
 
 containers, pods, images = inspector("container"), inspector("pod"), inspector("image")
-networks, volumes = inspector("network"), inspector("volume")
+networks, volumes, snapshots = inspector("network"), inspector("volume"), inspector("snapshot")

@@ -288,6 +288,7 @@ class Keeper:
         fds: Mapping[str, int] | None = None,
         extra_fds: Sequence[str] = (),
         join: Sequence[str] = (),
+        hold: bool = False,
         attach: Mapping[str, int] | None = None,
         close_stdin: bool = False,
         timeout_s: float = HELPER_TIMEOUT_S,
@@ -296,6 +297,7 @@ class Keeper:
 
         fds: stdin, stdout, stderr for io mode "fds", and those that `extra_fds` names (handed on as 3, 4…).
         join: cgroups that the helper moves into before it starts (`Cgroups.join_files`).
+        hold: do not read the output before `flow`.
         log_file: where the helper writes its own errors (crun's ``--log``); quoted in the error when it fails.
         attach: stdin, stdout, stderr to attach from the first byte on, as `attach` does.
         The duplicates of the task's streams are kept in `escrow`.
@@ -313,6 +315,7 @@ class Keeper:
             cwd=cwd and str(cwd),
             extra_fds=list(extra_fds) or None,
             join=list(join) or None,
+            hold=hold or None,
             attach=attach,
             close_stdin=close_stdin,
             fds=fds,
@@ -408,6 +411,10 @@ class Keeper:
 
         await self.call("attach", task=task, close_stdin=close_stdin, fds=fds, on_answer=keep)
         return made[0]
+
+    async def flow(self, task: str) -> None:
+        """Read the output of a task that was created with `hold`."""
+        await self.call("flow", task=task)
 
     async def detach(self, task: str, attachment: int) -> None:
         try:

@@ -55,8 +55,8 @@ _IN6_ADDR_GEN_MODE_NONE = 1
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFA_F_NODAD = 0x02
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
-_RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_CACHEINFO, _RTA_TABLE = 1, 4, 5, 12, 15
+_RT_TABLE_MAIN, _RTPROT_KERNEL, _RTPROT_STATIC, _RTN_UNICAST = 254, 2, 4, 1
 _RT_SCOPE_UNIVERSE = 0
 _IFINFOMSG = struct.Struct("=BxHiII")
 _IFADDRMSG = struct.Struct("=BBBBI")
@@ -258,3 +258,35 @@ def _string(data: bytes | None) -> str:
 
 def _number(data: bytes | None, default: int) -> int:
     return int.from_bytes(data, "little") if data else default
+
+
+def as_set_again(netlink: Netlink) -> list[Message]:
+    """All addresses and routes of a namespace but the loopback's, as the messages that set them: addresses first."""
+    header = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    found = [body for _, body in netlink.dump(Message(_RTM_GETADDR, 0, header))]
+    messages = [Message(_RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body) for body in found if not _of_loopback(body)]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = Message(_RTM_GETROUTE, 0, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+        messages += [
+            Message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _RTMSG.pack(*fields) + _without_cache(body))
+            for _, body in netlink.dump(request)
+            if _is_made(fields := _RTMSG.unpack_from(body))
+        ]
+    return messages
+
+
+def _of_loopback(body: bytes) -> bool:
+    """Whether an address is of interface 1, which is the loopback's in every namespace."""
+    return bool(_IFADDRMSG.unpack_from(body)[4] == 1)
+
+
+def _is_made(fields: tuple[int, ...]) -> bool:
+    """Whether a route was set by somebody: the kernel's own come with their addresses."""
+    _, _, _, _, table, protocol, _, kind, _ = fields
+    return table == _RT_TABLE_MAIN and protocol != _RTPROT_KERNEL and kind == _RTN_UNICAST
+
+
+def _without_cache(body: bytes) -> bytes:
+    """The attributes of a route but those that only the kernel writes."""
+    kept = (attribute(kind, data) for kind, data in attributes(body[_RTMSG.size :]) if kind != _RTA_CACHEINFO)
+    return b"".join(kept)

@@ -17,7 +17,6 @@ import msgspec
 
 from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound, from_os_error
 from drupe.oci.signals import parse_signal
-from drupe.resources.processes import list_processes
 from drupe.runtime.alarm import Alarm
 from drupe.runtime.execs import Execs
 from drupe.runtime.steps import Step, do_all, undo_all
@@ -150,7 +149,11 @@ class Container:
             self.attachment = await self.tasks.attach(self.id, fds, keep_stdin=self.spec.tty)
         if self.spec.tty and all(self.window):
             await self.tasks.resize(self.id, *self.window)
-        await self.tasks.start(self.id)
+        try:
+            self.status.pid = await self.tasks.start(self.id) or self.status.pid
+        finally:
+            if self.tasks.binds_until == "start":
+                await self.node.storage.release_binds(self)
 
     async def stop(self, *, timeout_s: float | None = None, force: bool = False) -> None:
         """Signal, wait for the grace, kill. No-op when it has ended. DeadlineExceeded if it cannot be killed."""
@@ -228,7 +231,7 @@ class Container:
     async def processes(self) -> list[ProcessInfo]:
         """What runs in it, as the host sees it."""
         self.check_allowed("a process list of", {"processes"})
-        return list_processes(await self.tasks.pids(self.id))
+        return await self.tasks.processes(self.id)
 
     async def delete(self) -> list[str]:
         """Undo every step. The state must allow it (`require_deletable`). Returns what could not be undone: it is then
@@ -336,7 +339,8 @@ class Container:
         try:
             self.status.pid = await self.tasks.create(task)
         finally:
-            await self.node.storage.release_binds(self)
+            if self.tasks.binds_until == "create":
+                await self.node.storage.release_binds(self)
         self.status.argv = list(self.oci["process"]["args"])
 
     async def unmake_task(self) -> None:
@@ -401,7 +405,8 @@ class Container:
 
     async def _ends_by(self, signal: int, deadline_s: float, *, everything: bool = False) -> bool:
         waiter = asyncio.ensure_future(self.wait())
-        with contextlib.suppress(NotFound):  # it ended meanwhile: its exit event is on the way
+        # it ended meanwhile: its exit event is on the way; or its sandbox hangs: SIGKILL does not ask that
+        with contextlib.suppress(NotFound, DeadlineExceeded):
             await self.tasks.kill(self.id, signal, everything=everything)
         done, _ = await asyncio.wait({waiter}, timeout=deadline_s)
         waiter.cancel()

@@ -12,6 +12,7 @@ from drupe.runtime.container import Container
 from drupe.runtime.node import Node
 from drupe.runtime.plan import free_name, joins_host_network, plan_container, plan_pod
 from drupe.runtime.pod import Pod
+from drupe.runtime.snapshots import Origin, Snapshots
 from drupe.sandboxers.capabilities import for_platform, needed_by_addition
 from drupe.sandboxers.contract import TaskExit
 from drupe.spec.container import ContainerSpec
@@ -29,6 +30,7 @@ class Core:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.pods: dict[str, Pod] = {}
+        self.snapshots = Snapshots(self)
 
     # -- finding ------------------------------------------------------------------------------------------------
 
@@ -70,8 +72,16 @@ class Core:
 
     # -- making -------------------------------------------------------------------------------------------------
 
-    async def create_pod(self, spec: PodSpec, *, auto_stop: bool = False, fds: Mapping[str, int] | None = None) -> Pod:
-        """Plan and make a pod with its containers; on failure nothing is left behind. fds: those of its start."""
+    async def create_pod(
+        self,
+        spec: PodSpec,
+        *,
+        auto_stop: bool = False,
+        fds: Mapping[str, int] | None = None,
+        origin: Origin | None = None,
+    ) -> Pod:
+        """Plan and make a pod with its containers; on failure nothing is left behind. fds: those of its start.
+        origin: what it goes on from."""
         await self._wait_name_free(spec)
         planned = plan_pod(spec, taken=lambda name: self._taken(name, spec.namespace))
         choice = await self.choose(planned)
@@ -80,7 +90,7 @@ class Core:
         planned = self.node.storage.plan(planned)
         self._check_ids_free(str(planned.id), *(str(c.id) for c in planned.containers))
         pod = Pod(self.node, id_=str(planned.id), name=str(planned.name), spec=planned, choice=choice)
-        pod.auto_stop = auto_stop
+        pod.auto_stop, pod.origin = auto_stop, origin
         self.pods[pod.id] = pod
         try:
             async with pod.lock:
@@ -100,11 +110,16 @@ class Core:
         return await choose(ask(spec, images, config=node.config, kinds=node.kinds, probe=node.probe, joined=joined))
 
     async def run_pod(
-        self, spec: PodSpec, fds: Mapping[str, int] | None = None, *, window: tuple[int, int] = (0, 0)
+        self,
+        spec: PodSpec,
+        fds: Mapping[str, int] | None = None,
+        *,
+        window: tuple[int, int] = (0, 0),
+        origin: Origin | None = None,
     ) -> Pod:
         """Create and start; the pod ends with its last container. When the start fails nothing is left behind.
-        fds, window (rows, columns): of the first container."""
-        pod = await self.create_pod(spec, auto_stop=True, fds=fds)
+        fds, window (rows, columns): of the first container. origin: what it goes on from."""
+        pod = await self.create_pod(spec, auto_stop=True, fds=fds, origin=origin)
         for first in list(pod.containers.values())[:1]:
             first.window = window
         try:
@@ -180,7 +195,8 @@ class Core:
 
     def images_in_use(self) -> set[str]:
         """Manifest digests that containers stand on."""
-        return {c.status.image_digest for p in self.pods.values() for c in p.containers.values()} - {""}
+        running = {c.status.image_digest for p in self.pods.values() for c in p.containers.values()} - {""}
+        return running | self.snapshots.images_in_use()
 
     def _taken(self, name: str, namespace: str) -> bool:
         return any(p.name == name and p.spec.namespace == namespace for p in self.pods.values())

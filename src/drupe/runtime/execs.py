@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from drupe.errors import NotFound
-from drupe.resources.process_tree import descendants
 from drupe.runtime.plan import check_timeout
 from drupe.sandboxers.capabilities import needed_by_exec
 from drupe.sandboxers.contract import ExecConfig
@@ -124,13 +122,8 @@ class Execs:
 
     async def kill_tree(self, exec_id: str, signal: int = 9) -> None:
         """Send the signal to the process and all it started, within the container."""
-        container = self._container
-        pid = self._pids.get(exec_id)
-        family = descendants(pid, among=await container.tasks.pids(container.id)) if pid else []
-        with contextlib.suppress(NotFound):
-            await container.tasks.kill(container.id, signal, exec_id=exec_id)
-        for child in family:
-            child.signal(signal)
+        container, pid = self._container, self._pids.get(exec_id, 0)
+        await container.tasks.kill_tree(container.id, signal, exec_id=exec_id, pid=pid)
 
     def ended(self, exec_id: str, status: ExitStatus) -> None:
         """Told by the sandboxer, after the last byte of output."""

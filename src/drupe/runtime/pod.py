@@ -34,6 +34,7 @@ from drupe.state.machine import State, check_move, require
 
 if TYPE_CHECKING:
     from drupe.runtime.node import Node
+    from drupe.runtime.snapshots import Origin
 
 
 class Pod:
@@ -47,6 +48,7 @@ class Pod:
         self.kind = choice.kind
         self.state = State.CREATING
         self.auto_stop = False
+        self.origin: Origin | None = None  # what it goes on from at its first start
         self.deadline_at = 0.0  # when `timeout_s` ends it; 0: never
         self.containers: dict[str, Container] = {}
         self.info = SandboxInfo(netns="")
@@ -179,12 +181,19 @@ class Pod:
             await self.node.storage.mount_shm(self)
             await do_all(self._sandbox_steps(), advance=self._advance, timings_ms=self.status.timings_ms)
         self._advance("starting")
-        await self.sandboxer.start(self.id)
+        await self._start_sandbox()
         self.deadline_at = time.time() + self.spec.timeout_s if self.spec.timeout_s else 0.0
         self.set_state(State.RUNNING, phase="containers")
         self._event("start")
         self.watch_deadline()
         await self.start_containers(fds)
+
+    async def _start_sandbox(self) -> None:
+        origin, self.origin = self.origin, None
+        if origin is None:
+            await self.sandboxer.start(self.id)
+        else:
+            await self.sandboxer.restore(self.id, origin.memory, origin.ids_of(self))
 
     async def start_containers(self, fds: Mapping[str, int] | None = None) -> None:
         """Start, in order, those that are not running. The journal's phase is `containers` until all are."""

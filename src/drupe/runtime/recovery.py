@@ -153,6 +153,7 @@ async def _remove_orphans(core: Core) -> None:
         node.journal.delete_record(LIMIT, exec_id)
     await _quietly(node, node.network.recover(set(core.pods)))
     await _quietly(node, node.storage.recover(known))
+    await _quietly(node, core.snapshots.sweep())
 
 
 async def _quietly(node: Node, work: Any) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from drupe.runtime.pod import Pod
 
 USER_RANGE = 65536
+COPY_TIMEOUT_S = 600.0
 FIRST_USER = 1_000_000  # host ids below are left to people and services
 
 
@@ -124,6 +125,7 @@ class Storage:
         spec = container.spec
         if spec.image:
             mounts.append(self._overlay(container))
+            await self._fill_from_origin(container)
         if spec.secrets:
             secrets = container.bundle / "secrets"
             secrets.mkdir(mode=0o700, exist_ok=True)
@@ -158,6 +160,18 @@ class Storage:
         )
         plan.prepare()
         return _keeper_mount(plan)
+
+    async def _fill_from_origin(self, container: Container) -> None:
+        """What a restored container had written, before anything looks at its root."""
+        origin = container.pod.origin
+        if origin is not None and container.state is State.CREATING:
+            await self.copy(origin.layer(container.name), self.paths.layer(container.id) / "upper")
+
+    async def copy(self, source: Path, target: Path) -> None:
+        """A whole tree with owners, times, attributes and holes; in `target`, which may exist."""
+        target.mkdir(parents=True, exist_ok=True)
+        argv = ["cp", "-a", "--reflink=auto", "--sparse=always", f"{source}/.", str(target)]
+        await self._keeper.run(argv, timeout_s=COPY_TIMEOUT_S, check=True)
 
     def _image_mount(self, container: Container, number: int, mount: Mount) -> KeeperMount:
         info = self.images.resolve(mount.source)
@@ -195,7 +209,9 @@ class Storage:
             name = mount.source or anonymous_name(container.id, mount.target)
             info, made = self.volumes.ensure(name, anonymous=not mount.source)
             used.append({"type": "volume", "name": name, "source": info.path, "target": mount.target})
-            if made or _is_untouched(info.path):
+            if (copy := self._origin_of(container, mount)) is not None:
+                await self.copy(copy, Path(info.path))
+            elif made or _is_untouched(info.path):
                 await asyncio.to_thread(self._copy_up, container, mount.target, Path(info.path))
         used += [
             {"type": m.type, "source": m.source, "target": m.target, "read_only": m.read_only}
@@ -210,6 +226,21 @@ class Storage:
             if not mount.source and not container.keep_volumes:
                 name = anonymous_name(container.id, mount.target)
                 await asyncio.to_thread(self.volumes.delete, name, used_by=[], force=True)
+
+    def _origin_of(self, container: Container, mount: Mount) -> Path | None:
+        """What an anonymous volume of a restored container held."""
+        origin = container.pod.origin
+        return None if origin is None or mount.source else origin.volume(container.name, mount.target)
+
+    def anonymous_targets(self, container: Container) -> list[str]:
+        """Where a container's anonymous volumes are mounted."""
+        mounts = bundle.volume_mounts(container.spec, self.image_config(container.spec))
+        return [mount.target for mount in mounts if not mount.source]
+
+    def anonymous_volumes(self, container: Container) -> list[Path]:
+        """Their directories, in the same order."""
+        targets = self.anonymous_targets(container)
+        return [self.volumes.path(anonymous_name(container.id, target)) for target in targets]
 
     def volume_path(self, container: Container, mount: Mount) -> str:
         return str(self.volumes.path(mount.source or anonymous_name(container.id, mount.target)))
@@ -297,6 +328,8 @@ class Storage:
         await self._keeper.mount(
             [KeeperMount(source="shm", target=str(target), fstype="tmpfs", flags=flags, data=data)]
         )
+        if pod.origin is not None:
+            await self.copy(pod.origin.shm, target)
 
     async def umount_shm(self, pod: Pod) -> None:
         await self._keeper.umount([str(self.paths.pod(pod.id) / "shm")])

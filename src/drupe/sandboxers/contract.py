@@ -16,16 +16,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from drupe.errors import NotFound, Unsupported
+from drupe.resources.process_tree import descendants
+from drupe.resources.processes import list_processes
 from drupe.spec.container import LogSpec
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
-from drupe.spec.status import ExitStatus, Stats
+from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,10 @@ async def hold(attachment: Attachment) -> None:
 
 
 class TaskService(ABC):
-    """Containers of one sandbox kind; ids are unique per node."""
+    """Containers of one sandbox kind; ids are unique per node. binds_until: the call by which what a container
+    bind-mounts has been taken over: "create" or "start"."""
+
+    binds_until: ClassVar[str] = "create"
 
     @abstractmethod
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
@@ -138,8 +143,9 @@ class TaskService(ABC):
         """Make the container, ready to start. Returns its first process's host pid (0 where there is none)."""
 
     @abstractmethod
-    async def start(self, task_id: str) -> None:
-        """Run the workload. NotFound for a missing program, PermissionDenied for one that may not be executed."""
+    async def start(self, task_id: str) -> int | None:
+        """Run the workload. Returns its host pid where `create` had none yet. NotFound for a missing program,
+        PermissionDenied for one that may not be executed."""
 
     @abstractmethod
     async def exec(self, config: ExecConfig) -> int:
@@ -178,7 +184,19 @@ class TaskService(ABC):
 
     @abstractmethod
     async def pids(self, task_id: str) -> list[int]:
-        """Host pids of its processes."""
+        """Pids of its processes: the host's, or those of the kernel that runs them."""
+
+    async def processes(self, task_id: str) -> list[ProcessInfo]:
+        """What runs in it. Pids are those of `pids`."""
+        return list_processes(await self.pids(task_id))
+
+    async def kill_tree(self, task_id: str, signal: int, *, exec_id: str, pid: int) -> None:
+        """Send a signal to an exec and to all that it started, within the container. pid: what `exec` returned."""
+        family = descendants(pid, among=await self.pids(task_id)) if pid else []
+        with contextlib.suppress(NotFound):
+            await self.kill(task_id, signal, exec_id=exec_id)
+        for child in family:
+            child.signal(signal)
 
     @abstractmethod
     async def delete(self, task_id: str) -> None:
@@ -227,7 +245,27 @@ class Sandboxer(ABC):
     @abstractmethod
     async def stats(self, sandbox_id: str) -> Stats: ...
 
+    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
+        """Where the sandbox itself, not its containers, writes what it does: a word for each file. NotFound;
+        Unsupported for a kind that writes none."""
+        raise Unsupported(f"{self.kind} sandboxes write no log of their own", kind=self.kind)
+
+    async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
+        """Write the memory of a running sandbox to `directory` (exists, empty); it goes on afterwards. meanwhile: is
+        called while everything in it stands still, for the files of that moment. Returns program and version that can
+        read it. Refused by kinds that cannot."""
+        raise _no_snapshots(self.kind)
+
+    async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:
+        """Instead of `start`: what `snapshot` wrote goes on in this sandbox, each task from its `start` on. ids: the
+        tasks made here to those of the snapshot. Refused by kinds that cannot."""
+        raise _no_snapshots(self.kind)
+
     @abstractmethod
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
         """After a restart: take over the sandboxes that should live, answer what tasks are there (by task or
         "task.exec" id), and remove what belongs to none of them."""
+
+
+def _no_snapshots(kind: str) -> Unsupported:
+    return Unsupported(f"{kind} sandboxes cannot be snapshot", kind=kind, feature="snapshot")

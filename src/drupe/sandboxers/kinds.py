@@ -87,12 +87,38 @@ def _runc_open(means: Means) -> Sandboxer:
     return open_runc(means)
 
 
+def _gvisor_able() -> Mapping[str, str]:
+    from drupe.sandboxers.gvisor.able import ABLE
+
+    return ABLE
+
+
+def _gvisor_options() -> type[Spec]:
+    from drupe.sandboxers.gvisor.options import GvisorOptions
+
+    return GvisorOptions
+
+
+def _gvisor_open(means: Means) -> Sandboxer:
+    from drupe.sandboxers.gvisor.sandboxer import open_gvisor
+
+    return open_gvisor(means)
+
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("vm", "machine", "a kernel of its own behind the processor's virtualization"),
         Kind("appkernel", "kernel", "a kernel of its own, drupe's, in a process without rights"),
-        Kind("gvisor", "kernel", "a kernel of its own, gVisor's, in a process without rights"),
+        Kind(
+            "gvisor",
+            "kernel",
+            "a kernel of its own, gVisor's, in a process without rights",
+            needs=("root", "keeper", "overlay", "cgroups", "runsc"),
+            able=_gvisor_able,
+            options=_gvisor_options,
+            open=_gvisor_open,
+        ),
         Kind("wasm", "module", "a module that can only call what it is given, in a process of its own"),
         Kind(
             "runc",

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from drupe.sandboxers.kinds import KINDS, Kind
-from drupe.services import probes_host, probes_kernel
+from drupe.services import probes_gvisor, probes_host, probes_kernel
 from drupe.services.probing import DEADLINE_S, Finding, Inconclusive, Problem
 from drupe.spec.host import Probe
 
@@ -46,6 +46,7 @@ CHECKS: tuple[Check, ...] = (
     Check("keeper", probes_host.keeper),
     Check("crun", lambda: probes_kernel.oci_runtime("crun")),
     Check("runc", lambda: probes_kernel.oci_runtime("runc")),
+    Check("runsc", probes_gvisor.runsc),
     Check("overlay", probes_kernel.overlay),
     Check("user namespaces", probes_kernel.user_namespaces),
     Check("seccomp", probes_kernel.seccomp),
@@ -56,7 +57,7 @@ CHECKS: tuple[Check, ...] = (
     Check("CNI plug-ins", probes_host.cni_plugins),
     Check("EROFS", probes_kernel.erofs),
     Check("configuration", probes_host.configuration, quick=True),
-    Check("KVM", probes_host.kvm, quick=True),
+    Check("KVM", probes_host.kvm),
     Check("disk space", probes_host.disk_space, quick=True),
     Check("file descriptors", probes_host.descriptors, quick=True),
     Check("CAP_SYS_RESOURCE", probes_host.sys_resource, quick=True),

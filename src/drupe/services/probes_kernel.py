@@ -40,7 +40,7 @@ def run_container(path: str, directory: Path, argv: list[str], **linux: Any) -> 
     """`argv` from the host's /usr in a container of its own; whatever it leaves is removed."""
     identifier = f"drupe-doctor-{secrets.token_hex(4)}"
     (directory / "rootfs").mkdir()
-    (directory / "config.json").write_text(json.dumps(_config(identifier, argv, linux)))
+    (directory / "config.json").write_text(json.dumps(host_config(identifier, argv, linux)))
     command = [path, "--root", str(directory / "state")]
     start = [*command, "run", "--bundle", str(directory), identifier]
     try:
@@ -50,7 +50,8 @@ def run_container(path: str, directory: Path, argv: list[str], **linux: Any) -> 
         raise
 
 
-def _config(identifier: str, argv: list[str], linux: dict[str, Any]) -> dict[str, Any]:
+def host_config(identifier: str, argv: list[str], linux: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a container that sees the host's programs, read-only."""
     binds = [path for path in ("/usr", "/bin", "/lib", "/lib64", "/nix", "/gnu") if Path(path).is_dir()]
     mounts: list[dict[str, Any]] = [
         {"destination": "/proc", "type": "proc", "source": "proc"},

@@ -56,13 +56,19 @@ def program(name: str, *, package: str) -> str:
     return path
 
 
-def run(argv: Sequence[str], *, deadline_s: float = DEADLINE_S, cwd: str | None = None) -> Finished:
-    """Run a program to its end, in a process group of its own that is killed whole at the deadline (then Problem)."""
+def run(
+    argv: Sequence[str], *, deadline_s: float = DEADLINE_S, cwd: str | None = None, quiet: bool = False
+) -> Finished:
+    """Run a program to its end, in a process group of its own that is killed whole at the deadline (then Problem).
+
+    quiet: nothing is heard of it: for one that leaves processes behind, which would hold its output open.
+    """
+    output = subprocess.DEVNULL if quiet else subprocess.PIPE
     with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
         text=True,
         errors="replace",
         cwd=cwd,
@@ -77,7 +83,7 @@ def run(argv: Sequence[str], *, deadline_s: float = DEADLINE_S, cwd: str | None 
             raise Problem(
                 f"no answer within {deadline_s:g} s", "look for a hanging file system or a full machine"
             ) from None
-    return Finished(process.returncode, stdout, stderr)
+    return Finished(process.returncode, stdout or "", stderr or "")
 
 
 def expect(done: Finished, text: str, *, mend: str) -> None:

@@ -14,6 +14,7 @@ from drupe.spec.container import ContainerSpec, ExecSpec
 from drupe.spec.host import CapabilityTable, Doctor, ProbeList
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
+from drupe.spec.snapshot import Fork, SnapshotCreate, SnapshotInfo, SnapshotList, SnapshotManifest, SnapshotRestore
 from drupe.spec.status import Choice, ContainerStatus, Event, ExitStatus, PodStatus, ProcessInfo, Stats
 
 
@@ -503,6 +504,13 @@ _TABLE: tuple[Method, ...] = (
     Method(name="pod.wait", params=Wait, result=ExitStatus),
     Method(name="pod.update", params=Update, result=PodStatus),
     Method(name="pod.stats", params=Ref, result=Stats),
+    Method(name="pod.logs", params=Ref, result=Empty, item=LogLine),
+    Method(name="pod.fork", params=Fork, result=PodStatus),
+    Method(name="snapshot.create", params=SnapshotCreate, result=SnapshotInfo),
+    Method(name="snapshot.list", params=Empty, result=SnapshotList),
+    Method(name="snapshot.inspect", params=Ref, result=SnapshotManifest),
+    Method(name="snapshot.restore", params=SnapshotRestore, result=PodStatus),
+    Method(name="snapshot.delete", params=Ref, result=Empty),
     Method(name="container.create", params=ContainerCreate, result=ContainerStatus),
     Method(name="container.start", params=ContainerStart, result=ContainerStatus, fds=STDIO),
     Method(name="container.stop", params=Stop, result=ContainerStatus),

@@ -166,9 +166,9 @@ def test_inspect_looks_everywhere(daemon: Use, capsys: Capture) -> None:
     client = daemon({"container.inspect": nothing, "pod.status": nothing, "image.inspect": info})
     assert main(["inspect", "busybox"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["names"] == ["busybox"]
-    client.answers |= {"image.inspect": nothing, "network.inspect": nothing, "volume.inspect": nothing}
+    client.answers |= dict.fromkeys((f"{kind}.inspect" for kind in ("image", "network", "volume", "snapshot")), nothing)
     assert main(["inspect", "busybox"]) == 125
-    assert "no container, pod, image, network or volume is called 'busybox'" in capsys.readouterr().err
+    assert "no container, pod, image, network, volume or snapshot is called 'busybox'" in capsys.readouterr().err
     assert main(["pod", "inspect", "busybox"]) == 125
     assert "no pod is called 'busybox'" in capsys.readouterr().err
 

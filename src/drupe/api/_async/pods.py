@@ -24,6 +24,7 @@ from drupe.spec.control import (
 )
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
+from drupe.spec.snapshot import Fork, SnapshotCreate, SnapshotInfo
 from drupe.spec.status import ExitStatus, PodStatus, Stats
 
 
@@ -75,6 +76,15 @@ class AsyncPod:
         """Counters of the pod as a whole."""
         answer: Stats = await self._connection.call("pod.stats", Ref(ref=self.id))
         return answer
+
+    async def snapshot(self, name: str = "") -> SnapshotInfo:
+        """Write it down, memory and files, while it runs. Raises Unsupported for kinds that cannot be."""
+        info: SnapshotInfo = await self._connection.call("snapshot.create", SnapshotCreate(ref=self.id, name=name))
+        return info
+
+    async def fork(self, name: str = "") -> AsyncPod:
+        """A second pod that goes on from where this one is; this one goes on too."""
+        return AsyncPod(self._connection, (await self._status_of("pod.fork", Fork(ref=self.id, name=name))).id)
 
     async def create_container(self, spec: ContainerSpec) -> AsyncContainer:
         """Add a container."""

@@ -12,6 +12,7 @@ from drupe.api._async.images import AsyncImages
 from drupe.api._async.networks import AsyncNetworks
 from drupe.api._async.pods import AsyncPods
 from drupe.api._async.sandbox import AsyncSandbox
+from drupe.api._async.snapshots import AsyncSnapshots
 from drupe.api._async.system import AsyncSystem
 from drupe.api._async.volumes import AsyncVolumes
 from drupe.rpc.connection import AsyncConnection
@@ -44,6 +45,7 @@ class AsyncRuntime:
         self.images = AsyncImages(connection)
         self.networks = AsyncNetworks(connection)
         self.volumes = AsyncVolumes(connection)
+        self.snapshots = AsyncSnapshots(connection)
         self.system = AsyncSystem(connection)
 
     @classmethod

@@ -25,6 +25,7 @@ from drupe.spec.control import (
 )
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
+from drupe.spec.snapshot import Fork, SnapshotCreate, SnapshotInfo
 from drupe.spec.status import ExitStatus, PodStatus, Stats
 
 
@@ -76,6 +77,15 @@ class Pod:
         """Counters of the pod as a whole."""
         answer: Stats = self._connection.call("pod.stats", Ref(ref=self.id))
         return answer
+
+    def snapshot(self, name: str = "") -> SnapshotInfo:
+        """Write it down, memory and files, while it runs. Raises Unsupported for kinds that cannot be."""
+        info: SnapshotInfo = self._connection.call("snapshot.create", SnapshotCreate(ref=self.id, name=name))
+        return info
+
+    def fork(self, name: str = "") -> Pod:
+        """A second pod that goes on from where this one is; this one goes on too."""
+        return Pod(self._connection, (self._status_of("pod.fork", Fork(ref=self.id, name=name))).id)
 
     def create_container(self, spec: ContainerSpec) -> Container:
         """Add a container."""

@@ -13,6 +13,7 @@ from drupe.api._sync.images import Images
 from drupe.api._sync.networks import Networks
 from drupe.api._sync.pods import Pods
 from drupe.api._sync.sandbox import Sandbox
+from drupe.api._sync.snapshots import Snapshots
 from drupe.api._sync.system import System
 from drupe.api._sync.volumes import Volumes
 from drupe.rpc.connection import Connection
@@ -45,6 +46,7 @@ class Runtime:
         self.images = Images(connection)
         self.networks = Networks(connection)
         self.volumes = Volumes(connection)
+        self.snapshots = Snapshots(connection)
         self.system = System(connection)
 
     @classmethod

@@ -6,7 +6,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from drupe.api._sync import process
 from drupe.api._sync.containers import Container
@@ -14,12 +14,12 @@ from drupe.api._sync.files import Files
 from drupe.api._sync.process import Process
 from drupe.api.result import Result
 from drupe.api.specs import LABEL, exec_spec, sandbox_spec
-from drupe.errors import DrupeError, InvalidState, NotFound, Unsupported
+from drupe.errors import DrupeError, InvalidState, NotFound
 from drupe.spec.container import Mount, Secret, SecuritySpec
-from drupe.spec.control import Delete, Empty, Kill, ListFilter, LogLine, PodList, PodRun, Ref, Stop
-from drupe.spec.host import CapabilityTable
+from drupe.spec.control import Delete, Kill, ListFilter, LogLine, PodList, PodRun, Ref, Stop
 from drupe.spec.network import NetworkSpec, PortMapping
 from drupe.spec.pod import PodSpec
+from drupe.spec.snapshot import Fork, SnapshotCreate, SnapshotInfo, SnapshotRestore
 from drupe.spec.status import Choice, ContainerStatus, PodStatus, ProcessInfo, Stats
 
 if TYPE_CHECKING:
@@ -275,27 +275,6 @@ class Sandbox:
         status: PodStatus = self._call("pod.resume", Ref(ref=self.id))
         return status
 
-    def snapshot(self) -> NoReturn:
-        """Keep the sandbox's state, memory included. Raises Unsupported, with the reason, for kinds that cannot."""
-        raise self._unable("snapshot")
-
-    def fork(self) -> NoReturn:
-        """A second sandbox that goes on from this one's state. Raises Unsupported, with the reason, like `snapshot`."""
-        raise self._unable("snapshot")
-
-    def _unable(self, feature: str) -> Unsupported:
-        """What the capability table says of this sandbox's kind."""
-        status: PodStatus = self._call("pod.status", Ref(ref=self.id))
-        table: CapabilityTable = self._call("system.capabilities", Empty())
-        said = table.kinds.get(status.sandbox, {}).get(feature, "no: not built in this version")
-        return Unsupported(
-            f"{status.sandbox} sandboxes cannot {feature}",
-            kind=status.sandbox,
-            feature=feature,
-            cause=said.partition(": ")[2],
-            hint="drupe system capabilities shows what each kind can do",
-        )
-
     def update(
         self, *, memory: str | int | None = None, cpus: str | float | None = None, pids: int | None = None
     ) -> ContainerStatus:
@@ -310,6 +289,32 @@ class Sandbox:
     def kill(self, signal: str | int = "KILL") -> None:
         """Send a signal to every process."""
         self._call("container.kill", Kill(ref=self.container.id, signal=str(signal), all=True))
+
+    def snapshot(self, name: str = "") -> SnapshotInfo:
+        """Write it down, memory and files, while it runs. Raises Unsupported for kinds that cannot be."""
+        info: SnapshotInfo = self._call("snapshot.create", SnapshotCreate(ref=self.id, name=name))
+        return info
+
+    def fork(self, name: str = "") -> Sandbox:
+        """A second sandbox that goes on from where this one is; enter it, or delete it, like any other."""
+        return self._second(self._call("pod.fork", Fork(ref=self.id, name=name)))
+
+    @classmethod
+    def restore(cls, snapshot: str, *, name: str = "", runtime: Runtime | None = None) -> Sandbox:
+        """A sandbox that goes on where a snapshot was made, with an id, a host name and addresses of its own."""
+        sandbox = cls(spec=PodSpec(), runtime=runtime)
+        try:
+            wanted = SnapshotRestore(ref=snapshot, name=name, other_ports=True)
+            sandbox._adopt(sandbox._open().connection.call("snapshot.restore", wanted))
+        except BaseException:
+            sandbox._let_go()
+            raise
+        return sandbox
+
+    def _second(self, status: PodStatus) -> Sandbox:
+        sandbox = type(self)(spec=PodSpec(), runtime=self._given)
+        sandbox._adopt(status)
+        return sandbox
 
     def wait(self, *, timeout: float | None = None) -> int:
         """Wait for the end of the main process; its exit code. Raises DeadlineExceeded after `timeout` seconds."""

@@ -170,6 +170,9 @@ class BaseCgroups:
 
     # -- processes
 
+    def procs_file(self, path: str) -> str:
+        return f"{self.main_dir(path)}/cgroup.procs"
+
     def attach(self, path: str, pid: int) -> None:
         for directory in self.all_dirs(path):
             try:

@@ -87,6 +87,10 @@ class Cgroups(Protocol):
         somebody else must move it (`attach`, or the OCI runtime)."""
         ...
 
+    def procs_file(self, path: str) -> str:
+        """The file that takes a pid into the cgroup; in v1 into that of one hierarchy only."""
+        ...
+
     def restrict_devices(self, path: str, rules: Sequence[Mapping[str, Any]]) -> None:
         """Allow the devices of `linux.resources.devices` (runtime-spec) and no others, verified. Only where
         `join_files` has any. Raises NotFound, InternalError when the kernel took something else."""

@@ -10,7 +10,7 @@ from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.contract import hold
 from drupe.services.control.registry import method
-from drupe.spec.control import PodList
+from drupe.spec.control import LogLine, PodList
 from drupe.spec.status import ExitStatus, PodStatus, Stats
 from drupe.state.machine import State
 
@@ -106,6 +106,16 @@ async def update(service: ControlService, call: Call) -> PodStatus:
     async with pod.lock:
         await pod.update(call.params.resources)
     return pod.record()
+
+
+@method("pod.logs")
+async def logs(service: ControlService, call: Call) -> None:
+    """What the sandbox itself wrote, one file after the other; a line's stream is the file's name."""
+    pod = service.core.pod(call.params.ref)
+    for name, path in pod.sandboxer.logs(pod.id).items():
+        data = await asyncio.to_thread(path.read_bytes)
+        for line in data.splitlines(keepends=True):
+            await call.send_item(LogLine(at=path.stat().st_mtime, stream=name, data=line))
 
 
 @method("pod.stats")

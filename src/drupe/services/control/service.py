@@ -9,10 +9,20 @@ from typing import Any
 from drupe.errors import Unsupported
 from drupe.rpc.call import Call
 from drupe.runtime.core import Core
-from drupe.services.control import containers, execs, files, images, networks, pods, system, volumes
+from drupe.services.control import containers, execs, files, images, networks, pods, snapshots, system, volumes
 from drupe.services.control.registry import HANDLERS
 
-_MODULES = (containers, execs, files, images, networks, pods, system, volumes)  # importing them fills HANDLERS
+_MODULES = (
+    containers,
+    execs,
+    files,
+    images,
+    networks,
+    pods,
+    snapshots,
+    system,
+    volumes,
+)  # importing them fills HANDLERS
 
 
 class ControlService:

@@ -1,0 +1,84 @@
+"""From the config.json that crun would get to the one that runsc gets.
+
+What runsc would silently leave out is taken out here, where the capability table (`able`) has refused it to those who
+asked for it; what it understands otherwise is put in its words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from drupe.sandboxers.contract import SandboxConfig
+from drupe.sandboxers.gvisor.records import ROOT_ID, PodRecord
+
+_TYPE = "io.kubernetes.cri.container-type"
+_SANDBOX = "io.kubernetes.cri.sandbox-id"
+_SHM = "/dev/shm"  # noqa: S108 the container's
+TMP = "/tmp"  # noqa: S108 the container's
+_SHARED_PID = "/proc/drupe-pod/ns/pid"  # runsc compares the path only: containers that name the same one share
+# The sentry has its own, or the daemon does it: limits, devices, sysctls.
+_LEFT_OUT = ("cgroupsPath", "resources", "devices", "sysctl", "maskedPaths", "readonlyPaths", "rootfsPropagation")
+_OWN_TYPES = ("proc", "sysfs", "tmpfs", "devpts", "mqueue")
+
+
+def adapted(
+    oci: dict[str, Any], pod: PodRecord, *, first: bool, shares_pid: bool, own_tmp: bool = False
+) -> dict[str, Any]:
+    """The config of one container. first: it is the sandbox's first. own_tmp: its root has a directory /tmp."""
+    linux = {key: value for key, value in oci.get("linux", {}).items() if key not in _LEFT_OUT}
+    linux["namespaces"] = _namespaces(pod, shares_pid=shares_pid)
+    if not pod.seccomp:
+        linux.pop("seccomp", None)
+    annotations = {_TYPE: "sandbox" if first else "container", _SANDBOX: ROOT_ID}
+    mounts = [_mount(mount, pod) for mount in oci.get("mounts", ()) if mount.get("type") != "cgroup"]
+    if own_tmp and not any(mount["destination"] == TMP for mount in mounts):
+        mounts.append(_tmp(oci["root"]))
+    return {**oci, "mounts": mounts, "linux": linux, "annotations": annotations}
+
+
+def holder(config: SandboxConfig, pod: PodRecord, rootfs: Path, init: str) -> dict[str, Any]:
+    """The first container of a pod that has several, or none yet: it sleeps, and reaps."""
+    oci = {
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["/catatonit", "-P"],
+            "cwd": "/",
+            "env": ["PATH=/"],
+            "noNewPrivileges": True,
+            "capabilities": {},
+        },
+        "root": {"path": str(rootfs), "readonly": True},
+        "hostname": config.hostname,
+        "mounts": [
+            {"destination": "/catatonit", "source": init, "type": "bind", "options": ["bind", "ro"]},
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+        ],
+    }
+    return adapted(oci, pod, first=True, shares_pid=config.spec.namespaces.pid == "pod")
+
+
+def _namespaces(pod: PodRecord, *, shares_pid: bool) -> list[dict[str, str]]:
+    pid = {"type": "pid", "path": _SHARED_PID} if shares_pid else {"type": "pid"}
+    spaces = [pid, *({"type": kind} for kind in ("mount", "ipc", "uts"))]
+    if pod.netns:
+        spaces.append({"type": "network", "path": pod.netns})
+    return spaces
+
+
+def _tmp(root: dict[str, Any]) -> dict[str, Any]:
+    """Where an image's /tmp is empty runsc mounts memory there by itself, which would hide files from outside and would
+    not be in the container's layer: unless something is mounted there already."""
+    options = ["bind", "ro" if root.get("readonly") else "rw"]
+    return {"destination": TMP, "type": "bind", "source": f"{root['path']}{TMP}", "options": options}
+
+
+def _mount(mount: dict[str, Any], pod: PodRecord) -> dict[str, Any]:
+    """`rro` is crun's; the sentry refuses writes below the whole mount anyway. /dev/shm of a pod of one container is
+    the sentry's own; several share the pod's directory on the host."""
+    if mount["destination"] == _SHM and pod.sole:
+        options = ["nosuid", "nodev", "mode=1777", f"size={pod.shm_bytes}"]
+        return {"destination": _SHM, "type": "tmpfs", "source": "shm", "options": options}
+    options = ["ro" if option == "rro" else option for option in mount.get("options", ())]
+    return {**mount, "options": options}

@@ -1,0 +1,74 @@
+"""The contract on gVisor sandboxes: the real keeper and runsc; pods of several containers, and of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kept_site import KeptSite, make_rootfs
+from sandboxer_suite import SandboxerSuite
+
+from drupe.errors import NotFound
+from drupe.sandboxers.contract import SandboxConfig
+from drupe.sandboxers.gvisor.command import RunscCommand, find_runsc
+from drupe.sandboxers.gvisor.options import GvisorOptions
+from drupe.sandboxers.gvisor.pods import Pods
+from drupe.sandboxers.gvisor.sandboxer import GvisorSandboxer
+from drupe.spec import ContainerSpec
+from framework import probes
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rootfs(tmp_path_factory.mktemp("rootfs"))
+
+
+class GvisorSite(KeptSite):
+    states = "gvisor"
+
+    def make(self) -> GvisorSandboxer:
+        command = RunscCommand(find_runsc())
+        state = self.directory / self.states
+        pods = Pods(keeper=self.keeper, command=command, cgroups=self.cgroups, state=state)
+        return GvisorSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended, options=GvisorOptions())
+
+
+class SoleSite(GvisorSite):
+    """Pods that are made with their one container, as `drupe run` makes them."""
+
+    def config(self, **spec: Any) -> SandboxConfig:
+        return super().config(**{"containers": (ContainerSpec(name="only"),)} | spec)
+
+    def needs(self, *features: str) -> None:
+        if "multi-container" in features:
+            pytest.skip("the other class has pods of several containers")
+        super().needs(*features)
+
+
+class GvisorSuite(SandboxerSuite):
+    kind_of_site: type[GvisorSite]
+
+    @pytest.fixture
+    def site(self, tmp_path: Path, rootfs: Path) -> GvisorSite:
+        probes.needs_root()
+        probes.needs_keeper()
+        probes.needs_program("runsc")
+        return self.kind_of_site(tmp_path, rootfs)
+
+
+@pytest.mark.root
+class TestSeveral(GvisorSuite):
+    kind_of_site = GvisorSite
+
+
+@pytest.mark.root
+class TestSole(GvisorSuite):
+    kind_of_site = SoleSite
+
+
+def test_a_runsc_that_is_not_installed() -> None:
+    """The error names it and how to get it."""
+    with pytest.raises(NotFound, match="'runscx' is not installed") as caught:
+        find_runsc("runscx")
+    assert "bookworm-backports" in caught.value.hint
