@@ -75,12 +75,16 @@ def unshare(kinds: int) -> None:
     _check(_libc.unshare(ctypes.c_int(kinds)), "unshare")
 
 
-def drop_capabilities() -> None:
-    """Give up every capability for good: bounding, ambient, effective, permitted and inheritable set."""
+def drop_bounding_set() -> None:
+    """No program and no change of user will ever bring a capability back. Raises OSError."""
     for number in range(64):
         if _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) < 0:
-            break  # the kernel has no more
+            return  # the kernel has no more
         _check(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "capbset")
+
+
+def drop_capabilities() -> None:
+    """Give up every capability of this thread, of which there should be one only. Raises OSError."""
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     _check(_libc.syscall(_numbers()[2], ctypes.c_char_p(header), ctypes.c_char_p(bytes(24))), "capset")

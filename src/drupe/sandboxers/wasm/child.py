@@ -11,13 +11,13 @@ import os
 import resource
 import signal
 import socket
-import sys
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 import msgspec
 
 from drupe.linux import processes
+from drupe.linux.open_tree import open_tree
 from drupe.linux.unix_sockets import recv_fds
 from drupe.sandboxers.wasm import filter as system_calls
 from drupe.sandboxers.wasm.engine import TRAP_EXIT, Engine, Loaded, ModuleRefused, Trapped
@@ -32,7 +32,7 @@ _KINDS = {
     "user": processes.CLONE_NEWUSER,
 }
 _DECODER = msgspec.json.Decoder(Job)
-_MODULE_FD = 3
+CODE_NAME = "code"
 
 
 class World(NamedTuple):
@@ -66,34 +66,45 @@ def serve(sock: socket.socket, world: World) -> NoReturn:
 
 def _become(job: Job, fds: dict[str, int], sock: socket.socket, world: World, stage: list[str]) -> NoReturn:
     processes.set_name(job.name or "drupe-wasm")
-    fifo, words = _place(job, world)
+    opened = _place(job, world)
     stage[0] = "streams"
     _take_streams(job, fds)
     stage[0] = "limits"
     _limit(job)
     stage[0] = "confinement"
+    if opened.code >= 0:
+        os.fchdir(opened.code)
+        os.close(opened.code)
     _drop(job, world)
     stage[0] = "module"
     if job.kind == "compile":
-        _compile(job, sock, world.engine)
-    loaded = world.engine.load(f"/proc/self/fd/{_MODULE_FD}", job) if job.kind == "run" else None
+        _compile(job, fds, sock, world.engine)
+    loaded = _load(job, world.engine) if job.kind == "run" else None
     _answer(sock, Report())
-    sock.close()
-    if fifo >= 0:
-        os.read(fifo, 1)
-        os.close(fifo)
-    _run(loaded, words)
+    _wait_for_start(job, opened.fifo, sock)
+    _run(loaded, opened.words)
 
 
-def _place(job: Job, world: World) -> tuple[int, int]:
-    """Join cgroups and namespaces; open, while the host's files are in sight, the fifo and the file for last words."""
+class _Opened(NamedTuple):
+    """Descriptors from the host's files, taken while those are in sight; -1: none. code: a tree (open_tree(2))."""
+
+    fifo: int
+    words: int
+    code: int
+
+
+def _place(job: Job, world: World) -> _Opened:
+    """Join cgroups and namespaces."""
     for directory in job.place.cgroups:
         _write(f"{directory}/cgroup.procs", b"0")
     if job.oom_score_adj is not None:
         _write("/proc/self/oom_score_adj", str(job.oom_score_adj).encode())
     spaces = [(kind, os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for kind, path in job.place.namespaces.items()]
-    fifo = os.open(job.fifo, os.O_RDWR | os.O_CLOEXEC) if job.fifo else -1
-    words = os.open(job.words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) if job.words else -1
+    opened = _Opened(
+        os.open(job.fifo, os.O_RDWR | os.O_CLOEXEC) if job.fifo else -1,
+        os.open(job.words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) if job.words else -1,
+        open_tree(job.code) if job.code else -1,
+    )
     view = None if "mnt" in job.place.namespaces else View(job.place)
     for kind, space in sorted(spaces, key=lambda space: space[0] == "user"):  # the user's last: it takes rights away
         if kind == "user" and view is not None:
@@ -103,7 +114,7 @@ def _place(job: Job, world: World) -> tuple[int, int]:
         os.close(space)
     if view is not None:
         view.enter(world.empty)
-    return fifo, words
+    return opened
 
 
 def _write(path: str, data: bytes) -> None:
@@ -131,6 +142,7 @@ def _limit(job: Job) -> None:
 
 
 def _drop(job: Job, world: World) -> None:
+    processes.drop_bounding_set()
     os.setgroups(job.groups)
     os.setresgid(job.gid, job.gid, job.gid)
     os.setresuid(job.uid, job.uid, job.uid)
@@ -139,13 +151,31 @@ def _drop(job: Job, world: World) -> None:
     processes.load_filter(system_calls.own(world.filters[0 if job.kind == "run" else 1]))
 
 
-def _compile(job: Job, sock: socket.socket, engine: Engine) -> NoReturn:
-    with open(_MODULE_FD, "rb") as source:  # noqa: PTH123 - a descriptor
+def _load(job: Job, engine: Engine) -> Loaded:
+    """The code lies in the working directory: a tree of its own, from which no path leads anywhere, and which is out
+    of reach again before the guest runs."""
+    try:
+        return engine.load(CODE_NAME, job)
+    finally:
+        os.chdir("/")
+
+
+def _compile(job: Job, fds: dict[str, int], sock: socket.socket, engine: Engine) -> NoReturn:
+    with open(fds["module"], "rb") as source:  # noqa: PTH123 - a descriptor
         form, code = engine.compile(source.read(), fuel=bool(job.limits.fuel))
-    with open(_MODULE_FD + 1, "wb") as output:  # noqa: PTH123 - as above
+    with open(fds["output"], "wb") as output:  # noqa: PTH123 - as above
         output.write(code)
     _answer(sock, Report(form=form))
     os._exit(0)
+
+
+def _wait_for_start(job: Job, fifo: int, sock: socket.socket) -> None:
+    if fifo >= 0:
+        sock.close()
+        os.read(fifo, 1)
+        os.close(fifo)
+    elif job.hold and not os.read(sock.fileno(), 1):
+        os._exit(0)  # whoever wanted it has gone
 
 
 def _run(loaded: Loaded | None, words: int) -> NoReturn:
@@ -171,7 +201,7 @@ def _say(trap: Trapped, words: int) -> None:
 
 def _answer(sock: socket.socket, report: Report) -> None:
     with suppress(OSError):
-        sock.send(msgspec.json.encode(report))
+        os.write(sock.fileno(), msgspec.json.encode(report))  # the filter may have no sendto(2)
 
 
 def quiet_signals() -> None:
@@ -181,4 +211,3 @@ def quiet_signals() -> None:
 
 
 assert TRAP_EXIT == 128 + signal.SIGABRT
-__all__ = ["World", "quiet_signals", "serve", "sys"]

@@ -16,7 +16,7 @@ _FREE = """
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range lseek
 open openat openat2 access faccessat faccessat2 stat lstat fstat newfstatat statx readlink readlinkat getdents64
 mkdirat unlinkat renameat renameat2 linkat symlinkat ftruncate fallocate fadvise64 fsync fdatasync utimensat
-fchmod fchmodat fstatfs getcwd dup dup2 dup3 fcntl pipe2 eventfd2 copy_file_range sendfile memfd_create
+fchmod fchmodat fstatfs getcwd chdir dup dup2 dup3 fcntl pipe2 eventfd2 copy_file_range sendfile memfd_create
 mmap munmap mprotect mremap madvise brk membarrier mincore
 futex futex_waitv set_robust_list rseq set_tid_address exit exit_group gettid getpid getppid sched_yield
 sched_getaffinity restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack

@@ -52,9 +52,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """kind: "run" a module, be "idle", or "compile" one. The descriptors that come along are named in `fds`:
-    stdin, stdout, stderr always; module (compiled code, or wasm to compile); output (of the compiler).
+    stdin, stdout, stderr always; module and output for the compiler.
 
-    fifo: wait there for a byte before the guest runs ("" runs at once). words: a file for how a trap came about.
+    code: the directory that holds the compiled code to run. fifo: wait there for a byte before the guest runs ("" runs
+    at once; with `hold` the byte comes over the socket). words: a file for how a trap came about.
     """
 
     kind: str
@@ -66,7 +67,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rlimits: tuple[Rlimit, ...] = ()
     oom_score_adj: int | None = None
     tty: bool = False
+    code: str = ""
     fifo: str = ""
+    hold: bool = False
     words: str = ""
     name: str = ""
     form: str = MODULE
@@ -74,7 +77,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     env: tuple[str, ...] = ()
     network: bool = False
     limits: Limits = Limits()
-    time_s: int = 0
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

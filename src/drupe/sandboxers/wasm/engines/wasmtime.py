@@ -30,7 +30,9 @@ class WasmtimeEngine(Engine):
         self._plain = _engine(fuel=False)
         self._counting = _engine(fuel=True)
         self._linkers = {False: _linker(self._plain), True: _linker(self._counting)}
-        self._tick = wasmtime.Module(self._plain, _TICK)
+        # compiled without the threads that compiling else leaves behind, which a fork would not take along
+        tick = wasmtime.Module(_engine(fuel=False, threads=False), _TICK)
+        self._tick = wasmtime.Module.deserialize(self._plain, tick.serialize())
 
     def warm_up(self) -> None:
         store = wasmtime.Store(self._plain)
@@ -132,8 +134,9 @@ def _guarded(start: Callable[[], None]) -> int:
     return 0
 
 
-def _engine(*, fuel: bool) -> wasmtime.Engine:
+def _engine(*, fuel: bool, threads: bool = True) -> wasmtime.Engine:
     config = wasmtime.Config()
+    config.parallel_compilation = threads
     config.consume_fuel = fuel
     config.max_wasm_stack = _MAX_GUEST_STACK_BYTES
     return wasmtime.Engine(config)

@@ -1,0 +1,67 @@
+"""The Wasm kind: a pod's namespaces pinned as for runc, its containers WebAssembly modules in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from drupe.keeper.client import Keeper
+from drupe.keeper.records import TaskInfo
+from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskState
+from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, namespace_types
+from drupe.sandboxers.kept.sandboxer import KeptSandboxer
+from drupe.sandboxers.wasm.compiler import Compiler
+from drupe.sandboxers.wasm.table import CAPABILITIES
+from drupe.sandboxers.wasm.tasks import WasmTasks
+from drupe.sandboxers.wasm.zygotes import Zygotes
+
+
+class WasmSandboxer(KeptSandboxer):
+    """Sandboxes of WebAssembly: what a module can reach is what its engine offers, inside what the kernel allows.
+
+    root: where compiled modules are kept.
+    """
+
+    kind = "wasm"
+
+    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, root: Path, on_exit: OnExit) -> None:
+        self._zygotes = Zygotes(keeper)
+        self.compiler = Compiler(root, self._zygotes)
+        self._tasks = WasmTasks(keeper=keeper, cgroups=cgroups, zygotes=self._zygotes, compiler=self.compiler)
+        super().__init__(keeper=keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
+
+    def capabilities(self) -> Mapping[str, str]:
+        return CAPABILITIES
+
+    def tasks(self) -> WasmTasks:
+        return self._tasks
+
+    def close(self) -> None:
+        self._zygotes.close()
+
+    async def create(self, config: SandboxConfig) -> SandboxInfo:
+        self._configs[config.id] = config
+        paths = await make_namespaces(self._keeper, config, namespace_types(config.spec))
+        return SandboxInfo(netns=paths.get("network", ""), namespaces=paths)
+
+    async def start(self, sandbox_id: str) -> None:
+        """Namespaces need no starting: they live as soon as they are made."""
+
+    async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:
+        """Containers are stopped by now, and nothing else runs for a pod."""
+
+    async def delete(self, sandbox_id: str) -> None:
+        """Unpin the pod's namespaces; they end with their last process."""
+        config = self._configs.pop(sandbox_id, None)
+        if config is not None:
+            await drop_namespaces(self._keeper, config)
+
+    async def _task_state(self, entry: TaskInfo) -> TaskState:
+        state = await super()._task_state(entry)
+        if state.exit is not None:
+            self._tasks.note_end(entry.task)  # what ran beside it must not go on
+        return state
+
+    async def _was_started(self, task: str) -> bool:
+        return self._tasks.was_started(task)

@@ -1,0 +1,297 @@
+"""Containers of Wasm sandboxes: each process is a child of the zygote, and the keeper holds it as any other task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unavailable
+from drupe.keeper.client import Keeper
+from drupe.keeper.escrow import Held
+from drupe.keeper.records import Io
+from drupe.keeper.start import mounts_root
+from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.contract import ExecConfig, TaskConfig
+from drupe.sandboxers.kept.tasks import KeptTasks, log_file
+from drupe.sandboxers.wasm import settings, streams
+from drupe.sandboxers.wasm.cache import Entry
+from drupe.sandboxers.wasm.compiler import Compiler, refusal
+from drupe.sandboxers.wasm.job import Job, Place
+from drupe.sandboxers.wasm.modules import open_module
+from drupe.sandboxers.wasm.place import place_of, place_of_exec
+from drupe.sandboxers.wasm.zygotes import Child, Zygotes
+from drupe.spec.status import ExitStatus
+
+READY_TIMEOUT_S = 30.0
+FIFO = "start.fifo"
+WORDS = "trap"
+
+
+class WasmTasks(KeptTasks):
+    """See the contract. What it holds of a container is its configuration; all else lives in keeper and kernel."""
+
+    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, zygotes: Zygotes, compiler: Compiler) -> None:
+        super().__init__(keeper=keeper, cgroups=cgroups)
+        self._zygotes = zygotes
+        self._compiler = compiler
+        self._oci_of: dict[str, dict[str, Any]] = {}
+        self._killing: set[asyncio.Future[int]] = set()
+
+    # -- containers -----------------------------------------------------------------------------------------------
+
+    async def create(self, task: TaskConfig) -> int:
+        if task.id in self._cgroup_of:
+            raise AlreadyExists(f"container {task.id} exists")
+        self.know(task.id, cgroup=task.cgroup, bundle=task.bundle)
+        self._ended.discard(task.id)
+        self._oci_of[task.id] = task.oci
+        (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
+        code = await self._code(task.oci, task.oci["process"])
+        self._cgroups.create(task.cgroup, task.resources)
+        os.mkfifo(task.bundle / FIFO, 0o600)
+        made = streams.terminal(None, None) if task.tty else streams.pipes(stdin=task.stdin)
+        held = Held(task.id, {"exit_file": str(task.exit_file)})
+        if (log := log_file(task.log)) is not None:
+            held.fields["log"] = log
+        job = self._job(task.oci, task.oci["process"], code, self._cgroup_dirs(task.cgroup), place_of(task.oci))
+        job = msgspec.structs.replace(
+            job, fifo=str(task.bundle / FIFO), words=str(task.bundle / WORDS), tty=task.tty
+        )
+        return await self._launch(job, made, held, settings.engine_of(task.oci.get("annotations", {})))
+
+    async def start(self, task_id: str) -> None:
+        bundle = self._bundle_of.get(task_id)
+        if bundle is None:
+            raise NotFound(f"container {task_id} is not here")
+        if not release(bundle / FIFO):
+            raise InvalidState(f"container {task_id} does not wait to be started", hint="it runs, or has ended")
+
+    def was_started(self, task_id: str) -> bool:
+        """Whether it does not wait any more."""
+        bundle = self._bundle_of.get(task_id)
+        return bundle is None or not (bundle / FIFO).exists()
+
+    async def delete(self, task_id: str) -> None:
+        cgroup = self._cgroup_of.pop(task_id, None)
+        bundle = self._bundle_of.pop(task_id, None)
+        over = task_id in self._ended
+        self._ended.discard(task_id)
+        self._oci_of.pop(task_id, None)
+        if cgroup is not None:
+            await asyncio.to_thread(self._drop_all, cgroup)
+        await self._forget(task_id, kill=not over)
+        for name in (FIFO, WORDS) if bundle is not None else ():
+            (bundle / name).unlink(missing_ok=True)
+
+    def _drop_all(self, cgroup: str) -> None:
+        if self._cgroups.pids(cgroup):
+            with contextlib.suppress(DrupeError):  # a frozen process cannot die
+                self._cgroups.thaw(cgroup)
+            self._cgroups.kill_all(cgroup, signal.SIGKILL)
+        self._cgroups.delete(cgroup)
+
+    # -- execs ----------------------------------------------------------------------------------------------------
+
+    async def exec(self, config: ExecConfig) -> int:
+        oci = self._oci(config.task)
+        code = await self._code(oci, config.process)
+        main = self._main(config.task)
+        made = streams.terminal(config.rows, config.cols) if config.tty else streams.given(config.fds)
+        key = self._exec_key(config)
+        held = Held(key, {"exit_file": str(config.dir / f"exec-{config.id}.exit")})
+        place = place_of_exec(oci, main.fields["pid"])
+        job = self._job(oci, config.process, code, self._cgroup_dirs(self._cgroup(config.task)), place)
+        job = msgspec.structs.replace(job, tty=config.tty, hold=True)
+        try:
+            pid = await self._launch(
+                job, made, held, settings.engine_of(oci.get("annotations", {})), attach=config, main=main
+            )
+        except DrupeError:
+            self.forget_exec(key)
+            raise
+        return pid
+
+    def _main(self, task_id: str) -> Held:
+        held = self._keeper.escrow.held.get(task_id)
+        if held is None or _has_ended(held):
+            raise InvalidState(f"container {task_id} does not run")
+        return held
+
+    # -- what both are --------------------------------------------------------------------------------------------
+
+    async def _code(self, oci: dict[str, Any], process: dict[str, Any]) -> Entry | None:
+        """None for the idle process, which runs no module."""
+        if self._is_idle(oci, process):
+            return None
+        annotations = oci.get("annotations", {})
+        program = process["args"][0]
+        module = self._open(oci, process)
+        try:
+            engine, fuel = settings.engine_of(annotations), bool(settings.limits_of(annotations).fuel)
+            return await self._compiler.code(module, program, engine=engine, fuel=fuel)
+        finally:
+            os.close(module)
+
+    def _is_idle(self, oci: dict[str, Any], process: dict[str, Any]) -> bool:
+        return oci.get("annotations", {}).get(settings.IDLE) == "true" and process is oci["process"]
+
+    def _open(self, oci: dict[str, Any], process: dict[str, Any]) -> int:
+        env = process.get("env", ())
+        path = next((word[5:] for word in env if word.startswith("PATH=")), "")
+        directory = oci.get("root", {}).get("path", "")
+        root = os.open(f"{mounts_root(self._keeper)}{directory}", os.O_PATH | os.O_CLOEXEC) if directory else -1
+        try:
+            cwd = process.get("cwd", "/")
+            return open_module(root, process["args"][0], path=path, cwd=cwd, own=settings.own_module(oci))
+        finally:
+            if root >= 0:
+                os.close(root)
+
+    def _job(
+        self, oci: dict[str, Any], process: dict[str, Any], code: Entry | None, cgroups: tuple[str, ...], place: Place
+    ) -> Job:
+        user = process.get("user", {})
+        return Job(
+            kind="run" if code is not None else "idle",
+            fds=streams.NAMES,
+            place=msgspec.structs.replace(place, cgroups=cgroups),
+            uid=user.get("uid", 0),
+            gid=user.get("gid", 0),
+            groups=tuple(user.get("additionalGids", ())),
+            rlimits=settings.rlimits_of(process),
+            oom_score_adj=process.get("oomScoreAdj"),
+            name=os.path.basename(process["args"][0]),  # noqa: PTH119 - a guest's path
+            form=code.form if code is not None else "",
+            code=str(code.directory) if code is not None else "",
+            argv=tuple(process["args"]),
+            env=tuple(process.get("env", ())),
+            network=True,
+            limits=settings.limits_of(oci.get("annotations", {})),
+        )
+
+    async def _launch(
+        self, job: Job, made: streams.Streams, held: Held, engine: str, *, attach: ExecConfig | None = None,
+        main: Held | None = None,
+    ) -> int:  # fmt: skip
+        """A child with this job, held by the keeper; nothing of it is left when that fails."""
+        child: Child | None = None
+        try:
+            child = await self._told(job, made, engine)
+            held.fds = made.ours | {"pidfd": os.dup(child.pidfd)}
+            made.ours = {}
+            held.fields |= {"pid": child.pid, "started_at": time.time(), "io": Io(mode=made.mode)}  # type: ignore[arg-type]
+            report, _ = await asyncio.gather(child.report(READY_TIMEOUT_S), self._keeper.adopt(held))
+            if report.error:
+                raise refusal(report, job.name)
+            if main is not None and _has_ended(main):
+                raise InvalidState("the container has just ended")
+            if attach is not None:
+                await self._begin(attach, held.task, child)
+            child.close()
+            return child.pid
+        except BaseException as error:
+            await self._discard(child, held)
+            raise _explained(error) from None
+        finally:
+            made.close()
+
+    async def _told(self, job: Job, made: streams.Streams, engine: str) -> Child:
+        for _ in range(3):
+            child = await self._zygotes.take(engine)
+            try:
+                child.send(job, made.theirs)
+                made.close_theirs()
+                return child
+            except OSError:
+                child.close()
+        raise Unavailable("processes of the engine end before they are told their job", stage="create")
+
+    async def _begin(self, config: ExecConfig, key: str, child: Child) -> None:
+        """An exec begins once its end will be heard, and its terminal is connected."""
+        if config.tty and config.fds:
+            await self._keeper.attach(key, config.fds, close_stdin=False)
+        child.sock.send(b"1")
+
+    async def _discard(self, child: Child | None, held: Held) -> None:
+        if child is None:
+            return
+        child.kill()
+        if held.task not in self._keeper.escrow.held:
+            for fd in held.fds.values():
+                os.close(fd)
+        with contextlib.suppress(DrupeError):
+            await self._forget(held.task, kill=True)
+
+    def _cgroup_dirs(self, cgroup: str) -> tuple[str, ...]:
+        return tuple(self._cgroups.all_dirs(cgroup))
+
+    def _oci(self, task_id: str) -> dict[str, Any]:
+        if task_id not in self._oci_of:
+            bundle = self._bundle_of.get(task_id)
+            if bundle is None:
+                raise NotFound(f"container {task_id} is not here")
+            self._oci_of[task_id] = json.loads((bundle / "config.json").read_text())
+        return self._oci_of[task_id]
+
+    # -- ends -----------------------------------------------------------------------------------------------------
+
+    def note_end(self, task_id: str) -> None:
+        """Without a PID namespace the kernel does not end what ran beside the first process."""
+        super().note_end(task_id)
+        cgroup = self._cgroup_of.get(task_id)
+        if cgroup is not None and self._cgroups.pids(cgroup):
+            work = asyncio.ensure_future(asyncio.to_thread(self._cgroups.kill_all, cgroup, signal.SIGKILL))
+            self._killing.add(work)
+            work.add_done_callback(self._killing.discard)
+
+    def mark_oom(self, task_id: str, status: ExitStatus) -> None:
+        super().mark_oom(task_id, status)
+        bundle = self._bundle_of.get(task_id)
+        if status.signal == signal.SIGABRT and bundle is not None:
+            status.reason = "Trap"
+            with contextlib.suppress(OSError):
+                status.message = _words(bundle / WORDS)
+
+
+def _words(path: Path) -> str:
+    """What the child wrote down; its guest may have forged it, so: one short line."""
+    text = path.read_bytes()[:1024].decode(errors="replace")
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _has_ended(held: Held) -> bool:
+    pidfd = held.fds.get("pidfd")
+    return pidfd is None or bool(select.select([pidfd], [], [], 0)[0])
+
+
+def release(fifo: Path) -> bool:
+    """Let a process that waits at `fifo` run on. False when none waits."""
+    try:
+        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fifo.unlink()
+        os.write(descriptor, b"\0")
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _explained(error: BaseException) -> BaseException:
+    if isinstance(error, TimeoutError):
+        return Unavailable("the process was not ready in time", stage="create")
+    return error
+
+
