@@ -46,9 +46,7 @@ class WasmSite(Site):
 
     async def open(self) -> WasmSandboxer:
         self.keeper = await ensure_keeper(self.directory, log=self.directory / "keeper.log")
-        self.sandboxer = WasmSandboxer(
-            keeper=self.keeper, cgroups=self.cgroups, root=self.code, on_exit=self.ended
-        )
+        self.sandboxer = WasmSandboxer(keeper=self.keeper, cgroups=self.cgroups, root=self.code, on_exit=self.ended)
         return self.sandboxer
 
     async def reopen(self) -> WasmSandboxer:

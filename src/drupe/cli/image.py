@@ -263,7 +263,9 @@ def load(*, path: str, tag: str, quiet: bool) -> None:
 
 
 @click.command("import")
-@option("--format", "kind", default="auto", metavar="FORMAT", help="auto, oci, docker-archive, oci-archive, rootfs.")
+@option(
+    "--format", "kind", default="auto", metavar="FORMAT", help="auto, oci, docker-archive, oci-archive, rootfs, wasm."
+)
 @option("--tag", default="", metavar="NAME", help="Name to give.")
 @quiet_option
 @click.argument("path", metavar="FILE|DIR|-")

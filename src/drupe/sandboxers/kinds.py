@@ -87,13 +87,39 @@ def _runc_open(means: Means) -> Sandboxer:
     return open_runc(means)
 
 
+def _wasm_able() -> Mapping[str, str]:
+    from drupe.sandboxers.wasm.able import ABLE
+
+    return ABLE
+
+
+def _wasm_options() -> type[Spec]:
+    from drupe.sandboxers.wasm.options import WasmOptions
+
+    return WasmOptions
+
+
+def _wasm_open(means: Means) -> Sandboxer:
+    from drupe.sandboxers.wasm.sandboxer import open_wasm
+
+    return open_wasm(means)
+
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("vm", "machine", "a kernel of its own behind the processor's virtualization"),
         Kind("appkernel", "kernel", "a kernel of its own, drupe's, in a process without rights"),
         Kind("gvisor", "kernel", "a kernel of its own, gVisor's, in a process without rights"),
-        Kind("wasm", "module", "a module that can only call what it is given, in a process of its own"),
+        Kind(
+            "wasm",
+            "module",
+            "a module that can only call what it is given, in a process of its own",
+            needs=("root", "keeper", "cgroups", "wasm engine"),
+            able=_wasm_able,
+            options=_wasm_options,
+            open=_wasm_open,
+        ),
         Kind(
             "runc",
             "namespaces",

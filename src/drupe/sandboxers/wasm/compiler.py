@@ -8,15 +8,14 @@ import os
 import resource
 from pathlib import Path
 
-from drupe.errors import DeadlineExceeded, DrupeError, InvalidArgument, InternalError, ResourceExhausted, Unavailable
+from drupe.errors import DeadlineExceeded, DrupeError, InternalError, InvalidArgument, ResourceExhausted, Unavailable
 from drupe.sandboxers.wasm.cache import CodeCache, Entry, key_of
 from drupe.sandboxers.wasm.job import Job, Limits, Report, Rlimit
 from drupe.sandboxers.wasm.known import version
 from drupe.sandboxers.wasm.modules import Digests
+from drupe.sandboxers.wasm.options import WasmOptions
 from drupe.sandboxers.wasm.zygotes import Child, Zygotes
 
-TIME_S = 300
-MEMORY_BYTES = 4 << 30
 _INLINE_BYTES = 1 << 20  # what is hashed at once, without a thread
 _NOBODY = 65534
 
@@ -24,8 +23,9 @@ _NOBODY = 65534
 class Compiler:
     """One for each runtime root."""
 
-    def __init__(self, root: Path, zygotes: Zygotes) -> None:
-        self.cache = CodeCache(root)
+    def __init__(self, root: Path, zygotes: Zygotes, options: WasmOptions) -> None:
+        self.cache = CodeCache(root, max_bytes=options.cache_bytes)
+        self._options = options
         self._zygotes = zygotes
         self._digests = Digests()
         self._versions: dict[str, str] = {}
@@ -37,6 +37,7 @@ class Compiler:
         Unsupported: the engine is not installed. InvalidArgument: the module is refused. ResourceExhausted,
         DeadlineExceeded: it cannot be compiled within bounds.
         """
+        self._check_size(module, program)
         if engine not in self._versions:
             self._versions[engine] = version(engine)
         key = key_of(await self._digest(module), engine, self._versions[engine], fuel=fuel)
@@ -44,6 +45,15 @@ class Compiler:
         if found is not None:
             return found
         return await self._once(key, module, program, engine, fuel=fuel)
+
+    def _check_size(self, module: int, program: str) -> None:
+        size, most = os.fstat(module).st_size, self._options.module_bytes
+        if size > most:
+            raise InvalidArgument(
+                f"module {program!r} has {size >> 20} MiB, which is over the limit of {most >> 20} MiB",
+                hint="the node's setting module_bytes of [kinds.wasm] allows more",
+                exit_code="126",
+            )
 
     async def _digest(self, module: int) -> str:
         known = self._digests.known(module)
@@ -79,40 +89,40 @@ class Compiler:
         child = await self._zygotes.take(engine)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            child.send(_job(fuel=fuel), (null, null, null, module, output))
-            return _form(await _report(child, program), program)
+            child.send(self._job(fuel=fuel), (null, null, null, module, output))
+            return _form(await self._report(child, program), program)
         finally:
             os.close(null)
             child.kill()
 
+    def _job(self, *, fuel: bool) -> Job:
+        memory, time_s = self._options.compile_memory_bytes, self._options.compile_time_s
+        return Job(
+            kind="compile",
+            fds=("stdin", "stdout", "stderr", "module", "output"),
+            name="drupe-compile",
+            uid=_NOBODY,
+            gid=_NOBODY,
+            rlimits=(
+                Rlimit(resource.RLIMIT_AS, memory, memory),
+                Rlimit(resource.RLIMIT_CPU, time_s, time_s),
+                Rlimit(resource.RLIMIT_NOFILE, 64, 64),
+            ),
+            limits=Limits(fuel=int(fuel)),
+        )
 
-def _job(*, fuel: bool) -> Job:
-    return Job(
-        kind="compile",
-        fds=("stdin", "stdout", "stderr", "module", "output"),
-        name="drupe-compile",
-        uid=_NOBODY,
-        gid=_NOBODY,
-        rlimits=(
-            Rlimit(resource.RLIMIT_AS, MEMORY_BYTES, MEMORY_BYTES),
-            Rlimit(resource.RLIMIT_CPU, TIME_S, TIME_S),
-            Rlimit(resource.RLIMIT_NOFILE, 64, 64),
-        ),
-        limits=Limits(fuel=int(fuel)),
-    )
-
-
-async def _report(child: Child, program: str) -> Report:
-    try:
-        return await child.report(TIME_S)
-    except TimeoutError:
-        raise DeadlineExceeded(f"module {program!r} was not compiled in {TIME_S} s", stage="compile") from None
-    except Unavailable:
-        raise ResourceExhausted(
-            f"module {program!r} cannot be compiled: the compiler ended",
-            stage="compile",
-            hint=f"it may use {MEMORY_BYTES >> 30} GiB of memory and {TIME_S} s of processor time",
-        ) from None
+    async def _report(self, child: Child, program: str) -> Report:
+        time_s = self._options.compile_time_s
+        try:
+            return await child.report(time_s)
+        except TimeoutError:
+            raise DeadlineExceeded(f"module {program!r} was not compiled in {time_s} s", stage="compile") from None
+        except Unavailable:
+            raise ResourceExhausted(
+                f"module {program!r} cannot be compiled: the compiler ended",
+                stage="compile",
+                hint=f"it may use {self._options.compile_memory_bytes >> 20} MiB of memory and {time_s} s",
+            ) from None
 
 
 def _form(report: Report, program: str) -> str:

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from drupe.errors import InvalidArgument, Unsupported
 
-DEFAULT = "wasmtime"
-
 
 class Known(NamedTuple):
     """package: of PyPI. module: what it is imported as. install: what to say when it is not there."""

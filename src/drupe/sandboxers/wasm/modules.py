@@ -9,11 +9,10 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from drupe.errors import DrupeError, InvalidArgument
+from drupe.errors import DrupeError
 from drupe.linux.openat2 import open_regular
 from drupe.oci.programs import no_program, not_executable
 
-MAX_MODULE_BYTES = 256 << 20
 MAGIC = b"\x00asm"
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 _DEFAULT_PATH = "/bin:/usr/bin:/"
@@ -37,7 +36,7 @@ class Own:
 def open_module(root: int, program: str, *, path: str, cwd: str, own: Own | None) -> int:
     """A descriptor of the module that `program` names. root: the container's root, -1 for none. path: its $PATH.
 
-    NotFound (exit code 127) and PermissionDenied (126: no WebAssembly) as for any program; InvalidArgument: too big.
+    NotFound (exit code 127) and PermissionDenied (126: no WebAssembly) as for any program.
     """
     if own is not None and own.answers_to(program):
         return _checked(os.open(own.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), program)
@@ -61,15 +60,8 @@ def _places(program: str, path: str, cwd: str) -> Iterator[str]:
 
 def _checked(descriptor: int, program: str) -> int:
     try:
-        size = os.fstat(descriptor).st_size
         if os.pread(descriptor, len(MAGIC), 0) != MAGIC:
             raise not_executable(program, cause="it is not WebAssembly")
-        if size > MAX_MODULE_BYTES:
-            raise InvalidArgument(
-                f"module {program!r} has {size >> 20} MiB, which is over the limit of {MAX_MODULE_BYTES >> 20} MiB",
-                hint="a module of this size cannot be compiled in bounded time and memory",
-                exit_code="126",
-            )
     except BaseException:
         os.close(descriptor)
         raise
@@ -88,7 +80,7 @@ class Digests:
     def of(self, descriptor: int) -> str:
         """Reads the whole file."""
         identity = _identity(descriptor)
-        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123 - a descriptor
+        with open(descriptor, "rb", closefd=False) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.lseek(descriptor, 0, os.SEEK_SET)
         if len(self._known) > 1024:

@@ -11,8 +11,11 @@ from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskState
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, namespace_types
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
+from drupe.sandboxers.kinds import Means
+from drupe.sandboxers.wasm.able import ABLE
 from drupe.sandboxers.wasm.compiler import Compiler
-from drupe.sandboxers.wasm.table import CAPABILITIES
+from drupe.sandboxers.wasm.known import version
+from drupe.sandboxers.wasm.options import WasmOptions
 from drupe.sandboxers.wasm.tasks import WasmTasks
 from drupe.sandboxers.wasm.zygotes import Zygotes
 
@@ -20,19 +23,30 @@ from drupe.sandboxers.wasm.zygotes import Zygotes
 class WasmSandboxer(KeptSandboxer):
     """Sandboxes of WebAssembly: what a module can reach is what its engine offers, inside what the kernel allows.
 
-    root: where compiled modules are kept.
+    root: where compiled modules are kept. options: the node's settings.
     """
 
     kind = "wasm"
+    runs_modules = True
 
-    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, root: Path, on_exit: OnExit) -> None:
+    def __init__(
+        self,
+        *,
+        keeper: Keeper,
+        cgroups: Cgroups,
+        root: Path,
+        on_exit: OnExit,
+        options: WasmOptions = WasmOptions(),  # noqa: B008 - it is immutable
+    ) -> None:
         self._zygotes = Zygotes(keeper)
-        self.compiler = Compiler(root, self._zygotes)
-        self._tasks = WasmTasks(keeper=keeper, cgroups=cgroups, zygotes=self._zygotes, compiler=self.compiler)
+        self.compiler = Compiler(root, self._zygotes, options)
+        self._tasks = WasmTasks(
+            keeper=keeper, cgroups=cgroups, zygotes=self._zygotes, compiler=self.compiler, engine=options.engine
+        )
         super().__init__(keeper=keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
 
     def capabilities(self) -> Mapping[str, str]:
-        return CAPABILITIES
+        return ABLE
 
     def tasks(self) -> WasmTasks:
         return self._tasks
@@ -65,3 +79,18 @@ class WasmSandboxer(KeptSandboxer):
 
     async def _was_started(self, task: str) -> bool:
         return self._tasks.was_started(task)
+
+
+def open_wasm(means: Means) -> WasmSandboxer:
+    """The sandboxer of a runtime. Unsupported when the engine that the node chose is not installed."""
+    options = means.options
+    assert isinstance(options, WasmOptions)  # noqa: S101 - the table of kinds gives each its own
+    version(options.engine)
+    (means.run / "wasm").mkdir(mode=0o700, exist_ok=True)
+    return WasmSandboxer(
+        keeper=means.keeper,
+        cgroups=means.cgroups,
+        root=means.root / "wasm",
+        on_exit=means.on_exit,
+        options=options,
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from drupe.errors import InvalidArgument
 from drupe.sandboxers.wasm.job import Limits, Rlimit
-from drupe.sandboxers.wasm.known import DEFAULT
+from drupe.sandboxers.wasm.known import ENGINES
 from drupe.sandboxers.wasm.modules import Own
 
 PREFIX = "drupe.wasm."
@@ -20,12 +20,12 @@ INSTANCES = PREFIX + "instances"
 MODULE = PREFIX + "module"  # set by the runtime, never by a user: where the container's own module lies
 IDLE = "drupe.idle"
 SETTINGS = (ENGINE, FUEL, MEMORY, TABLE_ELEMENTS, INSTANCES)
-_PAGE_BYTES = 65536
+OVERHEAD_BYTES = 8 << 20  # what a process of an engine needs for itself, out of a container's memory limit
 
 
-def engine_of(annotations: Mapping[str, str]) -> str:
-    """The engine that a container asks for."""
-    return annotations.get(ENGINE) or DEFAULT
+def engine_of(annotations: Mapping[str, str], default: str) -> str:
+    """The engine that a container asks for, or the node's own."""
+    return annotations.get(ENGINE) or default
 
 
 def limits_of(annotations: Mapping[str, str]) -> Limits:
@@ -40,13 +40,11 @@ def limits_of(annotations: Mapping[str, str]) -> Limits:
 
 def check(annotations: Mapping[str, str]) -> None:
     """Raise InvalidArgument for a setting that there is not, or one that makes no sense."""
-    from drupe.sandboxers.wasm.known import ENGINES
-
     for name in annotations:
         if name.startswith(PREFIX) and name not in SETTINGS:
             raise InvalidArgument(f"unknown annotation {name}", hint=f"there are {', '.join(SETTINGS)}")
-    engine = engine_of(annotations)
-    if engine not in ENGINES:
+    engine = annotations.get(ENGINE, "")
+    if engine and engine not in ENGINES:
         raise InvalidArgument(f"unknown Wasm engine {engine!r}", hint=f"one of {', '.join(ENGINES)}")
     limits_of(annotations)
 

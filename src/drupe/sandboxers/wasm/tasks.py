@@ -39,8 +39,9 @@ WORDS = "trap"
 class WasmTasks(KeptTasks):
     """See the contract. What it holds of a container is its configuration; all else lives in keeper and kernel."""
 
-    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, zygotes: Zygotes, compiler: Compiler) -> None:
+    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, zygotes: Zygotes, compiler: Compiler, engine: str) -> None:
         super().__init__(keeper=keeper, cgroups=cgroups)
+        self._engine = engine
         self._zygotes = zygotes
         self._compiler = compiler
         self._oci_of: dict[str, dict[str, Any]] = {}
@@ -63,10 +64,8 @@ class WasmTasks(KeptTasks):
         if (log := log_file(task.log)) is not None:
             held.fields["log"] = log
         job = self._job(task.oci, task.oci["process"], code, self._cgroup_dirs(task.cgroup), place_of(task.oci))
-        job = msgspec.structs.replace(
-            job, fifo=str(task.bundle / FIFO), words=str(task.bundle / WORDS), tty=task.tty
-        )
-        return await self._launch(job, made, held, settings.engine_of(task.oci.get("annotations", {})))
+        job = msgspec.structs.replace(job, fifo=str(task.bundle / FIFO), words=str(task.bundle / WORDS), tty=task.tty)
+        return await self._launch(job, made, held, self._engine_of(task.oci))
 
     async def start(self, task_id: str) -> None:
         bundle = self._bundle_of.get(task_id)
@@ -112,9 +111,7 @@ class WasmTasks(KeptTasks):
         job = self._job(oci, config.process, code, self._cgroup_dirs(self._cgroup(config.task)), place)
         job = msgspec.structs.replace(job, tty=config.tty, hold=True)
         try:
-            pid = await self._launch(
-                job, made, held, settings.engine_of(oci.get("annotations", {})), attach=config, main=main
-            )
+            pid = await self._launch(job, made, held, self._engine_of(oci), attach=config, main=main)
         except DrupeError:
             self.forget_exec(key)
             raise
@@ -136,10 +133,13 @@ class WasmTasks(KeptTasks):
         program = process["args"][0]
         module = self._open(oci, process)
         try:
-            engine, fuel = settings.engine_of(annotations), bool(settings.limits_of(annotations).fuel)
+            engine, fuel = self._engine_of(oci), bool(settings.limits_of(annotations).fuel)
             return await self._compiler.code(module, program, engine=engine, fuel=fuel)
         finally:
             os.close(module)
+
+    def _engine_of(self, oci: dict[str, Any]) -> str:
+        return settings.engine_of(oci.get("annotations", {}), self._engine)
 
     def _is_idle(self, oci: dict[str, Any], process: dict[str, Any]) -> bool:
         return oci.get("annotations", {}).get(settings.IDLE) == "true" and process is oci["process"]
@@ -293,5 +293,3 @@ def _explained(error: BaseException) -> BaseException:
     if isinstance(error, TimeoutError):
         return Unavailable("the process was not ready in time", stage="create")
     return error
-
-
