@@ -76,9 +76,9 @@ static int grow(void) {
 
 static int eat(void) {
     for (;;) {
-        char *piece = malloc(1 << 20);
+        volatile char *piece = malloc(1 << 20);
         if (!piece) return fail("eat");
-        memset(piece, 1, 1 << 20);
+        for (int i = 0; i < 1 << 20; i += 4096) piece[i] = 1;
     }
 }
 

@@ -238,6 +238,7 @@ def _import(path: str, *, quiet: bool, **fields: Any) -> list[ImageInfo]:
         elif Path(_host_path(path)).is_dir():
             fields["path"] = _host_path(path)
         else:
+            fields["title"] = Path(path).name
             fds["data"] = stack.enter_context(Path(path).open("rb", buffering=0)).fileno()
         progress = stack.enter_context(Progress(quiet=quiet))
         images: list[ImageInfo] = connection.call(
