@@ -95,8 +95,8 @@ class _Opened(NamedTuple):
 
 def _place(job: Job, world: World) -> _Opened:
     """Join cgroups and namespaces."""
-    for directory in job.place.cgroups:
-        _write(f"{directory}/cgroup.procs", b"0")
+    for file in job.place.cgroups:
+        _write(file, b"0")
     if job.oom_score_adj is not None:
         _write("/proc/self/oom_score_adj", str(job.oom_score_adj).encode())
     spaces = [(kind, os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for kind, path in job.place.namespaces.items()]

@@ -27,7 +27,7 @@ class Rlimit(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a process lives. cgroups: directories to join. namespaces: kind as in /proc/PID/ns to path.
+    """Where a process lives. cgroups: files that take it in, for a 0 that it writes. namespaces: kind as in /proc/PID/ns to path.
 
     With "mnt" among the namespaces it joins the view of another process; else `root` and `binds` make its own.
     root: the container's root ("" is an empty one). preopens: (path, guest's name, writable).

@@ -63,7 +63,7 @@ class WasmTasks(KeptTasks):
         held = Held(task.id, {"exit_file": str(task.exit_file)})
         if (log := log_file(task.log)) is not None:
             held.fields["log"] = log
-        job = self._job(task.oci, task.oci["process"], code, self._cgroup_dirs(task.cgroup), place_of(task.oci))
+        job = self._job(task.oci, task.oci["process"], code, self._cgroup_files(task.cgroup), place_of(task.oci))
         job = msgspec.structs.replace(job, fifo=str(task.bundle / FIFO), words=str(task.bundle / WORDS), tty=task.tty)
         return await self._launch(job, made, held, self._engine_of(task.oci))
 
@@ -108,7 +108,7 @@ class WasmTasks(KeptTasks):
         key = self._exec_key(config)
         held = Held(key, {"exit_file": str(config.dir / f"exec-{config.id}.exit")})
         place = place_of_exec(oci, main.fields["pid"])
-        job = self._job(oci, config.process, code, self._cgroup_dirs(self._cgroup(config.task)), place)
+        job = self._job(oci, config.process, code, self._cgroup_files(self._cgroup(config.task)), place)
         job = msgspec.structs.replace(job, tty=config.tty, hold=True)
         try:
             pid = await self._launch(job, made, held, self._engine_of(oci), attach=config, main=main)
@@ -231,8 +231,9 @@ class WasmTasks(KeptTasks):
         with contextlib.suppress(DrupeError):
             await self._forget(held.task, kill=True)
 
-    def _cgroup_dirs(self, cgroup: str) -> tuple[str, ...]:
-        return tuple(self._cgroups.all_dirs(cgroup))
+    def _cgroup_files(self, cgroup: str) -> tuple[str, ...]:
+        files = self._cgroups.join_files(cgroup)
+        return tuple(files or (f"{each}/cgroup.procs" for each in self._cgroups.all_dirs(cgroup)))
 
     def _oci(self, task_id: str) -> dict[str, Any]:
         if task_id not in self._oci_of:
