@@ -60,14 +60,14 @@ class CodeCache:
         """A sound entry; an unsound one is removed. Hashed once in the life of this process, while it is unchanged."""
         directory = self.root / key
         try:
-            about = msgspec.json.decode((directory / ABOUT).read_bytes(), type=About)
             found = _identity(directory / CODE)
+            known = self._checked.get(key)
+            if known is not None and known[0] == found:
+                return known[1]
+            about = msgspec.json.decode((directory / ABOUT).read_bytes(), type=About)
         except (OSError, msgspec.MsgspecError):
             self.drop(key)
             return None
-        known = self._checked.get(key)
-        if known is not None and known[0] == found:
-            return known[1]
         if not _is_private(directory) or not _is_private(directory / CODE) or _digest(directory / CODE) != about.sha256:
             self.drop(key)
             return None

@@ -20,8 +20,8 @@ from drupe.linux import processes
 from drupe.linux.open_tree import open_tree
 from drupe.linux.unix_sockets import recv_fds
 from drupe.sandboxers.wasm import filter as system_calls
-from drupe.sandboxers.wasm.engine import TRAP_EXIT, Engine, Loaded, ModuleRefused, Trapped
-from drupe.sandboxers.wasm.job import PACKET_BYTES, Job, Report
+from drupe.sandboxers.wasm.engine import Engine, Loaded, ModuleRefused, Trapped
+from drupe.sandboxers.wasm.job import PACKET_BYTES, Call, Job, Report
 from drupe.sandboxers.wasm.view import View
 
 _KINDS = {
@@ -32,6 +32,8 @@ _KINDS = {
     "user": processes.CLONE_NEWUSER,
 }
 _DECODER = msgspec.json.Decoder(Job)
+_CALL = msgspec.json.Decoder(Call)
+NAMES = ("stdin", "stdout", "stderr")
 CODE_NAME = "code"
 
 
@@ -68,7 +70,8 @@ def _become(job: Job, fds: dict[str, int], sock: socket.socket, world: World, st
     processes.set_name(job.name or "drupe-wasm")
     opened = _place(job, world)
     stage[0] = "streams"
-    _take_streams(job, fds)
+    _take_streams([fds[name] for name in NAMES])
+    _lead_session(job)
     stage[0] = "limits"
     _limit(job)
     stage[0] = "confinement"
@@ -80,9 +83,10 @@ def _become(job: Job, fds: dict[str, int], sock: socket.socket, world: World, st
     if job.kind == "compile":
         _compile(job, fds, sock, world.engine)
     loaded = _load(job, world.engine) if job.kind == "run" else None
+    if job.later:
+        world.engine.warm_up(threads=True)
     _answer(sock, Report())
-    _wait_for_start(job, opened.fifo, sock)
-    _run(loaded, opened.words)
+    _run(loaded, _started(job, opened.fifo, sock), opened.words)
 
 
 class _Opened(NamedTuple):
@@ -125,10 +129,13 @@ def _write(path: str, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _take_streams(job: Job, fds: dict[str, int]) -> None:
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        os.dup2(fds[name], number)
-        os.close(fds[name])
+def _take_streams(fds: list[int]) -> None:
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+        os.close(fd)
+
+
+def _lead_session(job: Job) -> None:
     if job.tty:
         processes.take_terminal(0)
     else:
@@ -155,7 +162,7 @@ def _load(job: Job, engine: Engine) -> Loaded:
     """The code lies in the working directory: a tree of its own, from which no path leads anywhere, and which is out
     of reach again before the guest runs."""
     try:
-        return engine.load(CODE_NAME, job)
+        return engine.load(CODE_NAME, job.form, job.limits)
     finally:
         os.chdir("/")
 
@@ -169,21 +176,30 @@ def _compile(job: Job, fds: dict[str, int], sock: socket.socket, engine: Engine)
     os._exit(0)
 
 
-def _wait_for_start(job: Job, fifo: int, sock: socket.socket) -> None:
+def _started(job: Job, fifo: int, sock: socket.socket) -> Job:
+    """Wait until the guest is to run; the job as it is then. Ends when whoever wanted it has gone."""
     if fifo >= 0:
         sock.close()
         os.read(fifo, 1)
         os.close(fifo)
+    elif job.later:
+        data, fds = recv_fds(sock, PACKET_BYTES)
+        if not data:
+            os._exit(0)
+        call = _CALL.decode(data)
+        _take_streams(fds)
+        job = msgspec.structs.replace(job, argv=call.argv, env=call.env)
     elif job.hold and not os.read(sock.fileno(), 1):
-        os._exit(0)  # whoever wanted it has gone
+        os._exit(0)
+    return job
 
 
-def _run(loaded: Loaded | None, words: int) -> NoReturn:
+def _run(loaded: Loaded | None, job: Job, words: int) -> NoReturn:
     if loaded is None:
         while True:
             signal.pause()
     try:
-        code = loaded.run()
+        code = loaded.run(job)
     except Trapped as trap:
         _say(trap, words)
         os.abort()
@@ -208,6 +224,3 @@ def quiet_signals() -> None:
     """As a fresh program has them: Python's own Ctrl-C handler would never run while a guest does."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-
-
-assert TRAP_EXIT == 128 + signal.SIGABRT

@@ -8,9 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from drupe.sandboxers.wasm.job import Job
-
-TRAP_EXIT = 134  # 128 + SIGABRT: what a shell shows for a process that broke an assumption of its own
+from drupe.sandboxers.wasm.job import Job, Limits
 
 
 class ModuleRefused(Exception):
@@ -25,8 +23,8 @@ class Loaded(ABC):
     """A module made ready, with nothing of it run yet."""
 
     @abstractmethod
-    def run(self) -> int:
-        """Run it to its end; its exit code. Raises Trapped. May end the process itself with the guest's exit code."""
+    def run(self, job: Job) -> int:
+        """Run it to its end as `job` says; its exit code. Raises Trapped. May end the process itself with that code."""
 
 
 class Engine(ABC):
@@ -35,13 +33,14 @@ class Engine(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def warm_up(self) -> None:
-        """Touch what every run touches, with a module of our own and without a thread."""
+    def warm_up(self, *, threads: bool = False) -> None:
+        """Touch what every run touches, with a module of our own. threads: also start those that a guest's input and
+        output need; only where no fork and no change of rights follows."""
 
     @abstractmethod
     def compile(self, wasm: bytes, *, fuel: bool) -> tuple[str, bytes]:
         """The form of a module (`job.MODULE`, `job.COMPONENT`) and its code. Raises ModuleRefused."""
 
     @abstractmethod
-    def load(self, path: str, job: Job) -> Loaded:
+    def load(self, path: str, form: str, limits: Limits) -> Loaded:
         """Make ready what `compile` gave, now at `path`. Raises ModuleRefused."""

@@ -55,7 +55,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdin, stdout, stderr always; module and output for the compiler.
 
     code: the directory that holds the compiled code to run. fifo: wait there for a byte before the guest runs ("" runs
-    at once; with `hold` the byte comes over the socket). words: a file for how a trap came about.
+    at once; with `hold` the byte comes over the socket; with `later` it is a `Call` that comes). words: a file for how a
+    trap came about.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str = ""
     fifo: str = ""
     hold: bool = False
+    later: bool = False
     words: str = ""
     name: str = ""
     form: str = MODULE
@@ -77,6 +79,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     env: tuple[str, ...] = ()
     network: bool = False
     limits: Limits = Limits()
+
+
+class Call(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a child that was made ready ahead is to run. It brings stdin, stdout and stderr."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

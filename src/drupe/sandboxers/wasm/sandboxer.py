@@ -52,6 +52,7 @@ class WasmSandboxer(KeptSandboxer):
         return self._tasks
 
     def close(self) -> None:
+        self._tasks.close()
         self._zygotes.close()
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:

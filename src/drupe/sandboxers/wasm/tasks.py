@@ -6,32 +6,31 @@ import asyncio
 import contextlib
 import json
 import os
-import select
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unavailable
+from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.escrow import Held
-from drupe.keeper.records import Io
 from drupe.keeper.start import mounts_root
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.contract import ExecConfig, TaskConfig
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.sandboxers.wasm import settings, streams
 from drupe.sandboxers.wasm.cache import Entry
-from drupe.sandboxers.wasm.compiler import Compiler, refusal
-from drupe.sandboxers.wasm.job import Job, Place
+from drupe.sandboxers.wasm.compiler import Compiler
+from drupe.sandboxers.wasm.job import Call, Job, Place
+from drupe.sandboxers.wasm.launch import Coming, Launcher, has_ended
 from drupe.sandboxers.wasm.modules import open_module
 from drupe.sandboxers.wasm.place import place_of, place_of_exec
-from drupe.sandboxers.wasm.zygotes import Child, Zygotes
+from drupe.sandboxers.wasm.ready import ReadyChildren
+from drupe.sandboxers.wasm.zygotes import Zygotes
 from drupe.spec.status import ExitStatus
 
-READY_TIMEOUT_S = 30.0
 FIFO = "start.fifo"
 WORDS = "trap"
 
@@ -42,8 +41,10 @@ class WasmTasks(KeptTasks):
     def __init__(self, *, keeper: Keeper, cgroups: Cgroups, zygotes: Zygotes, compiler: Compiler, engine: str) -> None:
         super().__init__(keeper=keeper, cgroups=cgroups)
         self._engine = engine
-        self._zygotes = zygotes
         self._compiler = compiler
+        self._launcher = Launcher(keeper, zygotes)
+        self._ready = ReadyChildren(self._launcher)
+        self._coming: dict[str, Coming] = {}  # made here, and not started yet
         self._oci_of: dict[str, dict[str, Any]] = {}
         self._killing: set[asyncio.Future[int]] = set()
 
@@ -64,13 +65,21 @@ class WasmTasks(KeptTasks):
         if (log := log_file(task.log)) is not None:
             held.fields["log"] = log
         job = self._job(task.oci, task.oci["process"], code, self._cgroup_files(task.cgroup), place_of(task.oci))
-        job = msgspec.structs.replace(job, fifo=str(task.bundle / FIFO), words=str(task.bundle / WORDS), tty=task.tty)
-        return await self._launch(job, made, held, self._engine_of(task.oci))
+        job = replace(job, fifo=str(task.bundle / FIFO), words=str(task.bundle / WORDS), tty=task.tty)
+        coming = await self._launcher.launch(job, made, held, self._engine_of(task.oci))
+        self._coming[task.id] = coming
+        return coming.child.pid
 
     async def start(self, task_id: str) -> None:
         bundle = self._bundle_of.get(task_id)
         if bundle is None:
             raise NotFound(f"container {task_id} is not here")
+        coming = self._coming.pop(task_id, None)
+        if coming is not None:
+            try:
+                await coming.arrived()
+            finally:
+                coming.close()
         if not release(bundle / FIFO):
             raise InvalidState(f"container {task_id} does not wait to be started", hint="it runs, or has ended")
 
@@ -85,6 +94,9 @@ class WasmTasks(KeptTasks):
         over = task_id in self._ended
         self._ended.discard(task_id)
         self._oci_of.pop(task_id, None)
+        self._ready.drop(task_id)
+        if (coming := self._coming.pop(task_id, None)) is not None:
+            coming.kill()
         if cgroup is not None:
             await asyncio.to_thread(self._drop_all, cgroup)
         await self._forget(task_id, kill=not over)
@@ -104,22 +116,57 @@ class WasmTasks(KeptTasks):
         oci = self._oci(config.task)
         code = await self._code(oci, config.process)
         main = self._main(config.task)
-        made = streams.terminal(config.rows, config.cols) if config.tty else streams.given(config.fds)
-        key = self._exec_key(config)
-        held = Held(key, {"exit_file": str(config.dir / f"exec-{config.id}.exit")})
         place = place_of_exec(oci, main.fields["pid"])
         job = self._job(oci, config.process, code, self._cgroup_files(self._cgroup(config.task)), place)
-        job = msgspec.structs.replace(job, tty=config.tty, hold=True)
+        job = replace(job, tty=config.tty, hold=True)
+        key = self._exec_key(config)
+        held = Held(key, {"exit_file": str(config.dir / f"exec-{config.id}.exit")})
         try:
-            pid = await self._launch(job, made, held, self._engine_of(oci), attach=config, main=main)
+            pid = await self._call(config, job, held, main, self._engine_of(oci))
         except DrupeError:
             self.forget_exec(key)
+            await self._launcher.forget(key)
             raise
+        if not config.tty:
+            self._ready.prepare(config.task, job, self._engine_of(oci))
         return pid
+
+    async def _call(self, config: ExecConfig, job: Job, held: Held, main: Held, engine: str) -> int:
+        """In the child that waits for just this, or in a new one."""
+        made = streams.terminal(config.rows, config.cols) if config.tty else streams.given(config.fds)
+        coming = None if config.tty else self._ready.take(config.task, job)
+        if coming is not None:
+            return await self._call_ready(coming, job, made, held)
+        coming = await self._launcher.launch(job, made, held, engine)
+        try:
+            await coming.arrived()
+            if has_ended(main.fds["pidfd"]):  # else it may have joined what has its pid now
+                raise InvalidState(f"container {config.task} has just ended")
+            if config.tty and config.fds:  # before the first byte
+                await self._keeper.attach(held.task, config.fds, close_stdin=False)
+            coming.child.begin(b"1")
+            return coming.child.pid
+        except BaseException:
+            coming.kill()
+            raise
+        finally:
+            coming.close()
+
+    async def _call_ready(self, coming: Coming, job: Job, made: streams.Streams, held: Held) -> int:
+        try:
+            coming.child.begin(msgspec.json.encode(Call(job.argv, job.env)), made.theirs)
+            await self._launcher.adopt(coming.child, made, held)
+            return coming.child.pid
+        except BaseException:
+            coming.kill()
+            raise
+        finally:
+            made.close()
+            coming.close()
 
     def _main(self, task_id: str) -> Held:
         held = self._keeper.escrow.held.get(task_id)
-        if held is None or _has_ended(held):
+        if held is None or has_ended(held.fds["pidfd"]):
             raise InvalidState(f"container {task_id} does not run")
         return held
 
@@ -163,7 +210,7 @@ class WasmTasks(KeptTasks):
         return Job(
             kind="run" if code is not None else "idle",
             fds=streams.NAMES,
-            place=msgspec.structs.replace(place, cgroups=cgroups),
+            place=replace(place, cgroups=cgroups),
             uid=user.get("uid", 0),
             gid=user.get("gid", 0),
             groups=tuple(user.get("additionalGids", ())),
@@ -178,59 +225,6 @@ class WasmTasks(KeptTasks):
             limits=settings.limits_of(oci.get("annotations", {})),
         )
 
-    async def _launch(
-        self, job: Job, made: streams.Streams, held: Held, engine: str, *, attach: ExecConfig | None = None,
-        main: Held | None = None,
-    ) -> int:  # fmt: skip
-        """A child with this job, held by the keeper; nothing of it is left when that fails."""
-        child: Child | None = None
-        try:
-            child = await self._told(job, made, engine)
-            held.fds = made.ours | {"pidfd": os.dup(child.pidfd)}
-            made.ours = {}
-            held.fields |= {"pid": child.pid, "started_at": time.time(), "io": Io(mode=made.mode)}  # type: ignore[arg-type]
-            report, _ = await asyncio.gather(child.report(READY_TIMEOUT_S), self._keeper.adopt(held))
-            if report.error:
-                raise refusal(report, job.name)
-            if main is not None and _has_ended(main):
-                raise InvalidState("the container has just ended")
-            if attach is not None:
-                await self._begin(attach, held.task, child)
-            child.close()
-            return child.pid
-        except BaseException as error:
-            await self._discard(child, held)
-            raise _explained(error) from None
-        finally:
-            made.close()
-
-    async def _told(self, job: Job, made: streams.Streams, engine: str) -> Child:
-        for _ in range(3):
-            child = await self._zygotes.take(engine)
-            try:
-                child.send(job, made.theirs)
-                made.close_theirs()
-                return child
-            except OSError:
-                child.close()
-        raise Unavailable("processes of the engine end before they are told their job", stage="create")
-
-    async def _begin(self, config: ExecConfig, key: str, child: Child) -> None:
-        """An exec begins once its end will be heard, and its terminal is connected."""
-        if config.tty and config.fds:
-            await self._keeper.attach(key, config.fds, close_stdin=False)
-        child.sock.send(b"1")
-
-    async def _discard(self, child: Child | None, held: Held) -> None:
-        if child is None:
-            return
-        child.kill()
-        if held.task not in self._keeper.escrow.held:
-            for fd in held.fds.values():
-                os.close(fd)
-        with contextlib.suppress(DrupeError):
-            await self._forget(held.task, kill=True)
-
     def _cgroup_files(self, cgroup: str) -> tuple[str, ...]:
         files = self._cgroups.join_files(cgroup)
         return tuple(files or (f"{each}/cgroup.procs" for each in self._cgroups.all_dirs(cgroup)))
@@ -243,11 +237,23 @@ class WasmTasks(KeptTasks):
             self._oci_of[task_id] = json.loads((bundle / "config.json").read_text())
         return self._oci_of[task_id]
 
+    async def pids(self, task_id: str) -> list[int]:
+        waiting = self._ready.pids(task_id)
+        return [pid for pid in await super().pids(task_id) if pid not in waiting]
+
+    def close(self) -> None:
+        """Let go of all that only saves time."""
+        self._ready.close()
+        for coming in self._coming.values():
+            coming.close()
+        self._coming.clear()
+
     # -- ends -----------------------------------------------------------------------------------------------------
 
     def note_end(self, task_id: str) -> None:
         """Without a PID namespace the kernel does not end what ran beside the first process."""
         super().note_end(task_id)
+        self._ready.drop(task_id)
         cgroup = self._cgroup_of.get(task_id)
         if cgroup is not None and self._cgroups.pids(cgroup):
             work = asyncio.ensure_future(asyncio.to_thread(self._cgroups.kill_all, cgroup, signal.SIGKILL))
@@ -269,11 +275,6 @@ def _words(path: Path) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-def _has_ended(held: Held) -> bool:
-    pidfd = held.fds.get("pidfd")
-    return pidfd is None or bool(select.select([pidfd], [], [], 0)[0])
-
-
 def release(fifo: Path) -> bool:
     """Let a process that waits at `fifo` run on. False when none waits."""
     try:
@@ -288,9 +289,3 @@ def release(fifo: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _explained(error: BaseException) -> BaseException:
-    if isinstance(error, TimeoutError):
-        return Unavailable("the process was not ready in time", stage="create")
-    return error

@@ -39,6 +39,13 @@ class Child:
         """Tell it what to be. BrokenPipeError: it has ended."""
         send_fds(self.sock, msgspec.json.encode(job), fds)
 
+    def begin(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Tell one that is ready to go on. Unavailable: it has ended."""
+        try:
+            send_fds(self.sock, data, fds)
+        except OSError:
+            raise Unavailable("the process of the engine has ended before it began", stage="start") from None
+
     async def report(self, timeout_s: float) -> Report:
         """Its answer. Unavailable when it ended without one; TimeoutError."""
         loop = asyncio.get_running_loop()
@@ -50,14 +57,17 @@ class Child:
 
     def kill(self) -> None:
         """End it, and let go of it."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         self.close()
 
     def close(self) -> None:
-        """Let go of it; one that still waits for a job ends."""
+        """Let go of it; one that still waits for a job ends. Idempotent."""
         self.sock.close()
-        os.close(self.pidfd)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
 
 class Zygote:

@@ -11,12 +11,17 @@ import wasmtime
 from wasmtime import component
 
 from drupe.sandboxers.wasm.engine import Engine, Loaded, ModuleRefused, Trapped
-from drupe.sandboxers.wasm.job import COMPONENT, MODULE, Job
+from drupe.sandboxers.wasm.job import COMPONENT, MODULE, Job, Limits
 
 _PREVIEW1 = "wasi_snapshot_preview1"
 _COMPONENT_LAYER = b"\x00asm\x0d\x00\x01\x00"
 _MODULE_LAYER = b"\x00asm\x01\x00\x00\x00"
-_TICK = '(module (func (export "_start")))'
+# writes nothing, once
+_TICK = """(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start"))
+  (func (export "write") (drop (call $write (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 8)))))"""
 _RUN = ("wasi:cli/run@0.2.", "wasi:http/incoming-handler@0.2.")
 _MAX_GUEST_STACK_BYTES = 1 << 20
 
@@ -34,14 +39,12 @@ class WasmtimeEngine(Engine):
         tick = wasmtime.Module(_engine(fuel=False, threads=False), _TICK)
         self._tick = wasmtime.Module.deserialize(self._plain, tick.serialize())
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, threads: bool = False) -> None:
         store = wasmtime.Store(self._plain)
         store.set_wasi(_wasi(Job(kind="run", argv=("warm",), env=("A=B",))))
         store.set_limits(1 << 20)
-        instance = self._linkers[False].instantiate(store, self._tick)
-        start = instance.exports(store)["_start"]
-        assert isinstance(start, wasmtime.Func)
-        start(store)
+        exports = self._linkers[False].instantiate(store, self._tick).exports(store)
+        _function(exports["write" if threads else "_start"])(store)
 
     def compile(self, wasm: bytes, *, fuel: bool) -> tuple[str, bytes]:
         engine = self._counting if fuel else self._plain
@@ -66,17 +69,15 @@ class WasmtimeEngine(Engine):
         except wasmtime.WasmtimeError as error:
             raise ModuleRefused(_one_line(error)) from None
 
-    def load(self, path: str, job: Job) -> Loaded:
-        fuel = bool(job.limits.fuel)
+    def load(self, path: str, form: str, limits: Limits) -> Loaded:
+        fuel = bool(limits.fuel)
         engine = self._counting if fuel else self._plain
         try:
             store = wasmtime.Store(engine)
-            limits = job.limits
             store.set_limits(limits.memory_bytes, limits.table_elements, limits.instances)
             if fuel:
                 store.set_fuel(limits.fuel)
-            store.set_wasi(_wasi(job))
-            if job.form == COMPONENT:
+            if form == COMPONENT:
                 return _LoadedComponent(engine, store, component.Component.deserialize_file(engine, path))
             return _LoadedModule(self._linkers[fuel], store, wasmtime.Module.deserialize_file(engine, path))
         except wasmtime.WasmtimeError as error:
@@ -87,12 +88,11 @@ class _LoadedModule(Loaded):
     def __init__(self, linker: wasmtime.Linker, store: wasmtime.Store, module: wasmtime.Module) -> None:
         self._linker, self._store, self._module = linker, store, module
 
-    def run(self) -> int:
+    def run(self, job: Job) -> int:
         def start() -> None:
+            self._store.set_wasi(_wasi(job))
             instance = self._linker.instantiate(self._store, self._module)  # may run a start function
-            function = instance.exports(self._store)["_start"]
-            assert isinstance(function, wasmtime.Func)
-            function(self._store)
+            _function(instance.exports(self._store)["_start"])(self._store)
 
         return _guarded(start)
 
@@ -102,26 +102,34 @@ class _LoadedComponent(Loaded):
         self._store, self._component = store, found
         self._linker = component.Linker(engine)
         self._linker.add_wasip2()
-        names = _imports(found, engine)
-        if any(name.startswith("wasi:http/") for name in names):
-            store.set_wasi_http()
+        self._http = any(name.startswith("wasi:http/") for name in _imports(found, engine))
+        if self._http:
             self._linker.add_wasi_http()
 
-    def run(self) -> int:
+    def run(self, job: Job) -> int:
         failed: list[bool] = []
 
         def start() -> None:
+            self._store.set_wasi(_wasi(job))
+            if self._http:
+                self._store.set_wasi_http()
             instance = self._linker.instantiate(self._store, self._component)
             name = next(name for name in _exports(self._component, self._store.engine) if name.startswith(_RUN[0]))
             interface = instance.get_export_index(self._store, name)
             index = instance.get_export_index(self._store, "run", interface)
-            assert index is not None
-            function = instance.get_func(self._store, index)
-            assert function is not None
+            function = instance.get_func(self._store, index) if index is not None else None
+            if function is None:
+                raise wasmtime.WasmtimeError("it exports no function `run`")
             failed.append(isinstance(function(self._store), component.Variant))
 
         code = _guarded(start)
         return code or int(any(failed))
+
+
+def _function(export: object) -> wasmtime.Func:
+    if not isinstance(export, wasmtime.Func):
+        raise wasmtime.WasmtimeError("its export is no function")
+    return export
 
 
 def _guarded(start: Callable[[], None]) -> int:
