@@ -344,7 +344,7 @@ class Storage:
 
     async def remove_pod_directory(self, path: Path) -> None:
         """An orphan: unmount all below it, unpin its namespaces, remove it."""
-        await self._keeper.release(path / "ns")
+        await self._keeper.release((path / "ns").resolve())  # a link where they were made ahead
         mounts = [str(path / "shm")]
         for entry in path.iterdir():
             if entry.is_dir():

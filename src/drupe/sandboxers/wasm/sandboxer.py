@@ -9,13 +9,13 @@ from drupe.keeper.client import Keeper
 from drupe.keeper.records import TaskInfo
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskState
-from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, namespace_types
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
 from drupe.sandboxers.kinds import Means
 from drupe.sandboxers.wasm.able import ABLE
 from drupe.sandboxers.wasm.compiler import Compiler
 from drupe.sandboxers.wasm.known import version
 from drupe.sandboxers.wasm.options import WasmOptions
+from drupe.sandboxers.wasm.spaces import Spaces
 from drupe.sandboxers.wasm.tasks import WasmTasks
 from drupe.sandboxers.wasm.zygotes import Zygotes
 
@@ -39,6 +39,7 @@ class WasmSandboxer(KeptSandboxer):
         options: WasmOptions = WasmOptions(),  # noqa: B008 - it is immutable
     ) -> None:
         self._zygotes = Zygotes(keeper)
+        self._spaces = Spaces(keeper, keeper.run_dir / "wasm/ns")
         self.compiler = Compiler(root, self._zygotes, options)
         self._tasks = WasmTasks(
             keeper=keeper, cgroups=cgroups, zygotes=self._zygotes, compiler=self.compiler, engine=options.engine
@@ -52,12 +53,13 @@ class WasmSandboxer(KeptSandboxer):
         return self._tasks
 
     def close(self) -> None:
+        self._spaces.close()
         self._tasks.close()
         self._zygotes.close()
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         self._configs[config.id] = config
-        paths = await make_namespaces(self._keeper, config, namespace_types(config.spec))
+        paths = await self._spaces.make(config)
         return SandboxInfo(netns=paths.get("network", ""), namespaces=paths)
 
     async def start(self, sandbox_id: str) -> None:
@@ -70,7 +72,12 @@ class WasmSandboxer(KeptSandboxer):
         """Unpin the pod's namespaces; they end with their last process."""
         config = self._configs.pop(sandbox_id, None)
         if config is not None:
-            await drop_namespaces(self._keeper, config)
+            await self._spaces.drop(config)
+
+    async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
+        found = await super().recover(configs)
+        await self._spaces.recover(configs.values())
+        return found
 
     async def _task_state(self, entry: TaskInfo) -> TaskState:
         state = await super()._task_state(entry)
