@@ -87,7 +87,7 @@ def _from_stream(store: ImageStore, request: ImageImport, data: Readable, stem: 
 
     head, source = peek(data, _PEEK_BYTES)
     if request.format == "wasm" or (request.format == "auto" and head.startswith(MAGIC)):
-        return ImageList(images=[image_from_module(store, request, head, source, stem, progress)])
+        return ImageList(images=[image_from_module(store, request, head, source, stem=stem, progress=progress)])
     if request.format == "rootfs" or (request.format == "auto" and not _is_image_archive(head)):
         info = image_from_tar(store, source, tag=request.tag, config=request.config, progress=progress)
         return ImageList(images=[info])

@@ -33,8 +33,8 @@ LAYERS: Final = frozenset(
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
     }
 )
-# WebAssembly artifacts: the module or component itself is the layer. The CNCF's form, then those of containerd's runwasi
-# and of Docker, whose configuration is an ordinary one for the platform wasi/wasm.
+# WebAssembly artifacts: the module or component itself is the layer. The CNCF's form, then those of containerd's
+# runwasi and of Docker, whose configuration is an ordinary one for the platform wasi/wasm.
 WASM_CONFIG: Final = "application/vnd.wasm.config.v0+json"
 WASM_LAYER: Final = "application/wasm"
 WASM_LAYERS: Final = frozenset(

@@ -31,7 +31,7 @@ class _Config(msgspec.Struct, rename="camel"):
 
 
 def image_from_module(
-    store: ImageStore, request: ImageImport, head: bytes, source: Readable, stem: str, progress: Report
+    store: ImageStore, request: ImageImport, head: bytes, source: Readable, *, stem: str, progress: Report
 ) -> ImageInfo:
     """An image of the module that `source` gives; the same bytes under the same title make the same image."""
     platform = _FORMS.get(head[len(MAGIC) : 8]) if head.startswith(MAGIC) else None

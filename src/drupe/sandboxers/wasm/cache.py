@@ -105,7 +105,9 @@ class CodeCache:
     def usage(self) -> DiskUsage:
         """All of it can be made again."""
         sizes = [size for _, size, _ in self._entries()]
-        return DiskUsage(type="compiled modules", total=len(sizes), size_bytes=sum(sizes), reclaimable_bytes=sum(sizes))
+        return DiskUsage(
+            type="compiled modules", total=len(sizes), active=0, size_bytes=sum(sizes), reclaimable_bytes=sum(sizes)
+        )
 
     def prune(self) -> Pruned:
         """Remove everything."""

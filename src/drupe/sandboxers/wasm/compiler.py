@@ -8,7 +8,15 @@ import os
 import resource
 from pathlib import Path
 
-from drupe.errors import DeadlineExceeded, DrupeError, InternalError, InvalidArgument, ResourceExhausted, Unavailable
+from drupe.errors import (
+    DeadlineExceeded,
+    DrupeError,
+    HelperFailed,
+    InternalError,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from drupe.sandboxers.wasm.cache import CodeCache, Entry, key_of
 from drupe.sandboxers.wasm.job import Job, Limits, Report, Rlimit
 from drupe.sandboxers.wasm.known import version
@@ -138,4 +146,5 @@ def refusal(report: Report, program: str) -> DrupeError:
         return InvalidArgument(f"module {program!r} cannot be run", cause=report.error, stage="module", exit_code="126")
     if "memory" in report.error:
         return ResourceExhausted(f"module {program!r}: {report.error}", stage=report.stage)
-    return InternalError(f"module {program!r} could not be made ready", cause=report.error, stage=report.stage)
+    kind = InternalError if report.stage.startswith("bug") else HelperFailed
+    return kind(f"module {program!r} could not be made ready", cause=report.error, stage=report.stage)

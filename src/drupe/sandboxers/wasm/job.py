@@ -27,7 +27,8 @@ class Rlimit(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a process lives. cgroups: files that take it in, for a 0 that it writes. namespaces: kind as in /proc/PID/ns to path.
+    """Where a process lives. cgroups: files that take it in, for a 0 that it writes. namespaces: kind, as in
+    /proc/PID/ns, to path.
 
     With "mnt" among the namespaces it joins the view of another process; else `root` and `binds` make its own.
     root: the container's root ("" is an empty one). preopens: (path, guest's name, writable).
@@ -55,8 +56,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdin, stdout, stderr always; module and output for the compiler.
 
     code: the directory that holds the compiled code to run. fifo: wait there for a byte before the guest runs ("" runs
-    at once; with `hold` the byte comes over the socket; with `later` it is a `Call` that comes). words: a file for how a
-    trap came about.
+    at once; with `hold` the byte comes over the socket; with `later` a `Call` comes). words: a file for how a trap came
+    about.
     """
 
     kind: str

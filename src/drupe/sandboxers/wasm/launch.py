@@ -13,7 +13,7 @@ from drupe.keeper.client import Keeper
 from drupe.keeper.escrow import Held
 from drupe.keeper.records import Io
 from drupe.sandboxers.wasm.compiler import refusal
-from drupe.sandboxers.wasm.job import Job
+from drupe.sandboxers.wasm.job import Job, Report
 from drupe.sandboxers.wasm.streams import Streams
 from drupe.sandboxers.wasm.zygotes import Child, Zygotes
 
@@ -115,7 +115,7 @@ class Launcher:
                 await asyncio.sleep(0.01)
 
 
-def _seen(report: asyncio.Future[object]) -> None:
+def _seen(report: asyncio.Future[Report]) -> None:
     if not report.cancelled():
         report.exception()
 

@@ -1,4 +1,4 @@
-"""The Wasm kind: a pod's namespaces pinned as for runc, its containers WebAssembly modules in processes of their own."""
+"""The Wasm kind: a pod's namespaces pinned as for runc, its containers modules in processes of their own."""
 
 from __future__ import annotations
 

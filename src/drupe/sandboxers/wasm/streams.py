@@ -6,15 +6,16 @@ import os
 import termios
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 NAMES = ("stdin", "stdout", "stderr")
 
 
 @dataclass(slots=True)
 class Streams:
-    """theirs: stdin, stdout, stderr of the process. ours: by the names of the keeper's op `adopt`. mode: its io mode."""
+    """theirs: stdin, stdout, stderr of the process. ours, mode: as the keeper's op `adopt` takes them."""
 
-    mode: str
+    mode: Literal["pipes", "tty", "fds"]
     theirs: list[int] = field(default_factory=list)
     ours: dict[str, int] = field(default_factory=dict)
 

@@ -100,8 +100,9 @@ class WasmTasks(KeptTasks):
         if cgroup is not None:
             await asyncio.to_thread(self._drop_all, cgroup)
         await self._forget(task_id, kill=not over)
-        for name in (FIFO, WORDS) if bundle is not None else ():
-            (bundle / name).unlink(missing_ok=True)
+        if bundle is not None:
+            for name in (FIFO, WORDS):
+                (bundle / name).unlink(missing_ok=True)
 
     def _drop_all(self, cgroup: str) -> None:
         if self._cgroups.pids(cgroup):

@@ -201,7 +201,7 @@ def _check_component(found: component.Component, engine: wasmtime.Engine) -> Non
     if not any(name.startswith(_RUN[0]) for name in exports):
         if any(name.startswith(_RUN[1]) for name in exports):
             raise ModuleRefused(
-                "it is an HTTP server component (wasi:http/incoming-handler), which this engine cannot serve from Python"
+                "it is an HTTP server (wasi:http/incoming-handler), which the engine's Python package cannot serve"
             )
         raise ModuleRefused("it is not a command: it exports no wasi:cli/run")
     for name in _imports(found, engine):
