@@ -123,6 +123,6 @@ static int run(const char *name, int argc, char **argv) {
 int main(int argc, char **argv) {
     const char *name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
-    if ((!strcmp(name, "suite.wasm") || !strcmp(name, "suite")) && argc > 1) return run(argv[1], argc - 1, argv + 1);
+    if (!strncmp(name, "suite", 5) && argc > 1) return run(argv[1], argc - 1, argv + 1);
     return run(name, argc, argv);
 }

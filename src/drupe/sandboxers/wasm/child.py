@@ -99,7 +99,7 @@ class _Opened(NamedTuple):
 
 def _place(job: Job, world: World) -> _Opened:
     """Join cgroups and namespaces."""
-    for file in job.place.cgroups:
+    for file in job.place.cgroup_files:
         _write(file, b"0")
     if job.oom_score_adj is not None:
         _write("/proc/self/oom_score_adj", str(job.oom_score_adj).encode())

@@ -27,14 +27,15 @@ class Rlimit(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a process lives. cgroups: files that take it in, for a 0 that it writes. namespaces: kind, as in
+    """Where a process lives. cgroup: its path; cgroup_files take it in, for a 0 that it writes. namespaces: kind, as in
     /proc/PID/ns, to path.
 
     With "mnt" among the namespaces it joins the view of another process; else `root` and `binds` make its own.
     root: the container's root ("" is an empty one). preopens: (path, guest's name, writable).
     """
 
-    cgroups: tuple[str, ...] = ()
+    cgroup: str = ""
+    cgroup_files: tuple[str, ...] = ()
     namespaces: dict[str, str] = {}
     root: str = ""
     root_read_only: bool = False

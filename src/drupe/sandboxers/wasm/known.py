@@ -1,4 +1,4 @@
-"""The engines that drupe knows: which are installed, in what version, and how to get the others."""
+"""The engines that drupe knows: which can be used, in what version, and what is to be said of the others."""
 
 from __future__ import annotations
 
@@ -10,27 +10,41 @@ from drupe.errors import InvalidArgument, Unsupported
 
 
 class Known(NamedTuple):
-    """package: of PyPI. module: what it is imported as. install: what to say when it is not there."""
+    """package: of PyPI. module: what it is imported as. install: how to get it."""
 
     package: str
     module: str
     install: str
 
 
-ENGINES = {
-    "wasmtime": Known("wasmtime", "wasmtime", "pip install 'drupe[wasm]'"),
-    "wasmer": Known("wasmer-sdk", "wasmer_sdk", "pip install wasmer-sdk"),
-    "wasmedge": Known(
-        "wasmedge", "wasmedge", "no registry has WasmEdge for Python (PyPI's `wasmedge` is empty); use wasmtime"
-    ),
+ENGINES = {"wasmtime": Known("wasmtime", "wasmtime", "pip install 'drupe[wasm]'")}
+# engines that people ask for, and why they are not among those (docs/decisions/0013)
+OTHERS = {
+    "wasmedge": "no registry has WasmEdge for Python: PyPI's `wasmedge` is an empty placeholder",
+    "wasmer": "wasmer-sdk neither mounts host directories nor keeps compiled code; `wasmer` ended with Python 3.10",
 }
+
+
+def check_name(engine: str) -> None:
+    """Raise Unsupported for an engine that drupe knows and cannot use, InvalidArgument for any other word."""
+    if engine in ENGINES:
+        return
+    usable = ", ".join(ENGINES)
+    if engine in OTHERS:
+        raise Unsupported(
+            f"the Wasm engine {engine} cannot be used",
+            kind="wasm",
+            feature="engine",
+            cause=OTHERS[engine],
+            hint=f"use {usable}",
+        )
+    raise InvalidArgument(f"unknown Wasm engine {engine!r}", hint=f"there is {usable}")
 
 
 def version(engine: str) -> str:
     """Of an installed engine. Unsupported says how to install it; InvalidArgument: no such engine."""
-    known = ENGINES.get(engine)
-    if known is None:
-        raise InvalidArgument(f"unknown Wasm engine {engine!r}", hint=f"one of {', '.join(ENGINES)}")
+    check_name(engine)
+    known = ENGINES[engine]
     try:
         found = importlib.metadata.version(known.package)
     except importlib.metadata.PackageNotFoundError:

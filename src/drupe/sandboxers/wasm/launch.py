@@ -8,12 +8,15 @@ import os
 import select
 import time
 
+from msgspec.structs import replace
+
 from drupe.errors import DrupeError, NotFound, Unavailable
 from drupe.keeper.client import Keeper
 from drupe.keeper.escrow import Held
 from drupe.keeper.records import Io
+from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.wasm.compiler import refusal
-from drupe.sandboxers.wasm.job import Job, Report
+from drupe.sandboxers.wasm.job import Job, Place, Report
 from drupe.sandboxers.wasm.streams import Streams
 from drupe.sandboxers.wasm.zygotes import Child, Zygotes
 
@@ -59,18 +62,25 @@ class Coming:
 class Launcher:
     """Makes processes. What fails leaves none."""
 
-    def __init__(self, keeper: Keeper, zygotes: Zygotes) -> None:
+    def __init__(self, keeper: Keeper, cgroups: Cgroups, zygotes: Zygotes) -> None:
         self._keeper = keeper
+        self._cgroups = cgroups
         self._zygotes = zygotes
+
+    def place_in(self, place: Place, cgroup: str) -> Place:
+        """`place` in a cgroup, which a child joins by itself where the kernel lets it do so without a lock."""
+        return replace(place, cgroup=cgroup, cgroup_files=tuple(self._cgroups.join_files(cgroup)))
 
     async def told(self, job: Job, fds: list[int], engine: str) -> Coming:
         """A child with this job. Unavailable when children end again and again before they hear of it."""
         for _ in range(_TRIES):
             child = await self._zygotes.take(engine)
             try:
+                if not job.place.cgroup_files:
+                    self._cgroups.attach(job.place.cgroup, child.pid)
                 child.send(job, fds)
                 return Coming(child, job.name)
-            except OSError:
+            except (OSError, NotFound):
                 child.kill()
         raise Unavailable("processes of the engine end before they are told their job", stage="create")
 

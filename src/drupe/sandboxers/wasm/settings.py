@@ -8,7 +8,7 @@ from typing import Any
 
 from drupe.errors import InvalidArgument
 from drupe.sandboxers.wasm.job import Limits, Rlimit
-from drupe.sandboxers.wasm.known import ENGINES
+from drupe.sandboxers.wasm.known import check_name
 from drupe.sandboxers.wasm.modules import Own
 
 PREFIX = "drupe.wasm."
@@ -39,13 +39,12 @@ def limits_of(annotations: Mapping[str, str]) -> Limits:
 
 
 def check(annotations: Mapping[str, str]) -> None:
-    """Raise InvalidArgument for a setting that there is not, or one that makes no sense."""
+    """Raise InvalidArgument for a setting that there is not, or one that makes no sense; Unsupported for an engine."""
     for name in annotations:
         if name.startswith(PREFIX) and name not in SETTINGS:
             raise InvalidArgument(f"unknown annotation {name}", hint=f"there are {', '.join(SETTINGS)}")
-    engine = annotations.get(ENGINE, "")
-    if engine and engine not in ENGINES:
-        raise InvalidArgument(f"unknown Wasm engine {engine!r}", hint=f"one of {', '.join(ENGINES)}")
+    if ENGINE in annotations:
+        check_name(annotations[ENGINE])
     limits_of(annotations)
 
 

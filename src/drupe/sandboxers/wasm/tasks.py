@@ -42,7 +42,7 @@ class WasmTasks(KeptTasks):
         super().__init__(keeper=keeper, cgroups=cgroups)
         self._engine = engine
         self._compiler = compiler
-        self._launcher = Launcher(keeper, zygotes)
+        self._launcher = Launcher(keeper, cgroups, zygotes)
         self._ready = ReadyChildren(self._launcher)
         self._coming: dict[str, Coming] = {}  # made here, and not started yet
         self._oci_of: dict[str, dict[str, Any]] = {}
@@ -64,7 +64,7 @@ class WasmTasks(KeptTasks):
         held = Held(task.id, {"exit_file": str(task.exit_file)})
         if (log := log_file(task.log)) is not None:
             held.fields["log"] = log
-        job = self._job(task.oci, task.oci["process"], code, self._cgroup_files(task.cgroup), place_of(task.oci))
+        job = self._job(task.oci, task.oci["process"], code, self._launcher.place_in(place_of(task.oci), task.cgroup))
         job = replace(job, fifo=str(task.bundle / FIFO), words=str(task.bundle / WORDS), tty=task.tty)
         coming = await self._launcher.launch(job, made, held, self._engine_of(task.oci))
         self._coming[task.id] = coming
@@ -118,7 +118,7 @@ class WasmTasks(KeptTasks):
         code = await self._code(oci, config.process)
         main = self._main(config.task)
         place = place_of_exec(oci, main.fields["pid"])
-        job = self._job(oci, config.process, code, self._cgroup_files(self._cgroup(config.task)), place)
+        job = self._job(oci, config.process, code, self._launcher.place_in(place, self._cgroup(config.task)))
         job = replace(job, tty=config.tty, hold=True)
         key = self._exec_key(config)
         held = Held(key, {"exit_file": str(config.dir / f"exec-{config.id}.exit")})
@@ -204,14 +204,12 @@ class WasmTasks(KeptTasks):
             if root >= 0:
                 os.close(root)
 
-    def _job(
-        self, oci: dict[str, Any], process: dict[str, Any], code: Entry | None, cgroups: tuple[str, ...], place: Place
-    ) -> Job:
+    def _job(self, oci: dict[str, Any], process: dict[str, Any], code: Entry | None, place: Place) -> Job:
         user = process.get("user", {})
         return Job(
             kind="run" if code is not None else "idle",
             fds=streams.NAMES,
-            place=replace(place, cgroups=cgroups),
+            place=place,
             uid=user.get("uid", 0),
             gid=user.get("gid", 0),
             groups=tuple(user.get("additionalGids", ())),
@@ -225,10 +223,6 @@ class WasmTasks(KeptTasks):
             network=True,
             limits=settings.limits_of(oci.get("annotations", {})),
         )
-
-    def _cgroup_files(self, cgroup: str) -> tuple[str, ...]:
-        files = self._cgroups.join_files(cgroup)
-        return tuple(files or (f"{each}/cgroup.procs" for each in self._cgroups.all_dirs(cgroup)))
 
     def _oci(self, task_id: str) -> dict[str, Any]:
         if task_id not in self._oci_of:
