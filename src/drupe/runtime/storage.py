@@ -235,6 +235,8 @@ class Storage:
 
         uid0, gid0 = root_ids(container.pod.spec)
         os.chown(volume, uid0, gid0)
+        if self.own_module(container) is not None:
+            return  # an image without files has none to bring
         with self.root_fd(container) as root:
             copy_tree(root, target, volume)
 

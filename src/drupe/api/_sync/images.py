@@ -74,8 +74,8 @@ class Images:
         format: str = "auto",
         on_progress: OnProgress | None = None,
     ) -> list[ImageInfo]:
-        """Import images from a docker or OCI archive, an OCI layout directory, a WebAssembly module, or (format "rootfs")
-        a root tree."""
+        """Import images from a docker or OCI archive, an OCI layout directory, a WebAssembly module, or a root tree
+        (format "rootfs")."""
         path = _existing(source)
         if path.is_dir():
             params = ImageImport(format=format, path=str(path), tag=tag)

@@ -1,8 +1,10 @@
 """Compiled modules on disk: `<root>/<key>/code` with `about.json` beside it, made once and shared by all containers.
 
 The key says everything that the code depends on: the module's digest, engine, version, settings, the processor. An
-entry is used only while it is root's own, nobody else can read or write it, and its bytes have the digest that was
-written down when it was made; else it is thrown away. Nothing here ever comes from an image.
+entry is used only while it is root's own, nobody else can write it, and its bytes have the digest that was written down
+when it was made; else it is thrown away. Nobody else gets at an entry, for `<root>` is closed to others. The entry
+itself is not: a guest's process, whose user may be any, is given a view of just that. Nothing here ever comes from an
+image.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ class CodeCache:
         except (OSError, msgspec.MsgspecError):
             self.drop(key)
             return None
-        if not _is_private(directory) or not _is_private(directory / CODE) or _digest(directory / CODE) != about.sha256:
+        places = (self.root, directory, directory / CODE)
+        if not all(map(_is_ours, places)) or _digest(directory / CODE) != about.sha256:
             self.drop(key)
             return None
         entry = Entry(directory, about.form)
@@ -81,6 +84,7 @@ class CodeCache:
         with storage_errors("cannot keep a compiled module"):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             work = Path(tempfile.mkdtemp(dir=self.root, prefix="new."))
+            work.chmod(0o755)
             try:
                 size = _copy(code, work / CODE)
                 about = About(form, _digest(work / CODE), size)
@@ -146,10 +150,10 @@ def _identity(path: Path) -> tuple[int, ...]:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _is_private(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
     found = path.lstat()
     plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
-    return plain and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    return plain and found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def _digest(path: Path) -> str:
@@ -158,7 +162,7 @@ def _digest(path: Path) -> str:
 
 
 def _copy(code: int, target: Path) -> int:
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         os.lseek(code, 0, os.SEEK_SET)
         size = 0

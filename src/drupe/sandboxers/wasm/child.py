@@ -38,11 +38,13 @@ CODE_NAME = "code"
 
 
 class World(NamedTuple):
-    """What children inherit: the engine, the empty mount namespace, filters (with sockets, and without)."""
+    """What children inherit: the engine, the empty mount namespace, filters (with sockets, and without), and where the
+    process's command line stands."""
 
     engine: Engine
     empty: int
     filters: tuple[bytes, bytes]
+    command_line: processes.CommandLine
 
 
 def serve(sock: socket.socket, world: World) -> NoReturn:
@@ -68,9 +70,11 @@ def serve(sock: socket.socket, world: World) -> NoReturn:
 
 def _become(job: Job, fds: dict[str, int], sock: socket.socket, world: World, stage: list[str]) -> NoReturn:
     processes.set_name(job.name or "drupe-wasm")
+    world.command_line.show(job.argv or (job.name,))
     opened = _place(job, world)
     stage[0] = "streams"
     _take_streams([fds[name] for name in NAMES])
+    _close_all_but({sock.fileno(), *opened, *(fds[name] for name in job.fds if name not in NAMES)})
     _lead_session(job)
     stage[0] = "limits"
     _limit(job)
@@ -86,7 +90,9 @@ def _become(job: Job, fds: dict[str, int], sock: socket.socket, world: World, st
     if job.later:
         world.engine.warm_up(threads=True)
     _answer(sock, Report())
-    _run(loaded, _started(job, opened.fifo, sock), opened.words)
+    job = _started(job, opened.fifo, sock)
+    world.command_line.show(job.argv or (job.name,))
+    _run(loaded, job, opened.words)
 
 
 class _Opened(NamedTuple):
@@ -133,6 +139,15 @@ def _take_streams(fds: list[int]) -> None:
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """What was inherited of the zygote, above all."""
+    first = len(NAMES)
+    for fd in sorted(fd for fd in kept if fd >= first):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _lead_session(job: Job) -> None:

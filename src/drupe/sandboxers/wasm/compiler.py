@@ -58,7 +58,7 @@ class Compiler:
         size, most = os.fstat(module).st_size, self._options.module_bytes
         if size > most:
             raise InvalidArgument(
-                f"module {program!r} has {size >> 20} MiB, which is over the limit of {most >> 20} MiB",
+                f"module {program!r} has {size >> 20} MiB, over the limit of {most >> 20} MiB",
                 hint="the node's setting module_bytes of [kinds.wasm] allows more",
                 exit_code="126",
             )

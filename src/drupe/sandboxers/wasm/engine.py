@@ -34,8 +34,9 @@ class Engine(ABC):
 
     @abstractmethod
     def warm_up(self, *, threads: bool = False) -> None:
-        """Touch what every run touches, with a module of our own. threads: also start those that a guest's input and
-        output need; only where no fork and no change of rights follows."""
+        """In a child: touch what every run touches, with a module of our own. Never in the zygote: what that seeds
+        (random numbers) would be the same in every child. threads: also start those that a guest's input and output need;
+        only where no change of rights follows."""
 
     @abstractmethod
     def compile(self, wasm: bytes, *, fuel: bool) -> tuple[str, bytes]:

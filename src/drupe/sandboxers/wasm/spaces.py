@@ -1,8 +1,8 @@
 """Pods' namespaces, some of them made ahead: making them is half of the time that a cached start takes.
 
 A set made ahead lies in `<run>/wasm/ns/N`, pinned by the keeper like any other; a pod that takes it has `ns` as a link
-to it. Only what no guest can see the difference of is made ahead: WASI has no way to ask for the host name, so that stays
-as it was made; pods with sysctls or a user namespace get sets of their own.
+to it. Only what no guest can see the difference of is made ahead: WASI has no way to ask for the host name, so that
+stays as it was made; pods with sysctls or a user namespace get sets of their own.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from typing import NoReturn
 
-from drupe.linux.processes import fork_sibling, set_name
+from drupe.linux.processes import CommandLine, fork_sibling, set_name
 from drupe.linux.unix_sockets import send_fds
 from drupe.sandboxers.wasm import filter as system_calls
 from drupe.sandboxers.wasm.child import World, quiet_signals, serve
@@ -28,8 +28,8 @@ def main(engine: str, descriptor: int) -> None:
     """Get ready, go into the background, serve. Whoever started it sees it end with 0 as soon as it can serve."""
     quiet_signals()
     made = importlib.import_module(f"drupe.sandboxers.wasm.engines.{engine}").make()
-    made.warm_up()
-    world = World(made, _empty_namespace(), (system_calls.compiled(sockets=True), system_calls.compiled(sockets=False)))
+    filters = (system_calls.compiled(sockets=True), system_calls.compiled(sockets=False))
+    world = World(made, _empty_namespace(), filters, CommandLine())
     control = socket.socket(fileno=descriptor)
     if os.fork():
         os._exit(0)
