@@ -35,7 +35,7 @@ class Engine(ABC):
     @abstractmethod
     def warm_up(self, *, threads: bool = False) -> None:
         """In a child: touch what every run touches, with a module of our own. Never in the zygote: what that seeds
-        (random numbers) would be the same in every child. threads: also start those that a guest's input and output need;
+        (random numbers) would be the same in every child. threads: also start those that input and output need;
         only where no change of rights follows."""
 
     @abstractmethod

@@ -68,6 +68,8 @@ class WasmTasks(KeptTasks):
         job = replace(job, fifo=str(task.bundle / FIFO), words=str(task.bundle / WORDS), tty=task.tty)
         coming = await self._launcher.launch(job, made, held, self._engine_of(task.oci))
         self._coming[task.id] = coming
+        if job.place.binds:  # their sources are there only while it is made
+            await coming.arrived()
         return coming.child.pid
 
     async def start(self, task_id: str) -> None:

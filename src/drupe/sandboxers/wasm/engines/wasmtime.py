@@ -120,7 +120,8 @@ class _LoadedComponent(Loaded):
             function = instance.get_func(self._store, index) if index is not None else None
             if function is None:
                 raise wasmtime.WasmtimeError("it exports no function `run`")
-            failed.append(isinstance(function(self._store), component.Variant))
+            result = function(self._store)  # result<_, _>
+            failed.append(isinstance(result, component.Variant) and result.tag == "err")
 
         code = _guarded(start)
         return code or int(any(failed))
