@@ -18,6 +18,7 @@ from drupe.keeper.client import Keeper
 from drupe.keeper.escrow import Held
 from drupe.keeper.start import mounts_root
 from drupe.resources.cgroups import Cgroups
+from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import ExecConfig, TaskConfig
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.sandboxers.wasm import settings, streams
@@ -29,6 +30,7 @@ from drupe.sandboxers.wasm.modules import open_module
 from drupe.sandboxers.wasm.place import place_of, place_of_exec
 from drupe.sandboxers.wasm.ready import ReadyChildren
 from drupe.sandboxers.wasm.zygotes import Zygotes
+from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus
 
 FIFO = "start.fifo"
@@ -58,7 +60,7 @@ class WasmTasks(KeptTasks):
         self._oci_of[task.id] = task.oci
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         code = await self._code(task.oci, task.oci["process"])
-        self._cgroups.create(task.cgroup, task.resources)
+        self._make_cgroup(task.cgroup, task.resources)
         os.mkfifo(task.bundle / FIFO, 0o600)
         made = streams.terminal(None, None) if task.tty else streams.pipes(stdin=task.stdin)
         held = Held(task.id, {"exit_file": str(task.exit_file)})
@@ -71,6 +73,12 @@ class WasmTasks(KeptTasks):
         if job.place.binds:  # their sources are there only while it is made
             await coming.arrived()
         return coming.child.pid
+
+    def _make_cgroup(self, cgroup: str, resources: Resources) -> None:
+        """With its limits, read back before anything is in it."""
+        self._cgroups.create(cgroup, Resources())
+        if resources != Resources():
+            apply_verified(self._cgroups, cgroup, resources)
 
     async def start(self, task_id: str) -> None:
         bundle = self._bundle_of.get(task_id)
