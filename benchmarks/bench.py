@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import os
 import shutil
 import sys
@@ -19,12 +20,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common import BenchError, Contender, Report, interleave, run
+from common import BenchError, Contender, Kept, Report, interleave, run
 from ours import Drupe, DrupeCommand
 from peers import BareRuntime, Containerd, Podman
 
 from drupe.errors import DrupeError
+
+if TYPE_CHECKING:
+    from wasm import WasmDrupe
 
 HERE = Path(__file__).parent
 ISOLATED = "DRUPE_BENCH_ISOLATED"
@@ -34,7 +39,7 @@ KIND = "runc"
 @dataclass(frozen=True)
 class Plan:
     """How much to measure. n: samples of the main race, `start`; others: of every other one. bursts: (starts at once,
-    rounds). pods, peer_pods: the numbers of pods at which memory is read.
+    rounds). pods, peer_pods: the numbers of pods at which memory is read. wasm_burst: Wasm pods at once.
     """
 
     n: int
@@ -42,6 +47,7 @@ class Plan:
     bursts: tuple[tuple[int, int], ...]
     pods: tuple[int, ...]
     peer_pods: tuple[int, ...]
+    wasm_burst: int = 200
 
 
 QUICK = Plan(n=30, others=8, bursts=((10, 2),), pods=(1, 5, 10), peer_pods=(1, 3))
@@ -119,6 +125,36 @@ def race_gvisor(field: Field, plan: Plan, only: list[str], directory: Path, stac
             weigh_one(contender, plan.peer_pods, report, name="gvisor-memory")
 
 
+def wasm_races(ours: WasmDrupe, plan: Plan) -> list[Race]:
+    """The Wasm kind beside the native twin of its module in bare crun."""
+    count = plan.wasm_burst
+    return [
+        Race("wasm-start", "run", ("crun",), plan.n, ours.start, lambda peer: peer.start()),
+        Race("wasm-call", "exec", ("crun",), plan.n, ours.call, lambda peer: peer.exec()),
+        Race(f"wasm-parallel-{count}", "run", ("crun",), 2, partial(ours.burst, count), partial(burst, count)),
+    ]
+
+
+def race_wasm(field: Field, plan: Plan, only: list[str], directory: Path) -> None:
+    """The rows of the Wasm kind, those of `only` if it names any; a line that says so where its engine is missing."""
+    wanted = [name for name in only if name.startswith("wasm")] if only else ["wasm"]
+    if not wanted:
+        return
+    report = Report(directory, "wasm")
+    if importlib.util.find_spec("wasmtime") is None:
+        report.skip("wasm-start", "crun run", "wasmtime is not installed")
+        return
+    from wasm import WasmDrupe
+
+    ours = WasmDrupe(field.ours)
+    for race in wasm_races(ours, plan):
+        if any(race.name.startswith(name) for name in wanted):
+            hold(race, field, report)
+    if "wasm" in wanted or "wasm-memory" in wanted:
+        weigh_one(ours, plan.pods, report, name="wasm-memory")
+    ours.drop()
+
+
 def burst(count: int, peer: Contender) -> float:
     """`peer.burst(count)`, in the order that partial wants."""
     return peer.burst(count)
@@ -146,7 +182,7 @@ def weigh(field: Field, plan: Plan, report: Report) -> None:
             report.skip("memory", name, field.missing[name])
 
 
-def weigh_one(contender: Contender, counts: tuple[int, ...], report: Report, *, name: str = "memory") -> None:
+def weigh_one(contender: Kept, counts: tuple[int, ...], report: Report, *, name: str = "memory") -> None:
     """Read PSS at each of `counts` kept containers."""
     contender.drop()
     pss, helpers, kept = [], 0, 0
@@ -244,6 +280,7 @@ def main() -> int:
                 if not options.only or "memory" in options.only:
                     weigh(field, plan, report)
                 race_gvisor(field, plan, options.only, report.directory, stack)
+                race_wasm(field, plan, options.only, report.directory)
         except (BenchError, DrupeError) as error:
             print(f"benchmark failed: {error}", file=sys.stderr)
             return 1

@@ -30,22 +30,10 @@ class LostOutput(BenchError):
     """A command ended well and its output was not there: Podman does so now and then."""
 
 
-class Contender(Protocol):
-    """One runtime under measurement. Each call cleans up after itself, outside the measured time; times are ms."""
+class Kept(Protocol):
+    """What can be weighed: containers that stay."""
 
     name: str
-
-    def start(self, *, bridge: bool = False) -> float:
-        """From the call to the first byte that a new container writes."""
-
-    def exec(self) -> float:
-        """The same for a process in a running container."""
-
-    def stop(self) -> float:
-        """From asking a running container to stop (SIGTERM) until it is removed."""
-
-    def burst(self, count: int) -> float:
-        """`count` starts at once, until each has written its first byte."""
 
     def keep(self) -> None:
         """Start one more container that idles."""
@@ -58,6 +46,22 @@ class Contender(Protocol):
 
     def drop(self) -> None:
         """Remove what `keep` made."""
+
+
+class Contender(Kept, Protocol):
+    """One runtime under measurement. Each call cleans up after itself, outside the measured time; times are ms."""
+
+    def start(self, *, bridge: bool = False) -> float:
+        """From the call to the first byte that a new container writes."""
+
+    def exec(self) -> float:
+        """The same for a process in a running container."""
+
+    def stop(self) -> float:
+        """From asking a running container to stop (SIGTERM) until it is removed."""
+
+    def burst(self, count: int) -> float:
+        """`count` starts at once, until each has written its first byte."""
 
     def close(self) -> None:
         """Remove everything."""

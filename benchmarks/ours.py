@@ -228,10 +228,14 @@ class Drupe:
         info: SystemInfo = self.client.call("system.info", Empty(), timeout_s=STEP_TIMEOUT_S)
         return info
 
+    def roots(self) -> set[int]:
+        """Daemon and keeper, from which all else descends."""
+        return {self._daemon.pid, self._info().keeper_pid}
+
     def _own_processes(self) -> list[int]:
         """Daemon, keeper and their descendants in the host's PID namespace: workloads have one of their own."""
-        roots, here = {self._daemon.pid, self._info().keeper_pid}, Path("/proc/self/ns/pid").readlink()
-        return [pid for pid in descendants(roots) if namespace_of(pid) == here]
+        here = Path("/proc/self/ns/pid").readlink()
+        return [pid for pid in descendants(self.roots()) if namespace_of(pid) == here]
 
 
 class DrupeCommand:

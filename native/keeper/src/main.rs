@@ -13,6 +13,7 @@ mod log;
 mod mounts;
 mod namespaces;
 mod protocol;
+mod recent;
 mod server;
 mod start;
 mod task;

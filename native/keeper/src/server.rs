@@ -4,6 +4,7 @@ use crate::attach::Attachment;
 use crate::helper::Helper;
 use crate::namespaces::Job;
 use crate::protocol::{reply, Failure, Fds, Fields, Outcome, Reply, MAX_PACKET, VERSION};
+use crate::recent::Recent;
 use crate::task::Task;
 use crate::timers::{Timer, Timers};
 use crate::watch::{Source, Watch};
@@ -58,6 +59,8 @@ pub struct Keeper {
     pub children: HashMap<Pid, Child>,
     /// How children ended that nobody claimed yet, kept while a helper may be about to name one of them.
     pub unclaimed: HashMap<Pid, Ended>,
+    /// The same for those that no helper of ours was about to name.
+    pub recent: Recent,
     /// What `mount` and `namespaces` mounted, in order.
     pub mounted: Vec<PathBuf>,
     pub buffer: Vec<u8>,
@@ -91,6 +94,7 @@ impl Keeper {
             attachments: HashMap::new(),
             children: HashMap::new(),
             unclaimed: HashMap::new(),
+            recent: Recent::default(),
             mounted: Vec::new(),
             buffer: vec![0; MAX_PACKET + 1],
             nofile,
@@ -178,7 +182,7 @@ impl Keeper {
                 None if self.creating() => {
                     self.unclaimed.insert(pid, ended);
                 }
-                None => {}
+                None => self.recent.push(pid, ended),
             }
         }
     }

@@ -218,7 +218,14 @@ impl Keeper {
             Ok(None) if seen.elapsed() < REAPED_WITHIN => {
                 self.timers.after(Duration::from_millis(20), Timer::AdoptedExit(id));
             }
-            _ => self.task_ended(id, unknown, true),
+            _ => {
+                // It may have been our child that ended before it was adopted: then we reaped it ourselves.
+                let pid = task.pid;
+                match self.recent.take(pid) {
+                    Some(ended) => self.task_ended(id, ended, false),
+                    None => self.task_ended(id, unknown, true),
+                }
+            }
         }
     }
 

@@ -238,6 +238,7 @@ def _import(path: str, *, quiet: bool, **fields: Any) -> list[ImageInfo]:
         elif Path(_host_path(path)).is_dir():
             fields["path"] = _host_path(path)
         else:
+            fields["title"] = Path(path).name
             fds["data"] = stack.enter_context(Path(path).open("rb", buffering=0)).fileno()
         progress = stack.enter_context(Progress(quiet=quiet))
         images: list[ImageInfo] = connection.call(
@@ -263,7 +264,9 @@ def load(*, path: str, tag: str, quiet: bool) -> None:
 
 
 @click.command("import")
-@option("--format", "kind", default="auto", metavar="FORMAT", help="auto, oci, docker-archive, oci-archive, rootfs.")
+@option(
+    "--format", "kind", default="auto", metavar="FORMAT", help="auto, oci, docker-archive, oci-archive, rootfs, wasm."
+)
 @option("--tag", default="", metavar="NAME", help="Name to give.")
 @quiet_option
 @click.argument("path", metavar="FILE|DIR|-")

@@ -16,7 +16,19 @@ from drupe.cli.completion import completer
 from drupe.cli.options import apply, option
 from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.spec import Choice, ContainerSpec, ContainerStatus, PodSpec, PodStatus, PortMapping
-from drupe.spec.control import ContainerCreate, ContainerStart, Delete, ImagePull, Kill, PodCreate, PodRun, Ref, Wait
+from drupe.spec.control import (
+    ContainerCreate,
+    ContainerStart,
+    Delete,
+    ImageImport,
+    ImageList,
+    ImagePull,
+    Kill,
+    PodCreate,
+    PodRun,
+    Ref,
+    Wait,
+)
 
 if TYPE_CHECKING:
     from drupe.rpc.client import Client
@@ -95,7 +107,7 @@ class Plan:
     ) -> None:
         self.client = client
         self.flags = flags
-        self.image = image
+        self.image = image = self._imported(image)
         self.join: str | None = flags["pod"]
         self.remove = remove
         if self.join is not None:
@@ -107,6 +119,18 @@ class Plan:
         self.window = session.Window(tty=self.container.tty)
         if flags["pull"] == "always":
             self._pull()
+
+    def _imported(self, image: str) -> str:
+        """The image to run: a module's file becomes one, without a name, that `image prune` removes."""
+        from drupe.images.bare import bare_module
+
+        path = bare_module(image)
+        if path is None:
+            return image
+        with path.open("rb") as file:
+            request = ImageImport(format="wasm", title=path.name)
+            found: ImageList = self.client.call("image.import", request, fds={"data": file.fileno()})
+        return found.images[0].digest
 
     def _check_cidfile(self) -> None:
         path = self.flags["cidfile"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from drupe.errors import InvalidArgument, NotFound
+from drupe.errors import InvalidArgument, NotFound, Unsupported
 from drupe.images import media
 from drupe.images.blobs import BlobWriter
 from drupe.images.docker_archive import layer_type, put_manifest
@@ -177,6 +177,10 @@ def _base(store: ImageStore, base: str) -> tuple[dict[str, Any], list[Descriptor
     if not base:
         return {}, []
     info = store.resolve(base)
+    if info.module:
+        raise Unsupported(
+            f"image {base} is a WebAssembly module: nothing can be put on it", hint="build without --base"
+        )
     document: dict[str, Any] = msgspec.json.decode(store.blobs.read(info.id))
     manifest = media.decode_manifest(store.blobs.read(info.digest), where=f"base image {base}")
     layers = [

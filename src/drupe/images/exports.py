@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 import msgspec
 
-from drupe.errors import DataLoss, InvalidArgument, Unavailable
+from drupe.errors import DataLoss, InvalidArgument, Unavailable, Unsupported
 from drupe.images import media
 from drupe.images.docker_archive import SavedImage
 from drupe.images.files import storage_errors, write_atomic
@@ -182,6 +182,11 @@ def write_docker_archive(
     """What `docker load` reads: layers as plain tars under their diff ids."""
     saved = []
     for record, names in chosen:
+        if record.module:
+            raise Unsupported(
+                f"image {record.digest} is a WebAssembly module, which a docker archive cannot hold",
+                hint="use --format oci-archive",
+            )
         for layer in record.layers:
             _add_plain_layer(store, sink, layer.digest, layer.diff_id, progress)
         config_name = f"{hex_of(record.id)}.json"

@@ -11,6 +11,7 @@ from drupe.images.archive import ImageFiles, LayoutDirectory, SpooledArchive
 from drupe.images.docker_archive import read_docker_archive
 from drupe.images.layout import read_layout
 from drupe.images.limits import DEFAULT_LIMITS, Limits
+from drupe.images.modules import MAGIC, image_from_module
 from drupe.images.platforms import host_platform
 from drupe.images.progress import Report
 from drupe.images.reference import parse
@@ -21,7 +22,7 @@ from drupe.spec.control import ImageImport, ImageInfo, ImageList, Progress
 if TYPE_CHECKING:
     from drupe.images.store import ImageStore
 
-FORMATS = ("auto", "oci", "oci-archive", "docker-archive", "rootfs")
+FORMATS = ("auto", "oci", "oci-archive", "docker-archive", "rootfs", "wasm")
 _PEEK_BYTES = 64 * 1024  # enough compressed bytes to see the first member of any archive
 _ARCHIVE_MEMBER = re.compile(
     rb"(\./)?(blobs|oci-layout|index\.json|manifest\.json|repositories|[0-9a-f]{64}(\.tar|\.json)?|sha256:[0-9a-f]{64})(/.*)?"
@@ -38,7 +39,7 @@ def import_image(store: ImageStore, request: ImageImport, data: BinaryIO | None,
         raise InvalidArgument("an import takes either a path or data", hint="give exactly one of the two")
     with store.ingesting():
         if data is not None:
-            return _from_stream(store, request, data, "", progress)
+            return _from_stream(store, request, data, request.title, progress)
         return _from_path(store, request, Path(request.path), progress)
 
 
@@ -50,7 +51,7 @@ def _from_path(store: ImageStore, request: ImageImport, path: Path, progress: Re
             raise InvalidArgument(f"{path} is a directory, not a {request.format}")
         return _from_directory(store, request, path, progress)
     with _user_file(path) as file:
-        return _from_stream(store, request, file, _stem(path), progress)
+        return _from_stream(store, request, file, request.title or _stem(path), progress)
 
 
 def _user_file(path: Path) -> BinaryIO:
@@ -85,6 +86,8 @@ def _from_stream(store: ImageStore, request: ImageImport, data: Readable, stem: 
     from drupe.images.build import image_from_tar  # as above
 
     head, source = peek(data, _PEEK_BYTES)
+    if request.format == "wasm" or (request.format == "auto" and head.startswith(MAGIC)):
+        return ImageList(images=[image_from_module(store, request, head, source, stem=stem, progress=progress)])
     if request.format == "rootfs" or (request.format == "auto" and not _is_image_archive(head)):
         info = image_from_tar(store, source, tag=request.tag, config=request.config, progress=progress)
         return ImageList(images=[info])

@@ -25,7 +25,8 @@ class LayerRecord(msgspec.Struct, frozen=True):
 
 
 class ImageRecord(msgspec.Struct, frozen=True):
-    """digest: manifest. id: configuration. layers: bottom first."""
+    """digest: manifest. id: configuration. layers: bottom first. module: its one layer is a WebAssembly module, and
+    nothing that could be unpacked."""
 
     digest: str
     id: str
@@ -36,6 +37,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
     variant: str = ""
     created: str = ""
     labels: dict[str, str] = {}
+    module: bool = False
 
     @property
     def size_bytes(self) -> int:

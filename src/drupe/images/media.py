@@ -33,6 +33,20 @@ LAYERS: Final = frozenset(
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
     }
 )
+# WebAssembly artifacts: the module or component itself is the layer. The CNCF's form, then those of containerd's
+# runwasi and of Docker, whose configuration is an ordinary one for the platform wasi/wasm.
+WASM_CONFIG: Final = "application/vnd.wasm.config.v0+json"
+WASM_LAYER: Final = "application/wasm"
+WASM_LAYERS: Final = frozenset(
+    {
+        WASM_LAYER,
+        "application/vnd.wasm.content.layer.v1+wasm",
+        "application/vnd.module.wasm.content.layer.v1+wasm",
+        "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
+        "application/vnd.w3c.wasm.module.v1+wasm",
+    }
+)
+TITLE: Final = "org.opencontainers.image.title"
 
 MAX_DOCUMENT_BYTES: Final = 4 * 1024 * 1024  # what registries accept as a manifest; bounds what strangers make us parse
 MAX_LAYERS: Final = 127  # Docker's limit; what one overlay mount is known to take
@@ -67,6 +81,11 @@ class Manifest(msgspec.Struct, rename="camel", omit_defaults=True):
     layers: list[Descriptor]
     media_type: str = ""
     annotations: dict[str, str] | None = None
+
+    @property
+    def module(self) -> Descriptor | None:
+        """The layer that is a WebAssembly module, in an image that is nothing else."""
+        return self.layers[0] if self.layers and self.layers[0].media_type in WASM_LAYERS else None
 
 
 class Index(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -126,6 +145,15 @@ class ConfigDocument(msgspec.Struct, omit_defaults=True):
     history: list[History] | None = None
 
 
+class _ModuleDocument(msgspec.Struct, omit_defaults=True):
+    """The configuration of a WebAssembly artifact: an image's, in which anything may be missing."""
+
+    architecture: str = "wasm"
+    os: str = "wasip1"
+    config: ConfigSection | None = None
+    created: str | None = None
+
+
 def decode_document(kind: type[T], data: bytes, *, where: str) -> T:
     """Decode one JSON document. Raises InvalidArgument naming `where` and the path of the wrong key."""
     if len(data) > MAX_DOCUMENT_BYTES:
@@ -137,7 +165,7 @@ def decode_document(kind: type[T], data: bytes, *, where: str) -> T:
 
 
 def decode_manifest(data: bytes, *, where: str) -> Manifest:
-    """A checked manifest: schema 2, sane digests and sizes, layer types that are tars."""
+    """A checked manifest: schema 2, sane digests and sizes, layers that are tars, or one that is a module."""
     manifest = decode_document(Manifest, data, where=where)
     if manifest.schema_version != 2:
         raise Unsupported(f"{where}: manifest schema {manifest.schema_version} is not supported, only 2")
@@ -148,11 +176,13 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
     check_descriptor(manifest.config, where=f"{where}: config")
     for number, layer in enumerate(manifest.layers):
         check_descriptor(layer, where=f"{where}: layer {number}")
-        if layer.media_type not in LAYERS:
+        if layer.media_type not in LAYERS and manifest.module is None:
             raise Unsupported(
                 f"{where}: layer {number} has type {layer.media_type!r}, which is not a container image layer",
                 hint="this may be an artifact (chart, signature, model), not a runnable image",
             )
+    if manifest.module is not None and len(manifest.layers) > 1:
+        raise Unsupported(f"{where}: it has {len(manifest.layers)} layers, and a WebAssembly artifact one module only")
     return manifest
 
 
@@ -176,6 +206,24 @@ def decode_config(data: bytes, *, layer_count: int, where: str) -> ConfigDocumen
     for diff_id in document.rootfs.diff_ids:
         check_digest(diff_id, where=f"{where}: diff id")
     return document
+
+
+def decode_config_of(manifest: Manifest, data: bytes, *, where: str) -> ConfigDocument:
+    """The configuration that belongs to a manifest. That of a WebAssembly artifact is completed: its module is its one
+    layer, and unless it says otherwise, what it runs."""
+    module = manifest.module
+    if module is None:
+        return decode_config(data, layer_count=len(manifest.layers), where=where)
+    found = decode_document(_ModuleDocument, data, where=where)
+    section = found.config or ConfigSection()
+    if not section.entrypoint:
+        title = (module.annotations or {}).get(TITLE, "").rpartition("/")[2]
+        section.entrypoint = [title or "module.wasm"]
+    rootfs = Rootfs(diff_ids=[module.digest])
+    return ConfigDocument(
+        architecture="wasm", os=found.os if found.os.startswith("wasi") else "wasip1", rootfs=rootfs, config=section,
+        created=found.created,
+    )  # fmt: skip
 
 
 def check_descriptor(descriptor: Descriptor, *, where: str) -> Descriptor:

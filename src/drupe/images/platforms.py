@@ -30,6 +30,8 @@ def parse_platform(text: str) -> Platform:
 
 def matches(offered: Platform, wanted: Platform) -> bool:
     """Whether an image for `offered` is what `wanted` asks for; an unnamed variant is the usual one."""
+    if is_wasm(wanted) and is_wasm(offered):
+        return wanted.os in ("wasi", offered.os)  # the name of the platform, before WASI had versions
     usual = _DEFAULT_VARIANT.get(wanted.architecture, "")
     return (
         offered.os == wanted.os
@@ -38,13 +40,22 @@ def matches(offered: Platform, wanted: Platform) -> bool:
     )
 
 
+def is_wasm(platform: Platform) -> bool:
+    """Whether images for it are WebAssembly modules: wasi/wasm, wasip1/wasm, wasip2/wasm."""
+    return platform.architecture == "wasm"
+
+
 def choose(manifests: Sequence[Descriptor], wanted: Platform, *, where: str) -> Descriptor:
-    """The manifest for `wanted`. One without a platform is taken only when it is alone. Raises NotFound."""
+    """The manifest for `wanted`, or, where the index has nothing else that could run here, for WebAssembly. One without
+    a platform is taken only when it is alone. Raises NotFound."""
     for descriptor in manifests:
         if descriptor.platform is not None and matches(descriptor.platform, wanted):
             return descriptor
     if len(manifests) == 1 and manifests[0].platform is None:
         return manifests[0]
+    modules = [d for d in manifests if d.platform is not None and is_wasm(d.platform)]
+    if modules and matches(host_platform(), wanted):
+        return modules[0]
     offered = sorted({str(d.platform) for d in manifests if d.platform is not None and d.platform.os != "unknown"})
     raise NotFound(
         f"{where} has no image for {wanted}",

@@ -70,11 +70,8 @@ class _Pull:
     def fetch(self, manifest: Manifest, *, check_platform: Platform | None) -> None:
         """Configuration first: it is small, and says which layers are unpacked already."""
         self._blob(manifest.config)
-        document = media.decode_config(
-            self._store.blobs.read(manifest.config.digest),
-            layer_count=len(manifest.layers),
-            where="image configuration",
-        )
+        raw = self._store.blobs.read(manifest.config.digest)
+        document = media.decode_config_of(manifest, raw, where="image configuration")
         offered = Platform(os=document.os, architecture=document.architecture, variant=document.variant or "")
         if check_platform is not None and not matches(offered, check_platform):
             raise NotFound(f"{self._reference} is for {offered}, not for {check_platform}")
@@ -96,7 +93,7 @@ class _Pull:
 
     def _layer(self, layer: Descriptor, diff_id: str) -> None:
         self._blob(layer)
-        if not self._store.layers.has(diff_id):
+        if layer.media_type not in media.WASM_LAYERS and not self._store.layers.has(diff_id):
             meter = Meter(self._progress, layer.digest, "unpacking", layer.size)
             self._store.layers.ensure(diff_id, self._store.blobs.path(layer.digest), on_bytes=meter)
 

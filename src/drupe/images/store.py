@@ -77,7 +77,11 @@ class ImageStore:
 
     def config(self, info: ImageInfo) -> ImageConfig:
         """The typed configuration of an image."""
-        return self._document(info.id, len(info.layers))[1]
+        return self._document(info.digest, info.id)[1]
+
+    def module_path(self, info: ImageInfo) -> Path:
+        """The file of an image that is a WebAssembly module."""
+        return self.blobs.path(info.module)
 
     def lower_dirs(self, info: ImageInfo) -> list[Path]:
         """Directories of the layers for overlayfs, top-most first."""
@@ -95,6 +99,8 @@ class ImageStore:
         cache = self._lowers[1]
         if info.digest not in cache:
             record = self._record(info.digest)
+            if record.module:
+                return (EMPTY_LAYER,)
             for layer in record.layers:
                 if not self.layers.has(layer.diff_id):
                     self.layers.ensure(layer.diff_id, self.blobs.path(layer.digest))
@@ -259,12 +265,11 @@ class ImageStore:
         where = f"manifest {manifest_digest}"
         raw = self.blobs.read(manifest_digest)
         manifest = media.decode_manifest(raw, where=where)
-        document = media.decode_config(
-            self.blobs.read(manifest.config.digest), layer_count=len(manifest.layers), where=f"config of {where}"
-        )
+        config = self.blobs.read(manifest.config.digest)
+        document = media.decode_config_of(manifest, config, where=f"config of {where}")
         pairs = list(zip(manifest.layers, document.rootfs.diff_ids, strict=True))
         for layer, diff_id in pairs:
-            if not self.layers.has(diff_id):
+            if manifest.module is None and not self.layers.has(diff_id):
                 size = self.blobs.size(layer.digest)
                 meter = Meter(progress, layer.digest, "unpacking", size)
                 self.layers.ensure(diff_id, self.blobs.path(layer.digest), on_bytes=meter)
@@ -279,6 +284,7 @@ class ImageStore:
             variant=document.variant or "",
             created=document.created or "",
             labels=section.labels or {},
+            module=manifest.module is not None,
         )
 
     def _prepare(self) -> None:
@@ -301,13 +307,14 @@ class ImageStore:
         except KeyError:
             raise NotFound(f"no image {digest}", hint="it was deleted meanwhile") from None
 
-    def _document(self, image_id: str, layer_count: int) -> tuple[dict[str, Any], ImageConfig]:
-        if image_id not in self._documents:
+    def _document(self, digest: str, image_id: str) -> tuple[dict[str, Any], ImageConfig]:
+        if digest not in self._documents:
+            manifest = media.decode_manifest(self.blobs.read(digest), where=f"manifest {digest}")
             raw = self.blobs.read(image_id)
-            document = media.decode_config(raw, layer_count=layer_count, where=f"config {image_id}")
+            document = media.decode_config_of(manifest, raw, where=f"config {image_id}")
             section = msgspec.json.decode(raw).get("config") or {}
-            self._documents[image_id] = (section, image_config(document))
-        return self._documents[image_id]
+            self._documents[digest] = (section, image_config(document))
+        return self._documents[digest]
 
     def _info(self, catalogue: Catalogue, record: ImageRecord) -> ImageInfo:
         return ImageInfo(
@@ -318,9 +325,10 @@ class ImageStore:
             architecture=record.architecture,
             created=record.created,
             size_bytes=record.size_bytes,
-            layers=[layer.diff_id for layer in record.layers],
-            config=self._document(record.id, len(record.layers))[0],
+            layers=[] if record.module else [layer.diff_id for layer in record.layers],
+            config=self._document(record.digest, record.id)[0],
             labels=record.labels,
+            module=record.layers[0].digest if record.module else "",
         )
 
     def _bytes_of(self, records: Collection[ImageRecord]) -> int:

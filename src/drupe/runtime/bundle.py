@@ -31,7 +31,7 @@ def build(storage: Storage, container: Container, image: ImageConfig, user: Reso
     built = build_container(pod=container.pod.spec, container=spec, image=image, user=user, inputs=inputs)
     for note in built.notes:
         container.node.note(f"{container.what}: {note}")
-    container.spec = _with_defaults(container, image)
+    container.spec = with_defaults(container, image)
     return built.config
 
 
@@ -53,7 +53,7 @@ def _inputs(storage: Storage, container: Container, spec: ContainerSpec, image: 
         cgroups_path=container.cgroup,
         namespaces=_namespaces(pod.info.namespaces),
         mounts=tuple(_own_mounts(storage, container, image)),
-        sources=_sources(storage, container),
+        sources=sources(storage, container),
         devices=devices,
         device_rules=rules,
         resources=limits,
@@ -71,18 +71,30 @@ def _namespaces(paths: dict[str, str]) -> dict[str, str | None]:
 
 def _own_mounts(storage: Storage, container: Container, image: ImageConfig) -> list[dict[str, Any]]:
     pod = container.pod
-    directory = storage.paths.pod(pod.id)
-    mounts = [_bind(directory / name, target) for name, target in FILES.items()]
+    mounts = name_mounts(storage, container)
     if pod.spec.namespaces.ipc == "pod":
-        mounts.append(_bind(directory / "shm", "/dev/shm"))  # noqa: S108 the container's, not ours
+        mounts.append(_bind(storage.paths.pod(pod.id) / "shm", "/dev/shm"))  # noqa: S108 the container's, not ours
+    mounts += secret_and_volume_mounts(storage, container, image)
+    if container.spec.annotations.get(IDLE) == "true":
+        mounts.append(_bind(Path(find_init()), "/.drupe-idle", "ro"))
+    return mounts
+
+
+def name_mounts(storage: Storage, container: Container) -> list[dict[str, Any]]:
+    """The files that say what names mean."""
+    directory = storage.paths.pod(container.pod.id)
+    return [_bind(directory / name, target) for name, target in FILES.items()]
+
+
+def secret_and_volume_mounts(storage: Storage, container: Container, image: ImageConfig) -> list[dict[str, Any]]:
+    """Secrets, and the volumes that the image asks for."""
+    mounts = []
     for secret in container.spec.secrets:
         target = secret.target or f"/run/secrets/{secret.name}"
         mounts.append(_bind(container.bundle / "secrets" / secret.name, target, "ro"))
     for mount in volume_mounts(container.spec, image):
         if mount not in container.spec.mounts:
             mounts.append(_bind(Path(storage.volume_path(container, mount)), mount.target))
-    if container.spec.annotations.get(IDLE) == "true":
-        mounts.append(_bind(Path(find_init()), "/.drupe-idle", "ro"))
     return mounts
 
 
@@ -90,18 +102,19 @@ def _bind(source: Path, target: str, *options: str) -> dict[str, Any]:
     return {"destination": target, "type": "bind", "source": str(source), "options": ["rbind", "rprivate", *options]}
 
 
-def _sources(storage: Storage, container: Container) -> dict[str, str]:
-    sources = {}
+def sources(storage: Storage, container: Container) -> dict[str, str]:
+    """Mount target to host path, for the container's own mounts."""
+    found = {}
     images = 0
     for mount, place in zip(binds_of(container.spec), places(container.bundle, container.spec), strict=True):
-        sources[mount.target] = str(place)
+        found[mount.target] = str(place)
     for mount in container.spec.mounts:
         if mount.type == "volume":
-            sources[mount.target] = storage.volume_path(container, mount)
+            found[mount.target] = storage.volume_path(container, mount)
         elif mount.type == "image":
-            sources[mount.target] = str(container.bundle / f"image-{images}")
+            found[mount.target] = str(container.bundle / f"image-{images}")
             images += 1
-    return sources
+    return found
 
 
 def _devices(spec: ContainerSpec) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
@@ -117,7 +130,7 @@ def _idle(spec: ContainerSpec) -> ContainerSpec:
     return msgspec.structs.replace(spec, entrypoint=(), argv=("/.drupe-idle", "-P"), init=False, user="0")
 
 
-def _with_defaults(container: Container, image: ImageConfig) -> ContainerSpec:
+def with_defaults(container: Container, image: ImageConfig) -> ContainerSpec:
     """The spec with what the image says of the time after the start: kept in the journal, as the image may be gone."""
     from drupe.oci.signals import parse_signal
 

@@ -90,6 +90,11 @@ class Container:
         return self.pod.sandboxer.tasks()
 
     @property
+    def runs_modules(self) -> bool:
+        """Whether its programs are WebAssembly modules."""
+        return self.pod.sandboxer.runs_modules
+
+    @property
     def is_live(self) -> bool:
         """Whether its process exists."""
         return self.state in (State.RUNNING, State.PAUSED)

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound
 from drupe.images.config import ImageConfig
 from drupe.images.files import remove_tree, tree_bytes
-from drupe.images.rootfs import RootfsPlan, plan_rootfs
+from drupe.images.rootfs import EMPTY_LAYER, RootfsPlan, plan_rootfs
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount as KeeperMount
 from drupe.oci.users import ResolvedUser, resolve_user
 from drupe.resources.volumes import Volumes
-from drupe.runtime import binds, bundle
+from drupe.runtime import binds, bundle, modules
 from drupe.runtime.choosing import WISH, ImageWish
 from drupe.runtime.idmap import check_reachable, root_ids, shift_ids
+from drupe.runtime.modules import OwnModules
 from drupe.runtime.paths import Paths
 from drupe.spec.container import ContainerSpec, ExecSpec, Mount
 from drupe.spec.pod import IdMap, PodSpec, UserNamespace
@@ -46,6 +47,7 @@ class Storage:
         self.volumes = volumes
         self._keeper = keeper
         self._user_ranges: dict[str, int] = {}
+        self._modules = OwnModules(images)
 
     @property
     def keeper_pid(self) -> int:
@@ -115,7 +117,12 @@ class Storage:
         except OSError:
             return False
 
+    def own_module(self, container: Container) -> Path | None:
+        """The module of a container that has no root, because its image is that and nothing else."""
+        return self._modules.of(container.spec) if container.runs_modules else None
+
     def rootfs(self, container: Container) -> Path:
+        """Where its root is, or will be."""
         return Path(container.spec.rootfs) if container.spec.rootfs else container.bundle / "rootfs"
 
     async def mount_rootfs(self, container: Container) -> None:
@@ -123,7 +130,9 @@ class Storage:
         stays: a stopped container's mounts are missing only when their keeper ended."""
         mounts: list[KeeperMount] = []
         spec = container.spec
-        if spec.image:
+        if spec.image and self.own_module(container) is not None:
+            container.status.image_digest = self.images.resolve(spec.image).digest
+        elif spec.image:
             mounts.append(self._overlay(container))
             await self._fill_from_origin(container)
         if spec.secrets:
@@ -257,6 +266,8 @@ class Storage:
 
         uid0, gid0 = root_ids(container.pod.spec)
         os.chown(volume, uid0, gid0)
+        if self.own_module(container) is not None:
+            return  # an image without files has none to bring
         with self.root_fd(container) as root:
             copy_tree(root, target, volume)
 
@@ -270,9 +281,10 @@ class Storage:
         """The OCI config.json of a container, complete."""
         image = self.image_config(container.spec)
         await binds.attach(self._keeper, container.bundle, container.spec)
-        with self.root_fd(container) as root:
+        with self._names_fd(container) as root:
             user = resolve_user(root, container.spec.user or image.user or None, container.spec.groups)
-        return bundle.build(self, container, image, user)
+        build = modules.build if container.runs_modules else bundle.build
+        return build(self, container, image, user)
 
     async def exec_process(self, container: Container, spec: ExecSpec) -> dict[str, Any]:
         """The OCI process of an exec. NotFound, PermissionDenied when the container cannot run it."""
@@ -280,11 +292,25 @@ class Storage:
         from drupe.oci.programs import check_process
 
         base = container.oci["process"]
-        with self.root_fd(container) as root:
+        with self._names_fd(container) as root:
             user = _own_user(base) if spec.user is None else resolve_user(root, spec.user)
             process = build_process(base, spec, user)
-            check_process(root, process)
+            if not container.runs_modules:  # a module is looked for by its sandboxer, and need not be executable
+                check_process(root, process)
         return process
+
+    @contextlib.contextmanager
+    def _names_fd(self, container: Container) -> Iterator[int]:
+        """The root in which users and groups have their names; an empty one where there is none."""
+        if self.own_module(container) is None:
+            with self.root_fd(container) as root:
+                yield root
+            return
+        root = _open_directory(self.images.root / EMPTY_LAYER)
+        try:
+            yield root
+        finally:
+            os.close(root)
 
     @contextlib.contextmanager
     def root_fd(self, container: Container) -> Iterator[int]:
@@ -297,6 +323,8 @@ class Storage:
             os.close(root)
 
     def _open_root(self, container: Container) -> int:
+        if self.own_module(container) is not None:
+            return self._open_mounts(container)
         path = self.rootfs(container)
         try:
             layers = _open_directory(path if container.spec.rootfs else self.view(path))
@@ -311,11 +339,21 @@ class Storage:
         os.close(layers if same else live)
         return live if same else layers
 
+    def _open_mounts(self, container: Container) -> int:
+        """The root of a container that has nothing but mounts, while it runs."""
+        if container.is_live and container.oci.get("mounts"):
+            with contextlib.suppress(OSError):
+                return _open_directory(Path(f"/proc/{container.status.pid}/root"))
+        raise NotFound(
+            f"{container.what} has no files: its image is a module and nothing else",
+            hint="mount a volume or a directory, and have it running",
+        )
+
     # -- pods ---------------------------------------------------------------------------------------------------
 
     async def mount_shm(self, pod: Pod) -> None:
         """One /dev/shm for the pod, as its containers share System V and POSIX IPC alike."""
-        if pod.spec.namespaces.ipc == "host":
+        if pod.spec.namespaces.ipc == "host" or pod.sandboxer.runs_modules:
             return
         target = self.paths.pod(pod.id) / "shm"
         target.mkdir(mode=0o755, exist_ok=True)
@@ -341,7 +379,7 @@ class Storage:
 
     async def remove_pod_directory(self, path: Path) -> None:
         """An orphan: unmount all below it, unpin its namespaces, remove it."""
-        await self._keeper.release(path / "ns")
+        await self._keeper.release((path / "ns").resolve())  # a link where they were made ahead
         mounts = [str(path / "shm")]
         for entry in path.iterdir():
             if entry.is_dir():

@@ -211,6 +211,7 @@ class Sandboxer(ABC):
     """Makes and keeps sandboxes of one kind."""
 
     kind: ClassVar[str]
+    runs_modules: ClassVar[bool] = False  # its programs are WebAssembly modules, not Linux's
 
     @abstractmethod
     def capabilities(self) -> Mapping[str, str]:

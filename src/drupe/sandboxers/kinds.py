@@ -105,6 +105,24 @@ def _gvisor_open(means: Means) -> Sandboxer:
     return open_gvisor(means)
 
 
+def _wasm_able() -> Mapping[str, str]:
+    from drupe.sandboxers.wasm.able import ABLE
+
+    return ABLE
+
+
+def _wasm_options() -> type[Spec]:
+    from drupe.sandboxers.wasm.options import WasmOptions
+
+    return WasmOptions
+
+
+def _wasm_open(means: Means) -> Sandboxer:
+    from drupe.sandboxers.wasm.sandboxer import open_wasm
+
+    return open_wasm(means)
+
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -119,7 +137,15 @@ KINDS: dict[str, Kind] = {
             options=_gvisor_options,
             open=_gvisor_open,
         ),
-        Kind("wasm", "module", "a module that can only call what it is given, in a process of its own"),
+        Kind(
+            "wasm",
+            "module",
+            "a module that can only call what it is given, in a process of its own",
+            needs=("root", "keeper", "cgroups", "wasm engine"),
+            able=_wasm_able,
+            options=_wasm_options,
+            open=_wasm_open,
+        ),
         Kind(
             "runc",
             "namespaces",

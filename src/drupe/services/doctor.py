@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from drupe.sandboxers.kinds import KINDS, Kind
-from drupe.services import probes_gvisor, probes_host, probes_kernel
+from drupe.services import probes_gvisor, probes_host, probes_kernel, probes_wasm
 from drupe.services.probing import DEADLINE_S, Finding, Inconclusive, Problem
 from drupe.spec.host import Probe
 
@@ -47,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
     Check("crun", lambda: probes_kernel.oci_runtime("crun")),
     Check("runc", lambda: probes_kernel.oci_runtime("runc")),
     Check("runsc", probes_gvisor.runsc),
+    Check("wasm engine", probes_wasm.engine),
     Check("overlay", probes_kernel.overlay),
     Check("user namespaces", probes_kernel.user_namespaces),
     Check("seccomp", probes_kernel.seccomp),

@@ -310,13 +310,14 @@ class ImagePush(Spec):
 
 
 class ImageImport(Spec):
-    """From descriptor `data` (a docker-archive, OCI archive, or with format "rootfs" a plain tar of a root tree)
-    or host
-    `path` (an OCI layout directory, archive, or root tree). tag: name to give."""
+    """From descriptor `data` (a docker-archive, an OCI archive, a WebAssembly module, or with format "rootfs" a plain
+    tar of a root tree) or host `path` (the same, an OCI layout directory, or a root tree). tag: name to give. title:
+    what a module is called, as its argv[0]."""
 
     format: str = "auto"
     path: str = ""
     tag: str = ""
+    title: str = ""
     config: dict[str, Any] = {}
 
 
@@ -370,7 +371,8 @@ class Pruned(Record):
 
 
 class ImageInfo(Record):
-    """digest: manifest digest. id: config digest. size_bytes: unpacked layers' compressed sum."""
+    """digest: manifest digest. id: config digest. size_bytes: unpacked layers' compressed sum. module: digest of the
+    WebAssembly module that the image is, "" for one with a root tree."""
 
     id: str
     digest: str
@@ -382,6 +384,7 @@ class ImageInfo(Record):
     layers: list[str] = []
     config: dict[str, Any] = {}
     labels: dict[str, str] = {}
+    module: str = ""
 
 
 class ImageList(Record):
@@ -466,7 +469,7 @@ class SystemInfo(Record):
 
 
 class DiskUsage(Record):
-    """type: "images", "containers", "volumes"."""
+    """type: "images", "containers", "volumes", "compiled modules"."""
 
     type: str
     total: int

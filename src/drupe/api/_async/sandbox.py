@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from msgspec import structs
+
 from drupe.api._async import process
 from drupe.api._async.containers import AsyncContainer
 from drupe.api._async.files import AsyncFiles
@@ -113,12 +115,23 @@ class AsyncSandbox:
             raise InvalidState(f"sandbox {self._pod} is started already")
         runtime = self._open()
         try:
+            await self._import_module(runtime)
             self._adopt(await runtime.connection.call("pod.run", PodRun(spec=self.spec)))
         except BaseException as error:
             await self._undo(error)
             await self._let_go()
             raise
         return self
+
+    async def _import_module(self, runtime: AsyncRuntime) -> None:
+        """A module's file, named instead of an image, becomes an image without a name."""
+        from drupe.images.bare import bare_module
+
+        for container in self.spec.containers:
+            path = bare_module(container.image)
+            if path is not None:
+                image = (await runtime.images.load(path, format="wasm"))[0].digest
+                self.spec = structs.replace(self.spec, containers=(structs.replace(container, image=image),))
 
     async def __aenter__(self) -> AsyncSandbox:
         return self if self._main is not None else await self.start()

@@ -74,13 +74,14 @@ class Images:
         format: str = "auto",
         on_progress: OnProgress | None = None,
     ) -> list[ImageInfo]:
-        """Import images from a docker or OCI archive, an OCI layout directory, or (format "rootfs") a root tree."""
+        """Import images from a docker or OCI archive, an OCI layout directory, a WebAssembly module, or a root tree
+        (format "rootfs")."""
         path = _existing(source)
         if path.is_dir():
             params = ImageImport(format=format, path=str(path), tag=tag)
             found: ImageList = self._connection.call("image.import", params, on_item=on_progress)
             return found.images
-        params = ImageImport(format=format, tag=tag)
+        params = ImageImport(format=format, tag=tag, title=path.name)
         with path.open("rb") as data:
             found = self._connection.call("image.import", params, fds={"data": data.fileno()}, on_item=on_progress)
         return found.images

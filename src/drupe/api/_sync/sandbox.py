@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from msgspec import structs
+
 from drupe.api._sync import process
 from drupe.api._sync.containers import Container
 from drupe.api._sync.files import Files
@@ -114,12 +116,23 @@ class Sandbox:
             raise InvalidState(f"sandbox {self._pod} is started already")
         runtime = self._open()
         try:
+            self._import_module(runtime)
             self._adopt(runtime.connection.call("pod.run", PodRun(spec=self.spec)))
         except BaseException as error:
             self._undo(error)
             self._let_go()
             raise
         return self
+
+    def _import_module(self, runtime: Runtime) -> None:
+        """A module's file, named instead of an image, becomes an image without a name."""
+        from drupe.images.bare import bare_module
+
+        for container in self.spec.containers:
+            path = bare_module(container.image)
+            if path is not None:
+                image = (runtime.images.load(path, format="wasm"))[0].digest
+                self.spec = structs.replace(self.spec, containers=(structs.replace(container, image=image),))
 
     def __enter__(self) -> Sandbox:
         return self if self._main is not None else self.start()

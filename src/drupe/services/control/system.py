@@ -12,6 +12,7 @@ from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.features import FEATURES
 from drupe.sandboxers.kinds import KINDS, Kind
+from drupe.sandboxers.wasm.cache import CodeCache
 from drupe.services.control.registry import method
 from drupe.spec.control import (
     DiskUsage,
@@ -65,6 +66,7 @@ def _disk_usage(service: ControlService) -> list[DiskUsage]:
     idle = [c for c in containers if not c.is_live]
     volumes = {v.name: storage.volumes.size_bytes(v.name) for v in storage.volumes.list()}
     unused = [name for name in volumes if not used_by(service, name)]
+    compiled = [CodeCache(service.node.paths.root / "wasm").usage()]
     return [
         storage.images.disk_usage(core.images_in_use()),
         DiskUsage(
@@ -81,6 +83,7 @@ def _disk_usage(service: ControlService) -> list[DiskUsage]:
             size_bytes=sum(volumes.values()),
             reclaimable_bytes=sum(volumes[name] for name in unused),
         ),
+        *compiled,
     ]
 
 
@@ -138,8 +141,8 @@ async def _send(call: Call, event: Event, wanted: Events) -> None:
 
 @method("system.prune", changes=True)
 async def prune(service: ControlService, call: Call) -> Pruned:
-    """Stopped and failed pods, unused networks, dangling images (with `all`: every unused one) and anonymous
-    volumes."""
+    """Stopped and failed pods, unused networks, dangling images (with `all`: every unused one), anonymous volumes and
+    compiled modules."""
     from drupe.services.control.images import prune as prune_images
     from drupe.services.control.networks import prune as prune_networks
     from drupe.services.control.volumes import prune as prune_volumes
@@ -148,11 +151,16 @@ async def prune(service: ControlService, call: Call) -> Pruned:
     for pod in pods:
         await service.core.delete_pod(pod)
     total = Pruned(removed=[pod.id for pod in pods])
-    for work in (prune_networks, prune_images, prune_volumes):
+    for work in (prune_networks, prune_images, prune_volumes, _prune_compiled):
         part = await work(service, call)
         total.removed += part.removed
         total.reclaimed_bytes += part.reclaimed_bytes
     return total
+
+
+async def _prune_compiled(service: ControlService, call: Call) -> Pruned:
+    """All compiled modules: what runs goes on, and what starts is compiled again."""
+    return await asyncio.to_thread(CodeCache(service.node.paths.root / "wasm").prune)
 
 
 @method("system.shutdown")
