@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from framework import bundles, differences
 from framework.bundles import Runtime
 from framework.conformance import CASES, Site, compare
 from framework.daemon import Daemon
-from framework.probes import needs_program
+from framework.probes import needs_keeper, needs_program, needs_root
 
 pytestmark = pytest.mark.root
 
@@ -37,3 +38,27 @@ def observe(name: str, runtime: Runtime, directory: Path) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix=f"{directory.name}-") as own:
         Path(own).chmod(0o755)  # root of a user namespace must get through
         return CASES[name](Site(runtime, Path(own)))
+
+
+@pytest.mark.parametrize("name", ["exec", "exec by a file", "hooks", "hooks that fail", "state", "what cannot start"])
+def test_with_runc_as_the_program_it_is_runc(runc_daemon: Daemon, tmp_path: Path, name: str) -> None:
+    """What differs is the program's, and none of it ours."""
+    needs_program("runc")
+    ours = observe(name, bundles.drupe_oci(runc_daemon, tmp_path / "ours"), tmp_path)
+    assert compare(ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path)) == {}
+
+
+@pytest.fixture(scope="module")
+def runc_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon whose node was told to use runc."""
+    needs_root()
+    needs_keeper()
+    directory = tmp_path_factory.mktemp("r")
+    config = directory / "drupe.toml"
+    config.write_text('[kinds.runc]\nprogram = "runc"\n')
+    daemon = Daemon(directory)
+    try:
+        daemon.start(env={"DRUPE_CONFIG": str(config)})
+        yield daemon
+    finally:
+        daemon.close()

@@ -58,7 +58,9 @@ class Site:
 
     def ask(self, *argv: str, name: str = "drupe-oci", **more: Any) -> OciAnswer:
         paths = Paths(root=self.directory / "r", run=self.directory / "run")
-        node: Any = SimpleNamespace(sandboxer=self.sandboxer, config=self.config, paths=paths)
+        node: Any = SimpleNamespace(
+            sandboxer=self.sandboxer, config=self.config, paths=paths, require_open=lambda: None
+        )
         root = os.open("/", os.O_PATH)
         try:
             call = OciAsk(name=name, argv=argv, cwd=str(self.directory), **more)
@@ -138,6 +140,11 @@ def test_the_nodes_policy_holds_for_bundles_too(site: Site) -> None:
     assert site.ask("create", "c1").execute
     site.bundle(linux={"namespaces": [{"type": "pid"}]})
     assert "forbids 'host-network'" in site.ask("create", "c1").stderr
+    site.config = NodeConfig(policy=(PolicyRule(name="some", minimum="namespaces", deny=("devices",)),))
+    site.bundle(process=BUNDLE["process"] | {"capabilities": {"bounding": ["CAP_SYS_ADMIN"]}})  # type: ignore[operator]
+    assert "a pod with 'privileged' has none" in site.ask("create", "c1").stderr
+    site.bundle(linux=BUNDLE["linux"] | {"devices": [{"type": "c", "path": "/dev/x"}]})  # type: ignore[operator]
+    assert "forbids 'devices'" in site.ask("create", "c1").stderr
 
 
 def test_a_process_is_the_containers_own_with_changes(site: Site) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from drupe.errors import InvalidArgument, NotFound
-from drupe.oci.runtime_spec import RuntimeConfig
+from drupe.oci.runtime_spec import Linux, RuntimeConfig
 from drupe.runtime.choosing import AUTO, BUILT_IN, WISH
 from drupe.runtime.node import Node
 from drupe.runtime.policy import level_of, refuse_forbidden, rules_for
@@ -23,6 +23,19 @@ _SHARED = {"network": "host-network", "pid": "host-pid", "ipc": "host-ipc", "uts
 _NAMESPACE = "oci"  # as which bundles of others meet the node's policy
 _CALLED = "drupe-oci-"
 _ID = re.compile(r"[\w+.-]+", re.ASCII)  # runc's rule
+
+
+def features_of(config: RuntimeConfig) -> set[str]:
+    """What a bundle has that a policy may forbid, in the words of our own pods."""
+    linux = config.linux or Linux()
+    own = {namespace.type for namespace in linux.namespaces or ()}
+    features = {feature for name, feature in _SHARED.items() if name not in own}
+    bounding = (config.process and config.process.capabilities and config.process.capabilities.bounding) or ()
+    if "CAP_SYS_ADMIN" in bounding and "user" not in own:
+        features.add("privileged")
+    if linux.devices:
+        features.add("devices")
+    return features
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,12 @@ class Asked:
         default = self.node.config.sandbox
         kind = called or wanted or (default if default != AUTO else "") or BUILT_IN
         if config is not None:
+            self.node.require_open()
             self._refuse_forbidden(kind, config)
         return self.node.sandboxer(kind).bundle_program()
 
     def _refuse_forbidden(self, kind: str, config: RuntimeConfig) -> None:
-        own = {namespace.type for namespace in (config.linux and config.linux.namespaces) or ()}
-        features = {feature for name, feature in _SHARED.items() if name not in own}
+        features = features_of(config)
         rules = rules_for(self.node.config.policy, namespace=_NAMESPACE, labels=config.annotations or {})
         refuse_forbidden("the bundle", rules, level_of(kind_of(kind).level, features), features)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from drupe.errors import InvalidArgument
 
 # name or "name,short"; "!" before it: a switch; "+" before it: may be given often
-_GLOBAL = "!debug log log-format log-level root criu !systemd-cgroup rootless !help,h !version,v"
+_GLOBAL = "!debug log log-format root criu !systemd-cgroup rootless !help,h !version,v"
 _MAKING = "bundle,b console-socket pid-file !no-pivot !no-new-keyring preserve-fds pidfd-socket"
 _VERBS = {
     "checkpoint": "*",
