@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-import stat
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -482,17 +482,13 @@ def states(site: Site) -> Seen:
 
 @case("standard streams")
 def streams(site: Site) -> Seen:
-    """They are the caller's own files, not pipes of ours."""
-    out = site.directory / "own"
-    with out.open("wb") as file:
-        import subprocess
-
-        bundle = site.bundle(*script("echo out; echo err >&2; readlink /proc/self/fd/1 | grep -c pipe"))
-        argv = [*site.runtime.argv, "run", "--bundle", str(bundle), site.id]
-        subprocess.run(
-            argv, env=site.runtime.env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False, timeout=30
-        )
-    return {"written": out.read_text().replace("\n", " "), "mode": oct(stat.S_IMODE(out.stat().st_mode))}
+    """Whether they are the caller's own files, or pipes of the runtime's."""
+    out, err = site.directory / "out", site.directory / "err"
+    made = site.bundle(*script("echo text; readlink /proc/self/fd/2 >&2"))
+    argv = [*site.runtime.argv, "run", "--bundle", str(made), site.id]
+    with out.open("wb") as file, err.open("wb") as errors:
+        subprocess.run(argv, env=site.runtime.env, stdin=subprocess.DEVNULL, stdout=file, stderr=errors, check=True)
+    return {"output": out.read_text().strip(), "own file": str(str(err) in err.read_text())}
 
 
 def compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from drupe.errors import DrupeError
 from drupe.oci.honoured import parse_version, refuse_unhonoured
-from drupe.oci.runtime_spec import parse_config
+from drupe.oci.runtime_spec import RuntimeConfig
+from drupe.oci.runtime_spec import parse as parse_part
 from drupe.services.oci.flags import VERBS, parse
 
 flags = st.sampled_from(
@@ -41,7 +42,7 @@ def test_any_words_are_understood_or_refused(argv: list[str]) -> None:
 def test_any_document_is_understood_or_refused(document: dict[str, object]) -> None:
     with contextlib.suppress(DrupeError):
         given = {"ociVersion": "1.0.2", "root": {"path": "r"}} | document
-        config = parse_config(json.dumps(given).encode(), where="config.json")
+        config = parse_part(RuntimeConfig, json.dumps(given).encode(), where="config.json")
         refuse_unhonoured(config, "crun", (1, 8, 1))
 
 
@@ -49,7 +50,7 @@ def test_any_document_is_understood_or_refused(document: dict[str, object]) -> N
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_document_are_refused(data: bytes) -> None:
     with contextlib.suppress(DrupeError):
-        parse_config(data, where="config.json")
+        parse_part(RuntimeConfig, data, where="config.json")
 
 
 @settings(max_examples=200, deadline=None)

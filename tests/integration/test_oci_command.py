@@ -253,7 +253,7 @@ def test_errors_go_where_runc_says_them(oci: Runtime, tmp_path: Path) -> None:
 WRONG = {
     "not JSON": ("{", "truncated"),
     "a wrong type": ('{"ociVersion": "1.0.2", "process": {"cwd": "/", "user": {"uid": "root"}}}', "$.process.user.uid"),
-    "no root": ('{"ociVersion": "1.0.2"}', "root is missing"),
+    "no root": ('{"ociVersion": "1.0.2"}', "at `$.root.path`"),
     "another version": ('{"ociVersion": "2.0.0", "root": {"path": "rootfs"}}', "2.0.0"),
     "deep nesting": ("[" * 100_000, "config.json"),
 }

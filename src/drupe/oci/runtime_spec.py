@@ -301,19 +301,10 @@ class RuntimeConfig(_Part):
     zos: dict[str, Any] | None = None
 
 
-def parse(kind: type[T], data: bytes, *, where: str) -> T:
-    """A part of the specification from JSON. Raises InvalidArgument naming `where` and the key that is wrong."""
+def parse(kind: type[T], data: bytes | str | dict[str, Any], *, where: str) -> T:
+    """A part of the specification, given as JSON text or as plain data. Raises InvalidArgument naming `where` and the
+    key that is wrong."""
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return msgspec.convert(data, kind) if isinstance(data, dict) else msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidArgument(f"{where}: {error}") from None
-
-
-def parse_config(data: bytes, *, where: str) -> RuntimeConfig:
-    """A config.json for this machine, with the version that we know. Raises InvalidArgument."""
-    config = parse(RuntimeConfig, data, where=where)
-    if not config.oci_version.startswith("1."):
-        raise InvalidArgument(f"{where}: ociVersion {config.oci_version!r} is not one of 1.x")
-    if config.root is None:
-        raise InvalidArgument(f"{where}: root is missing")
-    return config

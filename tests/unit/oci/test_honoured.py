@@ -6,7 +6,7 @@ import pytest
 
 from drupe.errors import InvalidArgument, Unsupported
 from drupe.oci.honoured import FIELDS, parse_version, refuse_unhonoured, takes_spec_version
-from drupe.oci.runtime_spec import parse_config
+from drupe.oci.runtime_spec import RuntimeConfig, parse
 
 MAPPING = '{"containerID": 0, "hostID": 1, "size": 1}'
 USES = {
@@ -44,7 +44,9 @@ USES = {
 def test_each_field_is_refused_below_its_version_and_taken_from_it_on(field: object, program: str) -> None:
     """And by a program of which nothing is known, always."""
     path = field.path  # type: ignore[attr-defined]
-    config = parse_config(f'{{"ociVersion": "1.2.0", "root": {{"path": "r"}}, {USES[path]}}}'.encode(), where="c")
+    config = parse(
+        RuntimeConfig, f'{{"ociVersion": "1.2.0", "root": {{"path": "r"}}, {USES[path]}}}'.encode(), where="c"
+    )
     with pytest.raises(Unsupported, match=r"config\.json: ") as caught:
         refuse_unhonoured(config, program, (0, 1))
     assert path.startswith(caught.value.details["feature"]) or caught.value.details["feature"] == path
@@ -56,7 +58,7 @@ def test_each_field_is_refused_below_its_version_and_taken_from_it_on(field: obj
 
 
 def test_plain_configurations_pass() -> None:
-    config = parse_config(b'{"ociVersion": "1.0.2", "root": {"path": "r"}, "process": {"cwd": "/"}}', where="c")
+    config = parse(RuntimeConfig, b'{"ociVersion": "1.0.2", "root": {"path": "r"}, "process": {"cwd": "/"}}', where="c")
     refuse_unhonoured(config, "crun", (1, 0))
 
 

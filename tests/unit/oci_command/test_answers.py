@@ -143,7 +143,7 @@ def test_the_nodes_policy_holds_for_bundles_too(site: Site) -> None:
     site.config = NodeConfig(policy=(PolicyRule(name="some", minimum="namespaces", deny=("devices",)),))
     site.bundle(process=BUNDLE["process"] | {"capabilities": {"bounding": ["CAP_SYS_ADMIN"]}})  # type: ignore[operator]
     assert "a pod with 'privileged' has none" in site.ask("create", "c1").stderr
-    site.bundle(linux=BUNDLE["linux"] | {"devices": [{"type": "c", "path": "/dev/x"}]})  # type: ignore[operator]
+    site.bundle(linux=BUNDLE["linux"] | {"devices": [{"type": "c", "path": "/dev/x", "major": 1, "minor": 3}]})  # type: ignore[operator]
     assert "forbids 'devices'" in site.ask("create", "c1").stderr
 
 

@@ -11,6 +11,7 @@ from drupe.errors import InvalidArgument, Unsupported
 from drupe.oci import runtime_spec
 from drupe.oci.honoured import refuse_unhonoured, takes_spec_version
 from drupe.oci.runtime_spec import Linux, LinuxResources, Process, RuntimeConfig
+from drupe.oci.validate import parse_config
 from drupe.sandboxers.bundles import BundleProgram
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.flags import Words
@@ -28,7 +29,7 @@ async def make(asked: Asked) -> OciAnswer:
     bundle = asked.files.absolute(asked.words.text("bundle", "."))
     where = f"{bundle}/config.json"
     data = asked.files.read(where, "bundle's")
-    config = runtime_spec.parse_config(data, where=where)
+    config = parse_config(data, where=where)
     program = asked.chosen(config)
     for other in asked.programs():
         if asked.files.exists(f"{asked.root}/{other.home}/{asked.id}"):
