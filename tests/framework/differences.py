@@ -53,7 +53,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "exec", "flags .*", "crun", "the same: with --env, crun's exec has no other variable, not even a PATH",
     ),
     Difference(
-        "standard streams", "own file", "runc", "the caller's own files; runc's run, in the foreground, copies through pipes",
+        "standard streams", "own file", "runc", "the caller's own files; runc's run copies through pipes",
     ),
     Difference("state", "absolute rootfs", "crun", "made absolute, as runc has it"),
 )  # fmt: skip
