@@ -187,6 +187,10 @@ def test_limits_are_updated(oci: Runtime, tmp_path: Path) -> None:
     stats = json.loads(oci("events", "--stats", "c1").stdout)
     assert (stats["type"], stats["id"], stats["data"]["pids"]) == ("stats", "c1", {"current": 1, "limit": 44})
     assert stats["data"]["memory"]["usage"]["limit"] == 33554432
+    unchanged = '{"memory": {"limit": 0, "swap": 0}, "cpu": {"shares": 0, "cpus": ""}, "pids": {"limit": 33}}'
+    oci("update", "--resources", "-", "c1", input=unchanged)  # as Docker says it
+    stats = json.loads(oci("events", "--stats", "c1").stdout)
+    assert (stats["data"]["pids"]["limit"], stats["data"]["memory"]["usage"]["limit"]) == (33, 33554432)
     for wrong in ('{"pids": {"limit": "many"}}', "{", '{"cpu": {"burst": 1}}'):
         refused = oci("update", "--resources", "-", "c1", input=wrong, check=False)
         assert refused.returncode == 1 and "hint" not in refused.stdout and refused.stderr.startswith("drupe-oci: ")

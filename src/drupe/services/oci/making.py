@@ -141,6 +141,14 @@ _LIMITS = {
 }
 
 
+_ZERO_IS_NONE = {
+    "memory": ("limit", "reservation", "swap", "kernel", "kernelTCP"),
+    "cpu": ("shares", "quota", "period", "realtimeRuntime", "realtimePeriod", "cpus", "mems"),
+    "pids": ("limit",),
+    "blockIO": ("weight",),
+}
+
+
 async def update(asked: Asked) -> OciAnswer:
     """New limits, from flags or from a file ("-": standard input)."""
     program = asked.found()
@@ -156,7 +164,17 @@ async def update(asked: Asked) -> OciAnswer:
         data = msgspec.json.encode(_limits(asked))
     resources = runtime_spec.parse(LinuxResources, data, where=path or "update")
     refuse_unhonoured(_only(resources=resources), program.name, await program.version())
-    return asked.become(program, "update", "--resources", _TEXT, asked.id, texts={_TEXT: data.decode()})
+    text = json.dumps(without_zeros(json.loads(data)))
+    return asked.become(program, "update", "--resources", _TEXT, asked.id, texts={_TEXT: text})
+
+
+def without_zeros(resources: dict[str, Any]) -> dict[str, Any]:
+    """runc leaves a limit of 0 as it is, and Docker sends all that it does not change so; crun would set it."""
+    kept = dict(resources)
+    for part, names in _ZERO_IS_NONE.items():
+        if section := kept.get(part):
+            kept[part] = {name: value for name, value in section.items() if value or name not in names}
+    return kept
 
 
 def _limits(asked: Asked) -> dict[str, dict[str, Any]]:
