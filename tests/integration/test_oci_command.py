@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import signal
@@ -391,3 +392,34 @@ def test_signals_by_name_and_number(oci: Runtime, tmp_path: Path) -> None:
     wait_until(lambda: "hup" in said.read_text(), what="SIGHUP")
     oci("kill", "c1", "KILL")
     wait_until(lambda: oci.state("c1")["status"] == "stopped", what="the end")
+
+
+def test_a_terminal_in_the_foreground(oci: Runtime, tmp_path: Path) -> None:
+    """run and exec on the caller's own terminal: its size, its input, its output."""
+    made = bundle(tmp_path, process={"terminal": True, "args": ["sh", "-c", "tty; read word; echo got $word; exit 4"]})
+    assert on_terminal([*oci.argv, "run", "--bundle", str(made), "c1"], oci.env, b"in\n") == (
+        4,
+        b"/dev/pts/0",
+        b"got in",
+    )
+    oci.create(bundle(tmp_path, "sleep", "1000"), "c2", tmp_path / "out")
+    oci("start", "c2")
+    argv = [*oci.argv, "exec", "--tty", "c2", "sh", "-c", "tty; read word; echo got $word; exit 5"]
+    assert on_terminal(argv, oci.env, b"in\n") == (5, b"/dev/pts/0", b"got in")
+
+
+def on_terminal(argv: list[str], env: dict[str, str], text: bytes) -> tuple[int, bytes, bytes]:
+    """Exit code, first and last line of a program on a terminal where `text` was typed."""
+    master, slave = os.openpty()
+    try:
+        process = subprocess.Popen(argv, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        os.write(master, text)
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: the last one has closed it
+            while chunk := os.read(master, 4096):
+                said += chunk
+        lines = [line for line in said.replace(b"\r", b"").split(b"\n") if line]
+        return process.wait(20), next(line for line in lines if line.startswith(b"/dev")), lines[-1]
+    finally:
+        os.close(master)
