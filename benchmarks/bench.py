@@ -60,6 +60,7 @@ class Field:
 
     ours: Drupe
     command: DrupeCommand
+    oci: BareRuntime
     peers: dict[str, Contender]
     missing: dict[str, str]
 
@@ -91,6 +92,8 @@ def races(field: Field, plan: Plan) -> list[Race]:
             lambda peer: peer.start(bridge=True),
         ),
         Race("command", "run", ("podman",), plan.others, field.command.start, lambda peer: peer.start()),
+        Race("oci", "run", ("crun", "runc"), plan.others, field.oci.start, lambda peer: peer.start()),
+        Race("oci-exec", "exec", ("crun", "runc"), plan.others, field.oci.exec, lambda peer: peer.exec()),
         Race("exec", "exec", everyone, plan.others, ours.exec, lambda peer: peer.exec()),
         Race("stop", "stop", everyone, plan.others, ours.stop, lambda peer: peer.stop()),
         *(
@@ -208,7 +211,10 @@ def line_up(work: Path, log: Path, stack: ExitStack) -> Iterator[Field]:
         "ctr": partial(Containerd, work=work, archive=archive),
         "podman": partial(Podman, work=work, archive=archive),
     }
-    field = Field(ours, DrupeCommand(), {}, {})
+    path = str(Path(sys.executable).with_name("drupe-oci"))
+    oci = BareRuntime("drupe-oci", work=work, lower=ours.layers(), config=ours.oci_config(), path=path)
+    stack.callback(oci.close)
+    field = Field(ours, DrupeCommand(), oci, {}, {})
     for name, make in makers.items():
         needed = ("ctr", "containerd") if name == "ctr" else (name,)
         if lacking := [program for program in needed if shutil.which(program) is None]:

@@ -36,8 +36,9 @@ class BareRuntime:
     Bundles are made and removed outside the measured time; drupe's own time includes both.
     """
 
-    def __init__(self, program: str, *, work: Path, lower: str, config: dict[str, Any]) -> None:
+    def __init__(self, program: str, *, work: Path, lower: str, config: dict[str, Any], path: str = "") -> None:
         self.name = program
+        self._path = path or program
         self._work = work / program
         self._lower = lower
         self._config = config
@@ -104,7 +105,7 @@ class BareRuntime:
     close = drop
 
     def _command(self, verb: str) -> list[str]:
-        return [self.name, "--root", str(self._work / "state"), verb]
+        return [self._path, "--root", str(self._work / "state"), verb]
 
     def _run(self, task: str) -> list[str]:
         return [*self._command("run"), "--bundle", str(self._work / task), task]

@@ -41,6 +41,7 @@ PROMISES = (
     Promise("start-bridge", "podman run", 0.3, "the same on the built-in bridge, Podman on its bridge"),
     Promise("parallel-50", "podman run", 0.3, "50 pods at once"),
     Promise("exec", "crun exec", 1.5, "a process in a running container, to its first byte"),
+    Promise("oci", "crun run", 1.5, "`drupe-oci run` of a bundle, as a command"),
     Promise("command", "podman run", 0.6, "`drupe run` as a command"),
 )
 MEMORY_MB = 0.1

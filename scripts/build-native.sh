@@ -1,9 +1,9 @@
 #!/bin/bash
-# Builds the native parts (native/) and installs them in src/drupe/_bin, the client also as .venv/bin/drupe. The target directory lies outside the tree, named
+# Builds the native parts (native/) and installs them in src/drupe/_bin, the commands also in .venv/bin. The target directory lies outside the tree, named
 # by a hash of lock file, settings and sources: an unchanged tree is not built again, in this clone or another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-programs=(drupe-keeper drupe-client)
+programs=(drupe-keeper drupe-client drupe-oci)
 hash=$(find native -path native/target -prune -o -type f \( -name '*.rs' -o -name '*.toml' -o -name Cargo.lock \) -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/native
@@ -15,11 +15,18 @@ if [ ! -d "$built" ]; then
     }
     export CARGO_TARGET_DIR=$cache/target
     build() { (cd native && cargo build --quiet --release --locked "$@"); }
+    # Clones share the target directory, one after the other, and cargo takes files for unchanged by their times: what
+    # another clone built last would pass for ours.
+    mkdir -p "$cache"
+    exec 9>"$cache/lock"
+    flock 9
+    find native -path native/target -prune -o -name '*.rs' -exec touch {} +
     # Offline when the registry's cache has everything.
     build --offline 2>/dev/null || build
     mkdir -p "$built.$$"
     install -m 755 "${programs[@]/#/$CARGO_TARGET_DIR/release/}" "$built.$$"
     mv -T "$built.$$" "$built" 2>/dev/null || rm -rf "$built.$$" # another run was faster
+    exec 9>&-
     # The last few builds are enough.
     find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name target -printf '%T@ %p\n' | sort -rn | tail -n +6 |
         cut -d' ' -f2- | xargs -r rm -rf --
@@ -33,4 +40,4 @@ put() { # put SOURCE TARGET: whole or not at all, and only when it is another
 }
 for program in "${programs[@]}"; do put "$built/$program" "src/drupe/_bin/$program"; done
 # The command itself; `python -m drupe` is what it falls back to, and what it replaces.
-[ ! -x .venv/bin/python ] || put "$built/drupe-client" .venv/bin/drupe
+[ ! -x .venv/bin/python ] || { put "$built/drupe-client" .venv/bin/drupe; put "$built/drupe-oci" .venv/bin/drupe-oci; }

@@ -17,6 +17,7 @@ GENERATORS = (
     "scripts/gen-errors.py",
     "scripts/gen-protobuf.py",
     "scripts/gen-capabilities.py",
+    "scripts/gen-compat.py",
 )
 
 

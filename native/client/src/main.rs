@@ -4,6 +4,7 @@
 
 #![deny(unsafe_code)]
 
+mod home;
 mod python;
 mod request;
 mod session;

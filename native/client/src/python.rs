@@ -1,33 +1,17 @@
 //! The Python program beside us: `python -P -m drupe` of the same directory.
 
+use crate::home;
 use drupe_sys::process;
 use std::env;
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const CANNOT_START: u8 = 127;
 
-/// The directory that we and the interpreter are in, behind all symbolic links.
-pub fn directory() -> Option<PathBuf> {
-    let beside = |program: PathBuf| program.parent().filter(|home| home.join("python").exists()).map(Path::to_owned);
-    env::current_exe().ok().and_then(beside).or_else(|| called_program().and_then(beside))
-}
-
-/// What our own name leads to: for when /proc is missing, or the file was replaced under us.
-fn called_program() -> Option<PathBuf> {
-    let name = PathBuf::from(env::args_os().next()?);
-    if name.components().count() > 1 {
-        return name.canonicalize().ok();
-    }
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).find_map(|home| home.join(&name).canonicalize().ok())
-}
-
 /// Replaces this process; returns only the exit code of a failure to do so.
 pub fn become_it() -> ExitCode {
-    let Some(program) = directory().map(|home| home.join("python")) else {
+    let Some(program) = home::directory().map(|home| home.join("python")) else {
         eprintln!("drupe: there is no Python beside this program\nhint: run scripts/setup.sh, or python -m drupe");
         return ExitCode::from(CANNOT_START);
     };

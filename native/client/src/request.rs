@@ -1,6 +1,6 @@
 //! What the warm process is told of us. An error means: be Python instead.
 
-use crate::python;
+use crate::home;
 use drupe_sys::{fd, process, socket, terminal};
 use std::env;
 use std::ffi::OsString;
@@ -81,7 +81,7 @@ fn descriptors(numbers: &[i32]) -> io::Result<Vec<OwnedFd>> {
 fn body(numbers: &[i32], blocked: u64) -> io::Result<Vec<u8>> {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
     let environment: Vec<(OsString, OsString)> = env::vars_os().collect();
-    let home = python::directory().ok_or(io::ErrorKind::NotFound)?;
+    let home = home::directory().ok_or(io::ErrorKind::NotFound)?;
     let mut body = Vec::with_capacity(4096);
     for count in [arguments.len(), environment.len(), numbers.len(), process::umask() as usize] {
         body.extend((count as u32).to_le_bytes());

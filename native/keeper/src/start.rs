@@ -1,7 +1,7 @@
 //! From a command line to a daemon: lock, mount namespace, socket.
 
 use crate::server::Keeper;
-use drupe_sys::{fd, mount, process, socket};
+use drupe_sys::{cgroup, fd, mount, process, socket};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,8 +19,6 @@ pub struct Options {
 pub const STARTED: u8 = 0;
 pub const FAILED: u8 = 1;
 pub const LOCKED: u8 = 3;
-
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
 
 fn context(what: String) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
@@ -116,29 +114,10 @@ fn prepare_mounts(dir: &Path) -> io::Result<()> {
     let root = Path::new("/");
     mount::unshare(libc::CLONE_NEWNS).map_err(context("cannot make a mount namespace".into()))?;
     mount::mount("", root, "", libc::MS_SLAVE | libc::MS_REC, "")?;
-    hide_unified_cgroup()?;
+    cgroup::hide_unified().map_err(context("cannot unmount /sys/fs/cgroup/unified".into()))?;
     mount::mount(&dir.to_string_lossy(), dir, "", libc::MS_BIND | libc::MS_REC, "")
         .and_then(|()| mount::mount("", dir, "", libc::MS_PRIVATE | libc::MS_REC, ""))
         .map_err(context(format!("cannot make mounts below {} private", dir.display())))
-}
-
-/// crun refuses to work next to a cgroup v2 tree beside the v1 controllers (systemd's "hybrid"). A v1 hierarchy takes
-/// its place: crun makes a directory per container there all the same, and in a plain file system could not remove
-/// it again. Without one, a private tmpfs takes them.
-fn hide_unified_cgroup() -> io::Result<()> {
-    let (top, unified) = (Path::new("/sys/fs/cgroup"), Path::new("/sys/fs/cgroup/unified"));
-    let hybrid = !process::is_filesystem(top, CGROUP2_MAGIC) && process::is_filesystem(unified, CGROUP2_MAGIC);
-    if !hybrid {
-        return Ok(());
-    }
-    let stand_in = || {
-        mount::mount("/sys/fs/cgroup/systemd", unified, "", libc::MS_BIND, "")
-            .or_else(|_| mount::mount("none", unified, "tmpfs", 0, "mode=755"))
-    };
-    mount::mount("", top, "", libc::MS_PRIVATE, "")
-        .and_then(|()| mount::umount(unified, libc::MNT_DETACH))
-        .and_then(|()| stand_in())
-        .map_err(context("cannot unmount /sys/fs/cgroup/unified".into()))
 }
 
 /// The control socket. Its name is reached through /proc/self/fd, because a socket's path is short (unix(7)).

@@ -2,7 +2,7 @@
 
 use crate::check;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// pipe2(2) with O_CLOEXEC: (read end, write end).
@@ -75,4 +75,13 @@ pub fn is_inherited(number: i32) -> bool {
 pub fn duplicate_number(number: i32) -> io::Result<OwnedFd> {
     // SAFETY: any number may be asked for; the new descriptor is ours.
     unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3))?)) }
+}
+
+/// memfd_create(2) with this content, as a number of `minimum` or higher that children inherit and nobody here owns.
+pub fn inherited_text(content: &[u8], minimum: i32) -> io::Result<i32> {
+    // SAFETY: the name is NUL-terminated; the new descriptor is ours.
+    let fd = unsafe { OwnedFd::from_raw_fd(check(libc::memfd_create(c"drupe".as_ptr(), libc::MFD_CLOEXEC))?) };
+    File::from(fd.try_clone()?).write_all(content)?;
+    // SAFETY: no pointers; the descriptor is open.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD, minimum) })
 }

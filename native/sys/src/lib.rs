@@ -3,6 +3,7 @@
 //!
 //! Every function here is meant for a single-threaded process; `fork_child`, `setns` and `in_netns` rely on it.
 
+pub mod cgroup;
 pub mod credentials;
 pub mod epoll;
 pub mod fd;

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from drupe.errors import PermissionDenied, Unavailable
+from drupe.errors import DrupeError, PermissionDenied, Unavailable
 from drupe.linux.unix_sockets import peer_credentials
 from drupe.rpc.client import connect_error
 
@@ -153,3 +153,17 @@ def _tail(log: Path) -> str:
         lines = log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
         return " | ".join(lines[-5:])
     return ""
+
+
+def main() -> int:
+    """`python -m drupe.api.daemon`, for programs of other languages: returns once a daemon answers, or says why not."""
+    try:
+        ensure_daemon()
+    except DrupeError as error:
+        print(error, f"hint: {error.hint}" if error.hint else "", sep="\n", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 from drupe.errors import NotFound, Unsupported
 from drupe.resources.process_tree import descendants
 from drupe.resources.processes import list_processes
+from drupe.sandboxers.bundles import BundleProgram
 from drupe.spec.container import LogSpec
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
@@ -219,6 +220,12 @@ class Sandboxer(ABC):
 
     @abstractmethod
     def tasks(self) -> TaskService: ...
+
+    def bundle_program(self) -> BundleProgram:
+        """The OCI program for bundles that others made. Refused by kinds that have none."""
+        raise Unsupported(
+            f"sandbox kind {self.kind!r} runs no bundles of others", kind=self.kind, feature="run bundles of others"
+        )
 
     def close(self) -> None:  # noqa: B027 most kinds hold nothing
         """Let go of what is held in this process; sandboxes go on."""

@@ -49,12 +49,7 @@ async def open_core(
     """
     settings = load_config(config)
     paths.make()
-    lock = await _lock(paths.run / "runtime.lock")
-    if lock is None:
-        raise AlreadyExists(
-            f"another drupe has {paths.run} open", hint="use that daemon, or give another --root and --run"
-        )
-    with lock:
+    with await _locked(paths):
         keeper = await ensure_keeper(paths.run, log=paths.run / "keeper.log")
         core = _assemble(paths, journal(paths.journal), keeper, settings)
         closing = asyncio.Event()
@@ -75,6 +70,19 @@ async def open_core(
                     core.node.cgroups.delete(paths.cgroup)
             keeper.close()
             core.node.journal.close()
+
+
+async def _locked(paths: Paths) -> contextlib.ExitStack:
+    """Both directories are ours: two runtimes with one journal would each take the other's pods for lost."""
+    with contextlib.ExitStack() as locks:
+        for directory in (paths.run, paths.root):
+            lock = await _lock(directory / "runtime.lock")
+            if lock is None:
+                raise AlreadyExists(
+                    f"another drupe has {directory} open", hint="use that daemon, or give another --root and --run"
+                )
+            locks.enter_context(lock)
+        return locks.pop_all()
 
 
 async def _lock(path: Path) -> BinaryIO | None:

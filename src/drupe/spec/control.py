@@ -12,6 +12,7 @@ from typing import Any
 from drupe.spec.base import Record, Spec
 from drupe.spec.container import ContainerSpec, ExecSpec
 from drupe.spec.host import CapabilityTable, Doctor, ProbeList
+from drupe.spec.oci import OciAnswer, OciAsk
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.snapshot import Fork, SnapshotCreate, SnapshotInfo, SnapshotList, SnapshotManifest, SnapshotRestore
@@ -564,6 +565,7 @@ _TABLE: tuple[Method, ...] = (
     Method(name="volume.list", params=ListFilter, result=VolumeList),
     Method(name="volume.delete", params=Delete, result=Empty),
     Method(name="volume.prune", params=Prune, result=Pruned),
+    Method(name="oci.ask", params=OciAsk, result=OciAnswer, fds=("root",)),
     Method(name="system.info", params=Empty, result=SystemInfo),
     Method(name="system.df", params=Empty, result=DiskUsageList),
     Method(name="system.capabilities", params=Empty, result=CapabilityTable),

@@ -44,3 +44,13 @@ def _tree(roots: dict[str, str], unified: str) -> Cgroups:
     raise Unsupported(
         "no cgroup file system is mounted", feature="limit resources", hint="mount -t cgroup2 none /sys/fs/cgroup"
     )
+
+
+def cgroup_of(pid: int) -> str:
+    """The cgroup of a process (cgroups(7), /proc/PID/cgroup): where it is limited, "" when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    found = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
+    return next((found[name] for name in ("memory", "pids", "cpu", "") if name in found), "")

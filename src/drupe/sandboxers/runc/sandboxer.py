@@ -12,6 +12,7 @@ from drupe.errors import DrupeError
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
 from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.bundles import BundleProgram
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskState
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, namespace_types
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
@@ -33,6 +34,13 @@ class RuncSandboxer(KeptSandboxer):
         self._command = command
         self._tasks = RuncTasks(keeper=keeper, command=command, cgroups=cgroups)
         super().__init__(keeper=keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
+        self._bundles = BundleProgram(
+            self.kind,
+            command.program.name,
+            path=str(command.program.path),
+            executable=command.program.executable,
+            keeper=keeper,
+        )
         self._infra = InfraProcess(keeper=keeper, tasks=self._tasks)
 
     def capabilities(self) -> Mapping[str, str]:
@@ -40,6 +48,9 @@ class RuncSandboxer(KeptSandboxer):
 
     def tasks(self) -> RuncTasks:
         return self._tasks
+
+    def bundle_program(self) -> BundleProgram:
+        return self._bundles
 
     def close(self) -> None:
         self._command.program.close()

@@ -9,7 +9,7 @@ from typing import Any
 from drupe.errors import Unsupported
 from drupe.rpc.call import Call
 from drupe.runtime.core import Core
-from drupe.services.control import containers, execs, files, images, networks, pods, snapshots, system, volumes
+from drupe.services.control import containers, execs, files, images, networks, oci, pods, snapshots, system, volumes
 from drupe.services.control.registry import HANDLERS
 
 _MODULES = (
@@ -18,6 +18,7 @@ _MODULES = (
     files,
     images,
     networks,
+    oci,
     pods,
     snapshots,
     system,

@@ -1,0 +1,106 @@
+//! drupe-oci: the OCI runtime command line. The daemon understands our words and says what to do; we do it, as the process
+//! that Podman, containerd or a shell waits for: its descriptors, namespaces and children are ours to hand on. We keep
+//! no state and decide nothing.
+
+#![deny(unsafe_code)]
+
+mod act;
+mod control;
+mod daemon;
+#[path = "../home.rs"]
+mod home;
+
+use serde_json::{json, Map, Value};
+use std::env;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::Duration;
+
+const FAILED: u8 = 1;
+const MAX_STDIN: u64 = 4 << 20;
+
+fn main() -> ExitCode {
+    let mut words = env::args_os().map(|word| word.into_string());
+    let called = words.next().and_then(Result::ok).unwrap_or_default();
+    let name = Path::new(&called).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let argv: Result<Vec<String>, _> = words.collect();
+    let outcome = match argv {
+        Ok(argv) => serve(&name, &argv).map_err(|error| (error, argv)),
+        Err(word) => Err((format!("{} is not UTF-8", word.to_string_lossy()), Vec::new())),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err((error, argv)) => {
+            tell(&error, &argv);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Asks until the daemon has heard all that it wants to know, then does what it says.
+fn serve(name: &str, argv: &[String]) -> Result<u8, String> {
+    let cwd = env::current_dir().map_err(|error| format!("there is no working directory: {error}"))?;
+    let cwd = cwd.into_os_string().into_string().map_err(|_| "the working directory is not UTF-8".to_string())?;
+    let mut ask = json!({"name": name, "argv": argv, "cwd": cwd});
+    loop {
+        let answer = daemon::ask(&ask)?;
+        if answer["want_stdin"] == true {
+            ask["stdin"] = json!(standard_input()?);
+        } else if let Some(runs) = answer["runs"].as_object().filter(|runs| !runs.is_empty()) {
+            ask["runs"] = run_all(runs, &answer)?;
+        } else if let Some(delay_s) = act::say(&answer)? {
+            sleep(Duration::from_secs_f64(delay_s));
+            ask["runs"] = Value::Null;
+            ask["state"] = answer["state"].clone();
+        } else if act::words(&answer["execute"]).is_empty() {
+            return Ok(answer["code"].as_u64().unwrap_or(1) as u8);
+        } else {
+            return Err(act::become_program(&answer));
+        }
+    }
+}
+
+fn standard_input() -> Result<String, String> {
+    let mut text = String::new();
+    let read = io::stdin().take(MAX_STDIN).read_to_string(&mut text);
+    read.map_err(|error| format!("cannot read standard input: {error}"))?;
+    Ok(text)
+}
+
+fn run_all(runs: &Map<String, Value>, answer: &Value) -> Result<Value, String> {
+    act::hide_cgroup(answer)?;
+    // Side by side: each is waited for only after the last has begun.
+    let begin = |argv| act::begin(&act::words(argv), control::text(answer, "fallback"));
+    let begun: Vec<_> = runs.iter().map(|(name, argv)| (name, begin(argv))).collect();
+    begun
+        .into_iter()
+        .map(|(name, child)| Ok((name.clone(), act::end(child?)?)))
+        .collect::<Result<Map<_, _>, _>>()
+        .map(Value::Object)
+}
+
+/// What the daemon could not tell, because there is none: on standard error, and in the log that was asked for.
+fn tell(message: &str, argv: &[String]) {
+    eprintln!("drupe-oci: {message}");
+    let Some(log) = flag(argv, "log") else { return };
+    let line = match flag(argv, "log-format") {
+        Some("json") => serde_json::json!({"level": "error", "msg": message}).to_string(),
+        _ => format!("level=error msg={message:?}"),
+    };
+    // It was said already; a log that cannot be written is no further error.
+    let _ = act::append(log, &format!("{line}\n"));
+    let _ = io::stderr().flush();
+}
+
+/// The value of `--name V` or `--name=V`, with one dash or two.
+fn flag<'a>(argv: &'a [String], name: &str) -> Option<&'a str> {
+    argv.iter().enumerate().find_map(|(at, word)| {
+        let bare = word.strip_prefix('-')?.trim_start_matches('-');
+        match bare.strip_prefix(name)? {
+            "" => argv.get(at + 1).map(String::as_str),
+            rest => rest.strip_prefix('='),
+        }
+    })
+}

@@ -1,0 +1,38 @@
+"""The program by which a kind of sandbox runs a bundle that somebody else made.
+
+An OCI runtime's container is the child of whoever called it: conmon, a containerd shim and a shell wait for it. So such
+a program is not started by the daemon or its keeper, but by the caller, in the caller's namespaces (decision 19).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from drupe.keeper.client import Keeper
+from drupe.oci.honoured import Version, parse_version
+
+
+class BundleProgram:
+    """An OCI runtime's command line. kind: of sandbox. name: "crun", "runc": decides which words it understands. path:
+    its file. executable: a path to execute now, which may start faster."""
+
+    def __init__(self, kind: str, name: str, *, path: str, executable: Callable[[], str], keeper: Keeper) -> None:
+        self.kind = kind
+        self.name = name
+        self.path = path
+        self.executable = executable
+        self._keeper = keeper
+        self._known: tuple[str, Version] = ("", ())
+
+    @property
+    def home(self) -> str:
+        """The directory of its own below `--root`: programs do not read each other's state."""
+        return f"{self.kind}-{self.name}"
+
+    async def version(self) -> Version:
+        """Its version, asked once for each program. Raises HelperFailed."""
+        program = self.executable()
+        if self._known[0] != program:
+            answer = await self._keeper.run([program, "--version"], timeout_s=10.0, check=True)
+            self._known = (program, parse_version(answer.stdout))
+        return self._known[1]

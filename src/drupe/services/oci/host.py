@@ -1,0 +1,57 @@
+"""The caller's files: its mount namespace and directory may not be ours, so paths are walked from its own root."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+
+from drupe.errors import InvalidArgument, NotFound, PermissionDenied
+from drupe.linux.openat2 import O_PATH, open_in_root, open_regular
+
+MAX_BYTES = 4 * 1024 * 1024  # config.json is rarely over 50 kB; what is longer is no configuration
+
+
+class CallerFiles:
+    """root_fd: the caller's "/". cwd: its directory, absolute."""
+
+    def __init__(self, root_fd: int, cwd: str) -> None:
+        self._root_fd = root_fd
+        self._cwd = cwd
+
+    def absolute(self, path: str) -> str:
+        """What the caller means by `path`."""
+        return posixpath.normpath(posixpath.join(self._cwd, path))
+
+    def read(self, path: str, what: str) -> bytes:
+        """A regular file. Raises NotFound, PermissionDenied or InvalidArgument naming `what` and the path."""
+        full = self.absolute(path)
+        try:
+            with os.fdopen(open_regular(self._root_fd, full, os.O_RDONLY), "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise NotFound(f"{what} {full} does not exist") from None
+        except PermissionError:
+            raise PermissionDenied(f"{what} {full} may not be read") from None
+        except OSError as error:
+            raise InvalidArgument(f"{what} {full} cannot be read", cause=error.strerror or "") from None
+        if len(data) > MAX_BYTES:
+            raise InvalidArgument(f"{what} {full} is longer than {MAX_BYTES} bytes")
+        return data
+
+    def exists(self, path: str) -> bool:
+        try:
+            os.close(open_in_root(self._root_fd, self.absolute(path), O_PATH))
+        except OSError:
+            return False
+        return True
+
+    def names(self, path: str) -> list[str]:
+        """What is in a directory; nothing when it is none."""
+        try:
+            fd = open_in_root(self._root_fd, self.absolute(path), os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return []
+        try:
+            return sorted(os.listdir(fd))  # noqa: PTH208 of a descriptor
+        finally:
+            os.close(fd)

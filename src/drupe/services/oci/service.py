@@ -1,0 +1,133 @@
+"""Takes a call of `drupe-oci` to the function of its verb, and errors to where runc would say them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Awaitable, Callable, Sequence
+
+from drupe import __version__
+from drupe.errors import DrupeError, InvalidArgument, NotFound, Unsupported
+from drupe.oci.runtime_spec import SPEC_VERSION
+from drupe.oci.signals import parse_signal
+from drupe.runtime.node import Node
+from drupe.services.oci import making, telling
+from drupe.services.oci.asked import Asked
+from drupe.services.oci.flags import VERBS, Words, parse
+from drupe.services.oci.host import CallerFiles
+from drupe.spec.oci import OciAnswer, OciAsk
+
+_EXEC_FAILED = 255  # runc's exit code of an exec that did not start
+
+
+async def answer(ask: OciAsk, *, root_fd: int, node: Node) -> OciAnswer:
+    """What the caller of `drupe-oci` is to do. Never raises what is the caller's mistake: that is an answer too."""
+    words = Words()
+    files = CallerFiles(root_fd, ask.cwd)
+    try:
+        words = parse(ask.argv)
+        _check_arguments(words)
+        asked = Asked(ask, words, files, node)
+        if words.verb not in _WITHOUT_ID:
+            asked.check_id()
+        return await _VERBS[words.verb](asked)
+    except DrupeError as error:
+        return refusal(error, ask.argv, files, code=_EXEC_FAILED if words.verb == "exec" else 1)
+
+
+def refusal(error: DrupeError, argv: Sequence[str], files: CallerFiles, *, code: int) -> OciAnswer:
+    """The error as runc tells it: on standard error, and in the log where one was given, in its format."""
+    log, form = _flag(argv, "log"), _flag(argv, "log-format")
+    said = f"drupe-oci: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")
+    line = log_line(str(error), form)
+    if not log and form == "json":
+        said = line
+    return OciAnswer(stderr=said, log=files.absolute(log) if log else "", log_line=line, code=code)
+
+
+def log_line(message: str, form: str) -> str:
+    """One line of a log, as logrus writes it: "json" or text."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if form == "json":
+        return json.dumps({"level": "error", "msg": message, "time": now}) + "\n"
+    return f'time="{now}" level=error msg={json.dumps(message)}\n'
+
+
+def _flag(argv: Sequence[str], name: str) -> str:
+    """The value of a flag of a line that may be wrong elsewhere."""
+    for at, word in enumerate(argv):
+        bare, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and bare == name:
+            return value if equals else "".join(argv[at + 1 : at + 2])
+    return ""
+
+
+_WITHOUT_ID = ("checkpoint", "features", "help", "list", "restore", "spec", "version")
+_TAKES = {"exec": None, "kill": 2, "ps": None, "list": 0, "features": 0, "spec": 0, "help": None, "version": None}
+
+
+def _check_arguments(words: Words) -> None:
+    most = _TAKES.get(words.verb, 1)
+    if most is not None and len(words.arguments) > most and words.verb not in ("checkpoint", "restore"):
+        raise InvalidArgument(f"{words.verb}: unexpected argument {words.arguments[most]!r}")
+
+
+async def _plain(asked: Asked) -> OciAnswer:
+    """start, pause, resume: the program's own."""
+    return asked.become(asked.found(), asked.words.verb, asked.id)
+
+
+async def _kill(asked: Asked) -> OciAnswer:
+    signal = parse_signal((asked.words.arguments[1:] or ["TERM"])[0])
+    every = ["--all"] if asked.words.on("all") else []
+    return asked.become(asked.found(), "kill", *every, asked.id, str(signal))
+
+
+async def _delete(asked: Asked) -> OciAnswer:
+    """What is not there is deleted, if told so by force."""
+    force = asked.words.on("force")
+    try:
+        program = asked.found()
+    except NotFound:
+        if force:
+            return OciAnswer()
+        raise
+    return asked.become(program, "delete", *(["--force"] if force else []), asked.id)
+
+
+async def _refused(asked: Asked) -> OciAnswer:
+    raise Unsupported(f"{asked.words.verb} is not carried out by any kind of sandbox yet", feature=asked.words.verb)
+
+
+async def _version(asked: Asked) -> OciAnswer:
+    return OciAnswer(stdout=f"drupe-oci version {__version__}\nspec: {SPEC_VERSION}\n")
+
+
+async def _help(asked: Asked) -> OciAnswer:
+    text = (
+        "usage: drupe-oci [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] COMMAND [flags] ID\n\n"
+    )
+    return OciAnswer(stdout=f"{text}commands: {' '.join(VERBS)}\nflags are runc's; see docs/oci.md\n")
+
+
+_VERBS: dict[str, Callable[[Asked], Awaitable[OciAnswer]]] = {
+    "checkpoint": _refused,
+    "create": making.make,
+    "delete": _delete,
+    "events": telling.events,
+    "exec": making.execute,
+    "features": telling.features,
+    "help": _help,
+    "kill": _kill,
+    "list": telling.list_all,
+    "pause": _plain,
+    "ps": telling.ps,
+    "restore": _refused,
+    "resume": _plain,
+    "run": making.make,
+    "spec": telling.spec,
+    "start": _plain,
+    "state": telling.state,
+    "update": making.update,
+    "version": _version,
+}

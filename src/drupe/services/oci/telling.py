@@ -1,0 +1,207 @@
+"""state, list, ps, events, features, spec: what tells something."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from drupe.errors import DrupeError, HelperFailed, InvalidArgument, InvalidState
+from drupe.oci.runtime_spec import SPEC_VERSION
+from drupe.resources.cgroups import Cgroups, detect
+from drupe.resources.cgroups.detect import cgroup_of
+from drupe.sandboxers.bundles import BundleProgram
+from drupe.services.oci.asked import Asked
+from drupe.services.oci.defaults import features_document, spec_document
+from drupe.spec.oci import OciAnswer, OciFile, OciRun
+from drupe.spec.status import Stats
+
+_ROOM = (("ID", 12), ("PID", 12), ("STATUS", 12), ("BUNDLE", 30), ("CREATED", 32), ("OWNER", 0))
+_INTERVAL_S = 5.0
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
+async def state(asked: Asked) -> OciAnswer:
+    """The container's state, with the fields of the specification whatever the program leaves out."""
+    program = asked.found()
+    ran = asked.ran("state")
+    if ran is None:
+        return asked.first_run(program, state=asked.command(program, "state", asked.id, log=False))
+    return OciAnswer(stdout=_pretty(_whole_state(asked, program, _parsed(ran, program))))
+
+
+def _whole_state(asked: Asked, program: BundleProgram, found: dict[str, Any]) -> dict[str, Any]:
+    bundle = str(found.get("bundle", ""))
+    rootfs = str(found.get("rootfs", ""))
+    kept: dict[str, Any] = {
+        key: found[key] for key in ("id", "status", "pid", "bundle", "created", "owner") if key in found
+    }
+    kept |= {"ociVersion": SPEC_VERSION, "rootfs": rootfs if rootfs.startswith("/") else f"{bundle}/{rootfs}"}
+    kept["annotations"] = found.get("annotations") or _annotations(asked, program, bundle)
+    order = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
+    return {key: kept[key] for key in order if key in kept}
+
+
+def _annotations(asked: Asked, program: BundleProgram, bundle: str) -> dict[str, str]:
+    """Of the program's own copy of the configuration, else of the bundle's."""
+    for path in (f"{asked.root}/{program.home}/{asked.id}/config.json", f"{bundle}/config.json"):
+        try:
+            found = json.loads(asked.files.read(path, "config")).get("annotations")
+        except (DrupeError, ValueError, AttributeError):
+            continue
+        return found or {}
+    return {}
+
+
+def _parsed(ran: OciRun, program: BundleProgram) -> Any:
+    if ran.code != 0:
+        raise HelperFailed(ran.stderr.strip() or f"{program.name} exited with {ran.code}")
+    try:
+        return json.loads(ran.stdout)
+    except ValueError:
+        raise HelperFailed(f"{program.name} did not answer JSON", cause=ran.stdout[:200]) from None
+
+
+def _pretty(document: Any) -> str:
+    return json.dumps(document, indent=2) + "\n"
+
+
+async def list_all(asked: Asked) -> OciAnswer:
+    """The containers of all programs below the root."""
+    here = asked.programs()
+    if here and asked.ask.runs is None:
+        words = ("list", "--format", "json")
+        runs = {program.home: asked.command(program, *words, log=False) for program in here}
+        return asked.first_run(here[0], **runs)
+    found = [entry for program in here if (ran := asked.ran(program.home)) for entry in _parsed(ran, program) or ()]
+    return OciAnswer(stdout=_listing(asked, sorted(found, key=lambda entry: str(entry["id"]))))
+
+
+def _listing(asked: Asked, found: list[dict[str, Any]]) -> str:
+    if asked.words.on("quiet"):
+        return "".join(f"{entry['id']}\n" for entry in found)
+    wanted = asked.words.text("format", "table")
+    if wanted == "json":
+        return json.dumps([{"ociVersion": SPEC_VERSION, **entry} for entry in found]) + "\n"
+    if wanted != "table":
+        raise InvalidArgument("invalid format option", hint="table or json")
+    rows = [[name for name, _ in _ROOM]]
+    rows += [[str(entry.get(name.lower(), "")) for name, _ in _ROOM] for entry in found]
+    widths = [max(least, *(len(row[at]) + 2 for row in rows)) for at, (_, least) in enumerate(_ROOM)]
+    return "".join(
+        "".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )
+
+
+async def ps(asked: Asked) -> OciAnswer:
+    """The lines of ps(1) that are the container's, or the pids as JSON."""
+    program = asked.found()
+    wanted = asked.words.text("format", "table")
+    if wanted not in ("table", "json"):
+        raise InvalidArgument("invalid format option", hint="table or json")
+    ran = asked.ran("pids")
+    if ran is None:
+        runs = {"pids": asked.command(program, "ps", "--format", "json", asked.id, log=False)}
+        if wanted == "table":
+            runs["ps"] = ["ps", *(asked.words.arguments[1:] or ["-ef"])]
+        return asked.first_run(program, **runs)
+    pids = {int(pid) for pid in _parsed(ran, program) or ()}
+    if wanted == "json":
+        return OciAnswer(stdout=json.dumps(sorted(pids)) + "\n")
+    return OciAnswer(stdout=_lines_of(asked, pids))
+
+
+def _lines_of(asked: Asked, pids: set[int]) -> str:
+    ran = asked.ran("ps")
+    if ran is None or ran.code != 0:
+        raise HelperFailed("ps failed", cause=ran.stderr.strip() if ran else "")
+    head, *lines = ran.stdout.splitlines()
+    if "PID" not in head.split():
+        raise InvalidArgument("couldn't find PID field in ps output")
+    at = head.split().index("PID")
+    ours = [line for line in lines if len(line.split()) > at and line.split()[at] in {str(pid) for pid in pids}]
+    return "".join(f"{line}\n" for line in (head, *ours))
+
+
+async def events(asked: Asked) -> OciAnswer:
+    """Statistics as JSON lines, once (`--stats`) or again and again, and a line when the kernel killed for memory."""
+    program = asked.found()
+    ran = asked.ran("state")
+    if ran is None:
+        return asked.first_run(program, state=asked.command(program, "state", asked.id, log=False))
+    found = _parsed(ran, program)
+    if found.get("status") == "stopped":
+        if asked.ask.state is None:
+            raise InvalidState(f"container with id {asked.id} is not running")
+        return OciAnswer()
+    stats = _stats_of(int(found["pid"]))
+    lines = [_event(asked, "stats", _stats_document(stats))]
+    if asked.ask.state is not None and stats.oom_kills > int(asked.ask.state):
+        lines.insert(0, _event(asked, "oom", None))
+    once = asked.words.on("stats")
+    return OciAnswer(stdout="".join(lines), again_s=None if once else _interval_s(asked), state=stats.oom_kills)
+
+
+def _stats_of(pid: int) -> Stats:
+    cgroups: Cgroups = detect()
+    path = cgroup_of(pid)
+    if not path:
+        raise InvalidState(f"process {pid} has ended")
+    stats = cgroups.stats(path)
+    stats.oom_kills = cgroups.oom_kills(path)
+    return stats
+
+
+def _event(asked: Asked, kind: str, data: Any) -> str:
+    body = {"type": kind, "id": asked.id} | ({} if data is None else {"data": data})
+    return json.dumps(body, separators=(",", ":")) + "\n"
+
+
+def _interval_s(asked: Asked) -> float:
+    text = asked.words.text("interval", f"{_INTERVAL_S}s")
+    for unit, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)):
+        number = text.removesuffix(unit)
+        if number != text and _DECIMAL.fullmatch(number) and float(number) > 0:
+            return float(number) * factor
+    raise InvalidArgument(f"--interval {text!r} is not a duration", hint="such as 5s or 500ms")
+
+
+def _stats_document(stats: Stats) -> dict[str, Any]:
+    """As `runc events` has it, for what we count."""
+    return {
+        "cpu": {
+            "usage": {
+                "total": stats.cpu_usage_ns,
+                "kernel": stats.cpu_system_ns,
+                "user": stats.cpu_user_ns,
+            },
+            "throttling": {
+                "throttledPeriods": stats.cpu_throttled_periods,
+                "throttledTime": stats.cpu_throttled_ns,
+            },
+        },
+        "memory": {
+            "usage": {
+                "usage": stats.memory_usage_bytes,
+                "max": stats.memory_peak_bytes,
+                "limit": stats.memory_limit_bytes,
+            },
+            "cache": stats.memory_file_bytes,
+        },
+        "pids": {"current": stats.pids, "limit": stats.pids_limit},
+    }
+
+
+async def features(asked: Asked) -> OciAnswer:
+    """What bundles may ask for (the specification's features.md)."""
+    program = asked.chosen()
+    return OciAnswer(stdout=_pretty(features_document(program.name, await program.version())))
+
+
+async def spec(asked: Asked) -> OciAnswer:
+    """A config.json to start from."""
+    path = asked.files.absolute(f"{asked.words.text('bundle', '.')}/config.json")
+    if asked.files.exists(path):
+        raise InvalidArgument(f"File {path} exists. Remove it first")
+    document = spec_document(rootless=asked.words.on("rootless"))
+    return OciAnswer(write=[OciFile(path=path, text=json.dumps(document, indent="\t") + "\n", mode=0o666)])

@@ -1,0 +1,60 @@
+"""What `drupe-oci` asks the daemon, and what it is told to do: the control API's method oci.ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drupe.spec.base import Record, Spec
+
+
+class OciRun(Record):
+    """How a program that drupe-oci was told to run ended."""
+
+    code: int
+    stdout: str = ""
+    stderr: str = ""
+
+
+class OciAsk(Spec):
+    """A call of the OCI command line. name: what the program was called. argv: without it. cwd: absolute. Descriptor
+    root: the caller's "/". stdin, runs, state: what an earlier answer asked for or gave."""
+
+    name: str
+    argv: tuple[str, ...]
+    cwd: str
+    stdin: str | None = None
+    runs: dict[str, OciRun] | None = None
+    state: Any = None
+
+
+class OciFile(Record):
+    """path: made anew, with this mode. Refused when something is there."""
+
+    path: str
+    text: str
+    mode: int
+
+
+class OciAnswer(Record):
+    """What drupe-oci does now, in this order.
+
+    want_stdin: ask again with standard input. runs: run these side by side (name to argv) and ask again with how they
+    ended. Otherwise: make `write`; say `stdout` and `stderr`; append `log_line` to `log`. execute: become this program
+    (or `fallback`, where its first word is gone), each word that is a name of `texts` replaced by a path to that text.
+    again_s: ask again after so long. Else exit with `code`. hide_cgroup: what is run refuses a hybrid cgroup tree.
+    """
+
+    want_stdin: bool = False
+    runs: dict[str, list[str]] = {}
+    hide_cgroup: bool = False
+    write: list[OciFile] = []
+    stdout: str = ""
+    stderr: str = ""
+    log: str = ""
+    log_line: str = ""
+    execute: list[str] = []
+    fallback: str = ""
+    texts: dict[str, str] = {}
+    again_s: float | None = None
+    code: int = 0
+    state: Any = None

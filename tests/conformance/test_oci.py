@@ -1,0 +1,64 @@
+"""The same bundles through runc, crun and drupe-oci: a difference is listed with its reason, or a failure."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from framework import bundles, differences
+from framework.bundles import Runtime
+from framework.conformance import CASES, Site, compare
+from framework.daemon import Daemon
+from framework.probes import needs_keeper, needs_program, needs_root
+
+pytestmark = pytest.mark.root
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_the_workload_sees(daemon: Daemon, tmp_path: Path, name: str) -> None:
+    needs_program("runc", "crun")
+    state = tmp_path / "state"
+    ours = observe(name, bundles.drupe_oci(daemon, state / "ours"), tmp_path)
+    assert ours, "the case saw nothing"
+    for other in (bundles.runc(state / "runc"), bundles.crun(state / "crun")):
+        found = compare(ours, observe(name, other, tmp_path))
+        listed = differences.keys(name, other.name)
+        new = [
+            f"{key}: {mine!r}, {other.name}: {its!r}" for key, (mine, its) in found.items() if not listed.covers(key)
+        ]
+        assert new == [], f"not listed: drupe-oci against {other.name}:\n" + "\n".join(sorted(new))
+        assert listed.unused(found) == [], f"listed and not there: drupe-oci against {other.name}"
+
+
+def observe(name: str, runtime: Runtime, directory: Path) -> dict[str, str]:
+    """What the case sees of one runtime, in a directory of its own."""
+    with tempfile.TemporaryDirectory(prefix=f"{directory.name}-") as own:
+        Path(own).chmod(0o755)  # root of a user namespace must get through
+        return CASES[name](Site(runtime, Path(own)))
+
+
+@pytest.mark.parametrize("name", ["exec", "exec by a file", "hooks", "hooks that fail", "state", "what cannot start"])
+def test_with_runc_as_the_program_it_is_runc(runc_daemon: Daemon, tmp_path: Path, name: str) -> None:
+    """What differs is the program's, and none of it ours."""
+    needs_program("runc")
+    ours = observe(name, bundles.drupe_oci(runc_daemon, tmp_path / "ours"), tmp_path)
+    assert compare(ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path)) == {}
+
+
+@pytest.fixture(scope="module")
+def runc_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon whose node was told to use runc."""
+    needs_root()
+    needs_keeper()
+    directory = tmp_path_factory.mktemp("r")
+    config = directory / "drupe.toml"
+    config.write_text('[kinds.runc]\nprogram = "runc"\n')
+    daemon = Daemon(directory)
+    try:
+        daemon.start(env={"DRUPE_CONFIG": str(config)})
+        yield daemon
+    finally:
+        daemon.close()

@@ -1,0 +1,70 @@
+"""A host within the host: mount and network namespaces of its own, an empty /run, and our daemon in it.
+
+What finds its files by fixed paths (conmon, containerd) runs there beside others, and harms nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from framework.bundles import COMMAND
+from framework.leaks import wait_until
+
+TIMEOUT_S = 60.0
+_MAKE = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && ip link set lo up && echo ready && read end"
+
+
+class PrivateHost:
+    """The namespaces live until `close`. The daemon is there from the start, at its default run directory: conmon waits
+    for every child that it gets, and gives its runtime no environment."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.env = {**os.environ, "DRUPE_ROOT": str(directory / "drupe"), "HOME": str(directory)}
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "--net", "sh", "-c", _MAKE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._holder.stdout is not None and self._holder.stdout.readline() == b"ready\n"
+        where = ["--root", str(directory / "drupe"), "--run", "/run/drupe"]
+        self._services = [self.serve(sys.executable, "-m", "drupe", *where, "serve", log="daemon.log")]
+
+    def serve(self, *argv: str, log: str) -> subprocess.Popen[bytes]:
+        """Start a daemon in there."""
+        with (self.directory / log).open("wb") as output:
+            return subprocess.Popen(
+                [*self._nsenter(), *argv], env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+
+    def wait_for(self, socket: str) -> None:
+        """Until there is a socket of that name in there."""
+        wait_until(
+            lambda: self.inside("test", "-S", socket, check=False).returncode == 0, what=socket, timeout_s=TIMEOUT_S
+        )
+
+    def inside(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a program in there, its output captured. check: a failure is an AssertionError with what it said."""
+        given: dict[str, Any] = {} if "input" in options else {"stdin": subprocess.DEVNULL}
+        done = subprocess.run(
+            [*self._nsenter(), *argv], env=self.env, check=False,
+            capture_output=True, text=True, timeout=TIMEOUT_S, **given, **options,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def drupe(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Our own command line, in there."""
+        return self.inside(str(COMMAND.with_name("drupe")), *words, check=False)
+
+    def close(self) -> None:
+        """End the daemons, the last first, and let go of the namespaces."""
+        for service in reversed(self._services):
+            service.terminate()
+            service.wait(TIMEOUT_S)
+        self._holder.communicate(b"end\n", timeout=TIMEOUT_S)
+
+    def _nsenter(self) -> list[str]:
+        return ["nsenter", "--target", str(self._holder.pid), "--mount", "--net"]
