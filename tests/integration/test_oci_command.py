@@ -209,6 +209,20 @@ def test_events_come_until_the_container_ends(oci: Runtime, tmp_path: Path) -> N
     watching.stdout.close()
 
 
+def test_an_event_tells_of_a_process_killed_for_memory(oci: Runtime, tmp_path: Path) -> None:
+    resources = {"memory": {"limit": 16 << 20, "swap": 16 << 20}}
+    oci.create(bundle(tmp_path, "sleep", "1000", linux={"resources": resources}), "c1", tmp_path / "out")
+    oci("start", "c1")
+    watching = subprocess.Popen([*oci.argv, "events", "--interval", "50ms", "c1"], env=oci.env, stdout=subprocess.PIPE)
+    assert watching.stdout is not None
+    assert json.loads(watching.stdout.readline())["type"] == "stats"
+    oci("exec", "c1", "dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1", check=False)
+    assert any(json.loads(line) == {"type": "oom", "id": "c1"} for line in watching.stdout)
+    oci("kill", "c1", "KILL")
+    assert watching.wait(20) == 0
+    watching.stdout.close()
+
+
 def test_pause_stops_and_resume_goes_on(oci: Runtime, tmp_path: Path) -> None:
     oci.create(bundle(tmp_path, "sleep", "1000"), "c1", tmp_path / "out")
     oci("start", "c1")
@@ -423,3 +437,10 @@ def on_terminal(argv: list[str], env: dict[str, str], text: bytes) -> tuple[int,
         return process.wait(20), next(line for line in lines if line.startswith(b"/dev")), lines[-1]
     finally:
         os.close(master)
+
+
+def test_from_another_pid_namespace(oci: Runtime, tmp_path: Path) -> None:
+    """The daemon's /proc/PID is another process there, or none."""
+    made = bundle(tmp_path, "echo", "inside")
+    oci.argv = ["unshare", "--pid", "--fork", "--mount-proc", *oci.argv]
+    assert oci("run", "--bundle", made, "c1").stdout == "inside\n"

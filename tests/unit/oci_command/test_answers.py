@@ -45,6 +45,7 @@ class Site:
         self.directory = directory
         self.config = NodeConfig()
         self.program = "crun"
+        self.pid = os.getpid()
         self.version = "crun version 1.8.1\ncommit: x"
 
     def sandboxer(self, kind: str) -> Any:
@@ -64,7 +65,7 @@ class Site:
         root = os.open("/", os.O_PATH)
         try:
             call = OciAsk(name=name, argv=argv, cwd=str(self.directory), **more)
-            return asyncio.run(answer(call, root_fd=root, node=node))
+            return asyncio.run(answer(call, root_fd=root, pid=self.pid, node=node))
         finally:
             os.close(root)
 
@@ -92,6 +93,11 @@ def test_create_becomes_the_program(site: Site) -> None:
         "create", "--bundle", str(site.directory), "--pid-file", "p", "c1",
     ]  # fmt: skip
     assert (said.fallback, said.hide_cgroup, said.texts) == ("/path", True, {})
+
+
+def test_what_lies_in_our_proc_is_lent_only_to_who_sees_it(site: Site) -> None:
+    site.pid = 0  # of a PID namespace that we cannot see into
+    assert site.ask("create", "c1").execute[0] == "/path"
 
 
 def test_a_crun_that_knows_only_its_own_version_gets_that(site: Site) -> None:

@@ -19,6 +19,6 @@ async def ask(service: ControlService, call: Call) -> OciAnswer:
 
     root_fd = call.take_fd("root")
     try:
-        return await answer(call.params, root_fd=root_fd, node=service.node)
+        return await answer(call.params, root_fd=root_fd, pid=call.peer.pid, node=service.node)
     finally:
         os.close(root_fd)

@@ -40,9 +40,11 @@ def features_of(config: RuntimeConfig) -> set[str]:
 
 @dataclass(frozen=True)
 class Asked:
-    """node: of the daemon. Its run directory holds the default `--root`, its operator decides which kinds may be."""
+    """lends: the caller sees our /proc, where the copy of a program that starts faster is. node: of the daemon. Its run
+    directory holds the default `--root`, its operator decides which kinds may be."""
 
     ask: OciAsk
+    lends: bool
     words: Words
     files: CallerFiles
     node: Node
@@ -112,7 +114,7 @@ class Asked:
 
     def command(self, program: BundleProgram, *words: str, log: bool = True) -> list[str]:
         """argv for the program below our root, with the caller's own log."""
-        argv = [program.executable(), "--root", f"{self.root}/{program.home}"]
+        argv = [program.executable() if self.lends else program.path, "--root", f"{self.root}/{program.home}"]
         argv += ["--systemd-cgroup"] if self.words.on("systemd-cgroup") else []
         argv += ["--debug"] if self.words.on("debug") and log else []
         for name in ("log", "log-format", "rootless"):

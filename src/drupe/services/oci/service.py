@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from drupe import __version__
 from drupe.errors import DrupeError, InvalidArgument, NotFound, Unsupported
@@ -20,19 +21,28 @@ from drupe.spec.oci import OciAnswer, OciAsk
 _EXEC_FAILED = 255  # runc's exit code of an exec that did not start
 
 
-async def answer(ask: OciAsk, *, root_fd: int, node: Node) -> OciAnswer:
-    """What the caller of `drupe-oci` is to do. Never raises what is the caller's mistake: that is an answer too."""
+async def answer(ask: OciAsk, *, root_fd: int, pid: int, node: Node) -> OciAnswer:
+    """What the caller of `drupe-oci` (process `pid`) is to do. Never raises what is the caller's mistake: that is an
+    answer too."""
     words = Words()
     files = CallerFiles(root_fd, ask.cwd)
     try:
         words = parse(ask.argv)
         _check_arguments(words)
-        asked = Asked(ask, words, files, node)
+        asked = Asked(ask, sees_our_processes(pid), words, files, node)
         if words.verb not in _WITHOUT_ID:
             asked.check_id()
         return await _VERBS[words.verb](asked)
     except DrupeError as error:
         return refusal(error, ask.argv, files, code=_EXEC_FAILED if words.verb == "exec" else 1)
+
+
+def sees_our_processes(pid: int) -> bool:
+    """Whether a process is in our PID namespace. In another one our /proc/PID is some other process's."""
+    try:
+        return Path(f"/proc/{pid}/ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return False
 
 
 def refusal(error: DrupeError, argv: Sequence[str], files: CallerFiles, *, code: int) -> OciAnswer:
