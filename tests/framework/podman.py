@@ -29,7 +29,17 @@ class Podman(PrivateHost):
     def __call__(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run `podman WORDS`, its output captured."""
         own = ["--root", self.directory / "root", "--runroot", "/run/podman", "--tmpdir", "/run/podman.tmp"]
-        ways = ["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", COMMAND]
+        # vfs: it asks nothing of the file system that the test is on
+        ways = [
+            "--storage-driver",
+            "vfs",
+            "--cgroup-manager",
+            "cgroupfs",
+            "--events-backend",
+            "file",
+            "--runtime",
+            COMMAND,
+        ]
         return self.inside("podman", *map(str, [*own, *ways]), *words, check=check, **options)
 
     def run(self, *words: str, check: bool = True, flags: Sequence[str] = (), **options: Any) -> Any:
