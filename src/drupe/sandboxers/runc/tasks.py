@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
+from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound, ResourceExhausted
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io
 from drupe.oci.programs import no_program, not_executable
@@ -223,7 +223,7 @@ def _process_of(bundle: Path | None) -> dict[str, Any]:
 
 def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
     """Turn the runtime's words into the error a user can act on (exit codes 126 and 127 of Docker derive from it)."""
-    text = _last_message(error.cause)
+    text = _last_message(error.cause or error.message)
     program = (process.get("args") or ["?"])[0]
     if "executable file" in text and "not found" in text:
         return no_program(program)
@@ -236,8 +236,14 @@ def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
         return NotFound(f"working directory {process.get('cwd')!r} cannot be entered", cause=text)
     if text.endswith(("is not running", "is paused")):
         return InvalidState("the container has just ended or been paused", cause=text)
+    return _refused(text, error.details)
+
+
+def _refused(text: str, details: dict[str, str]) -> DrupeError:
+    if "Too many open files" in text:
+        return ResourceExhausted("there is no room for another process", cause=text, hint="raise the limit: ulimit -n")
     refused = HelperFailed("the OCI runtime refused the container", stage="start", cause=text)
-    refused.details.update(error.details)
+    refused.details.update(details)
     return refused
 
 
