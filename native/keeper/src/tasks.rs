@@ -206,14 +206,15 @@ impl Keeper {
         self.publish(&record);
     }
 
-    /// A process that is not our child has ended: its status is in its pidfd as soon as its parent has reaped it.
+    /// A process that is not our child has ended: its status is in /proc until its parent has reaped it, then in its pidfd.
     pub fn adopted_ended(&mut self, id: u64) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let Some(pidfd) = &mut task.pidfd else { return };
         let _ = pidfd.set(None);
         let seen = *task.ended_seen.get_or_insert_with(Instant::now);
         let unknown = Ended { code: 255, signal: 0, core: false };
-        match process::pidfd_exit(&pidfd.file) {
+        let unreaped = process::zombie_exit(task.pid, &pidfd.file);
+        match unreaped.map_or_else(|| process::pidfd_exit(&pidfd.file), |ended| Ok(Some(ended))) {
             Ok(Some(ended)) => self.task_ended(id, ended, false),
             Ok(None) if seen.elapsed() < REAPED_WITHIN => {
                 self.timers.after(Duration::from_millis(20), Timer::AdoptedExit(id));

@@ -298,6 +298,17 @@ pub fn pidfd_exit(pidfd: &impl AsFd) -> io::Result<Option<Ended>> {
     Ok((info.mask & PIDFD_INFO_EXIT != 0).then(|| Ended::from_wait_status(info.exit_code)))
 }
 
+/// The exit status of a process that has ended and is not reaped yet, whoever its parent is (proc_pid_stat(5), field 52).
+/// pidfd: of the same process; it proves that the pid was still its own. Tells nothing without the right to trace it.
+pub fn zombie_exit(pid: Pid, pidfd: &impl AsFd) -> Option<Ended> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let status = fields.get(49)?.parse().ok()?;
+    let same = pidfd_send_signal(pidfd, 0).is_ok();
+    (fields.first() == Some(&"Z") && same && text.starts_with(&format!("{pid} ")))
+        .then(|| Ended::from_wait_status(status))
+}
+
 /// prctl(2) PR_SET_CHILD_SUBREAPER.
 pub fn set_child_subreaper() -> io::Result<()> {
     // SAFETY: no pointers.

@@ -67,11 +67,11 @@ class Keeper:
         try:
             hello = (await self._request("hello", protocol=PROTOCOL)).ok
             await self._request("subscribe")
+            self.pid, self.version = int(hello["pid"]), str(hello["version"])
+            self._hold_mount_namespace()
         except BaseException:
-            self._connection.close()
+            self._connection.close()  # else its loss would be told when there is another already
             raise
-        self.pid, self.version = int(hello["pid"]), str(hello["version"])
-        self._hold_mount_namespace()
 
     async def call(
         self,

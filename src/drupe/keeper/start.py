@@ -72,7 +72,8 @@ async def ensure_keeper(
         with suppress(errors.DrupeError):  # made meanwhile, or lost: that must not take the rest along
             if keeper.escrow.held.get(held.task) is held:  # else its descriptors are closed
                 await keeper.adopt(held)
-    keeper.settled()
+    if keeper.connected:  # else this one has died, too, and the next takes over
+        keeper.settled()
     return keeper
 
 

@@ -53,7 +53,8 @@ async def open_core(
         keeper = await ensure_keeper(paths.run, log=paths.run / "keeper.log")
         core = _assemble(paths, journal(paths.journal), keeper, settings)
         closing = asyncio.Event()
-        keeper.on_lost(lambda: None if closing.is_set() else _keeper_lost(core, keeper))
+        reviving = asyncio.Lock()
+        keeper.on_lost(lambda: None if closing.is_set() else _keeper_lost(core, keeper, reviving))
         core.node.spawn(asyncio.to_thread(compiled_for, "default", DEFAULT), "compiling the seccomp profile")
         _open_used(core.node)
         try:
@@ -153,17 +154,27 @@ def _open_used(node: Node) -> None:
                 node.note(f"no {name} sandboxes: {error.cause or error}")
 
 
-def _keeper_lost(core: Core, keeper: Keeper) -> None:
+def _keeper_lost(core: Core, keeper: Keeper, reviving: asyncio.Lock) -> None:
     core.node.note(f"the keeper (pid {keeper.pid}) died; another takes over its tasks")
-    core.node.spawn(_revive(core, keeper), "a new keeper")
+    core.node.spawn(_revive(core, keeper, reviving), "a new keeper")
 
 
-async def _revive(core: Core, keeper: Keeper) -> None:
+async def _revive(core: Core, keeper: Keeper, reviving: asyncio.Lock) -> None:
+    """One after the other: a keeper that dies before it has all tasks must not have the rest taken for lost."""
+    async with reviving:
+        if keeper.connected:
+            keeper.settled()
+        else:
+            await _replace(core, keeper)
+
+
+async def _replace(core: Core, keeper: Keeper) -> None:
     """Start another keeper, which goes on in the old one's mounts and adopts its tasks from our duplicates."""
     try:
         await ensure_keeper(core.node.paths.run, previous=keeper, log=core.node.paths.run / "keeper.log")
-    finally:
+    except BaseException:
         keeper.settled()
+        raise
 
     async def tasks() -> set[str]:
         return {entry.task for entry in await keeper.list()}

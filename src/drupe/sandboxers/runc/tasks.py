@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
+from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound, ResourceExhausted
 from drupe.keeper.client import Keeper
-from drupe.keeper.records import Created, Io
+from drupe.keeper.records import Io
 from drupe.oci.programs import no_program, not_executable
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
@@ -67,26 +67,24 @@ class RuncTasks(KeptTasks):
 
     async def _make(self, task: TaskConfig, join: list[str]) -> int:
         """Have crun create it; join: in its cgroups, which are limited here then."""
-        making = asyncio.ensure_future(
-            self._keeper.create_task(
-                task.id,
-                self._command.create(task.id, task.bundle, tty=task.tty, in_cgroup=bool(join)),
-                pidfile=task.bundle / "pid",
-                io=Io(mode="tty") if task.tty else Io(mode="pipes", stdin=task.stdin),
-                log=log_file(task.log),
-                exit_file=task.exit_file,
-                log_file=task.bundle / "create.log",
-                join=join,
-                attach=task.fds,
-                close_stdin="stdin" in task.fds and not task.tty,
-                timeout_s=HELPER_TIMEOUT_S,
-            )
+        created = await self._keeper.create_task(
+            task.id,
+            self._command.create(task.id, task.bundle, tty=task.tty, in_cgroup=bool(join)),
+            pidfile=task.bundle / "pid",
+            io=Io(mode="tty") if task.tty else Io(mode="pipes", stdin=task.stdin),
+            log=log_file(task.log),
+            exit_file=task.exit_file,
+            log_file=task.bundle / "create.log",
+            join=join,
+            attach=task.fds,
+            close_stdin="stdin" in task.fds and not task.tty,
+            timeout_s=HELPER_TIMEOUT_S,
         )
-        await self._restrict(task, making, in_cgroup=bool(join))
-        pid, number = making.result()
-        if number is not None:
-            self._attached[task.id] = (task.fds, KeptAttachment(self._keeper, task.id, number))
-        return pid
+        if join:
+            self._restrict(task)
+        if created.attachment is not None:
+            self._attached[task.id] = (task.fds, KeptAttachment(self._keeper, task.id, created.attachment))
+        return created.pid
 
     async def attach(
         self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "", keep_stdin: bool = False
@@ -101,18 +99,12 @@ class RuncTasks(KeptTasks):
         """End what is at work, unseen by the keeper, on making these."""
         await self._end_makers(partial(self._command.makes, task_ids))
 
-    async def _restrict(self, task: TaskConfig, making: asyncio.Future[Created], *, in_cgroup: bool) -> None:
-        """Device rules come while crun is at work, as from crun itself. Limits come when it is done, for its own
-        processes are in the container's cgroup too; and both before the workload runs."""
-        try:
-            await asyncio.sleep(0)  # the keeper is asked first
-            rules = task.oci["linux"].get("resources", {}).get("devices")
-            if in_cgroup and rules:
-                self._cgroups.restrict_devices(task.cgroup, rules)
-        finally:
-            await making
-        if in_cgroup:
-            apply_verified(self._cgroups, task.cgroup, task.resources)
+    def _restrict(self, task: TaskConfig) -> None:
+        """When crun is done, for it works in the container's cgroup (and device rules that come one by one, first the
+        one that denies all, would keep it from opening /dev/null), and before the workload runs."""
+        if rules := task.oci["linux"].get("resources", {}).get("devices"):
+            self._cgroups.restrict_devices(task.cgroup, rules)
+        apply_verified(self._cgroups, task.cgroup, task.resources)
 
     async def start(self, task_id: str) -> None:
         """Where there are no hooks to run, `crun start` does no more than open the fifo that its init waits at."""
@@ -231,7 +223,7 @@ def _process_of(bundle: Path | None) -> dict[str, Any]:
 
 def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
     """Turn the runtime's words into the error a user can act on (exit codes 126 and 127 of Docker derive from it)."""
-    text = _last_message(error.cause)
+    text = _last_message(error.cause or error.message)
     program = (process.get("args") or ["?"])[0]
     if "executable file" in text and "not found" in text:
         return no_program(program)
@@ -244,8 +236,14 @@ def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
         return NotFound(f"working directory {process.get('cwd')!r} cannot be entered", cause=text)
     if text.endswith(("is not running", "is paused")):
         return InvalidState("the container has just ended or been paused", cause=text)
+    return _refused(text, error.details)
+
+
+def _refused(text: str, details: dict[str, str]) -> DrupeError:
+    if "Too many open files" in text:
+        return ResourceExhausted("there is no room for another process", cause=text, hint="raise the limit: ulimit -n")
     refused = HelperFailed("the OCI runtime refused the container", stage="start", cause=text)
-    refused.details.update(error.details)
+    refused.details.update(details)
     return refused
 
 
