@@ -28,6 +28,7 @@ from drupe.spec.host import CapabilityTable, KindInfo
 
 STARTS = 5
 PODS = 3
+SETTLE_S = 0.5  # what a kind makes ready for the next pod is made by then
 CALL_TIMEOUT_S = 60.0
 SAY_HELLO = ("sh", "-c", "echo hello; exec cat")
 IMAGES = {"busybox": SAY_HELLO, "hello-wasm": ()}  # image → argv; both say hello, then read their input to its end
@@ -125,9 +126,11 @@ def memory_bytes(client: Client, spec: PodSpec) -> float:
     info: SystemInfo = client.call("system.info", Empty())
     with ExitStack() as stack:
         stack.enter_context(running(client, spec))
+        time.sleep(SETTLE_S)
         before = pss_bytes(family({info.pid, info.keeper_pid}))
         for _ in range(PODS):
             stack.enter_context(running(client, spec))
+        time.sleep(SETTLE_S)
         return (pss_bytes(family({info.pid, info.keeper_pid})) - before) / PODS
 
 

@@ -29,6 +29,7 @@ name = "no-privileges"
 minimum = "namespaces"
 deny = ["devices"]
 """
+PLAIN = ("--sandbox", "runc", "--network", "none")
 RUN = ("run", "--rm", "--network", "none")
 
 
@@ -81,7 +82,8 @@ def test_the_default_and_the_choice_are_shown(strict: Daemon) -> None:
     kept = json.loads(strict.command("inspect", "--type", "pod", "kept", check=True).stdout)[0]
     assert kept["choice"]["kind"] == kept["sandbox"] == chosen["kind"]
     assert "by=node" in strict.command("events", "--no-follow", "--since", "1m", check=True).stdout
-    done = strict.command("exec", "--privileged", "kept", "true")
+    strict.command("run", "-d", "--name", "plain", *PLAIN, "busybox", "sleep", "100", check=True)
+    done = strict.command("exec", "--privileged", "plain", "true")
     assert done.returncode == 125 and "policy rule 'no-privileges'" in done.stderr
 
 
