@@ -14,7 +14,8 @@ from drupe.services.doctor import Check, can_run_runc, probe_all
 from drupe.services.probing import Inconclusive, Problem, expect, program, run
 
 GOOD: dict[str, Callable[[], str]] = {
-    name: lambda: "" for name in ("root", "keeper", "crun", "runc", "runsc", "overlay", "cgroups", "EROFS")
+    name: lambda: ""
+    for name in ("root", "keeper", "crun", "runc", "runsc", "overlay", "cgroups", "EROFS", "wasm engine")
 }
 
 
