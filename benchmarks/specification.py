@@ -43,6 +43,8 @@ PROMISES = (
     Promise("exec", "crun exec", 1.5, "a process in a running container, to its first byte"),
     Promise("oci", "crun run", 1.5, "`drupe-oci run` of a bundle, as a command"),
     Promise("command", "podman run", 0.6, "`drupe run` as a command"),
+    Promise("wasm-start", "crun run", 0.8, "`start` for a compiled module, crun with the native twin"),
+    Promise("wasm-call", "crun exec", 0.5, "a call into a running Wasm sandbox"),
 )
 MEMORY_MB = 0.1
 

@@ -314,6 +314,14 @@ def test_several_containers_in_a_pod(daemon: Daemon) -> None:
     assert ends == [3, 4]
 
 
+def test_on_the_bridge(daemon: Daemon) -> None:
+    """The pod is on the network, and the files that say what names mean are there."""
+    run = ("run", "--rm", "--hostname", "chosen", "--add-host", "friend:10.1.2.3", "suite", "cat")
+    hosts = daemon.command(*run, "/etc/hosts", check=True).stdout
+    assert "10.1.2.3\tfriend" in hosts and "chosen" in hosts
+    assert "nameserver" in daemon.command(*run, "/etc/resolv.conf", check=True).stdout
+
+
 def test_an_own_user_namespace(daemon: Daemon) -> None:
     assert out(daemon, "--userns", "auto", "suite", "echo", "mapped") == "mapped\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +144,24 @@ def test_components_that_are_no_commands(daemon: Daemon, tmp_path: Path, text: s
     path.write_bytes(guests.wat(text))
     done = daemon.command(*RUN, str(path))
     assert done.returncode == 126 and words in done.stderr, done.stderr
+
+
+def test_sockets_are_off_in_the_engine(daemon: Daemon, tmp_path: Path) -> None:
+    """The library's C interface cannot allow TCP. When this fails, it can: then mend the table of capabilities."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        text = (Path(guests.SOURCE).parent / "connect.wat").read_text()
+        words = " ".join(f"(i32.const {number})" for number in (127, 0, 0, 1))
+        text = text.replace(" PORT", f" {listener.getsockname()[1]}").replace(") ADDRESS\n", f") {words}\n")
+        (tmp_path / "connect.wasm").write_bytes(guests.wat(text))
+        done = daemon.command("run", "--rm", "--network", "host", str(tmp_path / "connect.wasm"))
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_publishing_a_port_is_refused(daemon: Daemon, component: str) -> None:
+    done = daemon.command("run", "--rm", "-p", "8080:80", component, "true")
+    assert done.returncode == 125 and "publish ports" in done.stderr and "socket" in done.stderr
 
 
 def test_what_is_no_command_leaves_nothing(daemon: Daemon, tmp_path: Path) -> None:

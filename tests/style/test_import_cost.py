@@ -25,6 +25,7 @@ def modules_after(code: str) -> set[str]:
         ("import drupe.spec", HEAVY | {"asyncio"}),
         ("import drupe.rpc.client", HEAVY | {"asyncio"}),
         ("import drupe.cli.main, drupe.cli.run", HEAVY | {"asyncio"}),
+        ("import drupe.sandboxers.wasm.sandboxer, drupe.services.build", {"wasmtime"}),
         ("import drupe.cli.exec, drupe.cli.logs, drupe.cli.ps", HEAVY | {"asyncio"}),
     ],
 )

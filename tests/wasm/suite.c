@@ -101,7 +101,7 @@ static int run(const char *name, int argc, char **argv) {
     if (!strcmp(name, "spin")) for (volatile uint64_t n = 0;; n++);
     if (!strcmp(name, "printenv")) return getenv(first) ? puts(getenv(first)), 0 : 1;
     if (!strcmp(name, "pwd")) return puts(getenv("PWD") ? getenv("PWD") : "/"), 0;
-    if (!strcmp(name, "tty")) return isatty(0) ? puts("/dev/tty"), 0 : (puts("not a tty"), 1);
+    if (!strcmp(name, "tty")) return puts(isatty(0) ? "a terminal without a name" : "not a tty"), 1;
     if (!strcmp(name, "size")) return getchar(), puts("no size"), 0;
     if (!strcmp(name, "put")) return put(argv);
     if (!strcmp(name, "ls")) return list(first);

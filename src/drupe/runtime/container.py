@@ -252,6 +252,8 @@ class Container:
             return notes
         self.set_state(State.DELETED, save=False)
         self.node.journal.remove("container", self.id)
+        if self.status.exit is not None:
+            self.node.keep_end(self.id, self.status.exit)
         self._wake(self.status.exit or ExitStatus(code=0, at=time.time(), reason="Deleted"))
         self._event("destroy")
         return []

@@ -14,11 +14,15 @@ from drupe.runtime.paths import Paths
 from drupe.sandboxers.contract import Sandboxer
 from drupe.sandboxers.kinds import KINDS, Kind
 from drupe.spec.node import NodeConfig
+from drupe.spec.status import ExitStatus
 from drupe.state.journal import Journal
 
 if TYPE_CHECKING:
     from drupe.resources.network.manager import NetworkManager
     from drupe.runtime.storage import Storage
+
+
+KEPT_ENDS = 1024
 
 
 def _open_none(kind: str) -> Sandboxer:
@@ -49,6 +53,7 @@ class Node:
     open_kind: Callable[[str], Sandboxer] = _open_none
     probe: Callable[[str], Awaitable[str]] = _probe_none
     notes: list[str] = field(default_factory=list)
+    _ends: dict[str, ExitStatus] = field(default_factory=dict)
     _background: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def sandboxer(self, kind: str) -> Sandboxer:
@@ -57,6 +62,16 @@ class Node:
         if kind not in self.sandboxers:
             self.sandboxers[kind] = self.open_kind(kind)
         return self.sandboxers[kind]
+
+    def keep_end(self, container_id: str, end: ExitStatus) -> None:
+        """Remember how a container ended that is removed now; the newest few."""
+        self._ends[container_id] = end
+        while len(self._ends) > KEPT_ENDS:
+            del self._ends[next(iter(self._ends))]
+
+    def end_of_removed(self, container_id: str) -> ExitStatus | None:
+        """How a container ended that was removed a short while ago: whoever ran it may ask a moment too late."""
+        return self._ends.get(container_id)
 
     def require_open(self) -> None:
         """Raise InvalidState while the configuration cannot be read: what it would forbid is not known."""

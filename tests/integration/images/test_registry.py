@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from drupe.images import media
 from drupe.images.exports import export_directory
 from drupe.images.progress import silent
 from drupe.images.store import ImageStore
-from drupe.spec.control import ImageBuild, ImageInfo, ImagePull, ImagePush, Progress
+from drupe.spec.control import ImageBuild, ImageImport, ImageInfo, ImagePull, ImagePush, Progress
 from framework.probes import needs_program
 from framework.registry import (
     CuttingProxy,
@@ -339,3 +340,16 @@ def test_what_is_not_there(registry: DockerRegistry, other: ImageStore) -> None:
         other.pull(ImagePull(ref="127.0.0.1:1/nope:1"))
     with pytest.raises(NotFound, match="nope"):
         other.push(ImagePush(ref="nope", target=f"{registry.host}/nope"))
+
+
+def test_a_module_goes_there_and_back(store: ImageStore, other: ImageStore, registry: DockerRegistry) -> None:
+    """A WebAssembly artifact: the same digest, and the same bytes of the module, whoever asks for which platform."""
+    module = b"\0asm\1\0\0\0"
+    ours = store.import_image(ImageImport(tag="tool", title="tool.wasm"), io.BytesIO(module)).images[0]
+    target = f"{registry.host}/tool:1"
+    store.push(ImagePush(ref="tool", target=target, insecure=True), silent)
+    theirs = other.pull(ImagePull(ref=target, platform="wasi/wasm", insecure=True), silent)
+    assert (theirs.digest, theirs.os, theirs.module) == (ours.digest, "wasip1", ours.module)
+    assert other.module_path(theirs).read_bytes() == module
+    with pytest.raises(NotFound, match="is for wasip1/wasm, not for linux/amd64"):
+        other.pull(ImagePull(ref=target, platform="linux/amd64", insecure=True), silent)

@@ -557,3 +557,14 @@ async def test_secrets_are_in_no_byte_of_the_journal(bench: Bench) -> None:
     kept = b"".join(path.read_bytes() for path in bench.paths.root.glob("journal.db*"))
     assert b"token" in kept and b"s3cr3t" not in kept
     assert only(pod).spec.secrets == (secret,)
+
+
+async def test_the_end_of_one_that_was_just_removed(bench: Bench) -> None:
+    """With --rm a quick container may be gone before whoever ran it asks for its exit code."""
+    pod = await bench.start("exit 7")
+    container = only(pod)
+    await container.wait()
+    await bench.core.delete_pod(pod, force=True)
+    end = bench.node.end_of_removed(container.id)
+    assert end is not None and end.code == 7
+    assert bench.node.end_of_removed("stranger") is None

@@ -8,6 +8,7 @@ from drupe.sandboxers.features import FEATURES
 
 _NO_PROCESSES = "no: a module has no view of processes"
 _NO_RIGHTS = "no: a module has no use for the kernel's privileges, and its process has none"
+_NO_SOCKETS = "the engine's Python package lets no guest open a socket"
 _OWN_FILTER = "no: the engine's own filter always holds, and is narrower than any for programs"
 _SAID = {
     "linux-programs": "no: only WebAssembly runs here",
@@ -24,6 +25,11 @@ _SAID = {
     "devices": "no: WASI has no devices",
     "cgroup-files": "limited: on hosts with cgroup v2",
     "hostname": "limited: WASI cannot ask for it; the variable HOSTNAME says it",
+    "network": f"limited: the pod is on the network; {_NO_SOCKETS}",
+    "host-network": f"limited: {_NO_SOCKETS}",
+    "egress-policy": f"limited: the policy is the pod's; {_NO_SOCKETS}",
+    "names": f"limited: for name lookups of components; {_NO_SOCKETS}",
+    "ports": f"no: no guest can listen; {_NO_SOCKETS}",
     "host-pid": _NO_PROCESSES,
     "shared-pid": _NO_PROCESSES,
     "hooks": "no: there is no Linux container that a hook could prepare",

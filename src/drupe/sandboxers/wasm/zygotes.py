@@ -139,7 +139,11 @@ class Zygote:
             self._ask(future)
 
     def _keep(self, future: asyncio.Future[Child]) -> None:
-        if not future.cancelled() and future.exception() is None:
+        if future.cancelled() or future.exception() is not None:
+            return
+        if self.lost:  # it came just before the end
+            future.result().kill()
+        else:
             self._spares.append(future.result())
 
     def _lose(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from drupe.errors import DeadlineExceeded, InvalidState
+from drupe.errors import DeadlineExceeded, InvalidState, NotFound
 from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
 from drupe.runtime.container import Container
@@ -96,7 +96,13 @@ async def delete(service: ControlService, call: Call) -> None:
 
 @method("container.wait")
 async def wait(service: ControlService, call: Call) -> ExitStatus:
-    container = service.core.container(call.params.ref)
+    try:
+        container = service.core.container(call.params.ref)
+    except NotFound:
+        removed = service.node.end_of_removed(call.params.ref)
+        if removed is None:
+            raise
+        return removed
     try:
         async with timeout(call.params.timeout_s):
             return await container.wait(call.params.condition)

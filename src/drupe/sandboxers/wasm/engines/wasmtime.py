@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable
 from typing import Any
@@ -174,7 +173,7 @@ def _wasi(job: Job) -> wasmtime.WasiConfig:
         from wasmtime import _bindings as raw
 
         raw.wasi_config_inherit_network(wasi.ptr())
-        raw.wasi_config_allow_ip_name_lookup(wasi.ptr(), ctypes.c_bool(True))
+        raw.wasi_config_allow_ip_name_lookup(wasi.ptr(), True)
     return wasi
 
 
