@@ -200,6 +200,10 @@ class Drupe:
             ImageStore(self._home / "root/images").export(ImageExport(refs=(IMAGE,)), file)
         return archive
 
+    def _spec(self, argv: Sequence[str], *, bridge: bool = False) -> PodSpec:
+        container = ContainerSpec(image=IMAGE, argv=tuple(argv))
+        return PodSpec(sandbox=self._kind, network=NETWORKS[bridge], containers=(container,))
+
     def _run(self, stack: ExitStack, argv: Sequence[str], *, bridge: bool = False) -> tuple[Stream, int]:
         output, theirs = pipe(stack)
         spec = PodSpec(

@@ -37,7 +37,7 @@ class Record(msgspec.Struct, kw_only=True):
 class PodRecord(Record, kw_only=True):
     """A sandbox. state: runsc's own directory for it. logs: where sentry and gofers write theirs. sole: it is made with
     its one container, and ends with it; otherwise a process that does nothing is its first. network, platform: of
-    runsc. shm_bytes: size of /dev/shm. netns: "" for the host's own. debug: log much. seccomp: load the containers'
+    runsc. shm_bytes: size of /dev/shm. netns: where its addresses are, "" for none. debug: log much. seccomp: load the containers'
     filters."""
 
     id: str

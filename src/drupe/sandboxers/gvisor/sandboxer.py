@@ -28,6 +28,7 @@ from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, n
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
 from drupe.sandboxers.kinds import Means
 from drupe.sandboxers.runc.infra import find_init
+from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import Stats
 
@@ -73,9 +74,9 @@ class GvisorSandboxer(KeptSandboxer):
             sole=len(config.spec.containers) == 1,
             hostname=config.hostname,
             shm_bytes=max((c.shm_size_bytes for c in config.spec.containers), default=64 << 20),
-            network="sandbox" if netns else "host",
+            network=_network(config.spec),
             platform=platform,
-            netns=netns,
+            netns="" if config.spec.network.mode == "none" else netns,
             debug=wants_debug(self._options, config.spec),
             seccomp=any(c.security.seccomp not in ("default", "unconfined") for c in config.spec.containers),
         )
@@ -255,6 +256,11 @@ class GvisorSandboxer(KeptSandboxer):
             key = f"{record.id}.{exec_id}"
             found[key] = TaskState(key, known.pid, started=True, exit=None)
         return found
+
+
+def _network(spec: PodSpec) -> str:
+    """What runsc calls it: "none" has the loopback, and needs nothing of the pod's network namespace."""
+    return {"none": "none", "host": "host"}.get(spec.network.mode, "sandbox")
 
 
 def open_gvisor(means: Means) -> GvisorSandboxer:
