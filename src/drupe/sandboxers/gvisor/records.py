@@ -37,8 +37,8 @@ class Record(msgspec.Struct, kw_only=True):
 class PodRecord(Record, kw_only=True):
     """A sandbox. state: runsc's own directory for it. logs: where sentry and gofers write theirs. sole: it is made with
     its one container, and ends with it; otherwise a process that does nothing is its first. network, platform: of
-    runsc. shm_bytes: size of /dev/shm. netns: where its addresses are, "" for none. debug: log much. seccomp: load the containers'
-    filters."""
+    runsc. shm_bytes: size of /dev/shm. netns: where its addresses are, "" for none. debug: log much. seccomp: load the
+    containers' filters."""
 
     id: str
     dir: str
