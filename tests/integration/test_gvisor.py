@@ -107,6 +107,8 @@ def test_mounts_volumes_and_files_are_true_in_both_directions(daemon: Daemon, tm
         assert (tmp_path / "copy").read_text() == text
     said(daemon, "cp", str(tmp_path / "given"), "g:/brought")
     assert said(daemon, "exec", "g", "cat", "/brought") == "from the host\n"
+    hidden = daemon.command("cp", str(tmp_path / "given"), "g:/t/x")
+    assert hidden.returncode != 0 and "/t is in the memory" in hidden.stderr
     full = daemon.command("exec", "g", "dd", "if=/dev/zero", "of=/t/x", "bs=1k", "count=2000")
     assert full.returncode != 0 and "No space" in full.stderr
 

@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound, from_os_error
+from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound, Unsupported, from_os_error
 from drupe.oci.signals import parse_signal
 from drupe.runtime.alarm import Alarm
 from drupe.runtime.execs import Execs
@@ -199,6 +199,18 @@ class Container:
     def check_allowed(self, doing: str, features: set[str]) -> None:
         """As `Pod.check_allowed`."""
         self.pod.check_allowed(f"{doing} {self.what}", features)
+
+    def check_seen(self, path: str) -> None:
+        """Raise Unsupported for a path whose file only the sandbox sees: another one would be read or written."""
+        wanted = PurePosixPath("/", path)
+        for place in self.tasks.hidden(self.id) if self.is_live else ():
+            if wanted.is_relative_to(place):
+                raise Unsupported(
+                    f"{path} cannot be reached from outside: {place} is in the memory of {self.what}'s sandbox",
+                    kind=self.pod.kind,
+                    feature="files",
+                    hint="use exec, or a volume at that place",
+                )
 
     async def pause(self) -> None:
         check_move(self.what, self.state, State.PAUSED)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -190,6 +190,10 @@ class TaskService(ABC):
     async def processes(self, task_id: str) -> list[ProcessInfo]:
         """What runs in it. Pids are those of `pids`."""
         return list_processes(await self.pids(task_id))
+
+    def hidden(self, task_id: str) -> Collection[str]:
+        """Directories of a living container whose files are in the sandbox's memory, out of reach from outside."""
+        return ()
 
     async def kill_tree(self, task_id: str, signal: int, *, exec_id: str, pid: int) -> None:
         """Send a signal to an exec and to all that it started, within the container. pid: what `exec` returned."""

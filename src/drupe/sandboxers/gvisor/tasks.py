@@ -11,7 +11,7 @@ import contextlib
 import json
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -395,6 +395,11 @@ class GvisorTasks(KeptTasks):
         if not pod.frozen:
             stats.pids = len(await pod.sentry.processes(record.guest))
         return stats
+
+    def hidden(self, task_id: str) -> Collection[str]:
+        record = self._records.get(task_id)
+        config = {} if record is None else json.loads((Path(record.bundle) / "config.json").read_text())
+        return [mount["destination"] for mount in config.get("mounts", ()) if mount.get("type") != "bind"]
 
     async def pids(self, task_id: str) -> list[int]:
         return [process.pid for process in await self.processes(task_id)]

@@ -30,6 +30,9 @@ async def _in_root(service: ControlService, call: Call, work: Any, *args: Any, *
     """The thread owns the root's descriptor, as it may outlive a cancelled call. Owners are told as they are inside."""
     container = service.core.container(call.params.ref)
     container.check_allowed("access to files of", {"files"})
+    for path in (getattr(call.params, name, None) for name in ("path", "target")):
+        if path is not None:
+            container.check_seen(path)
     owners = _owners(service, call)
 
     def job() -> Any:
