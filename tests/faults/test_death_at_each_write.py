@@ -98,7 +98,16 @@ def life(client: Client) -> None:
 
 def run_pause_exec(client: Client) -> None:
     """Run two containers, pause and resume them, exec, stop and start one, and remove."""
-    client.call("pod.run", PodRun(spec=spec(containers=2, remove=True)), timeout_s=CALL_TIMEOUT_S)
+    several(client, "runc")
+
+
+def gvisor(client: Client) -> None:
+    """The same under gVisor, where the keeper holds gofers and the sentry knows how containers end."""
+    several(client, "gvisor")
+
+
+def several(client: Client, kind: str) -> None:
+    client.call("pod.run", PodRun(spec=spec(containers=2, remove=True, sandbox=kind)), timeout_s=CALL_TIMEOUT_S)
     client.call("pod.pause", Ref(ref="victim"), timeout_s=CALL_TIMEOUT_S)
     client.call("pod.resume", Ref(ref="victim"), timeout_s=CALL_TIMEOUT_S)
     client.call("exec.start", ExecStart(ref="c0", spec=ExecSpec(argv=("true",))), timeout_s=CALL_TIMEOUT_S)
@@ -160,9 +169,13 @@ def is_unharmed(daemon: Daemon, container: ContainerStatus) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("scenario", [life, run_pause_exec], ids=["life", "run-pause-exec"])
+@pytest.mark.parametrize(
+    ("scenario", "moment"),
+    [(life, "before"), (life, "after"), (run_pause_exec, "before"), (run_pause_exec, "after"), (gvisor, "after")],
+)
 def test_death_at_each_write(faulty: FaultyDaemon, scenario: Scenario, moment: str) -> None:
+    if scenario is gvisor:
+        probes.needs_program("runsc")
     faulty.arm(0, "never")
     act(faulty, scenario)
     writes = faulty.listed()
