@@ -26,12 +26,22 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Promise:
-    """A ratio to a peer that should not be exceeded. what: in words."""
+    """A ratio to a peer (or, in_ms, our own median) that should not be exceeded. what: in words."""
 
     name: str
     peer: str
     limit: float
     what: str
+    in_ms: bool = False
+
+    @property
+    def promised(self) -> str:
+        """The limit as it is read."""
+        return f"≤ {self.limit:g} ms" if self.in_ms else f"≤ {self.limit}"
+
+    def measured(self, line: Line) -> float:
+        """What must not exceed the limit."""
+        return float(line["p50_ms" if self.in_ms else "ratio"])
 
 
 PROMISES = (
@@ -44,9 +54,12 @@ PROMISES = (
     Promise("oci", "crun run", 1.5, "`drupe-oci run` of a bundle, as a command"),
     Promise("command", "podman run", 0.6, "`drupe run` as a command"),
     Promise("wasm-start", "crun run", 0.8, "`start` for a compiled module, crun with the native twin"),
-    Promise("wasm-call", "crun exec", 0.5, "a call into a running Wasm sandbox"),
+    Promise("wasm-call", "crun exec", 2.0, "a call into a running Wasm sandbox, to its first byte", in_ms=True),
+    Promise("gvisor-start", "runsc run", 1.15, "`start` for a gVisor pod"),
+    Promise("gvisor-exec", "runsc exec", 1.2, "`exec` in a gVisor pod"),
+    Promise("gvisor-delete", "runsc delete", 100.0, "a running gVisor pod deleted by force", in_ms=True),
 )
-MEMORY_MB = 0.1
+MEMORY_MB = {("memory", "drupe"): 0.1, ("wasm-memory", "drupe"): 2.0}
 
 HEAD = """# Specification
 
@@ -78,12 +91,12 @@ def promises(lines: list[Line]) -> Iterator[str]:
         found = [line for line in lines if (line["name"], line["peer"]) == (promise.name, promise.peer)]
         if not found or "ratio" not in found[-1]:
             reason = found[-1]["skipped"] if found else "not in this run"
-            yield f"| `{promise.name}` | {promise.what} | {promise.peer} | ≤ {promise.limit} | none: {reason} | | |"
+            yield f"| `{promise.name}` | {promise.what} | {promise.peer} | {promise.promised} | none: {reason} | | |"
             continue
         line = found[-1]
-        verdict = "yes" if line["ratio"] <= promise.limit else "**no**"
+        verdict = "yes" if promise.measured(line) <= promise.limit else "**no**"
         yield (
-            f"| `{promise.name}` | {promise.what} | {promise.peer} | ≤ {promise.limit} | {line['ratio']} "
+            f"| `{promise.name}` | {promise.what} | {promise.peer} | {promise.promised} | {promise.measured(line)} "
             f"| {line['p50_ms']} / {line['peer_p50_ms']} ms, n = {line['n']} | {verdict} |"
         )
 
@@ -92,10 +105,11 @@ def memory(lines: list[Line]) -> Iterator[str]:
     """A row for each runtime's memory per pod."""
     for line in lines:
         if "pss_mb_per_pod" in line:
-            promise = f"≤ {MEMORY_MB}" if line["peer"] == "drupe" else ""
-            held = ("yes" if line["pss_mb_per_pod"] <= MEMORY_MB else "**no**") if promise else ""
-            helpers = line["helper_processes_per_pod"]
-            yield f"| {line['peer']} | {promise} | {line['pss_mb_per_pod']} | {helpers} | up to {line['n']} | {held} |"
+            limit = MEMORY_MB.get((line["name"], line["peer"]))
+            held = "" if limit is None else "yes" if line["pss_mb_per_pod"] <= limit else "**no**"
+            promised = "" if limit is None else f"≤ {limit}"
+            measured = f"{line['pss_mb_per_pod']} | {line['helper_processes_per_pod']}"
+            yield f"| `{line['name']}` | {line['peer']} | {promised} | {measured} | up to {line['n']} | {held} |"
 
 
 def everything(lines: list[Line]) -> Iterator[str]:
@@ -112,13 +126,15 @@ def page(path: Path, note: str) -> str:
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     return HEAD + "\n".join(
         [
-            f"Measured {host(path)}. Kind of sandbox: {lines[0]['kind']}. {note}".rstrip() + "\n",
+            f"Measured {host(path)}. {note}".rstrip() + "\n",
             "## Promises\n",
             "| row | what | peer | promised | measured | p50, ours / peer | held |\n|---|---|---|---|---|---|---|",
             *promises(lines),
             "\n## Memory\n",
-            "PSS of all but the workloads, as a slope over the number of pods; processes beside the workloads.\n",
-            "| runtime | MB a pod promised | measured | processes a pod | pods | held |\n|---|---|---|---|---|---|",
+            "PSS of all but the workloads, as a slope over the number of pods; processes beside the workloads. Where the\n"
+            "workload is a process of ours (a Wasm guest, a sentry), that process is counted too.\n",
+            "| row | runtime | MB a pod promised | measured | processes a pod | pods | held |",
+            "|---|---|---|---|---|---|---|",
             *memory(lines),
             "\n## All times\n",
             "| row | n | p50 ms | p95 ms | p99 ms | peer | its p50 ms | ratio |\n|---|---|---|---|---|---|---|---|",
