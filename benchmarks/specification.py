@@ -43,6 +43,9 @@ PROMISES = (
     Promise("exec", "crun exec", 1.5, "a process in a running container, to its first byte"),
     Promise("oci", "crun run", 1.5, "`drupe-oci run` of a bundle, as a command"),
     Promise("command", "podman run", 0.6, "`drupe run` as a command"),
+    Promise("gvisor-start", "runsc run", 1.15, "a new pod under gVisor, to its first byte"),
+    Promise("gvisor-exec", "runsc exec", 1.2, "a process in it, to its first byte"),
+    Promise("gvisor-delete", "runsc delete", 0.1, "the end of one that runs, by force"),
     Promise("wasm-start", "crun run", 0.8, "`start` for a compiled module, crun with the native twin"),
     Promise("wasm-call", "crun exec", 0.5, "a call into a running Wasm sandbox"),
 )
