@@ -1,5 +1,5 @@
 """The gVisor kind beside bare `runsc` on the same config.json, layers and flags. The peer has no network at all, ours a
-namespace with the loopback; the peer makes its bundle and overlay before the clock starts."""
+namespace of the pod's; the peer makes its bundle and overlay before the clock starts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ours import Drupe, descendants
 
 from drupe.spec.control import Delete
 
+TMP = "/tmp"  # drupe binds it, so that files there are in the container's layer
 FLAGS = ("--network=none", "--ignore-cgroups", "--overlay2=none", "--file-access=shared")
 
 
@@ -126,7 +127,9 @@ class BareRunsc:
         config = json.loads(json.dumps(self._config))
         config["process"]["args"] = list(argv)
         config["root"]["path"] = str(home / "rootfs")
-        config["mounts"] = [mount for mount in config["mounts"] if mount.get("type") != "bind"]
+        for mount in config["mounts"]:
+            if mount["destination"] == TMP:
+                mount["source"] = f"{home}/rootfs{TMP}"
         (home / "config.json").write_text(json.dumps(config))
         return task
 

@@ -30,6 +30,7 @@ OPS = [
     "create",
     "exec",
     "attach",
+    "flow",
     "detach",
     "close_stdin",
     "resize",
@@ -80,6 +81,7 @@ FIELDS = [
     "container",
     "seccomp",
     "join",
+    "hold",
 ]
 # No path and no program of the host can be spelled with these.
 WORDS = st.text("ab\0\n{}é", max_size=6)

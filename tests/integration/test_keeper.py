@@ -20,7 +20,7 @@ from drupe.keeper.connection import MAX_PACKET, open_socket
 from drupe.keeper.records import Io, Mount
 from drupe.keeper.start import ensure_keeper, find_binary, mounts_root
 from drupe.linux.memfd import F_SEAL_WRITE
-from framework.keeper_site import Pipe, Site, in_site, open_count
+from framework.keeper_site import Pipe, Site, in_site, open_count, read_all
 from framework.leaks import wait_until
 from framework.probes import needs_keeper, needs_program
 
@@ -460,5 +460,26 @@ def test_a_failed_create_says_why_and_leaves_nothing(tmp_path: Path) -> None:
             )
         assert await here.keeper.list() == []
         assert [entry.name for entry in here.run_dir.iterdir() if "console" in entry.name] == []
+
+    in_site(tmp_path, scenario)
+
+
+def test_output_that_is_held_reaches_all_who_come_before_it_flows(tmp_path: Path) -> None:
+    """Though the task has ended by then."""
+
+    async def scenario(here: Site) -> None:
+        await here.plain("t", "seq 20000", hold=True)
+        await asyncio.sleep(0.2)
+        assert here.output("t") == ""
+        with Pipe() as one, Pipe() as other:
+            readers = []
+            for pipe in (one, other):
+                await here.keeper.attach("t", {"stdout": pipe.write_end})
+                pipe.shut(pipe.write_end)
+                readers.append(asyncio.ensure_future(read_all(pipe.read_end)))
+            await here.keeper.flow("t")
+            wanted = b"".join(b"%d\n" % n for n in range(1, 20001))
+            assert await asyncio.gather(*readers) == [wanted, wanted]
+            assert (await here.ended("t")).code == 0
 
     in_site(tmp_path, scenario)
