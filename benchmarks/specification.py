@@ -134,8 +134,8 @@ def page(path: Path, note: str) -> str:
             "| row | what | peer | promised | measured | p50, ours / peer | held |\n|---|---|---|---|---|---|---|",
             *promises(lines),
             "\n## Memory\n",
-            "PSS of all but the workloads, as a slope over the number of pods; processes beside the workloads. Where the\n"
-            "workload is a process of ours (a Wasm guest, a sentry), that process is counted too.\n",
+            "PSS of all but the workloads, as a slope over the number of pods; processes beside the workloads.\n"
+            "Where the workload is a process of ours (a Wasm guest, a sentry), that process is counted too.\n",
             "| row | runtime | MB a pod promised | measured | processes a pod | pods | held |",
             "|---|---|---|---|---|---|---|",
             *memory(lines),
