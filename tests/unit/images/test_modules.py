@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drupe.errors import InvalidArgument, NotFound, Unsupported
+from drupe.errors import DrupeError, InvalidArgument, NotFound, Unsupported
 from drupe.images import media
 from drupe.images.bare import bare_module
 from drupe.images.media import Descriptor, Platform
@@ -84,4 +84,8 @@ def test_bare_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.wasm").write_text("no")
     assert bare_module("a.wasm") and bare_module("./b") and bare_module(str(tmp_path / "b"))
     assert not bare_module("b") and not bare_module("text.wasm") and not bare_module("none.wasm")
-    assert not bare_module("busybox") and not bare_module("/")
+    assert not bare_module("busybox")
+    (tmp_path / "other").write_bytes(b"\x7fELF")
+    for path, why in (("./other", "no WebAssembly module"), ("./none", "No such file"), ("/", "directory")):
+        with pytest.raises(DrupeError, match=why):
+            bare_module(path)

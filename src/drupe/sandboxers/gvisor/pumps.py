@@ -42,9 +42,9 @@ class Pumps:
         self._close_made()
         for source, target in self._copies:
             thread = threading.Thread(target=_copy, args=(source, target), daemon=True, name="stream of an exec")
-            thread.start()
             if not _is_file(source):
                 self._outputs.append(thread)
+            thread.start()  # last: it closes both when it is done
         self._copies = []
 
     def drop(self) -> None:
