@@ -63,6 +63,19 @@ class BareRunsc:
         self._numbers = itertools.count()
         self._kept: list[str] = []
         (self._work / "state").mkdir(parents=True)
+        self._keep_sources()
+
+    def _keep_sources(self) -> None:
+        """Copies of what is mounted from the pod that the configuration is of: it may go before the peer is done."""
+        for number, mount in enumerate(self._config["mounts"]):
+            if mount["type"] != "bind" or mount["destination"] == TMP:
+                continue
+            source, copied = Path(mount["source"]), self._work / f"source-{number}"
+            if source.is_dir():
+                copied.mkdir()
+            else:
+                shutil.copyfile(source, copied)
+            mount["source"] = str(copied)
 
     def start(self) -> float:
         """`run` in the foreground."""
