@@ -52,7 +52,7 @@ class Plan:
     slow: int = 30
 
 
-QUICK = Plan(n=30, others=6, bursts=((10, 2),), pods=(1, 5, 10), peer_pods=(1, 3), wasm_burst=50, slow=3)
+QUICK = Plan(n=30, others=5, bursts=((10, 1),), pods=(1, 5, 10), peer_pods=(1, 2), wasm_burst=50, slow=2)
 FULL = Plan(n=50, others=50, bursts=((10, 30), (50, 5)), pods=(1, 10, 50, 100), peer_pods=(1, 5, 10))
 
 
@@ -259,7 +259,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer pods, the same races")
-    parser.add_argument("--samples", type=int, metavar="N", help="samples of each race (50; quick: 30, then 6)")
+    parser.add_argument("--samples", type=int, metavar="N", help="samples of each race (50; quick: 30, then 5)")
     parser.add_argument("--keep", type=Path, help="where samples.jsonl and lines.jsonl go")
     parser.add_argument("--only", nargs="+", default=[], metavar="RACE", help="start, exec, memory, … only")
     return parser.parse_args()

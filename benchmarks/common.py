@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import random
 import select
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -270,3 +272,22 @@ def pss_bytes(pids: Sequence[int]) -> int:
             if line.startswith("Pss:"):
                 total += int(line.split()[1]) * 1024
     return total
+
+
+def with_own_sources(config: dict[str, Any], directory: Path, *, besides: str = "") -> dict[str, Any]:
+    """A config.json with copies of what it mounts from a pod of ours, which may go before a peer is done.
+
+    besides: a destination that is left as it is.
+    """
+    directory.mkdir(parents=True)
+    config = copy.deepcopy(config)
+    for number, mount in enumerate(config["mounts"]):
+        if mount["type"] != "bind" or mount["destination"] == besides:
+            continue
+        source, copied = Path(mount["source"]), directory / str(number)
+        if source.is_dir():
+            copied.mkdir()
+        else:
+            shutil.copyfile(source, copied)
+        mount["source"] = str(copied)
+    return config

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import GREETING, STEP_TIMEOUT_S, STOPPABLE, first_byte, pss_bytes, run, since
+from common import GREETING, STEP_TIMEOUT_S, STOPPABLE, first_byte, pss_bytes, run, since, with_own_sources
 from ours import Drupe, descendants
 
 from drupe.spec.control import Delete
@@ -59,23 +59,10 @@ class BareRunsc:
     def __init__(self, *, work: Path, lower: str, config: dict[str, Any]) -> None:
         self._work = work / "runsc"
         self._lower = lower
-        self._config = config
+        self._config = with_own_sources(config, work / "sources", besides=TMP)
         self._numbers = itertools.count()
         self._kept: list[str] = []
         (self._work / "state").mkdir(parents=True)
-        self._keep_sources()
-
-    def _keep_sources(self) -> None:
-        """Copies of what is mounted from the pod that the configuration is of: it may go before the peer is done."""
-        for number, mount in enumerate(self._config["mounts"]):
-            if mount["type"] != "bind" or mount["destination"] == TMP:
-                continue
-            source, copied = Path(mount["source"]), self._work / f"source-{number}"
-            if source.is_dir():
-                copied.mkdir()
-            else:
-                shutil.copyfile(source, copied)
-            mount["source"] = str(copied)
 
     def start(self) -> float:
         """`run` in the foreground."""

@@ -25,6 +25,7 @@ from common import (
     since,
     wait_for_end,
     wait_until,
+    with_own_sources,
 )
 
 IMAGE = "localhost/busybox:latest"
@@ -41,7 +42,7 @@ class BareRuntime:
         self._path = path or program
         self._work = work / program
         self._lower = lower
-        self._config = config
+        self._config = with_own_sources(config, work / f"{program}-sources")
         self._numbers = itertools.count()
         self._kept: list[str] = []
         (self._work / "state").mkdir(parents=True)

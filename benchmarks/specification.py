@@ -59,7 +59,7 @@ PROMISES = (
     Promise("gvisor-exec", "runsc exec", 1.2, "`exec` in a gVisor pod"),
     Promise("gvisor-delete", "runsc delete", 100.0, "a running gVisor pod deleted by force", in_ms=True),
 )
-MEMORY_MB = {("memory", "drupe"): 0.1, ("wasm-memory", "drupe"): 2.0}
+MEMORY_MB = {("memory", "drupe"): 0.1, ("wasm-memory", "drupe wasm"): 2.0}
 
 HEAD = """# Specification
 
