@@ -217,15 +217,16 @@ class Container:
         self.check_allowed("a pause of", {"pause"})
         self._advance("pausing")
         await self.tasks.pause(self.id)
-        self.set_state(State.PAUSED)
+        if not self.moved(State.RUNNING, State.PAUSED):
+            raise InvalidState(f"{self.what} has just ended")
         self._event("pause")
 
     async def resume(self) -> None:
         require(self.what, self.state, State.PAUSED, to="resume it")
         self._advance("resuming")
         await self.tasks.resume(self.id)
-        self.set_state(State.RUNNING)
-        self._event("unpause")
+        if self.moved(State.PAUSED, State.RUNNING):
+            self._event("unpause")
 
     async def update(self, resources: Resources) -> None:
         """Change limits, verified; they also hold for the next start."""
@@ -318,6 +319,13 @@ class Container:
         self.status.state = state
         if save:
             self.save(phase)
+
+    def moved(self, old: State, new: State) -> bool:
+        """Enter `new` if it is still `old`: it may have ended while it was being frozen or thawed."""
+        if self.state is not old:
+            return False
+        self.set_state(new)
+        return True
 
     def save(self, phase: str = "") -> None:
         self.status.phase = phase

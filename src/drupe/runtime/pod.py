@@ -412,7 +412,7 @@ class Pod:
         for container in self.containers.values():
             if container.state is State.PAUSED:
                 await container.tasks.resume(container.id)
-                container.set_state(State.RUNNING)
+                container.moved(State.PAUSED, State.RUNNING)
 
     async def thaw_for(self, container: Container) -> None:
         """Let a killed container die. A pod that was paused as a whole goes on with that: nothing else lives in it."""

@@ -223,6 +223,23 @@ async def test_kill_of_the_only_one_in_a_paused_pod(bench: Bench) -> None:
     assert (await bench.end_of(one)).code == 137
 
 
+@pytest.mark.parametrize("what", ["container", "pod"])
+async def test_an_end_amid_a_resume_counts(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    pod = await bench.start("sleep 60", "sleep 60")
+    one = next(iter(pod.containers.values()))
+    await (pod if what == "pod" else one).pause()
+    resume = one.tasks.resume
+
+    async def slowly(task_id: str) -> None:
+        await resume(task_id)
+        if task_id == one.id:
+            one.ended(ExitStatus(code=137, signal=9, at=1.0))
+
+    monkeypatch.setattr(one.tasks, "resume", slowly)
+    await (pod if what == "pod" else one).resume()
+    assert (one.state, pod.state) == (STOPPED, RUNNING)
+
+
 async def test_kill_all_reaches_execs(bench: Bench) -> None:
     pod = await bench.start("sleep 60")
     exec_id, _ = await only(pod).execs.start(ExecSpec(argv=("sleep", "60")), {})
