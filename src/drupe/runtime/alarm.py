@@ -17,16 +17,24 @@ PRESSURE_MS = {"memory": 100.0}  # a tenth of each second stalled on memory
 
 
 class Alarm:
-    """Calls `tell` with "oom", "oom_kill" or "memory_pressure". Two descriptors; no polling."""
+    """Calls `tell` with "oom", "oom_kill" or "memory_pressure". Two descriptors; no polling. What happens between its
+    making and `listen` is told then: made before the workload runs, it misses nothing."""
 
     def __init__(self, cgroups: Cgroups, path: str, tell: Callable[[str], None]) -> None:
         self._watcher = _watch(cgroups, path)
         self._tell = tell
-        asyncio.get_running_loop().add_reader(self._watcher.fileno(), self._heard)
+        self._listens = False
+
+    def listen(self) -> None:
+        """Tell from now on. Idempotent."""
+        if not self._listens:
+            asyncio.get_running_loop().add_reader(self._watcher.fileno(), self._heard)
+            self._listens = True
 
     def close(self) -> None:
-        self._heard()  # what came just before the end
-        asyncio.get_running_loop().remove_reader(self._watcher.fileno())
+        if self._listens:
+            self._heard()  # what came just before the end
+            asyncio.get_running_loop().remove_reader(self._watcher.fileno())
         self._watcher.close()
 
     def _heard(self) -> None:

@@ -154,6 +154,7 @@ class Container:
             self.attachment = await self.tasks.attach(self.id, fds, keep_stdin=self.spec.tty)
         if self.spec.tty and all(self.window):
             await self.tasks.resize(self.id, *self.window)
+        self._make_alarm()
         try:
             self.status.pid = await self.tasks.start(self.id) or self.status.pid
         finally:
@@ -389,6 +390,11 @@ class Container:
 
     def watch_memory(self) -> None:
         """Have OOM kills and memory pressure told as events while it runs, if it has a memory limit."""
+        self._make_alarm()
+        if self.alarm is not None:
+            self.alarm.listen()
+
+    def _make_alarm(self) -> None:
         if self.spec.resources.memory_bytes is not None and self.alarm is None:
             with contextlib.suppress(DrupeError, OSError):
                 self.alarm = Alarm(self.node.cgroups, self.cgroup, self._event)
@@ -413,6 +419,7 @@ class Container:
     async def _failed(self, error: DrupeError) -> None:
         """A start that failed leaves an object one can inspect and delete."""
         self._early_exit = None
+        self._stop_alarm()
         with contextlib.suppress(DrupeError):
             await self.unmake_task()
         code = int(error.details.get("exit_code", "128"))
