@@ -12,9 +12,9 @@ from pathlib import Path
 
 from drupe.errors import DrupeError
 from drupe.sandboxers.gvisor.command import INSTALL, RunscCommand
-from drupe.sandboxers.gvisor.failures import last_message
 from drupe.sandboxers.gvisor.records import ROOT_ID, PodRecord
 from drupe.sandboxers.gvisor.sentry import Sentry
+from drupe.sandboxers.kept.words import last_message
 from drupe.services.probes_kernel import host_config, scratch
 from drupe.services.probing import DEADLINE_S, Problem, program, run
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from typing import Any
 
 from drupe.errors import DrupeError, HelperFailed, InvalidState, NotFound
 from drupe.oci.programs import no_program, not_executable
+from drupe.sandboxers.kept.words import last_message
 
 _ABOUT_PROGRAM = ("finding executable", "executable file", "failed to load")
 _ABSENT = ("not found", "no such file or directory", "not a directory")
@@ -38,14 +37,3 @@ def gone(error: HelperFailed) -> DrupeError:
     if any(words in text for words in _GONE):
         return NotFound("the process has ended", cause=error.cause)
     return error
-
-
-def last_message(text: str) -> str:
-    """The last `msg` of a JSON log, or the text's last line."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, AttributeError):
-            message = json.loads(line).get("msg")
-            if message:
-                return str(message)
-    return lines[-1].strip() if lines else "no message"

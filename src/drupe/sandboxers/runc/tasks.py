@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Set
 from functools import partial
@@ -21,7 +20,9 @@ from drupe.oci.programs import no_program, not_executable
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import Attachment, ExecConfig, TaskConfig
+from drupe.sandboxers.kept.fifo import release
 from drupe.sandboxers.kept.tasks import KeptAttachment, KeptTasks, log_file
+from drupe.sandboxers.kept.words import last_message
 from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.sandboxers.runc.entering import process_fields
 from drupe.spec.resources import Resources
@@ -108,7 +109,7 @@ class RuncTasks(KeptTasks):
 
     async def start(self, task_id: str) -> None:
         """Where there are no hooks to run, `crun start` does no more than open the fifo that its init waits at."""
-        if task_id in self._plain and release_init(self._command.root / task_id):
+        if task_id in self._plain and release(self._command.root / task_id / "exec.fifo"):
             return
         result = await self._keeper.run(self._command.start(task_id), timeout_s=HELPER_TIMEOUT_S)
         if result.exit != 0:
@@ -194,26 +195,6 @@ def _exec_io(config: ExecConfig) -> Io:
     return Io(mode="tty", rows=config.rows, cols=config.cols) if config.tty else Io(mode="fds")
 
 
-def release_init(state: Path) -> bool:
-    """Let a container made by crun run on: write to the fifo its init reads, and remove it, as `crun start` does.
-
-    False when the init is not waiting there; then crun itself must say why.
-    """
-    fifo = state / "exec.fifo"
-    try:
-        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fifo.unlink()
-        os.write(descriptor, b"\0")
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
 def _process_of(bundle: Path | None) -> dict[str, Any]:
     if bundle is None:
         return {}
@@ -223,7 +204,7 @@ def _process_of(bundle: Path | None) -> dict[str, Any]:
 
 def explain(error: HelperFailed, process: dict[str, Any]) -> DrupeError:
     """Turn the runtime's words into the error a user can act on (exit codes 126 and 127 of Docker derive from it)."""
-    text = _last_message(error.cause or error.message)
+    text = last_message(error.cause or error.message)
     program = (process.get("args") or ["?"])[0]
     if "executable file" in text and "not found" in text:
         return no_program(program)
@@ -245,14 +226,3 @@ def _refused(text: str, details: dict[str, str]) -> DrupeError:
     refused = HelperFailed("the OCI runtime refused the container", stage="start", cause=text)
     refused.details.update(details)
     return refused
-
-
-def _last_message(text: str) -> str:
-    """The last `msg` of a JSON log (crun, runc), or the text's last line."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, AttributeError):
-            message = json.loads(line).get("msg")
-            if message:
-                return str(message)
-    return lines[-1].strip() if lines else "no message"

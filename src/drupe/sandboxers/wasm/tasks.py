@@ -20,6 +20,7 @@ from drupe.keeper.start import mounts_root
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import ExecConfig, TaskConfig
+from drupe.sandboxers.kept.fifo import release
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.sandboxers.wasm import settings, streams
 from drupe.sandboxers.wasm.cache import Entry
@@ -278,19 +279,3 @@ def _words(path: Path) -> str:
     """What the child wrote down; its guest may have forged it, so: one short line."""
     text = path.read_bytes()[:1024].decode(errors="replace")
     return "".join(char if char.isprintable() else " " for char in text)
-
-
-def release(fifo: Path) -> bool:
-    """Let a process that waits at `fifo` run on. False when none waits."""
-    try:
-        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fifo.unlink()
-        os.write(descriptor, b"\0")
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
