@@ -74,13 +74,20 @@ set_up_packages() { # set_up_packages TABLE
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
 }
 
+debian_mirror() { # where this host gets Debian 12 from
+    apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+        awk '$2 ~ /^(bookworm|stable|oldstable)$/ && $3 == "main" && !found { print $1; found = 1 }'
+}
+
 set_up_gvisor() { # stable's runsc of 2022 lacks what is used of it; the backport comes by an apt configuration of its own
     ! present runsc || return 0
     [ "$(id -u)" = 0 ] || { say "not root: no gVisor sandboxes (runsc of bookworm-backports is missing)"; return 0; }
-    local own keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    local own mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    mirror=${DEBIAN_MIRROR:-$(debian_mirror)}
+    [ -n "$mirror" ] || { say "no gVisor sandboxes: no mirror of Debian 12 is set up, from which to take runsc"; return 0; }
     own=$(mktemp -d)
     mkdir -p "$own/lists/partial" "$own/archives/partial"
-    echo "deb [signed-by=$keyring] ${DEBIAN_MIRROR:-http://deb.debian.org/debian} bookworm-backports main" >"$own/sources.list"
+    echo "deb [signed-by=$keyring] $mirror bookworm-backports main" >"$own/sources.list"
     local -a apt=(apt-get -qq -o Dir::Etc::SourceList="$own/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o Dir::State::Lists="$own/lists" -o Dir::Cache::Archives="$own/archives"
         -o Dir::Cache::PkgCache= -o Dir::Cache::SrcPkgCache= -o APT::Update::Error-Mode=any)

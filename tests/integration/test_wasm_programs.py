@@ -40,9 +40,9 @@ def test_cpython(daemon: Daemon, python: str, tmp_path: Path) -> None:
     done = daemon.command(*RUN, python, "-c", script, check=True)
     assert json.loads(done.stdout) == ["wasi", "2d711642"]
     (tmp_path / "job.py").write_text(
-        "import sys\nprint(sum(map(int, sys.stdin)))\nopen('/work/out', 'w').write('done')\n"
+        "import sys\nprint(sum(map(int, sys.stdin)))\nopen('/data/out', 'w').write('done')\n"
     )
-    done = daemon.command(*RUN, "-i", "-v", f"{tmp_path}:/work", python, "/work/job.py", input="40\n2\n")
+    done = daemon.command(*RUN, "-i", "-v", f"{tmp_path}:/data", python, "/data/job.py", input="40\n2\n")
     assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
     assert (tmp_path / "out").read_text() == "done"
     done = daemon.command(*RUN, python, "-c", "raise SystemExit(77)")
