@@ -1,0 +1,199 @@
+"""The Hypervisor contract: what every program that runs virtual machines offers to the vm sandboxer.
+
+A driver (`Hypervisor`) knows one program; `prepare` turns a `MachineConfig` into the programs to start, as argv and
+files, and the caller starts them (by the keeper, in the pod's cgroup and namespaces, without rights); `connect` gives
+the `Machine`, over which everything else goes. So a machine that outlived its daemon is connected again
+
+Rules: what a program cannot do stands in `abilities` and is refused with `Unsupported` before anything is asked of it.
+Calls have deadlines and raise drupe.errors only. Removing what is not there, and stopping twice, is no error.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+Accelerator = Literal["kvm", "tcg", "native"]
+
+ABILITIES: dict[str, str] = {
+    "pause": "pause and resume a machine",
+    "save": "write a machine's memory and devices to files, and start from them",
+    "clone": "start many machines from one saved one, sharing its memory copy-on-write",
+    "hotplug-disk": "add and remove disks",
+    "hotplug-nic": "add and remove network interfaces",
+    "hotplug-share": "add and remove shared directories",
+    "hotplug-vfio": "add and remove host devices",
+    "resize-processors": "change the number of processors",
+    "resize-memory": "change the size of memory",
+    "balloon": "give unused memory back to the host",
+    "virtiofs": "share directories by virtio-fs",
+    "9p": "share directories by 9p",
+    "vhost-user": "take disks and interfaces from vhost-user processes",
+    "vsock": "reach the agent over hybrid vsock",
+    "serial": "reach the agent over a virtio serial port",
+    "multiqueue": "several queues for a network interface",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """id: the virtio serial, at most 20 bytes, by which the guest finds it. direct: past the host's page cache."""
+
+    id: str
+    path: Path
+    read_only: bool = False
+    format: Literal["raw", "qcow2"] = "raw"
+    direct: bool = False
+    socket: Path | None = None  # of a vhost-user-blk process instead of `path`
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """tap: name of the device in the VMM's network namespace. queues: pairs. socket: vhost-user instead of `tap`."""
+
+    id: str
+    mac: str
+    tap: str = ""
+    mtu: int = 1500
+    queues: int = 1
+    socket: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A directory of the host for the guest. tag: its name inside. socket: virtiofsd's; None: the VMM serves 9p."""
+
+    id: str
+    tag: str
+    path: Path
+    socket: Path | None = None
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostDevice:
+    """A PCI device bound to vfio-pci. address: "0000:3b:00.1"."""
+
+    id: str
+    address: str
+
+
+Device = Disk | Nic | Share | HostDevice
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """One machine. dir: private run directory, where sockets, pid and console go (socket paths stay below 108 bytes).
+    kernel, initrd: files of the guest. append: further words of the kernel's command line. memory_max_bytes,
+    processors_max: up to where it may grow later. saved: start from what `Machine.save` wrote there instead of booting;
+    share_memory: copy-on-write from it."""
+
+    id: str
+    dir: Path
+    kernel: Path
+    initrd: Path | None
+    append: Sequence[str] = ()
+    processors: int = 1
+    processors_max: int = 1
+    memory_bytes: int = 256 << 20
+    memory_max_bytes: int = 256 << 20
+    accelerator: Accelerator = "tcg"
+    machine_type: str = ""  # the driver's default when empty
+    disks: Sequence[Disk] = ()
+    nics: Sequence[Nic] = ()
+    shares: Sequence[Share] = ()
+    host_devices: Sequence[HostDevice] = ()
+    shared_memory: bool = False  # vhost-user back-ends map it
+    saved: Path | None = None
+    share_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to start for a machine. files: written before, below its `dir`, mode 0600. sockets: below `dir`, made by the
+    program when it is ready. console: where the guest's console is written."""
+
+    argv: Sequence[str]
+    files: Mapping[Path, bytes] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    control: Path = Path()
+    agent: Path = Path()
+    console: Path = Path()
+    devices: Sequence[str] = ()  # host device nodes it opens: /dev/kvm, /dev/net/tun, …
+
+
+@dataclass(frozen=True, slots=True)
+class MachineStatus:
+    """What the VMM says of its machine."""
+
+    state: Literal["starting", "running", "paused", "stopped", "panicked"]
+    processors: int
+    memory_bytes: int
+    detail: str = ""
+
+
+class Machine(ABC):
+    """A machine whose VMM runs, over the VMM's own control channel."""
+
+    @abstractmethod
+    async def boot(self, *, timeout_s: float) -> None:
+        """Let it run. Programs that take their configuration over the channel are given it here."""
+
+    @abstractmethod
+    async def status(self) -> MachineStatus: ...
+
+    @abstractmethod
+    async def wait(self) -> str:
+        """Wait for the machine's end; answers why: "shutdown", "panic", "reset", "killed", …"""
+
+    @abstractmethod
+    async def pause(self) -> None: ...
+
+    @abstractmethod
+    async def resume(self) -> None: ...
+
+    @abstractmethod
+    async def save(self, directory: Path) -> None:
+        """Write memory and devices of a paused machine to `directory` (exists, empty). It stays paused."""
+
+    @abstractmethod
+    async def add(self, device: Device) -> None:
+        """Plug a device in; the guest may need a moment to see it (Guest.AwaitDevice)."""
+
+    @abstractmethod
+    async def remove(self, device_id: str, *, timeout_s: float) -> None:
+        """Unplug, and wait until the guest has let go. DeadlineExceeded when it does not."""
+
+    @abstractmethod
+    async def resize(self, *, processors: int | None = None, memory_bytes: int | None = None) -> MachineStatus:
+        """Ask for another size; answers what is reached. The guest's part is Guest.SetOnline."""
+
+    @abstractmethod
+    async def metrics(self) -> Mapping[str, float]:
+        """Numbers of the VMM's own, name to value with its unit in the name."""
+
+    @abstractmethod
+    async def quit(self, *, timeout_s: float) -> None:
+        """End the VMM at once. Idempotent."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of the channel; the machine goes on."""
+
+
+class Hypervisor(ABC):
+    """One program that runs machines."""
+
+    name: ClassVar[str]
+    abilities: ClassVar[Mapping[str, str]]  # a word of ABILITIES to "yes", "no: reason" or "limited: reason"
+
+    @abstractmethod
+    def prepare(self, config: MachineConfig) -> Launch:
+        """The program to start for `config`. Pure: touches nothing. Unsupported for what the program cannot do."""
+
+    @abstractmethod
+    async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:
+        """The machine of a VMM that was started from `prepare(config)`, now or long ago."""

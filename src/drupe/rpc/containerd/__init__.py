@@ -1,0 +1,1 @@
+"""containerd's messages, from its published .proto files."""
