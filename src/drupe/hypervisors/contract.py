@@ -2,7 +2,7 @@
 
 A driver (`Hypervisor`) knows one program; `prepare` turns a `MachineConfig` into the programs to start, as argv and
 files, and the caller starts them (by the keeper, in the pod's cgroup and namespaces, without rights); `connect` gives
-the `Machine`, over which everything else goes. So a machine that outlived its daemon is connected again
+the `Machine`, over which everything else goes. So a machine that outlived its daemon is connected again.
 
 Rules: what a program cannot do stands in `abilities` and is refused with `Unsupported` before anything is asked of it.
 Calls have deadlines and raise drupe.errors only. Removing what is not there, and stopping twice, is no error.
