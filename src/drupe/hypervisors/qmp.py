@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import EventListener, ExecuteError, ExecInterruptedError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
 from drupe.errors import DeadlineExceeded, HelperFailed, Unavailable
+from drupe.linux.unix_sockets import short_name
 from drupe.rpc.timeouts import timeout
 
 ANSWERS_WITHIN_S = 10.0
@@ -38,9 +39,9 @@ class Qmp:
         client.logger.addHandler(logging.NullHandler())
         listener = EventListener(names=_EVENTS)
         client.register_listener(listener)
-        with _translated("qmp_capabilities", timeout_s):
+        with _translated("qmp_capabilities", timeout_s), short_name(path) as name:
             async with timeout(timeout_s):
-                await client.connect(str(path))
+                await client.connect(name)
         return cls(client, listener)
 
     async def call(

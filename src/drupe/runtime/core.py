@@ -186,6 +186,18 @@ class Core:
                     container.ended(exit_.status)
                 return
 
+    def sandbox_failed(self, pod_id: str, cause: str) -> None:
+        """A pod's sandbox was lost: its containers' ends are told by themselves, and the pod keeps the cause. Given to
+        sandboxers as their `on_failed`."""
+        pod = self.pods.get(pod_id)
+        if pod is not None:
+            self.node.spawn(self._fail(pod, cause), f"failure of {pod.what}")
+
+    async def _fail(self, pod: Pod, cause: str) -> None:
+        async with pod.lock:
+            if pod.state in (State.RUNNING, State.PAUSED):
+                await pod.lose(cause)
+
     # -- inner --------------------------------------------------------------------------------------------------
 
     def adopt(self, pod: Pod) -> None:

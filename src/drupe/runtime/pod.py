@@ -194,6 +194,8 @@ class Pod:
             await self.sandboxer.start(self.id)
         else:
             await self.sandboxer.restore(self.id, origin.memory, origin.ids_of(self))
+        phases = self.sandboxer.phases(self.id)
+        self.status.timings_ms |= {f"start {name}": took for name, took in phases.items()}
 
     async def start_containers(self, fds: Mapping[str, int] | None = None) -> None:
         """Start, in order, those that are not running. The journal's phase is `containers` until all are."""
@@ -246,7 +248,7 @@ class Pod:
         require(self.what, self.state, State.READY, State.RUNNING, State.PAUSED, to="update it")
         self.check_allowed(f"an update of {self.what}", needed_by_update(resources))
         self.node.cgroups.check(resources)
-        apply_verified(self.node.cgroups, self.cgroup, resources)
+        apply_verified(self.node.cgroups, self.cgroup, self.sandboxer.host_limits(self.spec, resources))
         self.spec = msgspec.structs.replace(self.spec, resources=merged(self.spec.resources, resources))
         self.save()
         self._event("update")
@@ -327,6 +329,15 @@ class Pod:
         self.set_state(State.FAILED, phase=phase)
         self._event("fail", cause=cause)
 
+    async def lose(self, cause: str) -> None:
+        """Its sandbox has ended under it: what is left is taken down, and it fails."""
+        self._drop_deadline()
+        for container in self.containers.values():
+            if container.is_live:
+                container.ended(ExitStatus(code=255, at=time.time(), reason="Lost", message=cause))
+        await self._leave_sandbox(deadline_s=1.0)
+        self.fail("running", cause)
+
     def last_exit(self) -> ExitStatus | None:
         """The end of the first container that failed, else of the first; None while any lives."""
         if any(c.is_live for c in self.containers.values()):
@@ -365,7 +376,8 @@ class Pod:
 
     async def _make_cgroup(self) -> None:
         await asyncio.sleep(0)  # what waits for others is begun first
-        self.node.cgroups.create(self.cgroup, self.spec.resources)
+        limits = self.sandboxer.host_limits(self.spec, self.spec.resources)
+        self.node.cgroups.create(self.cgroup, limits)
 
     async def _remove_cgroup(self) -> None:
         await asyncio.to_thread(end_and_remove, self.node.cgroups, self.cgroup)

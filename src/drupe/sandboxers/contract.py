@@ -106,6 +106,8 @@ class TaskState:
 
 
 OnExit = Callable[[TaskExit], None]
+OnFailed = Callable[[str, str], None]
+"""Told of a sandbox that was lost with all in it: its id, and why. The ends of its tasks are told, too."""
 
 
 class Attachment(ABC):
@@ -191,6 +193,10 @@ class TaskService(ABC):
         """What runs in it. Pids are those of `pids`."""
         return list_processes(await self.pids(task_id))
 
+    def apart(self) -> Collection[str]:
+        """Keys ("task" or "task.exec") of what lives and is no task of the keeper's, so that it outlives one."""
+        return ()
+
     def hidden(self, task_id: str) -> Collection[str]:
         """Directories of a living container whose files are in the sandbox's memory, out of reach from outside."""
         return ()
@@ -217,6 +223,7 @@ class Sandboxer(ABC):
 
     kind: ClassVar[str]
     runs_modules: ClassVar[bool] = False  # its programs are WebAssembly modules, not Linux's
+    on_failed: OnFailed = staticmethod(lambda sandbox_id, cause: None)
 
     @abstractmethod
     def capabilities(self) -> Mapping[str, str]:
@@ -256,6 +263,15 @@ class Sandboxer(ABC):
 
     @abstractmethod
     async def stats(self, sandbox_id: str) -> Stats: ...
+
+    def host_limits(self, spec: PodSpec, resources: Resources) -> Resources:
+        """The limits of the pod's cgroup on the host for those that the pod is to have: what its boundary itself needs
+        comes on top."""
+        return resources
+
+    def phases(self, sandbox_id: str) -> Mapping[str, float]:
+        """What parts of the last start took, in milliseconds by name; empty where a start has none."""
+        return {}
 
     def logs(self, sandbox_id: str) -> Mapping[str, Path]:
         """Where the sandbox itself, not its containers, writes what it does: a word for each file. NotFound;

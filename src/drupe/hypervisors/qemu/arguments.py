@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from drupe.hypervisors.contract import Device, Disk, HostDevice, MachineConfig, Nic, Share
+from drupe.hypervisors.contract import Device, Disk, MachineConfig, Nic, Share
 
 ROOT_PORTS = 6  # how many devices can be plugged into a running q35: each costs boot time
 _CONTROL_FD, _AGENT_FD = 3, 4  # the listeners of `Launch.listeners`, in their order
@@ -29,7 +29,8 @@ def command_line(config: MachineConfig, program: str, machine: str, empty: Path)
     return [
         program, "-name", config.id, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-action", "panic=exit-failure", *_machine(config, machine), *_memory(config), *_guest(config, machine),
-        *_channels(machine), *_ports(machine), *_devices(config, machine), *_incoming(config), *_confinement(config, empty),
+        *_channels(machine), *_ports(machine), *_devices(config, machine), *_incoming(config),
+        *_confinement(config, empty),
     ]  # fmt: skip
 
 
@@ -87,7 +88,8 @@ def _ports(machine: str) -> list[str]:
 def _devices(config: MachineConfig, machine: str) -> list[str]:
     transport = "device" if machine == "microvm" else "pci"
     found: list[str] = []
-    for device in (*config.disks, *config.nics, *config.shares, *config.host_devices):
+    devices: list[Device] = [*config.disks, *config.nics, *config.shares, *config.host_devices]
+    for device in devices:
         found += cold(device, transport)
     return found
 
@@ -100,7 +102,6 @@ def cold(device: Device, transport: str) -> list[str]:
         return list(_nic(device, transport))
     if isinstance(device, Share):
         return list(_share(device, transport))
-    assert isinstance(device, HostDevice)
     return ["-device", f"vfio-pci,id={device.id},host={device.address}"]
 
 

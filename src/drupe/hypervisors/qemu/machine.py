@@ -21,9 +21,9 @@ SAVED_STATE = "devices"
 SAVED_MEMORY = "memory"
 _SAVE_TIMEOUT_S = 300.0
 _STATES = {
-    "running": "running", "paused": "paused", "suspended": "paused", "shutdown": "stopped", "guest-panicked": "panicked",
-    "postmigrate": "paused", "prelaunch": "starting", "inmigrate": "starting", "save-vm": "paused",
-    "finish-migrate": "paused", "restore-vm": "starting",
+    "running": "running", "shutdown": "stopped", "guest-panicked": "panicked",
+    "prelaunch": "starting", "inmigrate": "starting", "restore-vm": "starting",
+    "paused": "paused", "suspended": "paused", "postmigrate": "paused", "save-vm": "paused", "finish-migrate": "paused",
 }  # fmt: skip
 
 
@@ -150,7 +150,9 @@ class QemuMachine(Machine):
         node = {"node-name": f"n-{disk.id}", "driver": disk.format, "read-only": disk.read_only, "file": file}
         await self._qmp.call("blockdev-add", node)
         try:
-            await self._plug({"driver": "virtio-blk-pci", "id": disk.id, "drive": f"n-{disk.id}", "serial": disk.id[:20]})
+            await self._plug(
+                {"driver": "virtio-blk-pci", "id": disk.id, "drive": f"n-{disk.id}", "serial": disk.id[:20]}
+            )
         except DrupeError:
             with contextlib.suppress(DrupeError):
                 await self._qmp.call("blockdev-del", {"node-name": f"n-{disk.id}"})
