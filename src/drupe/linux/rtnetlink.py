@@ -48,13 +48,20 @@ _RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_PROTINFO = 1, 3, 4, 5, 10, 12
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_STATS64, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD = 18, 20, 23, 26, 27, 28
-_IFLA_NUM_TX_QUEUES, _IFLA_CARRIER, _IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 31, 33, 56, 57
+_IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES, _IFLA_CARRIER, _IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = (
+    31,
+    32,
+    33,
+    56,
+    57,
+)
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_BR_MCAST_SNOOPING = 23
 _IFLA_BRPORT_MODE = 4  # hairpin
 _IFLA_INET6_ADDR_GEN_MODE = 8
 _IN6_ADDR_GEN_MODE_NONE = 1
 _VETH_INFO_PEER = 1
+_IFLA_MACVLAN_MODE, _MACVLAN_MODE_PASSTHRU = 1, 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFA_F_NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_CACHEINFO, _RTA_TABLE = 1, 4, 5, 6, 7, 12, 15
@@ -127,6 +134,15 @@ def new_veth(name: str, *, master: int, mtu: int, peer_netns: int, peer: str, pe
     data = nested(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER | 0x8000, far))
     body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + u32(_IFLA_MTU, mtu)
     body += u32(_IFLA_MASTER, master) + nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "veth"), data)
+    return Message(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def new_macvtap(name: str, *, lower: int, mtu: int, queues: int) -> Message:
+    """A macvtap, down, in passthru mode: it takes all frames and the address of the interface that it stands on."""
+    body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + u32(_IFLA_LINK, lower) + u32(_IFLA_MTU, mtu)
+    body += u32(_IFLA_NUM_TX_QUEUES, queues) + u32(_IFLA_NUM_RX_QUEUES, queues)
+    data = nested(_IFLA_INFO_DATA, u32(_IFLA_MACVLAN_MODE, _MACVLAN_MODE_PASSTHRU))
+    body += nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "macvtap"), data)
     return Message(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 

@@ -8,13 +8,15 @@ import select
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from drupe.linux import tuntap
-from drupe.resources.network.endpoints import joining
+from drupe.linux import rtnetlink, tuntap
+from drupe.linux.netlink import Netlink
+from drupe.resources.network.endpoints import joining, late
 from drupe.resources.network.endpoints.contract import Joined, Wanted
 from framework import netlab
 from framework.netlab import Peer, inside
@@ -36,14 +38,16 @@ def open_in(pod: Peer, tap: str, *, queues: int = 1) -> Iterator[int]:
         os.close(fd)
 
 
-def frame_from(fd: int, wanted: bytes, timeout_s: float = 5.0) -> bytes:
-    """The first frame at the tap that has `wanted` in it."""
-    while True:
-        ready, _, _ = select.select([fd], [], [], timeout_s)
-        assert ready, f"no frame with {wanted!r} came out of the tap"
-        frame = os.read(fd, 65536)
-        if wanted in frame:
-            return frame
+def frame_from(fd: int, wanted: bytes, again: Callable[[], object]) -> bytes:
+    """The first frame at the tap that has `wanted` in it. again: sends it once more: an interface that has just got its
+    carrier drops what comes before the kernel has seen to that."""
+    for _ in range(50):
+        again()
+        while select.select([fd], [], [], 0.1)[0]:
+            frame = os.read(fd, 65536)
+            if wanted in frame:
+                return frame
+    raise AssertionError(f"no frame with {wanted!r} came out of the tap")
 
 
 def datagram(source_mac: str, target_mac: str, text: bytes) -> bytes:
@@ -82,11 +86,17 @@ def prove(cable: Cable, fd: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
         host.bind((HOST, 9999))
         host.settimeout(5)
-        host.sendto(b"from the host", (POD, 1234))
-        frame = frame_from(fd, b"from the host")
+        frame = frame_from(fd, b"from the host", lambda: host.sendto(b"from the host", (POD, 1234)))
         assert frame[:6].hex(":") == cable.pod_mac
         os.write(fd, datagram(cable.pod_mac, cable.host_mac, b"from the guest"))
         assert host.recvfrom(100) == (b"from the guest", (POD, 1234))
+
+
+def tap_of(pod: Peer, name: str) -> rtnetlink.Link:
+    with inside(pod.netns), Netlink() as netlink:
+        found = rtnetlink.link(netlink, name)
+    assert found
+    return found
 
 
 async def join_eth0(lab, pod: Peer, wanted: Wanted) -> Joined:
@@ -101,6 +111,128 @@ def everything(pod: Peer) -> str:
         for words in (["tc", "qdisc"], ["tc", "filter", "show", "dev", "eth0", "ingress"]):
             shown += subprocess.run(words, capture_output=True, text=True, check=False).stdout
     return shown
+
+
+@pytest.mark.parametrize("model", ["tc-filter", "bridged"])
+def test_each_model_that_has_a_tap(lab, model: str) -> None:
+    """Frames pass, twice joined is once joined, and all is as before in the end."""
+
+    async def scenario() -> None:
+        pod = lab.pod()
+        cable = Cable(pod)
+        before = everything(pod)
+        joined = await join_eth0(lab, pod, Wanted(model=model))
+        again = await join_eth0(lab, pod, Wanted(model=model))
+        assert (joined.how, joined.endpoint.link.mac) == (model, cable.pod_mac)
+        assert (again.tap, again.endpoint.link.mac) == (joined.tap, cable.pod_mac)
+        with open_in(pod, joined.tap) as fd:
+            prove(cable, fd)
+        await joining.part(lab.keeper, pod.netns)
+        assert everything(pod) == before
+
+    asyncio.run(scenario())
+
+
+def test_macvtap(lab, tmp_path: Path) -> None:
+    """Through the character device that the kernel named; the node goes with it."""
+
+    async def scenario() -> None:
+        pod = lab.pod()
+        cable = Cable(pod)
+        joined = await join_eth0(lab, pod, Wanted(model="macvtap", dir=tmp_path))
+        assert joined.node
+        fd = os.open(joined.node, os.O_RDWR | os.O_NONBLOCK)
+        with inside(pod.netns):
+            tuntap.attach_tap(fd, f"drupe-tap{joined.endpoint.link.index}", offload=False)
+        try:
+            prove(cable, fd)
+        finally:
+            os.close(fd)
+        await joining.part(lab.keeper, pod.netns, directory=tmp_path)
+        assert list(tmp_path.glob("drupe-*")) == []
+        assert "drupe-" not in pod.ip("link")
+
+    asyncio.run(scenario())
+
+
+def test_none_and_owner_and_queues(lab) -> None:
+    """A tap that is joined to nothing; its owner needs no right to open it, and only with the queues that it has."""
+
+    async def scenario() -> None:
+        pod = lab.pod()
+        Cable(pod)
+        joined = await join_eth0(lab, pod, Wanted(model="none", queues=2, owner=4711))
+        details = dict(tap_of(pod, joined.tap).details)
+        assert int.from_bytes(details[1], "little") == 4711  # IFLA_TUN_OWNER
+        with open_in(pod, joined.tap, queues=2), open_in(pod, joined.tap, queues=2):
+            pass
+        with pytest.raises(OSError, match="Invalid argument"), open_in(pod, joined.tap):
+            pass
+        await joining.part(lab.keeper, pod.netns, "eth0")
+        assert "drupe-" not in pod.ip("link")
+
+    asyncio.run(scenario())
+
+
+def test_kinds(lab, tmp_path: Path) -> None:
+    """Each kind of interface that this kernel has, and what becomes of it."""
+
+    async def scenario() -> None:
+        pod = lab.pod()
+        Cable(pod)
+        pod.ip("link add vx0 type vxlan id 5 dstport 4789")
+        pod.ip("tuntap add free0 mode tap")
+        pod.ip("tuntap add layer0 mode tun")
+        netlab.ip("link add far1 type veth peer name low0")
+        netlab.ip("link set low0 up")
+        netlab.ip(f"link add link low0 name mv0 netns {pod.pid} type macvlan mode bridge")
+        for name in ("vx0", "free0", "layer0", "mv0"):
+            pod.ip(f"link set {name} up")
+        pod.ip("addr add 10.9.0.1/24 dev vx0")
+        kinds = {e.name: e for e in await joining.find(lab.keeper, pod.netns)}
+        assert {name: e.kind for name, e in kinds.items()} == {
+            "eth0": "veth", "vx0": "other", "free0": "tap", "layer0": "layer 3", "mv0": "macvlan",
+        }  # fmt: skip
+        unknown = await joining.join(lab.keeper, pod.netns, kinds["vx0"], Wanted())
+        assert (unknown.how, "'vxlan'" in unknown.note) == ("tc-filter", True)
+        assert (await joining.join(lab.keeper, pod.netns, kinds["free0"], Wanted())).tap == "free0"
+        left = await joining.join(lab.keeper, pod.netns, kinds["layer0"], Wanted())
+        assert (left.how, "no Ethernet frames" in left.note) == ("left out", True)
+        other = await joining.join(lab.keeper, pod.netns, kinds["mv0"], Wanted(model="macvtap"))
+        assert (other.how, "cannot be joined by macvtap" in other.note) == ("tc-filter", True)
+        with open_in(pod, "free0"):
+            (held,) = [e for e in await joining.find(lab.keeper, pod.netns) if e.name == "free0"]
+            assert held.kind == "tuntap"
+        (tmp_path / POD).mkdir()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(tmp_path / POD / "vhu.sock"))
+            found = await joining.find(lab.keeper, pod.netns, vhost_user=tmp_path)
+            joined = await joining.join(lab.keeper, pod.netns, found[0], Wanted())
+            assert (joined.how, joined.socket) == ("vhost-user", tmp_path / POD / "vhu.sock")
+        await joining.part(lab.keeper, pod.netns)
+        assert "drupe-" not in pod.ip("link")
+
+    asyncio.run(scenario())
+
+
+def test_a_late_namespace_and_a_late_interface(lab) -> None:
+    """Waited for by events: the first as soon as it is complete, another one while the pod lives."""
+
+    async def scenario() -> None:
+        pod = lab.pod()
+        assert await late.await_endpoints(lab.keeper, pod.netns, timeout_s=0.1) == []
+        waiting = asyncio.ensure_future(late.await_endpoints(lab.keeper, pod.netns, timeout_s=10))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(Cable, pod)
+        (endpoint,) = await waiting
+        assert (endpoint.addresses[0], endpoint.routes[0].gateway) == (f"{POD}/24", HOST)
+        watch = await late.LinkWatch.open(lab.keeper, pod.netns)
+        await asyncio.to_thread(pod.ip, "link add vx0 up type vxlan id 5 dstport 4789")
+        await asyncio.wait_for(watch.changed(), 10)
+        watch.close()
+        assert {e.name for e in await joining.find(lab.keeper, pod.netns)} == {"eth0", "vx0"}
+
+    asyncio.run(scenario())
 
 
 def test_veth_by_tc_filter(lab) -> None:
