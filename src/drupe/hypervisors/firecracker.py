@@ -28,7 +28,7 @@ from drupe.hypervisors.contract import (
 )  # fmt: skip
 from drupe.hypervisors.rest import ANSWERS_WITHIN_S, Lifeline, Rest
 from drupe.hypervisors.restmachine import RestMachine, connected
-from drupe.linux.unix_sockets import kill_peer
+from drupe.linux.unix_peers import kill_peer
 
 GUEST_CID = 3
 _SAVE_TIMEOUT_S = 300.0

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 MAX_FDS = 32  # far below the kernel's SCM_MAX_FD (253); no call of ours takes more than three
@@ -49,23 +47,3 @@ def recv_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
             os.close(fd)
         raise OSError(errno.EMSGSIZE, f"more than {MAX_FDS} descriptors in one message")
     return data, fds
-
-
-def kill_peer(path: Path) -> bool:
-    """SIGKILL to the process that listens at `path`; whether there was one. Never to ourselves: OSError EPERM."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
-            sock.connect(str(path))
-            listener = peer_credentials(sock).pid
-            pidfd = os.pidfd_open(listener)
-        except (ConnectionError, FileNotFoundError, ProcessLookupError):
-            return False
-        try:
-            if listener == os.getpid():
-                raise PermissionError(errno.EPERM, "the listener is this process")
-            # The connection is to a process that lives: had its number gone to another, ours would have been reset.
-            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
-        return True
