@@ -113,6 +113,7 @@ def _rebind(address: str, driver: str, sysfs: Path) -> None:
         return
     if now:
         _write(device / "driver/unbind", address)
+        _await_driver(address, "", sysfs)
     if driver:
         _write(sysfs / "bus/pci/drivers_probe", address)
         _await_driver(address, driver, sysfs)
@@ -122,8 +123,8 @@ def _await_driver(address: str, driver: str, sysfs: Path) -> None:
     deadline = time.monotonic() + _BINDS_WITHIN_S
     while (now := driver_of(address, sysfs=sysfs)) != driver:
         if time.monotonic() > deadline:
-            got = f"it has {now}" if now else "it has none"
-            raise InvalidState(f"PCI device {address} did not come to driver {driver}", stage="devices", cause=got)
+            what = f"did not come to driver {driver}" if driver else f"was not let go of by driver {now}"
+            raise InvalidState(f"PCI device {address} {what}", stage="devices", cause=f"it has {now or 'none'}")
         time.sleep(0.01)
 
 
