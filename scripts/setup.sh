@@ -27,6 +27,8 @@ containerd                 containerd
 clang-14                   clang-14
 lld-14                     wasm-ld-14
 wasi-libc                  /usr/include/wasm32-wasi
+user-mode-linux            linux.uml
+cpio                       cpio
 libclang-rt-14-dev-wasm32  /usr/lib/llvm-14/lib/clang/*/lib/wasi/*
 '
 

@@ -301,6 +301,27 @@ def test_netns_socket(tmp_path: Path) -> None:
     in_site(tmp_path, scenario)
 
 
+def test_netns_open(tmp_path: Path) -> None:
+    """A sysctl is the namespace's in which its file was opened; the keeper stays where it is."""
+
+    async def scenario(here: Site) -> None:
+        ns = here.run_dir / "ns"
+        await here.keeper.create_namespaces(ns, ["net"])
+        own = Path("/proc/sys/net/ipv4/ip_default_ttl")
+        before = own.read_text()
+        fd = await here.keeper.netns_open(ns / "net", str(own))
+        with os.fdopen(fd, "r+") as inside:
+            inside.write("77")
+            inside.flush()
+            inside.seek(0)
+            assert inside.read() == "77\n"
+        assert own.read_text() == before
+        with pytest.raises(errors.NotFound):
+            await here.keeper.netns_open(ns / "net", "/nonexistent")
+
+    in_site(tmp_path, scenario)
+
+
 # ── mounts ──
 
 

@@ -223,6 +223,11 @@ class Keeper:
         answer = await self.call("netns_socket", netns=str(netns), family=family, type=type, protocol=protocol)
         return answer.fds["socket"]
 
+    async def netns_open(self, netns: Path | str, path: str) -> int:
+        """The descriptor of a file opened, for reading and writing, inside a network namespace."""
+        answer = await self.call("netns_open", netns=str(netns), path=path)
+        return answer.fds["file"]
+
     async def mount(
         self,
         mounts: Sequence[Mount],
