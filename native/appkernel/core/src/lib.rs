@@ -1,0 +1,1 @@
+//! Tasks, memory, signals and system calls.

@@ -1,0 +1,1 @@
+//! The host, as the application kernel uses it.

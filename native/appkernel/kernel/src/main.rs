@@ -1,0 +1,3 @@
+//! `drupe-appkernel`: the kernel of one pod.
+
+fn main() {}
