@@ -8,16 +8,25 @@
 pub mod backing;
 pub mod cred;
 pub mod dentry;
+pub mod directory;
 pub mod fdtable;
 pub mod file;
 pub mod inode;
+pub mod inotify;
+pub mod ioctl;
 pub mod kind;
 pub mod locks;
 pub mod mount;
+mod names;
 pub mod open;
+pub mod ops;
 pub mod sync;
+#[cfg(test)]
+mod testing;
 pub mod time;
+pub mod tmpfs;
 pub mod wait;
+pub mod walk;
 
 pub use backing::{Backing, Backings};
 pub use dentry::{Dentry, Path};
@@ -27,5 +36,7 @@ pub use inode::{FileSystem, Inode, InodeRef, NewNode, Xattrs};
 pub use kind::FileType;
 pub use mount::{Mount, MountNamespace};
 pub use open::{OpenFile, OpenFlags};
+pub use ops::{SpecialFiles, TimeChange};
 pub use time::{Clock, ClockId};
 pub use wait::{Events, Registration, WaitQueue, Wake};
+pub use walk::{How, View};

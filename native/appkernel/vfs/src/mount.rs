@@ -8,6 +8,7 @@ use drupe_appkernel_abi::{Errno, Result};
 
 use crate::dentry::{Dentry, Path};
 use crate::inode::FileSystem;
+use crate::kind::make_device;
 use crate::sync::Mutex;
 
 pub const MS_RDONLY: u32 = 1;
@@ -29,6 +30,12 @@ const SHOWN: [(u32, &str); 6] = [
 ];
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// A device number for a file system that lies on no device (0:1, 0:2, …).
+pub fn anonymous_device() -> u64 {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    make_device(0, NEXT.fetch_add(1, Ordering::Relaxed))
+}
 
 /// A file system, or a part of one, at a place in the tree.
 pub struct Mount {

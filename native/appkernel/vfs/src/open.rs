@@ -8,6 +8,7 @@ use drupe_appkernel_abi::{Errno, Result};
 use crate::dentry::Path;
 use crate::file::{Context, File, Metadata, SeekFrom};
 use crate::inode::DirEntry;
+use crate::inotify::{self, IN_ACCESS, IN_CLOSE_NOWRITE, IN_CLOSE_WRITE, IN_MODIFY};
 use crate::sync::Mutex;
 use crate::wait::Events;
 
@@ -131,9 +132,26 @@ impl OpenFile {
         self.file.can_seek().then_some(()).ok_or(Errno::SPIPE)
     }
 
+    fn tell(&self, mask: u32) {
+        if let Some(path) = &self.path {
+            inotify::tell(path, mask);
+        }
+    }
+
+    fn told(&self, result: Result<usize>, mask: u32) -> Result<usize> {
+        if result.is_ok_and(|count| count > 0) {
+            self.tell(mask);
+        }
+        result
+    }
+
     /// read(2), at the file's offset. EAGAIN also for blocking files: the caller waits.
     pub fn read(&self, context: &Context, out: &mut [u8]) -> Result<usize> {
         self.check_readable()?;
+        self.told(self.read_on(context, out), IN_ACCESS)
+    }
+
+    fn read_on(&self, context: &Context, out: &mut [u8]) -> Result<usize> {
         if !self.file.can_seek() {
             return self.file.read(context, 0, out);
         }
@@ -146,6 +164,10 @@ impl OpenFile {
     /// write(2), at the file's offset or with O_APPEND at the end.
     pub fn write(&self, context: &Context, data: &[u8]) -> Result<usize> {
         self.check_writable()?;
+        self.told(self.write_on(context, data), IN_MODIFY)
+    }
+
+    fn write_on(&self, context: &Context, data: &[u8]) -> Result<usize> {
         if !self.file.can_seek() {
             return self.file.write(context, 0, data);
         }
@@ -164,7 +186,7 @@ impl OpenFile {
     pub fn pread(&self, context: &Context, offset: u64, out: &mut [u8]) -> Result<usize> {
         self.check_readable()?;
         self.check_seekable()?;
-        self.file.read(context, offset, out)
+        self.told(self.file.read(context, offset, out), IN_ACCESS)
     }
 
     /// pwrite64(2); with O_APPEND at the end, as Linux does (BUGS there).
@@ -172,9 +194,9 @@ impl OpenFile {
         self.check_writable()?;
         self.check_seekable()?;
         if self.flags().has(OpenFlags::APPEND) {
-            return Ok(self.file.append(context, data)?.0);
+            return self.told(self.file.append(context, data).map(|(count, _)| count), IN_MODIFY);
         }
-        self.file.write(context, offset, data)
+        self.told(self.file.write(context, offset, data), IN_MODIFY)
     }
 
     /// lseek(2). ESPIPE; EINVAL for a result below zero; ENXIO.
@@ -211,7 +233,9 @@ impl OpenFile {
         if !self.flags().writes() {
             return Err(Errno::INVAL);
         }
-        self.file.truncate(context, size_bytes)
+        self.file.truncate(context, size_bytes)?;
+        self.tell(IN_MODIFY);
+        Ok(())
     }
 
     pub fn poll(&self, interest: Events) -> Events {
@@ -222,6 +246,9 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
+            if !self.flags().has(OpenFlags::PATH) {
+                inotify::tell(path, if self.flags().writes() { IN_CLOSE_WRITE } else { IN_CLOSE_NOWRITE });
+            }
             path.inode().attachment().locks.release_file(self.id);
         }
     }
