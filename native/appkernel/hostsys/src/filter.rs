@@ -59,9 +59,9 @@ pub const STUB: &[Rule] = &[
     rule(libc::SYS_sigaltstack, When::Always, Action::Allow, "where its own handler runs"),
     rule(
         libc::SYS_arch_prctl,
-        When::OneOf { argument: 0, mask: u32::MAX, values: &[0x1001, 0x1002] },
+        When::OneOf { argument: 0, mask: u32::MAX, values: &[0x1001, 0x1002, 0x1003, 0x1004] },
         Action::Allow,
-        "its own segment bases",
+        "its own segment bases, set and read",
     ),
     rule(libc::SYS_exit, When::Always, Action::Allow, "the end of the calling thread"),
     rule(libc::SYS_close_range, When::Always, Action::Allow, "letting go of descriptors, of which it can use none"),
