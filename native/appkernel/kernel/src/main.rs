@@ -1,3 +1,10 @@
 //! `drupe-appkernel`: the kernel of one pod.
 
-fn main() {}
+mod ops;
+mod trap;
+#[cfg(test)]
+mod trap_tests;
+
+fn main() {
+    let _ = trap::Stubs::start();
+}
