@@ -17,26 +17,60 @@ pub struct ThreadId(pub u32);
 /// of mmap(2).
 #[derive(Clone)]
 pub enum MemoryOp {
-    MapAnonymous { address: u64, size: u64, protection: u32, shared: bool },
-    MapFile { address: u64, size: u64, protection: u32, shared: bool, file: Arc<dyn HostFile>, offset: u64 },
-    Unmap { address: u64, size: u64 },
-    Protect { address: u64, size: u64, protection: u32 },
-    Move { from: u64, from_size: u64, to: u64, to_size: u64 },
+    MapAnonymous {
+        address: u64,
+        size: u64,
+        protection: u32,
+        shared: bool,
+    },
+    MapFile {
+        address: u64,
+        size: u64,
+        protection: u32,
+        shared: bool,
+        file: Arc<dyn HostFile>,
+        offset: u64,
+    },
+    Unmap {
+        address: u64,
+        size: u64,
+    },
+    Protect {
+        address: u64,
+        size: u64,
+        protection: u32,
+    },
+    Move {
+        from: u64,
+        from_size: u64,
+        to: u64,
+        to_size: u64,
+    },
     /// Segment bases of the calling thread.
     SetFs(u64),
     SetGs(u64),
     GetFs(u64),
     GetGs(u64),
     /// Wake all who wait in futex(2) at this address.
-    FutexWake { address: u64, count: u32 },
+    FutexWake {
+        address: u64,
+        count: u32,
+    },
 }
 
 /// Why a thread has left guest code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trap {
-    Call { number: u64, args: [u64; 6] },
+    Call {
+        number: u64,
+        args: [u64; 6],
+    },
     /// A processor exception as Linux's signal: number, si_code, si_addr.
-    Fault { signal: i32, code: i32, address: u64 },
+    Fault {
+        signal: i32,
+        code: i32,
+        address: u64,
+    },
     /// `kick` was called; or nothing has happened.
     Kicked,
 }

@@ -19,9 +19,17 @@ pub enum Action {
 pub enum When {
     Always,
     /// (argument & mask) == value
-    Masked { argument: u8, mask: u32, value: u32 },
+    Masked {
+        argument: u8,
+        mask: u32,
+        value: u32,
+    },
     /// argument & mask is one of these
-    OneOf { argument: u8, mask: u32, values: &'static [u32] },
+    OneOf {
+        argument: u8,
+        mask: u32,
+        values: &'static [u32],
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +62,12 @@ pub const STUB: &[Rule] = &[
     ),
     rule(libc::SYS_mmap, When::Always, Action::Ask, "pages of a file that the kernel put there for this call"),
     rule(libc::SYS_munmap, When::Always, Action::Allow, "its own memory"),
-    rule(libc::SYS_mprotect, When::Always, Action::Allow, "its own memory; a shared file's pages keep what open allowed"),
+    rule(
+        libc::SYS_mprotect,
+        When::Always,
+        Action::Allow,
+        "its own memory; a shared file's pages keep what open allowed",
+    ),
     rule(libc::SYS_mremap, When::Always, Action::Allow, "its own memory"),
     rule(libc::SYS_sigaltstack, When::Always, Action::Allow, "where its own handler runs"),
     rule(

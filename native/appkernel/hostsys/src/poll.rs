@@ -49,9 +49,8 @@ impl Poller {
         });
         let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         // SAFETY: `events` has room for as many as are asked for; `limit` is null or ours.
-        let count = unsafe {
-            libc::syscall(libc::SYS_epoll_pwait2, self.0.as_raw_fd(), events.as_mut_ptr(), 32, limit, 0, 8)
-        };
+        let count =
+            unsafe { libc::syscall(libc::SYS_epoll_pwait2, self.0.as_raw_fd(), events.as_mut_ptr(), 32, limit, 0, 8) };
         if count < 0 {
             let error = io::Error::last_os_error();
             return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };

@@ -148,7 +148,14 @@ fn prepare(slots: BorrowedFd<'_>) -> Result<(), i32> {
 fn map_fixed(at: u64, size: u64, flags: i32, fd: i32) -> Result<(), i32> {
     // SAFETY: nothing of this process lies there (layout).
     let got = unsafe {
-        libc::mmap(at as *mut libc::c_void, size as usize, 3, flags | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE, fd, 0)
+        libc::mmap(
+            at as *mut libc::c_void,
+            size as usize,
+            3,
+            flags | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE,
+            fd,
+            0,
+        )
     };
     if got as u64 == at {
         Ok(())
@@ -158,11 +165,7 @@ fn map_fixed(at: u64, size: u64, flags: i32, fd: i32) -> Result<(), i32> {
 }
 
 fn handle_signals() -> Result<(), i32> {
-    let stack = libc::stack_t {
-        ss_sp: (SLOTS + STACK as u64) as *mut libc::c_void,
-        ss_flags: 0,
-        ss_size: STACK_SIZE,
-    };
+    let stack = libc::stack_t { ss_sp: (SLOTS + STACK as u64) as *mut libc::c_void, ss_flags: 0, ss_size: STACK_SIZE };
     // SAFETY: `stack` describes mapped memory.
     done(unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) }.into())?;
     let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART) as u64 | SA_RESTORER;

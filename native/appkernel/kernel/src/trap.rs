@@ -193,7 +193,8 @@ impl Stubs {
         let fd = self.listener.add_fd(born.id, slots.as_fd(), None).map_err(errno)?;
         let (space, thread) = (SpaceId(self.next), ThreadId(self.next));
         self.next += 1;
-        self.poller.add(std::os::fd::AsRawFd::as_raw_fd(&pidfd), libc::EPOLLIN as u32, WORD_SPACE | u64::from(space.0))
+        self.poller
+            .add(std::os::fd::AsRawFd::as_raw_fd(&pidfd), libc::EPOLLIN as u32, WORD_SPACE | u64::from(space.0))
             .map_err(errno)?;
         let resting = (0..index).collect();
         let new = Space { process: born.thread, pidfd, slots, next_slot: index + 1, resting, threads: 1 };

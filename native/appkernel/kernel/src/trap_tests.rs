@@ -86,7 +86,8 @@ fn a_jump_into_the_stub_maps_no_file_and_makes_no_process() {
     for (number, flags) in [(9u8, 0x11u8), (56, 17)] {
         // mov eax, number; mov edi, flags; mov r10d, flags; jump to a syscall instruction of the stub's page
         let stub = drupe_appkernel_hostsys::stub::code();
-        let at = stub.windows(2).position(|w| w == [0x0f, 0x05]).unwrap() as u64 + drupe_appkernel_hostsys::layout::CODE;
+        let at =
+            stub.windows(2).position(|w| w == [0x0f, 0x05]).unwrap() as u64 + drupe_appkernel_hostsys::layout::CODE;
         let mut code = vec![0xb8, number, 0, 0, 0, 0xbf, flags, 0, 0, 0, 0x41, 0xba, flags, 0, 0, 0, 0x48, 0xbb];
         code.extend(at.to_le_bytes());
         code.extend([0xff, 0xe3]);
