@@ -1,0 +1,3 @@
+//! Tasks, memory, signals and system calls.
+
+pub mod platform;
