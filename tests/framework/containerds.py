@@ -116,6 +116,7 @@ class Containerd(PrivateHost):
         argv = ("containerd", "--config", str(self.directory / "config.toml"))
         self.process = self.serve(*argv, log="containerd.log")
         self._services.append(self.process)
+        self.wait_for("/run/drupe/drupe.sock")
         self.wait_for(SOCKET)
         self.ctr("version")
 

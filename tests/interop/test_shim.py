@@ -11,7 +11,7 @@ from framework.containerds import IMAGE, VERSIONS, Containerd, needs_containerd
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-RUNTIMES = ("io.containerd.runc.v2",)
+RUNTIMES = ("io.containerd.runc.v2", "io.containerd.drupe.v2")
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
