@@ -18,6 +18,7 @@ use control::{text, Question};
 use message::{put_bytes, put_number};
 use serde_json::{json, Value};
 use std::env;
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -62,6 +63,9 @@ fn start(name: &str, call: &mut Call) -> Result<Vec<u8>, String> {
     });
     let answer = ask("containerd.start", &params)?;
     let address = text(&answer, "address");
+    // Up to 1.7 containerd looks there for a task that is from before its restart; we are called in the bundle.
+    let kept = fs::write(".address", address).and_then(|()| fs::rename(".address", "address"));
+    kept.map_err(|error| format!("cannot write the bundle's file \"address\": {error}"))?;
     Ok(match form {
         Form::Plain => address.as_bytes().to_vec(),
         Form::Message => {
@@ -75,8 +79,7 @@ fn start(name: &str, call: &mut Call) -> Result<Vec<u8>, String> {
 }
 
 fn delete(call: &Call) -> Result<Vec<u8>, String> {
-    let params =
-        json!({"namespace": call.namespace, "id": call.id, "grpc": call.address, "ttrpc": call.ttrpc});
+    let params = json!({"namespace": call.namespace, "id": call.id, "grpc": call.address, "ttrpc": call.ttrpc});
     let answer = ask("containerd.delete", &params)?;
     let number = |name: &str| answer[name].as_u64().unwrap_or_default();
     let at = answer["exited_at"].as_f64().unwrap_or_default();

@@ -97,6 +97,7 @@ async def start(service: TaskService, request: task.StartRequest) -> Message:
 
 
 async def delete(service: TaskService, request: task.DeleteRequest) -> Message:
+    """InvalidState for what lives, as runc's shim has it."""
     found = service.task(request.id)
     if request.exec_id:
         exec_ = found.exec(request.exec_id)
@@ -116,6 +117,7 @@ def _deleted(pid: int, exit_: ExitStatus | None) -> Message:
 
 
 async def wait(service: TaskService, request: task.WaitRequest) -> Message:
+    """Held until the end; of an exec that is not started, too."""
     found = service.task(request.id)
     if request.exec_id:
         exec_ = found.exec(request.exec_id)
@@ -136,6 +138,7 @@ async def shutdown(service: TaskService, request: task.ShutdownRequest) -> Messa
 
 
 async def state(service: TaskService, request: task.StateRequest) -> Message:
+    """Of a task or an exec: cheap, as containerd asks often."""
     found = service.task(request.id)
     record = found.record
     if request.exec_id:
