@@ -61,6 +61,7 @@ class Pod:
             id=id_,
             name=name,
             namespace=spec.namespace,
+            owner=spec.owner,
             state=self.state,
             sandbox=choice.kind,
             choice=choice,
@@ -78,6 +79,8 @@ class Pod:
 
     @property
     def cgroup(self) -> str:
+        if self.spec.cgroup:
+            return self.spec.cgroup
         parent = self.spec.cgroup_parent
         return f"{parent.rstrip('/')}/drupe-{self.id}" if parent else f"{self.node.paths.cgroup}/{self.id}"
 

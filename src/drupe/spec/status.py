@@ -99,6 +99,7 @@ class PodStatus(Record):
     namespace: str
     state: str
     sandbox: str
+    owner: str = ""
     created_at: float = 0.0
     hostname: str = ""
     labels: dict[str, str] = {}

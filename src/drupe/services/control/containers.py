@@ -196,7 +196,8 @@ async def _sample(service: ControlService, refs: tuple[str, ...]) -> list[StatsI
 
 
 def _running(service: ControlService) -> list[Container]:
-    return [c for pod in service.core.pods.values() for c in pod.containers.values() if c.is_live]
+    ours = [pod for pod in service.core.pods.values() if not pod.spec.owner]
+    return [c for pod in ours for c in pod.containers.values() if c.is_live]
 
 
 @method("container.inspect")
