@@ -33,7 +33,7 @@ state = "/run/containerd-state"
 # Its pause image is ours, and it must not ask for more than root may do here.
 _CRI_V2 = """
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "docker.io/library/busybox:latest"
+  sandbox_image = "localhost/pause:latest"
   disable_apparmor = true
   restrict_oom_score_adj = true
   stream_server_port = "0"
@@ -43,7 +43,7 @@ _CRI_V2 = """
 """
 _CRI_V3 = """
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
-  sandbox = "docker.io/library/busybox:latest"
+  sandbox = "localhost/pause:latest"
 [plugins.'io.containerd.cri.v1.runtime']
   disable_apparmor = true
   restrict_oom_score_adj = true
