@@ -91,13 +91,22 @@ class Containerd(PrivateHost):
     CRI plug-in, with what `extra` adds to the configuration. `stop`, `kill` and `start` again test recovery; `load`
     gives it the image. Make it before the leak checker looks: a fixture of a module, or of a session."""
 
-    def __init__(self, directory: Path, version: Version, store: Path, *, cri: bool = False, extra: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        version: Version,
+        store: Path,
+        *,
+        cri: bool = False,
+        extra: str = "",
+        drupe_config: Path | None = None,
+    ) -> None:
         self.version = version
         self.process: subprocess.Popen[bytes] | None = None
         copy_store(store, directory / "drupe")
         for parent in _parents():  # runc makes them and leaves them
             parent.mkdir(exist_ok=True)
-        super().__init__(directory)
+        super().__init__(directory, config=drupe_config)
         beside = [str(version.directory)] if version.directory else []
         self.env["PATH"] = ":".join([*beside, str(COMMAND.parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
         (directory / "cni").mkdir(exist_ok=True)

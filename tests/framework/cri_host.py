@@ -38,11 +38,27 @@ _NETWORK = {
 }  # fmt: skip
 
 
+_SANDBOXER = """
+[proxy_plugins.drupe]
+  type = "sandbox"
+  address = "/run/drupe/sandboxer.sock"
+"""
+_HANDLER_V3 = """
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{name}]
+  runtime_type = "io.containerd.drupe.v2"
+  sandboxer = "drupe"
+"""
+HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm")
+
+
 class CriHost(Containerd):
     """containerd with its CRI, our handlers among its runtimes; see Containerd for the rest. Usable after `open`."""
 
-    def __init__(self, directory: Path, version: Version, store: Path, *, extra: str = "") -> None:
-        super().__init__(directory, version, store, cri=True, extra=extra)
+    def __init__(self, directory: Path, version: Version, store: Path) -> None:
+        config = directory / "drupe.toml"
+        config.write_text("[containerd]\nsandboxer = true\n")
+        handlers = "".join(_HANDLER_V3.format(name=name) for name in HANDLERS)
+        super().__init__(directory, version, store, cri=True, extra=_SANDBOXER + handlers, drupe_config=config)
         self.logs = directory / "pods"
         self.cri: Cri
 
@@ -50,7 +66,6 @@ class CriHost(Containerd):
         """Start containerd, with images and a network."""
         (self.directory / "cni/10-pods.conflist").write_text(json.dumps(_NETWORK))
         self.inside("mkdir", "-p", "/run/cni", "/run/netns")
-        self.inside("mount", "--make-shared", "/run")
         self.start()
         self.load(namespace="k8s.io")
         self._load_pause()
@@ -120,4 +135,3 @@ class CriHost(Containerd):
         for parent in (*Path("/sys/fs/cgroup").glob(f"*{CGROUP}"), *Path("/sys/fs/cgroup").glob("*/k8s.io")):
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()
-

@@ -28,7 +28,9 @@ class Channels:
     def __enter__(self) -> Channels:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._socket.close()
 
     def _upgrade(self, url: str) -> None:
@@ -57,7 +59,9 @@ class Channels:
     def _frame(self, kind: int, data: bytes) -> None:
         mask = os.urandom(4)
         size = len(data)
-        head = struct.pack("!BB", 0x80 | kind, 0x80 | size) if size < 126 else struct.pack("!BBH", 0x80 | kind, 0xFE, size)
+        head = (
+            struct.pack("!BB", 0x80 | kind, 0x80 | size) if size < 126 else struct.pack("!BBH", 0x80 | kind, 0xFE, size)
+        )
         assert size < 65536
         self._socket.sendall(head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(data)))
 

@@ -53,6 +53,7 @@ def serve(
 async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal: type[Journal]) -> None:
     from drupe.rpc.server import Server
     from drupe.services.build import open_core
+    from drupe.services.containerd.serving import serve_containerd
     from drupe.services.control import ControlService
     from drupe.services.warm import warm_command_line
 
@@ -64,6 +65,7 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
         server = Server(socket or paths.socket, ControlService(core, on_shutdown=stop.set).handle)
         with warm_command_line(paths.run):
             await server.start()
+            core.node.spawn(serve_containerd(core), "serving containerd")
             for note in core.node.notes:
                 log.info("%s", note)
             log.info("serving %s", socket or paths.socket)

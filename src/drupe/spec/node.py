@@ -22,10 +22,18 @@ class PolicyRule(Spec):
     deny: tuple[str, ...] = ()
 
 
+class ContainerdConfig(Spec):
+    """sandboxer: serve containerd's Sandbox Controller. socket: where; "" is `sandboxer.sock` in the run directory."""
+
+    sandboxer: bool = False
+    socket: str = ""
+
+
 class NodeConfig(Spec):
     """sandbox: the kind where nobody asks, or "auto"; "" is the built-in one. kinds: settings by kind. policy: all
-    rules that match a pod hold for it."""
+    rules that match a pod hold for it. containerd: what is served to it."""
 
     sandbox: str = ""
     kinds: dict[str, dict[str, Any]] = {}
     policy: tuple[PolicyRule, ...] = ()
+    containerd: ContainerdConfig = ContainerdConfig()

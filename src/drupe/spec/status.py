@@ -100,6 +100,7 @@ class PodStatus(Record):
     state: str
     sandbox: str
     created_at: float = 0.0
+    finished_at: float = 0.0
     hostname: str = ""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
