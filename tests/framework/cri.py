@@ -113,12 +113,15 @@ def pod_config(name: str, logs: Path, *, cgroup_parent: str = "", host_network: 
 
 
 def container_config(name: str, *command: str, image: str, env: Mapping[str, str] | None = None, **fields: Any) -> Any:
-    """A ContainerConfig; its log is NAME.log in the pod's directory."""
+    """A ContainerConfig; its log is NAME.log in the pod's directory. It has a process table of its own, unless `linux`
+    says something."""
+    fields.setdefault("linux", {})
+    fields["linux"].setdefault("security_context", {}).setdefault("namespace_options", {"pid": api.CONTAINER})
     return api.ContainerConfig(
         metadata={"name": name},
         image={"image": image},
         command=command,
         log_path=f"{name}.log",
-        envs=[{"key": key, "value": value} for key, value in (env or {}).items()],
+        envs=[{"key": key, "value": value.encode()} for key, value in (env or {}).items()],
         **fields,
     )

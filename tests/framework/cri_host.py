@@ -55,6 +55,8 @@ class CriHost(Containerd):
     """containerd with its CRI, our handlers among its runtimes; see Containerd for the rest. Usable after `open`."""
 
     def __init__(self, directory: Path, version: Version, store: Path) -> None:
+        for parent in _parents():  # runc makes them and leaves them
+            parent.mkdir(exist_ok=True)
         config = directory / "drupe.toml"
         config.write_text("[containerd]\nsandboxer = true\n")
         handlers = "".join(_HANDLER_V3.format(name=name) for name in HANDLERS)
@@ -132,6 +134,11 @@ class CriHost(Containerd):
             self.cri.remove_all()
             self.cri.close()
         super().close()
-        for parent in (*Path("/sys/fs/cgroup").glob(f"*{CGROUP}"), *Path("/sys/fs/cgroup").glob("*/k8s.io")):
+        for parent in _parents():
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()
+
+
+def _parents() -> list[Path]:
+    """The pods' parent cgroup, in each hierarchy."""
+    return [each.parent / CGROUP[1:] for each in Path("/sys/fs/cgroup").glob("*/cgroup.procs")]
