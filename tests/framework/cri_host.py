@@ -97,6 +97,7 @@ class CriHost(Containerd):
 
     def pod(self, name: str, handler: str, **fields: Any) -> tuple[str, Any]:
         """Run a pod; its id and its configuration."""
+        shutil.rmtree(self.logs / name, ignore_errors=True)
         config = pod_config(name, self.logs / name, cgroup_parent=CGROUP, **fields)
         return self.cri.run_pod(config, handler), config
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from drupe.rpc.cri import api_pb2 as api
-from framework.containerds import IMAGE, VERSIONS, needs_containerd
+from framework.containerds import IMAGE, SOCKET, VERSIONS, needs_containerd
 from framework.cri import container_config
 from framework.cri_host import CGROUP, CriHost
 from framework.cri_streams import ERROR, RESIZE, STDERR, STDIN, STDOUT, exit_code
@@ -41,15 +40,21 @@ def cri(host: CriHost) -> Iterator[CriHost]:
     host.cri.remove_all()
 
 
-@pytest.fixture(params=["runc", "drupe-runc", "drupe-gvisor"])
+@pytest.fixture(params=["runc"])
 def handler(request: pytest.FixtureRequest) -> str:
     """Each handler that runs Linux programs, the oracle first."""
+    return str(request.param)
+
+
+@pytest.fixture(params=["drupe-runc", "drupe-gvisor", "drupe-wasm"])
+def ours(request: pytest.FixtureRequest) -> str:
+    """Our handlers."""
     if request.param == "drupe-gvisor":
         needs_program("runsc")
     return str(request.param)
 
 
-@pytest.fixture(params=["runc", "drupe-runc"])
+@pytest.fixture(params=["runc"])
 def native(request: pytest.FixtureRequest) -> str:
     """Those whose programs the host's kernel runs."""
     return str(request.param)
@@ -217,7 +222,12 @@ def _limits(container: str) -> dict[str, int]:
     found = {}
     for name, file in files.items():
         places = [*(tree / file.partition(".")[0]).glob(f"{CGROUP[1:]}/**/{file}")]
-        limited = {int(place.read_text()) for place in places} - {-1, 2, 1024, 9223372036854771712}  # a pause container's are 2
+        limited = {int(place.read_text()) for place in places} - {
+            -1,
+            2,
+            1024,
+            9223372036854771712,
+        }  # a pause container's are 2
         assert len(limited) == 1, (container, places)
         found[name] = limited.pop()
     return found
@@ -231,9 +241,7 @@ def test_memory_that_runs_out(cri: CriHost, native: str) -> None:
     )  # fmt: skip
     ended = cri.cri.wait_exited(container)
     assert ended.exit_code == 137
-    wait_until(
-        lambda: cri.cri.ContainerStatus(container_id=container).status.reason == "OOMKilled", what="the reason"
-    )
+    wait_until(lambda: cri.cri.ContainerStatus(container_id=container).status.reason == "OOMKilled", what="the reason")
 
 
 def test_statistics(cri: CriHost, handler: str) -> None:
@@ -286,3 +294,36 @@ def test_logs_are_rotated(cri: CriHost, handler: str) -> None:
     text = log.with_suffix(".1").read_text() + log.read_text()
     numbers = [int(line.split(" ", 3)[3]) for line in text.splitlines()]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_sandbox_of_each_kind(cri: CriHost, ours: str) -> None:
+    pod = cri.pod("sandbox", ours, labels={"a": "b"})
+    status = cri.cri.PodSandboxStatus(pod_sandbox_id=pod[0], verbose=True)
+    info = json.loads(status.info["info"])
+    assert status.status.state == api.SANDBOX_READY and info["runtimeHandler"] == ours
+    assert info["drupe"]["sandbox"] == ours.removeprefix("drupe-") and info["config"]["labels"] == {"a": "b"}
+    assert cri.cri.PodSandboxStats(pod_sandbox_id=pod[0]).stats.linux.network.default_interface.name == "eth0"
+    inside = cri.inside("nsenter", "--net", f"--target={info['pid']}", "ip", "-o", "addr").stdout
+    assert status.status.network.ip in inside or ours == "drupe-gvisor"  # whose sentry has taken the address
+    cri.cri.StopPodSandbox(pod_sandbox_id=pod[0])
+    assert cri.cri.pod_state(pod[0]) == "NOTREADY"
+    cri.cri.RemovePodSandbox(pod_sandbox_id=pod[0])
+    assert not Path(f"/proc/{info['pid']}").exists()
+
+
+def test_a_handler_decides(cri: CriHost) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        cri.pod("torn", "drupe-runc", annotations={"drupe.kind": "wasm"})
+    assert "handler drupe-runc asks for runc" in failure.value.details()  # type: ignore[attr-defined]
+    assert not cri.cri.ListPodSandbox().items
+    pod = cri.pod("by-annotation", "drupe", annotations={"drupe.kind": "wasm"})
+    info = json.loads(cri.cri.PodSandboxStatus(pod_sandbox_id=pod[0], verbose=True).info["info"])
+    assert info["drupe"]["sandbox"] == "wasm"
+
+
+def test_sandboxes_outlive_a_restart_of_containerd(cri: CriHost) -> None:
+    pod = cri.pod("outlives", "drupe-runc")
+    cri.kill()
+    cri.inside("rm", SOCKET)  # it would look as if somebody answered
+    cri.start()
+    wait_until(lambda: cri.cri.pod_state(pod[0]) == "READY", what="the pod is known again", timeout_s=30.0)

@@ -47,8 +47,8 @@ sandboxer = true
 
 
 def plan(*, config: Path = CONFIG, run_dir: Path) -> Setup:
-    """What is to be written for the containerd that is installed here, and what it needs. Unsupported (no containerd, or
-    one that is too old), InvalidArgument: a configuration that cannot be added to."""
+    """What is to be written for the containerd that is installed here, and what it needs. Unsupported (none, or one
+    that is too old), InvalidArgument: a configuration that cannot be added to."""
     version = _installed()
     files = [_config(config, version, run_dir)]
     sandboxed = version >= _SANDBOXERS_SINCE
