@@ -21,16 +21,28 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 FOREVER = ("sleep", "100000")
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
+def opened(directory: Path, store: Path) -> Iterator[CriHost]:
+    """A host for as long as a fixture lives."""
     version = VERSIONS["2.1"]
     needs_containerd(version)
-    place = CriHost(tmp_path_factory.mktemp("h"), version, busybox)
+    place = CriHost(directory, version, store)
     try:
         place.open()
         yield place
     finally:
         place.close()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
+    """Shared by the tests here."""
+    yield from opened(tmp_path_factory.mktemp("h"), busybox)
+
+
+@pytest.fixture
+def own_host(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
+    """For one test alone, which harms it."""
+    yield from opened(tmp_path_factory.mktemp("o"), busybox)
 
 
 @pytest.fixture
@@ -321,7 +333,8 @@ def test_a_handler_decides(cri: CriHost) -> None:
     assert info["drupe"]["sandbox"] == "wasm"
 
 
-def test_sandboxes_outlive_a_restart_of_containerd(cri: CriHost) -> None:
+def test_sandboxes_outlive_a_restart_of_containerd(own_host: CriHost) -> None:
+    cri = own_host
     pod = cri.pod("outlives", "drupe-runc")
     cri.kill()
     cri.inside("rm", SOCKET)  # it would look as if somebody answered
