@@ -10,7 +10,7 @@ from drupe.errors import InvalidArgument, Unsupported
 from drupe.rpc.cri import api_pb2 as cri
 from drupe.spec.base import NAME
 from drupe.spec.network import DnsSpec, NetworkSpec
-from drupe.spec.pod import IdMap, Namespaces, PodSpec, UserNamespace
+from drupe.spec.pod import Namespaces, PodSpec
 from drupe.spec.resources import Resources
 
 _SELINUX = Path("/sys/fs/selinux/enforce")
@@ -53,9 +53,17 @@ def _refuse(config: cri.PodSandboxConfig) -> None:
     selinux = config.linux.security_context.selinux_options
     if selinux.ByteSize() and _SELINUX.exists():
         raise Unsupported("SELinux labels of a pod are not carried out", feature="selinux_options")
+    if config.linux.security_context.namespace_options.userns_options.mode == cri.POD and _has_maps(config):
+        raise Unsupported("user namespaces of containerd's pods are not carried out yet", feature="userns_options")
     profile = config.linux.security_context.apparmor
     if profile.profile_type == cri.SecurityProfile.Localhost:
         raise Unsupported("an AppArmor profile of a pod is not carried out", feature="apparmor")
+
+
+def _has_maps(config: cri.PodSandboxConfig) -> bool:
+    """POD is also what an empty message says."""
+    options = config.linux.security_context.namespace_options
+    return options.HasField("userns_options") and bool(options.userns_options.uids or options.userns_options.gids)
 
 
 def _name(id_: str, metadata: cri.PodSandboxMetadata) -> str:
@@ -82,21 +90,7 @@ def _namespaces(options: cri.NamespaceOption) -> Namespaces:
         pid=pids[options.pid],
         ipc="host" if options.ipc == cri.NODE else "pod",
         uts="host" if options.network == cri.NODE else "pod",
-        user=_user(options),
     )
-
-
-def _user(options: cri.NamespaceOption) -> UserNamespace | None:
-    if not options.HasField("userns_options") or options.userns_options.mode == cri.NODE:
-        return None
-    asked = options.userns_options
-    if asked.mode != cri.POD or not asked.uids or not asked.gids:
-        raise InvalidArgument("userns_options: a user namespace is of mode POD or NODE, and has id maps")
-    return UserNamespace(uids=tuple(map(_map, asked.uids)), gids=tuple(map(_map, asked.gids)))
-
-
-def _map(mapping: cri.IDMapping) -> IdMap:
-    return IdMap(inside=mapping.container_id, outside=mapping.host_id, count=mapping.length)
 
 
 def cgroup_path(parent: str) -> str:
