@@ -151,7 +151,7 @@ set_up_venv() { # the stamp: what pyproject.toml says up to the settings of tool
         "$python" -m venv --clear .venv
     fi
     say "installing drupe into .venv with $(.venv/bin/python -V)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,wasm]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[containerd,dev,wasm]'
     printf '%s\n' "$stamp" >.venv/.stamp
 }
 

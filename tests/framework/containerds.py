@@ -33,7 +33,7 @@ state = "/run/containerd-state"
 # Its pause image is ours, and it must not ask for more than root may do here.
 _CRI_V2 = """
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "docker.io/library/busybox:latest"
+  sandbox_image = "localhost/pause:latest"
   disable_apparmor = true
   restrict_oom_score_adj = true
   stream_server_port = "0"
@@ -43,7 +43,7 @@ _CRI_V2 = """
 """
 _CRI_V3 = """
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
-  sandbox = "docker.io/library/busybox:latest"
+  sandbox = "localhost/pause:latest"
 [plugins.'io.containerd.cri.v1.runtime']
   disable_apparmor = true
   restrict_oom_score_adj = true
@@ -91,13 +91,22 @@ class Containerd(PrivateHost):
     CRI plug-in, with what `extra` adds to the configuration. `stop`, `kill` and `start` again test recovery; `load`
     gives it the image. Make it before the leak checker looks: a fixture of a module, or of a session."""
 
-    def __init__(self, directory: Path, version: Version, store: Path, *, cri: bool = False, extra: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        version: Version,
+        store: Path,
+        *,
+        cri: bool = False,
+        extra: str = "",
+        drupe_config: Path | None = None,
+    ) -> None:
         self.version = version
         self.process: subprocess.Popen[bytes] | None = None
         copy_store(store, directory / "drupe")
         for parent in _parents():  # runc makes them and leaves them
             parent.mkdir(exist_ok=True)
-        super().__init__(directory)
+        super().__init__(directory, config=drupe_config)
         beside = [str(version.directory)] if version.directory else []
         self.env["PATH"] = ":".join([*beside, str(COMMAND.parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
         (directory / "cni").mkdir(exist_ok=True)

@@ -504,3 +504,24 @@ def test_output_that_is_held_reaches_all_who_come_before_it_flows(tmp_path: Path
             assert (await here.ended("t")).code == 0
 
     in_site(tmp_path, scenario)
+
+
+def test_a_network_is_joined_and_kept(tmp_path: Path) -> None:
+    async def scenario(here: Site) -> None:
+        given, own = here.run_dir / "given", here.run_dir / "own"
+        await here.keeper.create_namespaces(given, ["net"])
+        first = await here.keeper.create_namespaces(own, ["uts", "pid"], netns=given / "net", hostname="joined")
+        assert first is not None
+        out = await here.keeper.run(
+            ["stat", "-Lc", "%i", str(given / "net"), str(own / "net"), f"/proc/{first}/ns/net"]
+        )
+        assert len(set(out.stdout.split())) == 1
+        with pytest.raises(errors.InvalidArgument, match="netns joins"):
+            await here.keeper.create_namespaces(here.run_dir / "c", ["net"], netns=given / "net")
+        with pytest.raises(errors.NotFound, match="open /nonexistent"):
+            await here.keeper.create_namespaces(here.run_dir / "c", ["uts"], netns="/nonexistent")
+        await here.keeper.release(own)
+        await here.keeper.release(given)
+        wait_until(lambda: not Path(f"/proc/{first}").exists(), what="its process ends")
+
+    in_site(tmp_path, scenario)

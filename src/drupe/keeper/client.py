@@ -195,9 +195,11 @@ class Keeper:
         uid_map: Sequence[tuple[int, int, int]] | None = None,
         gid_map: Sequence[tuple[int, int, int]] | None = None,
         userns: Path | str | None = None,
+        netns: Path | str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> int | None:
-        """Makes namespaces ("net", "ipc", "uts", "user", "pid", "cgroup") and binds them to ``dir/<type>``.
+        """Makes namespaces ("net", "ipc", "uts", "user", "pid", "cgroup") and binds them to ``dir/<type>``. netns: a
+        network namespace to join, which is bound to ``dir/net``.
 
         With "pid": returns the pid of the process that is the namespace's first and keeps it until `release`.
         """
@@ -210,6 +212,7 @@ class Keeper:
             uid_map=uid_map or None,
             gid_map=gid_map or None,
             userns=userns and str(userns),
+            netns=netns and str(netns),
             timeout_s=timeout_s,
         )
         return answer.ok.get("init_pid")

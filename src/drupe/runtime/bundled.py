@@ -16,8 +16,10 @@ from drupe.errors import InvalidArgument, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount as KeeperMount
 from drupe.linux.open_tree import open_tree
+from drupe.oci.build import DEFAULT_RULES
 from drupe.oci.host import host_limits
 from drupe.oci.process import oci_oom_score_adj, oci_rlimits
+from drupe.runtime import bundle as own_bundle
 from drupe.runtime.binds import places
 from drupe.spec.container import Bundle, Mount, Rlimit, RootMount
 
@@ -143,8 +145,13 @@ def build(container: Container) -> dict[str, Any]:
     linux = config["linux"] = dict(config.get("linux") or {})
     linux["namespaces"] = _namespaces(linux.get("namespaces") or (), container.pod.info.namespaces)
     linux["cgroupsPath"] = container.cgroup
+    if (rules := (linux.get("resources") or {}).get("devices")) is not None:
+        # what every container may use is left to the runtime, and comes after what others say (runc's specconv)
+        linux["resources"] = {**linux["resources"], "devices": [*rules, *DEFAULT_RULES[1:]]}
     config["root"] = {**config["root"], "path": str(container.bundle / "rootfs")}
     config["mounts"] = _mounts(config.get("mounts") or (), container)
+    if container.pod.held:
+        config["mounts"] = _with_names(config["mounts"], container, read_only=bool(config["root"].get("readonly")))
     config["ociVersion"] = _VERSION
     _clamp(config["process"], container)
     return config
@@ -162,6 +169,20 @@ def _namespaces(asked: Any, of_pod: dict[str, str]) -> list[dict[str, str]]:
 def _mounts(asked: Any, container: Container) -> list[dict[str, Any]]:
     taken = iter(places(container.bundle, container.spec))
     return [{**mount, "source": str(next(taken))} if is_bind(mount) else mount for mount in asked]
+
+
+def _with_names(mounts: list[dict[str, Any]], container: Container, *, read_only: bool) -> list[dict[str, Any]]:
+    """Whoever has us make a pod leaves its files to us: hosts, host name, name servers and shared memory are the pod's,
+    unless the container is given others."""
+    storage = container.node.storage
+    own = own_bundle.name_mounts(storage, container)
+    for mount in own if read_only else ():
+        mount["options"].append("ro")
+    if container.pod.spec.namespaces.ipc != "host" and not container.runs_modules:
+        own.append(own_bundle.shm_mount(storage, container))
+    given = {mount["destination"] for mount in mounts if is_bind(mount)}
+    added = {mount["destination"]: mount for mount in own if mount["destination"] not in given}
+    return [*(mount for mount in mounts if mount["destination"] not in added), *added.values()]
 
 
 def _limit(value: int) -> int:

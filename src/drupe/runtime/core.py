@@ -85,9 +85,10 @@ class Core:
         auto_stop: bool = False,
         fds: Mapping[str, int] | None = None,
         origin: Origin | None = None,
+        held: bool = False,
     ) -> Pod:
         """Plan and make a pod with its containers; on failure nothing is left behind. fds: those of its start.
-        origin: what it goes on from."""
+        origin: what it goes on from. held: see SandboxConfig."""
         await self._wait_name_free(spec)
         planned = plan_pod(spec, taken=lambda name: self._taken(name, spec))
         choice = await self.choose(planned)
@@ -96,7 +97,7 @@ class Core:
         planned = self.node.storage.plan(planned)
         self._check_ids_free(str(planned.id), *(str(c.id) for c in planned.containers))
         pod = Pod(self.node, id_=str(planned.id), name=str(planned.name), spec=planned, choice=choice)
-        pod.auto_stop, pod.origin = auto_stop, origin
+        pod.auto_stop, pod.origin, pod.held = auto_stop, origin, held
         self.pods[pod.id] = pod
         try:
             async with pod.lock:

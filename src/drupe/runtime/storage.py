@@ -363,7 +363,7 @@ class Storage:
 
     async def mount_shm(self, pod: Pod) -> None:
         """One /dev/shm for the pod, as its containers share System V and POSIX IPC alike."""
-        if pod.spec.namespaces.ipc == "host" or pod.sandboxer.runs_modules or pod.spec.owner:
+        if pod.spec.namespaces.ipc == "host" or pod.sandboxer.runs_modules or (pod.spec.owner and not pod.held):
             return  # bundles bring their own
         target = self.paths.pod(pod.id) / "shm"
         target.mkdir(mode=0o755, exist_ok=True)

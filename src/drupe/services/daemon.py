@@ -54,6 +54,7 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
     from drupe.rpc.server import Server
     from drupe.services.build import open_core
     from drupe.services.containerd.hub import Hub
+    from drupe.services.containerd.serving import serve_sandboxes
     from drupe.services.control import ControlService
     from drupe.services.warm import warm_command_line
 
@@ -68,6 +69,7 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
         with warm_command_line(paths.run):
             await hub.open()
             await server.start()
+            core.node.spawn(serve_sandboxes(hub), "serving containerd")
             for note in core.node.notes:
                 log.info("%s", note)
             log.info("serving %s", socket or paths.socket)

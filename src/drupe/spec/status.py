@@ -101,6 +101,7 @@ class PodStatus(Record):
     sandbox: str
     owner: str = ""
     created_at: float = 0.0
+    finished_at: float = 0.0
     hostname: str = ""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}

@@ -11,7 +11,7 @@ from drupe.oci.runtime_spec import Process, parse
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.task_v2_pb2 import ExecProcessRequest
 from drupe.services.containerd.records import ExecRecord, Streams
-from drupe.services.containerd.stdio import close_streams, open_streams, started_stdin
+from drupe.services.containerd.stdio import close_streams, open_streams, started_stdin, with_all
 from drupe.services.containerd.tasks import Task, Tasks
 from drupe.spec.container import ExecSpec
 from drupe.state.machine import State, require
@@ -63,13 +63,13 @@ async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
 async def _open(task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
     """A process without a terminal has the streams themselves: its input must not wait in vain, nor end too early."""
     streams = exec_.streams
-    if streams.terminal or not streams.stdin:
-        return open_streams(
-            stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=streams.terminal
-        )
+    if streams.terminal:
+        return open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr="", terminal=True)
+    if not streams.stdin:
+        return with_all(open_streams(stdin="", stdout=streams.stdout, stderr=streams.stderr, terminal=False))
     fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=False)
     close_streams({"stdin": fds["stdin"]})
     fds["stdin"], holder = await started_stdin(streams.stdin)
     if holder >= 0:
         task.stdin_holders[exec_id] = holder
-    return fds
+    return with_all(fds)

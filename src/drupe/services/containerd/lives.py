@@ -67,7 +67,7 @@ async def _join(tasks: Tasks, asked: Asked, pod: Pod, fds: dict[str, int]) -> Co
     await check_program(pod.sandboxer, asked.config)
     linux = asked.config.linux
     cgroup = cgroup_path((linux.cgroups_path if linux else "") or "")
-    return await tasks.core.create_container(pod, asked.container(cgroup), fds)
+    return await tasks.core.create_container(pod, asked.container("" if pod.held else cgroup), fds)
 
 
 async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) -> Container:

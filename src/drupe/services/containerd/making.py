@@ -162,10 +162,11 @@ def cgroup_path(path: str) -> str:
         return f"/{path.strip('/')}" if path.strip("/") else ""
     slice_, prefix, name = parts
     unit = f"{prefix}-{name}.scope" if not name.endswith(".slice") else name
-    return f"{_slice_path(slice_ or 'system.slice')}/{unit}"
+    return f"{slice_path(slice_ or 'system.slice')}/{unit}"
 
 
-def _slice_path(name: str) -> str:
+def slice_path(name: str) -> str:
+    """Where a slice of systemd's is (systemd.slice(5)). Raises InvalidArgument."""
     if not name.endswith(".slice") or "/" in name:
         raise InvalidArgument(f"{name!r} is no slice of systemd")
     words = name.removesuffix(".slice").split("-")

@@ -35,6 +35,16 @@ def open_streams(*, stdin: str, stdout: str, stderr: str, terminal: bool) -> dic
     return fds
 
 
+def with_all(fds: dict[str, int]) -> dict[str, int]:
+    """All three streams of a process that has them for its own: /dev/null where nobody named one. Programs take a full
+    stream that does not wait for an error, and lose what they had to say."""
+    for name in ("stdin", "stdout", "stderr"):
+        if name not in fds:
+            fds[name] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.set_blocking(fds[name], True)
+    return fds
+
+
 def close_streams(fds: Mapping[str, int]) -> None:
     """Let go of them."""
     for fd in fds.values():
