@@ -16,7 +16,7 @@ NATIVE = ROOT / "native"
 # crates that may contain `unsafe`, each with its reason
 UNSAFE_HOMES = {
     NATIVE / "sys": "thin wrappers over the system calls that the keeper and the client make",
-    NATIVE / "appkernel/hostsys": "stub processes of the application kernel, and the code that runs in their signal handlers",
+    NATIVE / "appkernel/hostsys": "stub processes of the application kernel, and the code in their signal handlers",
 }
 
 
@@ -71,7 +71,7 @@ def rust_sources() -> list[Path]:
 
 
 def test_unsafe_is_in_named_crates_only() -> None:
-    """`unsafe` is written in few crates, each named with its reason, so that these are what a reviewer must distrust."""
+    """`unsafe` is written in few crates, each named with its reason: what a reviewer must distrust."""
     assert rust_sources(), "the native workspace is missing"
     wrong = [
         f"{path.relative_to(ROOT)}:{number}"

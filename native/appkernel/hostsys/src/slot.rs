@@ -55,7 +55,7 @@ impl Slot {
     }
 
     fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8) && offset + 8 <= SLOT_SIZE as usize);
+        assert!(offset % 8 == 0 && offset + 8 <= SLOT_SIZE as usize);
         // SAFETY: within the mapping, aligned; atomics may be shared with another process.
         unsafe { &*self.memory.add(offset / 8) }
     }
@@ -72,7 +72,7 @@ impl Slot {
     fn frame(&self) -> Option<usize> {
         let offset = self.load(layout::FRAME).checked_sub(self.address)? as usize;
         let inside = offset >= layout::STACK && offset + layout::UC_SIZE <= SLOT_SIZE as usize;
-        (inside && offset.is_multiple_of(8)).then_some(offset)
+        (inside && offset % 8 == 0).then_some(offset)
     }
 
     /// The guest's registers; None: the slot is not sound.
@@ -101,7 +101,7 @@ impl Slot {
     pub fn signal(&self) -> (i32, [u64; 4]) {
         let number = self.load(layout::SIGNAL) as i32;
         let offset = self.load(layout::INFO).wrapping_sub(self.address) as usize;
-        let sound = offset >= layout::STACK && offset <= SLOT_SIZE as usize - 32 && offset.is_multiple_of(8);
+        let sound = offset >= layout::STACK && offset <= SLOT_SIZE as usize - 32 && offset % 8 == 0;
         (number, std::array::from_fn(|i| if sound { self.load(offset + 8 * i) } else { 0 }))
     }
 
@@ -110,7 +110,7 @@ impl Slot {
         let Some(frame) = self.frame() else { return Vec::new() };
         let Some(offset) = self.load(frame + layout::UC_FPSTATE).checked_sub(self.address) else { return Vec::new() };
         let offset = offset as usize;
-        if offset < layout::STACK || offset + 512 > SLOT_SIZE as usize || !offset.is_multiple_of(8) {
+        if offset < layout::STACK || offset + 512 > SLOT_SIZE as usize || offset % 8 != 0 {
             return Vec::new();
         }
         // struct _fpx_sw_bytes at 464: magic1, extended_size
@@ -128,7 +128,7 @@ impl Slot {
         }
         let Some(frame) = self.frame() else { return false };
         let offset = self.load(frame + layout::UC_FPSTATE).wrapping_sub(self.address) as usize;
-        if offset < layout::STACK || offset + room > SLOT_SIZE as usize || !offset.is_multiple_of(8) {
+        if offset < layout::STACK || offset + room > SLOT_SIZE as usize || offset % 8 != 0 {
             return false;
         }
         for (i, chunk) in state.chunks_exact(8).enumerate() {

@@ -132,3 +132,17 @@ pub fn handler() -> u64 {
 pub fn entry() -> u64 {
     layout::CODE + (&raw const drupe_stub_enter as u64 - &raw const drupe_stub_begin as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_fits_its_page_and_its_entries_lie_in_it() {
+        let size = code().len() as u64;
+        assert!(size <= layout::CODE_SIZE);
+        for at in [handler(), entry()] {
+            assert!((layout::CODE..layout::CODE + size).contains(&at));
+        }
+    }
+}

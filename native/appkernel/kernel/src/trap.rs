@@ -100,10 +100,6 @@ impl Stubs {
         Ok(stubs)
     }
 
-    pub fn poller(&self) -> &Poller {
-        &self.poller
-    }
-
     fn thread(&self, id: ThreadId) -> Result<&Thread> {
         self.threads.get(&id).ok_or(Errno::SRCH)
     }
@@ -443,9 +439,15 @@ fn within(address: u64, size: usize) -> Result<()> {
 
 #[cfg(test)]
 impl Stubs {
-    /// For tests: the platform still answers.
-    pub fn kick_is_survived(&mut self, thread: ThreadId) -> bool {
-        self.kick(thread);
-        self.new_space().is_ok()
+    /// How many processes of the host this space's has made.
+    pub fn children(&self, space: SpaceId) -> usize {
+        let pid = self.spaces[&space].process;
+        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("the host lists them");
+        list.split_whitespace().count()
+    }
+
+    /// As the host does when memory is short.
+    pub fn kill_host_process(&self, space: SpaceId) {
+        poll::signal(self.spaces[&space].pidfd.as_fd(), libc::SIGKILL);
     }
 }
