@@ -47,8 +47,8 @@ Call = Callable[[Any, str], Awaitable[Message]]
 
 
 class Controller:
-    """One method for each call. address: of the Task service for one of containerd's namespaces ("unix:///…"). owner: of
-    its pods."""
+    """One method for each call. address: of the Task service for one of containerd's namespaces ("unix:///…").
+    owner: of its pods."""
 
     def __init__(self, sandboxes: Sandboxes, *, address: Callable[[str], Awaitable[str]], owner: str) -> None:
         self._sandboxes = sandboxes
