@@ -52,7 +52,7 @@ def cri(host: CriHost) -> Iterator[CriHost]:
     host.cri.remove_all()
 
 
-@pytest.fixture(params=["runc"])
+@pytest.fixture(params=["runc", "drupe-runc"])
 def handler(request: pytest.FixtureRequest) -> str:
     """Each handler that runs Linux programs, the oracle first."""
     return str(request.param)
@@ -66,7 +66,7 @@ def ours(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["runc"])
+@pytest.fixture(params=["runc", "drupe-runc"])
 def native(request: pytest.FixtureRequest) -> str:
     """Those whose programs the host's kernel runs."""
     return str(request.param)

@@ -14,7 +14,7 @@ from drupe.spec.pod import PodSpec
 
 def spec_of(netns: str = "/run/netns/x", **fields: object) -> PodSpec:
     config = cri.PodSandboxConfig(metadata={"name": "a", "namespace": "b", "uid": "c"}, **fields)  # type: ignore[arg-type]
-    return pod_spec("f" * 64, config, namespace="k8s.io", netns=netns, kind="runc")
+    return pod_spec("f" * 64, config, owner="containerd", namespace="k8s.io", netns=netns, kind="runc")
 
 
 def test_networks_and_namespaces() -> None:

@@ -166,8 +166,10 @@ def cgroup_path(path: str) -> str:
 
 
 def slice_path(name: str) -> str:
-    """Where a slice of systemd's is (systemd.slice(5)). Raises InvalidArgument."""
-    if not name.endswith(".slice") or "/" in name:
-        raise InvalidArgument(f"{name!r} is no slice of systemd")
+    """Where a slice of systemd's is (systemd.slice(5)); "-.slice" is the root. Raises InvalidArgument."""
+    if name == "-.slice":
+        return ""
     words = name.removesuffix(".slice").split("-")
-    return "".join(f"/{'-'.join(words[: depth + 1])}.slice" for depth in range(len(words)) if words[0])
+    if not name.endswith(".slice") or "/" in name or not all(words):
+        raise InvalidArgument(f"bad cgroup parent {name!r}: no slice of systemd")
+    return "".join(f"/{'-'.join(words[: depth + 1])}.slice" for depth in range(len(words)))
