@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -37,8 +38,9 @@ class ServerSite(Site):
         config = MachineConfig("m", self.new_dir(), files / "kernel", files / "initrd", accelerator="kvm")
         return replace(config, append=["drupe.agent=vsock:1024"], processors=2, processors_max=2)
 
+    @abstractmethod
     def make(self, config: MachineConfig) -> VmmApi:
-        raise NotImplementedError
+        """The server that stands for its program."""
 
     @asynccontextmanager
     async def running(self, config: MachineConfig) -> AsyncIterator[None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,10 +119,6 @@ class Sandboxes:
             raise NotFound(f"no sandbox {id_}")
         return pod
 
-    def is_known(self, id_: str) -> bool:
-        """Whether it waits for its start, or has been started and not removed."""
-        return id_ in self._waiting or id_ in self._core.pods
-
     def asked(self, id_: str) -> tuple[cri.PodSandboxConfig, str]:
         """What it was made of, and the name of its handler."""
         record: dict[str, Any] = self._core.node.journal.get_record(_ASKED, id_) or {}
@@ -152,7 +147,3 @@ class Sandboxes:
     def _hear(self, event: Event) -> None:
         if event.type == "pod" and event.action in _OVER and (end := self._ends.pop(event.id, None)):
             end.set()
-
-    def all(self) -> Iterator[Pod]:
-        """Those that are started and not removed."""
-        return (pod for pod in self._core.pods.values() if pod.held)

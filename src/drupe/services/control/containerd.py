@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from drupe.services.control.service import ControlService
 
 
-def _hub(service: ControlService) -> Hub:
+async def _hub(service: ControlService) -> Hub:
     if service.containerd is None:
         raise Unsupported("a runtime inside a program serves no containerd", hint="start the daemon: drupe serve")
-    return service.containerd
+    return await service.containerd.hub()
 
 
 @method("containerd.start", changes=True)
 async def start(service: ControlService, call: Call) -> ShimStarted:
     from drupe.services.containerd.shim import started
 
-    return await started(_hub(service), call.params)
+    return await started(await _hub(service), call.params)
 
 
 @method("containerd.delete", changes=True)
 async def delete(service: ControlService, call: Call) -> ShimDeleted:
     from drupe.services.containerd.shim import deleted
 
-    return await deleted(_hub(service), call.params)
+    return await deleted(await _hub(service), call.params)

@@ -25,7 +25,7 @@ from drupe.services.control import (
 from drupe.services.control.registry import HANDLERS
 
 if TYPE_CHECKING:
-    from drupe.services.containerd.hub import Hub
+    from drupe.services.containerd.front import Front
 
 _MODULES = (
     containerd,
@@ -47,7 +47,7 @@ class ControlService:
     other face, where there is one."""
 
     def __init__(
-        self, core: Core, *, on_shutdown: Callable[[], None] | None = None, containerd: Hub | None = None
+        self, core: Core, *, on_shutdown: Callable[[], None] | None = None, containerd: Front | None = None
     ) -> None:
         self.core = core
         self.node = core.node
