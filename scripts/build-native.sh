@@ -3,7 +3,7 @@
 # by a hash of lock file, settings and sources: an unchanged tree is not built again, in this clone or another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-programs=(drupe-keeper drupe-client drupe-oci)
+programs=(drupe-keeper drupe-client drupe-oci containerd-shim-drupe-v2)
 hash=$(find native -path native/target -prune -o -type f \( -name '*.rs' -o -name '*.toml' -o -name Cargo.lock \) -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/native
@@ -40,4 +40,11 @@ put() { # put SOURCE TARGET: whole or not at all, and only when it is another
 }
 for program in "${programs[@]}"; do put "$built/$program" "src/drupe/_bin/$program"; done
 # The command itself; `python -m drupe` is what it falls back to, and what it replaces.
-[ ! -x .venv/bin/python ] || { put "$built/drupe-client" .venv/bin/drupe; put "$built/drupe-oci" .venv/bin/drupe-oci; }
+[ ! -x .venv/bin/python ] || {
+    put "$built/drupe-client" .venv/bin/drupe
+    for program in drupe-oci containerd-shim-drupe-v2; do put "$built/$program" ".venv/bin/$program"; done
+    # containerd finds a shim by its name, and the name says the kind of sandbox
+    for kind in runc wasm gvisor vm appkernel; do
+        ln -sf containerd-shim-drupe-v2 ".venv/bin/containerd-shim-drupe-$kind-v2"
+    done
+}

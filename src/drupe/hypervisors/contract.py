@@ -38,6 +38,13 @@ ABILITIES: dict[str, str] = {
 }
 
 
+def said(words: Mapping[str, str]) -> Mapping[str, str]:
+    """A table of abilities: "yes" but for what `words` says."""
+    if unknown := words.keys() - ABILITIES.keys():
+        raise ValueError(f"no such ability: {', '.join(sorted(unknown))}")
+    return {word: words.get(word, "yes") for word in ABILITIES}
+
+
 @dataclass(frozen=True, slots=True)
 class Disk:
     """id: the virtio serial, at most 20 bytes, by which the guest finds it. direct: past the host's page cache."""
