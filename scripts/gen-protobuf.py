@@ -49,7 +49,9 @@ def generate(out: str) -> dict[Path, bytes]:
 
 def agent_files(described: FileDescriptorSet) -> dict[Path, bytes]:
     """Path to content of each module of the agent's messages."""
-    all_messages = {f".{file.package}.{message.name}": message for file in described.file for message in file.message_type}
+    all_messages = {
+        f".{file.package}.{message.name}": message for file in described.file for message in file.message_type
+    }
     wanted = list(AGENT_MESSAGES)
     for service in (s for file in described.file if file.package in AGENT_SERVICES for s in file.service):
         wanted += [name for method in service.method for name in (method.input_type, method.output_type)]

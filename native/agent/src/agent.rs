@@ -59,7 +59,10 @@ impl Agent {
 
     /// Waits until `look` finds something; not beyond `deadline`, nor for a caller who has gone.
     pub fn await_some<T>(
-        &self, link: Option<&Link>, deadline: Option<Instant>, mut look: impl FnMut(&mut State) -> Option<T>,
+        &self,
+        link: Option<&Link>,
+        deadline: Option<Instant>,
+        mut look: impl FnMut(&mut State) -> Option<T>,
     ) -> Reply<T> {
         let mut state = self.state();
         loop {

@@ -50,7 +50,8 @@ fn fit(config: &mut Value, id: &str, pod_pid: Option<u32>) {
     let linux = &mut config["linux"];
     linux["cgroupsPath"] = json!(cgroup::path_of(id));
     let given = linux["namespaces"].as_array().cloned().unwrap_or_default();
-    let mut kept: Vec<Value> = given.into_iter().filter(|one| !POD_WIDE.iter().any(|kind| one["type"] == *kind)).collect();
+    let mut kept: Vec<Value> =
+        given.into_iter().filter(|one| !POD_WIDE.iter().any(|kind| one["type"] == *kind)).collect();
     if let Some(pid) = pod_pid {
         kept.retain(|one| one["type"] != "pid");
         kept.push(json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")}));

@@ -7,6 +7,7 @@ use crate::proto::guest::{AwaitDeviceResponse, Device};
 use crate::streams::Patience;
 use rustix::net::netlink::{SocketAddrNetlink, KOBJECT_UEVENT};
 use rustix::net::{bind, recv, socket_with, AddressFamily, RecvFlags, SocketFlags, SocketType};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -112,7 +113,8 @@ fn take(agent: &Agent, message: &[u8]) {
     if let (Some("add"), Some(alias)) = (value("ACTION"), value("MODALIAS")) {
         modules::load_for(alias);
     }
-    let Some(path) = value("DEVPATH").filter(|_| ["block", "net", "pci"].map(Some).contains(&value("SUBSYSTEM"))) else {
+    let Some(path) = value("DEVPATH").filter(|_| ["block", "net", "pci"].map(Some).contains(&value("SUBSYSTEM")))
+    else {
         return agent.wake();
     };
     match value("ACTION") {
@@ -122,17 +124,19 @@ fn take(agent: &Agent, message: &[u8]) {
     }
 }
 
-/// The modules for devices that were there before anybody listened.
+/// The modules for devices that were there before anybody listened; a bus's driver brings further devices.
 pub fn load_present() {
-    let mut aliases = Vec::new();
-    for bus in entries("/sys/bus") {
-        for device in entries(bus.join("devices")) {
-            aliases.extend(read(&device.join("modalias")));
+    let mut known = BTreeSet::new();
+    loop {
+        let devices = entries("/sys/bus").into_iter().flat_map(|bus| entries(bus.join("devices")));
+        let aliases: BTreeSet<String> = devices.filter_map(|device| read(&device.join("modalias"))).collect();
+        let new: Vec<&String> = aliases.difference(&known).collect();
+        if new.is_empty() {
+            return;
         }
+        new.into_iter().for_each(|alias| modules::load_for(alias));
+        known.extend(aliases);
     }
-    aliases.sort();
-    aliases.dedup();
-    aliases.iter().for_each(|alias| modules::load_for(alias));
 }
 
 /// The node of a virtio serial port, by its name.
@@ -142,4 +146,3 @@ pub fn find_port(name: &str) -> Option<PathBuf> {
     let node = Path::new("/dev").join(base_name(port));
     node.exists().then_some(node)
 }
-

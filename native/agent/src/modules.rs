@@ -69,8 +69,8 @@ impl List {
         }
         let Some((path, needs)) = self.modules.get(name) else { return };
         needs.iter().for_each(|need| self.load(need));
-        let result = File::open(self.directory.join(path))
-            .and_then(|file| finit_module(&file, c"", 0).map_err(Into::into));
+        let result =
+            File::open(self.directory.join(path)).and_then(|file| finit_module(&file, c"", 0).map_err(Into::into));
         match result {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 // ENODEV: this machine has not what it is for.

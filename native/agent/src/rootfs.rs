@@ -10,14 +10,20 @@ use std::path::{Path, PathBuf};
 
 /// Mounts below `bundle` what the request says, and has config.json name it: the root.
 pub fn put(
-    agent: &Agent, bundle: &Path, config: &mut Value, request: &PutBundleRequest, patience: &Patience,
+    agent: &Agent,
+    bundle: &Path,
+    config: &mut Value,
+    request: &PutBundleRequest,
+    patience: &Patience,
 ) -> Reply<PathBuf> {
     let root = bundle.join("rootfs");
     if let ([only], false) = (request.rootfs.as_slice(), request.writable_upper) {
         mount_at(agent, only, &root, patience)?;
     } else if request.rootfs.is_empty() && !request.writable_upper {
         let given = config["root"]["path"].as_str().filter(|path| path.starts_with('/'));
-        return given.map(PathBuf::from).ok_or_else(|| invalid("no rootfs, and root.path of config.json is not absolute"));
+        return given
+            .map(PathBuf::from)
+            .ok_or_else(|| invalid("no rootfs, and root.path of config.json is not absolute"));
     } else {
         let layers = layers(agent, bundle, config, request, patience)?;
         overlay(agent, bundle, &layers, request, &root, patience)?;
@@ -28,7 +34,11 @@ pub fn put(
 
 /// Directories, the lowest first.
 fn layers(
-    agent: &Agent, bundle: &Path, config: &Value, request: &PutBundleRequest, patience: &Patience,
+    agent: &Agent,
+    bundle: &Path,
+    config: &Value,
+    request: &PutBundleRequest,
+    patience: &Patience,
 ) -> Reply<Vec<PathBuf>> {
     if request.rootfs.is_empty() {
         let given = config["root"]["path"].as_str().filter(|path| path.starts_with('/'));
@@ -44,7 +54,12 @@ fn layers(
 }
 
 fn overlay(
-    agent: &Agent, bundle: &Path, layers: &[PathBuf], request: &PutBundleRequest, root: &Path, patience: &Patience,
+    agent: &Agent,
+    bundle: &Path,
+    layers: &[PathBuf],
+    request: &PutBundleRequest,
+    root: &Path,
+    patience: &Patience,
 ) -> Reply<()> {
     let names: Vec<_> = layers.iter().rev().map(|layer| layer.to_string_lossy()).collect();
     let mut data = format!("lowerdir={}", names.join(":"));

@@ -27,11 +27,13 @@ pub fn begin(agent: &Arc<Agent>, deadline: Option<Instant>, restart: bool) -> Re
         }
     }
     rustix::fs::sync();
-    agent.pool.run(move || {
-        std::thread::sleep(ANSWER);
-        power_off(restart);
-    })
-    .ok();
+    agent
+        .pool
+        .run(move || {
+            std::thread::sleep(ANSWER);
+            power_off(restart);
+        })
+        .ok();
     Ok(())
 }
 

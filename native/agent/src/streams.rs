@@ -51,7 +51,8 @@ impl Patience<'_> {
     /// poll(2) until `fd` is ready for `what`.
     fn wait(&self, fd: BorrowedFd, what: PollFlags) -> Reply<()> {
         loop {
-            let mut fds = [PollFd::from_borrowed_fd(fd, what), PollFd::from_borrowed_fd(self.link.gate(), PollFlags::IN)];
+            let mut fds =
+                [PollFd::from_borrowed_fd(fd, what), PollFd::from_borrowed_fd(self.link.gate(), PollFlags::IN)];
             let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let limit = left.and_then(|left| Timespec::try_from(left).ok());
             match poll(&mut fds, limit.as_ref()) {
@@ -132,9 +133,10 @@ impl Streams {
     pub fn write(&self, data: &[u8], offset: Option<u64>, patience: &Patience) -> Reply<()> {
         let mut input = self.input.lock().unwrap();
         let begin = offset.unwrap_or(input.taken);
-        let known = input.taken.checked_sub(begin).ok_or_else(|| {
-            invalid(format!("standard input stands at {}, not yet at {begin}", input.taken))
-        })?;
+        let known = input
+            .taken
+            .checked_sub(begin)
+            .ok_or_else(|| invalid(format!("standard input stands at {}, not yet at {begin}", input.taken)))?;
         let mut left = data.get(usize::try_from(known).unwrap_or(usize::MAX)..).unwrap_or_default();
         while !left.is_empty() {
             let sink = input.sink.as_ref().ok_or_else(|| wrong_state("standard input is closed"))?;

@@ -77,7 +77,11 @@ macro_rules! merge {
 
 macro_rules! length {
     (one $codec:ident $tag:literal, $value:expr) => {
-        if crate::wire::is_set($value) { crate::wire::encoding::$codec::encoded_len($tag, $value) } else { 0 }
+        if crate::wire::is_set($value) {
+            crate::wire::encoding::$codec::encoded_len($tag, $value)
+        } else {
+            0
+        }
     };
     (opt $codec:ident $tag:literal, $value:expr) => {
         $value.as_ref().map_or(0, |value| crate::wire::encoding::$codec::encoded_len($tag, value))
