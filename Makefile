@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cgroup2 lint format bench bench-quick clean
+.PHONY: help setup demo test test-cgroup2 test-hypervisors lint format bench bench-quick clean
 
 help: ## Show these targets
 	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ test: ## Run every test (installs what the tests need first); PYTEST_ARGS="-k na
 test-cgroup2: ## Run the tests of limits in an emulated guest that has only cgroup v2 (minutes); TESTS="paths" for others
 	@scripts/setup.sh --tests
 	@scripts/test-cgroup2.sh $(TESTS)
+
+test-hypervisors: ## Hold every hypervisor that is installed to the contract; says which are not found
+	@scripts/setup.sh --tests
+	@for program in qemu-system-x86_64 cloud-hypervisor firecracker stratovirt linux.uml; do \
+		command -v $$program >/dev/null && echo "found $$program" || echo "not found: $$program"; done
+	@$(PYTHON) -m pytest -rs tests/contract/test_*hypervisor*.py
 
 lint: ## Run only the style tests: ruff, mypy --strict, layers, docs
 	@scripts/setup.sh

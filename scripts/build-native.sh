@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # group: crates (directories of native/, the first ones with programs); programs
 GROUPS_='
-host:  keeper client sys; drupe-keeper drupe-client drupe-oci
+host:  keeper client sys; drupe-keeper drupe-client drupe-oci containerd-shim-drupe-v2
 agent: agent sys;         drupe-agent
 '
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/native
@@ -61,7 +61,11 @@ while IFS=':;' read -r group crates programs; do
     for program in $programs; do put "$built/$program" "src/drupe/_bin/$program"; done
 done <<<"$GROUPS_"
 # The command itself; `python -m drupe` is what it falls back to, and what it replaces.
-for command in drupe-client:drupe drupe-oci:drupe-oci; do
+for command in drupe-client:drupe drupe-oci:drupe-oci containerd-shim-drupe-v2:containerd-shim-drupe-v2; do
     [ ! -x .venv/bin/python ] || [ ! -e "src/drupe/_bin/${command%:*}" ] ||
         put "src/drupe/_bin/${command%:*}" ".venv/bin/${command#*:}"
+done
+# containerd finds a shim by its name, and the name says the kind of sandbox
+[ ! -x .venv/bin/containerd-shim-drupe-v2 ] || for kind in runc wasm gvisor vm appkernel; do
+    ln -sf containerd-shim-drupe-v2 ".venv/bin/containerd-shim-drupe-$kind-v2"
 done

@@ -27,6 +27,8 @@ containerd                 containerd
 clang-14                   clang-14
 lld-14                     wasm-ld-14
 wasi-libc                  /usr/include/wasm32-wasi
+user-mode-linux            linux.uml
+cpio                       cpio
 libclang-rt-14-dev-wasm32  /usr/lib/llvm-14/lib/clang/*/lib/wasi/*
 '
 
@@ -79,23 +81,60 @@ debian_mirror() { # where this host gets Debian 12 from
         awk '$2 ~ /^(bookworm|stable|oldstable)$/ && $3 == "main" && !found { print $1; found = 1 }'
 }
 
+private_apt() { # private_apt DIRECTORY SUITE..: makes the configuration of an apt that knows these suites alone, in apt=()
+    local own=$1 suite keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    mkdir -p "$own/lists/partial" "$own/archives/partial"
+    for suite in "${@:2}"; do
+        echo "deb [signed-by=$keyring] ${DEBIAN_MIRROR:-$(debian_mirror)} $suite main"
+    done >"$own/sources.list"
+    apt=(apt-get -qq -o Dir::Etc::SourceList="$own/sources.list" -o Dir::Etc::SourceParts=/dev/null
+        -o Dir::State::Lists="$own/lists" -o Dir::Cache::Archives="$own/archives"
+        -o Dir::Cache::PkgCache= -o Dir::Cache::SrcPkgCache= -o APT::Update::Error-Mode=any -o APT::Sandbox::User=root
+        -o Acquire::Languages=none)
+}
+
 set_up_gvisor() { # stable's runsc of 2022 lacks what is used of it; the backport comes by an apt configuration of its own
     ! present runsc || return 0
     [ "$(id -u)" = 0 ] || { say "not root: no gVisor sandboxes (runsc of bookworm-backports is missing)"; return 0; }
-    local own mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    mirror=${DEBIAN_MIRROR:-$(debian_mirror)}
-    [ -n "$mirror" ] || { say "no gVisor sandboxes: no mirror of Debian 12 is set up, from which to take runsc"; return 0; }
+    [ -n "${DEBIAN_MIRROR:-$(debian_mirror)}" ] ||
+        { say "no gVisor sandboxes: no mirror of Debian 12 is set up, from which to take runsc"; return 0; }
+    local own apt
     own=$(mktemp -d)
-    mkdir -p "$own/lists/partial" "$own/archives/partial"
-    echo "deb [signed-by=$keyring] $mirror bookworm-backports main" >"$own/sources.list"
-    local -a apt=(apt-get -qq -o Dir::Etc::SourceList="$own/sources.list" -o Dir::Etc::SourceParts=/dev/null
-        -o Dir::State::Lists="$own/lists" -o Dir::Cache::Archives="$own/archives"
-        -o Dir::Cache::PkgCache= -o Dir::Cache::SrcPkgCache= -o APT::Update::Error-Mode=any)
+    private_apt "$own" bookworm-backports
     say "installing runsc from bookworm-backports"
     export DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1
     { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends runsc; } >"$own/log" 2>&1 ||
         say "no gVisor sandboxes: bookworm-backports cannot be had ($(tail -n 1 "$own/log"))"
     rm -rf "$own"
+}
+
+# Newer peers that Debian 12's glibc runs as they are; unpacked outside of the clone, never installed.
+PEERS='containerd/trixie containerd/sid docker.io/sid docker-cli/sid'
+
+set_up_peers() { # each suite's in a directory of its name
+    local own apt package target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/peers
+    [ ! -d "$target" ] || return 0
+    [ -n "${DEBIAN_MIRROR:-$(debian_mirror)}" ] || { say "no newer containerd and Docker for the tests: no mirror"; return 0; }
+    say "fetching newer containerd and Docker for the tests"
+    mkdir -p "${target%/*}"
+    own=$(mktemp -d "$target.XXXXXX")
+    private_apt "$own" trixie sid
+    if { "${apt[@]}" update && unpack_peers "$own"; } >"$own/log" 2>&1; then
+        mv -T "$own/unpacked" "$target" 2>/dev/null || true # another run was faster
+    else
+        say "no newer containerd and Docker for the tests ($(tail -n 1 "$own/log"))"
+    fi
+    rm -rf "$own"
+}
+
+unpack_peers() { # unpack_peers DIRECTORY: with apt=()
+    local package
+    for package in $PEERS; do
+        mkdir -p "$1/fetched" "$1/unpacked/${package#*/}"
+        (cd "$1/fetched" && "${apt[@]}" download "$package") || return
+        dpkg -x "$1"/fetched/*.deb "$1/unpacked/${package#*/}" || return
+        rm "$1"/fetched/*.deb
+    done
 }
 
 usable_venv() { # one that was made in this directory, and whose Python is still there
@@ -112,7 +151,7 @@ set_up_venv() { # the stamp: what pyproject.toml says up to the settings of tool
         "$python" -m venv --clear .venv
     fi
     say "installing drupe into .venv with $(.venv/bin/python -V)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,wasm]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[containerd,dev,wasm]'
     printf '%s\n' "$stamp" >.venv/.stamp
 }
 
@@ -142,7 +181,10 @@ packages=$RUN_PACKAGES
 [ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
 set_up_packages "$packages"
 set_up_gvisor
+[ "${1:-}" != --tests ] || set_up_peers & # mostly waits
+peers=$!
 set_up_venv
 set_up_bytecode
 scripts/build-native.sh
 [ "${1:-}" != --tests ] || set_up_guests
+wait "$peers"

@@ -157,7 +157,7 @@ class Finished:
 
 
 class LocalKeeper:
-    """The keeper's two calls that the network uses, done in this process, whose thread is the host."""
+    """The keeper's calls that the network uses, done in this process, whose thread is the host."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[Sequence[str], Mapping[str, str], str]] = []
@@ -165,6 +165,10 @@ class LocalKeeper:
     async def netns_socket(self, netns: Path | str, family: int, type: int, protocol: int = 0) -> int:
         with inside(netns):
             return socket.socket(family, type, protocol).detach()
+
+    async def netns_open(self, netns: Path | str, path: str) -> int:
+        with inside(netns):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
 
     async def run(
         self,

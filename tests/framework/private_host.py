@@ -22,9 +22,11 @@ class PrivateHost:
     """The namespaces live until `close`. The daemon is there from the start, at its default run directory: conmon waits
     for every child that it gets, and gives its runtime no environment."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, config: Path | None = None) -> None:
         self.directory = directory
         self.env = {**os.environ, "DRUPE_ROOT": str(directory / "drupe"), "HOME": str(directory)}
+        if config is not None:
+            self.env["DRUPE_CONFIG"] = str(config)
         self._holder = subprocess.Popen(
             ["unshare", "--mount", "--net", "sh", "-c", _MAKE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

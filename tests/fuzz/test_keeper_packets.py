@@ -24,6 +24,7 @@ OPS = [
     "namespaces",
     "release",
     "netns_socket",
+    "netns_open",
     "mount",
     "umount",
     "run",

@@ -301,6 +301,27 @@ def test_netns_socket(tmp_path: Path) -> None:
     in_site(tmp_path, scenario)
 
 
+def test_netns_open(tmp_path: Path) -> None:
+    """A sysctl is the namespace's in which its file was opened; the keeper stays where it is."""
+
+    async def scenario(here: Site) -> None:
+        ns = here.run_dir / "ns"
+        await here.keeper.create_namespaces(ns, ["net"])
+        own = Path("/proc/sys/net/ipv4/ip_default_ttl")
+        before = own.read_text()
+        fd = await here.keeper.netns_open(ns / "net", str(own))
+        with os.fdopen(fd, "r+") as inside:
+            inside.write("77")
+            inside.flush()
+            inside.seek(0)
+            assert inside.read() == "77\n"
+        assert own.read_text() == before
+        with pytest.raises(errors.NotFound):
+            await here.keeper.netns_open(ns / "net", "/nonexistent")
+
+    in_site(tmp_path, scenario)
+
+
 # ── mounts ──
 
 
@@ -481,5 +502,26 @@ def test_output_that_is_held_reaches_all_who_come_before_it_flows(tmp_path: Path
             wanted = b"".join(b"%d\n" % n for n in range(1, 20001))
             assert await asyncio.gather(*readers) == [wanted, wanted]
             assert (await here.ended("t")).code == 0
+
+    in_site(tmp_path, scenario)
+
+
+def test_a_network_is_joined_and_kept(tmp_path: Path) -> None:
+    async def scenario(here: Site) -> None:
+        given, own = here.run_dir / "given", here.run_dir / "own"
+        await here.keeper.create_namespaces(given, ["net"])
+        first = await here.keeper.create_namespaces(own, ["uts", "pid"], netns=given / "net", hostname="joined")
+        assert first is not None
+        out = await here.keeper.run(
+            ["stat", "-Lc", "%i", str(given / "net"), str(own / "net"), f"/proc/{first}/ns/net"]
+        )
+        assert len(set(out.stdout.split())) == 1
+        with pytest.raises(errors.InvalidArgument, match="netns joins"):
+            await here.keeper.create_namespaces(here.run_dir / "c", ["net"], netns=given / "net")
+        with pytest.raises(errors.NotFound, match="open /nonexistent"):
+            await here.keeper.create_namespaces(here.run_dir / "c", ["uts"], netns="/nonexistent")
+        await here.keeper.release(own)
+        await here.keeper.release(given)
+        wait_until(lambda: not Path(f"/proc/{first}").exists(), what="its process ends")
 
     in_site(tmp_path, scenario)

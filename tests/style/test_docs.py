@@ -18,6 +18,7 @@ GENERATORS = (
     "scripts/gen-protobuf.py",
     "scripts/gen-capabilities.py",
     "scripts/gen-compat.py",
+    "scripts/gen-hypervisors.py",
 )
 
 

@@ -1,12 +1,14 @@
-//! Ops `mount`, `umount`, `netns_socket`.
+//! Ops `mount`, `umount`, `netns_socket`, `netns_open`.
 
 use crate::protocol::{reply, Failure, Fds, Fields, Outcome, Reply};
 use crate::server::{end, Keeper};
 use drupe_sys::{mount, net};
 use serde_json::json;
 use std::env;
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Flags of mount(2) by their names in mount(8).
@@ -240,6 +242,19 @@ impl Keeper {
         let what = format!("cannot make a socket in network namespace {netns}");
         let mut fds = Fds::default();
         fds.push("socket", socket.map_err(|error| Failure::io(what, &error))?);
+        Ok(Some((json!({}), fds)))
+    }
+
+    /// A device or a sysctl whose file belongs to the network namespace in which it is opened.
+    pub fn netns_open(&mut self, fields: &mut Fields) -> Outcome<Reply> {
+        let (netns, path): (String, String) = (fields.need("netns")?, fields.need("path")?);
+        end(fields)?;
+        let mut how = OpenOptions::new();
+        how.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let file = net::in_netns(Path::new(&netns), || how.open(&path));
+        let what = format!("cannot open {path} in network namespace {netns}");
+        let mut fds = Fds::default();
+        fds.push("file", file.map_err(|error| Failure::io(what, &error))?.into());
         Ok(Some((json!({}), fds)))
     }
 

@@ -53,6 +53,7 @@ struct Plan {
     uid_map: Vec<Vec<u32>>,
     gid_map: Vec<Vec<u32>>,
     userns: Option<String>,
+    netns: Option<String>,
 }
 
 /// A child that is making namespaces.
@@ -86,6 +87,11 @@ fn sysctl_path(name: &str, flags: i32) -> Outcome<String> {
     }
 }
 
+/// The type of a network namespace that is to be joined: it is bound like those that are made.
+fn joined(netns: Option<&String>) -> i32 {
+    netns.map_or(0, |_| libc::CLONE_NEWNET)
+}
+
 impl Plan {
     fn from_fields(fields: &mut Fields) -> Outcome<Plan> {
         let mut flags = 0;
@@ -95,8 +101,10 @@ impl Plan {
                 None => return Err(Failure::invalid(format!("unknown namespace type {word:?}"))),
             }
         }
+        let netns: Option<String> = fields.take("netns")?;
+        let inside = flags | joined(netns.as_ref());
         let sysctls = fields.take::<Pairs>("sysctls")?.map(|pairs| pairs.0).unwrap_or_default();
-        let sysctls = sysctls.into_iter().map(|(name, value)| Ok((sysctl_path(&name, flags)?, value)));
+        let sysctls = sysctls.into_iter().map(|(name, value)| Ok((sysctl_path(&name, inside)?, value)));
         let plan = Plan {
             dir: fields.need::<String>("dir")?.into(),
             flags,
@@ -105,6 +113,7 @@ impl Plan {
             uid_map: fields.take("uid_map")?.unwrap_or_default(),
             gid_map: fields.take("gid_map")?.unwrap_or_default(),
             userns: fields.take("userns")?,
+            netns,
         };
         end(fields)?;
         plan.check()?;
@@ -123,6 +132,8 @@ impl Plan {
             "uid_map and gid_map belong to a new user namespace, which needs both"
         } else if user && self.userns.is_some() {
             "userns joins a user namespace, types asks for a new one"
+        } else if self.flags & libc::CLONE_NEWNET != 0 && self.netns.is_some() {
+            "netns joins a network namespace, types asks for a new one"
         } else if self.uid_map.iter().chain(&self.gid_map).any(|line| line.len() != 3) {
             "a line of an id map is [inside, outside, count]"
         } else {
@@ -137,6 +148,11 @@ impl Plan {
             let what = what.to_string();
             move |error: io::Error| (what, error)
         };
+        if let Some(path) = &self.netns {
+            // First: in a user namespace of its own it has no right to join what belongs to another.
+            let file = File::open(path).map_err(step(&format!("open {path}")))?;
+            mount::setns(&file, libc::CLONE_NEWNET).map_err(step(&format!("join network namespace {path}")))?;
+        }
         if let Some(path) = &self.userns {
             let file = File::open(path).map_err(step(&format!("open {path}")))?;
             mount::setns(&file, libc::CLONE_NEWUSER).map_err(step(&format!("join user namespace {path}")))?;
@@ -172,7 +188,7 @@ impl Plan {
         let failed = |error| Failure::io(format!("cannot bind {}", self.dir.display()), &error);
         // A mount of its own, so that all of it is unmounted at once: each unmount waits for the kernel's RCU.
         mount::mount(&self.dir.to_string_lossy(), &self.dir, "", libc::MS_BIND, "").map_err(failed)?;
-        for (name, _) in TYPES.iter().filter(|(_, flag)| self.flags & flag != 0) {
+        for (name, _) in TYPES.iter().filter(|(_, flag)| (self.flags | joined(self.netns.as_ref())) & flag != 0) {
             let target = self.dir.join(name);
             let pid = if *name == "pid" { first } else { child };
             let bound = File::create(&target)

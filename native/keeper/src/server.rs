@@ -345,6 +345,7 @@ impl Keeper {
             "namespaces" => self.namespaces(asker, &mut fields),
             "release" => self.release(&mut fields),
             "netns_socket" => self.netns_socket(&mut fields),
+            "netns_open" => self.netns_open(&mut fields),
             "mount" => self.mount(&mut fields, &mut fds),
             "umount" => self.umount(&mut fields),
             "run" => self.run_helper(asker, &mut fields, &mut fds),

@@ -40,7 +40,7 @@ def attach_here(client: Client, status: ContainerStatus, *, stdin: bool, proxy: 
     window = session.Window(tty=status.tty)
     forwarding = signals.forwarding() if proxy else terminal.handlers({})
     try:
-        with forwarding, window.watched(), session.interactive(fds, keys=keys) as given:
+        with forwarding, window.watched(), session.interactive(fds, signals, keys=keys) as given:
             window.rows = window.columns = 0  # whatever size it has: it takes ours
             window.ready(status.id)
             end: ExitStatus = client.call("container.attach", Ref(ref=status.id), fds=given)

@@ -85,7 +85,7 @@ def _run_here(ref: str, spec: ExecSpec, window: session.Window, *, stdin: bool, 
             connection.connect() as client,
             signals.forwarding(),
             window.watched(),
-            session.interactive(fds, keys=keys) as given,
+            session.interactive(fds, signals, keys=keys) as given,
         ):
             end: ExitStatus = client.call("exec.start", ExecStart(ref=ref, spec=spec), fds=given, on_item=started)
     except session.Detached:

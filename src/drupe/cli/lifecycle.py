@@ -68,7 +68,7 @@ def _start_here(ref: str, *, stdin: bool, keys: str) -> int:
         window = session.Window(tty=status.tty)
         request = ContainerStart(ref=status.id, rows=window.rows, cols=window.columns)
         try:
-            with signals.forwarding(), window.watched(), session.interactive(fds, keys=keys) as given:
+            with signals.forwarding(), window.watched(), session.interactive(fds, signals, keys=keys) as given:
                 client.call("container.start", request, fds=given)
                 signals.ready()
                 window.ready(status.id)

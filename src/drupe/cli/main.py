@@ -59,6 +59,7 @@ VERBS: dict[str, Verb] = {
     "info": Verb("system:info", "Show the daemon and its host", _SYSTEM),
     "doctor": Verb("system:doctor", "Probe what can run here, why not, and how to mend it", _SYSTEM),
     "serve": Verb("serve:serve", "Run the daemon", _SYSTEM),
+    "setup": Verb("setup:setup", "Configure containerd, Docker or Podman for drupe", _SYSTEM),
     "completion": Verb("completion:completion", "Print the shell's completion script", _SYSTEM),
     "version": Verb("system:version", "Show versions", _SYSTEM),
 }

@@ -212,7 +212,7 @@ class Plan:
 
         signals = session.Signals(send)
         try:
-            with signals.forwarding(), self.window.watched(), session.interactive(fds, keys=keys) as given:
+            with signals.forwarding(), self.window.watched(), session.interactive(fds, signals, keys=keys) as given:
                 started.append(self.start(given))
                 signals.ready()
                 self.window.ready(started[0].id)

@@ -39,17 +39,17 @@ def check_terminal(*, stdin: bool, tty: bool) -> None:
 
 
 @contextlib.contextmanager
-def interactive(fds: dict[str, int], *, keys: str) -> Iterator[dict[str, int]]:
+def interactive(fds: dict[str, int], signals: Signals, *, keys: str) -> Iterator[dict[str, int]]:
     """Raw mode and keyboard relay around a session with a terminal; yields the descriptors to pass.
 
-    Detaching raises Detached in the main thread.
+    Detaching raises Detached in the main thread, once the workload is there: `signals` knows.
     """
     if "stdin" not in fds or not os.isatty(fds["stdin"]):
         yield fds
         return
     borrowed.needs_own_process()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_detach_signal())
+        stack.enter_context(terminal.handlers({signal.SIGURG: signals.detach}))
         stack.enter_context(terminal.raw(fds["stdin"]))
         board = stack.enter_context(terminal.Keyboard(fds["stdin"], parse_keys(keys), _press_detach))
         yield fds | {"stdin": board.read_end}
@@ -68,23 +68,16 @@ def _press_detach() -> None:
     os.kill(os.getpid(), signal.SIGURG)
 
 
-@contextlib.contextmanager
-def _detach_signal() -> Iterator[None]:
-    def detach(number: int, frame: FrameType | None) -> None:
-        raise Detached
-
-    with terminal.handlers({signal.SIGURG: detach}):
-        yield
-
-
 class Signals:
-    """Forwards our signals to a workload once its id is known; those that came earlier are sent then."""
+    """Forwards our signals to a workload once its id is known; those that came earlier are sent then. Its output may
+    come before that, and make somebody press keys."""
 
     def __init__(self, send: Callable[[str], None]) -> None:
         self._send = send
         self._early: list[int] = []
         self._ready = False
         self._interrupts = 0
+        self._detaching = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -99,10 +92,18 @@ class Signals:
             self._early.append(number)
 
     def ready(self) -> None:
-        """The workload exists now."""
+        """The workload exists now. Raises Detached when that was asked for already."""
         self._ready = True
         for number in self._early:
             self._forward(number)
+        if self._detaching:
+            raise Detached
+
+    def detach(self, number: int, frame: FrameType | None) -> None:
+        """The user pressed the detach keys."""
+        self._detaching = True
+        if self._ready:
+            raise Detached
 
     def _forward(self, number: int) -> None:
         try:

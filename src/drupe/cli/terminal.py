@@ -65,13 +65,16 @@ def raw(fd: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def handlers(table: Mapping[signal.Signals, Handler]) -> Iterator[None]:
-    """Signal handlers inside the block; the old ones come back after it."""
-    old = {number: signal.signal(number, handler) for number, handler in table.items()}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    """Signal handlers inside the block, which also run while it waits for the daemon; the old ones come back."""
+    from drupe.rpc.wakeup import signals_wake
+
+    with signals_wake():
+        old = {number: signal.signal(number, handler) for number, handler in table.items()}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

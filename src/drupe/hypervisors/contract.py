@@ -38,6 +38,13 @@ ABILITIES: dict[str, str] = {
 }
 
 
+def said(words: Mapping[str, str]) -> Mapping[str, str]:
+    """A table of abilities: "yes" but for what `words` says."""
+    if unknown := words.keys() - ABILITIES.keys():
+        raise ValueError(f"no such ability: {', '.join(sorted(unknown))}")
+    return {word: words.get(word, "yes") for word in ABILITIES}
+
+
 @dataclass(frozen=True, slots=True)
 class Disk:
     """id: the virtio serial, at most 20 bytes, by which the guest finds it. direct: past the host's page cache."""
@@ -52,7 +59,8 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """tap: name of the device in the VMM's network namespace. queues: pairs. socket: vhost-user instead of `tap`."""
+    """tap: name of the device in the VMM's network namespace. queues: pairs. socket: vhost-user instead of `tap`.
+    descriptor: of an open tap, for one that is plugged into a running machine (whoever plugs it in closes it)."""
 
     id: str
     mac: str
@@ -60,6 +68,7 @@ class Nic:
     mtu: int = 1500
     queues: int = 1
     socket: Path | None = None
+    descriptor: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,8 @@ class MachineConfig:
     """One machine. dir: private run directory, where sockets, pid and console go (socket paths stay below 108 bytes).
     kernel, initrd: files of the guest. append: further words of the kernel's command line. memory_max_bytes,
     processors_max: up to where it may grow later. saved: start from what `Machine.save` wrote there instead of booting;
-    share_memory: copy-on-write from it."""
+    share_memory: copy-on-write from it. memory_file: memory is this file (exists, of that size) and not anonymous, so
+    that `Machine.save` need not write it."""
 
     id: str
     dir: Path
@@ -109,12 +119,16 @@ class MachineConfig:
     shared_memory: bool = False  # vhost-user back-ends map it
     saved: Path | None = None
     share_memory: bool = False
+    memory_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start for a machine. files: written before, below its `dir`, mode 0600. sockets: below `dir`, made by the
-    program when it is ready. console: where the guest's console is written."""
+    """What to start for a machine. files: written before, below its `dir`, mode 0600. control, agent: sockets below
+    `dir`, made by the program when it is ready, unless they are among `listeners`: those are made and listened at by
+    whoever starts it, and handed on as descriptors 3, 4, … in this order, so that nobody has to wait for them.
+    console: where the guest's console is written; its standard output when that is empty. empty: a directory that must
+    be there, with nothing in it."""
 
     argv: Sequence[str]
     files: Mapping[Path, bytes] = field(default_factory=dict)
@@ -122,6 +136,8 @@ class Launch:
     control: Path = Path()
     agent: Path = Path()
     console: Path = Path()
+    listeners: Sequence[Path] = ()
+    empty: Path | None = None
     devices: Sequence[str] = ()  # host device nodes it opens: /dev/kvm, /dev/net/tun, …
 
 

@@ -195,9 +195,11 @@ class Keeper:
         uid_map: Sequence[tuple[int, int, int]] | None = None,
         gid_map: Sequence[tuple[int, int, int]] | None = None,
         userns: Path | str | None = None,
+        netns: Path | str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> int | None:
-        """Makes namespaces ("net", "ipc", "uts", "user", "pid", "cgroup") and binds them to ``dir/<type>``.
+        """Makes namespaces ("net", "ipc", "uts", "user", "pid", "cgroup") and binds them to ``dir/<type>``. netns: a
+        network namespace to join, which is bound to ``dir/net``.
 
         With "pid": returns the pid of the process that is the namespace's first and keeps it until `release`.
         """
@@ -210,6 +212,7 @@ class Keeper:
             uid_map=uid_map or None,
             gid_map=gid_map or None,
             userns=userns and str(userns),
+            netns=netns and str(netns),
             timeout_s=timeout_s,
         )
         return answer.ok.get("init_pid")
@@ -222,6 +225,11 @@ class Keeper:
         """The descriptor of a socket made inside a network namespace."""
         answer = await self.call("netns_socket", netns=str(netns), family=family, type=type, protocol=protocol)
         return answer.fds["socket"]
+
+    async def netns_open(self, netns: Path | str, path: str) -> int:
+        """The descriptor of a file opened, for reading and writing, inside a network namespace."""
+        answer = await self.call("netns_open", netns=str(netns), path=path)
+        return answer.fds["file"]
 
     async def mount(
         self,

@@ -40,22 +40,31 @@ Network = IPv4Network | IPv6Network
 
 IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
+ETHERNET = 1  # Link.hardware of what carries Ethernet frames (linux/if_arp.h)
 
 _SIOCGSKNS = 0x894C  # linux/sockios.h
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_PROTINFO = 1, 3, 4, 10, 12
-_IFLA_LINKINFO, _IFLA_STATS64, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD = 18, 23, 26, 27, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_PROTINFO = 1, 3, 4, 5, 10, 12
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_STATS64, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD = 18, 20, 23, 26, 27, 28
+_IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES, _IFLA_CARRIER, _IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = (
+    31,
+    32,
+    33,
+    56,
+    57,
+)
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_BR_MCAST_SNOOPING = 23
 _IFLA_BRPORT_MODE = 4  # hairpin
 _IFLA_INET6_ADDR_GEN_MODE = 8
 _IN6_ADDR_GEN_MODE_NONE = 1
 _VETH_INFO_PEER = 1
+_IFLA_MACVLAN_MODE, _MACVLAN_MODE_PASSTHRU = 1, 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFA_F_NODAD = 0x02
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_CACHEINFO, _RTA_TABLE = 1, 4, 5, 12, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_CACHEINFO, _RTA_TABLE = 1, 4, 5, 6, 7, 12, 15
 _RT_TABLE_MAIN, _RTPROT_KERNEL, _RTPROT_STATIC, _RTN_UNICAST = 254, 2, 4, 1
 _RT_SCOPE_UNIVERSE = 0
 _IFINFOMSG = struct.Struct("=BxHiII")
@@ -65,7 +74,9 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One interface. kind: "veth", "bridge"… or "" for hardware. master: index of its bridge, or 0."""
+    """One interface. kind: "veth", "bridge"… or "" for hardware. master: index of its bridge, or 0. lower: of what it
+    stands on, or 0. hardware: ARPHRD_*. details: what its kind says of itself, by attribute. device: bus and address of
+    the hardware, where the kernel (5.14) tells."""
 
     index: int
     name: str
@@ -79,15 +90,28 @@ class Link:
     tx_packets: int = 0
     rx_bytes: int = 0
     tx_bytes: int = 0
+    lower: int = 0
+    hardware: int = ETHERNET
+    group: int = 0
+    carrier: bool = False
+    queues: int = 1
+    alias: str = ""
+    device: tuple[str, str] = ("", "")
+    details: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route of the main table. destination None: the default route. gateway None: on the link."""
+    """One route of the main table. destination None: the default route. gateway None: on the link. own: made by the
+    kernel itself, for an address."""
 
     destination: Network | None
     gateway: Address | None
     index: int
+    source: Address | None = None
+    scope: int = 0
+    metric: int = 0
+    own: bool = False
 
 
 def net_namespace_of(sock: int) -> int:
@@ -113,6 +137,15 @@ def new_veth(name: str, *, master: int, mtu: int, peer_netns: int, peer: str, pe
     return Message(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
+def new_macvtap(name: str, *, lower: int, mtu: int, queues: int) -> Message:
+    """A macvtap, down, in passthru mode: it takes all frames and the address of the interface that it stands on."""
+    body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + u32(_IFLA_LINK, lower) + u32(_IFLA_MTU, mtu)
+    body += u32(_IFLA_NUM_TX_QUEUES, queues) + u32(_IFLA_NUM_RX_QUEUES, queues)
+    data = nested(_IFLA_INFO_DATA, u32(_IFLA_MACVLAN_MODE, _MACVLAN_MODE_PASSTHRU))
+    body += nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "macvtap"), data)
+    return Message(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
 def set_up(index: int, *, link_local: bool = False) -> Message:
     """Brings a link up. link_local False: the kernel adds no IPv6 link-local address by itself."""
     body = _IFINFOMSG.pack(0, 0, index, IFF_UP, IFF_UP)
@@ -135,6 +168,16 @@ def delete_link(index: int) -> Message:
 def set_master(index: int, master: int) -> Message:
     """Makes a link a port of a bridge."""
     return Message(_RTM_SETLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0) + u32(_IFLA_MASTER, master))
+
+
+def set_mac(index: int, mac: str) -> Message:
+    return Message(_RTM_SETLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0) + attribute(_IFLA_ADDRESS, _mac(mac)))
+
+
+def adjust(index: int, *, mtu: int, group: int, alias: str = "") -> Message:
+    """Sets the MTU, group and description of a link."""
+    body = _IFINFOMSG.pack(0, 0, index, 0, 0) + u32(_IFLA_MTU, mtu) + u32(_IFLA_GROUP, group)
+    return Message(_RTM_SETLINK, 0, body + (text(_IFLA_IFALIAS, alias) if alias else b""))
 
 
 def set_group(index: int, group: int) -> Message:
@@ -209,21 +252,25 @@ def routes(netlink: Netlink, family: int) -> list[Route]:
 
 
 def _parse_route(body: bytes) -> Route | None:
-    _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
+    _, length, _, _, table, protocol, scope, kind, _ = _RTMSG.unpack_from(body)
     values = dict(attributes(body[_RTMSG.size :]))
     if kind != _RTN_UNICAST or _number(values.get(_RTA_TABLE), table) != _RT_TABLE_MAIN:
         return None
     destination = values.get(_RTA_DST)
-    gateway = values.get(_RTA_GATEWAY)
+    gateway, source = values.get(_RTA_GATEWAY), values.get(_RTA_PREFSRC)
     return Route(
         ip_network((ip_address(destination), length)) if destination else None,
         ip_address(gateway) if gateway else None,
         _number(values.get(_RTA_OIF), 0),
+        ip_address(source) if source else None,
+        scope,
+        _number(values.get(_RTA_PRIORITY), 0),
+        protocol == _RTPROT_KERNEL,
     )
 
 
 def _parse_link(body: bytes) -> Link:
-    _, _, index, flags, _ = _IFINFOMSG.unpack_from(body)
+    _, hardware, index, flags, _ = _IFINFOMSG.unpack_from(body)
     values = dict(attributes(body[_IFINFOMSG.size :]))
     info = dict(attributes(values.get(_IFLA_LINKINFO, b"")))
     counters = values.get(_IFLA_STATS64, b"")
@@ -241,6 +288,14 @@ def _parse_link(body: bytes) -> Link:
         tx_packets=tx_packets,
         rx_bytes=rx_bytes,
         tx_bytes=tx_bytes,
+        lower=_number(values.get(_IFLA_LINK), 0),
+        hardware=hardware,
+        group=_number(values.get(_IFLA_GROUP), 0),
+        carrier=bool(_number(values.get(_IFLA_CARRIER), 0)),
+        queues=_number(values.get(_IFLA_NUM_TX_QUEUES), 1),
+        alias=_string(values.get(_IFLA_IFALIAS)),
+        device=(_string(values.get(_IFLA_PARENT_DEV_BUS_NAME)), _string(values.get(_IFLA_PARENT_DEV_NAME))),
+        details=tuple(attributes(info.get(_IFLA_INFO_DATA, b""))),
     )
 
 

@@ -40,7 +40,7 @@ READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sys
 
 # Making any node is allowed, using it is not: the rule crun and runc apply themselves. Then null, zero, full, random,
 # urandom, tty, console, ptmx and the pseudo terminals.
-_DEFAULT_RULES: tuple[dict[str, Any], ...] = (
+DEFAULT_RULES: tuple[dict[str, Any], ...] = (
     {"allow": False, "access": "rwm"},
     {"allow": True, "type": "c", "access": "m"},
     {"allow": True, "type": "b", "access": "m"},
@@ -227,7 +227,7 @@ def _linux(
 def _device_rules(container: ContainerSpec, inputs: BuildInputs) -> list[dict[str, Any]]:
     if container.security.privileged:
         return list(_ALL_DEVICES)
-    return [*_DEFAULT_RULES, *inputs.device_rules]
+    return [*DEFAULT_RULES, *inputs.device_rules]
 
 
 def _paths(given: tuple[str, ...] | None, default: tuple[str, ...]) -> list[str]:

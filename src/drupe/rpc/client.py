@@ -20,6 +20,7 @@ from drupe.linux.unix_sockets import send_fds
 from drupe.rpc.frames import Decoder, Frame, Hello, Invoke, check_hello, encode
 from drupe.rpc.methods import check_fds, check_params, lookup
 from drupe.rpc.progress import Progress
+from drupe.rpc.wakeup import wait_readable
 from drupe.spec.control import Method
 
 CONNECT_TIMEOUT_S = 10.0
@@ -240,6 +241,7 @@ class Link:
     def receive(self, deadline: float | None) -> Frame:
         """The next frame. Raises TimeoutError after `deadline`, Unavailable when the peer hung up, DataLoss."""
         while not self._inbox:
+            wait_readable(self.sock, deadline)
             self._set_timeout(deadline)
             try:
                 data = self.sock.recv(_READ_BYTES)

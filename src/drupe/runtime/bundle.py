@@ -73,7 +73,7 @@ def _own_mounts(storage: Storage, container: Container, image: ImageConfig) -> l
     pod = container.pod
     mounts = name_mounts(storage, container)
     if pod.spec.namespaces.ipc == "pod":
-        mounts.append(_bind(storage.paths.pod(pod.id) / "shm", "/dev/shm"))  # noqa: S108 the container's, not ours
+        mounts.append(shm_mount(storage, container))
     mounts += secret_and_volume_mounts(storage, container, image)
     if container.spec.annotations.get(IDLE) == "true":
         mounts.append(_bind(Path(find_init()), "/.drupe-idle", "ro"))
@@ -84,6 +84,11 @@ def name_mounts(storage: Storage, container: Container) -> list[dict[str, Any]]:
     """The files that say what names mean."""
     directory = storage.paths.pod(container.pod.id)
     return [_bind(directory / name, target) for name, target in FILES.items()]
+
+
+def shm_mount(storage: Storage, container: Container) -> dict[str, Any]:
+    """The pod's shared memory."""
+    return _bind(storage.paths.pod(container.pod.id) / "shm", "/dev/shm")  # noqa: S108 the container's, not ours
 
 
 def secret_and_volume_mounts(storage: Storage, container: Container, image: ImageConfig) -> list[dict[str, Any]]:

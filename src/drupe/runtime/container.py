@@ -83,7 +83,8 @@ class Container:
 
     @property
     def cgroup(self) -> str:
-        return f"{self.pod.cgroup}/{self.id}"
+        own = self.spec.bundle.cgroup if self.spec.bundle is not None else ""
+        return own or f"{self.pod.cgroup}/{self.id}"
 
     @property
     def tasks(self) -> TaskService:

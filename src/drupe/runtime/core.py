@@ -35,16 +35,19 @@ class Core:
     # -- finding ------------------------------------------------------------------------------------------------
 
     def pod(self, ref: str) -> Pod:
-        """By id, name ("namespace/name" outside "default") or unique id prefix. NotFound, InvalidArgument."""
-        if ref in self.pods:
+        """By id, name ("namespace/name" outside "default") or unique id prefix. NotFound, InvalidArgument. Pods that
+        belong to others (containerd) are not found: `pods` has them, for those who serve them."""
+        ours = [p for p in self.pods.values() if not p.spec.owner]
+        if ref in self.pods and not self.pods[ref].spec.owner:
             return self.pods[ref]
         namespace, _, name = ref.rpartition("/")
-        named = [p for p in self.pods.values() if p.name == name and p.spec.namespace == (namespace or "default")]
-        return named[0] if named else _by_prefix(ref, self.pods.values(), "pod")
+        named = [p for p in ours if p.name == name and p.spec.namespace == (namespace or "default")]
+        return named[0] if named else _by_prefix(ref, ours, "pod")
 
     def container(self, ref: str) -> Container:
         """By id, "pod/name", unique name, unique id prefix, or the name of a pod that holds just one."""
-        every = [c for p in self.pods.values() for c in p.containers.values()]
+        ours = [p for p in self.pods.values() if not p.spec.owner]
+        every = [c for p in ours for c in p.containers.values()]
         pod_ref, _, name = ref.rpartition("/")
         if pod_ref:
             every = list(self.pod(pod_ref).containers.values())
@@ -54,21 +57,24 @@ class Core:
         if len(named) > 1:
             pods = ", ".join(f"{c.pod.name}/{c.name}" for c in named)
             raise InvalidArgument(f"several containers are named {ref!r}", hint=f"say which: {pods}")
-        alone = [p for p in self.pods.values() if p.name == ref and len(p.containers) == 1]
+        alone = [p for p in ours if p.name == ref and len(p.containers) == 1]
         return next(iter(alone[0].containers.values())) if alone else _by_prefix(ref, every, "container")
 
     def list_pods(self, wanted: ListFilter) -> list[PodStatus]:
-        found = [p for p in self.pods.values() if _matches(p.spec.labels, p.state, wanted)]
+        found = [p for p in self._shown(wanted) if _matches(p.spec.labels, p.state, wanted)]
         if wanted.namespace is not None:
             found = [p for p in found if p.spec.namespace == wanted.namespace]
         return [p.record() for p in sorted(found, key=lambda p: p.status.created_at)]
 
     def list_containers(self, wanted: ListFilter) -> list[ContainerStatus]:
-        pods = [self.pod(wanted.pod)] if wanted.pod is not None else list(self.pods.values())
+        pods = [self.pod(wanted.pod)] if wanted.pod is not None else self._shown(wanted)
         if wanted.namespace is not None:
             pods = [p for p in pods if p.spec.namespace == wanted.namespace]
         every = [c for p in pods for c in p.containers.values() if _matches(c.spec.labels, c.state, wanted)]
         return [c.status for c in sorted(every, key=lambda c: c.status.created_at)]
+
+    def _shown(self, wanted: ListFilter) -> list[Pod]:
+        return [p for p in self.pods.values() if wanted.all_owners or not p.spec.owner]
 
     # -- making -------------------------------------------------------------------------------------------------
 
@@ -79,18 +85,19 @@ class Core:
         auto_stop: bool = False,
         fds: Mapping[str, int] | None = None,
         origin: Origin | None = None,
+        held: bool = False,
     ) -> Pod:
         """Plan and make a pod with its containers; on failure nothing is left behind. fds: those of its start.
-        origin: what it goes on from."""
+        origin: what it goes on from. held: see SandboxConfig."""
         await self._wait_name_free(spec)
-        planned = plan_pod(spec, taken=lambda name: self._taken(name, spec.namespace))
+        planned = plan_pod(spec, taken=lambda name: self._taken(name, spec))
         choice = await self.choose(planned)
-        free_name(planned.name, taken=lambda name: self._taken(name, spec.namespace))  # a probe may have taken a second
+        free_name(planned.name, taken=lambda name: self._taken(name, spec))  # a probe may have taken a second
         self.node.sandboxer(choice.kind)
         planned = self.node.storage.plan(planned)
         self._check_ids_free(str(planned.id), *(str(c.id) for c in planned.containers))
         pod = Pod(self.node, id_=str(planned.id), name=str(planned.name), spec=planned, choice=choice)
-        pod.auto_stop, pod.origin = auto_stop, origin
+        pod.auto_stop, pod.origin, pod.held = auto_stop, origin, held
         self.pods[pod.id] = pod
         try:
             async with pod.lock:
@@ -138,8 +145,8 @@ class Core:
             await pod.delete_now()
         self._drop_if_gone(pod)
 
-    async def create_container(self, pod: Pod, spec: ContainerSpec) -> Container:
-        """One more container in a pod that is ready or running."""
+    async def create_container(self, pod: Pod, spec: ContainerSpec, fds: Mapping[str, int] | None = None) -> Container:
+        """One more container in a pod that is ready or running. fds: those of its start."""
         self.node.require_open()
         async with pod.lock:
             if pod.state not in (State.READY, State.RUNNING):
@@ -151,7 +158,7 @@ class Core:
             features |= {for_platform(image.os) for image in self.node.storage.image_wishes((planned,))}
             pod.check_allowed(f"container {planned.name}", features)
             self._check_ids_free(str(planned.id))
-            return await pod.add_container(planned)
+            return await pod.add_container(planned, fds)
 
     async def delete_container(self, container: Container, *, force: bool = False) -> None:
         """InvalidState for a running one unless `force`. The pod stays, unless `run` made it and it is now empty."""
@@ -198,8 +205,9 @@ class Core:
         running = {c.status.image_digest for p in self.pods.values() for c in p.containers.values()} - {""}
         return running | self.snapshots.images_in_use()
 
-    def _taken(self, name: str, namespace: str) -> bool:
-        return any(p.name == name and p.spec.namespace == namespace for p in self.pods.values())
+    def _taken(self, name: str, wanted: PodSpec) -> bool:
+        same = (wanted.owner, wanted.namespace, name)
+        return any((p.spec.owner, p.spec.namespace, p.name) == same for p in self.pods.values())
 
     def _check_ids_free(self, *ids: str) -> None:
         """AlreadyExists unless they are new: all that pods and containers have is kept by id."""

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drupe.errors import NotFound
 from drupe.runtime.plan import check_timeout
@@ -38,15 +38,17 @@ class Execs:
         self._recorded: set[str] = set()  # those whose limit is in the journal
         self._timed_out: dict[str, float] = {}  # those killed for it → their limit in seconds
 
-    async def start(self, spec: ExecSpec, fds: Mapping[str, int]) -> tuple[str, int]:
+    async def start(
+        self, spec: ExecSpec, fds: Mapping[str, int], *, process: dict[str, Any] | None = None
+    ) -> tuple[str, int]:
         """Run it; returns (exec id, host pid). InvalidState unless pod and container run. Its time limit holds whether
-        anybody waits for it or not."""
+        anybody waits for it or not. process: all of it in the OCI's words, instead of what `spec` says."""
         container = self._container
         check_timeout(spec.timeout_s)
         require(container.pod.what, container.pod.state, State.RUNNING, to="exec")
         require(container.what, container.state, State.RUNNING, to="exec")
         container.check_allowed("exec in", needed_by_exec(spec))
-        process = await container.node.storage.exec_process(container, spec)
+        process = process or await container.node.storage.exec_process(container, spec)
         exec_id = secrets.token_hex(8)
         self._record_limit(exec_id, spec.timeout_s)
         self._ended[exec_id] = asyncio.get_running_loop().create_future()

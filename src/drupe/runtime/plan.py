@@ -30,6 +30,8 @@ def plan_pod(spec: PodSpec, *, taken: Callable[[str], bool]) -> PodSpec:
     _check_hostname(spec)
     if spec.cgroup_parent is not None and spec.cgroup_parent != "/":
         check_path(spec.cgroup_parent.rstrip("/"))
+    if spec.cgroup is not None:
+        check_path(spec.cgroup)
     spec = msgspec.structs.replace(spec, id=spec.id or new_id(), name=name)
     check_id(str(spec.id), "pod")
     check_name(spec.namespace, "namespace")
@@ -42,7 +44,7 @@ def plan_pod(spec: PodSpec, *, taken: Callable[[str], bool]) -> PodSpec:
 
 def plan_container(spec: ContainerSpec, *, pod_name: str, others: Iterable[ContainerSpec]) -> ContainerSpec:
     """A container's spec with name and id filled in; `others` are those of its pod."""
-    if bool(spec.image) == bool(spec.rootfs):
+    if [bool(spec.image), bool(spec.rootfs), spec.bundle is not None].count(True) != 1:
         raise InvalidArgument("a container needs an image or a rootfs, and not both")
     if spec.rootfs and not Path(spec.rootfs).is_dir():
         raise NotFound(f"rootfs {spec.rootfs!r} is not a directory")

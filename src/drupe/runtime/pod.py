@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Pod:
-    """One pod. auto_stop: stop when the last container ended (pods made by `run`)."""
+    """One pod. auto_stop: stop when the last container ended (pods made by `run`). held: see SandboxConfig."""
 
     def __init__(self, node: Node, *, id_: str, name: str, spec: PodSpec, choice: Choice) -> None:
         self.node = node
@@ -48,6 +48,7 @@ class Pod:
         self.kind = choice.kind
         self.state = State.CREATING
         self.auto_stop = False
+        self.held = False
         self.origin: Origin | None = None  # what it goes on from at its first start
         self.deadline_at = 0.0  # when `timeout_s` ends it; 0: never
         self.containers: dict[str, Container] = {}
@@ -61,6 +62,7 @@ class Pod:
             id=id_,
             name=name,
             namespace=spec.namespace,
+            owner=spec.owner,
             state=self.state,
             sandbox=choice.kind,
             choice=choice,
@@ -78,6 +80,8 @@ class Pod:
 
     @property
     def cgroup(self) -> str:
+        if self.spec.cgroup:
+            return self.spec.cgroup
         parent = self.spec.cgroup_parent
         return f"{parent.rstrip('/')}/drupe-{self.id}" if parent else f"{self.node.paths.cgroup}/{self.id}"
 
@@ -88,7 +92,9 @@ class Pod:
     @property
     def config(self) -> SandboxConfig:
         directory = self.node.paths.pod(self.id)
-        return SandboxConfig(id=self.id, spec=self.spec, dir=directory, cgroup=self.cgroup, hostname=self.hostname)
+        return SandboxConfig(
+            id=self.id, spec=self.spec, dir=directory, cgroup=self.cgroup, hostname=self.hostname, held=self.held
+        )
 
     @property
     def is_over(self) -> bool:
@@ -337,6 +343,7 @@ class Pod:
     def set_state(self, state: State, *, save: bool = True, phase: str = "") -> None:
         self.state = state
         self.status.state = state
+        self.status.finished_at = time.time() if state in (State.STOPPED, State.FAILED, State.DELETED) else 0.0
         if save:
             self.save(phase)
 
@@ -346,6 +353,7 @@ class Pod:
         data = {"spec": plain(_without_containers(self.spec)), "status": plain(self.status), "kind": self.kind}
         data |= {"netns": self.info.netns, "namespaces": self.info.namespaces}
         data |= {"auto_stop": self.auto_stop, "deadline_at": self.deadline_at}
+        data |= {"held": self.held, "init_pid": self.info.pid}
         self.node.journal.put("pod", self.id, state=self.state, phase=phase, data=data)
 
     # -- steps --------------------------------------------------------------------------------------------------

@@ -81,8 +81,10 @@ def _pod_from(node: Node, row: Row) -> Pod | None:
     pod.state = State(row.state)
     status.phase = row.phase
     pod.hostname = status.hostname
-    pod.info = SandboxInfo(netns=data.get("netns", ""), namespaces=data.get("namespaces", {}))
-    pod.auto_stop = bool(data.get("auto_stop"))
+    pod.info = SandboxInfo(
+        netns=data.get("netns", ""), namespaces=data.get("namespaces", {}), pid=data.get("init_pid", 0)
+    )
+    pod.auto_stop, pod.held = bool(data.get("auto_stop")), bool(data.get("held"))
     pod.deadline_at = float(data.get("deadline_at", 0.0))
     return pod
 

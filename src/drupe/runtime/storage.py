@@ -20,7 +20,7 @@ from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount as KeeperMount
 from drupe.oci.users import ResolvedUser, resolve_user
 from drupe.resources.volumes import Volumes
-from drupe.runtime import binds, bundle, modules
+from drupe.runtime import binds, bundle, bundled, modules
 from drupe.runtime.choosing import WISH, ImageWish
 from drupe.runtime.idmap import check_reachable, root_ids, shift_ids
 from drupe.runtime.modules import OwnModules
@@ -48,6 +48,10 @@ class Storage:
         self._keeper = keeper
         self._user_ranges: dict[str, int] = {}
         self._modules = OwnModules(images)
+
+    @property
+    def keeper(self) -> Keeper:
+        return self._keeper
 
     @property
     def keeper_pid(self) -> int:
@@ -130,6 +134,9 @@ class Storage:
         stays: a stopped container's mounts are missing only when their keeper ended."""
         mounts: list[KeeperMount] = []
         spec = container.spec
+        if spec.bundle is not None:
+            await bundled.mount_root(self._keeper, container)
+            return
         if spec.image and self.own_module(container) is not None:
             container.status.image_digest = self.images.resolve(spec.image).digest
         elif spec.image:
@@ -279,6 +286,9 @@ class Storage:
 
     async def bundle_config(self, container: Container) -> dict[str, Any]:
         """The OCI config.json of a container, complete."""
+        if container.spec.bundle is not None:
+            await binds.attach(self._keeper, container.bundle, container.spec)
+            return bundled.build(container)
         image = self.image_config(container.spec)
         await binds.attach(self._keeper, container.bundle, container.spec)
         with self._names_fd(container) as root:
@@ -353,8 +363,8 @@ class Storage:
 
     async def mount_shm(self, pod: Pod) -> None:
         """One /dev/shm for the pod, as its containers share System V and POSIX IPC alike."""
-        if pod.spec.namespaces.ipc == "host" or pod.sandboxer.runs_modules:
-            return
+        if pod.spec.namespaces.ipc == "host" or pod.sandboxer.runs_modules or (pod.spec.owner and not pod.held):
+            return  # bundles bring their own
         target = self.paths.pod(pod.id) / "shm"
         target.mkdir(mode=0o755, exist_ok=True)
         if self._is_mounted(target):

@@ -33,22 +33,26 @@ from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
 @dataclass(frozen=True, slots=True)
 class SandboxConfig:
-    """A pod's sandbox. dir: private run directory. cgroup: path below each controller's mount. hostname: final name."""
+    """A pod's sandbox. dir: private run directory. cgroup: path below each controller's mount. hostname: final name.
+    held: whoever made it names its namespaces by a process, which is to live in them as long as the pod."""
 
     id: str
     spec: PodSpec
     dir: Path
     cgroup: str
     hostname: str
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxInfo:
     """What `create` made. netns: path of the network namespace as helpers see it ("" is the host's own).
-    namespaces: OCI namespace type to path, for what the pod's containers share."""
+    namespaces: OCI namespace type to path, for what the pod's containers share. pid: of a process in them, where one
+    was asked for; 0: none."""
 
     netns: str
     namespaces: dict[str, str] = field(default_factory=dict)
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

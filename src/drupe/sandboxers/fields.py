@@ -75,6 +75,7 @@ def _containers(containers: tuple[container.ContainerSpec, ...]) -> Iterator[str
 RULES: dict[type, dict[str, Rule]] = {
     pod.PodSpec: {
         "name": RUNTIME, "id": RUNTIME, "namespace": RUNTIME, "labels": RUNTIME, "annotations": RUNTIME,
+        "owner": RUNTIME,
         "sandbox": Everywhere("the choice of the kind itself"),
         "hostname": "hostname",
         "network": INSIDE,
@@ -84,6 +85,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "sysctls": "sysctls",
         "namespaces": INSIDE,
         "cgroup_parent": Everywhere("the runtime makes the pod's cgroup there; all that a kind starts runs below it"),
+        "cgroup": Everywhere("the runtime makes the pod's cgroup; all that a kind starts runs below it"),
         "resources": INSIDE,
         "hooks": "hooks",
         "containers": _containers,
@@ -105,6 +107,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "name": RUNTIME, "id": RUNTIME, "labels": RUNTIME, "annotations": _annotations,
         "image": Everywhere("its platform asks for linux-programs or wasm-modules; see `for_platform`"),
         "rootfs": "rootfs",
+        "bundle": lambda bundle: ("rootfs", *bundle.features) if bundle else (),
         "entrypoint": PROGRAM, "argv": PROGRAM, "env": PROGRAM,
         "cwd": "cwd",
         "user": "user",
@@ -191,6 +194,8 @@ WHOLE: dict[type, str] = {
 # and those that no kind sees
 UNSEEN: dict[type, str] = {
     network.Attachment: "the endpoint is made in the pod's network namespace, whatever runs in it",
+    container.Bundle: "`features` says what it asks for",
+    container.RootMount: "the runtime mounts it",
     container.RestartPolicy: "done by the runtime, outside of the sandbox",
     container.LogSpec: "output goes through the keeper",
 }

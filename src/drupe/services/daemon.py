@@ -53,6 +53,7 @@ def serve(
 async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal: type[Journal]) -> None:
     from drupe.rpc.server import Server
     from drupe.services.build import open_core
+    from drupe.services.containerd.front import Front
     from drupe.services.control import ControlService
     from drupe.services.warm import warm_command_line
 
@@ -61,8 +62,11 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_core(paths, journal=journal, config=config) as core:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _read_again, core, config)
-        server = Server(socket or paths.socket, ControlService(core, on_shutdown=stop.set).handle)
+        front = Front(core)
+        service = ControlService(core, on_shutdown=stop.set, containerd=front)
+        server = Server(socket or paths.socket, service.handle)
         with warm_command_line(paths.run):
+            await front.open()
             await server.start()
             for note in core.node.notes:
                 log.info("%s", note)
@@ -70,6 +74,7 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
             _ready("ready")
             await stop.wait()
             await server.close()
+            await front.close()
 
 
 def _read_again(core: Core, config: Path | None) -> None:

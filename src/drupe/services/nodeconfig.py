@@ -16,7 +16,7 @@ from drupe.runtime.choosing import AUTO
 from drupe.sandboxers.features import FEATURES
 from drupe.sandboxers.kinds import LEVELS, kind_of
 from drupe.spec.base import Spec, decode
-from drupe.spec.node import NodeConfig, PolicyRule
+from drupe.spec.node import ContainerdConfig, NodeConfig, PolicyRule
 
 DEFAULT_PATH = Path("/etc/drupe/drupe.toml")
 S = TypeVar("S", bound=Spec)
@@ -55,11 +55,12 @@ def _read(path: Path) -> str:
 
 
 class _File(Spec):
-    """The file as it is written; `policy` and `kinds` hold tables that are read one by one."""
+    """The file as it is written; what `policy`, `kinds` and `containerd` hold is read table by table."""
 
     sandbox: str = ""
     kinds: dict[str, dict[str, Any]] = {}
     policy: tuple[dict[str, Any], ...] = ()
+    containerd: dict[str, Any] = {}
 
 
 def parse_config(text: str, *, where: str) -> NodeConfig:
@@ -72,7 +73,8 @@ def parse_config(text: str, *, where: str) -> NodeConfig:
         raise InvalidArgument(f"{where} is not valid TOML: {error}") from None
     file = _strict(_File, data, where)
     rules = tuple(_rule(rule, f"{where}: policy {number}") for number, rule in enumerate(file.policy, 1))
-    config = NodeConfig(sandbox=file.sandbox, kinds=file.kinds, policy=rules)
+    containerd = _strict(ContainerdConfig, file.containerd, f"{where}: containerd")
+    config = NodeConfig(sandbox=file.sandbox, kinds=file.kinds, policy=rules, containerd=containerd)
     _check_names(config, where)
     for name in config.kinds:
         kind_options(config, name, where=where)

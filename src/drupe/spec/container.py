@@ -122,10 +122,36 @@ class SecuritySpec(Spec):
     privileged: bool = False
 
 
+class RootMount(Spec):
+    """One layer of a container's root, mounted over those before it. target: below the root. options: mount(8)'s words
+    and the file system's own."""
+
+    type: str
+    source: str
+    target: str = ""
+    options: tuple[str, ...] = ()
+
+
+class Bundle(Spec):
+    """An OCI bundle by which somebody else (containerd, Docker) describes the container: what its config.json says
+    counts, and not what the spec or an image would.
+
+    path: the bundle's directory. root: what the container's root is mounted from; none: config.json names a directory.
+    cgroup: the container's. features: what config.json asks for, in the words of `drupe system capabilities`.
+    checkpoint: directory of the memory that it goes on from.
+    """
+
+    path: str
+    root: tuple[RootMount, ...] = ()
+    cgroup: str = ""
+    features: tuple[str, ...] = ()
+    checkpoint: str = ""
+
+
 class ContainerSpec(Spec):
     """One container of a pod.
 
-    image: reference in the store; or rootfs: a directory of the host (used as it is). argv: replaces the image's CMD
+    image: reference in the store; or rootfs: a directory of the host (used as it is); or bundle. argv: replaces its CMD
     (Docker: the arguments after the image); entrypoint None keeps the image's, () clears it. env: "K=V" or "K" (unset).
     user: "name", "uid", "name:group", resolved in the image. stdin: keep standard input open for attach.
     init: a tiny reaper as PID 1. stop_signal None: the image's, else SIGTERM. shm_size_bytes: /dev/shm.
@@ -135,6 +161,7 @@ class ContainerSpec(Spec):
     id: str | None = None
     image: str = ""
     rootfs: str = ""
+    bundle: Bundle | None = None
     entrypoint: tuple[str, ...] | None = None
     argv: tuple[str, ...] = ()
     env: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from typing import Any
 
 from drupe.spec.base import Record, Spec
 from drupe.spec.container import ContainerSpec, ExecSpec
+from drupe.spec.containerd import ShimDelete, ShimDeleted, ShimStart, ShimStarted
 from drupe.spec.host import CapabilityTable, Doctor, ProbeList
 from drupe.spec.oci import OciAnswer, OciAsk
 from drupe.spec.pod import PodSpec
@@ -66,12 +67,14 @@ class Delete(Spec):
 
 
 class ListFilter(Spec):
-    """labels: "k" or "k=v", all must match. states: any may match. pod: containers of one pod."""
+    """labels: "k" or "k=v", all must match. states: any may match. pod: containers of one pod. all_owners: also pods
+    that belong to others (containerd), to be looked at."""
 
     labels: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     namespace: str | None = None
     pod: str | None = None
+    all_owners: bool = False
 
 
 class PodList(Record):
@@ -566,6 +569,8 @@ _TABLE: tuple[Method, ...] = (
     Method(name="volume.delete", params=Delete, result=Empty),
     Method(name="volume.prune", params=Prune, result=Pruned),
     Method(name="oci.ask", params=OciAsk, result=OciAnswer, fds=("root",)),
+    Method(name="containerd.start", params=ShimStart, result=ShimStarted),
+    Method(name="containerd.delete", params=ShimDelete, result=ShimDeleted),
     Method(name="system.info", params=Empty, result=SystemInfo),
     Method(name="system.df", params=Empty, result=DiskUsageList),
     Method(name="system.capabilities", params=Empty, result=CapabilityTable),

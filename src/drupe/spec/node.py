@@ -22,10 +22,21 @@ class PolicyRule(Spec):
     deny: tuple[str, ...] = ()
 
 
+class ContainerdConfig(Spec):
+    """sandboxer: serve containerd's Sandbox Controller. socket: where; "" is `sandboxer.sock` in the run directory.
+    address, events: of that containerd's sockets for gRPC and ttrpc; "" for events is the other one with ".ttrpc"."""
+
+    sandboxer: bool = False
+    socket: str = ""
+    address: str = "/run/containerd/containerd.sock"
+    events: str = ""
+
+
 class NodeConfig(Spec):
     """sandbox: the kind where nobody asks, or "auto"; "" is the built-in one. kinds: settings by kind. policy: all
-    rules that match a pod hold for it."""
+    rules that match a pod hold for it. containerd: what is served to it."""
 
     sandbox: str = ""
     kinds: dict[str, dict[str, Any]] = {}
     policy: tuple[PolicyRule, ...] = ()
+    containerd: ContainerdConfig = ContainerdConfig()

@@ -37,14 +37,17 @@ class Namespaces(Spec):
 class PodSpec(Spec):
     """A pod (CRI PodSandboxConfig; virtcontainers PodConfig).
 
-    sandbox: a kind ("runc", "gvisor", "wasm"…), "auto" for the strongest that works here, or "" where nobody asks: then
-    annotation, image and node decide (docs/choosing.md). resources: limits of the pod as a whole. remove: delete when
+    owner: who made it and looks after it ("containerd-…"); "" is whoever uses drupe itself, and only such pods obey its
+    verbs. sandbox: a kind ("runc", "gvisor", "wasm"…), "auto" for the strongest that works here, or "" where nobody
+    asks: then annotation, image and node decide (docs/choosing.md). cgroup: exactly its own, instead of one below
+    cgroup_parent. resources: limits of the pod as a whole. remove: delete when
     its last container ends. timeout_s: kill the pod after so long.
     """
 
     name: str | None = None
     id: str | None = None
     namespace: str = "default"
+    owner: str = ""
     sandbox: str = ""
     hostname: str | None = None
     labels: dict[str, str] = {}
@@ -56,6 +59,7 @@ class PodSpec(Spec):
     sysctls: dict[str, str] = {}
     namespaces: Namespaces = Namespaces()
     cgroup_parent: str | None = None
+    cgroup: str | None = None
     resources: Resources = Resources()
     hooks: Hooks = Hooks()
     containers: tuple[ContainerSpec, ...] = ()

@@ -99,7 +99,9 @@ class PodStatus(Record):
     namespace: str
     state: str
     sandbox: str
+    owner: str = ""
     created_at: float = 0.0
+    finished_at: float = 0.0
     hostname: str = ""
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}

@@ -1,4 +1,4 @@
-//! One call on the daemon's control socket: `oci.ask`. Frames are a length (u32, big endian) and msgpack.
+//! One call on the daemon's control socket. Frames are a length (u32, big endian) and msgpack.
 
 use drupe_sys::socket;
 use serde_json::{json, Value};
@@ -27,9 +27,15 @@ impl From<io::Error> for Trouble {
     }
 }
 
-/// Asks whoever listens at `path` (OciAsk and OciAnswer in src/drupe/spec/control.py). It changes nothing there, so it
-/// may be repeated.
-pub fn ask(path: &str, ask: &Value) -> Result<Value, Trouble> {
+/// A method of the control API with its parameters. root: it takes our "/" along.
+pub struct Question<'a> {
+    pub method: &'a str,
+    pub params: &'a Value,
+    pub root: bool,
+}
+
+/// Asks whoever listens at `path`. What is asked here may be repeated.
+pub fn ask(path: &str, question: &Question) -> Result<Value, Trouble> {
     let mut stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -39,9 +45,9 @@ pub fn ask(path: &str, ask: &Value) -> Result<Value, Trouble> {
     };
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let root = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open("/")?;
-    let call = json!(["call", 1, "oci.ask", ask, ["root"], null]);
-    send(&mut stream, &[frame(&json!(["hello", PROTOCOL, []])), frame(&call)].concat(), OwnedFd::from(root))?;
+    let names: &[&str] = if question.root { &["root"] } else { &[] };
+    let call = json!(["call", 1, question.method, question.params, names, null]);
+    send(&mut stream, &[frame(&json!(["hello", PROTOCOL, []])), frame(&call)].concat(), question.root)?;
     loop {
         let mut said = receive(&mut stream)?;
         match said[0].as_str() {
@@ -65,9 +71,13 @@ fn frame(value: &Value) -> Vec<u8> {
 }
 
 /// The descriptor travels with the first bytes.
-fn send(stream: &mut UnixStream, data: &[u8], fd: OwnedFd) -> io::Result<()> {
+fn send(stream: &mut UnixStream, data: &[u8], root: bool) -> io::Result<()> {
+    if !root {
+        return stream.write_all(data);
+    }
+    let root = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open("/")?;
     let first = data.len().min(4096);
-    socket::send(stream, &data[..first], &[fd])?;
+    socket::send(stream, &data[..first], &[OwnedFd::from(root)])?;
     stream.write_all(&data[first..])
 }
 

@@ -1,6 +1,6 @@
 //! The daemon that answers us, begun when there is none.
 
-use crate::control::{self, Trouble};
+use crate::control::{self, Question, Trouble};
 use crate::home;
 use serde_json::Value;
 use std::env;
@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 
 const TRIES: u32 = 3;
 
-pub fn ask(ask: &Value) -> Result<Value, String> {
+pub fn ask(question: &Question) -> Result<Value, String> {
     let path = socket_path();
     for _ in 0..TRIES {
-        match control::ask(&path, ask) {
+        match control::ask(&path, question) {
             Ok(answer) => return Ok(answer),
             Err(Trouble::Refused(why)) => return Err(why),
             Err(Trouble::Gone) => begin()?,

@@ -10,6 +10,7 @@ mod daemon;
 #[path = "../home.rs"]
 mod home;
 
+use control::Question;
 use serde_json::{json, Map, Value};
 use std::env;
 use std::io::{self, Read, Write};
@@ -45,7 +46,7 @@ fn serve(name: &str, argv: &[String]) -> Result<u8, String> {
     let cwd = cwd.into_os_string().into_string().map_err(|_| "the working directory is not UTF-8".to_string())?;
     let mut ask = json!({"name": name, "argv": argv, "cwd": cwd});
     loop {
-        let answer = daemon::ask(&ask)?;
+        let answer = daemon::ask(&Question { method: "oci.ask", params: &ask, root: true })?;
         if answer["want_stdin"] == true {
             ask["stdin"] = json!(standard_input()?);
         } else if let Some(runs) = answer["runs"].as_object().filter(|runs| !runs.is_empty()) {

@@ -12,6 +12,7 @@ from drupe.spec.status import Endpoint, PublishedPort
 
 NETWORKS = "network"  # kinds of records
 PODS = "network.pod"
+MACHINE_LINKS = 0x64726D  # the link group of what joins a pod's interfaces to its machine: not part of its network
 
 
 class Records(Protocol):
@@ -34,9 +35,11 @@ class Finished(Protocol):
 
 
 class Keeper(Protocol):
-    """The keeper's two calls that the network uses (docs/keeper.md)."""
+    """The keeper's calls that the network uses (docs/keeper.md)."""
 
     async def netns_socket(self, netns: Path | str, family: int, type: int, protocol: int = 0) -> int: ...
+
+    async def netns_open(self, netns: Path | str, path: str) -> int: ...
 
     async def run(
         self,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
 
 from drupe.linux import rtnetlink
 from drupe.linux.netlink import NETLINK_ROUTE, Netlink
 from drupe.resources.network.bridge import explained
-from drupe.resources.network.records import Counters, Keeper
+from drupe.resources.network.records import MACHINE_LINKS, Counters, Keeper
 from drupe.spec.status import Endpoint
 
 
@@ -17,7 +18,7 @@ async def scan(keeper: Keeper, netns: str) -> list[Endpoint]:
 
     Raises NotFound when the namespace is gone.
     """
-    with await _open(keeper, netns) as netlink, explained(f"cannot read network namespace {netns}"):
+    with await open_netlink(keeper, netns) as netlink, explained(f"cannot read network namespace {netns}"):
         addresses = rtnetlink.addresses(netlink)
         gateways = {
             family: {
@@ -35,14 +36,14 @@ async def scan(keeper: Keeper, netns: str) -> list[Endpoint]:
                 gateway6=gateways[socket.AF_INET6].get(link.index, ""),
             )
             for link in rtnetlink.links(netlink)
-            if not link.loopback and link.up
+            if link.up and _is_pods(link)
         ]
 
 
 async def counters(keeper: Keeper, netns: str) -> Counters:
     """What all interfaces but loopback have carried. Raises NotFound when the namespace is gone."""
-    with await _open(keeper, netns) as netlink, explained(f"cannot read network namespace {netns}"):
-        links = [link for link in rtnetlink.links(netlink) if not link.loopback]
+    with await open_netlink(keeper, netns) as netlink, explained(f"cannot read network namespace {netns}"):
+        links = [link for link in rtnetlink.links(netlink) if _is_pods(link)]
     return Counters(
         rx_bytes=sum(link.rx_bytes for link in links),
         tx_bytes=sum(link.tx_bytes for link in links),
@@ -51,10 +52,15 @@ async def counters(keeper: Keeper, netns: str) -> Counters:
     )
 
 
-async def _open(keeper: Keeper, netns: str) -> Netlink:
+async def open_netlink(keeper: Keeper, netns: Path | str) -> Netlink:
+    """A netlink socket inside a namespace. Raises NotFound when that is gone."""
     with explained(f"cannot open network namespace {netns}"):
         fd = await keeper.netns_socket(netns, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
     return Netlink(fd=fd)
+
+
+def _is_pods(link: rtnetlink.Link) -> bool:
+    return not link.loopback and link.group != MACHINE_LINKS
 
 
 def _leads_out(route: rtnetlink.Route) -> bool:

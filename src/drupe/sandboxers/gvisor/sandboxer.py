@@ -64,8 +64,7 @@ class GvisorSandboxer(KeptSandboxer):
         """The network namespace only: the sandbox itself is made when its addresses are in there."""
         platform = await platform_for(self._options, config.spec, self._keeper)
         self._configs[config.id] = config
-        paths = await make_namespaces(self._keeper, config, network_types(config.spec))
-        netns = paths.get("network", "")
+        info = await make_namespaces(self._keeper, config, network_types(config.spec))
         record = PodRecord(
             id=config.id,
             dir=str(config.dir),
@@ -76,14 +75,14 @@ class GvisorSandboxer(KeptSandboxer):
             shm_bytes=max((c.shm_size_bytes for c in config.spec.containers), default=64 << 20),
             network=_network(config.spec),
             platform=platform,
-            netns="" if config.spec.network.mode == "none" else netns,
+            netns="" if config.spec.network.mode == "none" else info.netns,
             debug=wants_debug(self._options, config.spec),
             seccomp=any(c.security.seccomp not in ("default", "unconfined") for c in config.spec.containers),
         )
         self._pods.add(record)
         if config.spec.namespaces.pid == "pod":
-            paths["pid"] = SHARE
-        return SandboxInfo(netns=netns, namespaces=paths)
+            info.namespaces["pid"] = SHARE
+        return info
 
     async def start(self, sandbox_id: str) -> None:
         """A sandbox of several containers gets a first one that does nothing, so that it ends with none of them."""

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from drupe.keeper.client import Keeper
-from drupe.sandboxers.contract import SandboxConfig
+from drupe.sandboxers.contract import SandboxConfig, SandboxInfo
 from drupe.spec.pod import IdMap, PodSpec
 
 _NETNS_MODES = ("none", "bridge", "cni", "cnm")
 _OCI_NAME = {"net": "network", "ipc": "ipc", "uts": "uts", "user": "user"}
 
 
-async def make_namespaces(keeper: Keeper, config: SandboxConfig, types: list[str]) -> dict[str, str]:
-    """Make them in ``config.dir/ns``; returns OCI namespace type to path. A network namespace that the pod joins is
-    among them. Undone by `drop_namespaces`."""
+async def make_namespaces(keeper: Keeper, config: SandboxConfig, types: list[str]) -> SandboxInfo:
+    """Make them in ``config.dir/ns``; a network namespace that the pod joins is among them. Where the pod is to be
+    held, a process lives in them: the first of a PID namespace that nothing else is in. Undone by `drop_namespaces`."""
     directory = config.dir / "ns"
     user = config.spec.namespaces.user
-    if types:
-        await keeper.create_namespaces(
+    joined = config.spec.network.netns_path if config.spec.network.mode == "path" else ""
+    pid = None
+    if types or config.held:
+        pid = await keeper.create_namespaces(
             directory,
-            types,
+            [*types, "pid"] if config.held else types,
+            netns=_as_seen_here(joined) if joined and config.held else None,
             hostname=config.hostname if "uts" in types else None,
             sysctls=dict(config.spec.sysctls) or None,
             uid_map=_plain_map(user.uids) if user else None,
             gid_map=_plain_map(user.gids) if user else None,
         )
     paths = {_OCI_NAME[kind]: str(directory / kind) for kind in types}
-    if config.spec.network.mode == "path":
-        paths["network"] = config.spec.network.netns_path
-    return paths
+    if joined:
+        paths["network"] = str(directory / "net") if config.held else joined
+    return SandboxInfo(netns=paths.get("network", ""), namespaces=paths, pid=pid or 0)
+
+
+def _as_seen_here(path: str) -> str:
+    """A path that means to the keeper what it means to us: what others mount may not get into its mount namespace. A
+    link that begins with "/" would lead out again, so none is left in it."""
+    return f"/proc/{os.getpid()}/root{Path(path).resolve()}"
 
 
 async def drop_namespaces(keeper: Keeper, config: SandboxConfig) -> None:

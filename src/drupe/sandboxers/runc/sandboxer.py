@@ -57,11 +57,10 @@ class RuncSandboxer(KeptSandboxer):
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         self._configs[config.id] = config
-        paths = await make_namespaces(self._keeper, config, namespace_types(config.spec))
-        netns = paths.get("network", "")
+        info = await make_namespaces(self._keeper, config, namespace_types(config.spec))
         if config.spec.namespaces.pid == "pod":
-            paths["pid"] = await self._infra.start(config, paths)
-        return SandboxInfo(netns=netns, namespaces=paths)
+            info.namespaces["pid"] = await self._infra.start(config, info.namespaces)
+        return info
 
     async def start(self, sandbox_id: str) -> None:
         """Namespaces need no starting: they live as soon as they are made."""

@@ -59,8 +59,7 @@ class WasmSandboxer(KeptSandboxer):
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         self._configs[config.id] = config
-        paths = await self._spaces.make(config)
-        return SandboxInfo(netns=paths.get("network", ""), namespaces=paths)
+        return await self._spaces.make(config)
 
     async def start(self, sandbox_id: str) -> None:
         """Namespaces need no starting: they live as soon as they are made."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from drupe.errors import DrupeError
 from drupe.keeper.client import Keeper
-from drupe.sandboxers.contract import SandboxConfig
+from drupe.sandboxers.contract import SandboxConfig, SandboxInfo
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, namespace_types
 
 SPARES = 2
@@ -37,17 +37,19 @@ class Spaces:
         self._count = 0
         keeper.on_lost(self._spares.clear)
 
-    async def make(self, config: SandboxConfig) -> dict[str, str]:
-        """OCI namespace type to path, for a pod."""
+    async def make(self, config: SandboxConfig) -> SandboxInfo:
+        """Those of a pod."""
         types = namespace_types(config.spec)
-        if types != _TYPES or config.spec.sysctls:
+        if types != _TYPES or config.spec.sysctls or config.held:
             return await make_namespaces(self._keeper, config, types)
         link = config.dir / "ns"
         while self._spares:
             found = self._spares.popleft()
             link.symlink_to(os.path.relpath(found, config.dir))
             self._refill_later()
-            return {_OCI_NAME[kind]: str(link / kind) for kind in types}
+            return SandboxInfo(
+                netns=str(link / "net"), namespaces={_OCI_NAME[kind]: str(link / kind) for kind in types}
+            )
         self._refill_later()
         return await make_namespaces(self._keeper, config, types)
 

@@ -10,6 +10,7 @@ from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
 from drupe.runtime.container import Container
 from drupe.sandboxers.contract import hold
+from drupe.services.control.outside import client_container
 from drupe.services.control.registry import method
 from drupe.spec.base import plain
 from drupe.spec.control import ContainerList, Logs, ProcessList, StatsItem, StatsList
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @method("container.create", changes=True)
 async def create(service: ControlService, call: Call) -> ContainerStatus:
     pod = service.core.pod(call.params.pod)
-    return (await service.core.create_container(pod, call.params.spec)).status
+    return (await service.core.create_container(pod, client_container(call.params.spec))).status
 
 
 @method("container.start", changes=True)
@@ -196,7 +197,8 @@ async def _sample(service: ControlService, refs: tuple[str, ...]) -> list[StatsI
 
 
 def _running(service: ControlService) -> list[Container]:
-    return [c for pod in service.core.pods.values() for c in pod.containers.values() if c.is_live]
+    ours = [pod for pod in service.core.pods.values() if not pod.spec.owner]
+    return [c for pod in ours for c in pod.containers.values() if c.is_live]
 
 
 @method("container.inspect")

@@ -9,6 +9,7 @@ from drupe.errors import DeadlineExceeded
 from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.contract import hold
+from drupe.services.control.outside import client_pod
 from drupe.services.control.registry import method
 from drupe.spec.control import LogLine, PodList
 from drupe.spec.status import ExitStatus, PodStatus, Stats
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 @method("pod.create", changes=True)
 async def create(service: ControlService, call: Call) -> PodStatus:
-    return (await service.core.create_pod(call.params.spec, auto_stop=call.params.auto_stop)).record()
+    return (await service.core.create_pod(client_pod(call.params.spec), auto_stop=call.params.auto_stop)).record()
 
 
 @method("pod.run", changes=True)
 async def run(service: ControlService, call: Call) -> PodStatus:
     window = (call.params.rows, call.params.cols)
-    pod = await service.core.run_pod(call.params.spec, call.fds, window=window)
+    pod = await service.core.run_pod(client_pod(call.params.spec), call.fds, window=window)
     for container in pod.containers.values():
         if container.attachment is not None:
             call.while_here(hold(container.attachment))

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drupe.errors import Unsupported
 from drupe.rpc.call import Call
 from drupe.runtime.core import Core
-from drupe.services.control import containers, execs, files, images, networks, oci, pods, snapshots, system, volumes
+from drupe.services.control import (
+    containerd,
+    containers,
+    execs,
+    files,
+    images,
+    networks,
+    oci,
+    pods,
+    snapshots,
+    system,
+    volumes,
+)
 from drupe.services.control.registry import HANDLERS
 
+if TYPE_CHECKING:
+    from drupe.services.containerd.front import Front
+
 _MODULES = (
+    containerd,
     containers,
     execs,
     files,
@@ -27,14 +43,18 @@ _MODULES = (
 
 
 class ControlService:
-    """Serves the control API for one core. on_shutdown: called when a client asks the daemon to end."""
+    """Serves the control API for one core. on_shutdown: called when a client asks the daemon to end. containerd: its
+    other face, where there is one."""
 
-    def __init__(self, core: Core, *, on_shutdown: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, core: Core, *, on_shutdown: Callable[[], None] | None = None, containerd: Front | None = None
+    ) -> None:
         self.core = core
         self.node = core.node
         self.storage = core.node.storage
         self.started_at = time.time()
         self.on_shutdown = on_shutdown
+        self.containerd = containerd
 
     async def handle(self, call: Call) -> Any:
         """Serve one call. Raises drupe.errors."""

@@ -147,7 +147,7 @@ async def prune(service: ControlService, call: Call) -> Pruned:
     from drupe.services.control.networks import prune as prune_networks
     from drupe.services.control.volumes import prune as prune_volumes
 
-    pods = [p for p in service.core.pods.values() if p.state in (State.STOPPED, State.FAILED)]
+    pods = [p for p in service.core.pods.values() if not p.spec.owner and p.state in (State.STOPPED, State.FAILED)]
     for pod in pods:
         await service.core.delete_pod(pod)
     total = Pruned(removed=[pod.id for pod in pods])

@@ -1,0 +1,172 @@
+//! What is mapped where: the book-keeping of an address space. The platform does the mapping itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::OpenFile;
+
+use crate::platform::SpaceId;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MmId(pub u32);
+
+pub const PAGE: u64 = 4096;
+/// vm.mmap_min_addr
+pub const LOWEST: u64 = 0x1_0000;
+
+pub const PROT_READ: u32 = 1;
+pub const PROT_WRITE: u32 = 2;
+pub const PROT_EXEC: u32 = 4;
+
+pub fn round_up(value: u64) -> Option<u64> {
+    Some(value.checked_add(PAGE - 1)? & !(PAGE - 1))
+}
+
+/// A range mapped in one way.
+#[derive(Clone)]
+pub struct Area {
+    pub end: u64,
+    pub protection: u32,
+    pub shared: bool,
+    /// The file, and the offset at the range's start.
+    pub file: Option<(Arc<OpenFile>, u64)>,
+    pub name: &'static str,
+}
+
+/// An address space's areas, its heap and its stack.
+#[derive(Clone)]
+pub struct Mm {
+    pub space: SpaceId,
+    pub areas: BTreeMap<u64, Area>,
+    pub brk_start: u64,
+    pub brk: u64,
+    /// Mappings without an address are placed below this one.
+    pub top: u64,
+    pub end: u64,
+    pub users: u32,
+    pub auxiliary: Vec<u8>,
+}
+
+impl Mm {
+    pub fn new(space: SpaceId, end: u64) -> Mm {
+        let top = end - (1 << 34);
+        Mm { space, areas: BTreeMap::new(), brk_start: 0, brk: 0, top, end, users: 1, auxiliary: Vec::new() }
+    }
+
+    /// A whole, non-empty range of pages of the guest's. EINVAL, ENOMEM.
+    pub fn range(&self, address: u64, size: u64) -> Result<(u64, u64)> {
+        let size = round_up(size).filter(|&size| size > 0).ok_or(Errno::INVAL)?;
+        if address % PAGE != 0 {
+            return Err(Errno::INVAL);
+        }
+        let end = address.checked_add(size).filter(|&end| end <= self.end).ok_or(Errno::NOMEM)?;
+        Ok((address, end))
+    }
+
+    pub fn is_free(&self, start: u64, end: u64) -> bool {
+        self.overlapping(start, end).next().is_none()
+    }
+
+    /// Areas that share a page with the range.
+    pub fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, &Area)> {
+        let before = self.areas.range(..start).next_back().filter(move |(_, area)| area.end > start);
+        before.into_iter().chain(self.areas.range(start..end)).map(|(start, area)| (*start, area))
+    }
+
+    /// Whether every page of the range is mapped.
+    pub fn is_mapped(&self, start: u64, end: u64) -> bool {
+        let mut at = start;
+        for (from, area) in self.overlapping(start, end) {
+            if from > at {
+                return false;
+            }
+            at = area.end;
+        }
+        at >= end
+    }
+
+    /// The highest free place of this size below `top`.
+    pub fn place(&self, size: u64) -> Result<u64> {
+        let mut ceiling = self.top;
+        for (start, area) in self.areas.range(..self.top).rev() {
+            if area.end <= ceiling && ceiling - area.end >= size {
+                return Ok(ceiling - size);
+            }
+            ceiling = ceiling.min(*start);
+        }
+        ceiling.checked_sub(size).filter(|&at| at >= LOWEST).ok_or(Errno::NOMEM)
+    }
+
+    fn split(&mut self, at: u64) {
+        let Some((start, area)) = self.areas.range_mut(..at).next_back() else { return };
+        if area.end <= at {
+            return;
+        }
+        let start = *start;
+        let mut upper = area.clone();
+        area.end = at;
+        if let Some((_, offset)) = &mut upper.file {
+            *offset += at - start;
+        }
+        self.areas.insert(at, upper);
+    }
+
+    /// Forget what is in the range.
+    pub fn remove(&mut self, start: u64, end: u64) -> Vec<(u64, Area)> {
+        self.split(start);
+        self.split(end);
+        let inside: Vec<u64> = self.areas.range(start..end).map(|(at, _)| *at).collect();
+        inside.into_iter().filter_map(|at| Some((at, self.areas.remove(&at)?))).collect()
+    }
+
+    /// Put an area in place of what is in the range.
+    pub fn insert(&mut self, start: u64, area: Area) {
+        self.remove(start, area.end);
+        self.areas.insert(start, area);
+    }
+
+    pub fn protect(&mut self, start: u64, end: u64, protection: u32) {
+        self.split(start);
+        self.split(end);
+        self.areas.range_mut(start..end).for_each(|(_, area)| area.protection = protection);
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.areas.iter().map(|(start, area)| area.end - start).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn area(end: u64) -> Area {
+        Area { end, protection: 3, shared: false, file: None, name: "" }
+    }
+
+    #[test]
+    fn removing_the_middle_leaves_both_ends() {
+        let mut mm = Mm::new(SpaceId(1), 1 << 46);
+        mm.insert(0x10_0000, area(0x20_0000));
+        mm.remove(0x14_0000, 0x15_0000);
+        let left: Vec<_> = mm.areas.iter().map(|(s, a)| (*s, a.end)).collect();
+        assert_eq!(left, [(0x10_0000, 0x14_0000), (0x15_0000, 0x20_0000)]);
+        assert!(mm.is_mapped(0x15_0000, 0x20_0000) && !mm.is_mapped(0x13_0000, 0x16_0000));
+    }
+
+    #[test]
+    fn places_go_down_from_the_top_and_fill_gaps() {
+        let mut mm = Mm::new(SpaceId(1), 1 << 46);
+        let first = mm.place(0x3000).unwrap();
+        assert_eq!(first, mm.top - 0x3000);
+        mm.insert(first, area(mm.top));
+        let second = mm.place(0x1000).unwrap();
+        assert_eq!(second, first - 0x1000);
+        mm.insert(second, area(first));
+        mm.remove(first, first + 0x1000);
+        assert_eq!(mm.place(0x1000), Ok(first));
+        assert_eq!(mm.place(0x2000), Ok(second - 0x2000));
+        assert_eq!(mm.place(1 << 60), Err(Errno::NOMEM));
+    }
+}

@@ -1,0 +1,140 @@
+//! What runs guest code: the border to the platforms.
+
+use std::sync::Arc;
+
+use drupe_appkernel_abi::{Registers, Result};
+use drupe_appkernel_vfs::HostFile;
+
+/// An address space with its threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpaceId(pub u32);
+
+/// A thread that runs guest code in a space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ThreadId(pub u32);
+
+/// A change of an address space. Addresses and sizes are whole pages below the platform's limit; protections are those
+/// of mmap(2).
+#[derive(Clone)]
+pub enum MemoryOp {
+    MapAnonymous {
+        address: u64,
+        size: u64,
+        protection: u32,
+        shared: bool,
+    },
+    MapFile {
+        address: u64,
+        size: u64,
+        protection: u32,
+        shared: bool,
+        file: Arc<dyn HostFile>,
+        offset: u64,
+    },
+    Unmap {
+        address: u64,
+        size: u64,
+    },
+    Protect {
+        address: u64,
+        size: u64,
+        protection: u32,
+    },
+    Move {
+        from: u64,
+        from_size: u64,
+        to: u64,
+        to_size: u64,
+    },
+    /// Segment bases of the calling thread.
+    SetFs(u64),
+    SetGs(u64),
+    GetFs(u64),
+    GetGs(u64),
+    /// Wake all who wait in futex(2) at this address.
+    FutexWake {
+        address: u64,
+        count: u32,
+    },
+}
+
+/// Why a thread has left guest code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    Call {
+        number: u64,
+        args: [u64; 6],
+    },
+    /// A processor exception as Linux's signal: number, si_code, si_addr.
+    Fault {
+        signal: i32,
+        code: i32,
+        address: u64,
+    },
+    /// `kick` was called; or nothing has happened.
+    Kicked,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Trap(ThreadId, Trap),
+    /// The space and its threads are gone, killed by the host.
+    Died(SpaceId),
+    /// A descriptor that was watched: the word given.
+    Ready(u64, u32),
+}
+
+/// Runs guest code. A thread that has trapped stands still until it is resumed or ended.
+pub trait Platform {
+    /// An empty space with one thread, standing still.
+    fn new_space(&mut self) -> Result<(SpaceId, ThreadId)>;
+
+    /// A copy of the space of `thread`, which stands still, with one thread where that is.
+    fn fork(&mut self, thread: ThreadId) -> Result<(SpaceId, ThreadId)>;
+
+    /// A further thread, standing still with a copy of the other's registers.
+    fn new_thread(&mut self, beside: ThreadId) -> Result<ThreadId>;
+
+    /// Do `ops` now; those after one that fails are not done.
+    fn change(&mut self, thread: ThreadId, ops: &[MemoryOp]) -> Result<()>;
+
+    fn registers(&self, thread: ThreadId) -> Result<Registers>;
+
+    fn set_registers(&mut self, thread: ThreadId, registers: &Registers) -> Result<()>;
+
+    /// Floating-point and vector registers as in a signal frame (XSAVE); may be empty.
+    fn extended_state(&self, thread: ThreadId) -> Vec<u8>;
+
+    /// False when it does not fit.
+    fn set_extended_state(&mut self, thread: ThreadId, state: &[u8]) -> bool;
+
+    /// Start with clean registers, as execve(2) does.
+    fn reset(&mut self, thread: ThreadId, registers: &Registers) -> Result<()>;
+
+    /// Do `ops`, and go on in guest code with `result` in rax (None: with what is there). If an op fails the guest sees
+    /// its error instead.
+    fn resume(&mut self, thread: ThreadId, result: Option<i64>, ops: &[MemoryOp]) -> Result<()>;
+
+    /// Take a thread out of guest code, soon.
+    fn kick(&mut self, thread: ThreadId);
+
+    /// End a thread that stands still. `clear`: an address to set to zero and wake, of set_tid_address(2).
+    fn end_thread(&mut self, thread: ThreadId);
+
+    /// End a space and all its threads, wherever they are.
+    fn end_space(&mut self, space: SpaceId);
+
+    /// Copy from guest memory: as many bytes as there are, EFAULT if none.
+    fn read(&self, space: SpaceId, address: u64, out: &mut [u8]) -> Result<usize>;
+
+    fn write(&self, space: SpaceId, address: u64, data: &[u8]) -> Result<usize>;
+
+    /// Where the guest's addresses end.
+    fn address_end(&self) -> u64;
+
+    /// Address of a vDSO that all spaces have; 0: none.
+    fn vdso(&self) -> u64;
+
+    /// What has happened; waits for it at most `timeout_ns` (None: for ever).
+    fn wait(&mut self, timeout_ns: Option<u64>, events: &mut Vec<Event>) -> Result<()>;
+}

@@ -1,0 +1,190 @@
+//! Threads and processes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use drupe_appkernel_vfs::sync::Mutex;
+use drupe_appkernel_vfs::{Credentials, Events, FdTable, MountNamespace, Path, Registration, WaitQueue, Wake};
+
+use crate::mm::MmId;
+use crate::platform::ThreadId;
+use crate::signal::{Actions, AltStack, Info, Set};
+
+pub type Tid = u32;
+pub type Pid = u32;
+
+/// Root, working directory and umask, shared by CLONE_FS.
+#[derive(Clone)]
+pub struct FsState {
+    pub root: Path,
+    pub cwd: Path,
+    pub umask: u32,
+}
+
+/// A system call that a thread is in.
+#[derive(Default)]
+pub struct PendingCall {
+    pub number: u64,
+    pub args: [u64; 6],
+    /// On the monotonic clock, in nanoseconds; kept when the call is tried again.
+    pub deadline_ns: Option<u64>,
+    pub timed_out: bool,
+    /// Bytes that the call has moved so far.
+    pub progress: u64,
+    /// Whether SA_RESTART makes it start again.
+    pub restart: bool,
+    pub registrations: Vec<Registration>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// In guest code, or about to be.
+    Running,
+    /// In a call that waits.
+    Blocked,
+    /// Stopped by a signal; `bool`: it has trapped and stands still.
+    Stopped,
+    Dead,
+}
+
+pub struct Task {
+    pub tid: Tid,
+    pub pid: Pid,
+    pub thread: ThreadId,
+    pub state: State,
+    /// Stands still, and must be resumed to go on.
+    pub trapped: bool,
+    pub call: Option<PendingCall>,
+    pub mask: Set,
+    /// The mask to restore when a call that has changed it for its time is over (sigsuspend, ppoll).
+    pub saved_mask: Option<Set>,
+    pub pending: Vec<Info>,
+    pub alt_stack: AltStack,
+    pub clear_tid: u64,
+    pub robust_list: u64,
+    pub name: [u8; 16],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    Code(u8),
+    Signal(i32),
+}
+
+impl Exit {
+    /// As wait(2) gives it.
+    pub fn wait_status(self) -> u32 {
+        match self {
+            Exit::Code(code) => u32::from(code) << 8,
+            Exit::Signal(signal) => signal as u32,
+        }
+    }
+}
+
+/// What of a child is to be told to its parent once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    Stopped(i32),
+    Continued,
+}
+
+pub const LIMIT_COUNT: usize = 16;
+
+pub struct Process {
+    pub pid: Pid,
+    pub parent: Pid,
+    pub group: Pid,
+    pub session: Pid,
+    pub container: u32,
+    pub mm: MmId,
+    pub files: Arc<Mutex<FdTable>>,
+    pub fs: Arc<Mutex<FsState>>,
+    pub namespace: Arc<MountNamespace>,
+    pub actions: Arc<Mutex<Actions>>,
+    pub pending: Vec<Info>,
+    pub credentials: Credentials,
+    pub ids: Ids,
+    pub threads: Vec<Tid>,
+    pub exit: Option<Exit>,
+    pub exit_signal: i32,
+    pub report: Option<Report>,
+    pub children: WaitQueue,
+    pub signals: WaitQueue,
+    /// The thread that waits in vfork(2) for this process to exec or end.
+    pub vfork_waiter: Option<Tid>,
+    pub limits: [(u64, u64); LIMIT_COUNT],
+    pub executable: Option<Path>,
+    pub command_line: Vec<u8>,
+    pub environment: Vec<u8>,
+    pub has_execed: bool,
+    pub started_ns: u64,
+    pub alarm_ns: Option<u64>,
+    pub alarm_interval_ns: u64,
+    pub death_signal: i32,
+    pub no_new_privileges: bool,
+    pub subreaper: bool,
+}
+
+/// Real, saved and file-system ids; the effective ones are in `Credentials`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ids {
+    pub uid: u32,
+    pub saved_uid: u32,
+    pub gid: u32,
+    pub saved_gid: u32,
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub bounding: u64,
+}
+
+/// Tasks that something has woken, to be tried again.
+#[derive(Default)]
+pub struct ReadyList(Mutex<Vec<Tid>>);
+
+impl ReadyList {
+    pub fn push(&self, tid: Tid) {
+        self.0.lock().push(tid);
+    }
+
+    pub fn take(&self) -> Vec<Tid> {
+        std::mem::take(&mut *self.0.lock())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+}
+
+/// Puts one task on the list.
+pub struct TaskWaker {
+    pub tid: Tid,
+    pub ready: Arc<ReadyList>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(&self, _: Events) {
+        self.ready.push(self.tid);
+    }
+}
+
+/// All there are.
+#[derive(Default)]
+pub struct Tasks {
+    pub tasks: BTreeMap<Tid, Task>,
+    pub processes: BTreeMap<Pid, Process>,
+    next: u32,
+}
+
+impl Tasks {
+    /// A number that no task, process, group or session has.
+    pub fn fresh(&mut self) -> u32 {
+        loop {
+            self.next = if self.next >= 4_000_000 { 2 } else { self.next + 1 };
+            let used = self.tasks.contains_key(&self.next)
+                || self.processes.values().any(|p| [p.pid, p.group, p.session].contains(&self.next));
+            if !used {
+                return self.next;
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Where things lie in a stub process, and how one thread's slot is divided. The kernel and the stub's code share it.
+
+/// Addresses below are the guest's; the stub's code and its slots lie above.
+pub const GUEST_END: u64 = 0x7dff_0000_0000;
+
+/// One page of code, the same in every stub.
+pub const CODE: u64 = 0x7e00_0000_0000;
+pub const CODE_SIZE: u64 = 0x1000;
+
+/// The slots of a process's threads: memory that it shares with the kernel, and with no other process.
+pub const SLOTS: u64 = 0x7e00_1000_0000;
+pub const SLOT_SIZE: u64 = 0x1_0000;
+/// Threads of one process, at most.
+pub const SLOT_COUNT: u64 = 1024;
+pub const SLOTS_SIZE: u64 = SLOT_SIZE * SLOT_COUNT;
+
+// A slot's header, written by the stub up to `OP_COUNT`, by the kernel from there on.
+pub const READY: usize = 0x00;
+pub const FRAME: usize = 0x08;
+pub const SIGNAL: usize = 0x10;
+pub const INFO: usize = 0x18;
+pub const OP_COUNT: usize = 0x20;
+/// An operation failed while resuming: the guest saw its error.
+pub const FAILED: usize = 0x28;
+/// A stack_t for sigaltstack(2).
+pub const ALTSTACK: usize = 0x30;
+
+/// System calls that the stub makes for the kernel: number, six arguments, result.
+pub const OPS: usize = 0x100;
+pub const OP_SIZE: usize = 64;
+pub const OP_MAX: usize = 32;
+
+/// The stack on which the host delivers signals; frames on it are how the kernel sees registers.
+pub const STACK: usize = 0x8000;
+pub const STACK_SIZE: usize = 0x8000;
+
+/// "Here I am", a number that no Linux call has: the thread sleeps in it until the kernel answers.
+pub const CALL_DOORBELL: u32 = 0x5d00;
+/// The same, of a process just forked, which must get slots of its own.
+pub const CALL_BORN: u32 = 0x5d01;
+
+/// Answers to a doorbell: run the operations, then go on in the guest or ring again.
+pub const ANSWER_RESUME: i64 = 0;
+pub const ANSWER_RING: i64 = 1;
+
+/// The signal that takes a thread out of guest code.
+pub const KICK: i32 = 23; // SIGURG: ignored by default, so a late one never kills
+
+/// Offsets in the frame that rt_sigreturn(2) reads, from its ucontext on (arch/x86/include/uapi/asm/sigcontext.h).
+pub const UC_STACK: usize = 16;
+pub const UC_REGISTERS: usize = 40;
+pub const UC_FPSTATE: usize = 224;
+pub const UC_SIGMASK: usize = 296;
+pub const UC_SIZE: usize = 304;

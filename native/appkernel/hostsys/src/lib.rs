@@ -1,0 +1,12 @@
+//! The host, as the application kernel uses it. All of its `unsafe` is here: system calls, memory shared with stub
+//! processes, and the code that runs in these.
+
+pub mod filter;
+pub mod layout;
+pub mod memory;
+pub mod notify;
+pub mod poll;
+pub mod remote;
+pub mod slot;
+pub mod stub;
+pub mod zygote;

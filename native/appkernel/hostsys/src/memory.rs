@@ -1,0 +1,65 @@
+//! Memory of this process and files in memory.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use crate::notify::own;
+
+/// A file in memory (memfd_create(2)), of this size.
+pub fn memfd(name: &str, size_bytes: u64) -> io::Result<OwnedFd> {
+    let name = CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: `name` is a C string.
+    let fd = own(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+    let size = libc::off_t::try_from(size_bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: no memory is involved.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
+}
+
+/// The vDSO's address, and the range that it and its data pages take in this process; zeros where there is none.
+pub fn vdso() -> io::Result<(u64, u64, u64)> {
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let range = |line: &str| {
+        let (from, rest) = line.split_once('-')?;
+        let (to, _) = rest.split_once(' ')?;
+        Some((u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?))
+    };
+    let of = |name: &str| maps.lines().filter(|l| l.contains(name)).filter_map(range).collect::<Vec<_>>();
+    let (code, data) = (of("[vdso]"), of("[vvar"));
+    let Some(&(address, _)) = code.first() else { return Ok((0, 0, 0)) };
+    let all = || code.iter().chain(&data);
+    Ok((address, all().map(|r| r.0).min().unwrap_or(0), all().map(|r| r.1).max().unwrap_or(0)))
+}
+
+unsafe extern "C" {
+    static __rseq_offset: isize;
+    static __rseq_size: u32;
+}
+
+/// Undo the library's registration of restartable sequences (rseq(2)): the host writes there at each switch.
+pub(crate) fn unregister_rseq() {
+    const UNREGISTER: u32 = 1;
+    const SIGNATURE: u32 = 0x5305_3053;
+    // SAFETY: the library's own description of what it registered for this thread; the call changes no memory of ours.
+    unsafe {
+        if __rseq_size == 0 {
+            return;
+        }
+        let thread: isize;
+        std::arch::asm!("mov {}, fs:0", out(reg) thread, options(nostack, readonly));
+        libc::syscall(libc::SYS_rseq, thread + __rseq_offset, 32u32, UNREGISTER, SIGNATURE);
+    }
+}
+
+/// Lend a descriptor that somebody holds by its number, for the time of one call.
+pub fn with_fd<T>(fd: RawFd, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: used within the call alone; a number that is closed by then gives EBADF, as any wrong number does.
+    call(unsafe { BorrowedFd::borrow_raw(fd) })
+}

@@ -1,0 +1,148 @@
+//! The code that runs in stub processes: one page of assembly, position-independent, that uses no stack.
+//!
+//! Every signal of a stub lands in `handler`, on the thread's slot. It notes where its frame is and rings the
+//! doorbell; the answer says what to do: make the operations in the slot, then return to the guest or ring again. Guest
+//! code can jump anywhere in here. That gives it nothing: what the filter (filter.rs) lets this page do is harmless to
+//! others, or has to be what the kernel is waiting for.
+
+use std::arch::global_asm;
+
+use crate::layout;
+
+global_asm!(
+    ".pushsection .rodata.drupe_stub, \"a\"",
+    ".globl drupe_stub_begin, drupe_stub_end, drupe_stub_handler, drupe_stub_enter",
+    ".hidden drupe_stub_begin, drupe_stub_end, drupe_stub_handler, drupe_stub_enter",
+    ".balign 16",
+    "drupe_stub_begin:",
+    // handler(signal, info, ucontext), on the slot's stack
+    "drupe_stub_handler:",
+    "mov rbx, rsp",
+    "and rbx, -{slot_size}",
+    "mov [rbx + {frame}], rdx",
+    "mov [rbx + {signal}], rdi",
+    "mov [rbx + {info}], rsi",
+    // rbx: the slot
+    "drupe_stub_enter:",
+    "2:",
+    "mov eax, {doorbell}",
+    "mov rdi, rbx",
+    "syscall",
+    "mov r12, rax",
+    "mov r13d, [rbx + {op_count}]",
+    "lea r14, [rbx + {ops}]",
+    "3:",
+    "test r13d, r13d",
+    "jz 5f",
+    "mov rax, [r14]",
+    "mov rdi, [r14 + 8]",
+    "mov rsi, [r14 + 16]",
+    "mov rdx, [r14 + 24]",
+    "mov r10, [r14 + 32]",
+    "mov r8, [r14 + 40]",
+    "mov r9, [r14 + 48]",
+    "mov r15, rax",
+    "syscall",
+    "cmp r15d, 56", // clone: two return
+    "jne 4f",
+    "test rax, rax",
+    "jz 6f",
+    "4:",
+    "mov [r14 + 56], rax",
+    "cmp rax, -4095",
+    "jae 8f",
+    "add r14, 64",
+    "dec r13d",
+    "jmp 3b",
+    "5:",
+    "test r12d, r12d",
+    "jnz 2b",
+    "mov rsp, [rbx + {frame}]",
+    "mov eax, 15", // rt_sigreturn
+    "syscall",
+    "ud2",
+    // the new thread (its stack pointer is in its slot) or process (in a slot of its parent's that has the same address)
+    "6:",
+    "mov rbx, rsp",
+    "and rbx, -{slot_size}",
+    "test edi, 0x100", // CLONE_VM
+    "jz 7f",
+    "mov eax, 131", // sigaltstack
+    "lea rdi, [rbx + {altstack}]",
+    "xor esi, esi",
+    "syscall",
+    "jmp 2b",
+    "7:",
+    "mov eax, {born}",
+    "syscall",
+    "mov r8, rax", // the descriptor of its own slots
+    "mov eax, 9",  // mmap
+    "mov rdi, {slots}",
+    "mov rsi, {slots_size}",
+    "mov edx, 3",    // PROT_READ | PROT_WRITE
+    "mov r10d, 0x11", // MAP_SHARED | MAP_FIXED
+    "xor r9d, r9d",
+    "syscall",
+    "jmp 2b",
+    // an operation failed: ring if the kernel wants to know, else the guest sees the error
+    "8:",
+    "mov qword ptr [rbx + {failed}], 1",
+    "test r12d, r12d",
+    "jnz 2b",
+    "mov rdx, [rbx + {frame}]",
+    "mov [rdx + {uc_rax}], rax",
+    "jmp 5b",
+    "drupe_stub_end:",
+    ".popsection",
+    slot_size = const layout::SLOT_SIZE,
+    frame = const layout::FRAME,
+    signal = const layout::SIGNAL,
+    info = const layout::INFO,
+    op_count = const layout::OP_COUNT,
+    ops = const layout::OPS,
+    failed = const layout::FAILED,
+    altstack = const layout::ALTSTACK,
+    doorbell = const layout::CALL_DOORBELL,
+    born = const layout::CALL_BORN,
+    slots = const layout::SLOTS,
+    slots_size = const layout::SLOTS_SIZE,
+    uc_rax = const layout::UC_REGISTERS + 13 * 8,
+);
+
+unsafe extern "C" {
+    static drupe_stub_begin: u8;
+    static drupe_stub_end: u8;
+    static drupe_stub_handler: u8;
+    static drupe_stub_enter: u8;
+}
+
+/// The code, to be copied to `layout::CODE`.
+pub fn code() -> &'static [u8] {
+    let (begin, end) = (&raw const drupe_stub_begin, &raw const drupe_stub_end);
+    // SAFETY: both labels are in one read-only section, in this order.
+    unsafe { std::slice::from_raw_parts(begin, end as usize - begin as usize) }
+}
+
+/// The handler's address in a stub.
+pub fn handler() -> u64 {
+    layout::CODE + (&raw const drupe_stub_handler as u64 - &raw const drupe_stub_begin as u64)
+}
+
+/// Where a thread starts that has its slot in rbx.
+pub fn entry() -> u64 {
+    layout::CODE + (&raw const drupe_stub_enter as u64 - &raw const drupe_stub_begin as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_fits_its_page_and_its_entries_lie_in_it() {
+        let size = code().len() as u64;
+        assert!(size <= layout::CODE_SIZE);
+        for at in [handler(), entry()] {
+            assert!((layout::CODE..layout::CODE + size).contains(&at));
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! The `trap` platform: guest code in stub processes that can do nothing but trap.
+//!
+//! One process of the host for each address space, one of its threads for each thread. A system call or fault lands in
+//! the stub's handler, which rings a doorbell (a seccomp notification); this process reads the registers in the thread's
+//! slot, and answers. Memory is the host's own: private pages, copied on write by the host when a space is forked.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+
+use drupe_appkernel_abi::{Errno, Registers, Result};
+use drupe_appkernel_core::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
+use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_BORN, CALL_DOORBELL, SLOTS};
+use drupe_appkernel_hostsys::notify::{Listener, Notification};
+use drupe_appkernel_hostsys::poll::{self, Poller};
+use drupe_appkernel_hostsys::slot::{Op, Slot};
+use drupe_appkernel_hostsys::{memory, remote, zygote};
+
+use crate::ops::{self, Expected};
+
+/// A stub that has been told to do something must come back within this time, or is killed.
+const PATIENCE_MS: i32 = 5_000;
+const WORD_LISTENER: u64 = u64::MAX;
+/// Words of the poller: spaces have this bit.
+const WORD_SPACE: u64 = 1 << 63;
+const ZYGOTE: ThreadId = ThreadId(0);
+/// Slots are used again only when this many have been used since, so that their last thread is surely gone.
+const SLOT_REST: usize = 32;
+
+struct Thread {
+    host: i32,
+    space: SpaceId,
+    index: u64,
+    slot: Slot,
+    /// The doorbell that waits for our answer.
+    waiting: Option<u64>,
+    expected: VecDeque<Expected>,
+}
+
+struct Space {
+    process: i32,
+    pidfd: OwnedFd,
+    slots: OwnedFd,
+    next_slot: u64,
+    resting: VecDeque<u64>,
+    threads: u32,
+}
+
+pub struct Stubs {
+    listener: Listener,
+    poller: Poller,
+    threads: HashMap<ThreadId, Thread>,
+    by_host: HashMap<i32, ThreadId>,
+    spaces: HashMap<SpaceId, Space>,
+    next: u32,
+    /// Came while something else was waited for.
+    stash: VecDeque<Notification>,
+    vdso: u64,
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    Errno(error.raw_os_error().unwrap_or(Errno::IO.0))
+}
+
+impl Stubs {
+    /// Start the first stub process.
+    pub fn start() -> std::io::Result<Stubs> {
+        let first = zygote::first_ops()?;
+        let zygote = zygote::start()?;
+        let poller = Poller::new()?;
+        poller.add(zygote.listener.raw_fd(), libc::EPOLLIN as u32, WORD_LISTENER)?;
+        let pidfd = poll::pidfd(zygote.process)?;
+        let thread = Thread {
+            host: zygote.process,
+            space: SpaceId(0),
+            index: 0,
+            slot: zygote.slot,
+            waiting: None,
+            expected: VecDeque::new(),
+        };
+        let space = Space {
+            process: zygote.process,
+            pidfd,
+            slots: zygote.slots,
+            next_slot: 1,
+            resting: VecDeque::new(),
+            threads: 1,
+        };
+        let mut stubs = Stubs {
+            listener: zygote.listener,
+            poller,
+            by_host: HashMap::from([(thread.host, ZYGOTE)]),
+            threads: HashMap::from([(ZYGOTE, thread)]),
+            spaces: HashMap::from([(SpaceId(0), space)]),
+            next: 1,
+            stash: VecDeque::new(),
+            vdso: zygote.vdso,
+        };
+        stubs.wait_for_bell(ZYGOTE).map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
+        stubs.run(ZYGOTE, &first, Vec::new()).map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
+        Ok(stubs)
+    }
+
+    fn thread(&self, id: ThreadId) -> Result<&Thread> {
+        self.threads.get(&id).ok_or(Errno::SRCH)
+    }
+
+    fn thread_mut(&mut self, id: ThreadId) -> Result<&mut Thread> {
+        self.threads.get_mut(&id).ok_or(Errno::SRCH)
+    }
+
+    fn answer(&mut self, id: ThreadId, how: i64) -> Result<()> {
+        let bell = self.thread_mut(id)?.waiting.take().ok_or(Errno::SRCH)?;
+        self.listener.answer(bell, how);
+        Ok(())
+    }
+
+    /// Have the stub make these calls, and wait until it has. The results.
+    fn run(&mut self, id: ThreadId, calls: &[Op], expected: Vec<Expected>) -> Result<Vec<i64>> {
+        let thread = self.thread_mut(id)?;
+        thread.slot.set_ops(calls);
+        thread.expected = expected.into();
+        self.answer(id, ANSWER_RING)?;
+        self.wait_for_bell(id)?;
+        let slot = &self.thread(id)?.slot;
+        Ok((0..calls.len()).map(|index| slot.result(index)).collect())
+    }
+
+    /// The next notification that has come, from the host.
+    fn receive(&mut self) -> Result<Option<Notification>> {
+        if !poll::is_readable(self.listener.raw_fd(), PATIENCE_MS) {
+            return Err(Errno::TIMEDOUT);
+        }
+        self.listener.receive().map_err(errno)
+    }
+
+    fn wait_for_bell(&mut self, id: ThreadId) -> Result<()> {
+        while self.thread(id)?.waiting.is_none() {
+            let Some(note) = self.receive()? else { continue };
+            if self.by_host.get(&note.thread) == Some(&id) {
+                self.accept(id, &note);
+            } else {
+                self.stash.push_back(note);
+            }
+        }
+        Ok(())
+    }
+
+    /// A notification of a thread that we know. True: it is a doorbell, now waiting.
+    fn accept(&mut self, id: ThreadId, note: &Notification) -> bool {
+        let Some(thread) = self.threads.get_mut(&id) else { return false };
+        if note.number == CALL_DOORBELL {
+            thread.waiting = Some(note.id);
+            return true;
+        }
+        match thread.expected.front() {
+            Some(expected) if expected.is(note) => {
+                let expected = thread.expected.pop_front();
+                let file = expected.and_then(|e| e.file);
+                let given = file.map_or(Ok(0), |(file, at)| {
+                    memory::with_fd(file.raw_fd(), |fd| self.listener.add_fd(note.id, fd, Some(at)))
+                });
+                match given {
+                    Ok(_) => self.listener.let_pass(note.id),
+                    Err(error) => self.listener.refuse(note.id, errno(error).0),
+                }
+            }
+            // Not what was ordered: guest code has jumped into the stub.
+            _ => self.listener.refuse(note.id, Errno::PERM.0),
+        }
+        false
+    }
+
+    /// Wait for a process that `parent` has just forked, and give it slots of its own.
+    fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>) -> Result<(SpaceId, ThreadId)> {
+        let born = self.wait_for_stranger(CALL_BORN)?;
+        let index = self.thread(parent)?.index;
+        let slots = memory::memfd("drupe-slots", layout::SLOTS_SIZE).map_err(errno)?;
+        let slot = Slot::map(slots.as_fd(), index).map_err(errno)?;
+        slot.prepare_stack();
+        match made {
+            Some(registers) => slot.make_frame(registers),
+            None => {
+                if !slot.copy_frame(&self.thread(parent)?.slot) {
+                    return Err(Errno::FAULT);
+                }
+            }
+        }
+        let pidfd = poll::pidfd(born.thread).map_err(errno)?;
+        let fd = self.listener.add_fd(born.id, slots.as_fd(), None).map_err(errno)?;
+        let (space, thread) = (SpaceId(self.next), ThreadId(self.next));
+        self.next += 1;
+        self.poller
+            .add(std::os::fd::AsRawFd::as_raw_fd(&pidfd), libc::EPOLLIN as u32, WORD_SPACE | u64::from(space.0))
+            .map_err(errno)?;
+        let resting = (0..index).collect();
+        let new = Space { process: born.thread, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
+        self.spaces.insert(space, new);
+        let expected = VecDeque::from([Expected::slots(fd)]);
+        self.add_thread(thread, Thread { host: born.thread, space, index, slot, waiting: None, expected });
+        self.listener.answer(born.id, i64::from(fd));
+        self.wait_for_bell(thread)?;
+        Ok((space, thread))
+    }
+
+    fn add_thread(&mut self, id: ThreadId, thread: Thread) {
+        self.by_host.insert(thread.host, id);
+        self.threads.insert(id, thread);
+    }
+
+    fn wait_for_stranger(&mut self, number: u32) -> Result<Notification> {
+        let known = &self.by_host;
+        let is_it = |note: &Notification| note.number == number && !known.contains_key(&note.thread);
+        if let Some(at) = self.stash.iter().position(is_it) {
+            return self.stash.remove(at).ok_or(Errno::SRCH);
+        }
+        loop {
+            let Some(note) = self.receive()? else { continue };
+            if note.number == number && !self.by_host.contains_key(&note.thread) {
+                return Ok(note);
+            }
+            self.stash.push_back(note);
+        }
+    }
+
+    fn fork_stub(&mut self, parent: ThreadId, made: Option<&Registers>) -> Result<(SpaceId, ThreadId)> {
+        let results = self.run(parent, &[ops::fork()], vec![Expected::call(&ops::fork())])?;
+        match results[0] {
+            n if n < 0 => Err(Errno(-n as i32)),
+            _ => self.deliver(parent, made),
+        }
+    }
+
+    fn trap(&self, id: ThreadId) -> Trap {
+        let Some(thread) = self.threads.get(&id) else { return Trap::Kicked };
+        let (signal, info) = thread.slot.signal();
+        let code = info[1] as i32;
+        match signal {
+            libc::SIGSYS => match thread.slot.registers() {
+                Some(r) => {
+                    // si_syscall and si_arch
+                    let (number, arch) = (info[3] as u32, (info[3] >> 32) as u32);
+                    let number = if arch == 0xc000_003e { u64::from(number) } else { u64::MAX };
+                    Trap::Call { number, args: [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] }
+                }
+                None => Trap::Fault { signal: libc::SIGKILL, code: 0, address: 0 },
+            },
+            layout::KICK => Trap::Kicked,
+            // The host says SI_KERNEL with address 0 for addresses that no pointer can be.
+            signal => Trap::Fault { signal, code, address: info[2] },
+        }
+    }
+
+    fn dispatch(&mut self, note: &Notification, events: &mut Vec<Event>) {
+        match self.by_host.get(&note.thread).copied() {
+            Some(id) => {
+                if self.accept(id, note) {
+                    events.push(Event::Trap(id, self.trap(id)));
+                }
+            }
+            // A thread of a space that was ended, or one that nobody ordered.
+            None => {
+                if let Ok(pidfd) = poll::pidfd(note.thread) {
+                    poll::signal(pidfd.as_fd(), libc::SIGKILL);
+                }
+                self.listener.refuse(note.id, Errno::PERM.0);
+            }
+        }
+    }
+
+    fn forget_thread(&mut self, id: ThreadId) -> Option<Thread> {
+        let thread = self.threads.remove(&id)?;
+        self.by_host.remove(&thread.host);
+        Some(thread)
+    }
+}
+
+impl Platform for Stubs {
+    fn new_space(&mut self) -> Result<(SpaceId, ThreadId)> {
+        self.fork_stub(ZYGOTE, Some(&Registers::default()))
+    }
+
+    fn fork(&mut self, thread: ThreadId) -> Result<(SpaceId, ThreadId)> {
+        self.fork_stub(thread, None)
+    }
+
+    fn new_thread(&mut self, beside: ThreadId) -> Result<ThreadId> {
+        let space_id = self.thread(beside)?.space;
+        let space = self.spaces.get_mut(&space_id).ok_or(Errno::SRCH)?;
+        let index = match space.resting.len() {
+            n if n > SLOT_REST || space.next_slot == layout::SLOT_COUNT => {
+                space.resting.pop_front().ok_or(Errno::AGAIN)?
+            }
+            _ => {
+                space.next_slot += 1;
+                space.next_slot - 1
+            }
+        };
+        space.threads += 1;
+        let slot = Slot::map(space.slots.as_fd(), index).map_err(errno)?;
+        slot.prepare_stack();
+        if !slot.copy_frame(&self.thread(beside)?.slot) {
+            return Err(Errno::FAULT);
+        }
+        let call = ops::new_thread(slot.address + layout::SLOT_SIZE - 64);
+        let results = self.run(beside, &[call], vec![Expected::call(&call)])?;
+        if results[0] < 0 {
+            return Err(Errno(-results[0] as i32));
+        }
+        let bell = self.wait_for_stranger(CALL_DOORBELL)?;
+        let id = ThreadId(self.next);
+        self.next += 1;
+        let waiting = Some(bell.id);
+        self.add_thread(
+            id,
+            Thread { host: bell.thread, space: space_id, index, slot, waiting, expected: VecDeque::new() },
+        );
+        Ok(id)
+    }
+
+    fn change(&mut self, thread: ThreadId, changes: &[MemoryOp]) -> Result<()> {
+        for part in changes.chunks(layout::OP_MAX) {
+            let (calls, expected) = ops::translate(part, self.thread(thread)?.index);
+            let results = self.run(thread, &calls, expected)?;
+            if let Some(failed) = results.iter().find(|&&r| (-4095..0).contains(&r)) {
+                return Err(Errno(-*failed as i32));
+            }
+        }
+        Ok(())
+    }
+
+    fn registers(&self, thread: ThreadId) -> Result<Registers> {
+        self.thread(thread)?.slot.registers().ok_or(Errno::FAULT)
+    }
+
+    fn set_registers(&mut self, thread: ThreadId, registers: &Registers) -> Result<()> {
+        self.thread(thread)?.slot.set_registers(registers).then_some(()).ok_or(Errno::FAULT)
+    }
+
+    fn extended_state(&self, thread: ThreadId) -> Vec<u8> {
+        self.thread(thread).map_or_else(|_| Vec::new(), |thread| thread.slot.extended_state())
+    }
+
+    fn set_extended_state(&mut self, thread: ThreadId, state: &[u8]) -> bool {
+        self.thread(thread).is_ok_and(|thread| thread.slot.set_extended_state(state))
+    }
+
+    fn reset(&mut self, thread: ThreadId, registers: &Registers) -> Result<()> {
+        self.thread(thread)?.slot.make_frame(registers);
+        Ok(())
+    }
+
+    fn resume(&mut self, thread: ThreadId, result: Option<i64>, changes: &[MemoryOp]) -> Result<()> {
+        let state = self.thread_mut(thread)?;
+        let (calls, expected) = ops::translate(changes, state.index);
+        if result.is_some_and(|value| !state.slot.set_result(value as u64)) {
+            return Err(Errno::FAULT);
+        }
+        state.slot.set_ops(&calls);
+        state.expected = expected.into();
+        self.answer(thread, ANSWER_RESUME)
+    }
+
+    fn kick(&mut self, thread: ThreadId) {
+        let Ok(state) = self.thread(thread) else { return };
+        if let Some(space) = self.spaces.get(&state.space) {
+            poll::signal_thread(space.process, state.host, layout::KICK);
+        }
+    }
+
+    fn end_thread(&mut self, thread: ThreadId) {
+        if let Ok(state) = self.thread(thread) {
+            state.slot.set_ops(&[ops::exit()]);
+            let _gone = self.answer(thread, ANSWER_RESUME);
+        }
+        let Some(state) = self.forget_thread(thread) else { return };
+        if let Some(space) = self.spaces.get_mut(&state.space) {
+            space.resting.push_back(state.index);
+            space.threads -= 1;
+        }
+    }
+
+    fn end_space(&mut self, id: SpaceId) {
+        let Some(space) = self.spaces.remove(&id) else { return };
+        poll::signal(space.pidfd.as_fd(), libc::SIGKILL);
+        let _closed = self.poller.remove(std::os::fd::AsRawFd::as_raw_fd(&space.pidfd));
+        let threads: Vec<_> = self.threads.iter().filter(|(_, t)| t.space == id).map(|(id, _)| *id).collect();
+        threads.into_iter().for_each(|thread| drop(self.forget_thread(thread)));
+    }
+
+    fn read(&self, space: SpaceId, address: u64, out: &mut [u8]) -> Result<usize> {
+        let process = self.spaces.get(&space).ok_or(Errno::SRCH)?.process;
+        within(address, out.len())?;
+        remote::read(process, address, out).map_err(errno)
+    }
+
+    fn write(&self, space: SpaceId, address: u64, data: &[u8]) -> Result<usize> {
+        let process = self.spaces.get(&space).ok_or(Errno::SRCH)?.process;
+        within(address, data.len())?;
+        remote::write(process, address, data).map_err(errno)
+    }
+
+    fn address_end(&self) -> u64 {
+        layout::GUEST_END
+    }
+
+    fn vdso(&self) -> u64 {
+        self.vdso
+    }
+
+    fn wait(&mut self, timeout_ns: Option<u64>, events: &mut Vec<Event>) -> Result<()> {
+        while let Some(note) = self.stash.pop_front() {
+            self.dispatch(&note, events);
+        }
+        let timeout_ns = if events.is_empty() { timeout_ns } else { Some(0) };
+        let mut ready = Vec::new();
+        self.poller.wait(timeout_ns, &mut ready).map_err(errno)?;
+        for (word, bits) in ready {
+            match word {
+                WORD_LISTENER => {
+                    if let Some(note) = self.listener.receive().map_err(errno)? {
+                        self.dispatch(&note, events);
+                    }
+                }
+                word if word & WORD_SPACE != 0 => events.push(Event::Died(SpaceId(word as u32))),
+                word => events.push(Event::Ready(word, bits)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The stub's own memory is none of the guest's.
+fn within(address: u64, size: usize) -> Result<()> {
+    match address.checked_add(size as u64) {
+        Some(end) if end <= SLOTS => Ok(()),
+        _ => Err(Errno::FAULT),
+    }
+}
+
+#[cfg(test)]
+impl Stubs {
+    /// How many processes of the host this space's has made.
+    pub fn children(&self, space: SpaceId) -> usize {
+        let pid = self.spaces[&space].process;
+        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("the host lists them");
+        list.split_whitespace().count()
+    }
+
+    /// As the host does when memory is short.
+    pub fn kill_host_process(&self, space: SpaceId) {
+        poll::signal(self.spaces[&space].pidfd.as_fd(), libc::SIGKILL);
+    }
+}

@@ -1,0 +1,31 @@
+"""The process at the other end of a Unix socket (unix(7), SO_PEERCRED; pidfd_send_signal(2))."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from pathlib import Path
+
+from drupe.linux.unix_sockets import peer_credentials
+
+
+def kill_peer(path: Path) -> bool:
+    """SIGKILL to the process that listens at `path`; whether there was one. Never to ourselves: OSError EPERM."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(str(path))
+            listener = peer_credentials(sock).pid
+            pidfd = os.pidfd_open(listener)
+        except (ConnectionError, FileNotFoundError, ProcessLookupError):
+            return False
+        try:
+            if listener == os.getpid():
+                raise PermissionError(errno.EPERM, "the listener is this process")
+            # The connection is to a process that lives: had its number gone to another, ours would have been reset.
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+        return True

@@ -1,0 +1,1 @@
+"""The messages of Kubernetes' Container Runtime Interface, from its published .proto file."""

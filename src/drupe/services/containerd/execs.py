@@ -1,0 +1,75 @@
+"""Further processes of tasks: added, started, and given their streams."""
+
+from __future__ import annotations
+
+import json
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from drupe.errors import AlreadyExists, InvalidArgument, InvalidState
+from drupe.oci.runtime_spec import Process, parse
+from drupe.rpc.containerd import task_events_pb2 as events
+from drupe.rpc.containerd.task_v2_pb2 import ExecProcessRequest
+from drupe.services.containerd.records import ExecRecord, Streams
+from drupe.services.containerd.stdio import close_streams, open_streams, started_stdin, with_all
+from drupe.services.containerd.tasks import Task, Tasks
+from drupe.spec.container import ExecSpec
+from drupe.state.machine import State, require
+
+
+def add(tasks: Tasks, task: Task, request: ExecProcessRequest) -> None:
+    """Remember an exec; nothing runs yet."""
+    if not request.exec_id:
+        raise InvalidArgument("an exec needs an id")
+    if request.exec_id in task.record.execs:
+        raise AlreadyExists(f"task {task.record.id} has an exec {request.exec_id!r}")
+    require(task.container.what, task.container.state, State.RUNNING, to="exec")
+    process = _process(request.spec)
+    process["terminal"] = request.terminal
+    task.record.execs[request.exec_id] = ExecRecord(streams=Streams.of(request), process=process)
+    task.record.save(tasks.node.journal)
+    tasks.tell(task, "exec-added", events.TaskExecAdded(container_id=task.record.id, exec_id=request.exec_id))
+
+
+def _process(spec: AnyMessage) -> dict[str, object]:
+    """The process of the runtime specification, which containerd sends as JSON."""
+    parse(Process, spec.value, where="exec's spec")
+    process: dict[str, object] = json.loads(spec.value)
+    if not process.get("args"):
+        raise InvalidArgument("exec's spec has nothing to run - at `$.args`")
+    return process
+
+
+async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
+    """Run it; returns its host pid."""
+    exec_ = task.exec(exec_id)
+    if exec_.ours:
+        raise InvalidState(f"exec {exec_id!r} has been started")
+    fds = await _open(task, exec_id, exec_)
+    try:
+        args = exec_.process["args"]
+        spec = ExecSpec(argv=tuple(args), tty=exec_.streams.terminal, rows=exec_.rows, cols=exec_.cols)
+        exec_.ours, exec_.pid = await task.container.execs.start(spec, fds, process=exec_.process)
+    finally:
+        close_streams(fds)
+    task.record.save(tasks.node.journal)
+    started = events.TaskExecStarted(container_id=task.record.id, exec_id=exec_id, pid=exec_.pid)
+    tasks.tell(task, "exec-started", started)
+    tasks.watch_exec(task, exec_id)
+    task.note_begun(exec_id)
+    return exec_.pid
+
+
+async def _open(task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
+    """A process without a terminal has the streams themselves: its input must not wait in vain, nor end too early."""
+    streams = exec_.streams
+    if streams.terminal:
+        return open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr="", terminal=True)
+    if not streams.stdin:
+        return with_all(open_streams(stdin="", stdout=streams.stdout, stderr=streams.stderr, terminal=False))
+    fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=False)
+    close_streams({"stdin": fds["stdin"]})
+    fds["stdin"], holder = await started_stdin(streams.stdin)
+    if holder >= 0:
+        task.stdin_holders[exec_id] = holder
+    return with_all(fds)

@@ -1,0 +1,59 @@
+"""What the daemon serves to containerds: a socket for each of their namespaces and each kind that shims were
+called by. (containerd 1.6 does not say in a call whose namespace it means.)"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from drupe.errors import InvalidArgument
+from drupe.keeper.client import Keeper
+from drupe.rpc.ttrpc import Server
+from drupe.runtime.core import Core
+from drupe.sandboxers.kinds import kind_of
+from drupe.services.containerd.peers import Door, Peer
+from drupe.services.containerd.service import TaskService
+from drupe.services.containerd.tasks import Tasks
+
+
+class Hub:
+    """One per daemon. `open` serves those that are known from before."""
+
+    def __init__(self, core: Core, keeper: Keeper) -> None:
+        self.core = core
+        self.tasks = Tasks(core, keeper)
+        self._run = core.node.paths.run / "containerd"
+        self._servers: dict[Path, Server] = {}
+
+    async def open(self) -> None:
+        """Serve all containerds that have used this daemon before."""
+        self.core.node.spawn(self.tasks.tell_memory(), "OOM events for containerd")
+        for peer in self.tasks.peers:
+            self.tasks.outbox(peer)
+            for door in peer.doors:
+                await self._serve(peer, door)
+
+    async def close(self) -> None:
+        for server in self._servers.values():
+            await server.close()
+        await self.tasks.close()
+
+    async def address(self, peer: Peer, door: Door) -> str:
+        """Where tasks of a containerd are served."""
+        if door.kind:
+            kind_of(door.kind)
+        if not peer.grpc or not door.namespace:
+            raise InvalidArgument("containerd's address or its namespace is missing")
+        known = self.tasks.peers.meet(msgspec.structs.replace(peer, doors=(door,)))
+        return f"unix://{await self._serve(known, door)}"
+
+    async def _serve(self, peer: Peer, door: Door) -> Path:
+        name = hashlib.sha256(f"{peer.key}\0{door.namespace}\0{door.kind}".encode()).hexdigest()[:16]
+        path = self._run / f"{name}.sock"
+        if path not in self._servers:
+            self._run.mkdir(mode=0o700, exist_ok=True)
+            server = self._servers[path] = Server(TaskService(self.tasks, peer, door).services())
+            await server.listen(path)
+        return path

@@ -1,0 +1,182 @@
+"""How tasks are made, started and unmade."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from drupe.errors import DrupeError, InvalidState, NotFound, PermissionDenied
+from drupe.rpc.containerd import task_events_pb2 as events
+from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest, ResizePtyRequest
+from drupe.runtime.container import Container
+from drupe.runtime.pod import Pod
+from drupe.services.containerd.events import stamp
+from drupe.services.containerd.making import Asked, cgroup_path, check_program, pod_of, read_request
+from drupe.services.containerd.peers import Door, Peer
+from drupe.services.containerd.records import Streams, TaskRecord
+from drupe.services.containerd.stdio import close_streams, open_streams
+from drupe.services.containerd.tasks import Task, Tasks
+from drupe.spec.pod import PodSpec
+from drupe.spec.status import ExitStatus
+from drupe.state.machine import State
+
+
+async def create(tasks: Tasks, peer: Peer, door: Door, request: CreateTaskRequest) -> Task:
+    """Make a task, in a pod of its own unless its bundle says which it joins."""
+    asked = read_request(request)
+    pod = tasks.pod(peer.owner, door.namespace, asked.sandbox) if asked.sandbox else None
+    if asked.sandbox and pod is None:
+        raise NotFound(f"pod {asked.sandbox} of task {request.id} is not here")
+    streams = Streams.of(request)
+    fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=streams.terminal)
+    try:
+        with failures_are_plain():
+            make = _join(tasks, asked, pod, fds) if pod else _make(tasks, asked, _pod_of(asked, peer, door), fds)
+            container = await make
+    except BaseException:
+        close_streams(fds)
+        raise
+    record = TaskRecord(
+        peer=peer.key,
+        namespace=door.namespace,
+        id=request.id,
+        pod=container.pod.id,
+        container=container.id,
+        bundle=request.bundle,
+        streams=streams,
+        whole=pod is None,
+        pid=container.status.pid,
+    )
+    task = Task(record, container)
+    task.fds = fds
+    tasks.add(task)
+    io = events.TaskIO(**streams.plain())
+    tasks.tell(task, "create", events.TaskCreate(
+        container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, io=io,
+        checkpoint=request.checkpoint, pid=record.pid,
+    ))  # fmt: skip
+    return task
+
+
+def _pod_of(asked: Asked, peer: Peer, door: Door) -> PodSpec:
+    return pod_of(asked, owner=peer.owner, namespace=door.namespace, kind=door.kind)
+
+
+async def _join(tasks: Tasks, asked: Asked, pod: Pod, fds: dict[str, int]) -> Container:
+    await check_program(pod.sandboxer, asked.config)
+    linux = asked.config.linux
+    cgroup = cgroup_path((linux.cgroups_path if linux else "") or "")
+    return await tasks.core.create_container(pod, asked.container("" if pod.held else cgroup), fds)
+
+
+async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) -> Container:
+    await check_program(tasks.node.sandboxer((await tasks.core.choose(spec)).kind), asked.config)
+    made = await tasks.core.create_pod(spec, fds=fds)
+    if not asked.makes_pod:
+        return next(iter(made.containers.values()))
+    try:
+        return await tasks.core.create_container(made, asked.container(""), fds)
+    except BaseException:
+        await tasks.core.delete_pod(made, force=True)
+        raise
+
+
+async def start(tasks: Tasks, task: Task) -> int:
+    """Run it; returns its host pid."""
+    container, pod, record = task.container, task.pod, task.record
+    if container.state is not State.READY:
+        raise InvalidState(f"task {record.id} is {container.state}: it can be started once")
+    fds = task.fds or _open_again(task)
+    try:
+        async with pod.lock:
+            if pod.state is State.READY:
+                await pod.start(fds)
+            else:
+                await container.start(fds)
+    finally:
+        task.fds = {}
+        close_streams(fds)
+    record.pid = container.status.pid or record.pid
+    record.save(tasks.node.journal)
+    tasks.tell(task, "start", events.TaskStart(container_id=record.id, pid=record.pid))
+    return record.pid
+
+
+def _open_again(task: Task) -> dict[str, int]:
+    """The daemon that opened them is gone."""
+    streams = task.record.streams
+    return open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=streams.terminal)
+
+
+async def delete(tasks: Tasks, task: Task) -> ExitStatus:
+    """Remove it, and the pod that was made for it. InvalidState while it lives."""
+    container, record = task.container, task.record
+    if container.is_live:
+        raise InvalidState(f"task {record.id} is {container.state}: it must be stopped to be deleted")
+    exit_ = container.status.exit or ExitStatus(code=0)
+    if container.status.exit is not None:
+        tasks.tell_exit(task, exit_)
+    await remove(tasks, task)
+    tasks.tell(task, "delete", events.TaskDelete(
+        container_id=record.id, pid=record.pid, exit_status=exit_.code, exited_at=stamp(exit_.at), id=""
+    ))  # fmt: skip
+    return exit_
+
+
+async def remove(tasks: Tasks, task: Task) -> None:
+    """Whatever state it is in, without a word to its owner."""
+    pod = task.pod
+    if task.record.whole:
+        await tasks.core.delete_pod(pod, force=True)
+        for other in tasks.in_pod(pod):
+            tasks.remove(other)
+    else:
+        await tasks.core.delete_container(task.container, force=True)
+    tasks.remove(task)
+
+
+async def resize(task: Task, request: ResizePtyRequest) -> None:
+    """Give a terminal its size; one that is still to come has it from the start."""
+    rows, cols = request.height, request.width
+    if not rows or not cols:
+        return
+    ours = ""
+    if request.exec_id:
+        exec_ = task.exec(request.exec_id)
+        exec_.rows, exec_.cols, ours = rows, cols, exec_.ours
+        if not ours:
+            return
+    else:
+        task.container.window = (rows, cols)
+    await task.container.tasks.resize(task.container.id, rows, cols, exec_id=ours)
+
+
+async def close_stdin(task: Task, exec_id: str) -> None:
+    """No more input comes. What is there already is read."""
+    if not exec_id:
+        with contextlib.suppress(NotFound):  # it has ended
+            await task.container.tasks.close_stdin(task.container.id)
+        return
+    task.exec(exec_id)
+    if (holder := task.stdin_holders.pop(exec_id, -1)) >= 0:
+        close_streams({"stdin": holder})
+
+
+async def checkpoint(task: Task, path: str) -> None:
+    """Unsupported where the kind cannot."""
+    await task.container.tasks.checkpoint(task.container.id, Path(path))
+
+
+@contextlib.contextmanager
+def failures_are_plain() -> Iterator[None]:
+    """A program that is missing or may not be run is no missing task: callers read it in the text, as runc words it."""
+    try:
+        yield
+    except (NotFound, PermissionDenied) as error:
+        code = error.details.get("exit_code")
+        words = {"127": "executable file not found in $PATH", "126": "permission denied"}.get(code or "", "")
+        if not words:
+            raise
+        text = f"OCI runtime create failed: {error}" + (f": {error.cause}" if error.cause else "")
+        raise DrupeError(text if words in text else f"{text}: {words}", exit_code=code or "") from None

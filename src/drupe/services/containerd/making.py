@@ -1,0 +1,175 @@
+"""From containerd's request to a pod of ours: what the bundle asks for, in the words of our own specs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from drupe.errors import InvalidArgument, Unsupported
+from drupe.oci.honoured import refuse_unhonoured
+from drupe.oci.limits import resources_of
+from drupe.oci.runtime_spec import IdMapping, Linux, RuntimeConfig
+from drupe.oci.validate import parse_config
+from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest
+from drupe.runtime.bundled import binds_of_config, read_config
+from drupe.runtime.names import new_id
+from drupe.sandboxers.contract import Sandboxer
+from drupe.services.oci.asked import features_of
+from drupe.spec.container import Bundle, ContainerSpec, LogSpec, RootMount
+from drupe.spec.network import NetworkSpec
+from drupe.spec.pod import IdMap, Namespaces, PodSpec, UserNamespace
+
+SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+CONTAINER_TYPE = "io.kubernetes.cri.container-type"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A Create request, read. config: config.json, checked."""
+
+    request: CreateTaskRequest
+    config: RuntimeConfig
+
+    @property
+    def sandbox(self) -> str:
+        """containerd's id of the pod that it joins; "": it makes its own."""
+        annotations = self.config.annotations or {}
+        joins = annotations.get(CONTAINER_TYPE) == "container"
+        return annotations.get(SANDBOX_ID, "") if joins else ""
+
+    @property
+    def makes_pod(self) -> bool:
+        """Whether further containers will join the pod that it makes."""
+        return (self.config.annotations or {}).get(CONTAINER_TYPE) == "sandbox"
+
+    def container(self, cgroup: str) -> ContainerSpec:
+        """cgroup: of the container; "" is below its pod's."""
+        request, config, linux = self.request, self.config, self.config.linux or Linux()
+        root = tuple(
+            RootMount(type=one.type, source=one.source, target=one.target, options=tuple(one.options))
+            for one in request.rootfs
+        )
+        bundle = Bundle(
+            path=request.bundle,
+            root=root,
+            cgroup=cgroup,
+            features=tuple(sorted(_features(config))),
+            checkpoint=request.checkpoint,
+        )
+        mounts = [msgspec.to_builtins(mount) for mount in config.mounts or ()]
+        return ContainerSpec(
+            id=new_id(),
+            name=request.id,
+            bundle=bundle,
+            tty=request.terminal,
+            stdin=bool(request.stdin),
+            mounts=binds_of_config(mounts),
+            resources=resources_of(linux.resources),
+            log=LogSpec(driver="none"),
+        )
+
+
+def read_request(request: CreateTaskRequest) -> Asked:
+    """Raises InvalidArgument, NotFound, Unsupported naming what is wrong."""
+    if not request.bundle.startswith("/"):
+        raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
+    return Asked(request, parse_config(read_config(request.bundle), where=f"{request.bundle}/config.json"))
+
+
+def pod_of(asked: Asked, *, owner: str, namespace: str, kind: str) -> PodSpec:
+    """The pod of a task that joins none."""
+    config, linux = asked.config, asked.config.linux or Linux()
+    cgroup = cgroup_path(linux.cgroups_path or "") or None
+    shared = asked.makes_pod
+    return PodSpec(
+        id=new_id(),
+        name=asked.request.id,
+        owner=owner,
+        namespace=namespace,
+        sandbox=kind,
+        hostname=config.hostname or None,
+        annotations=config.annotations or {},
+        cgroup=cgroup,
+        network=_network(linux),
+        namespaces=_namespaces(linux),
+        sysctls=linux.sysctl or {},
+        containers=() if shared else (asked.container(""),),
+    )
+
+
+async def check_program(sandboxer: Sandboxer, config: RuntimeConfig) -> None:
+    """Refuse by name what the kind's OCI program would overlook, where it has one."""
+    try:
+        program = sandboxer.bundle_program()
+    except Unsupported:
+        return
+    refuse_unhonoured(config, program.name, await program.version())
+
+
+def _features(config: RuntimeConfig) -> set[str]:
+    """What the capability table has a word for, beside what the spec's own fields say."""
+    features = features_of(config)
+    if config.hooks and any(getattr(config.hooks, phase) for phase in config.hooks.__struct_fields__):
+        features.add("hooks")
+    for space in (config.linux or Linux()).namespaces or ():
+        if space.path and space.type in ("pid", "ipc", "uts") and not _is_of_pod(config):
+            features.add(f"host-{space.type}")  # another's: outside of the pod, as the host's would be
+    return features
+
+
+def _is_of_pod(config: RuntimeConfig) -> bool:
+    return (config.annotations or {}).get(CONTAINER_TYPE) == "container"
+
+
+# -- namespaces -------------------------------------------------------------------------------------------------------
+
+
+def _network(linux: Linux) -> NetworkSpec:
+    spaces = {space.type: space.path for space in linux.namespaces or ()}
+    if "network" not in spaces:
+        return NetworkSpec(mode="host", attachments=())
+    if path := spaces["network"]:
+        return NetworkSpec(mode="path", netns_path=path, attachments=())
+    return NetworkSpec(mode="none", attachments=())
+
+
+def _namespaces(linux: Linux) -> Namespaces:
+    spaces = {space.type: space.path for space in linux.namespaces or ()}
+
+    def own(name: str) -> Literal["pod", "host"]:
+        return "pod" if name in spaces and not spaces[name] else "host"
+
+    user = None
+    if "user" in spaces and not spaces["user"]:
+        user = UserNamespace(uids=_ids(linux.uid_mappings), gids=_ids(linux.gid_mappings))
+    return Namespaces(ipc=own("ipc"), uts=own("uts"), pid="container" if "pid" in spaces else "host", user=user)
+
+
+def _ids(mappings: list[IdMapping] | None) -> tuple[IdMap, ...]:
+    return tuple(IdMap(inside=one.container_id, outside=one.host_id, count=one.size) for one in mappings or ())
+
+
+# -- cgroups ----------------------------------------------------------------------------------------------------------
+
+
+def cgroup_path(path: str) -> str:
+    """`linux.cgroupsPath` as a path: systemd's form "slice:prefix:name" is where systemd would put it
+    (systemd.slice(5)). Raises InvalidArgument."""
+    parts = path.split(":")
+    if len(parts) != 3:
+        return f"/{path.strip('/')}" if path.strip("/") else ""
+    slice_, prefix, name = parts
+    unit = f"{prefix}-{name}.scope" if not name.endswith(".slice") else name
+    return f"{slice_path(slice_ or 'system.slice')}/{unit}"
+
+
+def slice_path(name: str) -> str:
+    """Where a slice of systemd's is (systemd.slice(5)); "-.slice" is the root. Raises InvalidArgument."""
+    if name == "-.slice":
+        return ""
+    words = name.removesuffix(".slice").split("-")
+    if not name.endswith(".slice") or "/" in name or not all(words):
+        raise InvalidArgument(f"bad cgroup parent {name!r}: no slice of systemd")
+    return "".join(f"/{'-'.join(words[: depth + 1])}.slice" for depth in range(len(words)))

@@ -1,0 +1,86 @@
+"""The streams that containerd names: FIFOs, files, or nothing.
+
+A FIFO for output is opened for both ways: that never waits, and the workload gets no SIGPIPE while containerd restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from urllib.parse import unquote, urlsplit
+
+from drupe.errors import InvalidArgument, NotFound, Unsupported
+
+WRITER_WAIT_S = 0.5
+
+
+def open_streams(*, stdin: str, stdout: str, stderr: str, terminal: bool) -> dict[str, int]:
+    """Descriptors by name, for those that were named. Raises InvalidArgument, NotFound, Unsupported; then none is
+    open."""
+    fds: dict[str, int] = {}
+    try:
+        if stdin:
+            fds["stdin"] = _open(stdin, os.O_RDONLY)
+        if stdout:
+            fds["stdout"] = _open(stdout, os.O_RDWR)
+        if stderr and not terminal:  # a terminal has one output
+            fds["stderr"] = _open(stderr, os.O_RDWR)
+    except BaseException:
+        close_streams(fds)
+        raise
+    return fds
+
+
+def with_all(fds: dict[str, int]) -> dict[str, int]:
+    """All three streams of a process that has them for its own: /dev/null where nobody named one. Programs take a full
+    stream that does not wait for an error, and lose what they had to say."""
+    for name in ("stdin", "stdout", "stderr"):
+        if name not in fds:
+            fds[name] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.set_blocking(fds[name], True)
+    return fds
+
+
+def close_streams(fds: Mapping[str, int]) -> None:
+    """Let go of them."""
+    for fd in fds.values():
+        with suppress(OSError):
+            os.close(fd)
+
+
+def _open(uri: str, flags: int) -> int:
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "fifo", "file"):
+        raise Unsupported(f"stream {uri!r}: {parts.scheme}:// is not carried out", feature=f"{parts.scheme}:// streams")
+    path = unquote(parts.path) if parts.scheme else uri
+    if parts.scheme == "file" and flags == os.O_RDWR:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise NotFound(f"stream {path} does not exist") from None
+    except OSError as error:
+        raise InvalidArgument(f"stream {path} cannot be opened", cause=error.strerror or "") from None
+    if parts.scheme != "file" and not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidArgument(f"stream {path} is not a FIFO")
+    return fd
+
+
+async def started_stdin(path: str) -> tuple[int, int]:
+    """A FIFO to be an exec's standard input: what the exec reads, and what holds the other end open, or -1.
+
+    Who reads a FIFO that nobody writes to reads its end at once: so its writer is waited for, for a moment. One that
+    comes later finds the input held open, until CloseIO or the process's end.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        opening = asyncio.get_running_loop().run_in_executor(pool, os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+        done, _ = await asyncio.wait({opening}, timeout=WRITER_WAIT_S)
+        if done:
+            return opening.result(), -1
+        holder = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        return await opening, holder

@@ -1,0 +1,193 @@
+"""The tasks of containerds: containers of ours, found by containerd's names, and told of to their owner.
+
+A task's end is told once, before its deletion and after its start, whenever the daemon may have been restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from google.protobuf.message import Message
+
+from drupe.errors import NotFound
+from drupe.keeper.client import Keeper
+from drupe.rpc.containerd import task_events_pb2 as events
+from drupe.runtime.container import Container
+from drupe.runtime.core import Core
+from drupe.runtime.pod import Pod
+from drupe.services.containerd import records
+from drupe.services.containerd.events import Outbox, stamp
+from drupe.services.containerd.peers import Peer, Peers
+from drupe.services.containerd.records import ExecRecord, TaskRecord
+from drupe.services.containerd.stdio import close_streams
+from drupe.spec.status import ExitStatus
+from drupe.state.machine import State
+
+
+class Task:
+    """One task. fds: what its start is given, until then."""
+
+    def __init__(self, record: TaskRecord, container: Container) -> None:
+        self.record = record
+        self.container = container
+        self.fds: dict[str, int] = {}
+        self.begun: dict[str, asyncio.Event] = {}  # by exec: set once it has been started
+        self.stdin_holders: dict[str, int] = {}  # by exec: keeps its stdin from ending before there is a writer
+
+    @property
+    def pod(self) -> Pod:
+        return self.container.pod
+
+    @property
+    def live(self) -> bool:
+        return self.container.is_live
+
+    def exec(self, exec_id: str) -> ExecRecord:
+        """NotFound."""
+        try:
+            return self.record.execs[exec_id]
+        except KeyError:
+            raise NotFound(f"task {self.record.id} has no exec {exec_id!r}") from None
+
+    async def exec_begun(self, exec_id: str) -> None:
+        """Wait until an exec has been started, or taken away."""
+        await self.begun.setdefault(exec_id, asyncio.Event()).wait()
+
+    def note_begun(self, exec_id: str) -> None:
+        """Have those go on who wait for it."""
+        if (waiting := self.begun.pop(exec_id, None)) is not None:
+            waiting.set()
+
+    def let_go(self) -> None:
+        """Close what is held for it."""
+        close_streams(self.fds)
+        close_streams(self.stdin_holders)
+        self.fds, self.stdin_holders = {}, {}
+
+
+class Tasks:
+    """All tasks of all containerds of this node."""
+
+    def __init__(self, core: Core, keeper: Keeper) -> None:
+        self.core = core
+        self.node = core.node
+        self.peers = Peers(core.node.journal)
+        self._keeper = keeper
+        self._outboxes: dict[str, Outbox] = {}
+        self._tasks: dict[tuple[str, str, str], Task] = {}
+        self._work: set[asyncio.Future[Message]] = set()
+        self._recover()
+
+    def _recover(self) -> None:
+        containers = {c.id: c for pod in self.core.pods.values() for c in pod.containers.values()}
+        for record in records.load(self.node.journal):
+            container = containers.get(record.container)
+            if container is None:  # it was half made, or half removed
+                record.remove(self.node.journal)
+            else:
+                self.add(Task(record, container), new=False)
+
+    def working(self, work: asyncio.Future[Message]) -> None:
+        """Something is being changed; `close` waits for it."""
+        self._work.add(work)
+        work.add_done_callback(self._work.discard)
+
+    async def close(self) -> None:
+        """Tasks go on."""
+        await asyncio.gather(*self._work, return_exceptions=True)
+        for task in self._tasks.values():
+            task.let_go()
+        for outbox in self._outboxes.values():
+            await outbox.close()
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(list(self._tasks.values()))
+
+    def find(self, peer: str, namespace: str, id_: str) -> Task | None:
+        return self._tasks.get((peer, namespace, id_))
+
+    def pod(self, owner: str, namespace: str, name: str) -> Pod | None:
+        """The pod that a containerd knows by that name."""
+        wanted = (owner, namespace, name)
+        return next((p for p in self.core.pods.values() if (p.spec.owner, p.spec.namespace, p.name) == wanted), None)
+
+    def in_pod(self, pod: Pod) -> list[Task]:
+        return [task for task in self if task.pod is pod]
+
+    # -- their life ---------------------------------------------------------------------------------------------------
+
+    def add(self, task: Task, *, new: bool = True) -> None:
+        """Know a task, and watch it to its end."""
+        self._tasks[task.record.key] = task
+        if new:
+            task.record.save(self.node.journal)
+        if not task.record.exit_told:
+            self.node.spawn(self._watch(task), f"end of task {task.record.id}")
+        for exec_id, exec_ in task.record.execs.items():
+            if exec_.ours and exec_.exit is None:
+                self.watch_exec(task, exec_id)
+
+    def remove(self, task: Task) -> None:
+        """Forget one whose container is gone."""
+        task.let_go()
+        self._tasks.pop(task.record.key, None)
+        task.record.remove(self.node.journal)
+
+    async def _watch(self, task: Task) -> None:
+        exit_ = await task.container.wait()
+        if task.container.state is not State.DELETED:
+            self.tell_exit(task, exit_)
+
+    def tell_exit(self, task: Task, exit_: ExitStatus) -> None:
+        """Once."""
+        record = task.record
+        if record.exit_told or not record.pid:
+            return
+        record.exit_told = True
+        self.tell(task, "exit", events.TaskExit(
+            container_id=record.id, id=record.id, pid=record.pid, exit_status=exit_.code, exited_at=stamp(exit_.at)
+        ))  # fmt: skip
+        record.save(self.node.journal)
+
+    def watch_exec(self, task: Task, exec_id: str) -> None:
+        """Tell its end when it comes."""
+        self.node.spawn(self._watch_exec(task, exec_id), f"end of exec {exec_id} of task {task.record.id}")
+
+    async def _watch_exec(self, task: Task, exec_id: str) -> None:
+        exec_ = task.record.execs[exec_id]
+        try:
+            exit_ = await task.container.execs.wait(exec_.ours)
+        except NotFound:  # it ended while there was no daemon
+            exit_ = ExitStatus(code=255, at=task.container.status.finished_at, reason="Lost")
+        exec_.exit = exit_
+        close_streams({exec_id: fd} if (fd := task.stdin_holders.pop(exec_id, -1)) >= 0 else {})
+        self.tell(task, "exit", events.TaskExit(
+            container_id=task.record.id, id=exec_id, pid=exec_.pid, exit_status=exit_.code, exited_at=stamp(exit_.at)
+        ))  # fmt: skip
+        task.record.save(self.node.journal)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def tell(self, task: Task, topic: str, event: Message) -> None:
+        """Put an event of a task among those for its containerd."""
+        peer = next((peer for peer in self.peers if peer.key == task.record.peer), None)
+        if peer is not None:
+            self.outbox(peer).put(task.record.namespace, f"/tasks/{topic}", event)
+
+    def outbox(self, peer: Peer) -> Outbox:
+        if peer.key not in self._outboxes:
+            self._outboxes[peer.key] = Outbox(peer, self.node, self._keeper)
+        return self._outboxes[peer.key]
+
+    async def tell_memory(self) -> None:
+        """Pass on that the kernel has killed for memory, as long as there is a daemon."""
+        with self.node.events.listen() as queue:
+            while True:
+                event = await queue.get()
+                if (event.type, event.action) == ("container", "oom"):
+                    for task in self:
+                        if task.container.id == event.id:
+                            self.tell(task, "oom", events.TaskOOM(container_id=task.record.id))

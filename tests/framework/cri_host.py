@@ -1,0 +1,145 @@
+"""A host whose containerd serves the Container Runtime Interface: images, a network for pods, and a client."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from drupe.images.build import image_from_tree
+from drupe.images.progress import silent
+from drupe.images.store import ImageStore
+from drupe.spec.control import ImageExport
+from framework.containerds import IMAGE, SOCKET, Containerd, Version
+from framework.cri import Cri, container_config, pod_config
+from framework.cri_streams import Channels
+from framework.leaks import CGROUP_PARENT, wait_until
+
+PAUSE = "localhost/pause:latest"
+CGROUP = f"/{CGROUP_PARENT}-cri"
+_CLONE_NEWNET = 0x40000000
+_NETWORK = {
+    "cniVersion": "0.4.0",
+    "name": "pods",
+    "plugins": [
+        {
+            "type": "bridge", "bridge": "cri0", "isGateway": True, "ipMasq": False,
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]},
+        },
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ],
+}  # fmt: skip
+
+
+_SANDBOXER = """
+[proxy_plugins.drupe]
+  type = "sandbox"
+  address = "/run/drupe/sandboxer.sock"
+"""
+_HANDLER_V3 = """
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{name}]
+  runtime_type = "io.containerd.drupe.v2"
+  sandboxer = "drupe"
+"""
+HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm")
+
+
+class CriHost(Containerd):
+    """containerd with its CRI, our handlers among its runtimes; see Containerd for the rest. Usable after `open`."""
+
+    def __init__(self, directory: Path, version: Version, store: Path) -> None:
+        for parent in _parents():  # runc makes them and leaves them
+            parent.mkdir(exist_ok=True)
+        config = directory / "drupe.toml"
+        config.write_text("[containerd]\nsandboxer = true\n")
+        handlers = "".join(_HANDLER_V3.format(name=name) for name in HANDLERS)
+        super().__init__(directory, version, store, cri=True, extra=_SANDBOXER + handlers, drupe_config=config)
+        self.logs = directory / "pods"
+        self.cri: Cri
+
+    def open(self) -> None:
+        """Start containerd, with images and a network."""
+        (self.directory / "cni/10-pods.conflist").write_text(json.dumps(_NETWORK))
+        self.inside("mkdir", "-p", "/run/cni", "/run/netns")
+        self.start()
+        self.load(namespace="k8s.io")
+        self._load_pause()
+        self.cri = Cri(self.path(SOCKET))
+        wait_until(self._ready, what="the CRI is ready", timeout_s=30.0)
+
+    def path(self, inside: str) -> str:
+        """A path in there, for who is outside."""
+        return f"/proc/{self._holder.pid}/root{inside}"
+
+    def _ready(self) -> bool:
+        return all(condition.status for condition in self.cri.Status().status.conditions)
+
+    def _load_pause(self) -> None:
+        """What containerd starts in a pod of its own runtimes. It has a name that says how it is started."""
+        tree, store = self.directory / "pause", ImageStore(self.directory / "pause.images")
+        (tree / "bin").mkdir(parents=True)
+        shutil.copy("/bin/busybox", tree / "bin/sleep")
+        config = {"Entrypoint": ["/bin/sleep", "2147483647"], "Env": ["PATH=/bin"]}
+        image_from_tree(store, tree, tag=PAUSE, config=config, created_s=0, progress=silent)
+        archive = self.directory / "pause.tar"
+        with archive.open("wb") as file:
+            store.export(ImageExport(refs=(PAUSE,)), file)
+        self.ctr("images", "import", str(archive), namespace="k8s.io")
+
+    # -- pods ---------------------------------------------------------------------------------------------------
+
+    def pod(self, name: str, handler: str, **fields: Any) -> tuple[str, Any]:
+        """Run a pod; its id and its configuration."""
+        shutil.rmtree(self.logs / name, ignore_errors=True)
+        config = pod_config(name, self.logs / name, cgroup_parent=CGROUP, **fields)
+        return self.cri.run_pod(config, handler), config
+
+    def run(self, pod: tuple[str, Any], name: str, *command: str, **fields: Any) -> str:
+        """Create and start a container; its id."""
+        return self.cri.run(pod[0], container_config(name, *command, **{"image": IMAGE, **fields}), pod[1])
+
+    def log(self, pod: str, name: str) -> list[str]:
+        """The lines of a container's log, without time and stream."""
+        lines = (self.logs / pod / f"{name}.log").read_text().splitlines()
+        return [line.split(" ", 3)[3] for line in lines]
+
+    def stream(self, url: str) -> Channels:
+        """The streams behind a URL that the CRI answered."""
+        address = urlsplit(url)
+        assert address.hostname and address.port
+        return Channels(url, self.connect(address.hostname, address.port))
+
+    def connect(self, host: str, port: int) -> socket.socket:
+        """A TCP connection of a process in there."""
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(self._connect(host, port)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    def _connect(self, host: str, port: int) -> socket.socket:
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path(f"/proc/{self._holder.pid}/ns/net").open() as namespace:
+            assert libc.setns(namespace.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        return socket.create_connection((host, port), timeout=30)
+
+    def close(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self.cri.remove_all()
+            self.cri.close()
+        super().close()
+        for parent in _parents():
+            with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
+                parent.rmdir()
+
+
+def _parents() -> list[Path]:
+    """The pods' parent cgroup, in each hierarchy."""
+    return [each.parent / CGROUP[1:] for each in Path("/sys/fs/cgroup").glob("*/cgroup.procs")]

@@ -1,0 +1,85 @@
+"""containerd runs tasks through our shim, as it does through its own: `ctr` of each generation, both side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from framework.containerds import IMAGE, VERSIONS, Containerd, needs_containerd
+from framework.leaks import wait_until
+from framework.probes import needs_program
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+# our own after containerd's, which is the oracle
+RUNTIMES = ("io.containerd.runc.v2", "io.containerd.drupe.v2")
+
+
+def serving(directory: Path, name: str, store: Path) -> Iterator[Containerd]:
+    """containerd of a version with the image, for as long as a fixture lives."""
+    version = VERSIONS[name]
+    needs_containerd(version)
+    place = Containerd(directory, version, store)
+    try:
+        place.start()
+        place.load()
+        yield place
+    finally:
+        place.close()
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def containerd(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, busybox: Path
+) -> Iterator[Containerd]:
+    yield from serving(tmp_path_factory.mktemp("c"), request.param, busybox)
+
+
+@pytest.fixture(params=VERSIONS)
+def fresh_containerd(request: pytest.FixtureRequest, tmp_path: Path, busybox: Path) -> Iterator[Containerd]:
+    """For one test alone, which ends it and starts it again."""
+    yield from serving(tmp_path, request.param, busybox)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_run(containerd: Containerd, runtime: str) -> None:
+    run = ("run", "--rm", "--runtime", runtime, IMAGE)
+    assert containerd.ctr(*run, "a", "echo", "hello") == "hello\n"
+    assert containerd.try_ctr(*run, "b", "sh", "-c", "exit 5").returncode == 5
+    assert len(containerd.ctr(*run, "c", "seq", "200000")) == 1288895  # no byte is lost at the end
+    missing = containerd.try_ctr(*run, "d", "/nope")
+    assert missing.returncode == 1 and any(
+        words in missing.stderr for words in ("executable file not found", "no such file or directory")
+    )
+    containerd.ctr("container", "rm", "d", check=False)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_tasks_life_across_a_restart_of_containerd(fresh_containerd: Containerd, runtime: str) -> None:
+    containerd = fresh_containerd
+    containerd.ctr("run", "-d", "--runtime", runtime, IMAGE, "l", "sleep", "1000")
+    execute = ("task", "exec", "--exec-id")
+    assert containerd.ctr(*execute, "e1", "l", "echo", "in exec") == "in exec\n"
+    assert containerd.try_ctr(*execute, "e2", "l", "sh", "-c", "exit 7").returncode == 7
+    containerd.ctr("task", "pause", "l")
+    assert "PAUSED" in containerd.ctr("task", "ls")
+    containerd.ctr("task", "resume", "l")
+    assert "RUNNING" in containerd.ctr("task", "ls")
+    assert "memory" in containerd.ctr("task", "metrics", "l")
+    assert containerd.drupe("ps", "--all", "--quiet").stdout == ""
+    containerd.kill()
+    containerd.start()
+    assert containerd.ctr(*execute, "e3", "l", "echo", "again") == "again\n"
+    containerd.ctr("task", "kill", "--signal", "SIGKILL", "l")
+    wait_until(lambda: "STOPPED" in containerd.ctr("task", "ls"), what="the end of the task")
+    containerd.ctr("task", "rm", "l", check=False)  # exits with the task's own code
+    containerd.ctr("container", "rm", "l")
+    assert containerd.ctr("container", "ls", "-q") == ""
+
+
+def test_the_kind_is_in_the_name(containerd: Containerd) -> None:
+    needs_program("runsc")
+    said = containerd.ctr("run", "--rm", "--runtime", "io.containerd.drupe-gvisor.v2", IMAGE, "g", "dmesg")
+    assert "gVisor" in said
