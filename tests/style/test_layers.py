@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src/drupe"
 FLOORS = {
     "linux": 0,
     "errors": 1, "spec": 1, "state": 1, "rpc": 1,
-    "resources": 2, "images": 2, "keeper": 2, "oci": 2, "hypervisors": 2,
+    "resources": 2, "images": 2, "keeper": 2, "oci": 2, "hypervisors": 2, "guest": 2,
     "sandboxers": 3,
     "runtime": 4,
     "api": 5, "services": 5, "cli": 5,

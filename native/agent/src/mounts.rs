@@ -1,0 +1,99 @@
+//! mount(2) as the host words it.
+
+use crate::agent::Agent;
+use crate::devices;
+use crate::fault::{invalid, During, Reply};
+use crate::proto::guest::GuestMount;
+use crate::streams::Patience;
+use libc::c_ulong;
+use std::path::Path;
+
+/// mount(8)'s words for flags; every other option is the file system's own.
+const FLAGS: [(&str, c_ulong, bool); 17] = [
+    ("ro", libc::MS_RDONLY, true),
+    ("rw", libc::MS_RDONLY, false),
+    ("nosuid", libc::MS_NOSUID, true),
+    ("suid", libc::MS_NOSUID, false),
+    ("nodev", libc::MS_NODEV, true),
+    ("dev", libc::MS_NODEV, false),
+    ("noexec", libc::MS_NOEXEC, true),
+    ("exec", libc::MS_NOEXEC, false),
+    ("sync", libc::MS_SYNCHRONOUS, true),
+    ("dirsync", libc::MS_DIRSYNC, true),
+    ("noatime", libc::MS_NOATIME, true),
+    ("nodiratime", libc::MS_NODIRATIME, true),
+    ("relatime", libc::MS_RELATIME, true),
+    ("strictatime", libc::MS_STRICTATIME, true),
+    ("bind", libc::MS_BIND, true),
+    ("rbind", libc::MS_BIND | libc::MS_REC, true),
+    ("remount", libc::MS_REMOUNT, true),
+];
+
+/// (flags, the file system's own options).
+pub fn parse(options: &[String]) -> (c_ulong, String) {
+    let (mut flags, mut data) = (0, Vec::new());
+    for option in options.iter().filter(|option| !["", "defaults"].contains(&option.as_str())) {
+        match FLAGS.iter().find(|(word, ..)| word == option) {
+            Some((_, flag, true)) => flags |= flag,
+            Some((_, flag, false)) => flags &= !flag,
+            None => data.push(option.as_str()),
+        }
+    }
+    (flags, data.join(","))
+}
+
+/// Mounts; waits for the device that it names.
+pub fn mount(agent: &Agent, wanted: &GuestMount, patience: &Patience) -> Reply<()> {
+    let target = Path::new(&wanted.target);
+    if !target.is_absolute() {
+        return Err(invalid(format!("the target {:?} is not absolute", wanted.target)));
+    }
+    let source = match &wanted.device {
+        Some(device) => format!("/dev/{}", devices::await_there(agent, device, patience)?.name),
+        None => wanted.source.clone(),
+    };
+    let (mut flags, data) = parse(&wanted.options);
+    if wanted.r#type == "bind" {
+        flags |= libc::MS_BIND;
+    }
+    make_target(target, flags & libc::MS_BIND != 0 && Path::new(&source).is_file())?;
+    let words = || format!("cannot mount {source} ({}) at {}", wanted.r#type, wanted.target);
+    if flags & libc::MS_BIND == 0 {
+        return drupe_sys::mount::mount(&source, target, &wanted.r#type, flags, &data).during(words);
+    }
+    let bind = libc::MS_BIND | flags & libc::MS_REC;
+    drupe_sys::mount::mount(&source, target, "", bind, "").during(words)?;
+    match flags & !bind {
+        0 => Ok(()),
+        more => drupe_sys::mount::mount("", target, "", libc::MS_REMOUNT | libc::MS_BIND | more, "").during(words),
+    }
+}
+
+fn make_target(target: &Path, is_file: bool) -> Reply<()> {
+    let directory = if is_file { target.parent().unwrap_or(target) } else { target };
+    std::fs::create_dir_all(directory).during(|| format!("cannot make {}", directory.display()))?;
+    if is_file && !target.exists() {
+        std::fs::write(target, "").during(|| format!("cannot make {}", target.display()))?;
+    }
+    Ok(())
+}
+
+/// Unmounts all that is mounted at or below `top`, last first.
+pub fn unmount_below(top: &Path) -> Reply<()> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").during(|| "cannot read the mount table")?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    let points: Vec<String> = points.filter(|point| Path::new(point).starts_with(top)).collect();
+    for point in points.iter().rev() {
+        drupe_sys::mount::umount(Path::new(point), 0)
+            .or_else(|_| drupe_sys::mount::umount(Path::new(point), libc::MNT_DETACH))
+            .during(|| format!("cannot unmount {point}"))?;
+    }
+    Ok(())
+}
+
+/// proc(5): space, tab, newline and backslash are written as \040 and so on.
+fn unescape(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_string(), |text, (code, character)| text.replace(code, character))
+}

@@ -1,0 +1,154 @@
+"""Building a guest image: what goes into its root, and how that is put together."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from drupe.errors import HelperFailed, InvalidArgument, NotFound
+from drupe.guest import erofs, modules, programs, store
+from drupe.guest.kernel import Kernel
+from drupe.guest.store import Form, GuestInfo
+from drupe.guest.tree import Tree, archive
+
+LAYOUT = 1  # goes up when the same inputs shall become another image
+COMPRESSIONS = {"none": (), "lz4": ("lz4", "-l", "-9", "-c"), "zstd": ("zstd", "-19", "-q", "-c")}
+_DIRECTORIES = ("proc", "sys", "dev", "run", "tmp", "etc", "root", "mnt", "var", "usr")
+_COMPRESS_S = 300
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """agent: the program that is PID 1. runtime: crun. extra_modules: beyond those that every guest gets."""
+
+    kernel: Kernel
+    agent: Path
+    runtime: Path
+    form: Form = "initramfs"
+    compression: str = "none"
+    extra_modules: Sequence[str] = ()
+
+
+def find_agent() -> Path:
+    """The agent's program, beside the package or on PATH. Raises NotFound."""
+    built = Path(__file__).parents[1] / "_bin/drupe-agent"
+    found = str(built) if built.exists() else shutil.which("drupe-agent")
+    if found is None:
+        raise NotFound("no program drupe-agent", hint="build it: scripts/build-native.sh agent")
+    return Path(found)
+
+
+def find_runtime() -> Path:
+    """crun, which runs the containers of a guest. Raises NotFound."""
+    return programs.find_program("crun", "apt-get install crun")
+
+
+def build(root: Path, plan: Plan, name: str, told: Told = lambda _: None) -> GuestInfo:
+    """Make the image, or find it made, and name it. told: is told each step. Raises InvalidArgument, NotFound,
+    HelperFailed."""
+    store.check_name(name)
+    if plan.compression not in COMPRESSIONS:
+        raise InvalidArgument(f"no compression {plan.compression!r}", hint=", ".join(COMPRESSIONS))
+    told("collecting")
+    tree, chosen = collect(plan)
+    digest = digest_of(plan, tree)
+    guests = root / "guests"
+    guests.mkdir(mode=0o711, parents=True, exist_ok=True)
+    if (guests / digest / "guest.json").exists():
+        told("made before")
+        store.name_it(root, digest, name)
+        return store.inspect(root, digest)
+    told("packing")
+    with tempfile.TemporaryDirectory(dir=guests, prefix=".building.", ignore_cleanup_errors=True) as scratch:
+        work = Path(scratch) / "image"
+        work.mkdir(mode=0o755)
+        file = _pack(plan, tree, work, digest)
+        shutil.copyfile(plan.kernel.image, work / "kernel")
+        return store.put(root, work, _describe(plan, chosen, digest, work / file), name)
+
+
+def collect(plan: Plan) -> tuple[Tree, list[modules.Module]]:
+    """The root's files, and the modules among them."""
+    tree = Tree()
+    for directory in _DIRECTORIES:
+        tree.directory(directory, 0o1777 if directory == "tmp" else 0o755)
+    tree.device("dev/console", 5, 1)
+    tree.device("dev/null", 1, 3)
+    tree.copy(plan.agent, "sbin/drupe-agent", 0o755)
+    for link in ("init", "sbin/init"):
+        tree.symlink(link, "/sbin/drupe-agent")
+    tree.symlink("sbin/modprobe", "drupe-agent")
+    programs.add_program(tree, plan.runtime, "usr/bin/crun")
+    tree.symlink("bin", "usr/bin")
+    for file, text in (("passwd", "root:x:0:0:root:/root:/sbin/nologin\n"), ("group", "root:x:0:\n"), ("hosts", "")):
+        tree.file(f"etc/{file}", text.encode())
+    return tree, _add_modules(tree, plan)
+
+
+def _add_modules(tree: Tree, plan: Plan) -> list[modules.Module]:
+    kernel = plan.kernel
+    if kernel.modules is None:
+        return []
+    chosen = modules.choose(kernel.modules, plan.extra_modules)
+    top = f"lib/modules/{kernel.release}"
+    for module in chosen:
+        tree.copy(kernel.modules / module.path, f"{top}/{module.path}")
+    tree.file(f"{top}/{modules.LIST}", modules.listing(chosen, modules.built_in(kernel.modules)))
+    return chosen
+
+
+def digest_of(plan: Plan, tree: Tree) -> str:
+    """SHA-256 over everything that the image depends on."""
+    whole = hashlib.sha256(f"{LAYOUT} {plan.form} {plan.compression}\0".encode())
+    with plan.kernel.image.open("rb") as file:
+        whole.update(hashlib.file_digest(file, "sha256").digest())
+    whole.update(hashlib.sha256(archive(tree)).digest())
+    return whole.hexdigest()
+
+
+def _pack(plan: Plan, tree: Tree, work: Path, digest: str) -> str:
+    """Write the root; the name of its file."""
+    if plan.form == "erofs":
+        erofs.write(tree, work / "rootfs.erofs", digest)
+        return "rootfs.erofs"
+    (work / "initrd").write_bytes(_compressed(archive(tree), COMPRESSIONS[plan.compression]))
+    return "initrd"
+
+
+def _compressed(data: bytes, argv: Sequence[str]) -> bytes:
+    if not argv:
+        return data
+    if shutil.which(argv[0]) is None:
+        raise NotFound(f"no program {argv[0]}", hint=f"apt-get install {argv[0]}, or --compression none")
+    done = subprocess.run(argv, input=data, capture_output=True, timeout=_COMPRESS_S, check=False)
+    if done.returncode != 0:
+        raise HelperFailed(f"{argv[0]} failed", cause=done.stderr.decode(errors="replace").strip())
+    return done.stdout
+
+
+def _describe(plan: Plan, chosen: Sequence[modules.Module], digest: str, file: Path) -> GuestInfo:
+    kernel = plan.kernel
+    return GuestInfo(
+        digest=digest, form=plan.form, release=kernel.release, agent=_version(plan.agent), kernel_source=kernel.source,
+        kernel_bytes=kernel.image.stat().st_size, root_bytes=file.stat().st_size,
+        modules=tuple(module.name for module in chosen),
+        built_in=tuple(modules.built_in(kernel.modules)) if kernel.modules else (),
+        compression=plan.compression if plan.form == "initramfs" else "none", created_at=time.time(),
+    )  # fmt: skip
+
+
+def _version(agent: Path) -> str:
+    """What the agent says it is: "0.1.0 (protocol 1)"."""
+    try:
+        done = subprocess.run([str(agent), "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except OSError as error:
+        raise InvalidArgument(f"{agent} does not run here", cause=error.strerror or "") from None
+    return done.stdout.strip().removeprefix("drupe-agent ")
