@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from drupe.hypervisors.contract import Hypervisor, Machine, MachineConfig
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
+from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.vm import network, share
@@ -119,20 +120,18 @@ class Machines:
         (record.home / "empty").mkdir(mode=0o755, exist_ok=True)
         self.cgroups.create(record.leaf, Resources())
         with phases("network"):
-            record.nics, routes = await network.find(self.keeper, record.netns)
+            joined = await network.join(self.keeper, record.netns)
         with phases("share"):
-            config = record.machine(nics=network.nics_of(record.nics), **await self._shares(pod))
+            config = record.machine(nics=network.nics_of(joined), **await self._shares(pod))
         with phases("vmm"):
             await self._launch(pod, config)
-        with phases("network"):
-            await network.join(self.keeper, record.netns, record.nics)
         with phases("kernel"):
             await pod.require().boot(timeout_s=_CONNECTS_WITHIN_S)
             await self._or_end(pod, pod.agent.connect(timeout_s=self._agent_timeout_s))
         with phases("agent"):
-            await self._or_end(pod, pod.agent.guest("Setup", _setup(record, routes)))
+            await self._or_end(pod, pod.agent.guest("Setup", _setup(record, joined)))
         record.started, record.failed, record.event = True, "", 0
-        record.phases_ms = phases.told
+        record.phases_ms, record.notes = phases.told, network.left_out(joined)
         record.save()
         self.on_ready(pod)
 
@@ -213,6 +212,7 @@ class Machines:
             await self._launcher.end(pod.record.id + suffix)
         if self.cgroups.exists(pod.record.leaf):
             await asyncio.to_thread(self.cgroups.delete, pod.record.leaf)
+        await network.part(self.keeper, pod.record.netns)
         for name in ("qmp.sock", "agent.sock", "virtiofs.sock"):
             (pod.record.home / name).unlink(missing_ok=True)
         if pod.record.started:
@@ -241,7 +241,7 @@ class Machines:
                 await pod.machine.close()
 
 
-def _setup(record: PodRecord, routes: list[pb.Route]) -> pb.SetupRequest:
+def _setup(record: PodRecord, joined: Sequence[Joined]) -> pb.SetupRequest:
     directory = Path(record.dir)
     mount = pb.GuestMount(type="virtiofs", source=share.TAG, target=GUEST_SHARE)
     return pb.SetupRequest(
@@ -251,8 +251,8 @@ def _setup(record: PodRecord, routes: list[pb.Route]) -> pb.SetupRequest:
         hosts=_content(directory / "hosts"),
         sysctls=record.sysctls,
         mounts=[mount] if record.rootfs == "virtiofs" else [],
-        interfaces=network.interfaces_of(record.nics),
-        routes=routes,
+        interfaces=network.interfaces_of(joined),
+        routes=network.routes_of(joined),
         clock_unix_ns=time.time_ns(),
         entropy=os.urandom(64),
         shm_size_bytes=record.shm_bytes,

@@ -16,7 +16,8 @@ VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no
 class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. event: number of the
     last of the agent's events that was told. saved: directory of the saved machine it started from. failed: why it is
-    lost. phases_ms: of its start."""
+    lost. phases_ms: of its start. notes: what of its network is
+    not as usual."""
 
     id: str
     dir: str
@@ -41,8 +42,7 @@ class PodRecord(Record, kw_only=True):
     event: int = 0
     saved: str = ""
     failed: str = ""
-    nics: list[dict[str, Any]] = []
-    disks: list[dict[str, Any]] = []
+    notes: list[str] = []
     phases_ms: dict[str, float] = {}
 
     @property

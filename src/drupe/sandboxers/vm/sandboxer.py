@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import msgspec
+
+from drupe import guest as guests
 from drupe.errors import DrupeError
 from drupe.hypervisors.contract import Hypervisor
 from drupe.keeper.client import Keeper
@@ -18,7 +22,6 @@ from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, n
 from drupe.sandboxers.kinds import Means
 from drupe.sandboxers.vm.able import ABLE
 from drupe.sandboxers.vm.accelerator import choose_accelerator
-from drupe.sandboxers.vm.guest import find_guest
 from drupe.sandboxers.vm.machines import Machines, VmPod, why
 from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
@@ -80,20 +83,19 @@ class VmSandboxer(Sandboxer):
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         """Its network namespace and its shared directory; the machine itself starts when its addresses are known."""
-        guest = find_guest(self._root, self._options.guest)
+        guest = guests.find(self._root, self._options.guest)
         accelerator = await choose_accelerator(self._keeper)
         self._configs[config.id] = config
-        paths = await make_namespaces(self._keeper, config, network_types(config.spec))
-        netns = paths.get("network", "")
+        info = await self._make_network(config)
         memory, processors = memory_of(config.spec, self._options), processors_of(config.spec)
         record = PodRecord(
             id=config.id,
             dir=str(config.dir),
             cgroup=config.cgroup,
             hostname=config.hostname,
-            netns=netns,
+            netns=info.netns,
             kernel=str(guest.kernel),
-            initrd=str(guest.initrd),
+            initrd=str(guest.initrd or ""),
             append=list(self._options.append),
             accelerator=accelerator,
             machine_type=self._options.machine_type,
@@ -108,7 +110,12 @@ class VmSandboxer(Sandboxer):
         )
         pod = self._machines.add(record)
         await pod.share.make()
-        return SandboxInfo(netns=netns)
+        return SandboxInfo(netns=info.netns, pid=info.pid)
+
+    async def _make_network(self, config: SandboxConfig) -> SandboxInfo:
+        """The pod's place in the host's network. Its sysctls are for the guest's kernel."""
+        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls={}))
+        return await make_namespaces(self._keeper, plain, network_types(config.spec))
 
     async def start(self, sandbox_id: str) -> None:
         await self._machines.start(self._machines.get(sandbox_id))
