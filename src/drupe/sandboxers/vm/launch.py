@@ -33,9 +33,18 @@ class Launcher:
         self._cgroups = cgroups
 
     async def start(
-        self, record: PodRecord, key: str, argv: Sequence[str], listeners: Sequence[Path], *, log: Path, netns: bool
+        self,
+        record: PodRecord,
+        key: str,
+        argv: Sequence[str],
+        listeners: Sequence[Path],
+        *,
+        files: Sequence[int] = (),
+        log: Path,
+        netns: bool,
     ) -> int:
-        """Start a program as task `key`; returns its pid. listeners: sockets, handed on as descriptors 3, 4…"""
+        """Start a program as task `key`; returns its pid. listeners: sockets, handed on as descriptors 3, 4…; files:
+        descriptors, handed on after them."""
         words = ["setpriv", "--no-new-privs", "--", *argv]
         if netns and record.netns:
             words = ["nsenter", f"--net={record.netns}", "--", *words]
@@ -45,6 +54,7 @@ class Launcher:
         pidfile = record.home / f"{key.rpartition('.')[2]}.pid"
         with contextlib.ExitStack() as opened:
             fds = {f"listener{n}": opened.enter_context(_listen(path)).fileno() for n, path in enumerate(listeners)}
+            fds |= {f"file{n}": descriptor for n, descriptor in enumerate(files)}
             created = await self._keeper.create_task(
                 key,
                 ["/bin/sh", "-c", _DETACHED, "sh", str(pidfile), *words],

@@ -5,67 +5,49 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from drupe.errors import DrupeError, NotFound, Unavailable
-from drupe.hypervisors.contract import Hypervisor, Machine, MachineConfig
-from drupe.hypervisors.contract import Share as SharedDirectory
+import msgspec
+
+from drupe.errors import DrupeError, NotFound
+from drupe.hypervisors.contract import Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
-from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.vm import network, share
 from drupe.sandboxers.vm.agent import Agent
+from drupe.sandboxers.vm.console import last_words
 from drupe.sandboxers.vm.launch import Launcher
-from drupe.sandboxers.vm.oci import GUEST_SHARE
+from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.phases import Phases
+from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
+from drupe.sandboxers.vm.starting import CONNECTS_WITHIN_S, Starter
+from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates
 from drupe.spec.resources import Resources
-
-_CONNECTS_WITHIN_S = 30.0
-_LAST_WORDS_BYTES = 2048
-
-
-@dataclass(slots=True)
-class VmPod:
-    """One machine. ending: its end is our own work."""
-
-    record: PodRecord
-    agent: Agent
-    share: share.Share
-    machine: Machine | None = None
-    ending: bool = False
-    pids: dict[str, int] = field(default_factory=dict)
-    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def console(self) -> Path:
-        return self.record.home / "console.log"
-
-    def require(self) -> Machine:
-        """The machine that runs. Unavailable says why there is none."""
-        if self.record.failed:
-            raise Unavailable(f"the machine of the pod is lost: {self.record.failed}", stage="vmm")
-        if self.machine is None:
-            raise Unavailable("the machine of the pod does not run", stage="vmm")
-        return self.machine
 
 
 class Machines:
     """By the pods' ids."""
 
-    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, hypervisor: Hypervisor, agent_timeout_s: float) -> None:
+    def __init__(
+        self, *, keeper: Keeper, cgroups: Cgroups, hypervisor: Hypervisor, root: Path, options: VmOptions
+    ) -> None:
         self.keeper = keeper
         self.cgroups = cgroups
         self.hypervisor = hypervisor
-        self._agent_timeout_s = agent_timeout_s
+        self._agent_timeout_s = options.agent_timeout_s
+        self._from_templates = options.template
         self._launcher = Launcher(keeper, cgroups)
+        self.starter = Starter(
+            keeper=keeper, launcher=self._launcher, hypervisor=hypervisor,
+            templates=Templates(root / "vm" / "templates"), agent_timeout_s=options.agent_timeout_s,
+        )  # fmt: skip
         self._pods: dict[str, VmPod] = {}
         self.on_ready: Callable[[VmPod], None] = lambda _: None
 
@@ -105,68 +87,57 @@ class Machines:
             if pod.machine is not None:
                 return
             try:
-                await self._start(pod)
+                self._make_place(pod)
+                await self.starter.start(pod, from_template=self._from_templates)
+                self.on_ready(pod)
             except DrupeError as error:
                 await self.end(pod)
-                if not error.cause and (words := last_words(pod)):
+                if not error.cause and (words := last_words(pod.console)):
                     error.cause = words
                 raise
             except BaseException:
                 await self.end(pod)
                 raise
 
-    async def _start(self, pod: VmPod) -> None:
-        record, phases = pod.record, Phases()
-        (record.home / "empty").mkdir(mode=0o755, exist_ok=True)
-        self.cgroups.create(record.leaf, Resources())
-        with phases("network"):
-            joined = await network.join(self.keeper, record.netns)
-        with phases("share"):
-            config = record.machine(nics=network.nics_of(joined), **await self._shares(pod))
-        with phases("vmm"):
-            await self._launch(pod, config)
-        with phases("kernel"):
-            await pod.require().boot(timeout_s=_CONNECTS_WITHIN_S)
-            await self._or_end(pod, pod.agent.connect(timeout_s=self._agent_timeout_s))
-        with phases("agent"):
-            await self._or_end(pod, pod.agent.guest("Setup", _setup(record, joined)))
-        record.started, record.failed, record.event = True, "", 0
-        record.phases_ms, record.notes = phases.told, network.left_out(joined)
-        record.save()
-        self.on_ready(pod)
-
-    async def _shares(self, pod: VmPod) -> dict[str, object]:
-        record = pod.record
-        socket = record.home / "virtiofs.sock"
-        argv = share.serving(share.find_virtiofsd(), record)
-        log = record.home / "virtiofsd.log"
-        pod.pids[SHARE] = await self._launcher.start(record, record.id + SHARE, argv, [socket], log=log, netns=False)
-        one = SharedDirectory(id="share", tag=share.TAG, path=record.share, socket=socket)
-        return {"shares": [one], "shared_memory": True}
-
-    async def _launch(self, pod: VmPod, config: MachineConfig) -> None:
-        record = pod.record
-        launch = self.hypervisor.prepare(config)
-        for path, content in launch.files.items():
-            path.write_bytes(content)
-            path.chmod(0o600)
-        pod.pids[VMM] = await self._launcher.start(
-            record, record.id + VMM, launch.argv, launch.listeners, log=pod.console, netns=True
-        )
-        pod.machine = await self.hypervisor.connect(config, timeout_s=_CONNECTS_WITHIN_S)
-
-    async def _or_end(self, pod: VmPod, work: Awaitable[object]) -> None:
-        """Wait for the guest, but not longer than there is a machine."""
-        asked = asyncio.ensure_future(work)
-        end = asyncio.ensure_future(pod.require().wait())
+    async def make_template(self, like: PodRecord) -> Path:
+        """Boot a machine that is like a pod's up to its waiting agent, and save it; answers where."""
+        templates = self.starter.templates
+        program = self.starter.program(like.machine())
+        scratch = templates.directory / f".making-{templates.key_of(like, program)[:12]}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(mode=0o700, parents=True)
+        record = msgspec.structs.replace(
+            like, id=f"template-{scratch.name[8:]}", dir=str(scratch), netns="", sysctls={},
+            cgroup=f"{Path(like.cgroup).parent}/template-{scratch.name[8:]}",
+        )  # fmt: skip
+        pod = self.add(record)
         try:
-            await asyncio.wait({asked, end}, return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done():
-                raise Unavailable("the machine ended while it booted", stage="kernel", cause=_why(end.result(), pod))
-            asked.result()
+            await self._boot_and_save(pod, scratch)
+            shutil.rmtree(record.home)
+            return templates.keep(scratch, like, program)
         finally:
-            asked.cancel()
-            end.cancel()
+            await self.end(pod)
+            self.forget(pod)
+            if self.cgroups.exists(record.cgroup):
+                await asyncio.to_thread(self.cgroups.delete, record.cgroup)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    async def _boot_and_save(self, pod: VmPod, scratch: Path) -> None:
+        memory = scratch / SAVED_MEMORY
+        memory.touch(mode=0o600)
+        os.truncate(memory, pod.record.memory_bytes)
+        self._make_place(pod)
+        pod.ending = True  # nobody is to be told of its end
+        await self.starter.boot(pod, replace(pod.record.machine(), memory_file=memory), Phases())
+        machine = pod.require()
+        await pod.agent.close()
+        await machine.pause()
+        await machine.save(scratch)
+        await self.end(pod)
+
+    def _make_place(self, pod: VmPod) -> None:
+        (pod.record.home / "empty").mkdir(mode=0o755, exist_ok=True)
+        self.cgroups.create(pod.record.leaf, Resources())
 
     async def set_clock(self, pod: VmPod) -> None:
         """After it stood still."""
@@ -179,7 +150,7 @@ class Machines:
         """Take over a machine that runs. Raises what keeps it from being reached."""
         pod.pids = pids
         config = pod.record.machine()
-        pod.machine = await self.hypervisor.connect(config, timeout_s=_CONNECTS_WITHIN_S)
+        pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
         if not pod.record.paused:
             await pod.agent.connect(timeout_s=self._agent_timeout_s)
 
@@ -227,10 +198,9 @@ class Machines:
         with contextlib.suppress(OSError):
             pod.record.save()
 
-    async def forget(self, pod: VmPod) -> None:
+    def forget(self, pod: VmPod) -> None:
         """Remove all that was written about it. Idempotent."""
         self._pods.pop(pod.record.id, None)
-        await pod.share.remove()
         shutil.rmtree(pod.record.home, ignore_errors=True)
 
     async def close(self) -> None:
@@ -239,54 +209,3 @@ class Machines:
             await pod.agent.close()
             if pod.machine is not None:
                 await pod.machine.close()
-
-
-def _setup(record: PodRecord, joined: Sequence[Joined]) -> pb.SetupRequest:
-    directory = Path(record.dir)
-    mount = pb.GuestMount(type="virtiofs", source=share.TAG, target=GUEST_SHARE)
-    return pb.SetupRequest(
-        hostname=record.hostname,
-        machine_id=secrets.token_hex(16),
-        resolv_conf=_content(directory / "resolv.conf"),
-        hosts=_content(directory / "hosts"),
-        sysctls=record.sysctls,
-        mounts=[mount] if record.rootfs == "virtiofs" else [],
-        interfaces=network.interfaces_of(joined),
-        routes=network.routes_of(joined),
-        clock_unix_ns=time.time_ns(),
-        entropy=os.urandom(64),
-        shm_size_bytes=record.shm_bytes,
-        share_pid=record.share_pid,
-    )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-def last_words(pod: VmPod) -> str:
-    """The last line of the console that says something."""
-    return next((line for line in reversed(_tail(pod.console)) if line), "")
-
-
-def _why(end: str, pod: VmPod) -> str:
-    """Why a machine ended: the kernel's panic, or its last words."""
-    lines = _tail(pod.console)
-    panic = next((line for line in lines if "Kernel panic" in line), "")
-    return panic or f"{end}: {last_words(pod)}"
-
-
-def _tail(path: Path) -> list[str]:
-    """The last lines of a console, without stamps; a guest wrote them."""
-    try:
-        data = path.read_bytes()[-_LAST_WORDS_BYTES:]
-    except OSError:
-        return []
-    lines = [line.split(b" ", 3)[-1] for line in data.splitlines()[1:] or data.splitlines()]
-    return ["".join(char for char in line.decode(errors="replace") if char.isprintable()).strip() for line in lines]
-
-
-why = _why

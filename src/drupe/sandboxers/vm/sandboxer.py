@@ -22,10 +22,12 @@ from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, n
 from drupe.sandboxers.kinds import Means
 from drupe.sandboxers.vm.able import ABLE
 from drupe.sandboxers.vm.accelerator import choose_accelerator
-from drupe.sandboxers.vm.machines import Machines, VmPod, why
+from drupe.sandboxers.vm.console import why
+from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.options import VmOptions
+from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
-from drupe.sandboxers.vm.sizing import host_limits, memory_of, processors_of
+from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
 from drupe.sandboxers.vm.tasks import VmTasks
 from drupe.sandboxers.vm.watching import Watch
 from drupe.spec.pod import PodSpec
@@ -55,9 +57,7 @@ class VmSandboxer(Sandboxer):
         self._root = root
         self._options = options
         self._configs: dict[str, SandboxConfig] = {}
-        self._machines = Machines(
-            keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, agent_timeout_s=options.agent_timeout_s
-        )
+        self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
         self._machines.on_ready = self._follow
         self._tasks = VmTasks(machines=self._machines, cgroups=cgroups, on_exit=on_exit)
         self._watches: dict[str, Watch] = {}
@@ -83,34 +83,24 @@ class VmSandboxer(Sandboxer):
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         """Its network namespace and its shared directory; the machine itself starts when its addresses are known."""
-        guest = guests.find(self._root, self._options.guest)
-        accelerator = await choose_accelerator(self._keeper)
+        record = await self._plan(config)
         self._configs[config.id] = config
         info = await self._make_network(config)
-        memory, processors = memory_of(config.spec, self._options), processors_of(config.spec)
-        record = PodRecord(
-            id=config.id,
-            dir=str(config.dir),
-            cgroup=config.cgroup,
-            hostname=config.hostname,
-            netns=info.netns,
-            kernel=str(guest.kernel),
-            initrd=str(guest.initrd or ""),
-            append=list(self._options.append),
-            accelerator=accelerator,
-            machine_type=self._options.machine_type,
-            memory_bytes=memory,
-            memory_max_bytes=max(self._options.memory_max_bytes, memory),
-            processors=processors,
-            processors_max=max(self._options.processors_max, processors),
-            rootfs=self._options.rootfs,
-            share_pid=config.spec.namespaces.pid == "pod",
-            shm_bytes=max((c.shm_size_bytes for c in config.spec.containers), default=64 << 20),
-            sysctls=dict(config.spec.sysctls),
-        )
+        record.netns = info.netns
         pod = self._machines.add(record)
         await pod.share.make()
         return SandboxInfo(netns=info.netns, pid=info.pid)
+
+    async def _plan(self, config: SandboxConfig) -> PodRecord:
+        """The machine for a pod, without its network."""
+        guest = guests.find(self._root, self._options.guest)
+        return plan(config, self._options, guest, await choose_accelerator(self._keeper))
+
+    async def make_template(self, spec: PodSpec, cgroup: str) -> Path:
+        """Boot and save a machine from which pods like `spec` start; answers where it is. cgroup: in which that runs."""
+        directory = self._root / "vm" / "templates"
+        like = SandboxConfig(id="template", spec=spec, dir=directory, cgroup=cgroup, hostname="")
+        return await self._machines.make_template(await self._plan(like))
 
     async def _make_network(self, config: SandboxConfig) -> SandboxInfo:
         """The pod's place in the host's network. Its sysctls are for the guest's kernel."""
@@ -139,7 +129,8 @@ class VmSandboxer(Sandboxer):
         if pod is not None:
             self._unfollow(pod)
             await self._machines.end(pod)
-            await self._machines.forget(pod)
+            await pod.share.remove()
+            self._machines.forget(pod)
         if config is not None:
             await drop_namespaces(self._keeper, config)
 
@@ -198,7 +189,7 @@ class VmSandboxer(Sandboxer):
                 pod = self._machines.find(record.task.removesuffix(suffix))
                 if pod is not None and pod.record.started and not pod.ending and not pod.record.failed:
                     how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
-                    said = why("", pod).removeprefix(": ") if suffix == VMM and not record.signal else ""
+                    said = why("", pod.console).removeprefix(": ") if suffix == VMM and not record.signal else ""
                     self._lost(pod, f"{words} {how}" + (f": {said}" if said else ""))
 
     def _lost(self, pod: VmPod, cause: str) -> None:

@@ -5,11 +5,42 @@ from __future__ import annotations
 import math
 import os
 
+from drupe.guest import Guest
+from drupe.hypervisors.contract import Accelerator
+from drupe.sandboxers.contract import SandboxConfig
 from drupe.sandboxers.vm.options import VmOptions
+from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 
 _UNIT_BYTES = 2 << 20
+_SHM_BYTES = 64 << 20  # of pods that name no container yet
+
+
+def plan(config: SandboxConfig, options: VmOptions, guest: Guest, accelerator: Accelerator) -> PodRecord:
+    """The machine for a pod, without its network."""
+    spec = config.spec
+    memory, processors = memory_of(spec, options), processors_of(spec)
+    return PodRecord(
+        id=config.id,
+        dir=str(config.dir),
+        cgroup=config.cgroup,
+        hostname=config.hostname,
+        netns="",
+        kernel=str(guest.kernel),
+        initrd=str(guest.initrd or ""),
+        append=list(options.append),
+        accelerator=accelerator,
+        machine_type=options.machine_type,
+        memory_bytes=memory,
+        memory_max_bytes=max(options.memory_max_bytes, memory),
+        processors=processors,
+        processors_max=max(options.processors_max, processors),
+        rootfs=options.rootfs,
+        share_pid=spec.namespaces.pid == "pod",
+        shm_bytes=max((one.shm_size_bytes for one in spec.containers), default=_SHM_BYTES),
+        sysctls=dict(spec.sysctls),
+    )
 
 
 def memory_of(spec: PodSpec, options: VmOptions) -> int:

@@ -26,8 +26,9 @@ from drupe.sandboxers.vm import counters
 from drupe.sandboxers.vm.attachments import VmAttachment
 from drupe.sandboxers.vm.ends import killed, lost, of_event, write_exit_file
 from drupe.sandboxers.vm.failures import explain, gone
-from drupe.sandboxers.vm.machines import Machines, VmPod
+from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
+from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import VMM, TaskRecord, record_path
 from drupe.sandboxers.vm.streams import Streams
 from drupe.spec.resources import Resources

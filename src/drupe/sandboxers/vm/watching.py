@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from drupe.errors import DeadlineExceeded, DrupeError
 from drupe.rpc.guest import guest_pb2 as pb
-from drupe.sandboxers.vm.machines import VmPod
+from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM
 
 LOOK_EVERY_S = 0.5
