@@ -13,9 +13,15 @@ from framework import probes
 from framework.guests import cache
 
 
-def root() -> Path:
-    """The directory below which the guest images are: `drupe guest build --root`."""
+def built() -> Path:
+    """The directory that has the guest images: `drupe guest build --root`."""
     return cache() / "machines"
+
+
+def make_root(root: Path) -> Path:
+    """Let a runtime's root have the guest images, without what else was kept beside them."""
+    (root / "guests").symlink_to(built() / "guests")
+    return root
 
 
 def needs_machines() -> None:
@@ -25,6 +31,6 @@ def needs_machines() -> None:
     probes.needs_program("qemu-system-x86_64")
     try:
         find_virtiofsd()
-        guest.find(root())
+        guest.find(built())
     except DrupeError as error:
         pytest.skip(f"{error.message} (scripts/setup.sh --tests)")

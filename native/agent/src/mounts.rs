@@ -7,6 +7,9 @@ use crate::proto::guest::GuestMount;
 use crate::streams::Patience;
 use libc::c_ulong;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+const TAG_COMES_WITHIN: Duration = Duration::from_secs(20);
 
 /// mount(8)'s words for flags; every other option is the file system's own.
 const FLAGS: [(&str, c_ulong, bool); 17] = [
@@ -58,6 +61,18 @@ pub fn mount(agent: &Agent, wanted: &GuestMount, patience: &Patience) -> Reply<(
     }
     make_target(target, flags & libc::MS_BIND != 0 && Path::new(&source).is_file())?;
     let words = || format!("cannot mount {source} ({}) at {}", wanted.r#type, wanted.target);
+    if wanted.r#type == "virtiofs" {
+        // A tag has no name in /sys before Linux 6.9: try when something has come.
+        let deadline = patience.deadline.or_else(|| Some(Instant::now() + TAG_COMES_WITHIN));
+        return agent
+            .await_some(Some(patience.link), deadline, |_| {
+                match drupe_sys::mount::mount(&source, target, "virtiofs", flags, &data) {
+                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => None,
+                    other => Some(other),
+                }
+            })?
+            .during(words);
+    }
     if flags & libc::MS_BIND == 0 {
         return drupe_sys::mount::mount(&source, target, &wanted.r#type, flags, &data).during(words);
     }

@@ -97,7 +97,7 @@ class VmSandboxer(Sandboxer):
         return plan(config, self._options, guest, await choose_accelerator(self._keeper))
 
     async def make_template(self, spec: PodSpec, cgroup: str) -> Path:
-        """Boot and save a machine from which pods like `spec` start; answers where it is. cgroup: in which that runs."""
+        """Save a machine from which pods like `spec` start; answers where it is. cgroup: in which it runs."""
         directory = self._root / "vm" / "templates"
         like = SandboxConfig(id="template", spec=spec, dir=directory, cgroup=cgroup, hostname="")
         return await self._machines.make_template(await self._plan(like))
@@ -173,14 +173,11 @@ class VmSandboxer(Sandboxer):
             following.cancel()
 
     async def _hear(self, pod: VmPod) -> None:
-        async for event in pod.agent.events(pod.record.event):
+        async for event in pod.agent.events(0):  # those that an earlier daemon took are known by what they are about
             if event.HasField("exit"):
                 self._tasks.ended(event.exit, pod)
             elif event.HasField("oom"):
                 self._tasks.out_of_memory(event.oom, pod)
-            pod.record.event = event.number
-            with contextlib.suppress(OSError):
-                pod.record.save()
 
     def _exited(self, record: Exit) -> None:
         """The keeper tells the end of a program that runs a machine."""

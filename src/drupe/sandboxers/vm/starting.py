@@ -67,7 +67,7 @@ class Starter:
                 await self._plug(pod, shares, joined)
         with phases("agent"):
             await self.or_end(pod, pod.agent.guest("Setup", _setup(record, joined)))
-        record.started, record.failed, record.event = True, "", 0
+        record.started, record.failed = True, ""
         record.phases_ms, record.notes = phases.told, network.left_out(joined)
         record.save()
 

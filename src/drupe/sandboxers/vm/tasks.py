@@ -24,7 +24,7 @@ from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit, TaskService, TaskState
 from drupe.sandboxers.vm import counters
 from drupe.sandboxers.vm.attachments import VmAttachment
-from drupe.sandboxers.vm.ends import killed, lost, of_event, write_exit_file
+from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, write_exit_file
 from drupe.sandboxers.vm.failures import explain, gone
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
@@ -319,10 +319,9 @@ class VmTasks(TaskService):
             return {record.id: TaskState(record.id, 0, started=True, exit=status)}
         end = await self.recovered(pod, record)
         found = {record.id: TaskState(record.id, pod.pids[VMM], started=True, exit=end)}
-        for exec_id, pid in list(record.execs.items()):
-            if end is None and await self.recovered_exec(pod, record, exec_id):
-                key = f"{record.id}.{exec_id}"
-                found[key] = TaskState(key, pid, started=True, exit=None)
+        for exec_id, pid in list(record.execs.items()) if end is None else ():
+            if (state := await self.recovered_exec(pod, record, exec_id, pid)) is not None:
+                found[state.id] = state
         return found
 
     async def recovered(self, pod: VmPod, record: TaskRecord) -> ExitStatus | None:
@@ -334,23 +333,26 @@ class VmTasks(TaskService):
         if found.status != counters.STOPPED:
             return None
         await streams.finish()
-        at = found.exited_at.seconds + found.exited_at.nanos / 1e9
-        record.exit = of_event(pb.Exit(status=found.exit_status, at_unix_ns=round(at * 1e9)))
+        record.exit = of_state(found)
         record.save()
         write_exit_file(Path(record.exit_file), record.id, record.exit)
         return record.exit
 
-    async def recovered_exec(self, pod: VmPod, record: TaskRecord, exec_id: str) -> bool:
-        """The same of an exec: whether it lives."""
+    async def recovered_exec(self, pod: VmPod, record: TaskRecord, exec_id: str, pid: int) -> TaskState | None:
+        """The same of an exec; None when the guest does not know it."""
         state = tasks_pb.StateRequest(id=record.guest, exec_id=exec_id)
+        key = f"{record.id}.{exec_id}"
         try:
             found = await pod.agent.task("State", state, tasks_pb.StateResponse)
-        except DrupeError:
+        except NotFound:
             record.execs.pop(exec_id, None)
-            return False
+            return None
+        if found.status == counters.STOPPED:
+            await self._forget_exec(pod, record, exec_id)
+            return TaskState(key, pid, started=True, exit=of_state(found))
         streams = self._streams[record.id, exec_id] = self._streams_of(pod, record, exec_id, tty=found.terminal)
         streams.begin()
-        return bool(found.status != counters.STOPPED)
+        return TaskState(key, pid, started=True, exit=None)
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
