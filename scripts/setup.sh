@@ -17,6 +17,8 @@ iproute2                   ip
 catatonit                  catatonit
 erofs-utils                mkfs.erofs
 containernetworking-plugins /usr/lib/cni/bridge
+qemu-system-x86            qemu-system-x86_64
+qemu-system-common         /usr/lib/qemu/virtiofsd
 '
 TEST_PACKAGES='
 skopeo                     skopeo
@@ -177,6 +179,20 @@ set_up_guests() { # WebAssembly programs for the tests, outside of the clone; by
         cargo fetch --quiet --locked --manifest-path tests/wasm/adapter/Cargo.toml
 }
 
+set_up_machines() { # the guest image for the tests, outside of the clone; made anew when what it is made of has changed
+    local home=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/machines stamp
+    stamp=$(cat src/drupe/_bin/drupe-agent src/drupe/guest/*.py | sha256sum | cut -d' ' -f1)
+    [ "$(cat "$home/stamp" 2>/dev/null)" != "$stamp" ] || return 0
+    mkdir -p "$home"
+    say "building the guest image for the tests"
+    if DRUPE_ROOT=$home .venv/bin/python -m drupe guest build --quiet >"$home/log" 2>&1 ||
+        { apt-get update -qq && DRUPE_ROOT=$home .venv/bin/python -m drupe guest build --quiet; } >"$home/log" 2>&1; then
+        printf '%s\n' "$stamp" >"$home/stamp"
+    else
+        say "no tests of machines: no guest image can be built ($(head -n 1 "$home/log"))"
+    fi
+}
+
 packages=$RUN_PACKAGES
 [ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
 set_up_packages "$packages"
@@ -186,5 +202,5 @@ peers=$!
 set_up_venv
 set_up_bytecode
 scripts/build-native.sh
-[ "${1:-}" != --tests ] || set_up_guests
+[ "${1:-}" != --tests ] || { set_up_guests; set_up_machines; }
 wait "$peers"
