@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drupe.errors import HelperFailed, InvalidArgument, NotFound
-from drupe.guest import erofs, modules, programs, store
+from drupe.errors import InvalidArgument, NotFound
+from drupe.guest import erofs, helpers, modules, programs, store
 from drupe.guest.kernel import Kernel
 from drupe.guest.store import Form, GuestInfo
 from drupe.guest.tree import Tree, archive
@@ -20,7 +19,6 @@ from drupe.guest.tree import Tree, archive
 LAYOUT = 1  # goes up when the same inputs shall become another image
 COMPRESSIONS = {"none": (), "lz4": ("lz4", "-l", "-9", "-c"), "zstd": ("zstd", "-19", "-q", "-c")}
 _DIRECTORIES = ("proc", "sys", "dev", "run", "tmp", "etc", "root", "mnt", "var", "usr")
-_COMPRESS_S = 300
 
 Told = Callable[[str], None]
 
@@ -124,14 +122,7 @@ def _pack(plan: Plan, tree: Tree, work: Path, digest: str) -> str:
 
 
 def _compressed(data: bytes, argv: Sequence[str]) -> bytes:
-    if not argv:
-        return data
-    if shutil.which(argv[0]) is None:
-        raise NotFound(f"no program {argv[0]}", hint=f"apt-get install {argv[0]}, or --compression none")
-    done = subprocess.run(argv, input=data, capture_output=True, timeout=_COMPRESS_S, check=False)
-    if done.returncode != 0:
-        raise HelperFailed(f"{argv[0]} failed", cause=done.stderr.decode(errors="replace").strip())
-    return done.stdout
+    return helpers.run(argv, stdin=data, hint=f"apt-get install {argv[0]}, or --compression none") if argv else data
 
 
 def _describe(plan: Plan, chosen: Sequence[modules.Module], digest: str, file: Path) -> GuestInfo:
@@ -147,8 +138,5 @@ def _describe(plan: Plan, chosen: Sequence[modules.Module], digest: str, file: P
 
 def _version(agent: Path) -> str:
     """What the agent says it is: "0.1.0 (protocol 1)"."""
-    try:
-        done = subprocess.run([str(agent), "--version"], capture_output=True, text=True, timeout=10, check=False)
-    except OSError as error:
-        raise InvalidArgument(f"{agent} does not run here", cause=error.strerror or "") from None
-    return done.stdout.strip().removeprefix("drupe-agent ")
+    said = helpers.run([str(agent), "--version"], hint="give the agent's program").decode()
+    return said.strip().removeprefix("drupe-agent ")

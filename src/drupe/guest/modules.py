@@ -10,8 +10,8 @@ from pathlib import Path
 from drupe.errors import InvalidArgument
 from drupe.guest.elf import module_info
 
-# What a machine may have or be given, and the file systems of its containers. One that the kernel has built in, or that it
-# does not have at all, is no error: `inspect` tells what is there.
+# What a machine may have or be given, and the file systems of its containers. One that the kernel has built in, or that
+# it does not have at all, is no error: `inspect` tells what is there.
 WANTED = (
     "virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "virtio_balloon",
     "virtio_mem", "virtiofs", "9pnet_virtio", "9p", "overlay", "erofs", "ext4", "vmw_vsock_virtio_transport",

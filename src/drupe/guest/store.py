@@ -1,5 +1,5 @@
-"""Guest images on disk: `<root>/guests/<digest>` with kernel, initrd or rootfs.erofs, and guest.json; names are symlinks
-beside them."""
+"""Guest images on disk: `<root>/guests/<digest>` with kernel, initrd or rootfs.erofs, and guest.json; names are
+symlinks beside them."""
 
 from __future__ import annotations
 
