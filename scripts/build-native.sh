@@ -3,7 +3,7 @@
 # by a hash of lock file, settings and sources: an unchanged tree is not built again, in this clone or another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-programs=(drupe-keeper drupe-client drupe-oci containerd-shim-drupe-v2)
+programs=(drupe-keeper drupe-client drupe-oci drupe-relay containerd-shim-drupe-v2)
 hash=$(find native -path native/target -prune -o -type f \( -name '*.rs' -o -name '*.toml' -o -name Cargo.lock \) -print0 |
     LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/native
