@@ -160,6 +160,12 @@ class Containerd(PrivateHost):
         """Run `ctr WORDS`, its output captured."""
         return self.inside("ctr", "--address", SOCKET, "--namespace", namespace, *words, check=check, **options)
 
+    def begin_ctr(self, *words: str) -> subprocess.Popen[str]:
+        """A `ctr WORDS` that goes on beside the test."""
+        argv = [*self._nsenter(), "ctr", "--address", SOCKET, "--namespace", NAMESPACE, *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(argv, env=self.env, stdin=subprocess.DEVNULL, text=True, **pipes)  # type: ignore[call-overload]
+
     def close(self) -> None:
         super().close()
         for parent in _parents():

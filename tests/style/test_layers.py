@@ -26,7 +26,7 @@ ALLOWED_GROUND: dict[str, str] = {}
 # modules that may start programs themselves; everything the daemon does while it serves goes through the keeper
 ALLOWED_SUBPROCESS: dict[str, str] = {
     "api/daemon.py": "starts the daemon on demand, in the client's process",
-    "keeper/start.py": "starts the keeper itself",
+    "keeper/programs.py": "starts the keeper itself, and the relay for containerd",
     "services/probing.py": "doctor's probes: asked for by a person, cached, each with a deadline",
     "services/warm.py": "starts the warm process of the command line itself, by posix_spawn",
     "cli/warm.py": "forks for each command; it has one thread and is not the daemon",

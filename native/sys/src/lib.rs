@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod credentials;
+pub mod daemon;
 pub mod epoll;
 pub mod fd;
 pub mod machine;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
@@ -26,7 +27,8 @@ def add(tasks: Tasks, task: Task, request: ExecProcessRequest) -> None:
     require(task.container.what, task.container.state, State.RUNNING, to="exec")
     process = _process(request.spec)
     process["terminal"] = request.terminal
-    task.record.execs[request.exec_id] = ExecRecord(streams=Streams.of(request), process=process)
+    planned = secrets.token_hex(8)
+    task.record.execs[request.exec_id] = ExecRecord(streams=Streams.of(request), process=process, planned=planned)
     task.record.save(tasks.node.journal)
     tasks.tell(task, "exec-added", events.TaskExecAdded(container_id=task.record.id, exec_id=request.exec_id))
 
@@ -49,15 +51,22 @@ async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
     try:
         args = exec_.process["args"]
         spec = ExecSpec(argv=tuple(args), tty=exec_.streams.terminal, rows=exec_.rows, cols=exec_.cols)
-        exec_.ours, exec_.pid = await task.container.execs.start(spec, fds, process=exec_.process)
+        ours, pid = await task.container.execs.start(spec, fds, process=exec_.process, exec_id=exec_.planned)
     finally:
         close_streams(fds)
+    note_started(tasks, task, exec_id, ours, pid)
+    return pid
+
+
+def note_started(tasks: Tasks, task: Task, exec_id: str, ours: str, pid: int) -> None:
+    """It runs: tell it, and watch it to its end."""
+    exec_ = task.exec(exec_id)
+    exec_.ours, exec_.pid = ours, pid
     task.record.save(tasks.node.journal)
-    started = events.TaskExecStarted(container_id=task.record.id, exec_id=exec_id, pid=exec_.pid)
+    started = events.TaskExecStarted(container_id=task.record.id, exec_id=exec_id, pid=pid)
     tasks.tell(task, "exec-started", started)
     tasks.watch_exec(task, exec_id)
     task.note_begun(exec_id)
-    return exec_.pid
 
 
 async def _open(task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:

@@ -14,7 +14,7 @@ from drupe.runtime.pod import Pod
 from drupe.services.containerd.events import stamp
 from drupe.services.containerd.making import Asked, cgroup_path, check_program, pod_of, read_request
 from drupe.services.containerd.peers import Door, Peer
-from drupe.services.containerd.records import Streams, TaskRecord
+from drupe.services.containerd.records import Grave, Streams, TaskRecord
 from drupe.services.containerd.stdio import close_streams, open_streams
 from drupe.services.containerd.tasks import Task, Tasks
 from drupe.spec.pod import PodSpec
@@ -97,10 +97,18 @@ async def start(tasks: Tasks, task: Task) -> int:
     finally:
         task.fds = {}
         close_streams(fds)
-    record.pid = container.status.pid or record.pid
-    record.save(tasks.node.journal)
-    tasks.tell(task, "start", events.TaskStart(container_id=record.id, pid=record.pid))
+    note_started(tasks, task)
     return record.pid
+
+
+def note_started(tasks: Tasks, task: Task) -> None:
+    """It runs, or has run: tell it, once."""
+    record = task.record
+    record.pid = task.container.status.pid or record.pid
+    if not record.start_told:
+        record.start_told = True
+        tasks.tell(task, "start", events.TaskStart(container_id=record.id, pid=record.pid))
+    record.save(tasks.node.journal)
 
 
 def _open_again(task: Task) -> dict[str, int]:
@@ -117,6 +125,7 @@ async def delete(tasks: Tasks, task: Task) -> ExitStatus:
     exit_ = container.status.exit or ExitStatus(code=0)
     if container.status.exit is not None:
         tasks.tell_exit(task, exit_)
+    tasks.graves.dig(Grave(key=record.key, exec_id="", pid=record.pid, exit=exit_))
     await remove(tasks, task)
     tasks.tell(task, "delete", events.TaskDelete(
         container_id=record.id, pid=record.pid, exit_status=exit_.code, exited_at=stamp(exit_.at), id=""

@@ -18,7 +18,7 @@ from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
 from drupe.services.containerd import records
 from drupe.services.containerd.events import Outbox, stamp
-from drupe.services.containerd.peers import Peer, Peers
+from drupe.services.containerd.peers import OWNER, Peer, Peers
 from drupe.services.containerd.records import ExecRecord, TaskRecord
 from drupe.services.containerd.stdio import close_streams
 from drupe.spec.status import ExitStatus
@@ -73,6 +73,7 @@ class Tasks:
         self.core = core
         self.node = core.node
         self.peers = Peers(core.node.journal)
+        self.graves = records.Graves(core.node.journal)
         self._keeper = keeper
         self._outboxes: dict[str, Outbox] = {}
         self._tasks: dict[tuple[str, str, str], Task] = {}
@@ -88,6 +89,29 @@ class Tasks:
             else:
                 self.add(Task(record, container), new=False)
 
+    async def remove_strays(self) -> None:
+        """Remove what was made for tasks that no record names: the daemon ended before there was one. Whoever wanted
+        them asks again."""
+        known = {task.container.id for task in self}
+        for pod in list(self.core.pods.values()):
+            if not pod.spec.owner.startswith(OWNER):
+                continue
+            strays = [container for container in pod.containers.values() if container.id not in known]
+            if not pod.held and len(strays) == len(pod.containers):
+                await self.core.delete_pod(pod, force=True)
+            else:
+                for container in strays:
+                    await self.core.delete_container(container, force=True)
+
+    @property
+    def needed(self) -> bool:
+        """Whether some containerd has something here."""
+        return any(pod.spec.owner.startswith(OWNER) for pod in self.core.pods.values())
+
+    async def settle(self) -> None:
+        """Wait until what is being changed is changed."""
+        await asyncio.gather(*self._work, return_exceptions=True)
+
     def working(self, work: asyncio.Future[Message]) -> None:
         """Something is being changed; `close` waits for it."""
         self._work.add(work)
@@ -95,7 +119,7 @@ class Tasks:
 
     async def close(self) -> None:
         """Tasks go on."""
-        await asyncio.gather(*self._work, return_exceptions=True)
+        await self.settle()
         for task in self._tasks.values():
             task.let_go()
         for outbox in self._outboxes.values():
