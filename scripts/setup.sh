@@ -179,18 +179,16 @@ set_up_guests() { # WebAssembly programs for the tests, outside of the clone; by
         cargo fetch --quiet --locked --manifest-path tests/wasm/adapter/Cargo.toml
 }
 
-set_up_machines() { # the guest image for the tests, outside of the clone; made anew when what it is made of has changed
-    local home=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/machines stamp
-    stamp=$(cat src/drupe/_bin/drupe-agent src/drupe/guest/*.py | sha256sum | cut -d' ' -f1)
-    [ "$(cat "$home/stamp" 2>/dev/null)" != "$stamp" ] || return 0
+set_up_machines() { # the guest image for the tests, outside of the clone, by what it is made of (tests/framework/machines.py)
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/machines home build
+    home=$cache/$(cat src/drupe/_bin/drupe-agent src/drupe/guest/*.py | sha256sum | cut -c1-16)
+    [ ! -e "$home/guests/default" ] || return 0
     mkdir -p "$home"
+    find "$cache" -mindepth 1 -maxdepth 1 -type d -mtime +7 -exec rm -rf {} +
     say "building the guest image for the tests"
-    if DRUPE_ROOT=$home .venv/bin/python -m drupe guest build --quiet >"$home/log" 2>&1 ||
-        { apt-get update -qq && DRUPE_ROOT=$home .venv/bin/python -m drupe guest build --quiet; } >"$home/log" 2>&1; then
-        printf '%s\n' "$stamp" >"$home/stamp"
-    else
+    build=(env DRUPE_ROOT="$home" .venv/bin/python -m drupe guest build --quiet)
+    { "${build[@]}" || { apt-get update -qq && "${build[@]}"; }; } >"$home/log" 2>&1 ||
         say "no tests of machines: no guest image can be built ($(head -n 1 "$home/log"))"
-    fi
 }
 
 packages=$RUN_PACKAGES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,14 @@ from drupe.sandboxers.vm.share import find_virtiofsd
 from framework import probes
 from framework.guests import cache
 
+PACKAGE = Path(guest.__file__).parents[1]
+
 
 def built() -> Path:
-    """The directory that has the guest images: `drupe guest build --root`."""
-    return cache() / "machines"
+    """The root that has the guest image: scripts/setup.sh --tests has built it of what is here."""
+    parts = [PACKAGE / "_bin/drupe-agent", *sorted((PACKAGE / "guest").glob("*.py"))]
+    whole = hashlib.sha256(b"".join(part.read_bytes() for part in parts if part.exists()))
+    return cache() / "machines" / whole.hexdigest()[:16]
 
 
 def make_root(root: Path) -> Path:

@@ -15,8 +15,8 @@ VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no
 
 class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
-    the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is not
-    as usual."""
+    the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
+    not as usual."""
 
     id: str
     dir: str
