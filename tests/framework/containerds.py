@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drup
 IMAGE = "docker.io/library/busybox:latest"
 NAMESPACE = CGROUP_PARENT  # containers' cgroups are below a directory of this name, so the leak checker knows them
 SOCKET = "/run/containerd/containerd.sock"
+OURS = "io.containerd.drupe.v2"
 
 _SERVERS = """
 root = "{directory}/containerd"
@@ -171,6 +173,20 @@ class Containerd(PrivateHost):
         for parent in _parents():
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()
+
+
+def serving(directory: Path, name: str, store: Path) -> Iterator[Containerd]:
+    """containerd of a version with the image, for as long as a fixture lives."""
+    version = VERSIONS[name]
+    needs_containerd(version)
+    place = Containerd(directory, version, store)
+    try:
+        place.start()
+        place.load()
+        place.ctr("run", "--rm", "--runtime", OURS, IMAGE, "first", "true")  # starts the relay, which stays
+        yield place
+    finally:
+        place.close()
 
 
 def _parents() -> list[Path]:

@@ -7,28 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from framework.containerds import IMAGE, VERSIONS, Containerd, needs_containerd
+from framework.containerds import IMAGE, OURS, VERSIONS, Containerd, serving
 from framework.leaks import wait_until
 from framework.probes import needs_program
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 # our own after containerd's, which is the oracle
-RUNTIMES = ("io.containerd.runc.v2", "io.containerd.drupe.v2")
-
-
-def serving(directory: Path, name: str, store: Path) -> Iterator[Containerd]:
-    """containerd of a version with the image, for as long as a fixture lives."""
-    version = VERSIONS[name]
-    needs_containerd(version)
-    place = Containerd(directory, version, store)
-    try:
-        place.start()
-        place.load()
-        place.ctr("run", "--rm", "--runtime", RUNTIMES[1], IMAGE, "first", "true")  # starts the relay, which stays
-        yield place
-    finally:
-        place.close()
+RUNTIMES = ("io.containerd.runc.v2", OURS)
 
 
 @pytest.fixture(scope="module", params=VERSIONS)

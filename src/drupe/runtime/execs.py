@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from drupe.errors import NotFound
@@ -91,6 +91,10 @@ class Execs:
             self._limit(exec_id, timeout_s)
         return await asyncio.shield(future)
 
+    def when_ended(self, exec_id: str, told: Callable[[ExitStatus], None]) -> None:
+        """Call back at its end, before the keeper forgets that. NotFound."""
+        self._future(exec_id).add_done_callback(lambda end: told(end.result()))
+
     def _limit(self, exec_id: str, timeout_s: float, *, left_s: float | None = None) -> None:
         """Have it killed when its time is up: `timeout_s` after its start, which is `left_s` from now."""
         if not self._future(exec_id).done():
@@ -155,19 +159,20 @@ class Execs:
 
     def forget(self, exec_id: str) -> None:
         self._ended.pop(exec_id, None)
+        self._pids.pop(exec_id, None)
 
     def pid(self, exec_id: str) -> int | None:
-        """Its process, 0 once that has ended; None: there is no such exec."""
+        """Its process, 0 once that has ended and been told of; None: there is no such exec."""
         return self._pids.get(exec_id, 0) if exec_id in self._ended else None
 
     def restore(self, exec_id: str, pid: int, exit_: ExitStatus | None = None) -> None:
         """Know an exec that lived through a restart of the daemon, or ended meanwhile."""
         self._ended[exec_id] = asyncio.get_running_loop().create_future()
+        self._pids[exec_id] = pid
         if exit_ is not None:
             self._ended[exec_id].set_result(exit_)
             self.keep_end(exec_id)
             return
-        self._pids[exec_id] = pid
         record = self._container.node.journal.get_record(LIMIT, exec_id)
         if record is not None:
             self._recorded.add(exec_id)

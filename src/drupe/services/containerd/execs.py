@@ -30,15 +30,14 @@ def add(tasks: Tasks, task: Task, request: ExecProcessRequest) -> None:
     process["terminal"] = request.terminal
     planned = secrets.token_hex(8)
     task.record.execs[request.exec_id] = ExecRecord(streams=Streams.of(request), process=process, planned=planned)
-    task.record.save(tasks.node.journal)
-    tasks.tell(task, "exec-added", events.TaskExecAdded(container_id=task.record.id, exec_id=request.exec_id))
+    tasks.note(task, "exec-added", events.TaskExecAdded(container_id=task.record.id, exec_id=request.exec_id))
 
 
 def _process(spec: AnyMessage) -> dict[str, object]:
     """The process of the runtime specification, which containerd sends as JSON."""
     check_process(parse(Process, spec.value, where="exec's spec"), where="exec's spec")
     process: dict[str, object] = json.loads(spec.value)
-    return process
+    return {"user": {"uid": 0, "gid": 0}, "cwd": "/"} | process
 
 
 async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
@@ -61,9 +60,8 @@ def note_started(tasks: Tasks, task: Task, exec_id: str, ours: str, pid: int) ->
     """It runs: tell it, and watch it to its end."""
     exec_ = task.exec(exec_id)
     exec_.ours, exec_.pid = ours, pid
-    task.record.save(tasks.node.journal)
     started = events.TaskExecStarted(container_id=task.record.id, exec_id=exec_id, pid=pid)
-    tasks.tell(task, "exec-started", started)
+    tasks.note(task, "exec-started", started)
     tasks.watch_exec(task, exec_id)
     task.note_begun(exec_id)
 

@@ -6,17 +6,18 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from google.protobuf.message import Message
+
 from drupe.errors import DrupeError, InvalidState, NotFound, PermissionDenied
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest, ResizePtyRequest
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
-from drupe.services.containerd.events import stamp
 from drupe.services.containerd.making import Asked, check_program, pod_of, read_request
 from drupe.services.containerd.peers import Door, Peer
 from drupe.services.containerd.records import Grave, Streams, TaskRecord
 from drupe.services.containerd.stdio import close_streams, open_streams
-from drupe.services.containerd.tasks import Task, Tasks
+from drupe.services.containerd.tasks import Task, Tasks, deletion
 from drupe.services.oci.pods import cgroup_path
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import ExitStatus
@@ -51,12 +52,12 @@ async def create(tasks: Tasks, peer: Peer, door: Door, request: CreateTaskReques
     )
     task = Task(record, container)
     task.fds = fds
-    tasks.add(task)
     io = events.TaskIO(**streams.plain())
-    tasks.tell(task, "create", events.TaskCreate(
+    tasks.note(task, "create", events.TaskCreate(
         container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, io=io,
         checkpoint=request.checkpoint, pid=record.pid,
     ))  # fmt: skip
+    tasks.add(task)
     return task
 
 
@@ -108,8 +109,7 @@ def note_started(tasks: Tasks, task: Task) -> None:
     record.pid = task.container.status.pid or record.pid
     if not record.start_told:
         record.start_told = True
-        tasks.tell(task, "start", events.TaskStart(container_id=record.id, pid=record.pid))
-    record.save(tasks.node.journal)
+        tasks.note(task, "start", events.TaskStart(container_id=record.id, pid=record.pid))
 
 
 def _open_again(task: Task) -> dict[str, int]:
@@ -127,23 +127,21 @@ async def delete(tasks: Tasks, task: Task) -> ExitStatus:
     if container.status.exit is not None:
         tasks.tell_exit(task, exit_)
     tasks.graves.dig(Grave(key=record.key, exec_id="", pid=record.pid, exit=exit_))
-    await remove(tasks, task)
-    tasks.tell(task, "delete", events.TaskDelete(
-        container_id=record.id, pid=record.pid, exit_status=exit_.code, exited_at=stamp(exit_.at), id=""
-    ))  # fmt: skip
+    await remove(tasks, task, deletion(record, exit_))
     return exit_
 
 
-async def remove(tasks: Tasks, task: Task) -> None:
-    """Whatever state it is in, without a word to its owner."""
+async def remove(tasks: Tasks, task: Task, told: Message | None = None) -> None:
+    """Whatever state it is in. told: the event for its owner."""
     pod = task.pod
     if task.record.whole:
         await tasks.core.delete_pod(pod, force=True)
         for other in tasks.in_pod(pod):
-            tasks.remove(other)
+            if other is not task:
+                tasks.remove(other)
     else:
         await tasks.core.delete_container(task.container, force=True)
-    tasks.remove(task)
+    tasks.remove(task, told)
 
 
 async def resize(task: Task, request: ResizePtyRequest) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd import task_v2_pb2 as task
 from drupe.services.containerd import execs, lives
 from drupe.services.containerd.events import stamp
@@ -74,12 +75,19 @@ def _killed(_: TaskService, found: Task, request: task.KillRequest) -> Message |
     return None if found.container.state in _ALIVE else Empty()
 
 
-def _paused(_: TaskService, found: Task, __: task.PauseRequest) -> Message | None:
-    return Empty() if found.container.state is State.PAUSED else None
+def _paused(service: TaskService, found: Task, _: task.PauseRequest) -> Message | None:
+    """It may be told twice, but not never."""
+    if found.container.state is not State.PAUSED:
+        return None
+    service.tasks.tell(found, "paused", events.TaskPaused(container_id=found.record.id))
+    return Empty()
 
 
-def _resumed(_: TaskService, found: Task, __: task.ResumeRequest) -> Message | None:
-    return Empty() if found.container.state is State.RUNNING else None
+def _resumed(service: TaskService, found: Task, _: task.ResumeRequest) -> Message | None:
+    if found.container.state is not State.RUNNING:
+        return None
+    service.tasks.tell(found, "resumed", events.TaskResumed(container_id=found.record.id))
+    return Empty()
 
 
 _DONE: dict[str, Callable[[TaskService, Task, Any], Message | None]] = {

@@ -85,9 +85,16 @@ class Tasks:
         for record in records.load(self.node.journal):
             container = containers.get(record.container)
             if container is None:  # it was half made, or half removed
-                record.remove(self.node.journal)
+                self._recover_removed(record)
             else:
-                self.add(Task(record, container), new=False)
+                self.add(Task(record, container))
+
+    def _recover_removed(self, record: TaskRecord) -> None:
+        grave = self.graves.find(*record.key, "")
+        with self.node.journal.transaction():
+            record.remove(self.node.journal)
+            if grave is not None:
+                self._put(record, "delete", deletion(record, grave.exit))
 
     async def remove_strays(self) -> None:
         """Remove what was made for tasks that no record names: the daemon ended before there was one. Whoever wanted
@@ -143,22 +150,23 @@ class Tasks:
 
     # -- their life ---------------------------------------------------------------------------------------------------
 
-    def add(self, task: Task, *, new: bool = True) -> None:
+    def add(self, task: Task) -> None:
         """Know a task, and watch it to its end."""
         self._tasks[task.record.key] = task
-        if new:
-            task.record.save(self.node.journal)
         if not task.record.exit_told:
             self.node.spawn(self._watch(task), f"end of task {task.record.id}")
         for exec_id, exec_ in task.record.execs.items():
             if exec_.ours and exec_.exit is None:
                 self.watch_exec(task, exec_id)
 
-    def remove(self, task: Task) -> None:
-        """Forget one whose container is gone."""
+    def remove(self, task: Task, told: Message | None = None) -> None:
+        """Forget one whose container is gone. told: the event that says so."""
         task.let_go()
         self._tasks.pop(task.record.key, None)
-        task.record.remove(self.node.journal)
+        with self.node.journal.transaction():
+            task.record.remove(self.node.journal)
+            if told is not None:
+                self.tell(task, "delete", told)
 
     async def _watch(self, task: Task) -> None:
         exit_ = await task.container.wait()
@@ -171,35 +179,43 @@ class Tasks:
         if record.exit_told or not record.pid:
             return
         record.exit_told = True
-        self.tell(task, "exit", events.TaskExit(
+        self.note(task, "exit", events.TaskExit(
             container_id=record.id, id=record.id, pid=record.pid, exit_status=exit_.code, exited_at=stamp(exit_.at)
         ))  # fmt: skip
-        record.save(self.node.journal)
 
     def watch_exec(self, task: Task, exec_id: str) -> None:
         """Tell its end when it comes."""
-        self.node.spawn(self._watch_exec(task, exec_id), f"end of exec {exec_id} of task {task.record.id}")
-
-    async def _watch_exec(self, task: Task, exec_id: str) -> None:
         exec_ = task.record.execs[exec_id]
         try:
-            exit_ = await task.container.execs.wait(exec_.ours)
-        except NotFound:  # it ended while there was no daemon
-            exit_ = ExitStatus(code=255, at=task.container.status.finished_at, reason="Lost")
+            task.container.execs.when_ended(exec_.ours, lambda exit_: self._exec_ended(task, exec_id, exec_, exit_))
+        except NotFound:  # it was lost together with its keeper
+            lost = ExitStatus(code=255, at=task.container.status.finished_at, reason="Lost")
+            self._exec_ended(task, exec_id, exec_, lost)
+
+    def _exec_ended(self, task: Task, exec_id: str, exec_: ExecRecord, exit_: ExitStatus) -> None:
         exec_.exit = exit_
         close_streams({exec_id: fd} if (fd := task.stdin_holders.pop(exec_id, -1)) >= 0 else {})
-        self.tell(task, "exit", events.TaskExit(
+        tell = self.note if self.find(*task.record.key) is task else self.tell  # it may have been deleted by force
+        tell(task, "exit", events.TaskExit(
             container_id=task.record.id, id=exec_id, pid=exec_.pid, exit_status=exit_.code, exited_at=stamp(exit_.at)
         ))  # fmt: skip
-        task.record.save(self.node.journal)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
+    def note(self, task: Task, topic: str, event: Message) -> None:
+        """Keep what has changed about a task, and tell it: both or neither, whenever the daemon dies."""
+        with self.node.journal.transaction():
+            task.record.save(self.node.journal)
+            self.tell(task, topic, event)
+
     def tell(self, task: Task, topic: str, event: Message) -> None:
         """Put an event of a task among those for its containerd."""
-        peer = next((peer for peer in self.peers if peer.key == task.record.peer), None)
+        self._put(task.record, topic, event)
+
+    def _put(self, record: TaskRecord, topic: str, event: Message) -> None:
+        peer = next((peer for peer in self.peers if peer.key == record.peer), None)
         if peer is not None:
-            self.outbox(peer).put(task.record.namespace, f"/tasks/{topic}", event)
+            self.outbox(peer).put(record.namespace, f"/tasks/{topic}", event)
 
     def outbox(self, peer: Peer) -> Outbox:
         if peer.key not in self._outboxes:
@@ -215,3 +231,11 @@ class Tasks:
                     for task in self:
                         if task.container.id == event.id:
                             self.tell(task, "oom", events.TaskOOM(container_id=task.record.id))
+
+
+def deletion(record: TaskRecord, exit_: ExitStatus | None) -> Message:
+    """The event of a task's deletion."""
+    exit_ = exit_ or ExitStatus(code=0)
+    return events.TaskDelete(
+        container_id=record.id, pid=record.pid, exit_status=exit_.code, exited_at=stamp(exit_.at), id=""
+    )
