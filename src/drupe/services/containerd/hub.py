@@ -11,12 +11,14 @@ import msgspec
 
 from drupe.errors import InvalidArgument
 from drupe.keeper.client import Keeper
-from drupe.rpc.ttrpc import Server
+from drupe.rpc.ttrpc import Server, Services
 from drupe.runtime.core import Core
 from drupe.sandboxers.kinds import kind_of
 from drupe.services.containerd.peers import Door, Peer
 from drupe.services.containerd.relay import Relay
+from drupe.services.containerd.sandboxes import Sandboxes
 from drupe.services.containerd.service import TaskService
+from drupe.services.containerd.shimsandboxes import SandboxService
 from drupe.services.containerd.tasks import Tasks
 
 
@@ -28,12 +30,14 @@ class Hub:
         self.tasks = Tasks(core, keeper)
         self._relay = Relay(core.node.paths.run / "containerd", core.node)
         self._servers: dict[str, Server] = {}
+        self.sandboxes = Sandboxes(core)
 
     async def open(self) -> None:
         """Serve all containerds that have used this daemon before. Raises NotFound, Unavailable without a relay."""
         await self.tasks.remove_strays()
         await self._relay.open()
         self.core.node.spawn(self.tasks.tell_memory(), "OOM events for containerd")
+        self.core.node.spawn(self.sandboxes.watch(), "ends of containerd's sandboxes")
         for peer in self.tasks.peers:
             self.tasks.outbox(peer)
             for door in peer.doors:
@@ -56,10 +60,14 @@ class Hub:
         known = self.tasks.peers.meet(msgspec.structs.replace(peer, doors=(door,)))
         return f"unix://{await self._serve(known, door)}"
 
+    def _services(self, peer: Peer, door: Door) -> Services:
+        sandboxes = SandboxService(self.sandboxes, peer, door)
+        return {**TaskService(self.tasks, peer, door).services(), **sandboxes.services()}
+
     async def _serve(self, peer: Peer, door: Door) -> Path:
         name = hashlib.sha256(f"{peer.key}\0{door.namespace}\0{door.kind}".encode()).hexdigest()[:16] + ".sock"
         if name not in self._servers:
-            self._servers[name] = Server(TaskService(self.tasks, peer, door).services())
+            self._servers[name] = Server(self._services(peer, door))
             try:
                 await self._relay.listen(name, self._servers[name].serve)
             except BaseException:
