@@ -5,7 +5,7 @@ use crate::fault::{invalid, wrong_state, During, Reply};
 use crate::proto::guest::{GuestMount, SetupRequest};
 use crate::proto::wellknown::Empty;
 use crate::server::Call;
-use crate::{clock, links, mounts, routes};
+use crate::{clock, links, mounts, pidns, routes};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,6 +18,9 @@ pub fn set_up(call: &Call, request: &SetupRequest) -> Reply<Empty> {
     add_entropy(&request.entropy)?;
     name(agent, request)?;
     set_sysctls(&request.sysctls)?;
+    if request.share_pid && agent.state().pod_pid.is_none() {
+        agent.state().pod_pid = Some(pidns::start(agent)?);
+    }
     mount_shm(call, request.shm_size_bytes)?;
     for mount in &request.mounts {
         mounts::mount(agent, mount, &call.patience())?;
