@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod anonymous;
 pub mod backing;
 pub mod cred;
 pub mod dentry;
 pub mod directory;
+pub mod event;
 pub mod fdtable;
 pub mod file;
 pub mod inode;
@@ -20,6 +22,7 @@ pub mod mount;
 mod names;
 pub mod open;
 pub mod ops;
+pub mod pipe;
 pub mod sync;
 #[cfg(test)]
 mod testing;

@@ -133,7 +133,7 @@ impl OpenFile {
     }
 
     fn tell(&self, mask: u32) {
-        if let Some(path) = &self.path {
+        if let Some(path) = self.path.as_ref().filter(|path| !path.mount.is_internal()) {
             inotify::tell(path, mask);
         }
     }
@@ -246,7 +246,7 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            if !self.flags().has(OpenFlags::PATH) {
+            if !self.flags().has(OpenFlags::PATH) && !path.mount.is_internal() {
                 inotify::tell(path, if self.flags().writes() { IN_CLOSE_WRITE } else { IN_CLOSE_NOWRITE });
             }
             path.inode().attachment().locks.release_file(self.id);
