@@ -9,6 +9,7 @@ pub mod anonymous;
 pub mod backing;
 pub mod cred;
 pub mod dentry;
+pub mod devices;
 pub mod directory;
 pub mod event;
 pub mod fdtable;
