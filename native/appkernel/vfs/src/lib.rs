@@ -23,6 +23,7 @@ pub mod mount;
 mod names;
 pub mod open;
 pub mod ops;
+pub mod overlay;
 pub mod pipe;
 pub mod sync;
 #[cfg(test)]
