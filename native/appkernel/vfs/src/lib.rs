@@ -25,6 +25,8 @@ pub mod open;
 pub mod ops;
 pub mod overlay;
 pub mod pipe;
+pub mod proc;
+pub mod pseudo;
 pub mod sync;
 #[cfg(test)]
 mod testing;
