@@ -217,6 +217,19 @@ impl Path {
         };
         (joined(&names), reachable)
     }
+
+    /// What readlink(2) says of a link in /proc/PID/fd that leads here: "pipe:[7]" for what has no name, " (deleted)" after
+    /// a name that was removed.
+    pub fn link_text(&self, root: &Self) -> Vec<u8> {
+        if self.mount.is_internal() {
+            return self.dentry.name();
+        }
+        let (mut text, _) = self.text(root);
+        if self.dentry.is_removed() {
+            text.extend_from_slice(b" (deleted)");
+        }
+        text
+    }
 }
 
 fn joined(names: &[Vec<u8>]) -> Vec<u8> {

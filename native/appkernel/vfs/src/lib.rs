@@ -5,10 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod anonymous;
 pub mod backing;
 pub mod cred;
 pub mod dentry;
+pub mod devices;
 pub mod directory;
+pub mod event;
 pub mod fdtable;
 pub mod file;
 pub mod inode;
@@ -20,6 +23,10 @@ pub mod mount;
 mod names;
 pub mod open;
 pub mod ops;
+pub mod overlay;
+pub mod pipe;
+pub mod proc;
+pub mod pseudo;
 pub mod sync;
 #[cfg(test)]
 mod testing;

@@ -45,25 +45,37 @@ pub struct Mount {
     source: Vec<u8>,
     flags: AtomicU32,
     covers: Mutex<Option<(Weak<Mount>, Arc<Dentry>)>>,
+    internal: bool,
 }
 
 impl Mount {
     /// A mount of the whole of `file_system`, not yet anywhere. `flags`: MS_*; `source` as /proc/mounts shows it.
     pub fn new(file_system: Arc<dyn FileSystem>, source: &[u8], flags: u32) -> Arc<Self> {
         let root = Dentry::root(file_system.root());
-        Self::of(file_system, root, source, flags)
+        Self::of(file_system, root, source, flags, false)
+    }
+
+    /// A mount of the kernel's own, that is in no tree: of files without a name.
+    pub(crate) fn internal(file_system: Arc<dyn FileSystem>) -> Arc<Self> {
+        let root = Dentry::root(file_system.root());
+        Self::of(file_system, root, b"none", 0, true)
+    }
+
+    /// Whether it holds files without a name.
+    pub fn is_internal(&self) -> bool {
+        self.internal
     }
 
     /// A second view of what is at `path` (mount(2) MS_BIND); a file may be bound too.
     pub fn bind(path: &Path, flags: u32) -> Arc<Self> {
         let mount = &path.mount;
-        Self::of(Arc::clone(&mount.file_system), Arc::clone(&path.dentry), &mount.source, flags)
+        Self::of(Arc::clone(&mount.file_system), Arc::clone(&path.dentry), &mount.source, flags, mount.internal)
     }
 
-    fn of(file_system: Arc<dyn FileSystem>, root: Arc<Dentry>, source: &[u8], flags: u32) -> Arc<Self> {
+    fn of(file_system: Arc<dyn FileSystem>, root: Arc<Dentry>, source: &[u8], flags: u32, internal: bool) -> Arc<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let (source, flags) = (source.to_vec(), AtomicU32::new(flags));
-        Arc::new(Self { id, file_system, root, source, flags, covers: Mutex::default() })
+        Arc::new(Self { id, file_system, root, source, flags, covers: Mutex::default(), internal })
     }
 
     pub fn id(&self) -> u64 {
@@ -72,6 +84,11 @@ impl Mount {
 
     pub fn file_system(&self) -> &Arc<dyn FileSystem> {
         &self.file_system
+    }
+
+    /// What it was mounted from, as given.
+    pub fn source(&self) -> &[u8] {
+        &self.source
     }
 
     pub fn root(&self) -> &Arc<Dentry> {
@@ -112,10 +129,21 @@ impl Mount {
 
     /// "rw,nosuid,…": the options of this mount, then the file system's, as in /proc/PID/mounts.
     pub fn options(&self) -> String {
+        self.own_options() + &self.file_system.options()
+    }
+
+    /// The options of this mount alone, as in /proc/PID/mountinfo.
+    pub fn own_options(&self) -> String {
         let read_only = self.check_writable().is_err();
         let mut text = String::from(if read_only { "ro" } else { "rw" });
         SHOWN.iter().filter(|(flag, _)| self.has(*flag)).for_each(|(_, name)| text.push_str(name));
-        text + &self.file_system.options()
+        text
+    }
+
+    /// The options of the file system alone.
+    pub fn file_system_options(&self) -> String {
+        let access = if self.file_system.is_read_only() { "ro" } else { "rw" };
+        access.to_string() + &self.file_system.options()
     }
 }
 

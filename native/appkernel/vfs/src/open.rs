@@ -120,6 +120,11 @@ impl OpenFile {
         }
     }
 
+    /// The file position.
+    pub fn position(&self) -> u64 {
+        *self.offset.lock()
+    }
+
     fn check_readable(&self) -> Result<()> {
         self.flags().reads().then_some(()).ok_or(Errno::BADF)
     }
@@ -133,7 +138,7 @@ impl OpenFile {
     }
 
     fn tell(&self, mask: u32) {
-        if let Some(path) = &self.path {
+        if let Some(path) = self.path.as_ref().filter(|path| !path.mount.is_internal()) {
             inotify::tell(path, mask);
         }
     }
@@ -246,7 +251,7 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            if !self.flags().has(OpenFlags::PATH) {
+            if !self.flags().has(OpenFlags::PATH) && !path.mount.is_internal() {
                 inotify::tell(path, if self.flags().writes() { IN_CLOSE_WRITE } else { IN_CLOSE_NOWRITE });
             }
             path.inode().attachment().locks.release_file(self.id);

@@ -187,7 +187,7 @@ impl View<'_> {
     pub fn read_link(&self, path: &Path) -> Result<Vec<u8>> {
         match path.inode().read_link()? {
             LinkTarget::Text(text) => Ok(text),
-            LinkTarget::Jump(to) => Ok(to.text(self.root).0),
+            LinkTarget::Jump(to) => Ok(to.link_text(self.root)),
         }
     }
 

@@ -30,6 +30,11 @@ pub fn when(condition: bool, events: Events) -> Events {
     }
 }
 
+/// What poll(2) says of an object in the state `mask` to one who asks for `interest`: errors come unasked.
+pub fn answer(interest: Events, mask: Events) -> Events {
+    mask & (interest | ERR | HUP | NVAL)
+}
+
 /// Told that an object has become ready for something. Must be cheap, must not call back into the object.
 pub trait Wake: Send + Sync {
     fn wake(&self, events: Events);

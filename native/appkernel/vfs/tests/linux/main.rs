@@ -1,0 +1,9 @@
+//! The same steps on the host's Linux and on ours, and the answers compared. Random steps come from fixed seeds.
+
+mod events;
+mod host;
+mod ours;
+mod pipes;
+mod tree;
+mod trees;
+mod world;
