@@ -129,6 +129,9 @@ pub trait Platform {
 
     fn write(&self, space: SpaceId, address: u64, data: &[u8]) -> Result<usize>;
 
+    /// Processor time that the space's threads have had, in nanoseconds.
+    fn cpu_ns(&self, space: SpaceId) -> u64;
+
     /// Where the guest's addresses end.
     fn address_end(&self) -> u64;
 

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_core::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
@@ -13,7 +14,7 @@ use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_BOR
 use drupe_appkernel_hostsys::notify::{Listener, Notification};
 use drupe_appkernel_hostsys::poll::{self, Poller};
 use drupe_appkernel_hostsys::slot::{Op, Slot};
-use drupe_appkernel_hostsys::{memory, remote, zygote};
+use drupe_appkernel_hostsys::{clock, memory, remote, zygote};
 
 use crate::ops::{self, Expected};
 
@@ -47,7 +48,7 @@ struct Space {
 
 pub struct Stubs {
     listener: Listener,
-    poller: Poller,
+    poller: Arc<Poller>,
     threads: HashMap<ThreadId, Thread>,
     by_host: HashMap<i32, ThreadId>,
     spaces: HashMap<SpaceId, Space>,
@@ -64,9 +65,13 @@ fn errno(error: std::io::Error) -> Errno {
 impl Stubs {
     /// Start the first stub process.
     pub fn start() -> std::io::Result<Stubs> {
+        Stubs::start_with(Arc::new(Poller::new()?))
+    }
+
+    /// As `start`, with a poller that others add descriptors to, with small words.
+    pub fn start_with(poller: Arc<Poller>) -> std::io::Result<Stubs> {
         let first = zygote::first_ops()?;
         let zygote = zygote::start()?;
-        let poller = Poller::new()?;
         poller.add(zygote.listener.raw_fd(), libc::EPOLLIN as u32, WORD_LISTENER)?;
         let pidfd = poll::pidfd(zygote.process)?;
         let thread = Thread {
@@ -397,6 +402,10 @@ impl Platform for Stubs {
         let process = self.spaces.get(&space).ok_or(Errno::SRCH)?.process;
         within(address, data.len())?;
         remote::write(process, address, data).map_err(errno)
+    }
+
+    fn cpu_ns(&self, space: SpaceId) -> u64 {
+        self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
     }
 
     fn address_end(&self) -> u64 {
