@@ -25,8 +25,8 @@ impl Kernel {
         let task = self.tasks.tasks.get_mut(&tid)?;
         // A fault of its own goes first: it is at the head, and comes from where the thread stands.
         let process = self.tasks.processes.get_mut(&task.pid)?;
-        if process.pending.iter().any(|info| info.signal == SIGKILL) {
-            return Some(Info::new(SIGKILL, SI_KERNEL));
+        if let Some(at) = process.pending.iter().position(|info| info.signal == SIGKILL) {
+            return Some(process.pending.remove(at));
         }
         take_pending(&mut task.pending, task.mask).or_else(|| take_pending(&mut process.pending, task.mask))
     }
@@ -83,8 +83,8 @@ impl Kernel {
         let protected = self.is_first.contains(&pid) && info.code != SI_KERNEL && info.code <= 0;
         match default_of(info.signal) {
             Effect::Ignore | Effect::Continue => true,
-            // A container's first process dies of what it handles, of faults and of SIGKILL from outside.
-            Effect::Terminate if protected && info.signal != SIGKILL => true,
+            // As in a PID namespace: what the pod itself sends its first process, and it does not handle, does nothing.
+            Effect::Terminate if protected => true,
             Effect::Terminate => {
                 self.end_process(pid, Exit::Signal(info.signal));
                 false

@@ -6,7 +6,7 @@ use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::cred::{MAY_EXEC, MAY_READ, MAY_WRITE};
 use drupe_appkernel_vfs::inode::XattrMode;
 use drupe_appkernel_vfs::pipe::PipeEnd;
-use drupe_appkernel_vfs::{wait, Credentials, How, OpenFile, OpenFlags, Path, TimeChange, View};
+use drupe_appkernel_vfs::{wait, Credentials, OpenFile, OpenFlags, Path, TimeChange, View};
 
 use super::Args;
 use crate::encode;
