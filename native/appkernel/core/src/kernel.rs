@@ -187,6 +187,7 @@ impl Kernel {
             Ok(Done::Wait) => {
                 if let Some(task) = self.tasks.tasks.get_mut(&tid) {
                     task.state = State::Blocked;
+                    self.platform.blocked(task.thread);
                 }
                 if self.has_signal(tid) {
                     self.ready.push(tid);

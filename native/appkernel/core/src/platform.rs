@@ -115,6 +115,9 @@ pub trait Platform {
     /// its error instead.
     fn resume(&mut self, thread: ThreadId, result: Option<i64>, ops: &[MemoryOp]) -> Result<()>;
 
+    /// The thread will not be resumed soon.
+    fn blocked(&mut self, _thread: ThreadId) {}
+
     /// Take a thread out of guest code, soon.
     fn kick(&mut self, thread: ThreadId);
 

@@ -3,6 +3,7 @@
 mod hostfs;
 mod machine;
 mod ops;
+mod pace;
 mod pod;
 mod probe;
 mod run;
