@@ -23,7 +23,10 @@ pub mod mount;
 mod names;
 pub mod open;
 pub mod ops;
+pub mod overlay;
 pub mod pipe;
+pub mod proc;
+pub mod pseudo;
 pub mod sync;
 #[cfg(test)]
 mod testing;

@@ -129,10 +129,21 @@ impl Mount {
 
     /// "rw,nosuid,…": the options of this mount, then the file system's, as in /proc/PID/mounts.
     pub fn options(&self) -> String {
+        self.own_options() + &self.file_system.options()
+    }
+
+    /// The options of this mount alone, as in /proc/PID/mountinfo.
+    pub fn own_options(&self) -> String {
         let read_only = self.check_writable().is_err();
         let mut text = String::from(if read_only { "ro" } else { "rw" });
         SHOWN.iter().filter(|(flag, _)| self.has(*flag)).for_each(|(_, name)| text.push_str(name));
-        text + &self.file_system.options()
+        text
+    }
+
+    /// The options of the file system alone.
+    pub fn file_system_options(&self) -> String {
+        let access = if self.file_system.is_read_only() { "ro" } else { "rw" };
+        access.to_string() + &self.file_system.options()
     }
 }
 

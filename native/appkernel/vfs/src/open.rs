@@ -120,6 +120,11 @@ impl OpenFile {
         }
     }
 
+    /// The file position.
+    pub fn position(&self) -> u64 {
+        *self.offset.lock()
+    }
+
     fn check_readable(&self) -> Result<()> {
         self.flags().reads().then_some(()).ok_or(Errno::BADF)
     }

@@ -4,4 +4,6 @@ mod events;
 mod host;
 mod ours;
 mod pipes;
+mod tree;
+mod trees;
 mod world;
