@@ -117,6 +117,7 @@ impl Kernel {
             death_signal: 0,
             no_new_privileges: false,
             subreaper: false,
+            name: [0; 16],
             cpu_ns: 0,
             children_cpu_ns: 0,
         }
@@ -153,6 +154,7 @@ impl Kernel {
             let process = self.copy_process(tid, child, space, order)?;
             self.tasks.processes.insert(child, process);
         }
+        self.has_changed = true;
         self.by_thread.insert(thread, child);
         self.tasks.tasks.insert(child, task);
         self.tell_numbers(tid, child, order);

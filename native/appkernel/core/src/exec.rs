@@ -372,7 +372,9 @@ impl Kernel {
         let mut task = self.tasks.tasks.remove(&tid).ok_or(Errno::SRCH)?;
         (task.tid, task.thread, task.space, task.trapped) = (pid, thread, space, true);
         (task.alt_stack, task.clear_tid, task.robust_list) = (Default::default(), 0, 0);
-        task.name = task_name(image.path.dentry.name().as_slice());
+        let name = task_name(image.path.dentry.name().as_slice());
+        task.name = name;
+        self.has_changed = true;
         self.by_thread.insert(thread, pid);
         self.tasks.tasks.insert(pid, task);
         let process = self.process_mut(pid)?;
@@ -388,6 +390,7 @@ impl Kernel {
         process.command_line = joined(&image.arguments);
         process.environment = joined(environment);
         process.has_execed = true;
+        process.name = name;
         let mut actions = process.actions.lock().clone();
         actions.reset();
         process.actions = Arc::new(drupe_appkernel_vfs::sync::Mutex::new(actions));
@@ -418,7 +421,7 @@ fn joined(list: &[Vec<u8>]) -> Vec<u8> {
     list.iter().flat_map(|text| text.iter().copied().chain([0])).collect()
 }
 
-fn task_name(name: &[u8]) -> [u8; 16] {
+pub(crate) fn task_name(name: &[u8]) -> [u8; 16] {
     let mut out = [0; 16];
     let length = name.len().min(15);
     out[..length].copy_from_slice(&name[..length]);

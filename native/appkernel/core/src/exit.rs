@@ -98,6 +98,7 @@ impl Kernel {
             return;
         }
         process.exit = Some(exit);
+        self.has_changed = true;
         (process.stopped, process.alarm) = (false, None);
         let (threads, mm) = (std::mem::take(&mut process.threads), process.mm);
         let files = std::mem::take(&mut process.files);
@@ -226,6 +227,7 @@ impl Kernel {
 
     /// Nothing of the process is left.
     pub(crate) fn forget(&mut self, pid: Pid) {
+        self.has_changed = true;
         self.tasks.tasks.remove(&pid);
         self.tasks.processes.remove(&pid);
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use drupe_appkernel_vfs::proc::System;
 use drupe_appkernel_vfs::{Backings, ClockId, Events, Timestamp};
 
 /// Words of the auxiliary vector that the processor decides (getauxval(3)).
@@ -30,6 +31,9 @@ pub trait Host: Send + Sync {
 
     /// How many processors the pod may use.
     fn processors(&self) -> usize;
+
+    /// What procfs says of the machine, as far as it does not change.
+    fn system(&self) -> System;
 
     /// A line for whoever looks after the pod.
     fn log(&self, line: &str);

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::SpecialFiles;
 
+use crate::census::Census;
 use crate::host::Host;
 use crate::mm::{Mm, MmId};
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
+use crate::seat::Looks;
 use crate::signal::{self, Info};
 use crate::table;
 use crate::task::{Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, ALARM};
@@ -51,6 +53,9 @@ pub struct Kernel {
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) specials: Arc<dyn SpecialFiles>,
+    pub(crate) census: Arc<Census>,
+    /// A process has come, gone, or become another since the last census.
+    pub(crate) has_changed: bool,
     pub(crate) hostname: Vec<u8>,
     pub(crate) next_mm: u32,
     pub(crate) table: &'static [Option<table::Entry>],
@@ -67,6 +72,8 @@ impl Kernel {
         Kernel {
             platform,
             timers: Timers::new(Arc::clone(&host)),
+            census: Census::new(Arc::clone(&host)),
+            has_changed: true,
             host,
             tasks: Tasks::default(),
             mms: HashMap::new(),
@@ -85,6 +92,11 @@ impl Kernel {
 
     pub fn timers(&self) -> &Arc<Timers> {
         &self.timers
+    }
+
+    /// What procfs is to show.
+    pub fn census(&self) -> Arc<Census> {
+        Arc::clone(&self.census)
     }
 
     pub fn set_hostname(&mut self, name: &[u8]) {
@@ -168,12 +180,19 @@ impl Kernel {
         let (number, args) = (call.number, call.args);
         let entry = usize::try_from(number).ok().and_then(|n| self.table.get(n)).and_then(Option::as_ref);
         let answer = match entry.and_then(|entry| entry.handler) {
-            Some(handler) => handler(self, tid, &args),
+            Some(handler) => {
+                match self.looks_at_proc(tid, number, &args) {
+                    Looks::No => {}
+                    looks => self.take_census(tid, looks == Looks::Surely),
+                }
+                handler(self, tid, &args)
+            }
             None => {
                 self.missed.insert(number);
                 Err(Errno::NOSYS)
             }
         };
+        self.take_names();
         self.answered(tid, answer);
     }
 

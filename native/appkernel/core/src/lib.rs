@@ -4,6 +4,7 @@
 
 pub mod auxv;
 mod calls;
+pub mod census;
 mod clone;
 mod deliver;
 pub mod elf;
@@ -22,6 +23,7 @@ pub mod table;
 pub mod task;
 pub mod timers;
 
+pub use calls::system::{RELEASE, VERSION};
 pub use clone::{default_limits, Surroundings};
 pub use host::Host;
 pub use kernel::{Done, Kernel, Program};

@@ -135,6 +135,9 @@ pub trait Platform {
     /// Processor time that the space's threads have had, in nanoseconds.
     fn cpu_ns(&self, space: SpaceId) -> u64;
 
+    /// Memory that the space's pages take now.
+    fn resident_bytes(&self, space: SpaceId) -> u64;
+
     /// Where the guest's addresses end.
     fn address_end(&self) -> u64;
 

@@ -94,3 +94,57 @@ impl Kernel {
         seat.view(&context).walk(&start, &path, how)
     }
 }
+
+/// Whether a call looks at procfs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Looks {
+    No,
+    /// It walks a path, which a link may lead there.
+    Maybe,
+    Surely,
+}
+
+/// Calls whose first argument is a descriptor, whose first two are a descriptor and a path, whose first is a path.
+const BY_DESCRIPTOR: [u64; 9] = [0, 1, 5, 8, 17, 19, 78, 217, 295];
+const BY_BOTH: [u64; 9] = [257, 262, 267, 269, 332, 437, 439, 322, 263];
+const BY_PATH: [u64; 13] = [2, 4, 6, 21, 59, 76, 80, 82, 83, 84, 87, 89, 137];
+
+impl Kernel {
+    pub(crate) fn looks_at_proc(&self, tid: Tid, number: u64, args: &[u64; 6]) -> Looks {
+        match number {
+            n if BY_DESCRIPTOR.contains(&n) => self.is_of_proc(tid, args[0]),
+            n if BY_BOTH.contains(&n) => self.may_lead_to_proc(tid, args[0], args[1]),
+            n if BY_PATH.contains(&n) => self.may_lead_to_proc(tid, AT_FDCWD as u64, args[0]),
+            _ => Looks::No,
+        }
+    }
+
+    fn is_of_proc(&self, tid: Tid, fd: u64) -> Looks {
+        let Ok(file) = self.file(tid, fd) else { return Looks::No };
+        let shown = file.path().is_some_and(|path| path.mount.file_system().name() == "proc");
+        if shown {
+            Looks::Surely
+        } else {
+            Looks::No
+        }
+    }
+
+    fn may_lead_to_proc(&self, tid: Tid, fd: u64, address: u64) -> Looks {
+        let Ok(path) = self.path_text(tid, address) else { return Looks::No };
+        let named = path.windows(5).any(|part| part == b"/proc") || path.starts_with(b"proc");
+        let relative = path.first() != Some(&b'/');
+        let from_there = relative && self.stands_in_proc(tid, fd);
+        if named || from_there {
+            Looks::Surely
+        } else {
+            Looks::Maybe
+        }
+    }
+
+    fn stands_in_proc(&self, tid: Tid, fd: u64) -> bool {
+        if fd as i32 != AT_FDCWD {
+            return self.is_of_proc(tid, fd) == Looks::Surely;
+        }
+        self.process(tid).is_ok_and(|p| p.fs.lock().cwd.mount.file_system().name() == "proc")
+    }
+}

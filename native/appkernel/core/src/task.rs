@@ -130,6 +130,8 @@ pub struct Process {
     pub death_signal: i32,
     pub no_new_privileges: bool,
     pub subreaper: bool,
+    /// Of its first thread, for when that is gone.
+    pub name: [u8; 16],
     /// Processor time, known when the process has ended; and of its children that were waited for.
     pub cpu_ns: u64,
     pub children_cpu_ns: u64,
@@ -196,6 +198,11 @@ pub struct Tasks {
 }
 
 impl Tasks {
+    /// The number given last.
+    pub fn last(&self) -> u32 {
+        self.next
+    }
+
     /// A number that no task, process, group or session has.
     pub fn fresh(&mut self) -> u32 {
         loop {

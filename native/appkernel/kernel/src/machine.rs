@@ -4,9 +4,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_core::census::uuid;
 use drupe_appkernel_core::host::{Host, Processor};
 use drupe_appkernel_hostsys::{clock, files, memory};
 use drupe_appkernel_vfs::devices::Entropy;
+use drupe_appkernel_vfs::proc::System;
 use drupe_appkernel_vfs::{Backing, Backings, ClockId, Events, HostFile, Timestamp};
 
 use crate::streams::Watched;
@@ -140,6 +142,28 @@ impl Host for Machine {
 
     fn processors(&self) -> usize {
         std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+    }
+
+    fn system(&self) -> System {
+        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let field = |key: &str| {
+            let line = text.lines().find(|line| line.starts_with(key));
+            line.and_then(|line| line.split_once(": ")).map_or_else(String::new, |(_, value)| value.to_string())
+        };
+        let mut bytes = [0; 16];
+        self.random(&mut bytes);
+        let boot = self.now(ClockId::Realtime).seconds - self.now(ClockId::Boottime).seconds;
+        System {
+            release: String::from(drupe_appkernel_core::RELEASE),
+            version: String::from(drupe_appkernel_core::VERSION),
+            processors: self.processors() as u32,
+            processor_model: field("model name"),
+            processor_flags: field("flags"),
+            processor_mhz: field("cpu MHz").split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0),
+            boot_seconds: boot,
+            boot_id: uuid(bytes),
+            ..System::default()
+        }
     }
 
     fn log(&self, line: &str) {

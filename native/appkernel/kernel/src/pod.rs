@@ -12,6 +12,8 @@ use drupe_appkernel_hostsys::poll::Poller;
 use drupe_appkernel_vfs::devices::{self, Devices, NoTerminals};
 use drupe_appkernel_vfs::inode::{FileSystem, NewNode};
 use drupe_appkernel_vfs::mount::{MS_NODEV, MS_NOSUID};
+use drupe_appkernel_vfs::overlay::Overlay;
+use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
 use drupe_appkernel_vfs::tmpfs::{Limits, Tmpfs};
 use drupe_appkernel_vfs::{
     ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles, View,
@@ -48,17 +50,27 @@ impl Pod {
     }
 
     /// A container's files: its root, with fresh /dev and scratch directories.
-    pub fn mount(&self, root: Arc<dyn FileSystem>) -> Result<(Arc<MountNamespace>, Path)> {
+    pub fn mount(&self, image: Arc<dyn FileSystem>) -> Result<(Arc<MountNamespace>, Path)> {
+        let root_user = Credentials::root();
+        let upper = self.tmpfs(&self.context(&root_user), 0o755)?;
+        let root = Overlay::new(&self.context(&root_user), upper, vec![image.root()])?;
         let namespace = MountNamespace::new(Mount::new(root, b"root", 0));
         let root = namespace.root();
-        let credentials = Credentials::root();
-        let context = self.context(&credentials);
+        let context = self.context(&root_user);
         let view =
             View { context: &context, namespace: &namespace, root: &root, umask: 0, specials: self.specials.as_ref() };
         if let Ok(place) = view.walk(&root, b"/dev", How::FOLLOW) {
             let dev = self.tmpfs(&context, 0o755)?;
             devices::populate(&context, &dev.root())?;
             namespace.mount(Mount::new(dev, b"dev", MS_NOSUID), place)?;
+        }
+        let source: Arc<dyn Processes> = self.kernel.census();
+        let pseudo: [(&[u8], Arc<dyn FileSystem>); 2] =
+            [(b"/proc", procfs(Arc::clone(&source), context.now)), (b"/sys", sysfs(&source, context.now))];
+        for (path, file_system) in pseudo {
+            if let Ok(place) = view.walk(&root, path, How::FOLLOW) {
+                namespace.mount(Mount::new(file_system, &path[1..], MS_NOSUID | MS_NODEV), place)?;
+            }
         }
         for (path, mode) in SCRATCH {
             if let Ok(place) = view.walk(&root, path, How::FOLLOW) {

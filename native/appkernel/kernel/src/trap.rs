@@ -513,6 +513,10 @@ impl Platform for Stubs {
         self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
     }
 
+    fn resident_bytes(&self, space: SpaceId) -> u64 {
+        self.spaces.get(&space).map_or(0, |space| memory::resident_bytes(space.process))
+    }
+
     fn address_end(&self) -> u64 {
         layout::GUEST_END
     }

@@ -9,13 +9,14 @@ use crate::kernel::{Done, Kernel};
 use crate::task::{Pid, Tid, LIMIT_COUNT};
 
 /// The Linux whose interface this is.
-const RELEASE: &[u8] = b"6.1.0-drupe";
+pub const RELEASE: &str = "6.1.0-drupe";
+pub const VERSION: &str = "#1 SMP drupe";
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 const RANDOM_MAX: usize = 1 << 25;
 
 pub fn uname(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let fields = [b"Linux".as_slice(), &kernel.hostname, RELEASE, b"#1 SMP drupe", b"x86_64", b"(none)"];
+    let fields = [b"Linux".as_slice(), &kernel.hostname, RELEASE.as_bytes(), VERSION.as_bytes(), b"x86_64", b"(none)"];
     kernel.put(tid, args[0], &encode::utsname(fields))?;
     Ok(Done::Value(0))
 }
