@@ -9,7 +9,9 @@ use crate::pool::Pool;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Where the agent's own files are, and whether it is PID 1 of a machine that it may change and power off.
 pub struct Place {
@@ -30,13 +32,20 @@ pub struct State {
 pub struct Agent {
     pub place: Place,
     pub pool: Pool,
+    pub oom: crate::oom::Watch,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 impl Agent {
     pub fn new(place: Place) -> Self {
-        Agent { place, pool: Pool::default(), state: Mutex::default(), changed: Condvar::new() }
+        Agent {
+            place,
+            pool: Pool::default(),
+            oom: Default::default(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -82,6 +91,20 @@ impl Agent {
             }
             state = self.changed.wait_timeout(state, left).unwrap().0;
         }
+    }
+
+    /// Waits until something may have changed, a tenth of a second at most: for what nobody tells. Fails at `deadline`, and
+    /// for a caller who has gone.
+    pub fn await_news(&self, link: Option<&Link>, deadline: Option<Instant>) -> Reply<()> {
+        if link.is_some_and(Link::is_closed) {
+            return Err(fault(Code::Cancelled, "the connection has ended"));
+        }
+        let left = deadline.map_or(LOOK_AGAIN, |deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return Err(fault(Code::DeadlineExceeded, "the call's time is over"));
+        }
+        drop(self.changed.wait_timeout(self.state(), left.min(LOOK_AGAIN)));
+        Ok(())
     }
 
     /// Works on a container under the lock. NotFound.

@@ -23,6 +23,11 @@ impl Cgroup {
         Cgroup(Path::new(TOP).join(PARENT).join(id))
     }
 
+    /// Above those of all containers.
+    pub fn all() -> Self {
+        Cgroup(Path::new(TOP).join(PARENT))
+    }
+
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }

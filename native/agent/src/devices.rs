@@ -69,6 +69,14 @@ fn pci_path(slots: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// Of the device in these slots, or of the virtio device that it is.
+pub fn interface_of_pci(slots: &str) -> Option<String> {
+    let path = pci_path(slots)?;
+    let inner = entries(&path).into_iter().filter(|path| base_name(path).starts_with("virtio"));
+    let homes = [path.clone()].into_iter().chain(inner);
+    homes.flat_map(|home| entries(home.join("net"))).next().map(|path| base_name(&path))
+}
+
 pub fn entries(directory: impl AsRef<Path>) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> =
         fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect();

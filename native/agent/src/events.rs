@@ -42,10 +42,6 @@ impl Events {
         self.add(Event { device_added: added, device_removed: removed, ..Event::default() });
     }
 
-    pub fn trouble(&mut self, words: &str) {
-        self.add(Event { panic: Some(words.into()), ..Event::default() });
-    }
-
     /// Those after `number`; None: there are none yet.
     pub fn after(&self, number: u64) -> Option<Vec<Event>> {
         let found: Vec<Event> = self.kept.iter().filter(|event| event.number > number).cloned().collect();

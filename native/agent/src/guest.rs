@@ -5,18 +5,26 @@ use crate::proto::guest::*;
 use crate::proto::wellknown::Empty;
 use crate::server::{decode, unary, Call, Outcome};
 use crate::streams::Patience;
-use crate::{bundle, clock, devices, lifecycle, mounts, setup, shutdown};
+use crate::{
+    bundle, clock, devices, freeze, lifecycle, links, mounts, online, processes, renew, routes, setup, shutdown,
+};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub const NAME: &str = "drupe.guest.v1.Guest";
 pub const PROTOCOL: u32 = 1;
 /// What came after the first version of the protocol.
-const FEATURES: [&str; 2] = ["cgroup2", "overlay"];
+const FEATURES: [&str; 3] = ["cgroup2", "freeze", "overlay"];
 
 impl Call {
     pub fn patience(&self) -> Patience<'_> {
         Patience { link: &self.link, deadline: self.deadline }
+    }
+
+    /// Not beyond a time of the request's own; 0: it has none.
+    pub fn patience_of(&self, timeout_ms: u32) -> Patience<'_> {
+        let own = (timeout_ms > 0).then(|| Instant::now() + Duration::from_millis(u64::from(timeout_ms)));
+        Patience { link: &self.link, deadline: [own, self.deadline].into_iter().flatten().min() }
     }
 }
 
@@ -35,6 +43,25 @@ pub fn call(call: &Call, method: &str, payload: &[u8]) -> Reply<Outcome> {
             mounts::unmount_below(Path::new(&request.target)).map(|()| Empty {})
         }),
         "AwaitDevice" => unary(payload, |request| await_device(call, &request)),
+        "Processes" => unary(payload, |request: ProcessesRequest| {
+            processes::of(&call.agent, &request.id).map(|processes| ProcessesResponse { processes })
+        }),
+        "Metrics" => unary(payload, |_: Empty| Ok(processes::metrics(&call.agent))),
+        "SetInterfaces" => unary(payload, |request: SetInterfacesRequest| {
+            links::quit(&request.remove)?;
+            links::set(&call.agent, &request.interfaces, &call.patience()).map(|()| Empty {})
+        }),
+        "SetRoutes" => unary(payload, |request: SetRoutesRequest| routes::set(&request.routes).map(|()| Empty {})),
+        "ListInterfaces" => unary(payload, |_: Empty| {
+            Ok(ListInterfacesResponse { interfaces: links::described()?, routes: routes::described()? })
+        }),
+        "SetOnline" => unary(payload, |request: SetOnlineRequest| {
+            online::set(&call.agent, &request, &call.patience_of(request.timeout_ms))
+        }),
+        "Freeze" => {
+            unary(payload, |request: FreezeRequest| freeze::set(request.frozen, call.deadline).map(|()| Empty {}))
+        }
+        "Renew" => unary(payload, |request| renew::renew(call, &request)),
         "SetClock" => unary(payload, |request: SetClockRequest| clock::set(request.unix_ns).map(|()| Empty {})),
         "AddEntropy" => unary(payload, |request: AddEntropyRequest| setup::add_entropy(&request.data)),
         "SetSysctls" => unary(payload, |request: SetSysctlsRequest| setup::set_sysctls(&request.sysctls)),
@@ -97,10 +124,7 @@ fn events(call: &Call, request: &EventsRequest) -> Reply<Outcome> {
 }
 
 fn await_device(call: &Call, request: &AwaitDeviceRequest) -> Reply<AwaitDeviceResponse> {
-    let limit = Duration::from_millis(u64::from(request.timeout_ms));
-    let own = (request.timeout_ms > 0).then(|| Instant::now() + limit);
-    let deadline = [own, call.deadline].into_iter().flatten().min();
-    let patience = Patience { link: &call.link, deadline };
+    let patience = call.patience_of(request.timeout_ms);
     let device = request.device.clone().unwrap_or_default();
     if request.gone {
         devices::await_gone(&call.agent, &device, &patience)?;

@@ -31,6 +31,7 @@ pub fn begin() {
     modules::load_boot();
     devices::load_present();
     say("hand controllers on", enable_controllers());
+    say("choose where memory goes", crate::online::set_policy());
     say("start lo", drupe_sys::net::loopback_up());
 }
 

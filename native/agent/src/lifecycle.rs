@@ -32,7 +32,11 @@ pub fn create(agent: &Arc<Agent>, id: &str, bundle: &Path, terminal: bool, wante
     })?;
     let result = bundle::set_terminal(bundle, terminal)
         .and_then(|()| crun::make(agent, id, &What::Container { bundle }, terminal, wanted, &streams));
-    made(agent, id, INIT, result, Phase::Created)
+    let pid = made(agent, id, INIT, result, Phase::Created)?;
+    agent.with(id, |container| {
+        agent.oom.add(&container.cgroup);
+        Ok(pid)
+    })
 }
 
 /// Describes a process that `start` will start in a running container.

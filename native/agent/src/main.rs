@@ -8,21 +8,31 @@ mod bundle;
 mod cgroup;
 mod channel;
 mod children;
+mod cidr;
 mod clock;
 mod container;
 mod crun;
 mod devices;
+mod diag;
 mod events;
 mod fault;
+mod freeze;
 mod guest;
 mod init;
 mod lifecycle;
 mod link;
+mod links;
 mod modules;
 mod mounts;
+mod netlink;
+mod online;
+mod oom;
 mod pool;
+mod processes;
 mod proto;
+mod renew;
 mod rootfs;
+mod routes;
 mod server;
 mod setup;
 mod shutdown;
@@ -110,5 +120,6 @@ fn serve(options: &Options, owns_machine: bool) -> Reply<()> {
     let agent = Arc::new(Agent::new(Place { run, owns_machine }));
     children::start_reaper(&agent).during(|| "cannot reap")?;
     devices::start_watch(&agent)?;
+    oom::start_watch(&agent).during(|| "cannot watch for lack of memory")?;
     channel.serve(&agent)
 }

@@ -72,13 +72,10 @@ impl List {
         let result =
             File::open(self.directory.join(path)).and_then(|file| finit_module(&file, c"", 0).map_err(Into::into));
         match result {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                // ENODEV: this machine has not what it is for.
-                if error.raw_os_error() != Some(libc::ENODEV) {
-                    eprintln!("drupe-agent: cannot load module {name}: {error}");
-                }
-            }
-            _ => {}
+            Ok(()) => {}
+            // ENODEV: this machine has not what it is for.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENODEV)) => {}
+            Err(error) => eprintln!("drupe-agent: cannot load module {name}: {error}"),
         }
     }
 }

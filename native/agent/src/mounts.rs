@@ -7,6 +7,11 @@ use crate::proto::guest::GuestMount;
 use crate::streams::Patience;
 use libc::c_ulong;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Where the host has set no time for the call.
+const TAG_LIMIT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_millis(200);
 
 /// mount(8)'s words for flags; every other option is the file system's own.
 const FLAGS: [(&str, c_ulong, bool); 17] = [
@@ -59,13 +64,31 @@ pub fn mount(agent: &Agent, wanted: &GuestMount, patience: &Patience) -> Reply<(
     make_target(target, flags & libc::MS_BIND != 0 && Path::new(&source).is_file())?;
     let words = || format!("cannot mount {source} ({}) at {}", wanted.r#type, wanted.target);
     if flags & libc::MS_BIND == 0 {
-        return drupe_sys::mount::mount(&source, target, &wanted.r#type, flags, &data).during(words);
+        let mount = || drupe_sys::mount::mount(&source, target, &wanted.r#type, flags, &data);
+        return if wanted.r#type == "virtiofs" { await_tag(agent, patience, mount) } else { mount() }.during(words);
     }
     let bind = libc::MS_BIND | flags & libc::MS_REC;
     drupe_sys::mount::mount(&source, target, "", bind, "").during(words)?;
     match flags & !bind {
         0 => Ok(()),
         more => drupe_sys::mount::mount("", target, "", libc::MS_REMOUNT | libc::MS_BIND | more, "").during(words),
+    }
+}
+
+/// Until the device with this tag is there: nothing but a mount that succeeds tells (before Linux 6.9).
+fn await_tag(agent: &Agent, patience: &Patience, mount: impl Fn() -> std::io::Result<()>) -> std::io::Result<()> {
+    let deadline = patience.deadline.unwrap_or_else(|| Instant::now() + TAG_LIMIT);
+    loop {
+        match mount() {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT | libc::ENODEV)) => {
+                // Some time before the end, so that the kernel's word gets out.
+                let until = deadline.checked_sub(ANSWER).unwrap_or(deadline);
+                if agent.await_news(Some(patience.link), Some(until)).is_err() {
+                    return Err(error);
+                }
+            }
+            result => return result,
+        }
     }
 }
 

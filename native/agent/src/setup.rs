@@ -5,7 +5,7 @@ use crate::fault::{invalid, wrong_state, During, Reply};
 use crate::proto::guest::{GuestMount, SetupRequest};
 use crate::proto::wellknown::Empty;
 use crate::server::Call;
-use crate::{clock, mounts};
+use crate::{clock, links, mounts, routes};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -22,6 +22,8 @@ pub fn set_up(call: &Call, request: &SetupRequest) -> Reply<Empty> {
     for mount in &request.mounts {
         mounts::mount(agent, mount, &call.patience())?;
     }
+    links::set(agent, &request.interfaces, &call.patience())?;
+    routes::set(&request.routes)?;
     agent.change(|state| state.is_set_up = true);
     Ok(Empty {})
 }

@@ -107,7 +107,10 @@ impl Read for Marked {
             if self.matched > 0 && !ready_within(&self.line, HOLD) {
                 self.matched = 0; // it was none
             } else if self.fill()? == 0 {
-                return Ok(0);
+                if self.matched == 0 {
+                    return Ok(0);
+                }
+                self.matched = 0; // what was held back comes before the end
             }
         }
     }

@@ -6,10 +6,14 @@ use crate::proto::task::*;
 use crate::proto::types::ProcessInfo;
 use crate::proto::wellknown::{Any, Empty};
 use crate::server::{unary, Call, Outcome};
-use crate::{clock, crun, lifecycle, stats};
+use crate::{clock, crun, lifecycle, processes, stats};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 pub const NAME: &str = "containerd.task.v3.Task";
+
+/// How often the tree of an exec is looked at for more.
+const MAX_ROUNDS: usize = 16;
 
 // containerd.v1.types.Status
 const CREATED: i32 = 1;
@@ -136,7 +140,12 @@ fn freeze(call: &Call, id: &str, frozen: bool) -> Reply<Empty> {
 
 fn kill(call: &Call, request: &KillRequest) -> Reply<Empty> {
     call.agent.with(&request.id, |container| {
-        if request.all {
+        if request.all && request.exec_id != INIT {
+            let process = container.process(&request.exec_id)?;
+            lifecycle::signal(process, request.signal)?;
+            let pid = process.pid;
+            kill_offspring(container, pid, request.signal)?;
+        } else if request.all {
             kill_all(container, request.signal)?;
         } else {
             lifecycle::signal(container.process(&request.exec_id)?, request.signal)?;
@@ -152,6 +161,20 @@ fn kill_all(container: &Container, signal: u32) -> Reply<()> {
     }
     for pid in container.cgroup.pids() {
         lifecycle::signal_pid(pid, signal)?;
+    }
+    Ok(())
+}
+
+/// What an exec has started, which may start more while it is looked at.
+fn kill_offspring(container: &Container, pid: u32, signal: u32) -> Reply<()> {
+    let mut told = BTreeSet::from([pid]);
+    for _ in 0..MAX_ROUNDS {
+        let new: Vec<u32> = processes::offspring(&container.cgroup, pid).difference(&told).copied().collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        new.iter().try_for_each(|pid| lifecycle::signal_pid(*pid, signal))?;
+        told.extend(new);
     }
     Ok(())
 }

@@ -8,7 +8,6 @@ pub const REQUEST: u8 = 1;
 pub const RESPONSE: u8 = 2;
 pub const DATA: u8 = 3;
 pub const REMOTE_CLOSED: u8 = 1;
-pub const REMOTE_OPEN: u8 = 2;
 pub const NO_DATA: u8 = 4;
 
 /// data: None for a frame over the limit, whose bytes were skipped.

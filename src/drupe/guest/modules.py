@@ -15,7 +15,7 @@ from drupe.guest.elf import module_info
 WANTED = (
     "virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "virtio_balloon",
     "virtio_mem", "virtiofs", "9pnet_virtio", "9p", "overlay", "erofs", "ext4", "vmw_vsock_virtio_transport",
-    "pvpanic_pci", "pvpanic_mmio", "ptp_kvm", "tun", "af_packet",
+    "pvpanic_pci", "pvpanic_mmio", "ptp_kvm", "tun", "af_packet", "tcp_diag", "udp_diag",
 )  # fmt: skip
 # Loaded whether or not a device asks for them; all others when a device or file system does.
 BOOT: tuple[str, ...] = ()

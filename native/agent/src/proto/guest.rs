@@ -184,6 +184,9 @@ crate::wire::messages! {
     SetSysctlsRequest {
         sysctls: std::collections::BTreeMap<String, String>, map string = 1;
     }
+    FreezeRequest {
+        frozen: bool, one bool = 1;
+    }
     RenewRequest {
         entropy: Vec<u8>, one bytes = 1;
         clock_unix_ns: i64, one int64 = 2;

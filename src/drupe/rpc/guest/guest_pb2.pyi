@@ -395,6 +395,12 @@ class SetSysctlsRequest(_message.Message):
     sysctls: _containers.ScalarMap[str, str]
     def __init__(self, sysctls: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
+class FreezeRequest(_message.Message):
+    __slots__ = ("frozen",)
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    frozen: bool
+    def __init__(self, frozen: _Optional[bool] = ...) -> None: ...
+
 class RenewRequest(_message.Message):
     __slots__ = ("entropy", "clock_unix_ns", "machine_id", "hostname", "interfaces", "routes", "resolv_conf", "hosts", "thaw")
     ENTROPY_FIELD_NUMBER: _ClassVar[int]
