@@ -204,16 +204,16 @@ class HypervisorSuite:
     @pytest.mark.parametrize("word", ["hotplug-disk", "hotplug-nic", "hotplug-share"])
     def test_devices_come_and_go(self, site: Site, word: str) -> None:
         """Removing what is not there is no error; adding twice is one."""
-        name = site.device(word).id
 
         async def scenario(machine: Machine) -> None:
+            device = site.device(word)
             if not can(site, word):
-                await refused(machine.add(site.device(word)))
+                await refused(machine.add(device))
                 return
-            await machine.add(site.device(word))
+            await machine.add(device)
             await refused(machine.add(site.device(word)), HelperFailed)
-            await machine.remove(name, timeout_s=20)
-            await machine.remove(name, timeout_s=20)
+            await machine.remove(device.id, timeout_s=20)
+            await machine.remove(device.id, timeout_s=20)
             await machine.add(site.device(word))
 
         on_a_machine(site, scenario, with_guest=can(site, word))

@@ -39,6 +39,7 @@ class QemuSite(Site):
         self.root = qemus.make_root(directory / "root")
         self.disk = qemus.make_disk(directory / "disk", self.root)
         self.process: subprocess.Popen[bytes] | None = None
+        self.tap = -1
         self.opened = contextlib.AsyncExitStack()
 
     def config(self) -> MachineConfig:
@@ -73,10 +74,15 @@ class QemuSite(Site):
         if word == "hotplug-disk":
             return Disk("extra", self.disk, read_only=True)
         if word == "hotplug-nic":
-            fd = open_tap("tap0")
-            self.opened.callback(os.close, fd)
-            return Nic("nic0", MAC, descriptor=fd)
+            if self.tap < 0:
+                self.tap = open_tap("tap0")
+                self.opened.callback(self.close_tap)
+            return Nic("nic0", MAC, descriptor=self.tap)
         return self.share()
+
+    def close_tap(self) -> None:
+        os.close(self.tap)
+        self.tap = -1
 
     def share(self) -> Share:
         """One that a new virtiofsd serves."""
@@ -306,8 +312,7 @@ class TestQ35(MachineSuite):
             boots.append((await site.line.guest("Check", pb.CheckRequest(protocol=1))).boot_id)
             assert site.process
             kinds = mapped(site.process.pid, saved / "memory")
-            assert kinds["Shared_Clean"] + kinds["Private_Clean"] > kinds["Private_Dirty"] > 0
-            assert kinds["Shared_Dirty"] == 0
+            assert kinds["Rss"] > kinds["Anonymous"] > 0
 
         on_a_machine(site, save, config, with_guest=True)
         files = {path: path.read_bytes() for path in saved.iterdir()}

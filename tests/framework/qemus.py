@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def config_of(directory: Path, machine_type: str) -> MachineConfig:
 def started(launch: Launch, console: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The program of a machine, its sockets listening from the start; killed at the end."""
     with contextlib.ExitStack() as opened:
-        fds = [opened.enter_context(listening(path)).fileno() for path in launch.listeners]
+        fds = [opened.enter_context(listening(path)) for path in launch.listeners]
         if launch.empty is not None:
             launch.empty.mkdir(exist_ok=True)
         out = opened.enter_context(console.open("wb"))
@@ -48,29 +50,32 @@ def started(launch: Launch, console: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def handed_on(fds: list[int], argv: list[str] | tuple[str, ...]) -> list[str]:
+def handed_on(fds: Sequence[int], argv: Sequence[str]) -> list[str]:
     """A command that has `fds` as its descriptors 3, 4, …"""
     moves = " ".join(f"{target}<&{fd} {fd}<&-" for target, fd in enumerate(fds, 3))
     return ["/bin/bash", "-c", f'exec "$@" {moves}', "bash", *argv]
 
 
 @contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    """A socket there, for whoever starts with it."""
+def listening(path: Path) -> Iterator[int]:
+    """A descriptor, far from those that programs are given, of a socket there."""
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind(str(path))
         sock.listen(4)
-        os.set_inheritable(sock.fileno(), True)
-        yield sock
+        fd = fcntl.fcntl(sock, fcntl.F_DUPFD, 100)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def virtiofsd(path: Path, shared: Path) -> subprocess.Popen[bytes]:
     """Serves a directory to one machine, at a socket."""
     options = ["-o", f"source={shared}", "-o", "cache=auto", "-o", "sandbox=none", "-o", "log_level=err"]
-    with listening(path) as sock:
-        argv = handed_on([sock.fileno()], [find_virtiofsd(), "--fd=3", *options])
-        return subprocess.Popen(argv, pass_fds=[sock.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with listening(path) as fd:
+        argv = handed_on([fd], [find_virtiofsd(), "--fd=3", *options])
+        return subprocess.Popen(argv, pass_fds=[fd], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def make_disk(path: Path, root: Path) -> Path:
@@ -113,9 +118,9 @@ async def run_in(line: Line, root: pb.GuestMount, script: str, *, name: str = "c
                    {"destination": "/sys", "type": "sysfs", "source": "sysfs"}],
         "linux": {"namespaces": [{"type": "mount"}]},
     }  # fmt: skip
-    import json
-
-    put = pb.PutBundleRequest(id=name, config_json=json.dumps(config).encode(), rootfs=[root])
+    put = pb.PutBundleRequest(
+        id=name, config_json=json.dumps(config).encode(), rootfs=[root], writable_upper=root.type == "ext4"
+    )
     bundle = (await line.guest("PutBundle", put)).bundle
     await line.task("Create", id=name, bundle=bundle, stdout="agent", stderr="agent")
     await line.task("Start", id=name)

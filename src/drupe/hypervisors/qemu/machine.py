@@ -98,6 +98,7 @@ class QemuMachine(Machine):
 
     async def save(self, directory: Path) -> None:
         """Memory in a file of the caller's (`MachineConfig.memory_file`) is not written again: it is there."""
+        self._refuse_microvm("is not saved", "save")
         await self._set_capabilities()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         descriptor = os.open(directory / SAVED_STATE, flags, 0o600)
@@ -129,8 +130,7 @@ class QemuMachine(Machine):
     # -- devices ----------------------------------------------------------------------------------------------------
 
     async def add(self, device: Device) -> None:
-        if self._machine == "microvm":
-            raise Unsupported("a machine of type microvm takes no devices while it runs", feature="hotplug")
+        self._refuse_microvm("takes no devices while it runs", "hotplug")
         if isinstance(device, Disk):
             await self._add_disk(device)
         elif isinstance(device, Nic):
@@ -139,6 +139,10 @@ class QemuMachine(Machine):
             await self._add_share(device)
         else:
             await self._plug({"driver": "vfio-pci", "id": device.id, "host": device.address})
+
+    def _refuse_microvm(self, what: str, feature: str) -> None:
+        if self._machine == "microvm":
+            raise Unsupported(f"a machine of type microvm {what}", feature=feature)
 
     async def _add_disk(self, disk: Disk) -> None:
         """The file is opened here: the program has no file system any more."""
@@ -225,6 +229,7 @@ class QemuMachine(Machine):
     # -- size -------------------------------------------------------------------------------------------------------
 
     async def resize(self, *, processors: int | None = None, memory_bytes: int | None = None) -> MachineStatus:
+        self._refuse_microvm("keeps the size that it has", "resize")
         if processors is not None:
             await self._set_processors(processors)
         if memory_bytes is not None:
