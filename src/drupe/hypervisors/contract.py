@@ -206,6 +206,10 @@ class Hypervisor(ABC):
     name: ClassVar[str]
     abilities: ClassVar[Mapping[str, str]]  # a word of ABILITIES to "yes", "no: reason" or "limited: reason"
 
+    def abilities_of(self, machine_type: str) -> Mapping[str, str]:
+        """What it can do with machines of one type; "" is its default, whose answers are `abilities`."""
+        return self.abilities
+
     @abstractmethod
     def prepare(self, config: MachineConfig) -> Launch:
         """The program to start for `config`. Pure: touches nothing. Unsupported for what the program cannot do."""

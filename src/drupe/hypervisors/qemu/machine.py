@@ -13,13 +13,15 @@ from typing import Any
 
 from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, ResourceExhausted, Unavailable, Unsupported
 from drupe.hypervisors.contract import Device, Disk, Machine, MachineConfig, MachineStatus, Nic, Share
-from drupe.hypervisors.qemu.arguments import ROOT_PORTS
+from drupe.hypervisors.qemu.arguments import MEMORY_DEVICE, MEMORY_STEP_BYTES, ROOT_PORTS
 from drupe.hypervisors.qmp import Qmp
+from drupe.linux.unix_sockets import short_name
 from drupe.rpc.timeouts import timeout
 
 SAVED_STATE = "devices"
 SAVED_MEMORY = "memory"
 _SAVE_TIMEOUT_S = 300.0
+_GUEST_MOVES_MEMORY_WITHIN_S = 10.0
 _STATES = {
     "running": "running", "shutdown": "stopped", "guest-panicked": "panicked",
     "prelaunch": "starting", "inmigrate": "starting", "restore-vm": "starting",
@@ -96,6 +98,7 @@ class QemuMachine(Machine):
 
     async def save(self, directory: Path) -> None:
         """Memory in a file of the caller's (`MachineConfig.memory_file`) is not written again: it is there."""
+        self._refuse_microvm("is not saved", "save")
         await self._set_capabilities()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         descriptor = os.open(directory / SAVED_STATE, flags, 0o600)
@@ -127,8 +130,7 @@ class QemuMachine(Machine):
     # -- devices ----------------------------------------------------------------------------------------------------
 
     async def add(self, device: Device) -> None:
-        if self._machine == "microvm":
-            raise Unsupported("a machine of type microvm takes no devices while it runs", feature="hotplug")
+        self._refuse_microvm("takes no devices while it runs", "hotplug")
         if isinstance(device, Disk):
             await self._add_disk(device)
         elif isinstance(device, Nic):
@@ -137,6 +139,10 @@ class QemuMachine(Machine):
             await self._add_share(device)
         else:
             await self._plug({"driver": "vfio-pci", "id": device.id, "host": device.address})
+
+    def _refuse_microvm(self, what: str, feature: str) -> None:
+        if self._machine == "microvm":
+            raise Unsupported(f"a machine of type microvm {what}", feature=feature)
 
     async def _add_disk(self, disk: Disk) -> None:
         """The file is opened here: the program has no file system any more."""
@@ -170,7 +176,11 @@ class QemuMachine(Machine):
         if share.socket is None:
             raise Unsupported("9p shares are there from the start or not at all", feature="hotplug-share")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-            sock.connect(str(share.socket))
+            try:
+                with short_name(share.socket) as name:
+                    sock.connect(name)
+            except OSError as error:
+                raise Unavailable("virtiofsd is not there", stage="share", cause=error.strerror or "") from None
             await self._qmp.give(f"s-{share.id}", sock.fileno())
         address = {"type": "fd", "data": {"str": f"s-{share.id}"}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
@@ -219,6 +229,7 @@ class QemuMachine(Machine):
     # -- size -------------------------------------------------------------------------------------------------------
 
     async def resize(self, *, processors: int | None = None, memory_bytes: int | None = None) -> MachineStatus:
+        self._refuse_microvm("keeps the size that it has", "resize")
         if processors is not None:
             await self._set_processors(processors)
         if memory_bytes is not None:
@@ -239,37 +250,29 @@ class QemuMachine(Machine):
             await self.remove(str(slot["qom-path"]).rpartition("/")[2], timeout_s=10.0)
 
     async def _set_memory(self, wanted: int) -> None:
-        """More than there is: another module of memory. Less: modules that fit are taken out, the rest goes to the
-        balloon, which gives the pages back to the host."""
-        status = await self.status()
+        """Growth is a virtio-mem device's, which the guest fills and empties; below its first size the balloon takes what
+        is given back."""
         base = self._config.memory_bytes
         if wanted > max(self._config.memory_max_bytes, base):
             raise ResourceExhausted(f"the machine was made for at most {self._config.memory_max_bytes} bytes of memory")
-        if wanted > status.memory_bytes:
-            await self._plug_memory(wanted - status.memory_bytes)
-        elif wanted < status.memory_bytes:
-            await self._unplug_memory(status.memory_bytes - wanted)
-        await self._qmp.call("balloon", {"value": wanted})
+        growth = -(-max(wanted - base, 0) // MEMORY_STEP_BYTES) * MEMORY_STEP_BYTES
+        if self._config.memory_max_bytes > base:
+            device = f"/machine/peripheral/{MEMORY_DEVICE}"
+            asked = {"path": device, "property": "requested-size", "value": growth}
+            await self._qmp.call("qom-set", asked)
+            await self._grown(growth)
+        await self._qmp.call("balloon", {"value": min(wanted, base) + growth})
 
-    async def _plug_memory(self, size: int) -> None:
-        modules = await self._modules()
-        name = f"dimm{len(modules)}"
-        shared = self._config.shared_memory
-        backend = {"qom-type": "memory-backend-memfd", "id": f"m-{name}", "size": size, "share": shared}
-        await self._qmp.call("object-add", backend)
-        await self._qmp.call("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"m-{name}"})
+    async def _grown(self, wanted: int) -> None:
+        """Wait until the guest has taken or given what was asked; one that does not in time is told by what is reached."""
+        with contextlib.suppress(TimeoutError):
+            async with timeout(_GUEST_MOVES_MEMORY_WITHIN_S):
+                while await self._growth() != wanted:
+                    await asyncio.sleep(0.02)
 
-    async def _unplug_memory(self, surplus: int) -> None:
-        for module in reversed(await self._modules()):
-            if module["size"] <= surplus:
-                with contextlib.suppress(DeadlineExceeded, HelperFailed):  # the balloon does the rest
-                    await self.remove(str(module["id"]), timeout_s=5.0)
-                    await self._qmp.call("object-del", {"id": f"m-{module['id']}"})
-                    surplus -= int(module["size"])
-
-    async def _modules(self) -> list[dict[str, Any]]:
+    async def _growth(self) -> int:
         told = await self._qmp.call("query-memory-devices")
-        return [dict(one["data"]) for one in told if one["type"] == "dimm"]
+        return sum(int(one["data"]["size"]) for one in told if one["type"] == "virtio-mem")
 
     # -- events -----------------------------------------------------------------------------------------------------
 
