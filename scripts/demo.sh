@@ -101,7 +101,7 @@ show drupe guest build --quiet; expect ''
 show drupe run --sandbox vm --rm busybox uname -sr; expect 'Linux 6.1'
 
 title 'What happened, and what can run here'
-show bash -c "drupe events --no-follow --since ${SECONDS}s | grep -v memory_pressure | tail -n 12"; expect oom
+show bash -c "drupe events --no-follow --since ${SECONDS}s | grep -v memory_pressure | tail -n 20"; expect oom
 show drupe doctor; expect runc
 
 title 'Every kind of sandbox that this host can run, from one list of images; and which one is the strongest here'
