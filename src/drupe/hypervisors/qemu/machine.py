@@ -21,6 +21,8 @@ from drupe.rpc.timeouts import timeout
 SAVED_STATE = "devices"
 SAVED_MEMORY = "memory"
 _SAVE_TIMEOUT_S = 300.0
+_ASK_AGAIN_S = 2.0
+_CPU_LEAVES_WITHIN_S = 30.0
 _GUEST_MOVES_MEMORY_WITHIN_S = 10.0
 _STATES = {
     "running": "running", "shutdown": "stopped", "guest-panicked": "panicked",
@@ -203,19 +205,27 @@ class QemuMachine(Machine):
     async def remove(self, device_id: str, *, timeout_s: float) -> None:
         gone = self._gone.setdefault(device_id, asyncio.get_running_loop().create_future())
         try:
-            await self._qmp.call("device_del", {"id": device_id})
             async with timeout(timeout_s):
-                said = await asyncio.shield(gone)
-            if said:
-                raise HelperFailed(f"the guest does not let go of {device_id}", stage="vmm", cause=said)
+                while await self._ask_away(device_id) and not gone.done():
+                    await asyncio.wait({gone}, timeout=_ASK_AGAIN_S)
+            if gone.done() and gone.result():
+                raise HelperFailed(f"the guest does not let go of {device_id}", stage="vmm", cause=gone.result())
         except TimeoutError:
             raise DeadlineExceeded(f"the guest did not let go of {device_id} within {timeout_s:g} s") from None
-        except HelperFailed as error:
-            if "not found" not in error.cause:
-                raise
         finally:
             self._gone.pop(device_id, None)
         await self._drop_backend(device_id)
+
+    async def _ask_away(self, device_id: str) -> bool:
+        """Ask the guest for a device; whether it is there. A guest that is busy with its coming does not hear it, so this
+        is done again until it does."""
+        try:
+            await self._qmp.call("device_del", {"id": device_id})
+        except HelperFailed as error:
+            if "in the process of unplug" not in error.cause and "not found" not in error.cause:
+                raise
+            return "not found" not in error.cause
+        return True
 
     async def _drop_backend(self, device_id: str) -> None:
         for command, key, name in (
@@ -247,7 +257,7 @@ class QemuMachine(Machine):
             await self._qmp.call("device_add", {"driver": slot["type"], "id": name, **slot["props"]})
         plugged = [slot for slot in here if "/peripheral/" in slot["qom-path"]]
         for slot in sorted(plugged, key=_place, reverse=True)[: max(len(here) - wanted, 0)]:
-            await self.remove(str(slot["qom-path"]).rpartition("/")[2], timeout_s=10.0)
+            await self.remove(str(slot["qom-path"]).rpartition("/")[2], timeout_s=_CPU_LEAVES_WITHIN_S)
 
     async def _set_memory(self, wanted: int) -> None:
         """Growth is a virtio-mem device's, which the guest fills and empties; below its first size the balloon takes what
