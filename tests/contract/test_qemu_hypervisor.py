@@ -338,7 +338,7 @@ def mapped(pid: int, file: Path) -> dict[str, int]:
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         words = line.split()
         if "-" in words[0] and not words[0].endswith(":"):
-            inside = words[-1] == str(file)
+            inside = line.endswith((f" {file}", f" {file} (deleted)"))
         elif inside and words[-1] == "kB":
             found[words[0][:-1]] = found.get(words[0][:-1], 0) + int(words[1])
     return found
