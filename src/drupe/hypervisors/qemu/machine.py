@@ -15,6 +15,7 @@ from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, ResourceExh
 from drupe.hypervisors.contract import Device, Disk, Machine, MachineConfig, MachineStatus, Nic, Share
 from drupe.hypervisors.qemu.arguments import ROOT_PORTS
 from drupe.hypervisors.qmp import Qmp
+from drupe.linux.unix_sockets import short_name
 from drupe.rpc.timeouts import timeout
 
 SAVED_STATE = "devices"
@@ -170,7 +171,8 @@ class QemuMachine(Machine):
         if share.socket is None:
             raise Unsupported("9p shares are there from the start or not at all", feature="hotplug-share")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-            sock.connect(str(share.socket))
+            with short_name(share.socket) as name:
+                sock.connect(name)
             await self._qmp.give(f"s-{share.id}", sock.fileno())
         address = {"type": "fd", "data": {"str": f"s-{share.id}"}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
