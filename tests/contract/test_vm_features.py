@@ -15,9 +15,7 @@ from framework.daemon import Daemon
 
 @pytest.fixture(scope="module")
 def daemon(open_daemon: Daemon) -> Daemon:
-    machines.needs_machines()
-    machines.make_root(open_daemon.root)
-    return open_daemon
+    return machines.prepared(open_daemon)
 
 
 @pytest.fixture

@@ -24,9 +24,7 @@ FAILS_WITHIN_S = 30.0  # it takes a second; machines of tests are busy
 
 @pytest.fixture(scope="module")
 def machine_daemon(open_daemon: Daemon) -> Daemon:
-    machines.needs_machines()
-    machines.make_root(open_daemon.root)
-    return open_daemon
+    return machines.prepared(open_daemon)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from drupe.cli.lifecycle import for_each
 from drupe.cli.options import json_option, option, quiet_option, refs
 from drupe.cli.output import ago, human_size, show_list
 from drupe.spec.control import Empty, Ref
-from drupe.spec.units import parse_size
 from drupe.spec.template import TemplateCreate, TemplateInfo
+from drupe.spec.units import parse_size
 
 VERBS: dict[str, Verb] = {
     "create": Verb("templates:create", "Boot a machine and keep it, for pods to start from"),

@@ -60,7 +60,7 @@ class VmSandboxer(Sandboxer):
         self._configs: dict[str, SandboxConfig] = {}
         self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
         self._machines.on_ready = self._follow
-        self._tasks = VmTasks(machines=self._machines, cgroups=cgroups, on_exit=on_exit)
+        self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
         self._watches: dict[str, Watch] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
         self._templating = asyncio.Lock()
@@ -90,7 +90,8 @@ class VmSandboxer(Sandboxer):
         info = await self._make_network(config)
         record.netns = info.netns
         pod = self._machines.add(record)
-        await pod.share.make()
+        if record.shares:
+            await pod.share.make()
         return SandboxInfo(netns=info.netns, pid=info.pid)
 
     async def _plan(self, config: SandboxConfig) -> PodRecord:
@@ -137,7 +138,8 @@ class VmSandboxer(Sandboxer):
         if pod is not None:
             self._unfollow(pod)
             await self._machines.end(pod)
-            await pod.share.remove()
+            if pod.record.shares:
+                await pod.share.remove()
             self._machines.forget(pod)
         if config is not None:
             await drop_namespaces(self._keeper, config)

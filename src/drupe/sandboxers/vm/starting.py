@@ -56,7 +56,7 @@ class Starter:
         with phases("network"):
             joined = await network.join(self._keeper, record.netns)
         with phases("share"):
-            shares = await self._share(pod)
+            shares = await self._share(pod) if record.shares else []
         config = record.machine()
         saved = self.templates.find(record, self.program(config)) if from_template else None
         record.saved = str(saved or "")
@@ -169,7 +169,7 @@ def _setup(record: PodRecord, joined: Sequence[Joined]) -> pb.SetupRequest:
         resolv_conf=_content(directory / "resolv.conf"),
         hosts=_content(directory / "hosts"),
         sysctls=record.sysctls,
-        mounts=[mount],
+        mounts=[mount] if record.shares else [],
         interfaces=network.interfaces_of(joined),
         routes=network.routes_of(joined),
         clock_unix_ns=time.time_ns(),
