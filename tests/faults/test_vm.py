@@ -48,7 +48,7 @@ def pid_of(daemon: Daemon, name: str, program: str) -> int:
 
 def pod_of(daemon: Daemon, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(daemon.command("inspect", "--type", "pod", name, check=True).stdout)[0]
-    return found["status"] | {"id": found["status"].get("id") or found["id"]}
+    return found
 
 
 def fails(daemon: Daemon, name: str) -> str:
