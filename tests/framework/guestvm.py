@@ -134,7 +134,7 @@ class GuestVm:
             "-chardev", f"socket,id=agent,path={self.sock},server=on,wait=off", "-device", "virtio-rng-pci",
             *(word for port in (1, 2, 3) for word in ("-device", f"pcie-root-port,id=port{port},chassis={port}")),
             "-qmp", f"unix:{self.monitor},server=on,wait=off",
-            "-netdev", "user,id=net0", "-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile=",
+            "-netdev", "user,id=net0,ipv6=off", "-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile=",
             *_drive("busybox", disk, readonly=True), *extra,
         ]  # fmt: skip
 
