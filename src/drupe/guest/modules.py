@@ -22,7 +22,7 @@ WAY_TO_DISK = ("virtio_pci", "virtio_mmio", "virtio_blk", "erofs")
 # Loaded whether or not a device asks for them; all others when a device or file system does.
 BOOT: tuple[str, ...] = ()
 LIST = "drupe.list"
-_KEPT_ALIASES = ("virtio:", "pci:", "acpi:", "fs-", "net-pf-", "char-major-", "devname:", "of:", "platform:")
+_KEPT_ALIASES = ("virtio:", "pci:", "acpi*:", "fs-", "net-pf-", "char-major-", "devname:", "of:", "platform:")
 
 
 @dataclass(frozen=True, slots=True)
