@@ -61,6 +61,8 @@ pub fn serve(agent: &Arc<Agent>, reader: &mut impl Read, writer: Box<dyn Write +
         match read_frame(reader) {
             Ok(Some(frame)) => connection.take(frame),
             Ok(None) => break Ok(()),
+            // In the middle of a frame: so ends the line of a host that was killed.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => break Ok(()),
             Err(error) => break Err(error),
         }
     };

@@ -144,7 +144,7 @@ def rm(*, force: bool, names: tuple[str, ...]) -> int:
             remove(_root(), name, force=force)
         except DrupeError as error:
             say(str(error), hint=error.hint)
-            worst = worst or exit_code(error)
+            worst = worst or (1 if error.exit_code == DrupeError.exit_code else exit_code(error))
         else:
             sys.stdout.write(f"{name}\n")
     return worst

@@ -11,6 +11,7 @@ from drupe.errors import HelperFailed, InvalidArgument, NotFound
 from drupe.guest import helpers
 
 DEFAULT_PACKAGE = "linux-image-cloud-amd64"
+_HEADER_BYTES = 0x210  # of a bzImage, up to the offset of its version
 _NO_APT = "give a kernel by --kernel FILE --modules DIRECTORY"
 _LIKE_IMAGE = re.compile(r"linux-image-[0-9][a-z0-9.+-]*")
 
@@ -26,11 +27,16 @@ class Kernel:
 
 
 def given(image: Path, modules: Path | None) -> Kernel:
-    """A kernel of the user's. modules: its directory, named by the release. Raises NotFound."""
+    """A kernel of the user's. modules: its directory, named by the release. Raises NotFound,
+    InvalidArgument."""
     if not image.is_file():
         raise NotFound(f"there is no kernel {image}")
     if modules is not None and not modules.is_dir():
         raise NotFound(f"there is no directory {modules}")
+    with image.open("rb") as file:
+        begin = file.read(_HEADER_BYTES)
+    if begin[0x202:0x206] != b"HdrS" and not begin.startswith(b"\x7fELF"):
+        raise InvalidArgument(f"{image} is no kernel", hint="a bzImage or a vmlinux")
     release = modules.name if modules is not None else _release_of(image)
     return Kernel(image, modules, release, str(image))
 
@@ -75,7 +81,10 @@ def _concrete(package: str) -> str:
         return package
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", package):
         raise InvalidArgument(f"{package!r} is no name of a package")
-    said = helpers.run(["apt-cache", "depends", "--important", package], hint=_NO_APT).decode()
+    try:
+        said = helpers.run(["apt-cache", "depends", "--important", package], hint=_NO_APT).decode()
+    except HelperFailed:
+        said = ""
     names = [word for word in said.split() if _LIKE_IMAGE.fullmatch(word)]
     if not names:
         raise NotFound(f"no kernel package {package} is known", hint="apt-get update, or give one by --kernel FILE")
