@@ -17,6 +17,8 @@ iproute2                   ip
 catatonit                  catatonit
 erofs-utils                mkfs.erofs
 containernetworking-plugins /usr/lib/cni/bridge
+qemu-system-x86            qemu-system-x86_64
+qemu-system-common         /usr/lib/qemu/virtiofsd
 '
 TEST_PACKAGES='
 skopeo                     skopeo
@@ -177,6 +179,18 @@ set_up_guests() { # WebAssembly programs for the tests, outside of the clone; by
         cargo fetch --quiet --locked --manifest-path tests/wasm/adapter/Cargo.toml
 }
 
+set_up_machines() { # the guest image for the tests, outside of the clone, by what it is made of (tests/framework/machines.py)
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/machines home build
+    home=$cache/$(cat src/drupe/_bin/drupe-agent src/drupe/guest/*.py | sha256sum | cut -c1-16)
+    [ ! -e "$home/guests/default" ] || return 0
+    mkdir -p "$home"
+    find "$cache" -mindepth 1 -maxdepth 1 -type d -mtime +7 -exec rm -rf {} +
+    say "building the guest image for the tests"
+    build=(env DRUPE_ROOT="$home" .venv/bin/python -m drupe guest build --quiet)
+    { "${build[@]}" || { apt-get update -qq && "${build[@]}"; }; } >"$home/log" 2>&1 ||
+        say "no tests of machines: no guest image can be built ($(head -n 1 "$home/log"))"
+}
+
 packages=$RUN_PACKAGES
 [ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
 set_up_packages "$packages"
@@ -186,5 +200,5 @@ peers=$!
 set_up_venv
 set_up_bytecode
 scripts/build-native.sh
-[ "${1:-}" != --tests ] || set_up_guests
+[ "${1:-}" != --tests ] || { set_up_guests; set_up_machines; }
 wait "$peers"

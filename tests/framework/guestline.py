@@ -67,3 +67,18 @@ class Line:
             data += part.data
             if part.end:
                 return data
+
+    async def copy_in(self, container: str, path: str, tar: bytes) -> None:
+        """Unpack a tar stream in a directory of a container."""
+        async with self.client.stream(GUEST, "CopyIn", Empty, timeout_s=60) as stream:
+            await stream.send(pb.CopyChunk(id=container, path=path))
+            for begin in range(0, len(tar), 100_000):
+                await stream.send(pb.CopyChunk(data=tar[begin : begin + 100_000]))
+            await stream.end()
+            await stream.result()
+
+    async def copy_out(self, container: str, path: str) -> bytes:
+        """A file or tree of a container as a tar stream."""
+        request = pb.CopyOutRequest(id=container, path=path)
+        async with self.client.stream(GUEST, "CopyOut", pb.CopyChunk, request, timeout_s=60) as stream:
+            return b"".join([chunk.data async for chunk in stream])

@@ -32,6 +32,7 @@ ALLOWED_SUBPROCESS: dict[str, str] = {
     "cli/warm.py": "forks for each command; it has one thread and is not the daemon",
     "sandboxers/wasm/zygote.py": "a process of its own, whose work is to fork",
     "sandboxers/wasm/probe.py": "a program of its own: the doctor's probe of the wasm kind",
+    "guest/helpers.py": "mkfs.erofs, apt-get, dpkg and compressors for a guest image, in the client's process",
     "images/erofs.py": "mkfs.erofs for an image on demand, in its worker thread",
     "images/registry_auth.py": "credential helpers, before a pull or push, in its worker thread",
 }

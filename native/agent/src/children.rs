@@ -63,7 +63,7 @@ pub fn start_reaper(agent: &Arc<Agent>) -> io::Result<()> {
     std::thread::Builder::new().name("reaper".into()).stack_size(64 << 10).spawn(work).map(|_| ())
 }
 
-fn wait_readable(fd: &impl AsFd) {
+pub fn wait_readable(fd: &impl AsFd) {
     use rustix::event::{poll, PollFd, PollFlags};
     let _ = poll(&mut [PollFd::new(fd, PollFlags::IN)], None);
 }

@@ -6,7 +6,7 @@ use crate::proto::wellknown::Empty;
 use crate::server::{decode, unary, Call, Outcome};
 use crate::streams::Patience;
 use crate::{
-    bundle, clock, devices, freeze, lifecycle, links, mounts, online, processes, renew, routes, setup, shutdown,
+    bundle, clock, copy, devices, freeze, lifecycle, links, mounts, online, processes, renew, routes, setup, shutdown,
 };
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub const NAME: &str = "drupe.guest.v1.Guest";
 pub const PROTOCOL: u32 = 1;
 /// What came after the first version of the protocol.
-const FEATURES: [&str; 3] = ["cgroup2", "freeze", "overlay"];
+const FEATURES: [&str; 5] = ["cgroup2", "copy", "freeze", "mount-inside", "overlay"];
 
 impl Call {
     pub fn patience(&self) -> Patience<'_> {
@@ -36,12 +36,10 @@ pub fn call(call: &Call, method: &str, payload: &[u8]) -> Reply<Outcome> {
         "ReadOutput" => unary(payload, |request| read_output(call, &request)),
         "WriteInput" => unary(payload, |request| write_input(call, &request)),
         "Events" => events(call, &decode(payload)?),
-        "Mount" => unary(payload, |request: MountRequest| {
-            mounts::mount(&call.agent, &request.mount.unwrap_or_default(), &call.patience()).map(|()| Empty {})
-        }),
-        "Unmount" => unary(payload, |request: UnmountRequest| {
-            mounts::unmount_below(Path::new(&request.target)).map(|()| Empty {})
-        }),
+        "CopyIn" => copy::copy_in(call),
+        "CopyOut" => copy::copy_out(call, &decode(payload)?),
+        "Mount" => unary(payload, |request: MountRequest| mount(call, &request)),
+        "Unmount" => unary(payload, |request: UnmountRequest| unmount(call, &request)),
         "AwaitDevice" => unary(payload, |request| await_device(call, &request)),
         "Processes" => unary(payload, |request: ProcessesRequest| {
             processes::of(&call.agent, &request.id).map(|processes| ProcessesResponse { processes })
@@ -121,6 +119,23 @@ fn events(call: &Call, request: &EventsRequest) -> Reply<Outcome> {
             }
         }
     }
+}
+
+fn mount(call: &Call, request: &MountRequest) -> Reply<Empty> {
+    let wanted = request.mount.clone().unwrap_or_default();
+    if request.id.is_empty() {
+        return mounts::mount(&call.agent, &wanted, &call.patience()).map(|()| Empty {});
+    }
+    let pid = lifecycle::living(&call.agent, &request.id)?;
+    mounts::mount_inside(&call.agent, pid, &wanted, &call.patience()).map(|()| Empty {})
+}
+
+fn unmount(call: &Call, request: &UnmountRequest) -> Reply<Empty> {
+    if request.id.is_empty() {
+        return mounts::unmount_below(Path::new(&request.target)).map(|()| Empty {});
+    }
+    let pid = lifecycle::living(&call.agent, &request.id)?;
+    mounts::unmount_inside(pid, &request.target).map(|()| Empty {})
 }
 
 fn await_device(call: &Call, request: &AwaitDeviceRequest) -> Reply<AwaitDeviceResponse> {

@@ -148,6 +148,14 @@ pub fn signal_pid(pid: u32, signal: u32) -> Reply<()> {
     }
 }
 
+/// The pid of a container's first process. FailedPrecondition when it has none.
+pub fn living(agent: &Agent, id: &str) -> Reply<u32> {
+    agent.with(id, |container| match container.init().is_alive() {
+        true => Ok(container.init().pid),
+        false => Err(wrong_state(format!("container {id} does not run"))),
+    })
+}
+
 /// Adds a container whose bundle is ready.
 pub fn add(agent: &Agent, id: &str, container: Container) {
     agent.change(|state| state.containers.insert(id.into(), container));

@@ -11,6 +11,7 @@ mod children;
 mod cidr;
 mod clock;
 mod container;
+mod copy;
 mod crun;
 mod devices;
 mod diag;
@@ -19,6 +20,7 @@ mod fault;
 mod freeze;
 mod guest;
 mod init;
+mod inside;
 mod lifecycle;
 mod link;
 mod links;
@@ -27,6 +29,7 @@ mod mounts;
 mod netlink;
 mod online;
 mod oom;
+mod pidns;
 mod pool;
 mod processes;
 mod proto;
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
             println!("drupe-agent {} (protocol {})", env!("CARGO_PKG_VERSION"), guest::PROTOCOL);
             return ExitCode::SUCCESS;
         }
+        Some(pidns::WORD) => pidns::hold(),
         Some("--service") => parse(&words[2..]).and_then(|options| serve(&options, false)),
         _ if std::process::id() == 1 => be_init(),
         _ => Err(fault::invalid("as what? I am not PID 1")),

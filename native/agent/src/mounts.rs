@@ -1,11 +1,14 @@
 //! mount(2) as the host words it.
 
 use crate::agent::Agent;
-use crate::devices;
-use crate::fault::{invalid, During, Reply};
+use crate::fault::{invalid, wrong_state, During, Reply};
 use crate::proto::guest::GuestMount;
 use crate::streams::Patience;
+use crate::{devices, inside};
 use libc::c_ulong;
+use rustix::fs::CWD;
+use rustix::mount::{open_tree, OpenTreeFlags};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -99,6 +102,37 @@ fn make_target(target: &Path, is_file: bool) -> Reply<()> {
         std::fs::write(target, "").during(|| format!("cannot make {}", target.display()))?;
     }
     Ok(())
+}
+
+/// Mounts in a container that lives: made here, and then moved into its mounts.
+pub fn mount_inside(agent: &Agent, pid: u32, wanted: &GuestMount, patience: &Patience) -> Reply<()> {
+    let here = agent.place.run.join("inside").join(wanted.target.trim_matches('/').replace('/', "-"));
+    let target = here.to_string_lossy().into_owned();
+    mount(agent, &GuestMount { target, ..wanted.clone() }, patience)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, &here, flags).during(|| format!("cannot take {}", here.display()));
+    let moved = tree.and_then(|tree| {
+        inside::run(pid, || {
+            let target = Path::new(&wanted.target);
+            make_target(target, here_is_file(&tree))?;
+            drupe_sys::mount::move_mount(&tree, target).during(|| format!("cannot mount at {}", wanted.target))
+        })
+    });
+    let cleared = unmount_below(&here);
+    let _ = std::fs::remove_dir(&here).or_else(|_| std::fs::remove_file(&here));
+    moved.and(cleared)
+}
+
+fn here_is_file(tree: &impl AsFd) -> bool {
+    rustix::fs::fstat(tree).is_ok_and(|stat| !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+}
+
+/// Unmounts in a container that lives. FailedPrecondition while something there uses it.
+pub fn unmount_inside(pid: u32, target: &str) -> Reply<()> {
+    inside::run(pid, || match drupe_sys::mount::umount(Path::new(target), 0) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(wrong_state(format!("{target} is in use"))),
+        result => result.during(|| format!("cannot unmount {target}")),
+    })
 }
 
 /// Unmounts all that is mounted at or below `top`, last first.

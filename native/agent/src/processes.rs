@@ -72,11 +72,11 @@ fn field(text: &str, key: &str) -> u64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
-/// `pid` and all that descends from it: by parents, and by its session, in which orphans stay.
-pub fn offspring(cgroup: &Cgroup, pid: u32) -> BTreeSet<u32> {
+/// `known` and all that descends from them: by parents, and by their sessions, in which orphans stay.
+pub fn offspring(cgroup: &Cgroup, known: &BTreeSet<u32>) -> BTreeSet<u32> {
     let stat = |pid: u32| Stat::parse(&read_to_string(format!("/proc/{pid}/stat")).ok()?);
     let all: Vec<(u32, Stat)> = cgroup.pids().into_iter().filter_map(|pid| Some((pid, stat(pid)?))).collect();
-    let mut found = BTreeSet::from([pid]);
+    let mut found = known.clone();
     loop {
         let is_ours = |stat: &Stat| found.contains(&stat.parent) || found.contains(&stat.session);
         let more: BTreeSet<u32> = all.iter().filter(|(_, stat)| is_ours(stat)).map(|(pid, _)| *pid).collect();

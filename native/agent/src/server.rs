@@ -24,6 +24,7 @@ pub struct Call {
     pub link: Arc<Link>,
     pub stream: u32,
     pub deadline: Option<Instant>,
+    #[allow(dead_code, reason = "of CopyIn, which is to come")]
     pub inbox: Mutex<Receiver<Vec<u8>>>,
 }
 

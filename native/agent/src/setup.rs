@@ -5,7 +5,7 @@ use crate::fault::{invalid, wrong_state, During, Reply};
 use crate::proto::guest::{GuestMount, SetupRequest};
 use crate::proto::wellknown::Empty;
 use crate::server::Call;
-use crate::{clock, links, mounts, routes};
+use crate::{clock, links, mounts, pidns, routes};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,6 +18,9 @@ pub fn set_up(call: &Call, request: &SetupRequest) -> Reply<Empty> {
     add_entropy(&request.entropy)?;
     name(agent, request)?;
     set_sysctls(&request.sysctls)?;
+    if request.share_pid && agent.state().pod_pid.is_none() {
+        agent.state().pod_pid = Some(pidns::start(agent)?);
+    }
     mount_shm(call, request.shm_size_bytes)?;
     for mount in &request.mounts {
         mounts::mount(agent, mount, &call.patience())?;
@@ -47,17 +50,12 @@ pub fn set_hostname(name: &str) -> Reply<()> {
     rustix::system::sethostname(name.as_bytes()).during(|| format!("cannot set the host name {name:?}"))
 }
 
-/// Of the guest, and for the containers that bind it.
+/// Of the guest, whose /etc/machine-id is a link to it, and for the containers that bind it.
 pub fn put_machine_id(agent: &Agent, id: &str) -> Reply<()> {
     if id.is_empty() {
         return Ok(());
     }
-    let text = format!("{id}\n");
-    put_file(agent, "machine-id", text.as_bytes())?;
-    if agent.place.owns_machine {
-        std::fs::write("/etc/machine-id", text).during(|| "cannot write /etc/machine-id")?;
-    }
-    Ok(())
+    put_file(agent, "machine-id", format!("{id}\n").as_bytes())
 }
 
 /// In place: containers have the file itself bound.

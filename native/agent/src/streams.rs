@@ -109,7 +109,7 @@ impl Streams {
         let copy = || master.try_clone().during(|| "cannot duplicate the terminal");
         drupe_sys::fd::set_nonblocking(&master).during(|| "terminal")?;
         self.input.lock().unwrap().sink = Some(copy()?);
-        self.outputs[0].lock().unwrap().source = Some(copy()?);
+        *self.outputs[0].lock().unwrap() = Output { source: Some(copy()?), ..Output::default() };
         self.outputs[1].lock().unwrap().is_ended = true;
         let _ = self.terminal.set(master);
         Ok(())

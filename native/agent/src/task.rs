@@ -141,10 +141,7 @@ fn freeze(call: &Call, id: &str, frozen: bool) -> Reply<Empty> {
 fn kill(call: &Call, request: &KillRequest) -> Reply<Empty> {
     call.agent.with(&request.id, |container| {
         if request.all && request.exec_id != INIT {
-            let process = container.process(&request.exec_id)?;
-            lifecycle::signal(process, request.signal)?;
-            let pid = process.pid;
-            kill_offspring(container, pid, request.signal)?;
+            kill_tree(container, &request.exec_id, request.signal)?;
         } else if request.all {
             kill_all(container, request.signal)?;
         } else {
@@ -165,15 +162,22 @@ fn kill_all(container: &Container, signal: u32) -> Reply<()> {
     Ok(())
 }
 
-/// What an exec has started, which may start more while it is looked at.
-fn kill_offspring(container: &Container, pid: u32, signal: u32) -> Reply<()> {
-    let mut told = BTreeSet::from([pid]);
+/// An exec and what it has started, which may start more while it is looked at. Looked for before the first of them ends:
+/// children of one that has are anybody's.
+fn kill_tree(container: &mut Container, exec_id: &str, signal: u32) -> Reply<()> {
+    let process = container.process(exec_id)?;
+    let mut known = BTreeSet::from([process.pid]);
+    if !process.is_alive() {
+        return lifecycle::signal(process, signal);
+    }
+    let mut told = BTreeSet::new();
     for _ in 0..MAX_ROUNDS {
-        let new: Vec<u32> = processes::offspring(&container.cgroup, pid).difference(&told).copied().collect();
+        known = processes::offspring(&container.cgroup, &known);
+        let new: Vec<u32> = known.difference(&told).copied().collect();
         if new.is_empty() {
-            return Ok(());
+            break;
         }
-        new.iter().try_for_each(|pid| lifecycle::signal_pid(*pid, signal))?;
+        new.iter().rev().try_for_each(|pid| lifecycle::signal_pid(*pid, signal))?;
         told.extend(new);
     }
     Ok(())
@@ -192,10 +196,7 @@ fn wait(call: &Call, request: &WaitRequest) -> Reply<WaitResponse> {
 
 fn update(call: &Call, request: UpdateTaskRequest) -> Reply<Empty> {
     let Any { value, .. } = request.resources.unwrap_or_default();
-    call.agent.with(&request.id, |container| match container.init().is_alive() {
-        true => Ok(()),
-        false => Err(wrong_state(format!("container {} does not run", request.id))),
-    })?;
+    lifecycle::living(&call.agent, &request.id)?;
     crun::update(&call.agent, &request.id, &value)?;
     Ok(Empty {})
 }

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from drupe.errors import HelperFailed, InvalidArgument, NotFound
+from drupe.guest import helpers
 
 DEFAULT_PACKAGE = "linux-image-cloud-amd64"
-_DOWNLOAD_S = 600
+_HEADER_BYTES = 0x210  # of a bzImage, up to the offset of its version
+_NO_APT = "give a kernel by --kernel FILE --modules DIRECTORY"
 _LIKE_IMAGE = re.compile(r"linux-image-[0-9][a-z0-9.+-]*")
 
 
@@ -28,11 +27,16 @@ class Kernel:
 
 
 def given(image: Path, modules: Path | None) -> Kernel:
-    """A kernel of the user's. modules: its directory, named by the release. Raises NotFound."""
+    """A kernel of the user's. modules: its directory, named by the release. Raises NotFound,
+    InvalidArgument."""
     if not image.is_file():
         raise NotFound(f"there is no kernel {image}")
     if modules is not None and not modules.is_dir():
         raise NotFound(f"there is no directory {modules}")
+    with image.open("rb") as file:
+        begin = file.read(_HEADER_BYTES)
+    if begin[0x202:0x206] != b"HdrS" and not begin.startswith(b"\x7fELF"):
+        raise InvalidArgument(f"{image} is no kernel", hint="a bzImage or a vmlinux")
     release = modules.name if modules is not None else _release_of(image)
     return Kernel(image, modules, release, str(image))
 
@@ -77,7 +81,10 @@ def _concrete(package: str) -> str:
         return package
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", package):
         raise InvalidArgument(f"{package!r} is no name of a package")
-    said = _run(["apt-cache", "depends", "--important", package], cwd=Path("/"))
+    try:
+        said = helpers.run(["apt-cache", "depends", "--important", package], hint=_NO_APT).decode()
+    except HelperFailed:
+        said = ""
     names = [word for word in said.split() if _LIKE_IMAGE.fullmatch(word)]
     if not names:
         raise NotFound(f"no kernel package {package} is known", hint="apt-get update, or give one by --kernel FILE")
@@ -85,34 +92,9 @@ def _concrete(package: str) -> str:
 
 
 def _unpack(name: str, scratch: Path) -> None:
-    _run(["apt-get", "download", "-qq", name], cwd=scratch)
+    argv = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", name]
+    helpers.run(argv, hint=_NO_APT, cwd=scratch)
     packages = list(scratch.glob("*.deb"))
     if not packages:
         raise HelperFailed(f"apt-get downloaded no package {name}", stage="download")
-    _run(["dpkg", "-x", str(packages[0]), "tree"], cwd=scratch)
-
-
-def _run(argv: list[str], *, cwd: Path) -> str:
-    """What a program of Debian's says. Raises HelperFailed, NotFound."""
-    if shutil.which(argv[0]) is None:
-        raise NotFound(f"no program {argv[0]}", hint="give a kernel by --kernel FILE --modules DIR")
-    env = os.environ | {"LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            argv,
-            cwd=cwd,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=_DOWNLOAD_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        raise HelperFailed(f"{' '.join(argv[:2])} took longer than {_DOWNLOAD_S} s", stage="download") from None
-    if done.returncode != 0:
-        words = done.stderr.strip().splitlines()
-        raise HelperFailed(
-            f"{' '.join(argv)} failed", cause=words[-1] if words else "", stage="download", hint="apt-get update"
-        )
-    return done.stdout
+    helpers.run(["dpkg", "-x", str(packages[0]), "tree"], hint=_NO_APT, cwd=scratch)

@@ -1,7 +1,7 @@
 """The files of a guest's root, in memory and in order, and the archive the kernel unpacks (cpio "newc").
 
-Documentation/driver-api/early-userspace/buffer-format.rst of the kernel. Times are 0 and inodes are counted, so that the
-same tree is the same bytes.
+Documentation/driver-api/early-userspace/buffer-format.rst of the kernel. Times are 0 and inodes are counted, so that
+the same tree is the same bytes.
 """
 
 from __future__ import annotations

@@ -14,9 +14,8 @@ VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no
 
 
 class PodRecord(Record, kw_only=True):
-    """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. event: number of the
-    last of the agent's events that was told. saved: directory of the saved machine it started from. failed: why it is
-    lost. phases_ms: of its start. notes: what of its network is
+    """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
+    the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
     not as usual."""
 
     id: str
@@ -39,7 +38,6 @@ class PodRecord(Record, kw_only=True):
     sysctls: dict[str, str] = {}
     started: bool = False
     paused: bool = False
-    event: int = 0
     saved: str = ""
     failed: str = ""
     notes: list[str] = []
@@ -60,6 +58,11 @@ class PodRecord(Record, kw_only=True):
         return self.home / "share"
 
     @property
+    def shares(self) -> bool:
+        """Whether it has a shared directory."""
+        return self.rootfs == "virtiofs"
+
+    @property
     def leaf(self) -> str:
         """The cgroup of the programs that run the machine."""
         return f"{self.cgroup}/vm"
@@ -78,7 +81,7 @@ class PodRecord(Record, kw_only=True):
             memory_max_bytes=self.memory_max_bytes,
             accelerator=self.accelerator,
             machine_type=self.machine_type,
-            shared_memory=self.rootfs == "virtiofs",
+            shared_memory=self.shares,
             **more,
         )
 

@@ -18,13 +18,14 @@ import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
+from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.containerd import task_v3_pb2 as tasks_pb
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit, TaskService, TaskState
-from drupe.sandboxers.vm import counters
+from drupe.sandboxers.vm import counters, roots
 from drupe.sandboxers.vm.attachments import VmAttachment
-from drupe.sandboxers.vm.ends import killed, lost, of_event, write_exit_file
+from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, write_exit_file
 from drupe.sandboxers.vm.failures import explain, gone
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
@@ -36,6 +37,7 @@ from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
 _STREAM = "agent"
 _SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/{}"
+_UNPLUGS_WITHIN_S = 5.0
 _HARMLESS = (0, 17, 18, 23, 28)  # signals that do nothing by default: CHLD, CONT, URG, WINCH
 
 
@@ -44,7 +46,8 @@ class VmTasks(TaskService):
 
     binds_until: ClassVar[str] = "create"
 
-    def __init__(self, *, machines: Machines, cgroups: Cgroups, on_exit: OnExit) -> None:
+    def __init__(self, *, keeper: Keeper, machines: Machines, cgroups: Cgroups, on_exit: OnExit) -> None:
+        self._keeper = keeper
         self._machines = machines
         self._cgroups = cgroups
         self._on_exit = on_exit
@@ -74,7 +77,10 @@ class VmTasks(TaskService):
             id=task.id, sandbox=task.sandbox, cgroup=task.cgroup, bundle=str(task.bundle), tty=task.tty,
             stdin=task.stdin, log=task.log, exit_file=str(task.exit_file), guest=task.id,
         )  # fmt: skip
-        root, binds = await pod.share.add(task.id, task.oci)
+        if pod.record.shares:
+            root, binds = await pod.share.add(task.id, task.oci)
+        else:
+            root, binds = "/", await roots.make(self._keeper, record.guest, pod.record.home, task.oci)
         config = adapted(task.oci, guest=record.guest, root=root, binds=binds)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         (task.bundle / "guest.json").write_bytes(msgspec.json.encode(config))
@@ -115,9 +121,12 @@ class VmTasks(TaskService):
         if record.made:
             return
         config = (Path(record.bundle) / "guest.json").read_bytes()
-        put = await pod.agent.guest(
-            "PutBundle", pb.PutBundleRequest(id=record.guest, config_json=config), pb.PutBundleResponse
-        )
+        bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
+        if not pod.record.shares:
+            disk = roots.disk_of(record.guest, pod.record.home)
+            await pod.require().add(disk)
+            roots.plan(bundle, disk, read_only=json.loads(config)["root"].get("readonly", False))
+        put = await pod.agent.guest("PutBundle", bundle, pb.PutBundleResponse)
         record.made = True
         record.save()
         request = tasks_pb.CreateTaskRequest(
@@ -166,11 +175,21 @@ class VmTasks(TaskService):
                 with contextlib.suppress(DrupeError):
                     await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
                 await self._unmake(pod, record)
-            await pod.share.drop(task_id)
+            await self._drop_root(pod, record)
         for path in Path(record.bundle).glob("streams*.json"):
             path.unlink(missing_ok=True)
         for name in ("vm.json", "guest.json"):
             (Path(record.bundle) / name).unlink(missing_ok=True)
+
+    async def _drop_root(self, pod: VmPod, record: TaskRecord) -> None:
+        if pod.record.shares:
+            await pod.share.drop(record.id)
+            return
+        disk = roots.disk_of(record.guest, pod.record.home)
+        if pod.machine is not None and not pod.record.paused:
+            with contextlib.suppress(DrupeError):  # its file goes anyhow
+                await pod.machine.remove(disk.id, timeout_s=_UNPLUGS_WITHIN_S)
+        disk.path.unlink(missing_ok=True)
 
     # -- execs ------------------------------------------------------------------------------------------------------
 
@@ -319,10 +338,9 @@ class VmTasks(TaskService):
             return {record.id: TaskState(record.id, 0, started=True, exit=status)}
         end = await self.recovered(pod, record)
         found = {record.id: TaskState(record.id, pod.pids[VMM], started=True, exit=end)}
-        for exec_id, pid in list(record.execs.items()):
-            if end is None and await self.recovered_exec(pod, record, exec_id):
-                key = f"{record.id}.{exec_id}"
-                found[key] = TaskState(key, pid, started=True, exit=None)
+        for exec_id, pid in list(record.execs.items()) if end is None else ():
+            if (state := await self.recovered_exec(pod, record, exec_id, pid)) is not None:
+                found[state.id] = state
         return found
 
     async def recovered(self, pod: VmPod, record: TaskRecord) -> ExitStatus | None:
@@ -334,23 +352,26 @@ class VmTasks(TaskService):
         if found.status != counters.STOPPED:
             return None
         await streams.finish()
-        at = found.exited_at.seconds + found.exited_at.nanos / 1e9
-        record.exit = of_event(pb.Exit(status=found.exit_status, at_unix_ns=round(at * 1e9)))
+        record.exit = of_state(found)
         record.save()
         write_exit_file(Path(record.exit_file), record.id, record.exit)
         return record.exit
 
-    async def recovered_exec(self, pod: VmPod, record: TaskRecord, exec_id: str) -> bool:
-        """The same of an exec: whether it lives."""
+    async def recovered_exec(self, pod: VmPod, record: TaskRecord, exec_id: str, pid: int) -> TaskState | None:
+        """The same of an exec; None when the guest does not know it."""
         state = tasks_pb.StateRequest(id=record.guest, exec_id=exec_id)
+        key = f"{record.id}.{exec_id}"
         try:
             found = await pod.agent.task("State", state, tasks_pb.StateResponse)
-        except DrupeError:
+        except NotFound:
             record.execs.pop(exec_id, None)
-            return False
+            return None
+        if found.status == counters.STOPPED:
+            await self._forget_exec(pod, record, exec_id)
+            return TaskState(key, pid, started=True, exit=of_state(found))
         streams = self._streams[record.id, exec_id] = self._streams_of(pod, record, exec_id, tty=found.terminal)
         streams.begin()
-        return bool(found.status != counters.STOPPED)
+        return TaskState(key, pid, started=True, exit=None)
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -437,7 +458,12 @@ class VmTasks(TaskService):
 
     def hidden(self, task_id: str) -> Collection[str]:
         record = self._records.get(task_id)
-        config = {} if record is None else json.loads((Path(record.bundle) / "config.json").read_text())
+        if record is None:
+            return ()
+        pod = self._machines.find(record.sandbox)
+        if pod is not None and not pod.record.shares:
+            return ("/",)
+        config = json.loads((Path(record.bundle) / "config.json").read_text())
         return [mount["destination"] for mount in config.get("mounts", ()) if not brings(mount)]
 
     # -- inner ------------------------------------------------------------------------------------------------------
