@@ -96,13 +96,13 @@ title 'A time limit ends what ignores every signal'
 show drupe run --rm --network none --timeout 500ms busybox sh -c "trap '' TERM INT; while :; do :; done"
 expect 'its time was up' 137
 
-title 'A pod in a machine of its own: another kernel answers (slow where KVM is of no use)'
-show drupe guest build --quiet; expect ''
-show drupe run --sandbox vm --rm busybox uname -sr; expect 'Linux 6.1'
-
 title 'What happened, and what can run here'
 show bash -c "drupe events --no-follow --since ${SECONDS}s | grep -v memory_pressure | tail -n 20"; expect oom
 show drupe doctor; expect runc
+
+title 'A pod in a machine of its own: another kernel answers (slow where KVM is of no use)'
+show drupe guest build --quiet; expect ''
+show drupe run --sandbox vm --rm busybox uname -sr; expect 'Linux 6.1'
 
 title 'Every kind of sandbox that this host can run, from one list of images; and which one is the strongest here'
 show scripts/demo-kinds.py; expect runc

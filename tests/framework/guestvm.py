@@ -123,18 +123,18 @@ class GuestVm:
         self.booted_s = time.monotonic() - started
 
     def _argv(self, image: guest.Guest, disk: Path, extra: tuple[str, ...]) -> list[str]:
-        root = ["-initrd", str(image.initrd)] if image.initrd else _drive("root", image.rootfs or Path(), readonly=True)
+        root = _drive(guest.ROOT_SERIAL, image.rootfs, readonly=True) if image.rootfs else []
+        append = "console=ttyS0 quiet panic=-1" + (f" drupe.root={guest.ROOT_SERIAL}" if image.rootfs else "")
         return [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-M", "q35,usb=off,sata=off,smbus=off,graphics=off,accel=tcg", "-cpu", "max",
             "-smp", "1,sockets=2,cores=1,threads=1,maxcpus=2", "-m", f"{MEMORY},slots=2,maxmem=1G",
-            "-kernel", str(image.kernel), "-append", "console=ttyS0 quiet panic=-1", *root,
-            "-serial", "stdio",
+            "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", append, *root, "-serial", "stdio",
             "-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,chardev=agent,name=drupe.agent",
             "-chardev", f"socket,id=agent,path={self.sock},server=on,wait=off", "-device", "virtio-rng-pci",
             *(word for port in (1, 2, 3) for word in ("-device", f"pcie-root-port,id=port{port},chassis={port}")),
             "-qmp", f"unix:{self.monitor},server=on,wait=off",
-            "-netdev", "user,id=net0", "-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile=",
+            "-netdev", "user,id=net0,ipv6=off", "-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile=",
             *_drive("busybox", disk, readonly=True), *extra,
         ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from drupe import guest
 from drupe.errors import DrupeError
 from drupe.sandboxers.vm.share import find_virtiofsd
 from framework import probes
+from framework.daemon import Daemon
 from framework.guests import cache
 
 PACKAGE = Path(guest.__file__).parents[1]
@@ -39,3 +40,11 @@ def needs_machines() -> None:
         guest.find(built())
     except DrupeError as error:
         pytest.skip(f"{error.message} (scripts/setup.sh --tests)")
+
+
+def prepared(daemon: Daemon) -> Daemon:
+    """A daemon whose pods without limits start from a template. Skips where there are no machines."""
+    needs_machines()
+    make_root(daemon.root)
+    daemon.command("template", "create", check=True)
+    return daemon

@@ -72,7 +72,7 @@ def listening(path: Path) -> Iterator[int]:
 
 def virtiofsd(path: Path, shared: Path) -> subprocess.Popen[bytes]:
     """Serves a directory to one machine, at a socket."""
-    options = ["-o", f"source={shared}", "-o", "cache=auto", "-o", "sandbox=none", "-o", "log_level=err"]
+    options = ["-o", f"source={shared}", "-o", "cache=auto", "-o", "sandbox=namespace", "-o", "log_level=err"]
     with listening(path) as fd:
         argv = handed_on([fd], [find_virtiofsd(), "--fd=3", *options])
         return subprocess.Popen(argv, pass_fds=[fd], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -89,7 +89,7 @@ def make_disk(path: Path, root: Path) -> Path:
 def make_root(root: Path) -> Path:
     """A root with a shell, for a container or a disk."""
     (root / "bin").mkdir(parents=True)
-    for name in ("proc", "dev", "sys"):
+    for name in ("proc", "dev", "sys", "mnt"):
         (root / name).mkdir()
     busybox = shutil.which("busybox")
     assert busybox
@@ -111,7 +111,7 @@ async def agent_of(config: MachineConfig) -> AsyncIterator[Line]:
 
 async def run_in(line: Line, root: pb.GuestMount, script: str, *, name: str = "c") -> str:
     """What a shell script says in a container of the guest whose root is that mount."""
-    process = {"args": ["/bin/sh", "-c", f"alias b=/bin/busybox; {script}"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
+    process = {"args": ["/bin/sh", "-c", "b() { /bin/busybox \"$@\"; }; " + script], "cwd": "/", "user": {"uid": 0, "gid": 0}}
     config = {
         "ociVersion": "1.0.2", "process": process | {"env": ["PATH=/bin"]}, "root": {"path": "rootfs"},
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},

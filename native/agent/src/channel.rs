@@ -92,11 +92,7 @@ impl Write for Writer {
 fn serve_line(agent: &Arc<Agent>, line: &Arc<OwnedFd>) -> io::Result<()> {
     let mut reader = Marked::new(line.clone());
     loop {
-        match server::serve(agent, &mut reader, Box::new(Writer(line.clone()))) {
-            // A host that went in the middle of a frame is like any other that went.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-            result => result?,
-        }
+        server::serve(agent, &mut reader, Box::new(Writer(line.clone())))?;
         let Some(token) = reader.take_token()? else { return Ok(()) };
         Writer(line.clone()).write_all(&[&mark()[..], &token].concat())?;
     }

@@ -43,7 +43,7 @@ fn find(device: &Device) -> Option<AwaitDeviceResponse> {
     Some(AwaitDeviceResponse { name: base_name(&path), ..AwaitDeviceResponse::default() })
 }
 
-fn find_disk(serial: &str) -> Option<AwaitDeviceResponse> {
+pub fn find_disk(serial: &str) -> Option<AwaitDeviceResponse> {
     let path = entries("/sys/block").into_iter().find(|path| read(&path.join("serial")).as_deref() == Some(serial))?;
     let numbers = read(&path.join("dev"))?;
     let (major, minor) = numbers.split_once(':')?;

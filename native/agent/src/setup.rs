@@ -50,17 +50,12 @@ pub fn set_hostname(name: &str) -> Reply<()> {
     rustix::system::sethostname(name.as_bytes()).during(|| format!("cannot set the host name {name:?}"))
 }
 
-/// Of the guest, and for the containers that bind it.
+/// Of the guest, whose /etc/machine-id is a link to it, and for the containers that bind it.
 pub fn put_machine_id(agent: &Agent, id: &str) -> Reply<()> {
     if id.is_empty() {
         return Ok(());
     }
-    let text = format!("{id}\n");
-    put_file(agent, "machine-id", text.as_bytes())?;
-    if agent.place.owns_machine {
-        std::fs::write("/etc/machine-id", text).during(|| "cannot write /etc/machine-id")?;
-    }
-    Ok(())
+    put_file(agent, "machine-id", format!("{id}\n").as_bytes())
 }
 
 /// In place: containers have the file itself bound.

@@ -4,6 +4,6 @@
 digest below `<root>/guests`; `find` answers which files a machine boots.
 """
 
-from drupe.guest.store import Guest, GuestInfo, find, inspect, listed, remove
+from drupe.guest.store import ROOT_SERIAL, Guest, GuestInfo, find, inspect, listed, remove
 
-__all__ = ["Guest", "GuestInfo", "find", "inspect", "listed", "remove"]
+__all__ = ["ROOT_SERIAL", "Guest", "GuestInfo", "find", "inspect", "listed", "remove"]

@@ -16,7 +16,7 @@ from drupe.guest.kernel import Kernel
 from drupe.guest.store import Form, GuestInfo
 from drupe.guest.tree import Tree, archive
 
-LAYOUT = 1  # goes up when the same inputs shall become another image
+LAYOUT = 2  # goes up when the same inputs shall become another image
 COMPRESSIONS = {"none": (), "lz4": ("lz4", "-l", "-9", "-c"), "zstd": ("zstd", "-19", "-q", "-c")}
 _DIRECTORIES = ("proc", "sys", "dev", "run", "tmp", "etc", "root", "mnt", "var", "usr")
 
@@ -75,6 +75,24 @@ def build(root: Path, plan: Plan, name: str, told: Told = lambda _: None) -> Gue
 
 def collect(plan: Plan) -> tuple[Tree, list[modules.Module]]:
     """The root's files, and the modules among them."""
+    tree = _bare(plan)
+    programs.add_program(tree, plan.runtime, "usr/bin/crun")
+    tree.symlink("bin", "usr/bin")
+    tree.symlink("etc/machine-id", "/run/drupe/etc/machine-id")
+    for file, text in (("passwd", "root:x:0:0:root:/root:/sbin/nologin\n"), ("group", "root:x:0:\n"), ("hosts", "")):
+        tree.file(f"etc/{file}", text.encode())
+    return tree, _add_modules(tree, plan.kernel, (*modules.WANTED, *plan.extra_modules))
+
+
+def _way_to_disk(plan: Plan) -> Tree:
+    """An initramfs with what it takes to find the disk that has the root."""
+    tree = _bare(plan)
+    _add_modules(tree, plan.kernel, modules.WAY_TO_DISK)
+    return tree
+
+
+def _bare(plan: Plan) -> Tree:
+    """The agent, and the directories that it mounts on."""
     tree = Tree()
     for directory in _DIRECTORIES:
         tree.directory(directory, 0o1777 if directory == "tmp" else 0o755)
@@ -84,18 +102,13 @@ def collect(plan: Plan) -> tuple[Tree, list[modules.Module]]:
     for link in ("init", "sbin/init"):
         tree.symlink(link, "/sbin/drupe-agent")
     tree.symlink("sbin/modprobe", "drupe-agent")
-    programs.add_program(tree, plan.runtime, "usr/bin/crun")
-    tree.symlink("bin", "usr/bin")
-    for file, text in (("passwd", "root:x:0:0:root:/root:/sbin/nologin\n"), ("group", "root:x:0:\n"), ("hosts", "")):
-        tree.file(f"etc/{file}", text.encode())
-    return tree, _add_modules(tree, plan)
+    return tree
 
 
-def _add_modules(tree: Tree, plan: Plan) -> list[modules.Module]:
-    kernel = plan.kernel
+def _add_modules(tree: Tree, kernel: Kernel, wanted: Sequence[str]) -> list[modules.Module]:
     if kernel.modules is None:
         return []
-    chosen = modules.choose(kernel.modules, plan.extra_modules)
+    chosen = modules.choose(kernel.modules, wanted)
     top = f"lib/modules/{kernel.release}"
     for module in chosen:
         tree.copy(kernel.modules / module.path, f"{top}/{module.path}")
@@ -114,11 +127,12 @@ def digest_of(plan: Plan, tree: Tree) -> str:
 
 def _pack(plan: Plan, tree: Tree, work: Path, digest: str) -> str:
     """Write the root; the name of its file."""
-    if plan.form == "erofs":
+    on_disk = plan.form == "erofs"
+    if on_disk:
         erofs.write(tree, work / "rootfs.erofs", digest)
-        return "rootfs.erofs"
-    (work / "initrd").write_bytes(_compressed(archive(tree), COMPRESSIONS[plan.compression]))
-    return "initrd"
+    first = _way_to_disk(plan) if on_disk else tree
+    (work / "initrd").write_bytes(_compressed(archive(first), COMPRESSIONS[plan.compression]))
+    return "rootfs.erofs" if on_disk else "initrd"
 
 
 def _compressed(data: bytes, argv: Sequence[str]) -> bytes:
@@ -132,7 +146,7 @@ def _describe(plan: Plan, chosen: Sequence[modules.Module], digest: str, file: P
         kernel_bytes=kernel.image.stat().st_size, root_bytes=file.stat().st_size,
         modules=tuple(module.name for module in chosen),
         built_in=tuple(modules.built_in(kernel.modules)) if kernel.modules else (),
-        compression=plan.compression if plan.form == "initramfs" else "none", created_at=time.time(),
+        compression=plan.compression, created_at=time.time(),
     )  # fmt: skip
 
 

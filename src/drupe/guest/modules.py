@@ -17,6 +17,8 @@ WANTED = (
     "virtio_mem", "virtiofs", "9pnet_virtio", "9p", "overlay", "erofs", "ext4", "vmw_vsock_virtio_transport",
     "pvpanic_pci", "pvpanic_mmio", "ptp_kvm", "tun", "af_packet", "tcp_diag", "udp_diag",
 )  # fmt: skip
+# Of an initramfs whose only work is to find a disk.
+WAY_TO_DISK = ("virtio_pci", "virtio_mmio", "virtio_blk", "erofs")
 # Loaded whether or not a device asks for them; all others when a device or file system does.
 BOOT: tuple[str, ...] = ()
 LIST = "drupe.list"
@@ -33,19 +35,18 @@ class Module:
     aliases: tuple[str, ...]
 
 
-def choose(directory: Path, extra: Iterable[str] = ()) -> list[Module]:
-    """The wanted modules of a kernel's directory (/lib/modules/RELEASE), each after what it needs. Raises
-    InvalidArgument for one of `extra` that it does not have."""
+def choose(directory: Path, wanted: Iterable[str] = WANTED) -> list[Module]:
+    """Modules of a kernel's directory (/lib/modules/RELEASE), each after what it needs. Raises InvalidArgument for one
+    that is neither there nor built in, nor of the usual ones."""
     paths = {_name(path): path for path in sorted(directory.rglob("*.ko"))}
     if not paths and next(directory.rglob("*.ko.*"), None) is not None:
         raise InvalidArgument(f"the modules of {directory} are compressed", hint="give it unpacked ones")
     chosen: dict[str, Module] = {}
-    for name in extra:
-        if _plain(name) not in paths:
-            raise InvalidArgument(f"there is no module {name} below {directory}")
-    for name in (*WANTED, *extra):
+    for name in wanted:
         if _plain(name) in paths:
             _add(_plain(name), paths, directory, chosen)
+        elif name not in WANTED and name not in built_in(directory, [name]):
+            raise InvalidArgument(f"there is no module {name} below {directory}")
     return list(chosen.values())
 
 
@@ -82,13 +83,13 @@ def listing(modules: Iterable[Module], builtin: Iterable[str]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def built_in(directory: Path) -> list[str]:
+def built_in(directory: Path, wanted: Iterable[str] = WANTED) -> list[str]:
     """Those of the wanted modules that the kernel has in itself."""
     try:
         names = {_name(Path(line)) for line in (directory / "modules.builtin").read_text().splitlines()}
     except OSError:
         return []
-    return [name for name in WANTED if _plain(name) in names]
+    return [name for name in wanted if _plain(name) in names]
 
 
 def _name(path: Path) -> str:

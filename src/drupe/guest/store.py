@@ -15,16 +15,18 @@ import msgspec
 from drupe.errors import DataLoss, InvalidArgument, InvalidState, NotFound
 
 DEFAULT = "default"
+ROOT_SERIAL = "drupe-root"
 Form = Literal["initramfs", "erofs"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Guest(NamedTuple):
-    """A guest image's files, and its digest. rootfs: the disk for a kernel that is not given an initrd."""
+    """A guest image's files, and its digest. rootfs: the root, which the machine gets as a disk with the serial
+    `ROOT_SERIAL`, and `drupe.root=` of it on the kernel's command line; None: it is in the initrd."""
 
     kernel: Path
-    initrd: Path | None
+    initrd: Path
     rootfs: Path | None
     digest: str
 
@@ -58,9 +60,11 @@ def find(root: Path, name: str = DEFAULT) -> Guest:
     and DataLoss when files of it are missing."""
     directory = _directory(root, name)
     kernel, initrd, rootfs = (directory / file for file in ("kernel", "initrd", "rootfs.erofs"))
-    if not kernel.exists() or not (initrd.exists() or rootfs.exists()):
+    info = _read(root, directory)
+    needed = [kernel, initrd, *([rootfs] if info.form == "erofs" else [])]
+    if not all(file.exists() for file in needed):
         raise DataLoss(f"guest image {name!r} lacks its files", hint=f"drupe guest build --name {name}")
-    return Guest(kernel, initrd if initrd.exists() else None, rootfs if rootfs.exists() else None, directory.name)
+    return Guest(kernel, initrd, rootfs if info.form == "erofs" else None, directory.name)
 
 
 def inspect(root: Path, name: str) -> GuestInfo:

@@ -21,6 +21,9 @@ from drupe.rpc.timeouts import timeout
 ANSWERS_WITHIN_S = 10.0
 _EVENTS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "STOP", "RESUME")
 
+# The last two: a line without an end, or nested without one, which the library takes no care of.
+_LOST = (ExecInterruptedError, QMPError, OSError, EOFError, ValueError, RecursionError)
+
 
 class Qmp:
     """One connection. Every call raises Unavailable when the monitor has gone, DeadlineExceeded when it hangs,
@@ -88,7 +91,7 @@ class Qmp:
 
     async def close(self) -> None:
         """Hang up. Idempotent."""
-        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+        with contextlib.suppress(*_LOST, TimeoutError):
             async with timeout(ANSWERS_WITHIN_S):
                 await self._client.disconnect()
 
@@ -101,5 +104,5 @@ def _translated(command: str, timeout_s: float) -> Iterator[None]:
         raise DeadlineExceeded(f"the monitor did not answer {command} within {timeout_s:g} s", stage="vmm") from None
     except ExecuteError as error:
         raise HelperFailed(f"the monitor refused {command}", stage="vmm", cause=str(error)) from None
-    except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
+    except _LOST as error:
         raise Unavailable("the monitor of the machine has gone", stage="vmm", cause=str(error)) from None

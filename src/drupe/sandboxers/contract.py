@@ -29,6 +29,7 @@ from drupe.spec.container import LogSpec
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
+from drupe.spec.template import TemplateInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +293,18 @@ class Sandboxer(ABC):
         """Instead of `start`: what `snapshot` wrote goes on in this sandbox, each task from its `start` on. ids: the
         tasks made here to those of the snapshot. Refused by kinds that cannot."""
         raise _no_snapshots(self.kind)
+
+    async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
+        """Start a sandbox as pods like `spec` need it and keep it as it is then; they start from that. cgroup: where
+        it runs meanwhile. Refused by kinds that cannot."""
+        raise Unsupported(f"{self.kind} sandboxes have no templates", kind=self.kind)
+
+    def templates(self) -> list[TemplateInfo]:
+        """Those that are kept."""
+        return []
+
+    def remove_template(self, template_id: str) -> None:  # noqa: B027 most kinds have none
+        """Idempotent."""
 
     @abstractmethod
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:

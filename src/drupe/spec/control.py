@@ -18,6 +18,7 @@ from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.snapshot import Fork, SnapshotCreate, SnapshotInfo, SnapshotList, SnapshotManifest, SnapshotRestore
 from drupe.spec.status import Choice, ContainerStatus, Event, ExitStatus, PodStatus, ProcessInfo, Stats
+from drupe.spec.template import TemplateCreate, TemplateInfo, TemplateList
 
 
 class Empty(Spec):
@@ -519,6 +520,9 @@ _TABLE: tuple[Method, ...] = (
     Method(name="snapshot.inspect", params=Ref, result=SnapshotManifest),
     Method(name="snapshot.restore", params=SnapshotRestore, result=PodStatus),
     Method(name="snapshot.delete", params=Ref, result=Empty),
+    Method(name="template.create", params=TemplateCreate, result=TemplateInfo),
+    Method(name="template.list", params=Empty, result=TemplateList),
+    Method(name="template.delete", params=Ref, result=Empty),
     Method(name="container.create", params=ContainerCreate, result=ContainerStatus),
     Method(name="container.start", params=ContainerStart, result=ContainerStatus, fds=STDIO),
     Method(name="container.stop", params=Stop, result=ContainerStatus),

@@ -119,24 +119,24 @@ def _devices(config: MachineConfig, machine: str) -> list[str]:
     found: list[str] = []
     devices: list[Device] = [*config.disks, *config.nics, *config.shares, *config.host_devices]
     for device in devices:
-        found += cold(device, transport)
+        found += cold(device, transport, config.dir)
     return found
 
 
-def cold(device: Device, transport: str) -> list[str]:
-    """The words for a device that is there from the start."""
+def cold(device: Device, transport: str, home: Path) -> list[str]:
+    """The words for a device that is there from the start. home: the directory that QEMU is started in."""
     if isinstance(device, Disk):
-        return list(_disk(device, transport))
+        return list(_disk(device, transport, home))
     if isinstance(device, Nic):
-        return list(_nic(device, transport))
+        return list(_nic(device, transport, home))
     if isinstance(device, Share):
-        return list(_share(device, transport))
+        return list(_share(device, transport, home))
     return ["-device", f"vfio-pci,id={device.id},host={device.address}"]
 
 
-def _disk(disk: Disk, transport: str) -> Iterator[str]:
+def _disk(disk: Disk, transport: str, home: Path) -> Iterator[str]:
     if disk.socket is not None:
-        yield from ("-chardev", f"socket,id=c-{disk.id},path={disk.socket}")
+        yield from ("-chardev", f"socket,id=c-{disk.id},path={_short(disk.socket, home)}")
         yield from ("-device", f"vhost-user-blk-{transport},id={disk.id},chardev=c-{disk.id}")
         return
     cache = "cache.direct=on,aio=io_uring" if disk.direct else "cache.direct=off"
@@ -146,9 +146,9 @@ def _disk(disk: Disk, transport: str) -> Iterator[str]:
     yield from ("-device", f"virtio-blk-{transport},id={disk.id},drive=n-{disk.id},serial={disk.id[:20]}")
 
 
-def _nic(nic: Nic, transport: str) -> Iterator[str]:
+def _nic(nic: Nic, transport: str, home: Path) -> Iterator[str]:
     if nic.socket is not None:
-        yield from ("-chardev", f"socket,id=c-{nic.id},path={nic.socket}")
+        yield from ("-chardev", f"socket,id=c-{nic.id},path={_short(nic.socket, home)}")
         yield from ("-netdev", f"vhost-user,id=n-{nic.id},chardev=c-{nic.id},queues={nic.queues}")
     else:
         queues = f",queues={nic.queues}" if nic.queues > 1 else ""
@@ -158,13 +158,13 @@ def _nic(nic: Nic, transport: str) -> Iterator[str]:
     yield from ("-device", f"virtio-net-{transport},{options}" + (",romfile=" if transport == "pci" else ""))
 
 
-def _share(share: Share, transport: str) -> Iterator[str]:
+def _share(share: Share, transport: str, home: Path) -> Iterator[str]:
     if share.socket is None:
         only = "on" if share.read_only else "off"
         yield from ("-fsdev", f"local,id=f-{share.id},path={share.path},security_model=none,readonly={only}")
         yield from ("-device", f"virtio-9p-{transport},id={share.id},fsdev=f-{share.id},mount_tag={share.tag}")
         return
-    yield from ("-chardev", f"socket,id=c-{share.id},path={share.socket}")
+    yield from ("-chardev", f"socket,id=c-{share.id},path={_short(share.socket, home)}")
     yield from ("-device", f"vhost-user-fs-{transport},id={share.id},chardev=c-{share.id},tag={share.tag}")
 
 
@@ -178,3 +178,8 @@ def _confinement(config: MachineConfig, empty: Path) -> list[str]:
     uid = uid_of(config.id)
     deny = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
     return ["-sandbox", deny, "-chroot", str(empty), "-runas", f"{uid}:{uid}"]
+
+
+def _short(socket: Path, home: Path) -> Path:
+    """A socket's path, relative where it can be: its length has a limit (unix(7))."""
+    return socket.relative_to(home) if socket.is_relative_to(home) else socket

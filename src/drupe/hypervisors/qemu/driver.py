@@ -73,6 +73,7 @@ class Qemu(Hypervisor):
             agent=agent,
             listeners=(control, agent),
             empty=empty,
+            cwd=config.dir,
             devices=("/dev/kvm",) if config.accelerator == "kvm" else (),
         )
 

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, ResourceExhausted, Unavailable, Unsupported
-from drupe.hypervisors.contract import Device, Disk, Machine, MachineConfig, MachineStatus, Nic, Share
+from drupe.hypervisors.contract import Device, Disk, MachineConfig, MachineStatus, Nic, Share
 from drupe.hypervisors.qemu.arguments import MEMORY_DEVICE, MEMORY_STEP_BYTES, ROOT_PORTS
 from drupe.hypervisors.qmp import Qmp
+from drupe.hypervisors.qmpmachine import QmpMachine
 from drupe.linux.unix_sockets import short_name
 from drupe.rpc.timeouts import timeout
 
 SAVED_STATE = "devices"
 SAVED_MEMORY = "memory"
 _SAVE_TIMEOUT_S = 300.0
+_ASK_AGAIN_S = 2.0
+_CPU_LEAVES_WITHIN_S = 30.0
 _GUEST_MOVES_MEMORY_WITHIN_S = 10.0
 _STATES = {
     "running": "running", "shutdown": "stopped", "guest-panicked": "panicked",
@@ -34,16 +37,12 @@ async def connect(config: MachineConfig, machine: str, *, timeout_s: float) -> Q
     return QemuMachine(await Qmp.connect(config.dir / "qmp.sock", timeout_s=timeout_s), config, machine)
 
 
-class QemuMachine(Machine):
+class QemuMachine(QmpMachine):
     """See the contract."""
 
     def __init__(self, qmp: Qmp, config: MachineConfig, machine: str) -> None:
-        self._qmp = qmp
-        self._config = config
+        super().__init__(qmp, config)
         self._machine = machine
-        self._gone: dict[str, asyncio.Future[str]] = {}
-        self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._listening = asyncio.ensure_future(self._listen())
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -87,15 +86,6 @@ class QemuMachine(Machine):
         state: Any = _STATES.get(told["status"], "stopped")
         return MachineStatus(state, len(processors), size, str(told["status"]))
 
-    async def wait(self) -> str:
-        return await asyncio.shield(self._end)
-
-    async def pause(self) -> None:
-        await self._qmp.call("stop")
-
-    async def resume(self) -> None:
-        await self._qmp.call("cont")
-
     async def save(self, directory: Path) -> None:
         """Memory in a file of the caller's (`MachineConfig.memory_file`) is not written again: it is there."""
         self._refuse_microvm("is not saved", "save")
@@ -108,14 +98,6 @@ class QemuMachine(Machine):
             os.close(descriptor)
         await self._qmp.call("migrate", {"uri": "fd:state"})
         await self._migrated("the machine cannot be saved", _SAVE_TIMEOUT_S)
-
-    async def quit(self, *, timeout_s: float) -> None:
-        with contextlib.suppress(Unavailable):
-            await self._qmp.call("quit", timeout_s=timeout_s)
-
-    async def close(self) -> None:
-        self._listening.cancel()
-        await self._qmp.close()
 
     async def metrics(self) -> Mapping[str, float]:
         told: dict[str, float] = {}
@@ -203,19 +185,27 @@ class QemuMachine(Machine):
     async def remove(self, device_id: str, *, timeout_s: float) -> None:
         gone = self._gone.setdefault(device_id, asyncio.get_running_loop().create_future())
         try:
-            await self._qmp.call("device_del", {"id": device_id})
             async with timeout(timeout_s):
-                said = await asyncio.shield(gone)
-            if said:
-                raise HelperFailed(f"the guest does not let go of {device_id}", stage="vmm", cause=said)
+                while await self._ask_away(device_id) and not gone.done():
+                    await asyncio.wait({gone}, timeout=_ASK_AGAIN_S)
+            if gone.done() and gone.result():
+                raise HelperFailed(f"the guest does not let go of {device_id}", stage="vmm", cause=gone.result())
         except TimeoutError:
             raise DeadlineExceeded(f"the guest did not let go of {device_id} within {timeout_s:g} s") from None
-        except HelperFailed as error:
-            if "not found" not in error.cause:
-                raise
         finally:
             self._gone.pop(device_id, None)
         await self._drop_backend(device_id)
+
+    async def _ask_away(self, device_id: str) -> bool:
+        """Ask the guest for a device; whether it is there. A guest that is busy with its coming does not hear it, so this
+        is done again until it does."""
+        try:
+            await self._qmp.call("device_del", {"id": device_id})
+        except HelperFailed as error:
+            if "in the process of unplug" not in error.cause and "not found" not in error.cause:
+                raise
+            return "not found" not in error.cause
+        return True
 
     async def _drop_backend(self, device_id: str) -> None:
         for command, key, name in (
@@ -247,7 +237,7 @@ class QemuMachine(Machine):
             await self._qmp.call("device_add", {"driver": slot["type"], "id": name, **slot["props"]})
         plugged = [slot for slot in here if "/peripheral/" in slot["qom-path"]]
         for slot in sorted(plugged, key=_place, reverse=True)[: max(len(here) - wanted, 0)]:
-            await self.remove(str(slot["qom-path"]).rpartition("/")[2], timeout_s=10.0)
+            await self.remove(str(slot["qom-path"]).rpartition("/")[2], timeout_s=_CPU_LEAVES_WITHIN_S)
 
     async def _set_memory(self, wanted: int) -> None:
         """Growth is a virtio-mem device's, which the guest fills and empties; below its first size the balloon takes what
@@ -273,35 +263,6 @@ class QemuMachine(Machine):
     async def _growth(self) -> int:
         told = await self._qmp.call("query-memory-devices")
         return sum(int(one["data"]["size"]) for one in told if one["type"] == "virtio-mem")
-
-    # -- events -----------------------------------------------------------------------------------------------------
-
-    async def _listen(self) -> None:
-        why = "killed"
-        with contextlib.suppress(DrupeError):
-            while True:
-                event = await self._qmp.event()
-                why = self._heard(str(event["event"]), event.get("data", {})) or why
-        if not self._end.done():
-            self._end.set_result(why)
-
-    def _heard(self, name: str, data: Mapping[str, Any]) -> str:
-        """What it means for the machine's end; "" when nothing."""
-        device = str(data.get("device", ""))
-        if name == "DEVICE_DELETED" and device in self._gone:
-            self._settle(device, "")
-        elif name == "DEVICE_UNPLUG_GUEST_ERROR" and device in self._gone:
-            self._settle(device, "the guest refused")
-        if name == "GUEST_PANICKED":
-            return "panic"
-        if name == "SHUTDOWN":
-            reason = str(data.get("reason", "shutdown"))
-            return {"guest-shutdown": "shutdown", "guest-reset": "reset", "guest-panic": "panic"}.get(reason, reason)
-        return ""
-
-    def _settle(self, device: str, said: str) -> None:
-        if not self._gone[device].done():
-            self._gone[device].set_result(said)
 
 
 def _place(slot: Mapping[str, Any]) -> tuple[int, ...]:

@@ -65,6 +65,7 @@ class Launcher:
                 fds=fds,
                 extra_fds=tuple(fds),
                 join=join,
+                cwd=record.home,
                 timeout_s=_STARTS_WITHIN_S,
             )
         return created.pid

@@ -30,6 +30,7 @@ from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.starting import CONNECTS_WITHIN_S, Starter
 from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates
 from drupe.spec.resources import Resources
+from drupe.spec.template import TemplateInfo
 
 
 class Machines:
@@ -99,8 +100,8 @@ class Machines:
                 await self.end(pod)
                 raise
 
-    async def make_template(self, like: PodRecord) -> Path:
-        """Boot a machine that is like a pod's up to its waiting agent, and save it; answers where."""
+    async def make_template(self, like: PodRecord) -> TemplateInfo:
+        """Boot a machine that is like a pod's up to its waiting agent, and save it."""
         templates = self.starter.templates
         program = self.starter.program(like.machine())
         scratch = templates.directory / f".making-{templates.key_of(like, program)[:12]}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
+from drupe.errors import InvalidArgument
 from drupe.spec.base import Spec
+from drupe.spec.pod import PodSpec
 
 RootfsForm = Literal["virtiofs", "block"]
+ROOTFS = "drupe.vm.rootfs"
 
 
 class VmOptions(Spec):
@@ -29,3 +32,14 @@ class VmOptions(Spec):
     template: bool = True
     agent_timeout_s: float = 60.0
     append: tuple[str, ...] = ()
+
+
+def rootfs_for(options: VmOptions, spec: PodSpec) -> RootfsForm:
+    """The pod's wish or the node's. InvalidArgument for an unknown one."""
+    wished = spec.annotations.get(ROOTFS, options.rootfs)
+    for form in get_args(RootfsForm):
+        if form == wished:
+            found: RootfsForm = form
+            return found
+    hint = f"one of: {', '.join(get_args(RootfsForm))}"
+    raise InvalidArgument(f"unknown form {wished!r} of a root in annotation {ROOTFS}", hint=hint)

@@ -58,6 +58,11 @@ class PodRecord(Record, kw_only=True):
         return self.home / "share"
 
     @property
+    def shares(self) -> bool:
+        """Whether it has a shared directory."""
+        return self.rootfs == "virtiofs"
+
+    @property
     def leaf(self) -> str:
         """The cgroup of the programs that run the machine."""
         return f"{self.cgroup}/vm"
@@ -76,7 +81,7 @@ class PodRecord(Record, kw_only=True):
             memory_max_bytes=self.memory_max_bytes,
             accelerator=self.accelerator,
             machine_type=self.machine_type,
-            shared_memory=self.rootfs == "virtiofs",
+            shared_memory=self.shares,
             **more,
         )
 

@@ -33,6 +33,7 @@ from drupe.sandboxers.vm.watching import Watch
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import Stats
+from drupe.spec.template import TemplateInfo
 
 _LOST = {VMM: "the virtual machine monitor ended", SHARE: "virtiofsd ended"}
 
@@ -59,9 +60,10 @@ class VmSandboxer(Sandboxer):
         self._configs: dict[str, SandboxConfig] = {}
         self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
         self._machines.on_ready = self._follow
-        self._tasks = VmTasks(machines=self._machines, cgroups=cgroups, on_exit=on_exit)
+        self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
         self._watches: dict[str, Watch] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
+        self._templating = asyncio.Lock()
         keeper.on_exit(self._exited)
 
     def capabilities(self) -> Mapping[str, str]:
@@ -88,7 +90,8 @@ class VmSandboxer(Sandboxer):
         info = await self._make_network(config)
         record.netns = info.netns
         pod = self._machines.add(record)
-        await pod.share.make()
+        if record.shares:
+            await pod.share.make()
         return SandboxInfo(netns=info.netns, pid=info.pid)
 
     async def _plan(self, config: SandboxConfig) -> PodRecord:
@@ -96,11 +99,17 @@ class VmSandboxer(Sandboxer):
         guest = guests.find(self._root, self._options.guest)
         return plan(config, self._options, guest, await choose_accelerator(self._keeper))
 
-    async def make_template(self, spec: PodSpec, cgroup: str) -> Path:
-        """Save a machine from which pods like `spec` start; answers where it is. cgroup: in which it runs."""
+    async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
         directory = self._root / "vm" / "templates"
         like = SandboxConfig(id="template", spec=spec, dir=directory, cgroup=cgroup, hostname="")
-        return await self._machines.make_template(await self._plan(like))
+        async with self._templating:
+            return await self._machines.make_template(await self._plan(like))
+
+    def templates(self) -> list[TemplateInfo]:
+        return list(self._machines.starter.templates)
+
+    def remove_template(self, template_id: str) -> None:
+        self._machines.starter.templates.remove(template_id)
 
     async def _make_network(self, config: SandboxConfig) -> SandboxInfo:
         """The pod's place in the host's network. Its sysctls are for the guest's kernel."""
@@ -129,7 +138,8 @@ class VmSandboxer(Sandboxer):
         if pod is not None:
             self._unfollow(pod)
             await self._machines.end(pod)
-            await pod.share.remove()
+            if pod.record.shares:
+                await pod.share.remove()
             self._machines.forget(pod)
         if config is not None:
             await drop_namespaces(self._keeper, config)

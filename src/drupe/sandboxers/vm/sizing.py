@@ -8,7 +8,7 @@ import os
 from drupe.guest import Guest
 from drupe.hypervisors.contract import Accelerator
 from drupe.sandboxers.contract import SandboxConfig
-from drupe.sandboxers.vm.options import VmOptions
+from drupe.sandboxers.vm.options import VmOptions, rootfs_for
 from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
@@ -36,7 +36,7 @@ def plan(config: SandboxConfig, options: VmOptions, guest: Guest, accelerator: A
         memory_max_bytes=max(options.memory_max_bytes, memory),
         processors=processors,
         processors_max=max(options.processors_max, processors),
-        rootfs=options.rootfs,
+        rootfs=rootfs_for(options, spec),
         share_pid=spec.namespaces.pid == "pod",
         shm_bytes=max((one.shm_size_bytes for one in spec.containers), default=_SHM_BYTES),
         sysctls=dict(spec.sysctls),

@@ -19,7 +19,7 @@ from drupe.linux import tuntap
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm import network, share
-from drupe.sandboxers.vm.console import why
+from drupe.sandboxers.vm.console import last_words, why
 from drupe.sandboxers.vm.launch import Launcher
 from drupe.sandboxers.vm.oci import GUEST_SHARE
 from drupe.sandboxers.vm.phases import Phases
@@ -28,6 +28,7 @@ from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.templates import Templates, copying
 
 CONNECTS_WITHIN_S = 30.0
+_LAST_WORDS_S = 0.1  # until what a program wrote before its end is in its log
 _MEMORY_FD = 5  # of a VMM: after the listeners of `Launch`
 
 
@@ -55,7 +56,7 @@ class Starter:
         with phases("network"):
             joined = await network.join(self._keeper, record.netns)
         with phases("share"):
-            shares = await self._share(pod)
+            shares = await self._share(pod) if record.shares else []
         config = record.machine()
         saved = self.templates.find(record, self.program(config)) if from_template else None
         record.saved = str(saved or "")
@@ -115,7 +116,12 @@ class Starter:
                 record, record.id + VMM, [*(copying(copied, _MEMORY_FD) if copied else ()), *launch.argv],
                 launch.listeners, files=memory, log=pod.console, netns=True,
             )  # fmt: skip
-        pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
+        try:
+            pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
+        except Unavailable as error:
+            await asyncio.sleep(_LAST_WORDS_S)
+            said = last_words(pod.console) or error.cause
+            raise Unavailable("the virtual machine monitor did not start", stage="vmm", cause=said) from None
 
     async def _plug(self, pod: VmPod, shares: Sequence[SharedDirectory], joined: Sequence[Joined]) -> None:
         """What a machine from a template could not have from the start."""
@@ -163,7 +169,7 @@ def _setup(record: PodRecord, joined: Sequence[Joined]) -> pb.SetupRequest:
         resolv_conf=_content(directory / "resolv.conf"),
         hosts=_content(directory / "hosts"),
         sysctls=record.sysctls,
-        mounts=[mount],
+        mounts=[mount] if record.shares else [],
         interfaces=network.interfaces_of(joined),
         routes=network.routes_of(joined),
         clock_unix_ns=time.time_ns(),

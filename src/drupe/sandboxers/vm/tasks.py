@@ -18,11 +18,12 @@ import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
+from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.containerd import task_v3_pb2 as tasks_pb
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit, TaskService, TaskState
-from drupe.sandboxers.vm import counters
+from drupe.sandboxers.vm import counters, roots
 from drupe.sandboxers.vm.attachments import VmAttachment
 from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, write_exit_file
 from drupe.sandboxers.vm.failures import explain, gone
@@ -36,6 +37,7 @@ from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
 _STREAM = "agent"
 _SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/{}"
+_UNPLUGS_WITHIN_S = 5.0
 _HARMLESS = (0, 17, 18, 23, 28)  # signals that do nothing by default: CHLD, CONT, URG, WINCH
 
 
@@ -44,7 +46,8 @@ class VmTasks(TaskService):
 
     binds_until: ClassVar[str] = "create"
 
-    def __init__(self, *, machines: Machines, cgroups: Cgroups, on_exit: OnExit) -> None:
+    def __init__(self, *, keeper: Keeper, machines: Machines, cgroups: Cgroups, on_exit: OnExit) -> None:
+        self._keeper = keeper
         self._machines = machines
         self._cgroups = cgroups
         self._on_exit = on_exit
@@ -74,7 +77,10 @@ class VmTasks(TaskService):
             id=task.id, sandbox=task.sandbox, cgroup=task.cgroup, bundle=str(task.bundle), tty=task.tty,
             stdin=task.stdin, log=task.log, exit_file=str(task.exit_file), guest=task.id,
         )  # fmt: skip
-        root, binds = await pod.share.add(task.id, task.oci)
+        if pod.record.shares:
+            root, binds = await pod.share.add(task.id, task.oci)
+        else:
+            root, binds = "/", await roots.make(self._keeper, record.guest, pod.record.home, task.oci)
         config = adapted(task.oci, guest=record.guest, root=root, binds=binds)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         (task.bundle / "guest.json").write_bytes(msgspec.json.encode(config))
@@ -115,9 +121,12 @@ class VmTasks(TaskService):
         if record.made:
             return
         config = (Path(record.bundle) / "guest.json").read_bytes()
-        put = await pod.agent.guest(
-            "PutBundle", pb.PutBundleRequest(id=record.guest, config_json=config), pb.PutBundleResponse
-        )
+        bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
+        if not pod.record.shares:
+            disk = roots.disk_of(record.guest, pod.record.home)
+            await pod.require().add(disk)
+            roots.plan(bundle, disk, read_only=json.loads(config)["root"].get("readonly", False))
+        put = await pod.agent.guest("PutBundle", bundle, pb.PutBundleResponse)
         record.made = True
         record.save()
         request = tasks_pb.CreateTaskRequest(
@@ -166,11 +175,21 @@ class VmTasks(TaskService):
                 with contextlib.suppress(DrupeError):
                     await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
                 await self._unmake(pod, record)
-            await pod.share.drop(task_id)
+            await self._drop_root(pod, record)
         for path in Path(record.bundle).glob("streams*.json"):
             path.unlink(missing_ok=True)
         for name in ("vm.json", "guest.json"):
             (Path(record.bundle) / name).unlink(missing_ok=True)
+
+    async def _drop_root(self, pod: VmPod, record: TaskRecord) -> None:
+        if pod.record.shares:
+            await pod.share.drop(record.id)
+            return
+        disk = roots.disk_of(record.guest, pod.record.home)
+        if pod.machine is not None and not pod.record.paused:
+            with contextlib.suppress(DrupeError):  # its file goes anyhow
+                await pod.machine.remove(disk.id, timeout_s=_UNPLUGS_WITHIN_S)
+        disk.path.unlink(missing_ok=True)
 
     # -- execs ------------------------------------------------------------------------------------------------------
 
@@ -439,7 +458,12 @@ class VmTasks(TaskService):
 
     def hidden(self, task_id: str) -> Collection[str]:
         record = self._records.get(task_id)
-        config = {} if record is None else json.loads((Path(record.bundle) / "config.json").read_text())
+        if record is None:
+            return ()
+        pod = self._machines.find(record.sandbox)
+        if pod is not None and not pod.record.shares:
+            return ("/",)
+        config = json.loads((Path(record.bundle) / "config.json").read_text())
         return [mount["destination"] for mount in config.get("mounts", ()) if not brings(mount)]
 
     # -- inner ------------------------------------------------------------------------------------------------------

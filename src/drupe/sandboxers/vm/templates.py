@@ -11,26 +11,17 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from drupe.hypervisors.qemu.machine import SAVED_MEMORY, SAVED_STATE
-from drupe.sandboxers.kept.records import Record
+import msgspec
+
+from drupe.hypervisors.qemu.machine import SAVED_MEMORY
 from drupe.sandboxers.vm.records import PodRecord
+from drupe.spec.template import TemplateInfo
 
 _LAYOUT = 1  # goes up when saved machines of before shall not be used any more
 _ABOUT = "template.json"
-
-
-class Template(Record, kw_only=True):
-    """A saved machine. key: of all that it depends on. memory_bytes, processors: which pods it is for."""
-
-    key: str
-    memory_bytes: int
-    processors: int
-    guest: str
-    accelerator: str
-    program: str
-    created_at: float
 
 
 class Templates:
@@ -54,24 +45,24 @@ class Templates:
         directory = self.directory / self.key_of(record, program)
         return directory if (directory / _ABOUT).exists() else None
 
-    def keep(self, scratch: Path, record: PodRecord, program: str) -> Path:
+    def keep(self, scratch: Path, record: PodRecord, program: str) -> TemplateInfo:
         """Take what was saved in `scratch`, a directory of the same file system."""
         key = self.key_of(record, program)
-        about = Template(
-            key=key, memory_bytes=record.memory_bytes, processors=record.processors,
-            guest=Path(record.kernel).parent.name,
-            accelerator=record.accelerator, program=program, created_at=time.time(),
+        about = TemplateInfo(
+            id=key, kind="vm", memory_bytes=record.memory_bytes, processors=record.processors,
+            guest=Path(record.kernel).parent.name, accelerator=record.accelerator, created_at=time.time(),
+            size_bytes=sum(path.stat().st_blocks * 512 for path in scratch.iterdir()),
         )  # fmt: skip
-        about.write(scratch / _ABOUT)
+        (scratch / _ABOUT).write_bytes(msgspec.json.encode(about))
         target = self.directory / key
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
-        return target
+        return about
 
-    def __iter__(self) -> Iterator[Template]:
+    def __iter__(self) -> Iterator[TemplateInfo]:
         for path in sorted(self.directory.glob(f"*/{_ABOUT}")):
-            if (found := Template.read(path)) is not None:
-                yield found
+            with suppress(OSError, msgspec.DecodeError):
+                yield msgspec.json.decode(path.read_bytes(), type=TemplateInfo)
 
     def remove(self, key: str) -> None:
         """Idempotent; machines that started from it go on, their memory is an open file."""
@@ -90,4 +81,4 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "microcode", "Features")))
 
 
-__all__ = ["SAVED_MEMORY", "SAVED_STATE", "Template", "Templates", "copying"]
+__all__ = ["SAVED_MEMORY", "Templates", "copying"]

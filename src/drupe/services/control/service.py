@@ -20,6 +20,7 @@ from drupe.services.control import (
     pods,
     snapshots,
     system,
+    templates,
     volumes,
 )
 from drupe.services.control.registry import HANDLERS
@@ -39,6 +40,7 @@ _MODULES = (
     pods,
     snapshots,
     system,
+    templates,
     volumes,
 )  # importing them fills HANDLERS
 
