@@ -31,6 +31,7 @@ _VERSION = "1.0.2"  # which every program takes; what is newer in a config was c
 _FLAGS = frozenset(
     ("ro", "nosuid", "nodev", "noexec", "sync", "dirsync", "noatime", "nodiratime", "relatime", "strictatime")
 )
+ROOT_TREE = "tree-root"  # how a given root is called among the trees; binds are called by their places
 _LAYERS = ("lowerdir", "upperdir", "workdir")
 
 
@@ -57,6 +58,11 @@ async def mount_root(keeper: Keeper, container: Container) -> None:
     bundle, target = container.spec.bundle, container.bundle / "rootfs"
     assert bundle is not None  # noqa: S101 - the caller has looked
     target.mkdir(exist_ok=True)
+    if bundle.given:
+        await keeper.mount(
+            [KeeperMount(target=str(target), tree=ROOT_TREE)], fds={ROOT_TREE: container.trees[ROOT_TREE]}
+        )
+        return
     mounts = bundle.root or (RootMount(type="bind", source=_given_root(bundle), options=("rbind",)),)
     for number, mount in enumerate(mounts):
         await _mount(keeper, mount, target / mount.target.lstrip("/"), f"root-{number}")

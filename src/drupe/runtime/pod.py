@@ -141,14 +141,14 @@ class Pod:
             Step("network", self._attach_network, self._detach_network),
         ]
 
-    async def create(self, fds: Mapping[str, int] | None = None) -> None:
+    async def create(self, fds: Mapping[str, int] | None = None, trees: Mapping[str, int] | None = None) -> None:
         """Make the sandbox, its network and its containers; nothing runs yet. All or nothing. fds: those that `start`
-        will be given."""
+        will be given. trees: what the first container's bundle came with."""
         self.save()
         try:
             await do_all(self.steps(), advance=self._advance, timings_ms=self.status.timings_ms)
             for number, spec in enumerate(self.spec.containers):
-                await self.add_container(spec, None if number else fds)
+                await self.add_container(spec, *((None, None) if number else (fds, trees)))
             self.set_state(State.READY)
         except BaseException:
             await self._abandon()
@@ -163,16 +163,21 @@ class Pod:
         except HelperFailed as error:
             self.node.note(f"{self.what}: {error}")
 
-    async def add_container(self, spec: ContainerSpec, fds: Mapping[str, int] | None = None) -> Container:
-        """Create one more container (already planned: its name and id are free). fds: of its first start."""
+    async def add_container(
+        self, spec: ContainerSpec, fds: Mapping[str, int] | None = None, trees: Mapping[str, int] | None = None
+    ) -> Container:
+        """Create one more container (already planned: its name and id are free). fds: of its first start. trees: what
+        its bundle came with."""
         container = Container(self.node, self, id_=str(spec.id), name=str(spec.name), spec=spec)
-        container.first_fds = fds or {}
+        container.first_fds, container.trees = fds or {}, trees or {}
         self.containers[container.id] = container
         try:
             await container.create()
         except BaseException:
             del self.containers[container.id]
             raise
+        finally:
+            container.trees = {}
         return container
 
     async def start(self, fds: Mapping[str, int] | None = None) -> None:

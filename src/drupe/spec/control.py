@@ -487,7 +487,8 @@ class DiskUsageList(Record):
 
 
 class Method(Spec):
-    """params, result: struct types. item: type of streamed items, or None. fds: names of descriptors it may take."""
+    """params, result: struct types. item: type of streamed items, or None. fds: names of descriptors it may take,
+    "x-*" for any that begins so."""
 
     name: str
     params: Any
@@ -569,6 +570,7 @@ _TABLE: tuple[Method, ...] = (
     Method(name="volume.delete", params=Delete, result=Empty),
     Method(name="volume.prune", params=Prune, result=Pruned),
     Method(name="oci.ask", params=OciAsk, result=OciAnswer, fds=("root",)),
+    Method(name="oci.act", params=OciAsk, result=OciAnswer, fds=("root", "stand_in", "tree-*", "bind-*")),
     Method(name="containerd.start", params=ShimStart, result=ShimStarted),
     Method(name="containerd.delete", params=ShimDelete, result=ShimDeleted),
     Method(name="system.info", params=Empty, result=SystemInfo),

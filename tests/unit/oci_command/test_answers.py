@@ -62,10 +62,11 @@ class Site:
         node: Any = SimpleNamespace(
             sandboxer=self.sandboxer, config=self.config, paths=paths, require_open=lambda: None
         )
+        bundles: Any = SimpleNamespace(core=SimpleNamespace(node=node), of=lambda root: iter(()))
         root = os.open("/", os.O_PATH)
         try:
             call = OciAsk(name=name, argv=argv, cwd=str(self.directory), **more)
-            return asyncio.run(answer(call, root_fd=root, pid=self.pid, node=node))
+            return asyncio.run(answer(call, root_fd=root, pid=self.pid, bundles=bundles))
         finally:
             os.close(root)
 

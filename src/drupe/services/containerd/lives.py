@@ -12,11 +12,12 @@ from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest, ResizePtyRequest
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
 from drupe.services.containerd.events import stamp
-from drupe.services.containerd.making import Asked, cgroup_path, check_program, pod_of, read_request
+from drupe.services.containerd.making import Asked, check_program, pod_of, read_request
 from drupe.services.containerd.peers import Door, Peer
 from drupe.services.containerd.records import Streams, TaskRecord
 from drupe.services.containerd.stdio import close_streams, open_streams
 from drupe.services.containerd.tasks import Task, Tasks
+from drupe.services.oci.pods import cgroup_path
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import ExitStatus
 from drupe.state.machine import State

@@ -26,6 +26,7 @@ from drupe.services.control.registry import HANDLERS
 
 if TYPE_CHECKING:
     from drupe.services.containerd.front import Front
+    from drupe.services.oci.kept import Bundles
 
 _MODULES = (
     containerd,
@@ -42,6 +43,9 @@ _MODULES = (
 )  # importing them fills HANDLERS
 
 
+BUNDLES = "oci-bundle"  # records in the journal
+
+
 class ControlService:
     """Serves the control API for one core. on_shutdown: called when a client asks the daemon to end. containerd: its
     other face, where there is one."""
@@ -55,6 +59,26 @@ class ControlService:
         self.started_at = time.time()
         self.on_shutdown = on_shutdown
         self.containerd = containerd
+        self._bundles: Bundles | None = None
+
+    def bundles(self) -> Bundles:
+        """Those of drupe-oci, known by the first who asks, or by `open`."""
+        if self._bundles is None:
+            from drupe.services.oci.kept import Bundles
+
+            self._bundles = Bundles(self.core)
+            self._bundles.recover()
+        return self._bundles
+
+    def open(self) -> None:
+        """At the daemon's start: go on with what an earlier one kept for others."""
+        if self.node.journal.records(BUNDLES):
+            self.bundles()
+
+    def close(self) -> None:
+        """Let go of that."""
+        if self._bundles is not None:
+            self._bundles.close()
 
     async def handle(self, call: Call) -> Any:
         """Serve one call. Raises drupe.errors."""
