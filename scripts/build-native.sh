@@ -43,8 +43,9 @@ for program in "${programs[@]}"; do put "$built/$program" "src/drupe/_bin/$progr
 [ ! -x .venv/bin/python ] || {
     put "$built/drupe-client" .venv/bin/drupe
     for program in drupe-oci containerd-shim-drupe-v2; do put "$built/$program" ".venv/bin/$program"; done
-    # containerd finds a shim by its name, and the name says the kind of sandbox
+    # containerd finds a shim by its name, and the name says the kind of sandbox, as it may for other callers
     for kind in runc wasm gvisor vm appkernel; do
         ln -sf containerd-shim-drupe-v2 ".venv/bin/containerd-shim-drupe-$kind-v2"
+        ln -sf drupe-oci ".venv/bin/drupe-oci-$kind"
     done
 }

@@ -16,7 +16,9 @@ ULIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=20000:20000")
 
 
 class Podman(PrivateHost):
-    """A place of Podman's own."""
+    """A place of Podman's own. runtime: what it runs containers by."""
+
+    runtime = COMMAND
 
     def load(self) -> None:
         """Have an image."""
@@ -38,7 +40,7 @@ class Podman(PrivateHost):
             "--events-backend",
             "file",
             "--runtime",
-            COMMAND,
+            self.runtime,
         ]
         return self.inside("podman", *map(str, [*own, *ways]), *words, check=check, **options)
 
