@@ -84,12 +84,19 @@ def mounts(site: Site) -> Seen:
     shared = {"type": "bind", "source": str(site.directory / "shared")}
     more = [
         {"destination": "/mnt", **shared, "options": ["rbind", "ro"]},
-        {"destination": "/made/by/mount", **shared, "options": ["bind", "nosuid", "nodev", "noexec", "rslave"]},
+        {"destination": "/made/by/mount", **shared, "options": ["bind", "nosuid", "nodev", "noexec"]},
         {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "mode=1770", "noexec"]},
     ]
     plain = [{"destination": t, "type": k, "source": s, "options": o} for t, k, s, o in MOUNTS]
     done = site.runtime("run", "--bundle", site.bundle("cat", "/proc/self/mountinfo", mounts=plain + more), site.id)
     return mounts_of(done.stdout)
+
+
+@case("a mount that follows the host's")
+def following(site: Site) -> Seen:
+    shared = {"type": "bind", "source": str(site.directory), "destination": "/mnt", "options": ["bind", "rslave"]}
+    plain = [{"destination": t, "type": k, "source": s, "options": o} for t, k, s, o in MOUNTS]
+    return site.run("grep", "-c", "/mnt .*master:", "/proc/self/mountinfo", mounts=[*plain, shared])
 
 
 @case("a read-only root")
@@ -114,6 +121,12 @@ def hidden(site: Site) -> Seen:
     )
     paths = {"maskedPaths": ["/proc/kcore", "/proc/timer_list", "/sys/firmware", "/proc/not-there"]}
     return site.run(*script(*parts), linux={**paths, "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"]})
+
+
+@case("usual device nodes")
+def usual_devices(site: Site) -> Seen:
+    listing = "cd /dev; for f in *; do echo $f: $(stat -c '%F %a %u %g %t:%T' $f); done; readlink fd ptmx stdin"
+    return site.run(*script(listing))
 
 
 @case("device nodes")
@@ -166,9 +179,14 @@ def rlimits(site: Site) -> Seen:
     return site.run(process={"args": ["sed", "s/  /: /", "/proc/self/limits"], "rlimits": limits})
 
 
-@case("ids, umask, environment, directory")
+@case("umask")
+def umask(site: Site) -> Seen:
+    return site.run(process={"args": ["sh", "-c", "echo umask: $(umask)"], "user": {"uid": 0, "gid": 0, "umask": 0o27}})
+
+
+@case("ids, environment, directory")
 def identity(site: Site) -> Seen:
-    user = {"uid": 1000, "gid": 1001, "additionalGids": [5, 7], "umask": 0o27}
+    user = {"uid": 1000, "gid": 1001, "additionalGids": [5, 7]}
     args = script("echo id: $(id -u) $(id -g) $(id -G)", "echo umask: $(umask)", "echo pwd: $(pwd)", "env | sort")
     environment = ["PATH=/bin", "A=1", "A=2", "EMPTY=", "SPACE=a b"]
     return site.run(process={"args": list(args), "user": user, "env": environment, "cwd": "/tmp"})
@@ -285,6 +303,17 @@ def exit_codes(site: Site) -> Seen:
     names = [{"type": name} for name in ("mount", "ipc", "uts", "network")]
     linux = {"namespaces": names}
     return {name: site.run("sh", "-c", text, linux=linux)["exit code"] for name, text in scripts.items()}
+
+
+@case("ends of processes inside")
+def ends_inside(site: Site) -> Seen:
+    """What a shell sees of its children, in a process table of its own."""
+    parts = (
+        "sh -c 'kill -9 $$'; echo killed: $?",
+        "sh -c 'exit 3'; echo exit: $?",
+        "sh -c 'kill -15 $$'; echo term: $?",
+    )
+    return site.run(*script(*parts, "exit 7"))
 
 
 @case("what cannot start")

@@ -13,19 +13,21 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// A stand-in that we made. fds: what the daemon is to have. undo: what removes it. terminal: what ours was before.
+/// A stand-in that we made. fds: what the daemon is to have. undo: what removes what it is in. stays: its sandbox is
+/// there. terminal: what ours was before.
 pub struct Standing {
     pid: process::Pid,
     pidfd: OwnedFd,
     fds: Vec<(String, OwnedFd)>,
     undo: Vec<String>,
+    stays: bool,
     terminal: Option<Settings>,
 }
 
 impl Standing {
     /// Its sandbox is there: nothing is undone from now on.
     pub fn stays(&mut self) {
-        self.undo.clear();
+        self.stays = true;
     }
 
     /// What goes to the daemon with the next call.
@@ -38,13 +40,16 @@ impl Standing {
         if let Some(settings) = &self.terminal {
             terminal::put_back(0, settings);
         }
-        if failed && !self.undo.is_empty() {
-            // The first error counts. Where the program fails, too, the process goes at least.
+        if !failed || self.stays {
+            return;
+        }
+        // The first error counts. Where the program fails, too, the process goes at least.
+        if !self.undo.is_empty() {
             let mut undo = Command::new(&self.undo[0]);
             let _ =
                 undo.args(&self.undo[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-            let _ = process::pidfd_send_signal(&self.pidfd, libc::SIGKILL);
         }
+        let _ = process::pidfd_send_signal(&self.pidfd, libc::SIGKILL);
     }
 }
 
@@ -70,7 +75,7 @@ pub fn stand_in(answer: &Value, standing: &mut Option<Standing>) -> Result<(), S
     let pidfd = process::pidfd_open(pid).map_err(|error| format!("process {pid}: {error}"))?;
     let own = pidfd.try_clone().map_err(|error| error.to_string())?;
     let undo = act::with_texts(&act::words(&wanted["undo"]), answer)?;
-    *standing = Some(Standing { pid, pidfd, fds: trees, undo, terminal });
+    *standing = Some(Standing { pid, pidfd, fds: trees, undo, stays: false, terminal });
     if let Some(standing) = standing {
         standing.fds.push(("stand_in".to_owned(), own));
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from drupe.oci.capabilities import ALL
+
 PROGRAM = "/proc/self/fd/5"  # native/client/src/oci/stand_in.rs lays it out there
 WORD = "stand-in"
 DESCRIPTORS = 3  # from number 3 on: its own end of a socket, ours, its program
@@ -62,6 +64,8 @@ def workload_process(process: Mapping[str, Any], pids_limit: int = 0) -> dict[st
     """A process as its sandboxer is to see it. pids_limit: of processes, as the limit of each user that the sandbox's
     own kernel can count (getrlimit(2), RLIMIT_NPROC); 0: none."""
     kept = {key: value for key, value in process.items() if key not in _NOT_OF_A_PROCESS}
+    if sets := kept.get("capabilities"):  # what nobody can grant is left out, as the specification says
+        kept["capabilities"] = {name: [one for one in caps or () if one in ALL] for name, caps in sets.items()}
     if pids_limit:
         limits = {limit["type"]: limit for limit in kept.get("rlimits") or ()}
         own = limits.get(_NPROC, {"soft": pids_limit, "hard": pids_limit})

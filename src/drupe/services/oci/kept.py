@@ -20,7 +20,6 @@ from drupe.sandboxers.bundles import BundleProgram
 from drupe.sandboxers.runc.program import RuntimeProgram, find_runtime
 from drupe.services.oci.standing import BundleRecord, StandIn, make_raw
 from drupe.spec.container import ExecSpec
-from drupe.spec.status import ExitStatus
 from drupe.state.machine import State
 
 RECORDS = "oci-bundle"
@@ -39,6 +38,7 @@ class Kept:
         self.container: Container = next(iter(pod.containers.values()))
         self.stand_in = stand_in
         self.execs: dict[str, StandIn] = {}
+        self._starting = False  # its stand-in is started next, and hears then what it is told now
 
     @property
     def status(self) -> str:
@@ -79,8 +79,8 @@ class Kept:
         if self.stand_in is None:
             return
         self.stand_in.tell_end(exit_.code)
-        if not self.record.started:
-            self.stand_in.kill()
+        if not self.record.started and not self._starting:
+            self.stand_in.kill()  # it does not listen, and never will
 
     async def _drained(self) -> None:
         """Its maker reads what it wrote, and takes the end of the stand-in for the end of all that."""
@@ -116,15 +116,16 @@ class Kept:
             raise InvalidState(f"cannot start a container that is {self.status}")
         if self.stand_in is None:
             raise InvalidState(f"container {self.record.id} has been killed")
-        fds = self.stand_in.streams()
+        stand_in, fds = self.stand_in, self.stand_in.streams()
+        self._starting = True
         try:
             if self.record.terminal:
                 make_raw(fds)
-                self.container.window = self.stand_in.window()
+                self.container.window = stand_in.window()
             async with self.pod.lock:
                 await self.pod.start(fds)
         except BaseException:
-            self.stand_in.kill()
+            stand_in.kill()
             raise
         finally:
             close_all(fds)
@@ -133,8 +134,6 @@ class Kept:
         """The stand-in runs, too."""
         self.record.started = True
         self.save()
-        if not self.container.is_live and self.stand_in is not None:  # it was told before it could hear
-            self.stand_in.tell_end((self.container.status.exit or ExitStatus(code=0)).code)
 
     async def kill(self, number: int, *, everything: bool) -> None:
         """As kill(2) for its first process, or for all."""

@@ -117,6 +117,8 @@ class StandIn:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to the process itself."""
+        if self.pidfd < 0:
+            return
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.pidfd, number)
 
