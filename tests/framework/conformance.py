@@ -17,7 +17,14 @@ from framework.bundles import MOUNTS, Runtime, config, make_bundle
 Seen = dict[str, str]
 Observe = Callable[["Site"], Seen]
 CASES: dict[str, Observe] = {}
+# what only the workload sees: where the program that makes its kernel can be asked, too
+INSIDE = (
+    "mounts", "a read-only root", "masked and read-only paths", "usual device nodes", "capabilities of root",
+    "capabilities of a user", "no capabilities named", "resource limits", "ids, environment, directory", "HOME",
+    "no new privileges, OOM score", "seccomp", "host name", "ends of processes inside", "standard streams",
+)  # fmt: skip
 _FORGET = 10.0
+REFUSED = "refused by name"  # the whole case, with the field
 
 
 @dataclass(frozen=True)
@@ -175,8 +182,11 @@ def rlimits(site: Site) -> Seen:
         {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
         {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
         {"type": "RLIMIT_STACK", "soft": 4194304, "hard": 8388608},
+        {"type": "RLIMIT_FSIZE", "soft": 1 << 20, "hard": 2 << 20},
     ]
-    return site.run(process={"args": ["sed", "s/  /: /", "/proc/self/limits"], "rlimits": limits})
+    letters = {"nofile": "n", "core": "c", "stack": "s", "fsize": "f", "cpu": "t"}
+    parts = [f"echo {name}: $(ulimit -S{letter}) $(ulimit -H{letter})" for name, letter in letters.items()]
+    return site.run(process={"args": list(script(*parts)), "rlimits": limits})
 
 
 @case("umask")
@@ -308,11 +318,8 @@ def exit_codes(site: Site) -> Seen:
 @case("ends of processes inside")
 def ends_inside(site: Site) -> Seen:
     """What a shell sees of its children, in a process table of its own."""
-    parts = (
-        "sh -c 'kill -9 $$'; echo killed: $?",
-        "sh -c 'exit 3'; echo exit: $?",
-        "sh -c 'kill -15 $$'; echo term: $?",
-    )
+    ends = {"killed": "kill -9 $$", "exit": "exit 3", "terminated": "kill -15 $$"}
+    parts = [f"sh -c '{text}'; echo {name}: $?" for name, text in ends.items()]
     return site.run(*script(*parts, "exit 7"))
 
 
@@ -441,7 +448,7 @@ def slow_hook(site: Site) -> Seen:
     slow = {"path": "/bin/sleep", "args": ["sleep", "60"], "timeout": 1}
     done = site.runtime("run", "--bundle", site.bundle("true", hooks={"createRuntime": [slow]}), site.id, check=False)
     site.runtime("delete", "--force", site.id, check=False)
-    return {"refused": str(done.returncode != 0)}
+    return {"not made": str(done.returncode != 0)}
 
 
 # -- exec, state
@@ -521,7 +528,9 @@ def streams(site: Site) -> Seen:
 
 
 def compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Key to what each side saw, where they differ."""
+    """Key to what each side saw, where they differ. What is refused was not seen at all."""
+    if REFUSED in ours:
+        return {REFUSED: (ours[REFUSED], "-")}
     return {
         key: (ours.get(key, "-"), theirs.get(key, "-")) for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)
     }
