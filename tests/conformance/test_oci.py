@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from framework import bundles, differences
+from framework import bundles, differences, wasm_conformance
 from framework.bundles import Refused, Runtime
-from framework.conformance import CASES, INSIDE, REFUSED, Site, compare
+from framework.conformance import CASES, INSIDE, REFUSED, Observe, Site, compare
 from framework.daemon import Daemon
 from framework.probes import needs_keeper, needs_program, needs_root
 
@@ -38,6 +38,16 @@ def test_what_it_sees_in_gvisor(daemon: Daemon, tmp_path: Path, name: str) -> No
         check(name, ours, observe(name, bundles.runsc(tmp_path / "runsc"), tmp_path), "runsc", kind="gvisor")
 
 
+@pytest.mark.parametrize("name", wasm_conformance.CASES)
+def test_what_a_module_sees(daemon: Daemon, tmp_path: Path, name: str) -> None:
+    needs_program("runc", "crun")
+    pytest.importorskip("wasmtime")
+    cases = wasm_conformance.CASES
+    ours = observe(name, bundles.of_kind("wasm", daemon, tmp_path / "ours"), tmp_path, cases)
+    assert ours, "the case saw nothing"
+    check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path, cases), "runc", kind="wasm")
+
+
 def check(name: str, ours: dict[str, str], theirs: dict[str, str], other: str, *, kind: str = "runc") -> None:
     """What differs is listed, and what is listed differs."""
     found = compare(ours, theirs)
@@ -47,12 +57,12 @@ def check(name: str, ours: dict[str, str], theirs: dict[str, str], other: str, *
     assert listed.unused(found) == [], f"listed and not there: drupe-oci ({kind}) against {other}"
 
 
-def observe(name: str, runtime: Runtime, directory: Path) -> dict[str, str]:
+def observe(name: str, runtime: Runtime, directory: Path, cases: Mapping[str, Observe] = CASES) -> dict[str, str]:
     """What the case sees of one runtime, in a directory of its own."""
     with tempfile.TemporaryDirectory(prefix=f"{directory.name}-") as own:
         Path(own).chmod(0o755)  # root of a user namespace must get through
         try:
-            return CASES[name](Site(runtime, Path(own)))
+            return cases[name](Site(runtime, Path(own)))
         except Refused as refusal:
             return {REFUSED: str(refusal)}
 

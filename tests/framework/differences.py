@@ -78,7 +78,7 @@ def of_kind(kind: str) -> tuple[Difference, ...]:
     """All of a kind's."""
     from framework import kind_differences
 
-    return {"runc": DIFFERENCES, "gvisor": kind_differences.GVISOR}[kind]
+    return {"runc": DIFFERENCES, "gvisor": kind_differences.GVISOR, "wasm": kind_differences.WASM}[kind]
 
 
 def keys(case: str, other: str, kind: str = "runc") -> Keys:

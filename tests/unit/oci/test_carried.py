@@ -190,7 +190,7 @@ USUAL: dict[str, dict[str, Any]] = {
         "mounts": [
             {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]},
             {"destination": "/etc/hosts", "type": "bind", "source": "/h", "options": ["rbind", "rprivate"]},
-            {"destination": "/dev/shm", "type": "bind", "source": "/s", "options": ["rbind", "rprivate"]},  # noqa: S108
+            {"destination": "/dev/shm", "type": "bind", "source": "/s", "options": ["rbind", "rprivate"]},
         ],
         "linux": {
             "namespaces": [*ALL_SPACES, {"type": "cgroup"}], "cgroupsPath": "/docker/c", "devices": [],
