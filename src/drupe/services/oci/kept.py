@@ -130,8 +130,10 @@ class Kept:
         finally:
             close_all(fds)
 
-    def begun(self) -> None:
+    async def begun(self) -> None:
         """The stand-in runs, too."""
+        if self.stand_in is not None:
+            await self.stand_in.ready()
         self.record.started = True
         self.save()
 
@@ -147,7 +149,7 @@ class Kept:
 
     async def delete(self) -> None:
         """Remove it, whatever its state. The stand-in's container is its maker's to remove."""
-        if self.stand_in is not None:
+        if not self.container.is_live:
             await self._drained()
         await self.core.delete_pod(self.pod, force=True)
         for stand_in in [*([self.stand_in] if self.stand_in else []), *self.execs.values()]:
@@ -175,6 +177,7 @@ class Kept:
         self.record.execs[ours] = record
         self.save()
         self.watch_exec(ours, stand_in, terminal=terminal)
+        await stand_in.ready()
 
     def watch_exec(self, ours: str, stand_in: StandIn, *, terminal: bool) -> None:
         """Have the two end together."""
