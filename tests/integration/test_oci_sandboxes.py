@@ -123,6 +123,12 @@ def test_an_exec_has_a_stand_in_of_its_own(oci: KindRuntime, tmp_path: Path) -> 
     assert len(json.loads(oci("ps", "--format", "json", "c1").stdout)) == 2
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     wait_until(lambda: len(json.loads(oci("ps", "--format", "json", "c1").stdout)) < 2, what="the end of the exec")
+    with subprocess.Popen([*oci.argv, "exec", "c1", "sleep", "1000"], env=oci.env) as waiting:
+        wait_until(lambda: len(json.loads(oci("ps", "--format", "json", "c1").stdout)) == 2, what="another exec")
+        oci("delete", "--force", "c1")
+        assert waiting.wait(20) == 137
+    oci.create(bundle(tmp_path, "sleep", "1000"), "c1", tmp_path / "out")
+    oci("start", "c1")
     failed = oci("exec", "c1", "/nope", check=False)
     assert failed.returncode == 255 and "executable file not found" in failed.stderr
 

@@ -20,6 +20,7 @@ from drupe.sandboxers.bundles import BundleProgram
 from drupe.sandboxers.runc.program import RuntimeProgram, find_runtime
 from drupe.services.oci.standing import BundleRecord, StandIn, make_raw
 from drupe.spec.container import ExecSpec
+from drupe.spec.status import KILLED
 from drupe.state.machine import State
 
 RECORDS = "oci-bundle"
@@ -152,6 +153,8 @@ class Kept:
         if not self.container.is_live:
             await self._drained()
         await self.core.delete_pod(self.pod, force=True)
+        for stand_in in self.execs.values():
+            stand_in.tell_end(KILLED)
         for stand_in in [*([self.stand_in] if self.stand_in else []), *self.execs.values()]:
             stand_in.close()
         self.stand_in = None
