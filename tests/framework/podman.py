@@ -21,9 +21,10 @@ class Podman(PrivateHost):
     runtime = COMMAND
 
     def load(self) -> None:
-        """Have an image."""
+        """Have an image, of what is in our directory's rootfs, or of busybox."""
         self.wait_for("/run/drupe/drupe.sock")
-        make_rootfs(self.directory / "rootfs")
+        if not (self.directory / "rootfs").exists():
+            make_rootfs(self.directory / "rootfs")
         archive = str(self.directory / "rootfs.tar")
         self.inside("tar", "-C", str(self.directory / "rootfs"), "-cf", archive, ".")
         self("import", archive, IMAGE)

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A stand-in that we made. fds: what the daemon is to have. undo: what removes what it is in. stays: its sandbox is
-/// there. terminal: what ours was before.
+/// there. terminal: what ours was before. signals: those that we are sent from now on are for it.
 pub struct Standing {
     pid: process::Pid,
     pidfd: OwnedFd,
@@ -22,6 +22,7 @@ pub struct Standing {
     undo: Vec<String>,
     stays: bool,
     terminal: Option<Settings>,
+    signals: OwnedFd,
 }
 
 impl Standing {
@@ -74,8 +75,9 @@ pub fn stand_in(answer: &Value, standing: &mut Option<Standing>) -> Result<(), S
     };
     let pidfd = process::pidfd_open(pid).map_err(|error| format!("process {pid}: {error}"))?;
     let own = pidfd.try_clone().map_err(|error| error.to_string())?;
+    let signals = process::signal_fd(&process::forwardable_signals()).map_err(|error| error.to_string())?;
     let undo = act::with_texts(&act::words(&wanted["undo"]), answer)?;
-    *standing = Some(Standing { pid, pidfd, fds: trees, undo, stays: false, terminal });
+    *standing = Some(Standing { pid, pidfd, fds: trees, undo, stays: false, terminal, signals });
     if let Some(standing) = standing {
         standing.fds.push(("stand_in".to_owned(), own));
     }
@@ -116,7 +118,7 @@ fn open_trees(wanted: &Value) -> Result<Vec<(String, OwnedFd)>, String> {
 /// Waits until it ends; returns its exit code.
 pub fn wait(standing: &Option<Standing>) -> Result<u8, String> {
     let standing = standing.as_ref().ok_or("there is nothing to wait for")?;
-    stand_in::wait(standing.pid, &standing.pidfd).map_err(|error| format!("cannot wait: {error}"))
+    stand_in::wait(standing.pid, &standing.pidfd, &standing.signals).map_err(|error| format!("cannot wait: {error}"))
 }
 
 /// Its number, for whoever asked for it in a file.

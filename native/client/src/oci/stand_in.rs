@@ -25,6 +25,8 @@ const CHANNEL: u64 = 0;
 const SIGNALS: u64 = 1;
 /// The daemon's word for the workload's end; the exit code follows.
 const ENDED: u8 = b'X';
+/// Ours: from now on no signal is lost.
+const READY: u8 = b'R';
 /// Ours for a signal; its number follows.
 const SIGNAL: u8 = b'S';
 
@@ -37,6 +39,7 @@ pub fn stand(words: &[String]) -> io::Result<u8> {
         terminal::control(&io::stdin(), process::effective_uid())?;
     }
     let channel = fd::duplicate_number(OWN_END)?;
+    socket::send(&channel, &[READY, 0], &[])?;
     let epoll = Epoll::new()?;
     epoll.add(&channel, CHANNEL, libc::EPOLLIN as u32)?;
     epoll.add(&signals, SIGNALS, libc::EPOLLIN as u32)?;
@@ -88,15 +91,14 @@ fn give_away(console: &Path, master: OwnedFd) -> io::Result<()> {
 }
 
 /// Waits for the end of a stand-in, which need not be our own child but must come to be: returns its exit code.
-pub fn wait(pid: process::Pid, pidfd: &OwnedFd) -> io::Result<u8> {
-    let signals = process::signal_fd(&process::forwardable_signals())?;
+pub fn wait(pid: process::Pid, pidfd: &OwnedFd, signals: &OwnedFd) -> io::Result<u8> {
     let epoll = Epoll::new()?;
     epoll.add(pidfd, CHANNEL, libc::EPOLLIN as u32)?;
-    epoll.add(&signals, SIGNALS, libc::EPOLLIN as u32)?;
+    epoll.add(signals, SIGNALS, libc::EPOLLIN as u32)?;
     let mut events = Events::with_capacity(2);
     while !events.iter().any(|(token, _)| token == CHANNEL) {
         epoll.wait(&mut events, -1)?;
-        while let Some(signal) = process::next_signal(&signals) {
+        while let Some(signal) = process::next_signal(signals) {
             // It may have just ended.
             let _ = process::pidfd_send_signal(pidfd, signal);
         }

@@ -55,7 +55,11 @@ def trees_of(bundle: str, config: Mapping[str, Any]) -> dict[str, str]:
 
 def counts_itself(able: Mapping[str, str]) -> bool:
     """Whether only the sandbox's own kernel can count its processes."""
-    return able["pids-limit"].startswith("no")
+    return _cannot(able, "pids-limit")
+
+
+def _cannot(able: Mapping[str, str], feature: str) -> bool:
+    return able[feature].startswith("no")
 
 
 def limits_of(config: RuntimeConfig, able: Mapping[str, str]) -> LinuxResources | None:
@@ -172,7 +176,7 @@ class _Birth:
 
     def _container(self) -> ContainerSpec:
         directory = self.asked.node.paths.pod(self.record.pod) / _DIRECTORY
-        filters = bool(self.linux.seccomp) and not self.able["seccomp"].startswith("no")
+        filters = bool(self.linux.seccomp) and not _cannot(self.able, "seccomp")
         return ContainerSpec(
             id=new_id(),
             name="bundle",
@@ -181,7 +185,7 @@ class _Birth:
             stdin=True,
             mounts=binds_of_config(self.plain.get("mounts")),
             security=SecuritySpec(seccomp="bundle") if filters else SecuritySpec(),
-            shm_size_bytes=_shm_bytes(self.plain, self.trees),
+            shm_size_bytes=_SHM_BYTES if _cannot(self.able, "shm-size") else _shm_bytes(self.plain, self.trees),
             log=LogSpec(driver="none"),
         )
 

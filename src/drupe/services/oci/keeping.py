@@ -115,7 +115,7 @@ async def _started(asked: Asked, fds: dict[str, int]) -> OciAnswer:
     if ran is not None and ran.code != 0 and kept.stand_in is not None:
         await kept.container.stop(force=True)
         raise HelperFailed(ran.stderr.strip() or "the stand-in did not start")
-    kept.begun()
+    await kept.begun()
     return OciAnswer(wait=True, act=True, state="ended") if _waits(asked) else OciAnswer()
 
 

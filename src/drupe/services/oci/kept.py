@@ -20,6 +20,7 @@ from drupe.sandboxers.bundles import BundleProgram
 from drupe.sandboxers.runc.program import RuntimeProgram, find_runtime
 from drupe.services.oci.standing import BundleRecord, StandIn, make_raw
 from drupe.spec.container import ExecSpec
+from drupe.spec.status import KILLED
 from drupe.state.machine import State
 
 RECORDS = "oci-bundle"
@@ -130,8 +131,10 @@ class Kept:
         finally:
             close_all(fds)
 
-    def begun(self) -> None:
+    async def begun(self) -> None:
         """The stand-in runs, too."""
+        if self.stand_in is not None:
+            await self.stand_in.ready()
         self.record.started = True
         self.save()
 
@@ -147,9 +150,11 @@ class Kept:
 
     async def delete(self) -> None:
         """Remove it, whatever its state. The stand-in's container is its maker's to remove."""
-        if self.stand_in is not None:
+        if not self.container.is_live:
             await self._drained()
         await self.core.delete_pod(self.pod, force=True)
+        for stand_in in self.execs.values():
+            stand_in.tell_end(KILLED)
         for stand_in in [*([self.stand_in] if self.stand_in else []), *self.execs.values()]:
             stand_in.close()
         self.stand_in = None
@@ -175,6 +180,7 @@ class Kept:
         self.record.execs[ours] = record
         self.save()
         self.watch_exec(ours, stand_in, terminal=terminal)
+        await stand_in.ready()
 
     def watch_exec(self, ours: str, stand_in: StandIn, *, terminal: bool) -> None:
         """Have the two end together."""

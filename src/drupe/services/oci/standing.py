@@ -23,7 +23,8 @@ from drupe.linux.pidfd import open_same, pid_of, pidfd_getfd, start_ticks
 
 _OUR_END = 4
 _STREAMS = ("stdin", "stdout", "stderr")
-_ENDED, _SIGNAL = ord("X"), ord("S")
+_ENDED, _SIGNAL, _READY = ord("X"), ord("S"), ord("R")
+_READY_S = 5.0
 
 
 class ProcessRecord(msgspec.Struct, kw_only=True):
@@ -72,6 +73,7 @@ class StandIn:
             os.close(pidfd)
             raise
         self._channel.setblocking(False)
+        self._ready = asyncio.Event()
 
     @classmethod
     def of(cls, record: ProcessRecord) -> StandIn | None:
@@ -122,6 +124,12 @@ class StandIn:
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.pidfd, number)
 
+    async def ready(self) -> None:
+        """Until it listens to signals: those before are lost. One that has ended, or began under another daemon, is not
+        waited for in vain."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ready.wait(), _READY_S)
+
     def watch(self, on_signal: Callable[[int], None], on_gone: Callable[[], None]) -> None:
         """Tell of each signal that it was sent, and once of its end."""
         loop = asyncio.get_running_loop()
@@ -137,11 +145,14 @@ class StandIn:
             said = b""
         if len(said) == 2 and said[0] == _SIGNAL:
             on_signal(said[1])
+        elif len(said) == 2 and said[0] == _READY:
+            self._ready.set()
         elif not said:
             asyncio.get_running_loop().remove_reader(self._channel)
 
     def _gone(self, on_gone: Callable[[], None]) -> None:
         self.close()
+        self._ready.set()
         on_gone()
 
     def close(self) -> None:
