@@ -8,6 +8,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from drupe.errors import AlreadyExists, InvalidArgument, InvalidState
 from drupe.oci.runtime_spec import Process, parse
+from drupe.oci.validate import check_process
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.task_v2_pb2 import ExecProcessRequest
 from drupe.services.containerd.records import ExecRecord, Streams
@@ -33,10 +34,8 @@ def add(tasks: Tasks, task: Task, request: ExecProcessRequest) -> None:
 
 def _process(spec: AnyMessage) -> dict[str, object]:
     """The process of the runtime specification, which containerd sends as JSON."""
-    parse(Process, spec.value, where="exec's spec")
+    check_process(parse(Process, spec.value, where="exec's spec"), where="exec's spec")
     process: dict[str, object] = json.loads(spec.value)
-    if not process.get("args"):
-        raise InvalidArgument("exec's spec has nothing to run - at `$.args`")
     return process
 
 
@@ -68,8 +67,13 @@ async def _open(task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
     if not streams.stdin:
         return with_all(open_streams(stdin="", stdout=streams.stdout, stderr=streams.stderr, terminal=False))
     fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=False)
-    close_streams({"stdin": fds["stdin"]})
-    fds["stdin"], holder = await started_stdin(streams.stdin)
+    seen = fds["stdin"]
+    try:
+        fds["stdin"], holder = await started_stdin(seen)
+    except BaseException:
+        close_streams(fds)
+        raise
+    close_streams({"seen": seen})
     if holder >= 0:
         task.stdin_holders[exec_id] = holder
     return with_all(fds)

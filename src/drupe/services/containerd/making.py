@@ -12,6 +12,7 @@ from drupe.oci.honoured import refuse_unhonoured
 from drupe.oci.limits import resources_of
 from drupe.oci.runtime_spec import IdMapping, Linux, RuntimeConfig
 from drupe.oci.validate import parse_config
+from drupe.rpc.containerd.mount_pb2 import Mount
 from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest
 from drupe.runtime.bundled import binds_of_config, read_config
 from drupe.runtime.names import new_id
@@ -75,7 +76,15 @@ def read_request(request: CreateTaskRequest) -> Asked:
     """Raises InvalidArgument, NotFound, Unsupported naming what is wrong."""
     if not request.bundle.startswith("/"):
         raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
+    for mount in request.rootfs:
+        _check_root(mount)
     return Asked(request, parse_config(read_config(request.bundle), where=f"{request.bundle}/config.json"))
+
+
+def _check_root(mount: Mount) -> None:
+    texts = (mount.type, mount.source, mount.target, *mount.options)
+    if not mount.type or ".." in mount.target.split("/") or any("\0" in text for text in texts):
+        raise InvalidArgument(f"the root cannot be mounted from {mount.source!r} of type {mount.type!r}")
 
 
 def pod_of(asked: Asked, *, owner: str, namespace: str, kind: str) -> PodSpec:

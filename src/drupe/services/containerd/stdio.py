@@ -65,22 +65,28 @@ def _open(uri: str, flags: int) -> int:
         raise NotFound(f"stream {path} does not exist") from None
     except OSError as error:
         raise InvalidArgument(f"stream {path} cannot be opened", cause=error.strerror or "") from None
+    except ValueError as error:  # a NUL in it
+        raise InvalidArgument(f"stream {path!r} cannot be opened", cause=str(error)) from None
     if parts.scheme != "file" and not stat.S_ISFIFO(os.fstat(fd).st_mode):
         os.close(fd)
         raise InvalidArgument(f"stream {path} is not a FIFO")
     return fd
 
 
-async def started_stdin(path: str) -> tuple[int, int]:
-    """A FIFO to be an exec's standard input: what the exec reads, and what holds the other end open, or -1.
+async def started_stdin(seen: int) -> tuple[int, int]:
+    """A FIFO, of which `seen` is a descriptor, to be an exec's standard input: what the exec reads, and what holds the
+    other end open, or -1.
 
     Who reads a FIFO that nobody writes to reads its end at once: so its writer is waited for, for a moment. One that
-    comes later finds the input held open, until CloseIO or the process's end.
+    comes later finds the input held open, until CloseIO or the process's end. Whoever made the FIFO may have removed it
+    meanwhile: so it is opened by the descriptor, never by its name.
     """
+    path, holder = f"/proc/self/fd/{seen}", -1
     with ThreadPoolExecutor(1) as pool:
         opening = asyncio.get_running_loop().run_in_executor(pool, os.open, path, os.O_RDONLY | os.O_CLOEXEC)
-        done, _ = await asyncio.wait({opening}, timeout=WRITER_WAIT_S)
-        if done:
-            return opening.result(), -1
-        holder = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            await asyncio.wait({opening}, timeout=WRITER_WAIT_S)
+        finally:  # or the thread, and with it this block's end, would wait for ever
+            if not opening.done():
+                holder = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         return await opening, holder
