@@ -108,31 +108,39 @@ set_up_gvisor() { # stable's runsc of 2022 lacks what is used of it; the backpor
     rm -rf "$own"
 }
 
-# Newer peers that Debian 12's glibc runs as they are; unpacked outside of the clone, never installed.
-PEERS='containerd/trixie containerd/sid docker.io/sid docker-cli/sid'
+# Peers that Debian 12's glibc runs as they are; unpacked outside of the clone, never installed.
+PEERS='containerd/trixie containerd/sid docker.io/sid docker-cli/sid docker.io/bookworm'
 
 set_up_peers() { # each suite's in a directory of its name
-    local own apt package target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/peers
-    [ ! -d "$target" ] || return 0
-    [ -n "${DEBIAN_MIRROR:-$(debian_mirror)}" ] || { say "no newer containerd and Docker for the tests: no mirror"; return 0; }
-    say "fetching newer containerd and Docker for the tests"
-    mkdir -p "${target%/*}"
+    local own suite target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/peers
+    local -a apt missing
+    mapfile -t missing < <(for suite in $(tr ' ' '\n' <<<"$PEERS" | cut -d/ -f2 | sort -u); do
+        [ -d "$target/$suite" ] || echo "$suite"
+    done)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    [ -n "${DEBIAN_MIRROR:-$(debian_mirror)}" ] || { say "no other containerd and Docker for the tests: no mirror"; return 0; }
+    say "fetching other containerds and Dockers for the tests"
+    mkdir -p "$target"
     own=$(mktemp -d "$target.XXXXXX")
-    private_apt "$own" trixie sid
-    if { "${apt[@]}" update && unpack_peers "$own"; } >"$own/log" 2>&1; then
-        mv -T "$own/unpacked" "$target" 2>/dev/null || true # another run was faster
+    private_apt "$own" "${missing[@]}"
+    if { "${apt[@]}" update && unpack_peers "$own" "${missing[@]}"; } >"$own/log" 2>&1; then
+        for suite in "${missing[@]}"; do
+            mv -T "$own/unpacked/$suite" "$target/$suite" 2>/dev/null || true # another run was faster
+        done
     else
-        say "no newer containerd and Docker for the tests ($(tail -n 1 "$own/log"))"
+        say "no other containerd and Docker for the tests ($(tail -n 1 "$own/log"))"
     fi
     rm -rf "$own"
 }
 
-unpack_peers() { # unpack_peers DIRECTORY: with apt=()
-    local package
+unpack_peers() { # unpack_peers DIRECTORY SUITE..: with apt=()
+    local package suite
     for package in $PEERS; do
-        mkdir -p "$1/fetched" "$1/unpacked/${package#*/}"
+        suite=${package#*/}
+        [[ " ${*:2} " == *" $suite "* ]] || continue
+        mkdir -p "$1/fetched" "$1/unpacked/$suite"
         (cd "$1/fetched" && "${apt[@]}" download "$package") || return
-        dpkg -x "$1"/fetched/*.deb "$1/unpacked/${package#*/}" || return
+        dpkg -x "$1"/fetched/*.deb "$1/unpacked/$suite" || return
         rm "$1"/fetched/*.deb
     done
 }

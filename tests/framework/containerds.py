@@ -104,7 +104,7 @@ class Containerd(PrivateHost):
         self.version = version
         self.process: subprocess.Popen[bytes] | None = None
         copy_store(store, directory / "drupe")
-        for parent in _parents():  # runc makes them and leaves them
+        for parent in parents(NAMESPACE):  # runc makes them and leaves them
             parent.mkdir(exist_ok=True)
         super().__init__(directory, config=drupe_config)
         beside = [str(version.directory)] if version.directory else []
@@ -162,13 +162,13 @@ class Containerd(PrivateHost):
 
     def close(self) -> None:
         super().close()
-        for parent in _parents():
+        for parent in parents(NAMESPACE):
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()
 
 
-def _parents() -> list[Path]:
-    """The cgroup above all containers' of `NAMESPACE`, in each hierarchy."""
+def parents(name: str) -> list[Path]:
+    """The cgroup above containers', in each hierarchy."""
     root = Path("/sys/fs/cgroup")
     trees = [root] if (root / "cgroup.procs").exists() else [d for d in root.iterdir() if not d.is_symlink()]
-    return [tree / NAMESPACE for tree in trees]
+    return [tree / name for tree in trees]
