@@ -10,11 +10,13 @@ import msgspec
 
 from drupe.errors import InvalidArgument
 from drupe.keeper.client import Keeper
-from drupe.rpc.ttrpc import Server
+from drupe.rpc.ttrpc import Server, Services
 from drupe.runtime.core import Core
 from drupe.sandboxers.kinds import kind_of
 from drupe.services.containerd.peers import Door, Peer
+from drupe.services.containerd.sandboxes import Sandboxes
 from drupe.services.containerd.service import TaskService
+from drupe.services.containerd.shimsandboxes import SandboxService
 from drupe.services.containerd.tasks import Tasks
 
 
@@ -24,12 +26,14 @@ class Hub:
     def __init__(self, core: Core, keeper: Keeper) -> None:
         self.core = core
         self.tasks = Tasks(core, keeper)
+        self.sandboxes = Sandboxes(core)
         self._run = core.node.paths.run / "containerd"
         self._servers: dict[Path, Server] = {}
 
     async def open(self) -> None:
         """Serve all containerds that have used this daemon before."""
         self.core.node.spawn(self.tasks.tell_memory(), "OOM events for containerd")
+        self.core.node.spawn(self.sandboxes.watch(), "ends of containerd's sandboxes")
         for peer in self.tasks.peers:
             self.tasks.outbox(peer)
             for door in peer.doors:
@@ -49,11 +53,15 @@ class Hub:
         known = self.tasks.peers.meet(msgspec.structs.replace(peer, doors=(door,)))
         return f"unix://{await self._serve(known, door)}"
 
+    def _services(self, peer: Peer, door: Door) -> Services:
+        sandboxes = SandboxService(self.sandboxes, peer, door)
+        return {**TaskService(self.tasks, peer, door).services(), **sandboxes.services()}
+
     async def _serve(self, peer: Peer, door: Door) -> Path:
         name = hashlib.sha256(f"{peer.key}\0{door.namespace}\0{door.kind}".encode()).hexdigest()[:16]
         path = self._run / f"{name}.sock"
         if path not in self._servers:
             self._run.mkdir(mode=0o700, exist_ok=True)
-            server = self._servers[path] = Server(TaskService(self.tasks, peer, door).services())
+            server = self._servers[path] = Server(self._services(peer, door))
             await server.listen(path)
         return path
