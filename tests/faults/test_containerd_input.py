@@ -19,6 +19,7 @@ from google.protobuf.empty_pb2 import Empty
 from drupe.errors import DrupeError
 from drupe.rpc.containerd import task_v2_pb2 as task
 from drupe.rpc.containerd.mount_pb2 import Mount
+from drupe.rpc.containerd.streaming_pb2 import StreamInit
 from drupe.rpc.ttrpc.envelope import Code
 from drupe.rpc.ttrpc.frames import MAX_DATA_BYTES
 from drupe.spec.containerd import ShimDelete, ShimDeleted, ShimStart, ShimStarted
@@ -377,6 +378,38 @@ def test_a_fifo_that_goes_before_it_is_opened(
         raw.answer(stream)  # one way or the other
         assert other.call("State", task.StateRequest(id="t"))[0] == Code.OK
     end(raw)
+
+
+STREAMING = "containerd.services.streaming.v1.Streaming"
+
+
+def stream(id_: str) -> AnyMessage:
+    """The first message of a stream."""
+    return AnyMessage(
+        type_url="containerd.services.streaming.v1.StreamInit", value=StreamInit(id=id_).SerializeToString()
+    )
+
+
+def test_streams_that_nobody_calls_for(raw: Raw, address: str, bundle: Callable[..., Path]) -> None:
+    for wrong in (AnyMessage(type_url="x"), stream(""), AnyMessage(type_url=stream("").type_url, value=b"\xff")):
+        assert raw.call("Stream", wrong, service=STREAMING)[0] == Code.INVALID_ARGUMENT
+    named = f"ttrpc+unix://{address}?streaming_id=one"
+    assert raw.create(bundle(), "t", stdout=named, stderr=named)[0] == Code.ALREADY_EXISTS
+    assert raw.create(bundle("/nope"), "t", stdout=named)[0] != Code.OK
+    assert raw.create(bundle("sh", "-c", "yes"), "t", stdout=named, stdin=named.replace("one", "two")) == (Code.OK, "")
+    raw.ask("Start", task.StartRequest(id="t"), task.StartResponse)
+    end(raw)
+
+
+def test_a_stream_whose_caller_does_not_read(raw: Raw, address: str, bundle: Callable[..., Path]) -> None:
+    with Raw(address) as deaf:
+        deaf.post("Stream", stream("deaf"), service=STREAMING)
+        uri = f"ttrpc+unix://{address}?streaming_id=deaf"
+        assert raw.create(bundle("sh", "-c", "yes"), "t", stdout=uri) == (Code.OK, "")
+        raw.ask("Start", task.StartRequest(id="t"), task.StartResponse)
+        time.sleep(0.5)  # it writes all the while
+        assert raw.call("State", task.StateRequest(id="t"))[0] == Code.OK
+        end(raw)
 
 
 # -- callers that go --------------------------------------------------------------------------------------------------

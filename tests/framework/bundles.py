@@ -15,7 +15,7 @@ from framework.daemon import Daemon
 from framework.leaks import CGROUP_PARENT
 
 COMMAND = Path(sys.executable).with_name("drupe-oci")
-APPLETS = "cat chmod date dd df echo env false grep hostname id ip kill ls mkdir mount nice ps pwd readlink seq sh sleep sort stat stty sync test touch true tty umask uname wc"  # noqa: E501
+APPLETS = "cat chmod date dd df echo env false grep hostname id ip kill ls mkdir mount nice ps pwd readlink seq sh sleep sort stat stty sync test touch true tty umask uname wc yes"  # noqa: E501
 TIMEOUT_S = 30.0
 
 # crun refuses a hybrid cgroup tree, and drupe-oci hides it from crun: the same by hand

@@ -99,6 +99,7 @@ def test_a_pod_and_a_container_from_start_to_end(cri: CriHost, handler: str) -> 
     assert not cri.cri.ListPodSandbox().items
 
 
+@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "streaming-drupe"])
 def test_streams(cri: CriHost, handler: str) -> None:
     pod = cri.pod("streams", handler)
     script = "echo ready; read word; echo got $word; exec sleep 100000"
@@ -122,6 +123,7 @@ def test_streams(cri: CriHost, handler: str) -> None:
     wait_until(lambda: cri.log("streams", "main") == ["ready", "got word"], what="the log")
 
 
+@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "streaming-drupe"])
 def test_terminals(cri: CriHost, handler: str) -> None:
     pod = cri.pod("terminal", handler)
     container = cri.run(pod, "main", *FOREVER)

@@ -11,8 +11,9 @@ from drupe.oci.runtime_spec import Process, parse
 from drupe.oci.validate import check_process
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.task_v2_pb2 import ExecProcessRequest
+from drupe.services.containerd import opening
 from drupe.services.containerd.records import ExecRecord, Streams
-from drupe.services.containerd.stdio import close_streams, open_streams, started_stdin, with_all
+from drupe.services.containerd.stdio import close_streams, started_stdin, stream_id, with_all
 from drupe.services.containerd.tasks import Task, Tasks
 from drupe.spec.container import ExecSpec
 from drupe.state.machine import State, require
@@ -44,7 +45,7 @@ async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
     exec_ = task.exec(exec_id)
     if exec_.ours:
         raise InvalidState(f"exec {exec_id!r} has been started")
-    fds = await _open(task, exec_id, exec_)
+    fds = await _open(tasks, task, exec_id, exec_)
     try:
         args = exec_.process["args"]
         spec = ExecSpec(argv=tuple(args), tty=exec_.streams.terminal, rows=exec_.rows, cols=exec_.cols)
@@ -59,14 +60,13 @@ async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
     return exec_.pid
 
 
-async def _open(task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
+async def _open(tasks: Tasks, task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
     """A process without a terminal has the streams themselves: its input must not wait in vain, nor end too early."""
-    streams = exec_.streams
-    if streams.terminal:
-        return open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr="", terminal=True)
-    if not streams.stdin:
-        return with_all(open_streams(stdin="", stdout=streams.stdout, stderr=streams.stderr, terminal=False))
-    fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=False)
+    fds = opening.of_process(tasks, task.record.key, exec_.streams)
+    if exec_.streams.terminal:
+        return fds
+    if "stdin" not in fds or stream_id(exec_.streams.stdin):
+        return with_all(fds)
     seen = fds["stdin"]
     try:
         fds["stdin"], holder = await started_stdin(seen)

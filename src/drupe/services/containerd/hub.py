@@ -17,6 +17,7 @@ from drupe.services.containerd.peers import Door, Peer
 from drupe.services.containerd.sandboxes import Sandboxes
 from drupe.services.containerd.service import TaskService
 from drupe.services.containerd.shimsandboxes import SandboxService
+from drupe.services.containerd.streams import StreamService
 from drupe.services.containerd.tasks import Tasks
 
 
@@ -54,8 +55,12 @@ class Hub:
         return f"unix://{await self._serve(known, door)}"
 
     def _services(self, peer: Peer, door: Door) -> Services:
-        sandboxes = SandboxService(self.sandboxes, peer, door)
-        return {**TaskService(self.tasks, peer, door).services(), **sandboxes.services()}
+        each = (
+            TaskService(self.tasks, peer, door),
+            SandboxService(self.sandboxes, peer, door),
+            StreamService(self.tasks.streams, peer, door),
+        )
+        return {name: methods for service in each for name, methods in service.services().items()}
 
     async def _serve(self, peer: Peer, door: Door) -> Path:
         name = hashlib.sha256(f"{peer.key}\0{door.namespace}\0{door.kind}".encode()).hexdigest()[:16]

@@ -11,11 +11,12 @@ from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest, ResizePtyRequest
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
+from drupe.services.containerd import opening
 from drupe.services.containerd.events import stamp
 from drupe.services.containerd.making import Asked, cgroup_path, check_program, pod_of, read_request
 from drupe.services.containerd.peers import Door, Peer
 from drupe.services.containerd.records import Streams, TaskRecord
-from drupe.services.containerd.stdio import close_streams, open_streams
+from drupe.services.containerd.stdio import close_streams
 from drupe.services.containerd.tasks import Task, Tasks
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import ExitStatus
@@ -29,13 +30,14 @@ async def create(tasks: Tasks, peer: Peer, door: Door, request: CreateTaskReques
     if asked.sandbox and pod is None:
         raise NotFound(f"pod {asked.sandbox} of task {request.id} is not here")
     streams = Streams.of(request)
-    fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=streams.terminal)
+    fds = await opening.of_task(tasks, (peer.key, door.namespace, request.id), streams)
     try:
         with failures_are_plain():
             make = _join(tasks, asked, pod, fds) if pod else _make(tasks, asked, _pod_of(asked, peer, door), fds)
             container = await make
     except BaseException:
         close_streams(fds)
+        tasks.forget_streams(peer.key, door.namespace, streams)
         raise
     record = TaskRecord(
         peer=peer.key,
@@ -87,7 +89,7 @@ async def start(tasks: Tasks, task: Task) -> int:
     container, pod, record = task.container, task.pod, task.record
     if container.state is not State.READY:
         raise InvalidState(f"task {record.id} is {container.state}: it can be started once")
-    fds = task.fds or _open_again(task)
+    fds = task.fds or await opening.of_task(tasks, record.key, record.streams)
     try:
         async with pod.lock:
             if pod.state is State.READY:
@@ -101,12 +103,6 @@ async def start(tasks: Tasks, task: Task) -> int:
     record.save(tasks.node.journal)
     tasks.tell(task, "start", events.TaskStart(container_id=record.id, pid=record.pid))
     return record.pid
-
-
-def _open_again(task: Task) -> dict[str, int]:
-    """The daemon that opened them is gone."""
-    streams = task.record.streams
-    return open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=streams.terminal)
 
 
 async def delete(tasks: Tasks, task: Task) -> ExitStatus:
@@ -152,13 +148,15 @@ async def resize(task: Task, request: ResizePtyRequest) -> None:
     await task.container.tasks.resize(task.container.id, rows, cols, exec_id=ours)
 
 
-async def close_stdin(task: Task, exec_id: str) -> None:
+async def close_stdin(tasks: Tasks, task: Task, exec_id: str) -> None:
     """No more input comes. What is there already is read."""
     if not exec_id:
+        opening.end_input(tasks, task.record, task.record.streams)
         with contextlib.suppress(NotFound):  # it has ended
             await task.container.tasks.close_stdin(task.container.id)
         return
-    task.exec(exec_id)
+    exec_ = task.exec(exec_id)
+    opening.end_input(tasks, task.record, exec_.streams)
     if (holder := task.stdin_holders.pop(exec_id, -1)) >= 0:
         close_streams({"stdin": holder})
 

@@ -105,6 +105,7 @@ async def delete(service: TaskService, request: task.DeleteRequest) -> Message:
             raise InvalidState(f"exec {request.exec_id!r} runs")
         del found.record.execs[request.exec_id]
         found.note_begun(request.exec_id)
+        service.tasks.forget_streams(service.peer.key, service.door.namespace, exec_.streams)
         found.record.save(service.tasks.node.journal)
         return _deleted(exec_.pid, exec_.exit)
     exit_ = await lives.delete(service.tasks, found)
@@ -239,7 +240,7 @@ async def resize(service: TaskService, request: task.ResizePtyRequest) -> Messag
 
 async def close_io(service: TaskService, request: task.CloseIORequest) -> Message:
     if request.stdin:
-        await lives.close_stdin(service.task(request.id), request.exec_id)
+        await lives.close_stdin(service.tasks, service.task(request.id), request.exec_id)
     return Empty()
 
 

@@ -20,7 +20,8 @@ from drupe.services.containerd import records
 from drupe.services.containerd.events import Outbox, stamp
 from drupe.services.containerd.peers import Peer, Peers
 from drupe.services.containerd.records import ExecRecord, TaskRecord
-from drupe.services.containerd.stdio import close_streams
+from drupe.services.containerd.stdio import close_streams, stream_id
+from drupe.services.containerd.streams import Streams
 from drupe.spec.status import ExitStatus
 from drupe.state.machine import State
 
@@ -73,7 +74,8 @@ class Tasks:
         self.core = core
         self.node = core.node
         self.peers = Peers(core.node.journal)
-        self._keeper = keeper
+        self.streams = Streams()
+        self.keeper = keeper
         self._outboxes: dict[str, Outbox] = {}
         self._tasks: dict[tuple[str, str, str], Task] = {}
         self._work: set[asyncio.Future[Message]] = set()
@@ -133,8 +135,16 @@ class Tasks:
     def remove(self, task: Task) -> None:
         """Forget one whose container is gone."""
         task.let_go()
+        for streams in (task.record.streams, *(exec_.streams for exec_ in task.record.execs.values())):
+            self.forget_streams(task.record.peer, task.record.namespace, streams)
         self._tasks.pop(task.record.key, None)
         task.record.remove(self.node.journal)
+
+    def forget_streams(self, peer: str, namespace: str, streams: records.Streams) -> None:
+        """Those that containerd called for, and nobody needs any more."""
+        for uri in (streams.stdin, streams.stdout, streams.stderr):
+            if id_ := stream_id(uri):
+                self.streams.forget((peer, namespace, id_))
 
     async def _watch(self, task: Task) -> None:
         exit_ = await task.container.wait()
@@ -179,7 +189,7 @@ class Tasks:
 
     def outbox(self, peer: Peer) -> Outbox:
         if peer.key not in self._outboxes:
-            self._outboxes[peer.key] = Outbox(peer, self.node, self._keeper)
+            self._outboxes[peer.key] = Outbox(peer, self.node, self.keeper)
         return self._outboxes[peer.key]
 
     async def tell_memory(self) -> None:
