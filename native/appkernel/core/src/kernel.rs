@@ -56,6 +56,8 @@ pub struct Kernel {
     pub(crate) census: Arc<Census>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
+    /// Tell the host of every call.
+    pub trace: bool,
     pub(crate) hostname: Vec<u8>,
     pub(crate) next_mm: u32,
     pub(crate) table: &'static [Option<table::Entry>],
@@ -74,6 +76,7 @@ impl Kernel {
             timers: Timers::new(Arc::clone(&host)),
             census: Census::new(Arc::clone(&host)),
             has_changed: true,
+            trace: false,
             host,
             tasks: Tasks::default(),
             mms: HashMap::new(),
@@ -193,7 +196,21 @@ impl Kernel {
             }
         };
         self.take_names();
+        if self.trace {
+            self.tell(tid, number, &args, &answer);
+        }
         self.answered(tid, answer);
+    }
+
+    fn tell(&self, tid: Tid, number: u64, args: &[u64; 6], answer: &Answer) {
+        let name = self.table.get(number as usize).and_then(Option::as_ref).map_or("?", |entry| entry.name);
+        let end = match answer {
+            Ok(Done::Value(value) | Done::Change(value, _)) => format!("{value:#x}"),
+            Ok(Done::Wait) => String::from("waits"),
+            Ok(Done::Registers | Done::Gone) => String::from("-"),
+            Err(errno) => errno.to_string(),
+        };
+        self.host.log(&format!("{tid} {name}({number}) {args:x?} = {end}"));
     }
 
     fn answered(&mut self, tid: Tid, answer: Answer) {
