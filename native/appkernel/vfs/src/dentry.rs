@@ -10,6 +10,7 @@ use crate::inode::InodeRef;
 use crate::mount::Mount;
 use crate::sync::Mutex;
 
+#[derive(Default)]
 struct Place {
     name: Vec<u8>,
     parent: Option<Arc<Dentry>>,
@@ -144,14 +145,25 @@ impl Dentry {
     }
 }
 
+impl Place {
+    /// Take the name out of its directory, which is handed back.
+    fn leave(self) -> Option<Arc<Dentry>> {
+        let parent = self.parent?;
+        let mut children = parent.children.lock();
+        if children.get(&self.name).is_some_and(|child| child.strong_count() == 0) {
+            children.remove(&self.name);
+        }
+        drop(children);
+        Some(parent)
+    }
+}
+
+/// One directory after the other up to one that somebody else holds: a deep path must not be a deep stack.
 impl Drop for Dentry {
     fn drop(&mut self) {
-        let place = self.place.lock();
-        if let Some(parent) = &place.parent {
-            let mut children = parent.children.lock();
-            if children.get(&place.name).is_some_and(|child| child.strong_count() == 0) {
-                children.remove(&place.name);
-            }
+        let mut parent = std::mem::take(self.place.get_mut()).leave();
+        while let Some(mut last) = parent.and_then(Arc::into_inner) {
+            parent = std::mem::take(last.place.get_mut()).leave();
         }
     }
 }

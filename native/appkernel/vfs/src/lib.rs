@@ -27,6 +27,7 @@ pub mod overlay;
 pub mod pipe;
 pub mod proc;
 pub mod pseudo;
+pub mod socket;
 pub mod sync;
 #[cfg(test)]
 mod testing;

@@ -245,6 +245,16 @@ impl Inode for OverlayNode {
     }
 }
 
+/// One directory after the other: a deep path must not be a deep stack.
+impl Drop for OverlayNode {
+    fn drop(&mut self) {
+        let mut place = self.place.get_mut().take();
+        while let Some(mut last) = place.and_then(|(parent, _)| Arc::into_inner(parent)) {
+            place = last.place.get_mut().take();
+        }
+    }
+}
+
 pub(super) fn of(inode: &InodeRef) -> Result<&OverlayNode> {
     inode.as_any().downcast_ref().ok_or(Errno::XDEV)
 }

@@ -147,3 +147,19 @@ fn entries_stay_where_they_are_while_they_are_copied_up() {
     sorted.sort_by_key(|name| name[1..].parse::<u32>().unwrap());
     assert!(sorted.into_iter().eq(expected));
 }
+
+/// Nothing that a workload can nest makes the kernel's stack deep.
+#[test]
+fn a_very_deep_directory_can_be_left_and_dropped() {
+    let asker = Asker::root();
+    let context = asker.context();
+    let plain = Tree::of(Mount::new(tmpfs(Limits::default()), b"tmpfs", 0));
+    for tree in [plain, over(Limits::default(), |_, _| {})] {
+        let view = tree.view(&context);
+        let mut at = tree.root.clone();
+        for _ in 0..20_000 {
+            at = view.mkdir(&at, b"d", 0o755).unwrap();
+        }
+        drop(at);
+    }
+}

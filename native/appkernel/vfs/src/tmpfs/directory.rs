@@ -35,6 +35,10 @@ impl Entries {
         Some(node)
     }
 
+    pub fn into_nodes(self) -> Vec<Arc<Node>> {
+        self.by_name.into_values().map(|(_, node)| node).collect()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.by_name.is_empty()
     }

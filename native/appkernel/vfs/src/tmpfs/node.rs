@@ -229,8 +229,22 @@ impl Node {
     }
 }
 
+impl Node {
+    fn take_children(&mut self) -> Vec<Arc<Node>> {
+        match &mut self.body {
+            Body::Directory(entries) => std::mem::take(entries.get_mut()).into_nodes(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A tree that goes as a whole goes node by node: a deep one must not be a deep stack.
 impl Drop for Node {
     fn drop(&mut self) {
+        let mut going = self.take_children();
+        while let Some(node) = going.pop() {
+            going.extend(Arc::into_inner(node).map(|mut last| last.take_children()).unwrap_or_default());
+        }
         if let Body::Regular(content) = &self.body {
             self.shared.uncharge(content.lock().pages());
         }

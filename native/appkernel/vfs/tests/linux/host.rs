@@ -1,13 +1,16 @@
 //! The host's side.
 
 use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{epoll, eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::net::{self, AddressFamily, Shutdown, SocketFlags, SocketType};
 use rustix::pipe::{pipe_with, PipeFlags};
 
 use crate::world::{Answer, World};
 
+const SOCKET_FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 #[derive(Default)]
@@ -17,6 +20,10 @@ pub struct Host {
 
 fn plain<T>(result: rustix::io::Result<T>) -> Answer<T> {
     result.map_err(rustix::io::Errno::raw_os_error)
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
 }
 
 impl Host {
@@ -62,6 +69,52 @@ impl World for Host {
         let mut events = Vec::with_capacity(count);
         epoll::wait(self.fd(epoll), rustix::buffer::spare_capacity(&mut events), Some(&NOW)).unwrap();
         events.into_iter().map(|event| ({ event.flags }.bits(), { event.data }.u64())).collect()
+    }
+
+    fn socketpair(&mut self, kind: u32) -> (usize, usize) {
+        let kind = SocketType::from_raw(kind);
+        let (one, two) = net::socketpair(AddressFamily::UNIX, kind, SOCKET_FLAGS, None).unwrap();
+        (self.add(one), self.add(two))
+    }
+
+    fn bound(&mut self, kind: u32) -> (usize, u16) {
+        let socket = net::socket_with(AddressFamily::INET, SocketType::from_raw(kind), SOCKET_FLAGS, None).unwrap();
+        net::bind(&socket, &local(0)).unwrap();
+        let port = SocketAddr::try_from(net::getsockname(&socket).unwrap()).unwrap().port();
+        (self.add(socket), port)
+    }
+
+    fn connect(&mut self, kind: u32, port: u16) -> Answer<usize> {
+        // blocking: on the loopback device it is over when the call returns
+        let kind = SocketType::from_raw(kind);
+        let socket = net::socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None).unwrap();
+        plain(net::connect(&socket, &local(port)))?;
+        rustix::io::ioctl_fionbio(&socket, true).unwrap();
+        Ok(self.add(socket))
+    }
+
+    fn listen(&mut self, fd: usize) -> Answer<()> {
+        plain(net::listen(self.fd(fd), 5))
+    }
+
+    fn accept(&mut self, fd: usize) -> Answer<usize> {
+        let accepted = plain(net::accept_with(self.fd(fd), SOCKET_FLAGS))?;
+        Ok(self.add(accepted))
+    }
+
+    fn shutdown(&mut self, fd: usize, how: u32) -> Answer<()> {
+        plain(net::shutdown(self.fd(fd), [Shutdown::Read, Shutdown::Write, Shutdown::Both][how as usize]))
+    }
+
+    fn send_to(&mut self, fd: usize, port: u16, data: &[u8]) -> Answer<usize> {
+        plain(net::sendto(self.fd(fd), data, net::SendFlags::NOSIGNAL, &local(port)))
+    }
+
+    fn receive_from(&mut self, fd: usize, count: usize, port: u16) -> Answer<(Vec<u8>, bool)> {
+        let mut bytes = vec![0; count];
+        let (count, _, from) = plain(net::recvfrom(self.fd(fd), bytes.as_mut_slice(), net::RecvFlags::empty()))?;
+        bytes.truncate(count);
+        Ok((bytes, SocketAddr::try_from(from.unwrap()).unwrap().port() == port))
     }
 
     fn read(&mut self, fd: usize, count: usize) -> Answer<Vec<u8>> {

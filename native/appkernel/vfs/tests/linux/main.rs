@@ -4,6 +4,7 @@ mod events;
 mod host;
 mod ours;
 mod pipes;
+mod sockets;
 mod tree;
 mod trees;
 mod world;

@@ -1,18 +1,36 @@
 //! Our side.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::event::{Control, Epoll, EpollEvent, EventFd};
+use drupe_appkernel_vfs::socket::{Address, Caller, Family, LocalSocket, Network, Outgoing, SocketKind};
 use drupe_appkernel_vfs::{anonymous, ioctl, pipe, Context, Credentials, FdTable, OpenFile, OpenFlags, Timestamp};
 
+use crate::tree::{tmpfs, OurTree};
 use crate::world::{Answer, World};
 
+const NONBLOCK: OpenFlags = OpenFlags(OpenFlags::NONBLOCK);
 const RDWR: OpenFlags = OpenFlags(OpenFlags::RDWR);
 
 pub struct Ours {
     pub table: FdTable,
     credentials: Credentials,
+    network: Arc<Network>,
+    tree: OurTree,
+}
+
+fn kind_of(kind: u32) -> SocketKind {
+    match kind {
+        1 => SocketKind::Stream,
+        2 => SocketKind::Datagram,
+        _ => SocketKind::SeqPacket,
+    }
+}
+
+fn local(port: u16) -> Address {
+    Address::Inet((Ipv4Addr::LOCALHOST, port).into())
 }
 
 fn plain<T>(result: Result<T>) -> Answer<T> {
@@ -21,7 +39,8 @@ fn plain<T>(result: Result<T>) -> Answer<T> {
 
 impl Ours {
     pub fn new() -> Self {
-        Self { table: FdTable::new(), credentials: Credentials::root() }
+        let (credentials, tree) = (Credentials::root(), OurTree::new(tmpfs()));
+        Self { table: FdTable::new(), credentials, network: Network::new(), tree }
     }
 
     pub fn context(&self) -> Context<'_> {
@@ -34,6 +53,20 @@ impl Ours {
 
     pub fn file(&self, fd: usize) -> &Arc<OpenFile> {
         self.table.get(fd as i32).unwrap()
+    }
+
+    fn socket(&self, fd: usize) -> &LocalSocket {
+        self.file(fd).downcast().unwrap()
+    }
+
+    fn inet(&mut self, kind: u32) -> usize {
+        let socket = LocalSocket::new(&self.network, Family::V4, kind_of(kind)).unwrap();
+        let file = socket.open(&self.context(), NONBLOCK);
+        self.add(file)
+    }
+
+    fn with_caller<T>(&self, run: impl FnOnce(&Caller<'_>) -> Result<T>) -> Answer<T> {
+        self.tree.with(|view, working| run(&Caller { view, working }))
     }
 
     fn epoll_of(&self, fd: usize) -> Answer<&Epoll> {
@@ -66,6 +99,55 @@ impl World for Ours {
     fn epoll_wait(&mut self, epoll: usize, count: usize) -> Vec<(u32, u64)> {
         let events = self.epoll_of(epoll).unwrap().wait(count);
         events.into_iter().map(|event| (event.events, event.data)).collect()
+    }
+
+    fn socketpair(&mut self, kind: u32) -> (usize, usize) {
+        let (one, two) = LocalSocket::pair(&self.context(), &self.network, kind_of(kind)).unwrap();
+        let (one, two) = (one.open(&self.context(), NONBLOCK), two.open(&self.context(), NONBLOCK));
+        (self.add(one), self.add(two))
+    }
+
+    fn bound(&mut self, kind: u32) -> (usize, u16) {
+        let fd = self.inet(kind);
+        self.with_caller(|caller| self.socket(fd).bind(caller, &local(0))).unwrap();
+        let Address::Inet(name) = self.socket(fd).name() else { panic!("no port") };
+        (fd, name.port())
+    }
+
+    fn connect(&mut self, kind: u32, port: u16) -> Answer<usize> {
+        let fd = self.inet(kind);
+        let answer = self.with_caller(|caller| self.socket(fd).connect(caller, &local(port)));
+        if answer.is_err() {
+            self.close(fd);
+        }
+        answer.map(|()| fd)
+    }
+
+    fn listen(&mut self, fd: usize) -> Answer<()> {
+        plain(self.socket(fd).listen(&self.context(), 5))
+    }
+
+    fn accept(&mut self, fd: usize) -> Answer<usize> {
+        let (accepted, _) = plain(self.socket(fd).accept(&self.context(), NONBLOCK))?;
+        Ok(self.add(accepted))
+    }
+
+    fn shutdown(&mut self, fd: usize, how: u32) -> Answer<()> {
+        plain(self.socket(fd).shutdown(how))
+    }
+
+    fn send_to(&mut self, fd: usize, port: u16, data: &[u8]) -> Answer<usize> {
+        self.with_caller(|caller| {
+            let to = Some((caller, &local(port)));
+            self.socket(fd).send(&self.context(), data, Outgoing { to, ..Outgoing::default() })
+        })
+    }
+
+    fn receive_from(&mut self, fd: usize, count: usize, port: u16) -> Answer<(Vec<u8>, bool)> {
+        let mut out = vec![0; count];
+        let received = plain(self.socket(fd).receive(&self.context(), &mut out, 0))?;
+        out.truncate(received.count);
+        Ok((out, received.from == Some(local(port))))
     }
 
     fn read(&mut self, fd: usize, count: usize) -> Answer<Vec<u8>> {

@@ -1,0 +1,96 @@
+//! Sockets inside the pod: unix(7), and TCP and UDP between its own processes (ip(7), loopback). No packet is made: what one
+//! end sends lies in the other's inbox.
+
+mod address;
+mod connect;
+mod control;
+mod inbox;
+mod local;
+mod network;
+mod options;
+mod transfer;
+
+use std::sync::Arc;
+
+use crate::dentry::Path;
+use crate::open::OpenFile;
+use crate::walk::View;
+
+pub use address::Address;
+pub use control::{control_messages, push_control_message, ControlMessage, SCM_CREDENTIALS, SCM_RIGHTS, SOL_SOCKET};
+pub use local::LocalSocket;
+pub use network::Network;
+
+/// Flags of send(2) and recv(2) that an object must know; the others are the core's.
+pub const MSG_PEEK: u32 = 0x2;
+pub const MSG_TRUNC: u32 = 0x20;
+pub const MSG_CTRUNC: u32 = 0x8;
+pub const MSG_EOR: u32 = 0x80;
+
+pub const SHUT_RD: u32 = 0;
+pub const SHUT_WR: u32 = 1;
+pub const SHUT_RDWR: u32 = 2;
+
+/// Domain of socket(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Unix,
+    V4,
+    V6,
+}
+
+/// Type of socket(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    Stream,
+    Datagram,
+    SeqPacket,
+}
+
+impl SocketKind {
+    fn connects(self) -> bool {
+        self != Self::Datagram
+    }
+}
+
+/// Who calls, and how paths of unix sockets lead from him.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    pub view: &'a View<'a>,
+    pub working: &'a Path,
+}
+
+/// struct ucred.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerCredentials {
+    pub pid: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// What goes with the bytes of sendmsg(2).
+#[derive(Default)]
+pub struct Outgoing<'a> {
+    pub to: Option<(&'a Caller<'a>, &'a Address)>,
+    /// SCM_RIGHTS.
+    pub files: Vec<Arc<OpenFile>>,
+    /// SCM_CREDENTIALS; None: the caller's.
+    pub credentials: Option<PeerCredentials>,
+}
+
+/// What recvmsg(2) answers beside the bytes.
+#[derive(Default)]
+pub struct Received {
+    pub count: usize,
+    /// Of a datagram that did not fit: its whole length (MSG_TRUNC).
+    pub full_length: usize,
+    pub from: Option<Address>,
+    pub files: Vec<Arc<OpenFile>>,
+    /// With SO_PASSCRED.
+    pub credentials: Option<PeerCredentials>,
+    /// MSG_TRUNC, MSG_EOR.
+    pub flags: u32,
+}
+
+#[cfg(test)]
+mod tests;
