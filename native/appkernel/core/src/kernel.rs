@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::socket::Network;
 use drupe_appkernel_vfs::SpecialFiles;
 
 use crate::census::Census;
@@ -53,6 +54,7 @@ pub struct Kernel {
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) specials: Arc<dyn SpecialFiles>,
+    pub(crate) network: Arc<Network>,
     pub(crate) census: Arc<Census>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
@@ -75,6 +77,7 @@ impl Kernel {
             platform,
             timers: Timers::new(Arc::clone(&host)),
             census: Census::new(Arc::clone(&host)),
+            network: Network::new(),
             has_changed: true,
             trace: false,
             host,
