@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::proc::{Area, Places, Process as Shown, Processes, System};
@@ -25,8 +25,9 @@ struct Record {
     environment: Vec<u8>,
     auxiliary: Vec<u8>,
     areas: Vec<Area>,
-    files: Arc<Mutex<FdTable>>,
-    fs: Arc<Mutex<FsState>>,
+    /// Not held: files must be closed when their last process ends.
+    files: Weak<Mutex<FdTable>>,
+    fs: Weak<Mutex<FsState>>,
     executable: Option<Path>,
     limits: [(u64, u64); LIMIT_COUNT],
     namespace: Arc<MountNamespace>,
@@ -122,8 +123,8 @@ impl Kernel {
             environment: process.environment.clone(),
             auxiliary: mm.map(|mm| mm.auxiliary.clone()).unwrap_or_default(),
             areas: mm.map(|mm| areas(mm, &fs.root)).unwrap_or_default(),
-            files: Arc::clone(&process.files),
-            fs: Arc::clone(&process.fs),
+            files: Arc::downgrade(&process.files),
+            fs: Arc::downgrade(&process.fs),
             executable: process.executable.clone(),
             limits: process.limits,
             namespace: Arc::clone(&process.namespace),
@@ -225,7 +226,7 @@ impl Processes for Census {
     }
 
     fn files(&self, pid: u32) -> Vec<(i32, bool, Arc<OpenFile>)> {
-        let Some(files) = self.of(pid, |record| Arc::clone(&record.files)) else { return Vec::new() };
+        let Some(files) = self.of(pid, |record| record.files.upgrade()).flatten() else { return Vec::new() };
         let table = files.lock();
         let entry =
             |(fd, file): (i32, &Arc<OpenFile>)| (fd, table.close_on_exec(fd).unwrap_or(false), Arc::clone(file));
@@ -233,7 +234,8 @@ impl Processes for Census {
     }
 
     fn places(&self, pid: u32) -> Option<Places> {
-        let (fs, executable) = self.of(pid, |record| (Arc::clone(&record.fs), record.executable.clone()))?;
+        let (fs, executable) = self.of(pid, |record| (record.fs.upgrade(), record.executable.clone()))?;
+        let fs = fs?;
         let fs = fs.lock();
         Some(Places { root: fs.root.clone(), working: fs.cwd.clone(), executable })
     }

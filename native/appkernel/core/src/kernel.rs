@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::socket::Network;
 use drupe_appkernel_vfs::SpecialFiles;
 
 use crate::census::Census;
@@ -53,9 +54,12 @@ pub struct Kernel {
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) specials: Arc<dyn SpecialFiles>,
+    pub(crate) network: Arc<Network>,
     pub(crate) census: Arc<Census>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
+    /// Tell the host of every call.
+    pub trace: bool,
     pub(crate) hostname: Vec<u8>,
     pub(crate) next_mm: u32,
     pub(crate) table: &'static [Option<table::Entry>],
@@ -73,7 +77,9 @@ impl Kernel {
             platform,
             timers: Timers::new(Arc::clone(&host)),
             census: Census::new(Arc::clone(&host)),
+            network: Network::new(),
             has_changed: true,
+            trace: false,
             host,
             tasks: Tasks::default(),
             mms: HashMap::new(),
@@ -193,7 +199,21 @@ impl Kernel {
             }
         };
         self.take_names();
+        if self.trace {
+            self.tell(tid, number, &args, &answer);
+        }
         self.answered(tid, answer);
+    }
+
+    fn tell(&self, tid: Tid, number: u64, args: &[u64; 6], answer: &Answer) {
+        let name = self.table.get(number as usize).and_then(Option::as_ref).map_or("?", |entry| entry.name);
+        let end = match answer {
+            Ok(Done::Value(value) | Done::Change(value, _)) => format!("{value:#x}"),
+            Ok(Done::Wait) => String::from("waits"),
+            Ok(Done::Registers | Done::Gone) => String::from("-"),
+            Err(errno) => errno.to_string(),
+        };
+        self.host.log(&format!("{tid} {name}({number}) {args:x?} = {end}"));
     }
 
     fn answered(&mut self, tid: Tid, answer: Answer) {

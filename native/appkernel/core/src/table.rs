@@ -4,7 +4,8 @@ use std::sync::OnceLock;
 
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
-    descriptors as fd, events, files, identity as who, io, locks, memory, names, nothing, poll, signals, system, time,
+    descriptors as fd, events, files, identity as who, io, locks, memory, names, nothing, poll, signals, sockets,
+    system, time,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -69,6 +70,7 @@ pub fn table() -> &'static [Option<Entry>] {
         add_io(&mut table);
         add_files(&mut table);
         add_attributes(&mut table);
+        add_sockets(&mut table);
         add_memory(&mut table);
         add_processes(&mut table);
         add_signals_and_time(&mut table);
@@ -221,6 +223,31 @@ fn add_attributes(t: &mut Table) {
     t.full(197, "removexattr", |k, tid, a| files::remove_attribute(k, tid, a, Path));
     t.full(198, "lremovexattr", |k, tid, a| files::remove_attribute(k, tid, a, Link));
     t.full(199, "fremovexattr", |k, tid, a| files::remove_attribute(k, tid, a, Open));
+}
+
+fn add_sockets(t: &mut Table) {
+    const REACH: &str = "unix, and TCP and UDP between the pod's own processes; nothing beyond, no raw, no netlink";
+    t.part(41, "socket", REACH, sockets::socket);
+    t.full(42, "connect", sockets::connect);
+    t.full(43, "accept", sockets::accept);
+    t.part(44, "sendto", "MSG_OOB, MSG_MORE", sockets::sendto);
+    t.part(45, "recvfrom", "MSG_OOB", sockets::recvfrom);
+    t.part(46, "sendmsg", "MSG_OOB, MSG_MORE", sockets::sendmsg);
+    t.part(47, "recvmsg", "MSG_OOB, error queues", sockets::recvmsg);
+    t.full(48, "shutdown", sockets::shutdown);
+    t.full(49, "bind", sockets::bind);
+    t.full(50, "listen", sockets::listen);
+    t.full(51, "getsockname", sockets::getsockname);
+    t.full(52, "getpeername", sockets::getpeername);
+    t.full(53, "socketpair", sockets::socketpair);
+    t.part(
+        54,
+        "setsockopt",
+        "what has no meaning between processes of one pod is kept or refused",
+        sockets::setsockopt,
+    );
+    t.part(55, "getsockopt", "as setsockopt", sockets::getsockopt);
+    t.full(288, "accept4", sockets::accept4);
 }
 
 fn add_memory(t: &mut Table) {

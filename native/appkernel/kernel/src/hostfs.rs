@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use drupe_appkernel_abi::{Errno, Result};
-use drupe_appkernel_hostsys::files::{self, Stat};
+use drupe_appkernel_hostsys::files::{self, Entry, Stat};
 use drupe_appkernel_vfs::inode::{Attachment, DirEntry, FileSystem, Inode, InodeRef, LinkTarget};
 use drupe_appkernel_vfs::kind::StatFs;
 use drupe_appkernel_vfs::mount::anonymous_device;
@@ -32,6 +32,8 @@ struct Node {
     key: (u64, u64),
     kind: FileType,
     attachment: Attachment,
+    /// Of a directory that is being listed.
+    entries: Mutex<Option<Arc<Vec<Entry>>>>,
     /// Opened to be read, or with O_PATH for what is no file or directory, or may not be read.
     host: Arc<Owned>,
 }
@@ -57,7 +59,14 @@ impl Shared {
         }
         let kind = FileType::from_mode(stat.mode).ok_or(Errno::IO)?;
         let host = Arc::new(Owned(fd));
-        let node = Arc::new(Node { shared: Arc::clone(self), key, kind, attachment: Attachment::default(), host });
+        let node = Arc::new(Node {
+            shared: Arc::clone(self),
+            key,
+            kind,
+            attachment: Attachment::default(),
+            entries: Mutex::default(),
+            host,
+        });
         nodes.insert(key, Arc::downgrade(&node));
         Ok(node)
     }
@@ -69,6 +78,29 @@ impl Drop for Node {
         if nodes.get(&self.key).is_some_and(|node| node.strong_count() == 0) {
             nodes.remove(&self.key);
         }
+    }
+}
+
+impl Node {
+    /// All entries but the dots; read again from the host if `fresh`.
+    fn entries(&self, fresh: bool) -> Result<Arc<Vec<Entry>>> {
+        let mut known = self.entries.lock();
+        if let (false, Some(entries)) = (fresh, known.as_ref()) {
+            return Ok(Arc::clone(entries));
+        }
+        let mut all: Vec<Entry> = Vec::new();
+        loop {
+            let from = all.last().map_or(0, |entry| entry.3);
+            let more = files::entries(self.host.0.as_fd(), from).map_err(errno)?;
+            if more.is_empty() {
+                break;
+            }
+            all.extend(more);
+        }
+        all.retain(|(name, ..)| name != b"." && name != b"..");
+        let all = Arc::new(all);
+        *known = Some(Arc::clone(&all));
+        Ok(all)
     }
 }
 
@@ -139,22 +171,16 @@ impl Inode for Node {
         Ok(self.shared.node(&stat, fd)?)
     }
 
+    /// Cookies are places in the list: the host's own may be of 63 bits, which an overlay has no room for.
     fn read_dir(&self, cookie: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
-        let mut at = cookie;
-        loop {
-            let entries = files::entries(self.host.0.as_fd(), at).map_err(errno)?;
-            if entries.is_empty() {
-                return Ok(());
-            }
-            for (name, inode, kind, next_cookie) in entries {
-                at = next_cookie;
-                let kind = FileType::from_mode(u32::from(kind) << 12).unwrap_or(FileType::Regular);
-                let hidden = name == b"." || name == b"..";
-                if !hidden && !sink(DirEntry { name: &name, inode, kind, next_cookie }) {
-                    return Ok(());
-                }
+        let entries = self.entries(cookie == 0)?;
+        for (at, (name, inode, kind, _)) in entries.iter().enumerate().skip(cookie as usize) {
+            let kind = FileType::from_mode(u32::from(*kind) << 12).unwrap_or(FileType::Regular);
+            if !sink(DirEntry { name, inode: *inode, kind, next_cookie: at as u64 + 1 }) {
+                break;
             }
         }
+        Ok(())
     }
 
     fn read_link(&self) -> Result<LinkTarget> {

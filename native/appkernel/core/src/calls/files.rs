@@ -40,7 +40,9 @@ fn open_file(kernel: &mut Kernel, tid: Tid, order: &Order) -> Result<Done> {
             seat.view(&context).open(&start, &path, kept, order.mode, order.resolve)?
         }
     };
-    let waits = file.downcast::<PipeEnd>().is_some_and(|pipe| !pipe.is_open()) && !file.is_nonblocking();
+    // A pipe, opened again by a link of /proc, waits for nobody.
+    let is_pipe = file.path().is_some_and(|path| path.mount.is_internal());
+    let waits = file.downcast::<PipeEnd>().is_some_and(|pipe| !pipe.is_open()) && !file.is_nonblocking() && !is_pipe;
     if waits {
         let done = kernel.wait_for_file(tid, &file, wait::READABLE | wait::WRITABLE)?;
         kernel.pending(tid)?.opening = Some(file);

@@ -10,6 +10,7 @@ pub mod memory;
 pub mod names;
 pub mod poll;
 pub mod signals;
+pub mod sockets;
 pub mod system;
 pub mod time;
 
