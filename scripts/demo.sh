@@ -53,11 +53,6 @@ scripts/make-debian-image.sh --root "$IMAGES"
 remove_pods
 show drupe images; expect debian; expect busybox
 
-title 'What microVMs boot: a kernel of Debian'"'"'s, unpacked, and a root with the agent (once)'
-drupe guest build --quiet >/dev/null 2>&1 || apt-get update -qq # package lists that are old or missing
-show drupe guest build --quiet; expect ''
-show drupe guest ls; expect default
-
 title 'Run a command; its exit code is ours; standard input flows'
 show drupe run --rm busybox echo hello; expect hello
 show drupe run --rm busybox sh -c 'exit 7'; expect '' 7
