@@ -68,6 +68,7 @@ class Starter:
                 await self._plug(pod, shares, joined)
         with phases("agent"):
             await self.or_end(pod, pod.agent.guest("Setup", _setup(record, joined)))
+        record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
         record.started, record.failed = True, ""
         record.phases_ms, record.notes = phases.told, network.left_out(joined)
         record.save()
