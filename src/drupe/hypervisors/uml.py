@@ -87,8 +87,18 @@ class Uml(Hypervisor):
         )
 
     async def open_line(self, config: MachineConfig) -> Line:
-        """Its serial line, `/dev/ttyS0` in the guest: `drupe.channel=tty:/dev/ttyS0`."""
-        return await open_fifos(config.dir / _AGENT_OUT, config.dir / _AGENT_IN)
+        """Its serial line, `/dev/ttyS0` in the guest. Until the agent has it and says so, the line echoes and takes some
+        bytes for commands: nothing is said to it before."""
+        greeted = config.dir / "m" / "greeted"
+        reader, writer = await open_fifos(config.dir / _AGENT_OUT, config.dir / _AGENT_IN)
+        try:
+            if not greeted.exists():
+                await reader.read(1)
+                greeted.touch()
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
 
     async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:
         console = Mconsole(config.dir)
