@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from drupe.hypervisors.lines import Line, open_socket
+
 Accelerator = Literal["kvm", "tcg", "native"]
 
 ABILITIES: dict[str, str] = {
@@ -128,6 +130,7 @@ class Launch:
     """What to start for a machine. files: written before, below its `dir`, mode 0600. control, agent: sockets below
     `dir`, made by the program when it is ready, unless they are among `listeners`: those are made and listened at by
     whoever starts it, and handed on as descriptors 3, 4, … in this order, so that nobody has to wait for them.
+    fifos: made by whoever starts it and opened for both ends, handed on as descriptors after the listeners.
     console: where the guest's console is written; its standard output when that is empty. empty: a directory that must
     be there, with nothing in it. cwd: to be started in, where given."""
 
@@ -138,6 +141,7 @@ class Launch:
     agent: Path = Path()
     console: Path = Path()
     listeners: Sequence[Path] = ()
+    fifos: Sequence[Path] = ()
     empty: Path | None = None
     cwd: Path | None = None
     devices: Sequence[str] = ()  # host device nodes it opens: /dev/kvm, /dev/net/tun, …
@@ -219,6 +223,10 @@ class Hypervisor(ABC):
     @abstractmethod
     def prepare(self, config: MachineConfig) -> Launch:
         """The program to start for `config`. Pure: touches nothing. Unsupported for what the program cannot do."""
+
+    async def open_line(self, config: MachineConfig) -> Line:
+        """A connection to the port or line of the guest's agent, which may be booting still. Raises OSError, DrupeError."""
+        return await open_socket(config.dir / "agent.sock")
 
     @abstractmethod
     async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:

@@ -61,7 +61,7 @@ class PodRecord(Record, kw_only=True):
     @property
     def shares(self) -> bool:
         """Whether it has a shared directory."""
-        return self.rootfs == "virtiofs"
+        return self.rootfs != "block"
 
     @property
     def leaf(self) -> str:
@@ -82,7 +82,7 @@ class PodRecord(Record, kw_only=True):
             memory_max_bytes=self.memory_max_bytes,
             accelerator=self.accelerator,
             machine_type=self.machine_type,
-            shared_memory=self.shares,
+            shared_memory=self.rootfs == "virtiofs",
             **more,
         )
 

@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 
 from drupe import guest as guests
-from drupe.errors import DrupeError
+from drupe.errors import DrupeError, InvalidArgument
 from drupe.hypervisors.contract import Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
@@ -99,7 +99,8 @@ class VmSandboxer(Sandboxer):
     async def _plan(self, config: SandboxConfig) -> PodRecord:
         """The machine for a pod, without its network."""
         guest = guests.find(self._root, self._options.guest)
-        return plan(config, self._options, guest, await choose_accelerator(self._keeper))
+        native = self._options.hypervisor == "uml"
+        return plan(config, self._options, guest, "native" if native else await choose_accelerator(self._keeper))
 
     async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
         directory = self._root / "vm" / "templates"
@@ -266,17 +267,28 @@ class VmSandboxer(Sandboxer):
 
 def open_vm(means: Means) -> VmSandboxer:
     """The kind on this host. Raises NotFound when its hypervisor or virtiofsd is not installed."""
-    from drupe.hypervisors.qemu.driver import Qemu, find_qemu
-    from drupe.sandboxers.vm.share import find_virtiofsd
-
     options = cast(VmOptions, means.options)
-    find_qemu(options.program)
-    find_virtiofsd()
     return VmSandboxer(
         keeper=means.keeper,
         cgroups=means.cgroups,
-        hypervisor=Qemu(options.program),
+        hypervisor=find_hypervisor(options),
         root=means.root,
         on_exit=means.on_exit,
         options=options,
     )
+
+
+def find_hypervisor(options: VmOptions) -> Hypervisor:
+    """The one that the node's settings name. Raises NotFound when it or what it needs is not installed, InvalidArgument for
+    one that the vm kind does not run on."""
+    from drupe.hypervisors.qemu.driver import Qemu, find_qemu
+    from drupe.hypervisors.uml import Uml, find_uml
+    from drupe.sandboxers.vm.share import find_virtiofsd
+
+    if options.hypervisor == "uml":
+        return Uml(find_uml(options.program))
+    if options.hypervisor != "qemu":
+        raise InvalidArgument(f"the vm kind does not run on {options.hypervisor!r}", hint="kinds.vm.hypervisor: qemu or uml")
+    find_qemu(options.program)
+    find_virtiofsd()
+    return Qemu(options.program)

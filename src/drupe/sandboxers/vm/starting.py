@@ -79,6 +79,8 @@ class Starter:
 
     async def _share(self, pod: VmPod) -> list[SharedDirectory]:
         record = pod.record
+        if record.rootfs == "hostfs":
+            return []  # the program opens the files itself
         socket, log = record.home / "virtiofs.sock", record.home / "virtiofsd.log"
         argv = share.serving(share.find_virtiofsd(), record)
         pod.pids[SHARE] = await self._launcher.start(record, record.id + SHARE, argv, [socket], log=log, netns=False)
@@ -115,7 +117,7 @@ class Starter:
             memory = [_memory(opened)] if copied else []
             pod.pids[VMM] = await self._launcher.start(
                 record, record.id + VMM, [*(copying(copied, _MEMORY_FD) if copied else ()), *launch.argv],
-                launch.listeners, files=memory, log=pod.console, netns=True,
+                launch.listeners, fifos=launch.fifos, files=memory, log=pod.console, netns=True,
             )  # fmt: skip
         try:
             pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
@@ -163,7 +165,9 @@ def _memory(opened: ExitStack) -> int:
 
 def _setup(record: PodRecord, joined: Sequence[Joined]) -> pb.SetupRequest:
     directory = Path(record.dir)
-    mount = pb.GuestMount(type="virtiofs", source=share.TAG, target=GUEST_SHARE)
+    mount = pb.GuestMount(type=record.rootfs, source=share.TAG, target=GUEST_SHARE)
+    if record.rootfs == "hostfs":
+        mount.options.append(str(record.share))
     return pb.SetupRequest(
         hostname=record.hostname,
         machine_id=secrets.token_hex(16),
