@@ -5,6 +5,7 @@ mod host;
 mod ours;
 mod pipes;
 mod sockets;
+mod terminals;
 mod tree;
 mod trees;
 mod world;
