@@ -1,8 +1,29 @@
-//! Tasks, memory, signals: the application kernel's core, in safe Rust, above any platform.
+//! Tasks, memory, signals, system calls: the application kernel's core, in safe Rust, above any platform.
 
 #![forbid(unsafe_code)]
 
+pub mod auxv;
+mod calls;
+pub mod census;
+mod clone;
+mod deliver;
+pub mod elf;
+pub mod encode;
+mod exec;
+mod exit;
+mod guest;
+pub mod host;
+pub mod kernel;
 pub mod mm;
 pub mod platform;
+mod seat;
+mod send;
 pub mod signal;
+pub mod table;
 pub mod task;
+pub mod timers;
+
+pub use calls::system::{RELEASE, VERSION};
+pub use clone::{default_limits, Surroundings};
+pub use host::Host;
+pub use kernel::{Done, Kernel, Program};

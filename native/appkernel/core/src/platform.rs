@@ -115,6 +115,9 @@ pub trait Platform {
     /// its error instead.
     fn resume(&mut self, thread: ThreadId, result: Option<i64>, ops: &[MemoryOp]) -> Result<()>;
 
+    /// The thread will not be resumed soon.
+    fn blocked(&mut self, _thread: ThreadId) {}
+
     /// Take a thread out of guest code, soon.
     fn kick(&mut self, thread: ThreadId);
 
@@ -128,6 +131,12 @@ pub trait Platform {
     fn read(&self, space: SpaceId, address: u64, out: &mut [u8]) -> Result<usize>;
 
     fn write(&self, space: SpaceId, address: u64, data: &[u8]) -> Result<usize>;
+
+    /// Processor time that the space's threads have had, in nanoseconds.
+    fn cpu_ns(&self, space: SpaceId) -> u64;
+
+    /// Memory that the space's pages take now.
+    fn resident_bytes(&self, space: SpaceId) -> u64;
 
     /// Where the guest's addresses end.
     fn address_end(&self) -> u64;

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use drupe_appkernel_vfs::sync::Mutex;
-use drupe_appkernel_vfs::{Credentials, Events, FdTable, MountNamespace, Path, Registration, WaitQueue, Wake};
+use drupe_appkernel_vfs::time::Armed;
+use drupe_appkernel_vfs::{
+    Credentials, Events, FdTable, MountNamespace, OpenFile, Path, Registration, WaitQueue, Wake,
+};
 
 use crate::mm::MmId;
-use crate::platform::ThreadId;
+use crate::platform::{SpaceId, ThreadId};
 use crate::signal::{Actions, AltStack, Info, Set};
 
 pub type Tid = u32;
@@ -28,12 +31,12 @@ pub struct PendingCall {
     pub args: [u64; 6],
     /// On the monotonic clock, in nanoseconds; kept when the call is tried again.
     pub deadline_ns: Option<u64>,
-    pub timed_out: bool,
-    /// Bytes that the call has moved so far.
+    pub timer: Option<Box<dyn Armed>>,
+    /// How far the call has come: bytes moved, or a number that it keeps for its next try.
     pub progress: u64,
-    /// Whether SA_RESTART makes it start again.
-    pub restart: bool,
     pub registrations: Vec<Registration>,
+    /// A FIFO that is being opened, and waits for its other side.
+    pub opening: Option<Arc<OpenFile>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,15 +45,17 @@ pub enum State {
     Running,
     /// In a call that waits.
     Blocked,
-    /// Stopped by a signal; `bool`: it has trapped and stands still.
-    Stopped,
-    Dead,
+    /// Ready to go on, kept back while its process is stopped.
+    Parked,
+    /// In guest code, and to be ended as soon as it leaves that.
+    Dying,
 }
 
 pub struct Task {
     pub tid: Tid,
     pub pid: Pid,
     pub thread: ThreadId,
+    pub space: SpaceId,
     pub state: State,
     /// Stands still, and must be resumed to go on.
     pub trapped: bool,
@@ -59,6 +64,8 @@ pub struct Task {
     /// The mask to restore when a call that has changed it for its time is over (sigsuspend, ppoll).
     pub saved_mask: Option<Set>,
     pub pending: Vec<Info>,
+    /// Signals that the thread is waiting for (sigtimedwait(2)): kept even if ignored.
+    pub waits_for: Set,
     pub alt_stack: AltStack,
     pub clear_tid: u64,
     pub robust_list: u64,
@@ -118,11 +125,23 @@ pub struct Process {
     pub environment: Vec<u8>,
     pub has_execed: bool,
     pub started_ns: u64,
-    pub alarm_ns: Option<u64>,
-    pub alarm_interval_ns: u64,
+    pub alarm: Option<Alarm>,
+    pub stopped: bool,
     pub death_signal: i32,
     pub no_new_privileges: bool,
     pub subreaper: bool,
+    /// Of its first thread, for when that is gone.
+    pub name: [u8; 16],
+    /// Processor time, known when the process has ended; and of its children that were waited for.
+    pub cpu_ns: u64,
+    pub children_cpu_ns: u64,
+}
+
+/// The real interval timer (setitimer(2)).
+pub struct Alarm {
+    pub due_ns: u64,
+    pub interval_ns: u64,
+    pub timer: Option<Box<dyn Armed>>,
 }
 
 /// Real, saved and file-system ids; the effective ones are in `Credentials`.
@@ -155,6 +174,9 @@ impl ReadyList {
     }
 }
 
+/// Numbers on the list that stand for a process's alarm, not for a task.
+pub const ALARM: Tid = 1 << 31;
+
 /// Puts one task on the list.
 pub struct TaskWaker {
     pub tid: Tid,
@@ -176,6 +198,11 @@ pub struct Tasks {
 }
 
 impl Tasks {
+    /// The number given last.
+    pub fn last(&self) -> u32 {
+        self.next
+    }
+
     /// A number that no task, process, group or session has.
     pub fn fresh(&mut self) -> u32 {
         loop {

@@ -25,6 +25,22 @@ pub const FAILED: usize = 0x28;
 /// A stack_t for sigaltstack(2).
 pub const ALTSTACK: usize = 0x30;
 
+/// Whose turn it is, 32 bits: see TURN_*. And the answer to a stub that has not rung the doorbell.
+pub const TURN: usize = 0x48;
+pub const ANSWER: usize = 0x50;
+/// The stub has trapped, and spins until the turn is another.
+pub const TURN_RANG: u32 = 2;
+/// It has spun long enough, and sleeps in futex(2) on the turn.
+pub const TURN_SLEEPS: u32 = 3;
+/// In guest code, and the kernel watches the turn: no doorbell is needed.
+pub const TURN_WATCHED: u32 = 4;
+/// In guest code, and the kernel must be called by the doorbell.
+pub const TURN_UNWATCHED: u32 = 5;
+/// It will take long: the stub shall not spin.
+pub const TURN_PARK: u32 = 6;
+/// How often a stub looks for its answer before it sleeps; each look is a PAUSE, up to 50 ns.
+pub const SPINS: u32 = 300;
+
 /// System calls that the stub makes for the kernel: number, six arguments, result.
 pub const OPS: usize = 0x100;
 pub const OP_SIZE: usize = 64;

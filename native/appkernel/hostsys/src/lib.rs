@@ -1,6 +1,8 @@
 //! The host, as the application kernel uses it. All of its `unsafe` is here: system calls, memory shared with stub
 //! processes, and the code that runs in these.
 
+pub mod clock;
+pub mod files;
 pub mod filter;
 pub mod layout;
 pub mod memory;

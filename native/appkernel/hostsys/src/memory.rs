@@ -63,3 +63,9 @@ pub fn with_fd<T>(fd: RawFd, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>)
     // SAFETY: used within the call alone; a number that is closed by then gives EBADF, as any wrong number does.
     call(unsafe { BorrowedFd::borrow_raw(fd) })
 }
+
+/// Memory that a process's pages take (proc_pid_statm(5)); 0 where that cannot be read.
+pub fn resident_bytes(process: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+    text.split(' ').nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0) * 4096
+}

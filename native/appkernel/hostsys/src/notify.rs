@@ -43,10 +43,16 @@ fn ioctl<T>(fd: RawFd, request: libc::c_ulong, argument: *mut T) -> io::Result<l
 
 impl Listener {
     pub fn new(fd: OwnedFd) -> Listener {
-        // Wake the answered thread on this processor: it is what runs next. Older hosts lack the flag.
+        let listener = Listener(fd);
+        listener.wake_here(true);
+        listener
+    }
+
+    /// Whether an answered thread is woken on this processor, because this thread will sleep then. Older hosts cannot.
+    pub fn wake_here(&self, here: bool) {
+        let flags = if here { SYNC_WAKE_UP } else { 0 };
         // SAFETY: a flag by value, no memory.
-        unsafe { libc::ioctl(fd.as_raw_fd(), SET_FLAGS, SYNC_WAKE_UP) };
-        Listener(fd)
+        unsafe { libc::ioctl(self.0.as_raw_fd(), SET_FLAGS, flags) };
     }
 
     /// Wait for the next call. None: no stub process is left, or a signal came.

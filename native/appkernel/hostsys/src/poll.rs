@@ -84,3 +84,15 @@ pub fn is_readable(fd: RawFd, timeout_ms: i32) -> bool {
     // SAFETY: one entry, ours.
     unsafe { libc::poll(&raw mut entry, 1, timeout_ms) > 0 && entry.revents & libc::POLLIN != 0 }
 }
+
+/// Which of `events` (and errors) a descriptor is ready for now.
+pub fn ready(fd: RawFd, events: u32) -> u32 {
+    let mut entry = libc::pollfd { fd, events: events as i16, revents: 0 };
+    // SAFETY: one entry, ours.
+    let count = unsafe { libc::poll(&raw mut entry, 1, 0) };
+    if count > 0 {
+        entry.revents as u16 as u32
+    } else {
+        0
+    }
+}

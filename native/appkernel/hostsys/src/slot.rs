@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use drupe_appkernel_abi::Registers;
 
@@ -176,6 +176,7 @@ impl Slot {
 
     /// What the stub's sigaltstack(2) reads.
     pub fn prepare_stack(&self) {
+        self.set_watched(false);
         self.store(layout::ALTSTACK, self.address + layout::STACK as u64);
         self.store(layout::ALTSTACK + 8, 0);
         self.store(layout::ALTSTACK + 16, layout::STACK_SIZE as u64);
@@ -192,6 +193,45 @@ impl Slot {
             self.store(at + 56, 0);
         }
         self.store(layout::OP_COUNT, ops.len() as u64);
+    }
+
+    fn turn(&self) -> &AtomicU32 {
+        // SAFETY: within the mapping, aligned; atomics may be shared with another process.
+        unsafe { &*self.memory.cast::<AtomicU32>().add(layout::TURN / 4) }
+    }
+
+    /// Whether the stub has trapped while it was watched.
+    pub fn has_rung(&self) -> bool {
+        matches!(self.turn().load(Ordering::Acquire), layout::TURN_RANG | layout::TURN_SLEEPS)
+    }
+
+    /// Watch no longer. False: it has rung already.
+    #[must_use]
+    pub fn unwatch(&self) -> bool {
+        let (from, to) = (layout::TURN_WATCHED, layout::TURN_UNWATCHED);
+        self.turn().compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Say whether the stub's next trap will be seen without the doorbell.
+    pub fn set_watched(&self, watched: bool) {
+        let turn = if watched { layout::TURN_WATCHED } else { layout::TURN_UNWATCHED };
+        self.turn().store(turn, Ordering::Release);
+    }
+
+    /// Answer a stub that spins, or sleeps since.
+    pub fn answer(&self, how: i64, watched: bool) {
+        self.store(layout::ANSWER, how as u64);
+        let turn = if watched { layout::TURN_WATCHED } else { layout::TURN_UNWATCHED };
+        if self.turn().swap(turn, Ordering::AcqRel) == layout::TURN_SLEEPS {
+            // SAFETY: wakes who sleeps at an address of our mapping.
+            unsafe { libc::syscall(libc::SYS_futex, self.turn().as_ptr(), libc::FUTEX_WAKE, 1) };
+        }
+    }
+
+    /// The answer will take long: let the stub sleep.
+    pub fn park(&self) {
+        let (from, to) = (layout::TURN_RANG, layout::TURN_PARK);
+        let _sleeps = self.turn().compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// What operation `index` returned.

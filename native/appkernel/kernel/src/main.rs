@@ -1,10 +1,13 @@
 //! `drupe-appkernel`: the kernel of one pod.
-//!
-//! What there is of it can be probed: `drupe-appkernel probe` runs a guest of a few instructions on the platform and prints what one
-//! of its system calls costs here. It runs no program yet.
 
+mod hostfs;
+mod machine;
 mod ops;
+mod pace;
+mod pod;
 mod probe;
+mod run;
+mod streams;
 mod trap;
 #[cfg(test)]
 mod trap_tests;
@@ -12,18 +15,20 @@ mod trap_tests;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() != Some("probe") {
-        eprintln!("drupe-appkernel: runs no program yet; usage: drupe-appkernel probe");
-        return ExitCode::from(2);
-    }
-    match probe::run() {
-        Ok(figures) => {
-            println!("{figures}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("drupe-appkernel: the trap platform does not work here: {error}");
-            ExitCode::FAILURE
+    let mut words = std::env::args_os().skip(1);
+    let answer = match words.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("probe") => probe::run()
+            .map(|figures| println!("{figures}"))
+            .map(|()| 0)
+            .map_err(|error| (1, format!("the trap platform does not work here: {error}"))),
+        Some("run") => run::run(words),
+        _ => Err((2, format!("{}\n       drupe-appkernel probe", run::USAGE))),
+    };
+    match answer {
+        Ok(code) => ExitCode::from(code),
+        Err((code, message)) => {
+            eprintln!("drupe-appkernel: {message}");
+            ExitCode::from(code)
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_core::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
@@ -13,9 +14,10 @@ use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_BOR
 use drupe_appkernel_hostsys::notify::{Listener, Notification};
 use drupe_appkernel_hostsys::poll::{self, Poller};
 use drupe_appkernel_hostsys::slot::{Op, Slot};
-use drupe_appkernel_hostsys::{memory, remote, zygote};
+use drupe_appkernel_hostsys::{clock, memory, remote, zygote};
 
 use crate::ops::{self, Expected};
+use crate::pace::Pace;
 
 /// A stub that has been told to do something must come back within this time, or is killed.
 const PATIENCE_MS: i32 = 5_000;
@@ -26,15 +28,30 @@ const ZYGOTE: ThreadId = ThreadId(0);
 /// Slots are used again only when this many have been used since, so that their last thread is surely gone.
 const SLOT_REST: usize = 32;
 
+/// How a thread waits for our answer.
+#[derive(Clone, Copy)]
+enum Waiting {
+    /// In the doorbell of this number.
+    Bell(u64),
+    /// Looking at its slot.
+    Slot,
+}
+
 struct Thread {
     host: i32,
     space: SpaceId,
     index: u64,
     slot: Slot,
-    /// The doorbell that waits for our answer.
-    waiting: Option<u64>,
+    waiting: Option<Waiting>,
+    pace: Pace,
     expected: VecDeque<Expected>,
 }
+
+/// How long slots are looked at before this process sleeps; looks between two readings of the clock.
+const WATCH_NS: u64 = 40_000;
+const LOOKS: u32 = 32;
+/// Traps that are served from slots before descriptors have their turn.
+const SERVE_BEFORE_POLL: u32 = 16;
 
 struct Space {
     process: i32,
@@ -47,7 +64,7 @@ struct Space {
 
 pub struct Stubs {
     listener: Listener,
-    poller: Poller,
+    poller: Arc<Poller>,
     threads: HashMap<ThreadId, Thread>,
     by_host: HashMap<i32, ThreadId>,
     spaces: HashMap<SpaceId, Space>,
@@ -55,6 +72,10 @@ pub struct Stubs {
     /// Came while something else was waited for.
     stash: VecDeque<Notification>,
     vdso: u64,
+    /// Threads whose slots are looked at while this process does not sleep.
+    watched: Vec<ThreadId>,
+    wakes_here: bool,
+    served_since_poll: u32,
 }
 
 fn errno(error: std::io::Error) -> Errno {
@@ -64,9 +85,13 @@ fn errno(error: std::io::Error) -> Errno {
 impl Stubs {
     /// Start the first stub process.
     pub fn start() -> std::io::Result<Stubs> {
+        Stubs::start_with(Arc::new(Poller::new()?))
+    }
+
+    /// As `start`, with a poller that others add descriptors to, with small words.
+    pub fn start_with(poller: Arc<Poller>) -> std::io::Result<Stubs> {
         let first = zygote::first_ops()?;
         let zygote = zygote::start()?;
-        let poller = Poller::new()?;
         poller.add(zygote.listener.raw_fd(), libc::EPOLLIN as u32, WORD_LISTENER)?;
         let pidfd = poll::pidfd(zygote.process)?;
         let thread = Thread {
@@ -75,6 +100,7 @@ impl Stubs {
             index: 0,
             slot: zygote.slot,
             waiting: None,
+            pace: Pace::default(),
             expected: VecDeque::new(),
         };
         let space = Space {
@@ -94,6 +120,9 @@ impl Stubs {
             next: 1,
             stash: VecDeque::new(),
             vdso: zygote.vdso,
+            watched: Vec::new(),
+            wakes_here: true,
+            served_since_poll: 0,
         };
         stubs.wait_for_bell(ZYGOTE).map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
         stubs.run(ZYGOTE, &first, Vec::new()).map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
@@ -109,8 +138,27 @@ impl Stubs {
     }
 
     fn answer(&mut self, id: ThreadId, how: i64) -> Result<()> {
-        let bell = self.thread_mut(id)?.waiting.take().ok_or(Errno::SRCH)?;
-        self.listener.answer(bell, how);
+        self.watched.retain(|watched| *watched != id);
+        let now = self.now_ns();
+        let thread = self.threads.get_mut(&id).ok_or(Errno::SRCH)?;
+        let waiting = thread.waiting.take().ok_or(Errno::SRCH)?;
+        let watch = how == ANSWER_RESUME && thread.expected.is_empty() && thread.pace.is_quick();
+        thread.pace.resumed(now);
+        match waiting {
+            Waiting::Slot => thread.slot.answer(how, watch),
+            Waiting::Bell(bell) => {
+                thread.slot.set_watched(watch);
+                // Who is watched must run on another processor than this one, which will be busy watching.
+                if self.wakes_here == watch {
+                    self.wakes_here = !watch;
+                    self.listener.wake_here(!watch);
+                }
+                self.listener.answer(bell, how);
+            }
+        }
+        if watch {
+            self.watched.push(id);
+        }
         Ok(())
     }
 
@@ -149,7 +197,7 @@ impl Stubs {
     fn accept(&mut self, id: ThreadId, note: &Notification) -> bool {
         let Some(thread) = self.threads.get_mut(&id) else { return false };
         if note.number == CALL_DOORBELL {
-            thread.waiting = Some(note.id);
+            thread.waiting = Some(Waiting::Bell(note.id));
             return true;
         }
         match thread.expected.front() {
@@ -196,7 +244,10 @@ impl Stubs {
         let new = Space { process: born.thread, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
         self.spaces.insert(space, new);
         let expected = VecDeque::from([Expected::slots(fd)]);
-        self.add_thread(thread, Thread { host: born.thread, space, index, slot, waiting: None, expected });
+        self.add_thread(
+            thread,
+            Thread { host: born.thread, space, index, slot, waiting: None, pace: Pace::default(), expected },
+        );
         self.listener.answer(born.id, i64::from(fd));
         self.wait_for_bell(thread)?;
         Ok((space, thread))
@@ -254,6 +305,10 @@ impl Stubs {
         match self.by_host.get(&note.thread).copied() {
             Some(id) => {
                 if self.accept(id, note) {
+                    let now = self.now_ns();
+                    if let Some(thread) = self.threads.get_mut(&id) {
+                        thread.pace.rang(now);
+                    }
                     events.push(Event::Trap(id, self.trap(id)));
                 }
             }
@@ -267,9 +322,50 @@ impl Stubs {
         }
     }
 
+    fn now_ns(&self) -> u64 {
+        let (seconds, nanoseconds) = clock::now(clock::MONOTONIC);
+        seconds as u64 * 1_000_000_000 + u64::from(nanoseconds)
+    }
+
+    /// Look at the slots of quick threads for a while; then sleep will be better.
+    fn watch(&mut self, timeout_ns: Option<u64>, events: &mut Vec<Event>) {
+        let begun = self.now_ns();
+        let limit = begun + timeout_ns.map_or(WATCH_NS, |ns| ns.min(WATCH_NS));
+        loop {
+            for _ in 0..LOOKS {
+                let rung = |id: &&ThreadId| self.threads.get(id).is_some_and(|thread| thread.slot.has_rung());
+                if let Some(&id) = self.watched.iter().find(rung) {
+                    return self.rung(id, events);
+                }
+                std::hint::spin_loop();
+            }
+            if self.now_ns() >= limit {
+                break;
+            }
+        }
+        for id in std::mem::take(&mut self.watched) {
+            let Some(thread) = self.threads.get_mut(&id) else { continue };
+            if thread.slot.unwatch() {
+                thread.pace.missed();
+            } else {
+                self.rung(id, events);
+            }
+        }
+    }
+
+    fn rung(&mut self, id: ThreadId, events: &mut Vec<Event>) {
+        self.watched.retain(|watched| *watched != id);
+        if let Some(thread) = self.threads.get_mut(&id) {
+            thread.waiting = Some(Waiting::Slot);
+            thread.pace.hit();
+            events.push(Event::Trap(id, self.trap(id)));
+        }
+    }
+
     fn forget_thread(&mut self, id: ThreadId) -> Option<Thread> {
         let thread = self.threads.remove(&id)?;
         self.by_host.remove(&thread.host);
+        self.watched.retain(|watched| *watched != id);
         Some(thread)
     }
 }
@@ -309,10 +405,18 @@ impl Platform for Stubs {
         let bell = self.wait_for_stranger(CALL_DOORBELL)?;
         let id = ThreadId(self.next);
         self.next += 1;
-        let waiting = Some(bell.id);
+        let waiting = Some(Waiting::Bell(bell.id));
         self.add_thread(
             id,
-            Thread { host: bell.thread, space: space_id, index, slot, waiting, expected: VecDeque::new() },
+            Thread {
+                host: bell.thread,
+                space: space_id,
+                index,
+                slot,
+                waiting,
+                pace: Pace::default(),
+                expected: VecDeque::new(),
+            },
         );
         Ok(id)
     }
@@ -360,6 +464,12 @@ impl Platform for Stubs {
         self.answer(thread, ANSWER_RESUME)
     }
 
+    fn blocked(&mut self, thread: ThreadId) {
+        if let Ok(Thread { waiting: Some(Waiting::Slot), slot, .. }) = self.thread(thread) {
+            slot.park();
+        }
+    }
+
     fn kick(&mut self, thread: ThreadId) {
         let Ok(state) = self.thread(thread) else { return };
         if let Some(space) = self.spaces.get(&state.space) {
@@ -399,6 +509,14 @@ impl Platform for Stubs {
         remote::write(process, address, data).map_err(errno)
     }
 
+    fn cpu_ns(&self, space: SpaceId) -> u64 {
+        self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
+    }
+
+    fn resident_bytes(&self, space: SpaceId) -> u64 {
+        self.spaces.get(&space).map_or(0, |space| memory::resident_bytes(space.process))
+    }
+
     fn address_end(&self) -> u64 {
         layout::GUEST_END
     }
@@ -411,6 +529,15 @@ impl Platform for Stubs {
         while let Some(note) = self.stash.pop_front() {
             self.dispatch(&note, events);
         }
+        if !self.watched.is_empty() && events.is_empty() && timeout_ns != Some(0) {
+            self.watch(timeout_ns, events);
+        }
+        let timeout_ns = if events.is_empty() { timeout_ns } else { Some(0) };
+        if !events.is_empty() && self.served_since_poll < SERVE_BEFORE_POLL {
+            self.served_since_poll += 1;
+            return Ok(());
+        }
+        self.served_since_poll = 0;
         let timeout_ns = if events.is_empty() { timeout_ns } else { Some(0) };
         let mut ready = Vec::new();
         self.poller.wait(timeout_ns, &mut ready).map_err(errno)?;

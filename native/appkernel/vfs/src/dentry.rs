@@ -215,17 +215,18 @@ impl Path {
             if at.is(root) {
                 break true;
             }
-            if !Arc::ptr_eq(&at.dentry, at.mount.root()) {
-                names.push(at.dentry.name());
+            if Arc::ptr_eq(&at.dentry, at.mount.root()) {
+                match at.mount.covers() {
+                    Some(below) => at = below,
+                    None => break false,
+                }
+                continue;
             }
-            let up = at.parent(root);
-            if up.is(&at) {
-                break up.is(root);
+            names.push(at.dentry.name());
+            match at.dentry.parent() {
+                Some(parent) => at.dentry = parent,
+                None => break false,
             }
-            if up.is(root) {
-                break true;
-            }
-            at = up;
         };
         (joined(&names), reachable)
     }

@@ -1,0 +1,249 @@
+//! Reading and writing.
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::{wait, OpenFile, SeekFrom};
+
+use super::Args;
+use crate::guest::{total, Piece, IO_MAX};
+use crate::kernel::{Done, Kernel};
+use crate::signal::{Info, SIGPIPE, SI_KERNEL};
+use crate::task::Tid;
+
+/// As Linux: what one call moves at most.
+const RW_MAX: u64 = 0x7fff_f000;
+
+fn one(address: u64, size: u64) -> [Piece; 1] {
+    [Piece { address, size: size.min(RW_MAX) as usize }]
+}
+
+fn offset(value: u64) -> Result<u64> {
+    ((value as i64) >= 0).then_some(value).ok_or(Errno::INVAL)
+}
+
+fn read_into(kernel: &mut Kernel, tid: Tid, fd: u64, pieces: &[Piece], at: Option<u64>) -> Result<Done> {
+    let file = kernel.file(tid, fd)?;
+    let want = total(pieces).min(RW_MAX);
+    let mut done = 0;
+    loop {
+        let mut buffer = vec![0; (want - done).min(IO_MAX as u64) as usize];
+        let got = kernel.with_context(tid, |context| match at {
+            Some(offset) => file.pread(context, offset + done, &mut buffer),
+            None => file.read(context, &mut buffer),
+        });
+        match got {
+            Ok(count) => {
+                kernel.scatter(tid, pieces, done, &buffer[..count])?;
+                done += count as u64;
+                if count < buffer.len() || done >= want || !file.file().can_seek() {
+                    return Ok(Done::Value(done as i64));
+                }
+            }
+            Err(_) if done > 0 => return Ok(Done::Value(done as i64)),
+            Err(Errno::AGAIN) if !file.is_nonblocking() => return kernel.wait_for_file(tid, &file, wait::READABLE),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn write_from(kernel: &mut Kernel, tid: Tid, fd: u64, pieces: &[Piece], at: Option<u64>) -> Result<Done> {
+    let file = kernel.file(tid, fd)?;
+    let want = total(pieces).min(RW_MAX);
+    loop {
+        let done = kernel.pending(tid)?.progress;
+        let data = kernel.gather(tid, pieces, done, ((want - done) as usize).min(IO_MAX))?;
+        let wrote = kernel.with_context(tid, |context| match at {
+            Some(offset) => file.pwrite(context, offset + done, &data),
+            None => file.write(context, &data),
+        });
+        match wrote {
+            Ok(count) => {
+                let done = done + count as u64;
+                kernel.pending(tid)?.progress = done;
+                if done >= want || count == 0 || (count < data.len() && file.file().queue().is_none()) {
+                    return Ok(Done::Value(done as i64));
+                }
+            }
+            Err(Errno::AGAIN) if !file.is_nonblocking() => return kernel.wait_for_file(tid, &file, wait::WRITABLE),
+            Err(_) if done > 0 => return Ok(Done::Value(done as i64)),
+            Err(Errno::PIPE) => return Err(kernel.broken_pipe(tid)),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+impl Kernel {
+    pub(crate) fn broken_pipe(&mut self, tid: Tid) -> Errno {
+        self.send_to_task(tid, Info::new(SIGPIPE, SI_KERNEL));
+        Errno::PIPE
+    }
+}
+
+pub fn read(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    read_into(kernel, tid, args[0], &one(args[1], args[2]), None)
+}
+
+pub fn write(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    write_from(kernel, tid, args[0], &one(args[1], args[2]), None)
+}
+
+pub fn pread64(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    read_into(kernel, tid, args[0], &one(args[1], args[2]), Some(offset(args[3])?))
+}
+
+pub fn pwrite64(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    write_from(kernel, tid, args[0], &one(args[1], args[2]), Some(offset(args[3])?))
+}
+
+pub fn readv(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let pieces = kernel.get_pieces(tid, args[1], args[2])?;
+    read_into(kernel, tid, args[0], &pieces, None)
+}
+
+pub fn writev(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let pieces = kernel.get_pieces(tid, args[1], args[2])?;
+    write_from(kernel, tid, args[0], &pieces, None)
+}
+
+pub fn preadv(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let pieces = kernel.get_pieces(tid, args[1], args[2])?;
+    read_into(kernel, tid, args[0], &pieces, Some(offset(args[3])?))
+}
+
+pub fn pwritev(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let pieces = kernel.get_pieces(tid, args[1], args[2])?;
+    write_from(kernel, tid, args[0], &pieces, Some(offset(args[3])?))
+}
+
+/// preadv2(2) without flags; offset -1 is the file's own.
+pub fn preadv2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    if args[5] != 0 {
+        return Err(Errno::NOTSUP);
+    }
+    if args[3] == u64::MAX {
+        return readv(kernel, tid, args);
+    }
+    preadv(kernel, tid, args)
+}
+
+pub fn pwritev2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    if args[5] != 0 {
+        return Err(Errno::NOTSUP);
+    }
+    if args[3] == u64::MAX {
+        return writev(kernel, tid, args);
+    }
+    pwritev(kernel, tid, args)
+}
+
+pub fn lseek(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let file = kernel.file(tid, args[0])?;
+    let distance = args[1] as i64;
+    let position = |value: i64| u64::try_from(value).map_err(|_| Errno::INVAL);
+    let data = |value: i64| u64::try_from(value).map_err(|_| Errno::NXIO);
+    let to = match args[2] {
+        0 => SeekFrom::Start(position(distance)?),
+        1 => SeekFrom::Current(distance),
+        2 => SeekFrom::End(distance),
+        3 => SeekFrom::Data(data(distance)?),
+        4 => SeekFrom::Hole(data(distance)?),
+        _ => return Err(Errno::INVAL),
+    };
+    Ok(Done::Value(file.seek(to)? as i64))
+}
+
+struct Copy<'a> {
+    from: &'a OpenFile,
+    from_at: Option<u64>,
+    to: &'a OpenFile,
+    to_at: Option<u64>,
+}
+
+/// Move bytes between files within the kernel. How many; EAGAIN when nothing could be moved.
+fn copy(kernel: &mut Kernel, tid: Tid, copy: &Copy<'_>, size: u64) -> Result<u64> {
+    let mut done = 0;
+    while done < size {
+        let mut buffer = vec![0; (size - done).min(IO_MAX as u64 / 8) as usize];
+        let at = |start: Option<u64>| start.map(|start| start + done);
+        let moved = kernel.with_context(tid, |context| {
+            let got = match at(copy.from_at) {
+                Some(offset) => copy.from.pread(context, offset, &mut buffer)?,
+                None => copy.from.read(context, &mut buffer)?,
+            };
+            let wrote = match at(copy.to_at) {
+                Some(offset) => copy.to.pwrite(context, offset, &buffer[..got]),
+                None => copy.to.write(context, &buffer[..got]),
+            };
+            let wrote = wrote.or_else(|errno| give_back(copy, got).and(Err(errno)))?;
+            if wrote < got {
+                give_back(copy, got - wrote)?;
+            }
+            Ok((got, wrote))
+        });
+        match moved {
+            Ok((0, _)) => break,
+            Ok((got, wrote)) => {
+                done += wrote as u64;
+                if wrote < got {
+                    break;
+                }
+            }
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}
+
+/// What was read and could not be written is read again the next time.
+fn give_back(copy: &Copy<'_>, count: usize) -> Result<()> {
+    if copy.from_at.is_none() {
+        copy.from.seek(SeekFrom::Current(-(count as i64)))?;
+    }
+    Ok(())
+}
+
+/// sendfile(2): from what can be mapped, as there.
+pub fn sendfile(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [to, from, position, size, ..] = *args;
+    let (to, from) = (kernel.file(tid, to)?, kernel.file(tid, from)?);
+    if !from.file().can_seek() {
+        return Err(Errno::INVAL);
+    }
+    let from_at = if position == 0 { None } else { Some(offset(kernel.get_u64(tid, position)?)?) };
+    let order = Copy { from: &from, from_at, to: &to, to_at: None };
+    match copy(kernel, tid, &order, size.min(RW_MAX)) {
+        Ok(done) => {
+            if let Some(start) = from_at {
+                kernel.put_words(tid, position, &[start + done])?;
+            }
+            Ok(Done::Value(done as i64))
+        }
+        Err(Errno::AGAIN) if !to.is_nonblocking() => kernel.wait_for_file(tid, &to, wait::WRITABLE),
+        Err(Errno::PIPE) => Err(kernel.broken_pipe(tid)),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// copy_file_range(2) between regular files.
+pub fn copy_file_range(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [from, from_position, to, to_position, size, flags] = *args;
+    let (from, to) = (kernel.file(tid, from)?, kernel.file(tid, to)?);
+    let regular = |file: &OpenFile| file.file().can_seek() && file.file().queue().is_none();
+    if flags != 0 || !regular(&from) || !regular(&to) {
+        return Err(Errno::INVAL);
+    }
+    let mut starts = [None, None];
+    for (start, position) in starts.iter_mut().zip([from_position, to_position]) {
+        if position != 0 {
+            *start = Some(offset(kernel.get_u64(tid, position)?)?);
+        }
+    }
+    let order = Copy { from: &from, from_at: starts[0], to: &to, to_at: starts[1] };
+    let done = copy(kernel, tid, &order, size.min(RW_MAX))?;
+    for (start, position) in starts.iter().zip([from_position, to_position]) {
+        if let Some(start) = start {
+            kernel.put_words(tid, position, &[start + done])?;
+        }
+    }
+    Ok(Done::Value(done as i64))
+}

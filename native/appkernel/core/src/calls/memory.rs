@@ -1,0 +1,299 @@
+//! Memory: brk, mmap and its kin. The book-keeping is changed at once, the space itself on the way back to the guest.
+
+use std::sync::Arc;
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::OpenFile;
+
+use super::Args;
+use crate::kernel::{Done, Kernel};
+use crate::mm::{round_up, Area, Mm, LOWEST, PAGE, PROT_READ, PROT_WRITE};
+use crate::platform::MemoryOp;
+use crate::task::Tid;
+
+const MAP_SHARED: u64 = 1;
+const MAP_PRIVATE: u64 = 2;
+const MAP_SHARED_VALIDATE: u64 = 3;
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+const PROTECTIONS: u64 = 7;
+const LIMIT_DATA: usize = 2;
+const LIMIT_AS: usize = 9;
+const COPY_BYTES: usize = 1 << 20;
+
+pub fn brk(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let wanted = args[0];
+    let limit = kernel.process(tid)?.limits[LIMIT_DATA].0;
+    let mm = kernel.mm_mut(tid)?;
+    let (old, refused) = (mm.brk, Ok(Done::Value(mm.brk as i64)));
+    if wanted < mm.brk_start || wanted - mm.brk_start > limit {
+        return refused;
+    }
+    let (Some(old_end), Some(end)) = (round_up(old), round_up(wanted)) else { return refused };
+    if end > old_end && (end > mm.top || !mm.is_free(old_end, end)) {
+        return refused;
+    }
+    mm.brk = wanted;
+    let mut ops = Vec::new();
+    if end > old_end {
+        let protection = PROT_READ | PROT_WRITE;
+        mm.insert(old_end, Area { end, protection, shared: false, file: None, name: "[heap]" });
+        ops.push(MemoryOp::MapAnonymous { address: old_end, size: end - old_end, protection, shared: false });
+    } else if end < old_end {
+        mm.remove(end, old_end);
+        ops.push(MemoryOp::Unmap { address: end, size: old_end - end });
+    }
+    Ok(Done::Change(wanted as i64, ops))
+}
+
+/// Where a mapping goes. EINVAL, ENOMEM, EEXIST.
+fn choose(mm: &Mm, hint: u64, size: u64, flags: u64) -> Result<u64> {
+    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
+        let (start, end) = mm.range(hint, size)?;
+        if start < LOWEST {
+            return Err(Errno::PERM);
+        }
+        if flags & MAP_FIXED_NOREPLACE != 0 && !mm.is_free(start, end) {
+            return Err(Errno::EXIST);
+        }
+        return Ok(start);
+    }
+    let hint = hint & !(PAGE - 1);
+    let fits = hint >= LOWEST && hint.checked_add(size).is_some_and(|end| end <= mm.end && mm.is_free(hint, end));
+    if fits {
+        return Ok(hint);
+    }
+    mm.place(size)
+}
+
+/// May a file be mapped so? EACCES.
+fn check_file(file: &OpenFile, protection: u32, shared: bool) -> Result<()> {
+    let flags = file.flags();
+    let writes = shared && protection & PROT_WRITE != 0;
+    (flags.reads() && (!writes || flags.writes())).then_some(()).ok_or(Errno::ACCES)
+}
+
+pub fn mmap(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [hint, size, protection, flags, fd, offset] = *args;
+    let shared = match flags & 3 {
+        MAP_SHARED | MAP_SHARED_VALIDATE => true,
+        MAP_PRIVATE => false,
+        _ => return Err(Errno::INVAL),
+    };
+    let size = round_up(size).filter(|&size| size > 0).ok_or(if size == 0 { Errno::INVAL } else { Errno::NOMEM })?;
+    if offset % PAGE != 0 {
+        return Err(Errno::INVAL);
+    }
+    let protection = (protection & PROTECTIONS) as u32;
+    let file = if flags & MAP_ANONYMOUS == 0 { Some(kernel.file(tid, fd)?) } else { None };
+    if let Some(file) = &file {
+        check_file(file, protection, shared)?;
+    }
+    let limit = kernel.process(tid)?.limits[LIMIT_AS].0;
+    let mm = kernel.mm_mut(tid)?;
+    if mm.size_bytes().saturating_add(size) > limit {
+        return Err(Errno::NOMEM);
+    }
+    let address = choose(mm, hint, size, flags)?;
+    let area = Area { end: address + size, protection, shared, file: file.clone().map(|f| (f, offset)), name: "" };
+    let Some(file) = file else {
+        mm.insert(address, area);
+        let op = MemoryOp::MapAnonymous { address, size, protection, shared };
+        return Ok(Done::Change(address as i64, vec![op]));
+    };
+    map_file(kernel, tid, &file, address, area, offset)
+}
+
+fn map_file(
+    kernel: &mut Kernel,
+    tid: Tid,
+    file: &Arc<OpenFile>,
+    address: u64,
+    area: Area,
+    offset: u64,
+) -> Result<Done> {
+    let (size, protection, shared) = (area.end - address, area.protection, area.shared);
+    match file.file().mapping(offset, size, shared && file.flags().writes()) {
+        Ok(mapping) => {
+            kernel.mm_mut(tid)?.insert(address, area);
+            let (file, offset) = (mapping.host, mapping.offset);
+            let op = MemoryOp::MapFile { address, size, protection, shared, file, offset };
+            Ok(Done::Change(address as i64, vec![op]))
+        }
+        Err(errno) if shared || errno == Errno::ACCES || errno == Errno::NODEV => Err(errno),
+        Err(_) => {
+            kernel.mm_mut(tid)?.insert(address, area);
+            copy_in(kernel, tid, file, (address, size, protection), offset)?;
+            Ok(Done::Value(address as i64))
+        }
+    }
+}
+
+/// A private mapping of what the host cannot map: a copy.
+fn copy_in(
+    kernel: &mut Kernel,
+    tid: Tid,
+    file: &OpenFile,
+    (address, size, protection): (u64, u64, u32),
+    offset: u64,
+) -> Result<()> {
+    let (thread, space) = (kernel.thread(tid)?, kernel.space(tid)?);
+    let writable = protection | PROT_READ | PROT_WRITE;
+    kernel.platform.change(thread, &[MemoryOp::MapAnonymous { address, size, protection: writable, shared: false }])?;
+    let mut done = 0;
+    while done < size {
+        let mut bytes = vec![0; COPY_BYTES.min((size - done) as usize)];
+        let got = kernel.with_context(tid, |context| file.file().read(context, offset + done, &mut bytes))?;
+        if got == 0 {
+            break;
+        }
+        kernel.platform.write(space, address + done, &bytes[..got])?;
+        done += got as u64;
+    }
+    kernel.platform.change(thread, &[MemoryOp::Protect { address, size, protection }])
+}
+
+pub fn munmap(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let mm = kernel.mm_mut(tid)?;
+    let (address, end) = mm.range(args[0], args[1]).map_err(|_| Errno::INVAL)?;
+    if mm.remove(address, end).is_empty() {
+        return Ok(Done::Value(0));
+    }
+    Ok(Done::Change(0, vec![MemoryOp::Unmap { address, size: end - address }]))
+}
+
+pub fn mprotect(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    const GROWS: u64 = 0x300_0000;
+    if args[2] & !(PROTECTIONS | GROWS | 8) != 0 {
+        return Err(Errno::INVAL);
+    }
+    let protection = (args[2] & PROTECTIONS) as u32;
+    let mm = kernel.mm_mut(tid)?;
+    if args[1] == 0 && args[0] % PAGE == 0 {
+        return Ok(Done::Value(0));
+    }
+    let (mut address, end) = mm.range(args[0], args[1])?;
+    if args[2] & GROWS == 0x100_0000 {
+        // PROT_GROWSDOWN: the whole of what grows, which is the stack.
+        address = mm.overlapping(address, end).next().map_or(address, |(start, _)| start);
+    }
+    if !mm.is_mapped(address, end) {
+        return Err(Errno::NOMEM);
+    }
+    for (_, area) in mm.overlapping(address, end) {
+        if let (true, Some((file, _))) = (area.shared, &area.file) {
+            check_file(file, protection, true)?;
+        }
+    }
+    mm.protect(address, end, protection);
+    Ok(Done::Change(0, vec![MemoryOp::Protect { address, size: end - address, protection }]))
+}
+
+pub fn mremap(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    const MAYMOVE: u64 = 1;
+    const FIXED: u64 = 2;
+    let [from, old_size, new_size, flags, wanted, _] = *args;
+    let mm = kernel.mm_mut(tid)?;
+    let (_, old_end) = mm.range(from, old_size)?;
+    let (old_size, new_size) = (old_end - from, round_up(new_size).filter(|&s| s > 0).ok_or(Errno::INVAL)?);
+    if flags & !3 != 0 || (flags & FIXED != 0 && flags & MAYMOVE == 0) {
+        return Err(Errno::INVAL);
+    }
+    let (start, area) = mm.overlapping(from, old_end).next().ok_or(Errno::FAULT)?;
+    if start > from || area.end < old_end {
+        return Err(Errno::FAULT);
+    }
+    let mut moved = area.clone();
+    if let Some((_, offset)) = &mut moved.file {
+        *offset += from - start;
+    }
+    let fixed = flags & FIXED != 0;
+    if !fixed && new_size <= old_size {
+        if new_size == old_size {
+            return Ok(Done::Value(from as i64));
+        }
+        mm.remove(from + new_size, old_end);
+        let op = MemoryOp::Unmap { address: from + new_size, size: old_size - new_size };
+        return Ok(Done::Change(from as i64, vec![op]));
+    }
+    let to = new_place(mm, (from, old_end), new_size, fixed.then_some(wanted), flags & MAYMOVE != 0)?;
+    let mut ops = Vec::new();
+    if new_size < old_size {
+        ops.push(MemoryOp::Unmap { address: from + new_size, size: old_size - new_size });
+    }
+    ops.push(MemoryOp::Move { from, from_size: old_size.min(new_size), to, to_size: new_size });
+    mm.remove(from, old_end);
+    mm.insert(to, Area { end: to + new_size, ..moved });
+    Ok(Done::Change(to as i64, ops))
+}
+
+fn new_place(mm: &Mm, old: (u64, u64), size: u64, wanted: Option<u64>, may_move: bool) -> Result<u64> {
+    if let Some(to) = wanted {
+        let (to, end) = mm.range(to, size)?;
+        let apart = end <= old.0 || to >= old.1;
+        return (apart && to >= LOWEST).then_some(to).ok_or(Errno::INVAL);
+    }
+    let end = old.0.checked_add(size).ok_or(Errno::NOMEM)?;
+    if end <= mm.end && mm.is_free(old.1, end) {
+        return Ok(old.0);
+    }
+    if !may_move {
+        return Err(Errno::NOMEM);
+    }
+    mm.place(size)
+}
+
+/// madvise(2): what is not passed to the host is advice that may be ignored.
+pub fn madvise(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    if args[1] == 0 {
+        return Ok(Done::Value(0));
+    }
+    let mm = kernel.mm_mut(tid)?;
+    let (start, end) = mm.range(args[0], args[1])?;
+    if !mm.is_mapped(start, end) {
+        return Err(Errno::NOMEM);
+    }
+    match args[2] {
+        0..=2 | 12..=17 | 20..=23 | 25 => Ok(Done::Value(0)),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+pub fn msync(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let mm = kernel.mm_mut(tid)?;
+    if args[2] & !7 != 0 || args[2] & 5 == 5 || args[0] % PAGE != 0 {
+        return Err(Errno::INVAL);
+    }
+    if args[1] == 0 {
+        return Ok(Done::Value(0));
+    }
+    let (start, end) = mm.range(args[0], args[1])?;
+    mm.is_mapped(start, end).then_some(Done::Value(0)).ok_or(Errno::NOMEM)
+}
+
+/// mincore(2): everything that is mapped is said to be there.
+pub fn mincore(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let mm = kernel.mm_mut(tid)?;
+    let (start, end) = mm.range(args[0], args[1])?;
+    if !mm.is_mapped(start, end) {
+        return Err(Errno::NOMEM);
+    }
+    let pages = ((end - start) / PAGE) as usize;
+    kernel.put(tid, args[2], &vec![1; pages])?;
+    Ok(Done::Value(0))
+}
+
+pub fn arch_prctl(kernel: &mut Kernel, _: Tid, args: &Args) -> Result<Done> {
+    let [code, address, ..] = *args;
+    let end = kernel.platform.address_end();
+    let op = match code {
+        0x1001 | 0x1002 if address >= end => return Err(Errno::PERM),
+        0x1001 => MemoryOp::SetGs(address),
+        0x1002 => MemoryOp::SetFs(address),
+        0x1003 => MemoryOp::GetFs(address),
+        0x1004 => MemoryOp::GetGs(address),
+        _ => return Err(Errno::INVAL),
+    };
+    Ok(Done::Change(0, vec![op]))
+}

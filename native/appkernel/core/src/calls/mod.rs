@@ -1,0 +1,39 @@
+//! System calls, by what they concern. Each takes the caller's number and its six arguments.
+
+pub mod descriptors;
+pub mod events;
+pub mod files;
+pub mod identity;
+pub mod io;
+pub mod locks;
+pub mod memory;
+pub mod names;
+pub mod poll;
+pub mod signals;
+pub mod sockets;
+pub mod system;
+pub mod time;
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::{Events, OpenFile};
+
+use crate::kernel::{Done, Kernel};
+use crate::task::Tid;
+
+pub type Args = [u64; 6];
+
+impl Kernel {
+    /// Wait until the file may be ready for one of `events`. EAGAIN when it cannot tell.
+    pub(crate) fn wait_for_file(&mut self, tid: Tid, file: &OpenFile, events: Events) -> Result<Done> {
+        let waker = self.waker(tid);
+        let queue = file.file().queue().ok_or(Errno::AGAIN)?;
+        let registration = queue.register(events, waker);
+        self.pending(tid)?.registrations.push(registration);
+        Ok(Done::Wait)
+    }
+}
+
+/// Success without anything to do.
+pub fn nothing(_: &mut Kernel, _: Tid, _: &Args) -> Result<Done> {
+    Ok(Done::Value(0))
+}

@@ -1,0 +1,179 @@
+//! Clocks, sleeping, interval timers, processor time.
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::{ClockId, Timestamp};
+
+use super::Args;
+use crate::encode;
+use crate::exit::rusage;
+use crate::kernel::{Done, Kernel};
+use crate::task::{PendingCall, Tid};
+use crate::timers::{nanoseconds, timestamp};
+
+const ABSOLUTE: u64 = 1;
+pub const NANOSLEEP: u64 = 35;
+pub const CLOCK_NANOSLEEP: u64 = 230;
+
+/// What a clock's number means to a process.
+enum Kind {
+    Host(ClockId),
+    Processor,
+}
+
+fn kind(id: u64) -> Result<Kind> {
+    match id as i32 {
+        0 | 5 | 11 => Ok(Kind::Host(ClockId::Realtime)),
+        1 | 4 | 6 => Ok(Kind::Host(ClockId::Monotonic)),
+        7 | 8 | 9 => Ok(Kind::Host(if id == 8 { ClockId::Realtime } else { ClockId::Boottime })),
+        2 | 3 => Ok(Kind::Processor),
+        id if id < 0 => Ok(Kind::Processor),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+impl Kernel {
+    /// Processor time of the caller's process until now.
+    pub(crate) fn own_cpu_ns(&self, tid: Tid) -> u64 {
+        self.space(tid).map_or(0, |space| self.platform.cpu_ns(space))
+    }
+
+    /// A call is left before its end: nanosleep(2) says how long it would have slept.
+    pub(crate) fn leave_call(&mut self, tid: Tid, call: &PendingCall) {
+        if let Ok(task) = self.task_mut(tid) {
+            task.waits_for = 0;
+        }
+        let rest_at = match (call.number, call.args) {
+            (NANOSLEEP, args) => args[1],
+            (CLOCK_NANOSLEEP, args) if args[1] & ABSOLUTE == 0 => args[3],
+            _ => return,
+        };
+        let left = call.deadline_ns.unwrap_or(0).saturating_sub(self.timers.now_ns());
+        let _nowhere = self.put_if(tid, rest_at, &encode::timespec(timestamp(left)));
+        // EFAULT would hide EINTR
+    }
+}
+
+pub fn clock_gettime(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let time = match kind(args[0])? {
+        Kind::Host(id) => kernel.host.now(id),
+        Kind::Processor => timestamp(kernel.own_cpu_ns(tid)),
+    };
+    kernel.put(tid, args[1], &encode::timespec(time))?;
+    Ok(Done::Value(0))
+}
+
+pub fn clock_getres(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    kind(args[0])?;
+    let coarse = matches!(args[0], 5 | 6);
+    let step = Timestamp::new(0, if coarse { 4_000_000 } else { 1 });
+    kernel.put_if(tid, args[1], &encode::timespec(step))?;
+    Ok(Done::Value(0))
+}
+
+pub fn gettimeofday(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let now = kernel.host.now(ClockId::Realtime);
+    kernel.put_if(tid, args[0], &encode::words(&[now.seconds as u64, u64::from(now.nanoseconds) / 1000]))?;
+    kernel.put_if(tid, args[1], &[0; 8])?;
+    Ok(Done::Value(0))
+}
+
+pub fn time(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let now = kernel.host.now(ClockId::Realtime).seconds;
+    kernel.put_if(tid, args[0], &now.to_le_bytes())?;
+    Ok(Done::Value(now))
+}
+
+fn sleep(kernel: &mut Kernel, tid: Tid, deadline_ns: impl FnOnce(&Kernel) -> Result<u64>) -> Result<Done> {
+    if kernel.is_over(tid) {
+        return Ok(Done::Value(0));
+    }
+    let deadline = match kernel.pending(tid)?.deadline_ns {
+        Some(deadline) => deadline,
+        None => deadline_ns(kernel)?,
+    };
+    kernel.wait_until(tid, Some(deadline))
+}
+
+pub fn nanosleep(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    sleep(kernel, tid, |k| Ok(k.timers.now_ns().saturating_add(nanoseconds(k.get_time(tid, args[0])?))))
+}
+
+pub fn clock_nanosleep(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [clock, flags, request, ..] = *args;
+    let Kind::Host(id) = kind(clock)? else { return Err(Errno::NOTSUP) };
+    sleep(kernel, tid, |k| {
+        let time = k.get_time(tid, request)?;
+        match flags & ABSOLUTE {
+            0 => Ok(k.timers.now_ns().saturating_add(nanoseconds(time))),
+            _ => Ok(k.timers.to_monotonic_ns(id, time)),
+        }
+    })
+}
+
+fn remaining(kernel: &Kernel, tid: Tid) -> Result<(u64, u64)> {
+    let now = kernel.timers.now_ns();
+    let alarm = kernel.process(tid)?.alarm.as_ref();
+    Ok(alarm.map_or((0, 0), |alarm| (alarm.due_ns.saturating_sub(now).max(1), alarm.interval_ns)))
+}
+
+pub fn alarm(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let (left, _) = remaining(kernel, tid)?;
+    let seconds = u64::from(args[0] as u32);
+    let due = kernel.timers.now_ns() + seconds * 1_000_000_000;
+    kernel.set_alarm(kernel.pid(tid), (seconds > 0).then_some(due), 0);
+    Ok(Done::Value(left.div_ceil(1_000_000_000) as i64))
+}
+
+fn timeval_words(ns: u64) -> [u64; 2] {
+    [ns / 1_000_000_000, ns % 1_000_000_000 / 1000]
+}
+
+pub fn getitimer(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let (left, interval) = match args[0] {
+        0 => remaining(kernel, tid)?,
+        1 | 2 => (0, 0),
+        _ => return Err(Errno::INVAL),
+    };
+    kernel.put_words(tid, args[1], &[timeval_words(interval), timeval_words(left)].concat())?;
+    Ok(Done::Value(0))
+}
+
+/// setitimer(2): ITIMER_REAL only.
+pub fn setitimer(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [which, new, old, ..] = *args;
+    if which != 0 {
+        return Err(if which < 3 { Errno::NOSYS } else { Errno::INVAL });
+    }
+    let before = remaining(kernel, tid)?;
+    let times: [u64; 4] = if new == 0 { [0; 4] } else { kernel.get_words(tid, new)? };
+    if times[1] >= 1_000_000 || times[3] >= 1_000_000 || (times[0] | times[2]) >> 32 != 0 {
+        return Err(Errno::INVAL);
+    }
+    let ns = |seconds: u64, micro: u64| seconds * 1_000_000_000 + micro * 1000;
+    let value = ns(times[2], times[3]);
+    let due = kernel.timers.now_ns() + value;
+    kernel.set_alarm(kernel.pid(tid), (value > 0).then_some(due), ns(times[0], times[1]));
+    if old != 0 {
+        kernel.put_words(tid, old, &[timeval_words(before.1), timeval_words(before.0)].concat())?;
+    }
+    Ok(Done::Value(0))
+}
+
+pub fn getrusage(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let time = match args[0] as i32 {
+        0 | 1 => kernel.own_cpu_ns(tid),
+        -1 => kernel.process(tid)?.children_cpu_ns,
+        _ => return Err(Errno::INVAL),
+    };
+    kernel.put(tid, args[1], &rusage(time))?;
+    Ok(Done::Value(0))
+}
+
+pub fn times(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    const TICK_NS: u64 = 10_000_000;
+    let (own, children) = (kernel.own_cpu_ns(tid), kernel.process(tid)?.children_cpu_ns);
+    if args[0] != 0 {
+        kernel.put_words(tid, args[0], &[own / TICK_NS, 0, children / TICK_NS, 0])?;
+    }
+    Ok(Done::Value((kernel.timers.now_ns() / TICK_NS) as i64))
+}

@@ -1,0 +1,276 @@
+//! What procfs shows. It is asked in the middle of a call, when the kernel is busy with the caller: so it reads a record
+//! of the processes, which the kernel renews before a call that may look at it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::proc::{Area, Places, Process as Shown, Processes, System};
+use drupe_appkernel_vfs::sync::Mutex;
+use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, OpenFile, Path};
+
+use crate::host::Host;
+use crate::kernel::Kernel;
+use crate::mm::Mm;
+use crate::signal::{set_of, Set, COUNT, SIG_DFL, SIG_IGN};
+use crate::task::{FsState, Pid, Process, State, Tid, LIMIT_COUNT};
+
+const TICK_NS: u64 = 10_000_000;
+
+struct Record {
+    container: u32,
+    threads: Vec<Shown>,
+    command_line: Vec<u8>,
+    environment: Vec<u8>,
+    auxiliary: Vec<u8>,
+    areas: Vec<Area>,
+    /// Not held: files must be closed when their last process ends.
+    files: Weak<Mutex<FdTable>>,
+    fs: Weak<Mutex<FsState>>,
+    executable: Option<Path>,
+    limits: [(u64, u64); LIMIT_COUNT],
+    namespace: Arc<MountNamespace>,
+}
+
+/// The record.
+pub struct Census {
+    host: Arc<dyn Host>,
+    pid: AtomicU32,
+    tid: AtomicU32,
+    records: Mutex<BTreeMap<Pid, Record>>,
+    system: Mutex<System>,
+    /// Names that were written to /proc/PID/comm, for the kernel to take over.
+    names: Mutex<Vec<(Tid, Vec<u8>)>>,
+}
+
+impl Census {
+    pub fn new(host: Arc<dyn Host>) -> Arc<Census> {
+        let (records, system, names) = (Mutex::default(), Mutex::new(host.system()), Mutex::default());
+        Arc::new(Census { host, pid: AtomicU32::new(0), tid: AtomicU32::new(0), records, system, names })
+    }
+
+    fn of<T>(&self, pid: u32, get: impl FnOnce(&Record) -> T) -> Option<T> {
+        self.records.lock().get(&pid).map(get)
+    }
+}
+
+fn areas(mm: &Mm, root: &Path) -> Vec<Area> {
+    let shown = |(start, area): (&u64, &crate::mm::Area)| {
+        let mut out =
+            Area { start: *start, end: area.end, protection: area.protection, shared: area.shared, ..Area::default() };
+        out.name = area.name.as_bytes().to_vec();
+        if let Some((file, offset)) = &area.file {
+            out.offset = *offset;
+            if let (Some(path), Ok(metadata)) = (file.path(), file.metadata()) {
+                (out.device, out.inode, out.name) = (metadata.device, metadata.inode, path.link_text(root));
+            }
+        }
+        out
+    };
+    mm.areas.iter().map(shown).collect()
+}
+
+/// Ignored and caught signals.
+fn dispositions(process: &Process) -> (Set, Set) {
+    let actions = process.actions.lock();
+    (1..=COUNT).fold((0, 0), |(ignored, caught), signal| {
+        let bit = crate::signal::bit(signal);
+        match actions.get(signal).handler {
+            SIG_DFL => (ignored, caught),
+            SIG_IGN => (ignored | bit, caught),
+            _ => (ignored, caught | bit),
+        }
+    })
+}
+
+impl Kernel {
+    /// Renew the record for the caller of a call; `all` even if no process has come or gone since.
+    pub(crate) fn take_census(&mut self, tid: Tid, all: bool) {
+        self.census.pid.store(self.pid(tid), Ordering::Relaxed);
+        self.census.tid.store(tid, Ordering::Relaxed);
+        if !all && !std::mem::take(&mut self.has_changed) {
+            return;
+        }
+        let records = self.tasks.processes.values().map(|p| (p.pid, self.record(p))).collect();
+        *self.census.records.lock() = records;
+        let mut system = self.census.system.lock();
+        (system.memory_bytes, system.memory_free_bytes) = self.host.memory_bytes();
+        system.since_boot = self.host.now(ClockId::Boottime).since_epoch();
+        system.host_name = String::from_utf8_lossy(&self.hostname).into_owned();
+        system.threads = self.tasks.tasks.len() as u32;
+        system.running = self.tasks.tasks.values().filter(|t| t.state == State::Running).count() as u32;
+        system.last_pid = self.tasks.last();
+    }
+
+    /// Names that were written to /proc.
+    pub(crate) fn take_names(&mut self) {
+        let names = std::mem::take(&mut *self.census.names.lock());
+        for (tid, name) in names {
+            if let Ok(task) = self.task_mut(tid) {
+                task.name = crate::exec::task_name(&name);
+            }
+        }
+    }
+
+    fn record(&self, process: &Process) -> Record {
+        let fs = process.fs.lock();
+        let mm = self.mms.get(&process.mm);
+        let record = Record {
+            container: process.container,
+            threads: Vec::new(),
+            command_line: process.command_line.clone(),
+            environment: process.environment.clone(),
+            auxiliary: mm.map(|mm| mm.auxiliary.clone()).unwrap_or_default(),
+            areas: mm.map(|mm| areas(mm, &fs.root)).unwrap_or_default(),
+            files: Arc::downgrade(&process.files),
+            fs: Arc::downgrade(&process.fs),
+            executable: process.executable.clone(),
+            limits: process.limits,
+            namespace: Arc::clone(&process.namespace),
+        };
+        drop(fs);
+        let threads = match process.exit {
+            Some(_) => vec![self.shown(process, process.pid)],
+            None => process.threads.iter().map(|tid| self.shown(process, *tid)).collect(),
+        };
+        Record { threads, ..record }
+    }
+
+    fn shown(&self, process: &Process, tid: Tid) -> Shown {
+        let task = self.tasks.tasks.get(&tid);
+        let state = match (process.exit, process.stopped, task.map(|t| t.state)) {
+            (Some(_), ..) | (.., None) => b'Z',
+            (_, true, _) => b'T',
+            (.., Some(State::Blocked)) => b'S',
+            _ => b'R',
+        };
+        let name = task.map_or(process.name, |t| t.name);
+        let length = name.iter().position(|&byte| byte == 0).unwrap_or(15);
+        let mm = self.mms.get(&process.mm);
+        let (size, resident) = mm.map_or((0, 0), |mm| (mm.size_bytes(), self.platform.resident_bytes(mm.space)));
+        let cpu = mm.map_or(process.cpu_ns, |mm| self.platform.cpu_ns(mm.space));
+        let (ignored, caught) = dispositions(process);
+        let (ids, credentials) = (&process.ids, &process.credentials);
+        Shown {
+            tid,
+            pid: process.pid,
+            parent: process.parent,
+            group: process.group,
+            session: process.session,
+            terminal_group: -1,
+            state,
+            name: name[..length].to_vec(),
+            thread_count: process.threads.len() as u32,
+            uids: [ids.uid, credentials.uid, ids.saved_uid, credentials.uid],
+            gids: [ids.gid, credentials.gid, ids.saved_gid, credentials.gid],
+            groups: credentials.groups.to_vec(),
+            size_bytes: size,
+            resident_bytes: resident,
+            peak_bytes: size,
+            user_ticks: cpu / TICK_NS,
+            children_user_ticks: process.children_cpu_ns / TICK_NS,
+            start_ticks: process.started_ns / TICK_NS,
+            umask: process.fs.lock().umask,
+            exit_signal: process.exit_signal,
+            signals: [
+                task.map_or(0, |t| set_of(&t.pending)),
+                set_of(&process.pending),
+                task.map_or(0, |t| t.mask),
+                ignored,
+                caught,
+            ],
+            capabilities: [ids.inheritable, ids.permitted, credentials.capabilities, ids.bounding, 0],
+            no_new_privileges: process.no_new_privileges,
+            fd_slots: 64,
+            ..Shown::default()
+        }
+    }
+}
+
+impl Processes for Census {
+    fn current(&self) -> (u32, u32) {
+        (self.pid.load(Ordering::Relaxed), self.tid.load(Ordering::Relaxed))
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        let records = self.records.lock();
+        let own = records.get(&self.current().0).map(|record| record.container);
+        records.iter().filter(|(_, record)| Some(record.container) == own).map(|(pid, _)| *pid).collect()
+    }
+
+    fn threads(&self, pid: u32) -> Vec<u32> {
+        self.of(pid, |record| record.threads.iter().map(|thread| thread.tid).collect()).unwrap_or_default()
+    }
+
+    fn process(&self, pid: u32, tid: u32) -> Option<Shown> {
+        let own = self.of(self.current().0, |record| record.container)?;
+        let find = |record: &Record| record.threads.iter().find(|thread| thread.tid == tid).cloned();
+        self.of(pid, |record| (record.container == own).then(|| find(record)))??
+    }
+
+    fn command_line(&self, pid: u32) -> Option<Vec<u8>> {
+        self.of(pid, |record| record.command_line.clone())
+    }
+
+    fn environment(&self, pid: u32) -> Option<Vec<u8>> {
+        self.of(pid, |record| record.environment.clone())
+    }
+
+    fn auxiliary(&self, pid: u32) -> Option<Vec<u8>> {
+        self.of(pid, |record| record.auxiliary.clone())
+    }
+
+    fn areas(&self, pid: u32) -> Vec<Area> {
+        self.of(pid, |record| record.areas.clone()).unwrap_or_default()
+    }
+
+    fn files(&self, pid: u32) -> Vec<(i32, bool, Arc<OpenFile>)> {
+        let Some(files) = self.of(pid, |record| record.files.upgrade()).flatten() else { return Vec::new() };
+        let table = files.lock();
+        let entry =
+            |(fd, file): (i32, &Arc<OpenFile>)| (fd, table.close_on_exec(fd).unwrap_or(false), Arc::clone(file));
+        table.iter().map(entry).collect()
+    }
+
+    fn places(&self, pid: u32) -> Option<Places> {
+        let (fs, executable) = self.of(pid, |record| (record.fs.upgrade(), record.executable.clone()))?;
+        let fs = fs?;
+        let fs = fs.lock();
+        Some(Places { root: fs.root.clone(), working: fs.cwd.clone(), executable })
+    }
+
+    fn limits(&self, pid: u32) -> Option<[(u64, u64); LIMIT_COUNT]> {
+        self.of(pid, |record| record.limits)
+    }
+
+    fn namespace(&self, pid: u32) -> Option<Arc<MountNamespace>> {
+        self.of(pid, |record| Arc::clone(&record.namespace))
+    }
+
+    fn set_name(&self, _: u32, tid: u32, name: &[u8]) -> Result<()> {
+        if !self.records.lock().values().any(|record| record.threads.iter().any(|thread| thread.tid == tid)) {
+            return Err(Errno::SRCH);
+        }
+        self.names.lock().push((tid, name.to_vec()));
+        Ok(())
+    }
+
+    fn system(&self) -> System {
+        self.system.lock().clone()
+    }
+
+    fn uuid(&self) -> String {
+        let mut bytes = [0; 16];
+        self.host.random(&mut bytes);
+        uuid(bytes)
+    }
+}
+
+/// A version 4 UUID from random bytes.
+pub fn uuid(mut bytes: [u8; 16]) -> String {
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}

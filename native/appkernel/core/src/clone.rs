@@ -1,0 +1,349 @@
+//! New threads and processes: fork(2), vfork(2), clone(2), clone3(2), and a container's first one.
+
+use std::sync::Arc;
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::sync::Mutex;
+use drupe_appkernel_vfs::{Credentials, FdTable, MountNamespace, Path, WaitQueue};
+
+use crate::kernel::{Done, Kernel, Program};
+use crate::mm::{Mm, MmId};
+use crate::platform::{MemoryOp, SpaceId, ThreadId};
+use crate::signal::{Actions, SIGCHLD};
+use crate::task::{FsState, Ids, Pid, Process, State, Task, Tid, LIMIT_COUNT};
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_FS: u64 = 0x200;
+const CLONE_FILES: u64 = 0x400;
+const CLONE_SIGHAND: u64 = 0x800;
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_VFORK: u64 = 0x4000;
+const CLONE_PARENT: u64 = 0x8000;
+const CLONE_THREAD: u64 = 0x1_0000;
+const CLONE_SETTLS: u64 = 0x8_0000;
+const CLONE_PARENT_SETTID: u64 = 0x10_0000;
+const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
+const CLONE_CHILD_SETTID: u64 = 0x100_0000;
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+/// New namespaces: none can be made.
+const CLONE_NEW: u64 = 0x7e02_0080;
+const EXIT_SIGNAL: u64 = 0xff;
+pub const MAX_TASKS: usize = 32_768;
+
+/// What is to be made.
+struct Order {
+    flags: u64,
+    stack: u64,
+    parent_tid: u64,
+    child_tid: u64,
+    tls: u64,
+    exit_signal: i32,
+}
+
+/// A container's root, working directory, user, descriptors.
+pub struct Surroundings {
+    pub namespace: Arc<MountNamespace>,
+    pub root: Path,
+    pub cwd: Path,
+    pub credentials: Credentials,
+    pub files: FdTable,
+    pub limits: [(u64, u64); LIMIT_COUNT],
+}
+
+/// RLIM_INFINITY everywhere but for stack, processes and descriptors.
+pub fn default_limits() -> [(u64, u64); LIMIT_COUNT] {
+    let mut limits = [(u64::MAX, u64::MAX); LIMIT_COUNT];
+    limits[3] = (8 << 20, u64::MAX);
+    limits[4] = (0, u64::MAX);
+    limits[6] = (MAX_TASKS as u64, MAX_TASKS as u64);
+    limits[7] = (1024, 1 << 20);
+    limits[8] = (8 << 20, 8 << 20);
+    limits[11] = (1024, 1024);
+    limits[12] = (819_200, 819_200);
+    limits[13] = (0, 0);
+    limits[14] = (0, 0);
+    limits
+}
+
+impl Kernel {
+    /// Start a container's first process. Its number.
+    pub fn spawn(&mut self, container: u32, around: Surroundings, program: Program) -> Result<Pid> {
+        let pid = self.tasks.fresh();
+        let mm = self.fresh_mm();
+        // An empty space, replaced at once by the program's.
+        self.mms.insert(mm, Mm::new(SpaceId(u32::MAX), self.platform.address_end()));
+        self.tasks.tasks.insert(pid, new_task(pid, pid, ThreadId(u32::MAX), SpaceId(u32::MAX)));
+        let process = self.first_process(pid, container, mm, around);
+        self.tasks.processes.insert(pid, process);
+        self.is_first.insert(pid);
+        if let Err(errno) = self.exec_first(pid, program) {
+            self.forget(pid);
+            return Err(errno);
+        }
+        Ok(pid)
+    }
+
+    fn first_process(&self, pid: Pid, container: u32, mm: MmId, around: Surroundings) -> Process {
+        let (uid, gid, all) = (around.credentials.uid, around.credentials.gid, around.credentials.capabilities);
+        Process {
+            pid,
+            parent: 0,
+            group: pid,
+            session: pid,
+            container,
+            mm,
+            files: Arc::new(Mutex::new(around.files)),
+            fs: Arc::new(Mutex::new(FsState { root: around.root, cwd: around.cwd, umask: 0o022 })),
+            namespace: around.namespace,
+            actions: Arc::new(Mutex::new(Actions::default())),
+            pending: Vec::new(),
+            credentials: around.credentials,
+            ids: Ids { uid, saved_uid: uid, gid, saved_gid: gid, permitted: all, inheritable: 0, bounding: all },
+            threads: vec![pid],
+            exit: None,
+            exit_signal: SIGCHLD,
+            report: None,
+            children: WaitQueue::new(),
+            signals: WaitQueue::new(),
+            vfork_waiter: None,
+            limits: around.limits,
+            executable: None,
+            command_line: Vec::new(),
+            environment: Vec::new(),
+            has_execed: false,
+            started_ns: self.timers.now_ns(),
+            alarm: None,
+            stopped: false,
+            death_signal: 0,
+            no_new_privileges: false,
+            subreaper: false,
+            name: [0; 16],
+            cpu_ns: 0,
+            children_cpu_ns: 0,
+        }
+    }
+
+    fn clone_task(&mut self, tid: Tid, order: &Order) -> Result<Done> {
+        if let Some(child) = self.vfork_in_progress(tid)? {
+            return self.wait_for_vfork(tid, child);
+        }
+        check(order.flags)?;
+        if self.tasks.tasks.len() >= MAX_TASKS || self.at_process_limit(tid)? {
+            return Err(Errno::AGAIN);
+        }
+        let parent = self.thread(tid)?;
+        let (space, thread) = if order.flags & CLONE_VM == 0 {
+            self.platform.fork(parent)?
+        } else {
+            (self.space(tid)?, self.platform.new_thread(parent)?)
+        };
+        let child = self.tasks.fresh();
+        let pid = if order.flags & CLONE_THREAD != 0 { self.pid(tid) } else { child };
+        let mut task = new_task(child, pid, thread, space);
+        let caller = self.task(tid)?;
+        (task.mask, task.name) = (caller.mask, caller.name);
+        if order.flags & CLONE_VM == 0 || order.flags & CLONE_VFORK != 0 {
+            task.alt_stack = caller.alt_stack;
+        }
+        if order.flags & CLONE_CHILD_CLEARTID != 0 {
+            task.clear_tid = order.child_tid;
+        }
+        if order.flags & CLONE_THREAD != 0 {
+            self.process_mut(tid)?.threads.push(child);
+        } else {
+            let process = self.copy_process(tid, child, space, order)?;
+            self.tasks.processes.insert(child, process);
+        }
+        self.has_changed = true;
+        self.by_thread.insert(thread, child);
+        self.tasks.tasks.insert(child, task);
+        self.tell_numbers(tid, child, order);
+        self.start_child(child, thread, order)?;
+        if order.flags & CLONE_VFORK != 0 {
+            self.pending(tid)?.progress = u64::from(child);
+            return self.wait_for_vfork(tid, child);
+        }
+        Ok(Done::Value(i64::from(child)))
+    }
+
+    fn at_process_limit(&self, tid: Tid) -> Result<bool> {
+        let process = self.process(tid)?;
+        let (limit, uid) = (process.limits[6].0, process.ids.uid);
+        if uid == 0 || self.tasks.tasks.len() as u64 <= limit {
+            return Ok(false);
+        }
+        let own = self.tasks.processes.values().filter(|p| p.ids.uid == uid).map(|p| p.threads.len() as u64);
+        Ok(own.sum::<u64>() >= limit)
+    }
+
+    fn copy_process(&mut self, tid: Tid, pid: Pid, space: SpaceId, order: &Order) -> Result<Process> {
+        let mm = self.child_mm(tid, space, order.flags)?;
+        let parent = self.process(tid)?;
+        let shared = |flag: u64| order.flags & flag != 0;
+        let files = if shared(CLONE_FILES) { Arc::clone(&parent.files) } else { copied(&parent.files) };
+        let fs = if shared(CLONE_FS) { Arc::clone(&parent.fs) } else { copied(&parent.fs) };
+        let actions = if shared(CLONE_SIGHAND) { Arc::clone(&parent.actions) } else { copied(&parent.actions) };
+        if shared(CLONE_CLEAR_SIGHAND) {
+            actions.lock().reset();
+        }
+        Ok(Process {
+            pid,
+            parent: if shared(CLONE_PARENT) { parent.parent } else { parent.pid },
+            mm,
+            files,
+            fs,
+            actions,
+            namespace: Arc::clone(&parent.namespace),
+            pending: Vec::new(),
+            credentials: parent.credentials.clone(),
+            threads: vec![pid],
+            exit: None,
+            exit_signal: order.exit_signal,
+            report: None,
+            children: WaitQueue::new(),
+            signals: WaitQueue::new(),
+            vfork_waiter: shared(CLONE_VFORK).then_some(tid),
+            executable: parent.executable.clone(),
+            command_line: parent.command_line.clone(),
+            environment: parent.environment.clone(),
+            has_execed: false,
+            started_ns: self.timers.now_ns(),
+            alarm: None,
+            stopped: false,
+            death_signal: 0,
+            subreaper: false,
+            cpu_ns: 0,
+            children_cpu_ns: 0,
+            ..*parent
+        })
+    }
+
+    fn child_mm(&mut self, tid: Tid, space: SpaceId, flags: u64) -> Result<MmId> {
+        if flags & CLONE_VM != 0 {
+            self.mm_mut(tid)?.users += 1;
+            return Ok(self.process(tid)?.mm);
+        }
+        let mm = Mm { space, users: 1, ..self.mm(tid)?.clone() };
+        let id = self.fresh_mm();
+        self.mms.insert(id, mm);
+        Ok(id)
+    }
+
+    fn tell_numbers(&self, tid: Tid, child: Tid, order: &Order) {
+        let number = child.to_le_bytes();
+        // As Linux does, without a word about addresses that are not there.
+        if order.flags & CLONE_PARENT_SETTID != 0 {
+            let _none = self.put(tid, order.parent_tid, &number);
+        }
+        if order.flags & CLONE_CHILD_SETTID != 0 {
+            let _none = self.put(child, order.child_tid, &number);
+        }
+    }
+
+    fn start_child(&mut self, child: Tid, thread: ThreadId, order: &Order) -> Result<()> {
+        let mut registers = self.platform.registers(thread)?;
+        registers.rax = 0;
+        if order.stack != 0 {
+            registers.rsp = order.stack;
+        }
+        self.platform.set_registers(thread, &registers)?;
+        let ops = if order.flags & CLONE_SETTLS != 0 { vec![MemoryOp::SetFs(order.tls)] } else { Vec::new() };
+        self.go_on(child, None, ops);
+        Ok(())
+    }
+
+    /// The child of a vfork that the task is waiting in.
+    fn vfork_in_progress(&mut self, tid: Tid) -> Result<Option<Pid>> {
+        let progress = self.pending(tid)?.progress as u32;
+        Ok((progress != 0).then_some(progress))
+    }
+
+    fn wait_for_vfork(&mut self, tid: Tid, child: Pid) -> Result<Done> {
+        let still = self.tasks.processes.get(&child).is_some_and(|p| p.vfork_waiter == Some(tid));
+        if still {
+            return Ok(Done::Wait);
+        }
+        Ok(Done::Value(i64::from(child)))
+    }
+
+    /// The process has its own memory now, or none: whoever waits in vfork for it goes on.
+    pub(crate) fn end_vfork(&mut self, pid: Pid) {
+        let waiter = self.tasks.processes.get_mut(&pid).and_then(|p| p.vfork_waiter.take());
+        waiter.into_iter().for_each(|tid| self.ready.push(tid));
+    }
+}
+
+fn copied<T: Clone>(shared: &Mutex<T>) -> Arc<Mutex<T>> {
+    Arc::new(Mutex::new(shared.lock().clone()))
+}
+
+fn new_task(tid: Tid, pid: Pid, thread: ThreadId, space: SpaceId) -> Task {
+    Task {
+        tid,
+        pid,
+        thread,
+        space,
+        state: State::Running,
+        trapped: true,
+        call: None,
+        mask: 0,
+        saved_mask: None,
+        pending: Vec::new(),
+        waits_for: 0,
+        alt_stack: Default::default(),
+        clear_tid: 0,
+        robust_list: 0,
+        name: [0; 16],
+    }
+}
+
+/// EINVAL for what makes no sense together; EPERM for new namespaces.
+fn check(flags: u64) -> Result<()> {
+    let needs = |flag: u64, other: u64| flags & flag == 0 || flags & other == other;
+    if !needs(CLONE_THREAD, CLONE_SIGHAND) || !needs(CLONE_SIGHAND, CLONE_VM) {
+        return Err(Errno::INVAL);
+    }
+    if flags & CLONE_NEW != 0 {
+        return Err(Errno::PERM);
+    }
+    if flags & CLONE_PIDFD != 0 {
+        return Err(Errno::INVAL);
+    }
+    Ok(())
+}
+
+/// fork(2).
+pub(crate) fn fork(kernel: &mut Kernel, tid: Tid, _: &[u64; 6]) -> Result<Done> {
+    clone(kernel, tid, &[SIGCHLD as u64, 0, 0, 0, 0, 0])
+}
+
+/// vfork(2).
+pub(crate) fn vfork(kernel: &mut Kernel, tid: Tid, _: &[u64; 6]) -> Result<Done> {
+    clone(kernel, tid, &[CLONE_VM | CLONE_VFORK | SIGCHLD as u64, 0, 0, 0, 0, 0])
+}
+
+/// clone(2).
+pub(crate) fn clone(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Done> {
+    let [flags, stack, parent_tid, child_tid, tls, _] = *args;
+    let exit_signal = (flags & EXIT_SIGNAL) as i32;
+    let flags = flags & !EXIT_SIGNAL & 0xffff_ffff;
+    kernel.clone_task(tid, &Order { flags, stack, parent_tid, child_tid, tls, exit_signal })
+}
+
+/// clone3(2), the first version's fields.
+pub(crate) fn clone3(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Done> {
+    let [address, size, ..] = *args;
+    if size < 64 {
+        return Err(Errno::INVAL);
+    }
+    if size > 4096 {
+        return Err(Errno::TOOBIG);
+    }
+    let [flags, _, child_tid, parent_tid, exit_signal, stack, stack_size, tls] = kernel.get_words(tid, address)?;
+    if exit_signal > 64 || (stack == 0) != (stack_size == 0) {
+        return Err(Errno::INVAL);
+    }
+    let stack = stack.wrapping_add(stack_size);
+    let exit_signal = exit_signal as i32;
+    kernel.clone_task(tid, &Order { flags, stack, parent_tid, child_tid, tls, exit_signal })
+}

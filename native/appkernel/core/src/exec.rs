@@ -1,0 +1,481 @@
+//! execve(2): scripts, programs, their interpreters, and the first stack.
+
+use std::sync::Arc;
+
+use drupe_appkernel_abi::{Errno, Registers, Result};
+use drupe_appkernel_vfs::cred::MAY_EXEC;
+use drupe_appkernel_vfs::kind::{S_ISGID, S_ISUID};
+use drupe_appkernel_vfs::mount::{MS_NOEXEC, MS_NOSUID};
+use drupe_appkernel_vfs::{FileType, How, OpenFile, OpenFlags, Path};
+
+use crate::auxv::{self, Stack};
+use crate::elf::{self, Elf, Segment};
+use crate::kernel::{Done, Kernel, Program};
+use crate::mm::{Area, Mm, PAGE, PROT_EXEC, PROT_READ, PROT_WRITE};
+use crate::platform::{MemoryOp, SpaceId, ThreadId};
+use crate::seat::{Seat, AT_SYMLINK_NOFOLLOW};
+use crate::task::{Pid, Tid};
+
+const STACK_BYTES: u64 = 8 << 20;
+const SCRIPT_LINE: usize = 256;
+const MAX_SCRIPTS: u32 = 5;
+/// Where programs that may lie anywhere go, before chance moves them.
+const PIE_BASE: u64 = 0x5555_5555_4000;
+const COPY_BYTES: usize = 1 << 20;
+
+/// A program, found and readable, with what it is to be given.
+struct Image {
+    path: Path,
+    file: Arc<OpenFile>,
+    elf: Elf,
+    arguments: Vec<Vec<u8>>,
+    interpreter: Option<(Arc<OpenFile>, Elf)>,
+}
+
+struct Loaded {
+    mm: Mm,
+    registers: Registers,
+}
+
+fn read_at(seat: &Seat, file: &OpenFile, offset: u64, size: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; size];
+    let mut filled = 0;
+    while filled < size {
+        match file.file().read(&seat.context(), offset + filled as u64, &mut bytes[filled..])? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+fn read_elf(seat: &Seat, file: &OpenFile, header: &[u8]) -> Result<Elf> {
+    let (at, size) = elf::table(header)?;
+    let table = read_at(seat, file, at, size)?;
+    if table.len() < size {
+        return Err(Errno::NOEXEC);
+    }
+    elf::parse(header, &table)
+}
+
+fn open_program(seat: &Seat, path: &Path) -> Result<Arc<OpenFile>> {
+    let metadata = path.inode().metadata()?;
+    if metadata.kind() != FileType::Regular || path.mount.has(MS_NOEXEC) {
+        return Err(Errno::ACCES);
+    }
+    seat.credentials.check(&metadata, MAY_EXEC)?;
+    let flags = OpenFlags::default();
+    let file = path.inode().open(&seat.context(), flags)?;
+    Ok(OpenFile::new(file, Some(path.clone()), flags))
+}
+
+fn find(seat: &Seat, start: &Path, path: &[u8]) -> Result<Path> {
+    let context = seat.context();
+    seat.view(&context).walk(start, path, How::FOLLOW)
+}
+
+/// The interpreter and argument of a `#!` line. ENOEXEC.
+fn script(header: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>)> {
+    let line = &header[2..];
+    let end = line.iter().position(|&byte| byte == b'\n');
+    let line = &line[..end.unwrap_or(line.len())];
+    let blank = |byte: &u8| *byte == b' ' || *byte == b'\t';
+    let trimmed = line.trim_ascii();
+    let (program, rest) = match trimmed.iter().position(|byte| blank(byte)) {
+        Some(at) => (&trimmed[..at], trimmed[at..].trim_ascii()),
+        // Without an end of the line, the name may have been cut.
+        None if end.is_none() && header.len() >= SCRIPT_LINE => return Err(Errno::NOEXEC),
+        None => (trimmed, &[][..]),
+    };
+    if program.is_empty() {
+        return Err(Errno::NOEXEC);
+    }
+    Ok((program.to_vec(), (!rest.is_empty()).then(|| rest.to_vec())))
+}
+
+/// Follow scripts to a program, and find its interpreter.
+fn resolve(seat: &Seat, mut path: Path, mut name: Vec<u8>, mut arguments: Vec<Vec<u8>>) -> Result<Image> {
+    for _ in 0..MAX_SCRIPTS {
+        let file = open_program(seat, &path)?;
+        let header = read_at(seat, &file, 0, SCRIPT_LINE)?;
+        if !header.starts_with(b"#!") {
+            let elf = read_elf(seat, &file, &header)?;
+            let interpreter = elf.interpreter.map(|(at, size)| interpreter(seat, &file, at, size)).transpose()?;
+            return Ok(Image { path, file, elf, arguments, interpreter });
+        }
+        let (program, argument) = script(&header)?;
+        let rest = if arguments.is_empty() { Vec::new() } else { arguments.split_off(1) };
+        arguments = std::iter::once(program.clone()).chain(argument).chain([name]).chain(rest).collect();
+        path = find(seat, &seat.cwd, &program)?;
+        name = program;
+    }
+    Err(Errno::LOOP)
+}
+
+fn interpreter(seat: &Seat, file: &OpenFile, at: u64, size: u64) -> Result<(Arc<OpenFile>, Elf)> {
+    let mut name = read_at(seat, file, at, size as usize)?;
+    if name.pop() != Some(0) {
+        return Err(Errno::NOEXEC);
+    }
+    let path = find(seat, &seat.root, &name)?;
+    let file = open_program(seat, &path)?;
+    let header = read_at(seat, &file, 0, elf::HEADER_BYTES)?;
+    let elf = read_elf(seat, &file, &header).map_err(|_| Errno::LIBBAD)?;
+    Ok((file, elf))
+}
+
+impl Kernel {
+    fn random_u64(&self) -> u64 {
+        let mut bytes = [0; 8];
+        self.host.random(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Fill a fresh space with a program.
+    fn load(
+        &mut self,
+        seat: &Seat,
+        image: &Image,
+        environment: &[Vec<u8>],
+        space: SpaceId,
+        thread: ThreadId,
+    ) -> Result<Loaded> {
+        let mut mm = Mm::new(space, self.platform.address_end());
+        mm.top -= (self.random_u64() & 0xf_ffff) * PAGE;
+        let bias = if image.elf.relocatable {
+            let (start, _) = image.elf.span();
+            (PIE_BASE + (self.random_u64() & 0xff_ffff) * PAGE).wrapping_sub(start)
+        } else {
+            0
+        };
+        self.map_program(seat, &mut mm, thread, &image.file, &image.elf, bias)?;
+        let (_, end) = image.elf.span();
+        mm.brk_start = end.wrapping_add(bias) + (self.random_u64() & 0x1fff) * PAGE;
+        mm.brk = mm.brk_start;
+        let (entry, base) = match &image.interpreter {
+            None => (image.elf.entry.wrapping_add(bias), 0),
+            Some((file, elf)) => {
+                let (start, end) = elf.span();
+                let base = if elf.relocatable { mm.place(end - start)?.wrapping_sub(start) } else { 0 };
+                self.map_program(seat, &mut mm, thread, file, elf, base)?;
+                (elf.entry.wrapping_add(base), base)
+            }
+        };
+        let stack = self.first_stack(seat, image, environment, &mut mm, bias, base);
+        self.map_stack(&mut mm, thread, &image.elf)?;
+        self.platform.write(space, stack.pointer, &stack.bytes)?;
+        mm.auxiliary = stack.auxiliary;
+        let registers = Registers { rip: entry, rsp: stack.pointer, eflags: 0x202, ..Registers::default() };
+        Ok(Loaded { mm, registers })
+    }
+
+    fn first_stack(
+        &self,
+        seat: &Seat,
+        image: &Image,
+        environment: &[Vec<u8>],
+        mm: &mut Mm,
+        bias: u64,
+        base: u64,
+    ) -> Stack {
+        let mut random = [0; 16];
+        self.host.random(&mut random);
+        let top = mm.end - PAGE - (self.random_u64() & 0xff) * 16;
+        let processor = self.host.processor();
+        let credentials = &seat.credentials;
+        let mut auxiliary = vec![
+            (auxv::AT_PHDR, image.elf.headers_address.wrapping_add(bias)),
+            (auxv::AT_PHENT, 56),
+            (auxv::AT_PHNUM, image.elf.header_count),
+            (auxv::AT_BASE, base),
+            (auxv::AT_FLAGS, 0),
+            (auxv::AT_ENTRY, image.elf.entry.wrapping_add(bias)),
+            (auxv::AT_UID, credentials.uid.into()),
+            (auxv::AT_EUID, credentials.uid.into()),
+            (auxv::AT_GID, credentials.gid.into()),
+            (auxv::AT_EGID, credentials.gid.into()),
+            (auxv::AT_SECURE, 0),
+            (auxv::AT_HWCAP, processor.hwcap),
+            (auxv::AT_HWCAP2, processor.hwcap2),
+            (auxv::AT_CLKTCK, 100),
+            (auxv::AT_MINSIGSTKSZ, processor.signal_stack_bytes),
+        ];
+        if self.platform.vdso() != 0 {
+            auxiliary.push((auxv::AT_SYSINFO_EHDR, self.platform.vdso()));
+        }
+        let (name, _) = image.path.text(&seat.root);
+        auxv::build(top, &image.arguments, environment, &auxiliary, random, &name)
+    }
+
+    fn map_stack(&mut self, mm: &mut Mm, thread: ThreadId, elf: &Elf) -> Result<()> {
+        let execute = if elf.executable_stack { PROT_EXEC } else { 0 };
+        let (address, protection) = (mm.end - PAGE - STACK_BYTES, PROT_READ | PROT_WRITE | execute);
+        let size = STACK_BYTES;
+        self.platform.change(thread, &[MemoryOp::MapAnonymous { address, size, protection, shared: false }])?;
+        mm.insert(address, Area { end: address + size, protection, shared: false, file: None, name: "[stack]" });
+        Ok(())
+    }
+
+    fn map_program(
+        &mut self,
+        seat: &Seat,
+        mm: &mut Mm,
+        thread: ThreadId,
+        file: &Arc<OpenFile>,
+        elf: &Elf,
+        bias: u64,
+    ) -> Result<()> {
+        let (start, end) = elf.span();
+        let (start, end) = (start.wrapping_add(bias), end.wrapping_add(bias));
+        if start >= end || end > mm.end || start < crate::mm::LOWEST || !mm.is_free(start, end) {
+            return Err(Errno::NOMEM);
+        }
+        for segment in &elf.segments {
+            self.map_segment(seat, mm, thread, file, segment, bias)?;
+        }
+        Ok(())
+    }
+
+    fn map_segment(
+        &mut self,
+        seat: &Seat,
+        mm: &mut Mm,
+        thread: ThreadId,
+        file: &Arc<OpenFile>,
+        segment: &Segment,
+        bias: u64,
+    ) -> Result<()> {
+        let (start, file_end, end) = segment.pages();
+        let moved = |at: u64| at.wrapping_add(bias);
+        let (address, protection, shared) = (moved(start), segment.protection, false);
+        let from_file = file_end - start;
+        let offset = segment.offset & !(PAGE - 1);
+        if segment.file_size > 0 {
+            match file.file().mapping(offset, from_file, false) {
+                Ok(mapping) => {
+                    let op = MemoryOp::MapFile {
+                        address,
+                        size: from_file,
+                        protection,
+                        shared,
+                        file: mapping.host,
+                        offset: mapping.offset,
+                    };
+                    self.platform.change(thread, &[op])?;
+                }
+                Err(_) => self.copy_segment(seat, mm.space, thread, file, (address, from_file, protection), offset)?,
+            }
+            let area =
+                Area { end: moved(file_end), protection, shared, file: Some((Arc::clone(file), offset)), name: "" };
+            mm.insert(address, area);
+        }
+        if end > file_end || segment.file_size == 0 {
+            let address = if segment.file_size == 0 { address } else { moved(file_end) };
+            self.platform.change(
+                thread,
+                &[MemoryOp::MapAnonymous { address, size: moved(end) - address, protection, shared }],
+            )?;
+            mm.insert(address, Area { end: moved(end), protection, shared, file: None, name: "" });
+        }
+        let (data_end, writable) = (segment.address + segment.file_size, protection & PROT_WRITE != 0);
+        if writable && segment.memory_size > segment.file_size && data_end < file_end {
+            let zeros = vec![0; (file_end - data_end) as usize];
+            self.platform.write(mm.space, moved(data_end), &zeros)?;
+        }
+        Ok(())
+    }
+
+    fn copy_segment(
+        &mut self,
+        seat: &Seat,
+        space: SpaceId,
+        thread: ThreadId,
+        file: &OpenFile,
+        (address, size, protection): (u64, u64, u32),
+        offset: u64,
+    ) -> Result<()> {
+        let writable = protection | PROT_READ | PROT_WRITE;
+        self.platform
+            .change(thread, &[MemoryOp::MapAnonymous { address, size, protection: writable, shared: false }])?;
+        let mut done = 0;
+        while done < size {
+            let bytes = read_at(seat, file, offset + done, COPY_BYTES.min((size - done) as usize))?;
+            if bytes.is_empty() {
+                break;
+            }
+            self.platform.write(space, address + done, &bytes)?;
+            done += bytes.len() as u64;
+        }
+        self.platform.change(thread, &[MemoryOp::Protect { address, size, protection }])
+    }
+
+    /// Replace the task's program. Until the program is loaded nothing of the old one is touched.
+    fn exec(
+        &mut self,
+        tid: Tid,
+        path: Path,
+        name: Vec<u8>,
+        arguments: Vec<Vec<u8>>,
+        environment: Vec<Vec<u8>>,
+    ) -> Result<()> {
+        let mut seat = self.seat(tid)?;
+        let image = resolve(&seat, path, name, arguments)?;
+        self.apply_set_id(tid, &mut seat, &image.path)?;
+        let (space, thread) = self.platform.new_space()?;
+        let loaded = match self.load(&seat, &image, &environment, space, thread) {
+            Ok(loaded) => loaded,
+            Err(errno) => {
+                self.platform.end_space(space);
+                return Err(errno);
+            }
+        };
+        self.platform.reset(thread, &loaded.registers)?;
+        self.replace(tid, &seat, &image, &environment, loaded, thread)
+    }
+
+    fn apply_set_id(&self, tid: Tid, seat: &mut Seat, path: &Path) -> Result<()> {
+        let metadata = path.inode().metadata()?;
+        if self.process(tid)?.no_new_privileges || path.mount.has(MS_NOSUID) {
+            return Ok(());
+        }
+        if metadata.mode & S_ISUID != 0 {
+            seat.credentials.uid = metadata.uid;
+            if metadata.uid == 0 {
+                seat.credentials.capabilities = self.process(tid)?.ids.bounding;
+            }
+        }
+        if metadata.mode & (S_ISGID | 0o010) == S_ISGID | 0o010 {
+            seat.credentials.gid = metadata.gid;
+        }
+        Ok(())
+    }
+
+    fn replace(
+        &mut self,
+        tid: Tid,
+        seat: &Seat,
+        image: &Image,
+        environment: &[Vec<u8>],
+        loaded: Loaded,
+        thread: ThreadId,
+    ) -> Result<()> {
+        let pid = self.pid(tid);
+        self.end_other_threads(tid);
+        let id = self.fresh_mm();
+        let space = loaded.mm.space;
+        self.mms.insert(id, loaded.mm);
+        let old = std::mem::replace(&mut self.process_mut(tid)?.mm, id);
+        self.leave_thread(tid);
+        self.release_mm(old);
+        // The leader's number stays, whichever thread has called.
+        let mut task = self.tasks.tasks.remove(&tid).ok_or(Errno::SRCH)?;
+        (task.tid, task.thread, task.space, task.trapped) = (pid, thread, space, true);
+        (task.alt_stack, task.clear_tid, task.robust_list) = (Default::default(), 0, 0);
+        let name = task_name(image.path.dentry.name().as_slice());
+        task.name = name;
+        self.has_changed = true;
+        self.by_thread.insert(thread, pid);
+        self.tasks.tasks.insert(pid, task);
+        let process = self.process_mut(pid)?;
+        process.threads = vec![pid];
+        let privileged = process.credentials != seat.credentials;
+        process.credentials = seat.credentials.clone();
+        if privileged {
+            process.ids.saved_uid = seat.credentials.uid;
+            process.ids.saved_gid = seat.credentials.gid;
+            process.ids.permitted = seat.credentials.capabilities;
+        }
+        process.executable = Some(image.path.clone());
+        process.command_line = joined(&image.arguments);
+        process.environment = joined(environment);
+        process.has_execed = true;
+        process.name = name;
+        let mut actions = process.actions.lock().clone();
+        actions.reset();
+        process.actions = Arc::new(drupe_appkernel_vfs::sync::Mutex::new(actions));
+        let files = process.files.lock().clone();
+        process.files = Arc::new(drupe_appkernel_vfs::sync::Mutex::new(files));
+        let closed = process.files.lock().remove_close_on_exec();
+        drop(closed);
+        self.end_vfork(pid);
+        Ok(())
+    }
+
+    pub(crate) fn fresh_mm(&mut self) -> crate::mm::MmId {
+        self.next_mm += 1;
+        crate::mm::MmId(self.next_mm)
+    }
+
+    /// Load the first program of a process made by `Kernel::spawn`, and start it.
+    pub(crate) fn exec_first(&mut self, pid: Pid, program: Program) -> Result<()> {
+        let seat = self.seat(pid)?;
+        let path = find(&seat, &seat.cwd, &program.path)?;
+        self.exec(pid, path, program.path, program.arguments, program.environment)?;
+        self.go_on(pid, None, Vec::new());
+        Ok(())
+    }
+}
+
+fn joined(list: &[Vec<u8>]) -> Vec<u8> {
+    list.iter().flat_map(|text| text.iter().copied().chain([0])).collect()
+}
+
+pub(crate) fn task_name(name: &[u8]) -> [u8; 16] {
+    let mut out = [0; 16];
+    let length = name.len().min(15);
+    out[..length].copy_from_slice(&name[..length]);
+    out
+}
+
+/// execve(2).
+pub(crate) fn execve(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Done> {
+    execveat(kernel, tid, &[crate::seat::AT_FDCWD as u64, args[0], args[1], args[2], 0, 0])
+}
+
+/// execveat(2).
+pub(crate) fn execveat(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Done> {
+    let [fd, path, arguments, environment, flags, _] = *args;
+    let name = kernel.path_text(tid, path)?;
+    let mut arguments = kernel.texts(tid, arguments)?;
+    if arguments.is_empty() {
+        arguments.push(Vec::new());
+    }
+    let environment = kernel.texts(tid, environment)?;
+    let seat = kernel.seat(tid)?;
+    let found = kernel.at(tid, &seat, fd, path, flags)?;
+    if flags & AT_SYMLINK_NOFOLLOW != 0 && found.inode().kind() == FileType::Symlink {
+        return Err(Errno::LOOP);
+    }
+    let name = if name.is_empty() { format!("/dev/fd/{fd}").into_bytes() } else { name };
+    let pid = kernel.pid(tid);
+    kernel.exec(tid, found, name, arguments, environment)?;
+    kernel.executed(pid);
+    Ok(Done::Gone)
+}
+
+impl Kernel {
+    fn executed(&mut self, pid: Pid) {
+        if let Ok(task) = self.task_mut(pid) {
+            task.call = None;
+        }
+        self.go_on(pid, None, Vec::new());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn script_lines_have_one_argument() {
+        assert_eq!(script(b"#!/bin/sh\n"), Ok((b"/bin/sh".to_vec(), None)));
+        assert_eq!(
+            script(b"#! /usr/bin/env  python -x \n"),
+            Ok((b"/usr/bin/env".to_vec(), Some(b"python -x".to_vec())))
+        );
+        assert_eq!(script(b"#!  \n"), Err(Errno::NOEXEC));
+        let long = [b"#!/".as_slice(), &[b'a'; 253]].concat();
+        assert_eq!(script(&long), Err(Errno::NOEXEC));
+    }
+}

@@ -1,0 +1,167 @@
+//! Signals on their way: to threads, processes, groups; alarms.
+
+use std::sync::Arc;
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::wait;
+
+use crate::kernel::Kernel;
+use crate::signal::{bit, Info, SIGALRM, SIGCONT, SIGKILL, SI_KERNEL, STOPS};
+use crate::task::{Pid, Report, State, TaskWaker, Tid, ALARM};
+
+/// RLIMIT_SIGPENDING, roughly: what waits in one queue.
+const MAX_PENDING: usize = 1024;
+/// Signals below this are kept once.
+const FIRST_REAL_TIME: i32 = 32;
+
+fn enqueue(list: &mut Vec<Info>, info: Info) {
+    let known = info.signal < FIRST_REAL_TIME && list.iter().any(|other| other.signal == info.signal);
+    if !known && (list.len() < MAX_PENDING || info.signal == SIGKILL) {
+        list.push(info);
+    }
+}
+
+impl Kernel {
+    /// Send to a process: whichever of its threads takes it.
+    pub(crate) fn send_to_process(&mut self, pid: Pid, info: Info) {
+        self.before_signal(pid, info.signal);
+        let Some(process) = self.tasks.processes.get_mut(&pid) else { return };
+        if process.exit.is_some() {
+            return;
+        }
+        let open = |tid: &&Tid| {
+            let task = self.tasks.tasks.get(tid);
+            task.is_some_and(|t| t.mask & bit(info.signal) == 0 && t.state != State::Dying)
+        };
+        let taker = process.threads.iter().find(open).copied();
+        let ignored = process.actions.lock().ignores(info.signal);
+        let waited = process
+            .threads
+            .iter()
+            .any(|tid| self.tasks.tasks.get(tid).is_some_and(|t| t.waits_for & bit(info.signal) != 0));
+        if ignored && taker.is_some() && !waited {
+            return;
+        }
+        enqueue(&mut process.pending, info);
+        process.signals.wake(wait::IN);
+        if let Some(tid) = taker {
+            self.notify(tid);
+        }
+        if info.signal == SIGKILL {
+            let threads = self.tasks.processes.get(&pid).map(|p| p.threads.clone()).unwrap_or_default();
+            threads.into_iter().for_each(|tid| self.notify(tid));
+        }
+    }
+
+    /// Send to one thread.
+    pub(crate) fn send_to_task(&mut self, tid: Tid, info: Info) {
+        let pid = self.pid(tid);
+        self.before_signal(pid, info.signal);
+        let Some(process) = self.tasks.processes.get(&pid) else { return };
+        let ignored = process.actions.lock().ignores(info.signal);
+        let Some(task) = self.tasks.tasks.get_mut(&tid) else { return };
+        if ignored && (task.mask | task.waits_for) & bit(info.signal) == 0 {
+            return;
+        }
+        enqueue(&mut task.pending, info);
+        let signals = process.signals.clone();
+        signals.wake(wait::IN);
+        self.notify(tid);
+    }
+
+    /// A fault of the thread's own: it cannot be put off.
+    pub(crate) fn force_signal(&mut self, tid: Tid, info: Info) {
+        let Ok(process) = self.process(tid) else { return };
+        let actions = Arc::clone(&process.actions);
+        let Some(task) = self.tasks.tasks.get_mut(&tid) else { return };
+        let mut actions = actions.lock();
+        if task.mask & bit(info.signal) != 0 || actions.ignores(info.signal) {
+            actions.set(info.signal, crate::signal::Action::default());
+            task.mask &= !bit(info.signal);
+        }
+        task.pending.insert(0, info);
+    }
+
+    /// SIGCONT ends a stop and takes stop signals back, and the other way round.
+    fn before_signal(&mut self, pid: Pid, signal: i32) {
+        let Some(process) = self.tasks.processes.get_mut(&pid) else { return };
+        let against = match signal {
+            SIGCONT => STOPS,
+            s if bit(s) & STOPS != 0 => bit(SIGCONT),
+            _ => 0,
+        };
+        if against != 0 {
+            process.pending.retain(|info| bit(info.signal) & against == 0);
+            for tid in &process.threads {
+                if let Some(task) = self.tasks.tasks.get_mut(tid) {
+                    task.pending.retain(|info| bit(info.signal) & against == 0);
+                }
+            }
+        }
+        if (signal == SIGCONT || signal == SIGKILL) && process.stopped {
+            self.unstop(pid, signal == SIGCONT);
+        }
+    }
+
+    fn unstop(&mut self, pid: Pid, tell: bool) {
+        let Some(process) = self.tasks.processes.get_mut(&pid) else { return };
+        process.stopped = false;
+        process.threads.iter().for_each(|tid| self.ready.push(*tid));
+        if tell {
+            process.report = Some(Report::Continued);
+            self.tell_parent(pid, crate::exit::CLD_CONTINUED, SIGCONT);
+        }
+    }
+
+    /// Have a thread look at its signals.
+    fn notify(&mut self, tid: Tid) {
+        let Some(task) = self.tasks.tasks.get(&tid) else { return };
+        match task.state {
+            State::Running if !task.trapped => self.platform.kick(task.thread),
+            State::Blocked | State::Parked => self.ready.push(tid),
+            _ => {}
+        }
+    }
+
+    /// Whether a signal waits that the thread does not block.
+    pub(crate) fn has_signal(&self, tid: Tid) -> bool {
+        let Ok(task) = self.task(tid) else { return false };
+        let open = |info: &Info| task.mask & bit(info.signal) == 0 || info.signal == SIGKILL;
+        let process = self.tasks.processes.get(&task.pid);
+        task.pending.iter().any(open) || process.is_some_and(|p| p.pending.iter().any(open))
+    }
+
+    /// kill(2) and its kin: may `tid` signal this process? EPERM.
+    pub(crate) fn check_kill(&self, tid: Tid, to: Pid, signal: i32) -> Result<()> {
+        const CAP_KILL: u32 = 5;
+        let (from, target) = (self.process(tid)?, self.tasks.processes.get(&to).ok_or(Errno::SRCH)?);
+        let mine = [from.credentials.uid, from.ids.uid];
+        let its = [target.ids.uid, target.ids.saved_uid];
+        let same = mine.iter().any(|uid| its.contains(uid));
+        let continues = signal == SIGCONT && from.session == target.session;
+        (same || continues || from.credentials.capable(CAP_KILL)).then_some(()).ok_or(Errno::PERM)
+    }
+
+    /// Set the process's alarm.
+    pub(crate) fn set_alarm(&mut self, pid: Pid, due_ns: Option<u64>, interval_ns: u64) {
+        let waker = Arc::new(TaskWaker { tid: pid | ALARM, ready: Arc::clone(&self.ready) });
+        let alarm =
+            due_ns.map(|due_ns| crate::task::Alarm { due_ns, interval_ns, timer: Some(self.timers.at(due_ns, waker)) });
+        if let Some(process) = self.tasks.processes.get_mut(&pid) {
+            process.alarm = alarm;
+        }
+    }
+
+    pub(crate) fn alarm_due(&mut self, pid: Pid) {
+        let Some(alarm) = self.tasks.processes.get_mut(&pid).and_then(|p| p.alarm.take()) else { return };
+        let now = self.timers.now_ns();
+        if alarm.due_ns > now {
+            return self.set_alarm(pid, Some(alarm.due_ns), alarm.interval_ns);
+        }
+        if alarm.interval_ns > 0 {
+            let missed = (now - alarm.due_ns) / alarm.interval_ns + 1;
+            self.set_alarm(pid, Some(alarm.due_ns + missed * alarm.interval_ns), alarm.interval_ns);
+        }
+        self.send_to_process(pid, Info::new(SIGALRM, SI_KERNEL));
+    }
+}

@@ -1,0 +1,172 @@
+//! The host as the core wants it: clocks, randomness, memory files.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_core::census::uuid;
+use drupe_appkernel_core::host::{Host, Processor};
+use drupe_appkernel_hostsys::{clock, files, memory};
+use drupe_appkernel_vfs::devices::Entropy;
+use drupe_appkernel_vfs::proc::System;
+use drupe_appkernel_vfs::{Backing, Backings, ClockId, Events, HostFile, Timestamp};
+
+use crate::streams::Watched;
+
+const AT_HWCAP: u64 = 16;
+const AT_HWCAP2: u64 = 26;
+const AT_MINSIGSTKSZ: u64 = 51;
+
+pub fn errno(error: std::io::Error) -> Errno {
+    Errno(error.raw_os_error().unwrap_or(Errno::IO.0))
+}
+
+/// This process's host.
+pub struct Machine {
+    pub watched: Arc<Watched>,
+    /// Memory that the pod may have; 0: all there is.
+    pub memory_limit_bytes: u64,
+}
+
+/// A file of the host that pages may be mapped from.
+pub struct Owned(pub OwnedFd);
+
+impl HostFile for Owned {
+    fn raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Backing for Owned {
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let mut filled = 0;
+        while filled < out.len() {
+            match files::read_at(self.0.as_fd(), offset + filled as u64, &mut out[filled..]).map_err(errno)? {
+                0 => {
+                    out[filled..].fill(0);
+                    break;
+                }
+                count => filled += count,
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < data.len() {
+            done += files::write_at(self.0.as_fd(), offset + done as u64, &data[done..]).map_err(errno)?;
+        }
+        Ok(())
+    }
+
+    fn set_size(&self, size_bytes: u64) -> Result<()> {
+        files::set_size(self.0.as_fd(), size_bytes).map_err(errno)
+    }
+
+    fn punch(&self, offset: u64, length_bytes: u64) -> Result<()> {
+        files::punch(self.0.as_fd(), offset, length_bytes).map_err(errno)
+    }
+
+    fn as_host_file(self: Arc<Self>) -> Arc<dyn HostFile> {
+        self
+    }
+}
+
+/// Makes a memfd for each file that is mapped.
+pub struct Memfds;
+
+impl Backings for Memfds {
+    fn create(&self) -> Result<Arc<dyn Backing>> {
+        Ok(Arc::new(Owned(memory::memfd("drupe-file", 0).map_err(errno)?)))
+    }
+}
+
+/// The host's random numbers.
+pub struct HostEntropy;
+
+impl Entropy for HostEntropy {
+    fn fill(&self, out: &mut [u8]) {
+        if clock::random(out).is_err() {
+            // Never less than random: a program that got zeros would make keys of them.
+            std::process::abort();
+        }
+    }
+}
+
+/// A figure of /proc/meminfo, in bytes.
+fn meminfo(text: &str, key: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(key));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)).and_then(|word| word.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+impl Host for Machine {
+    fn now(&self, id: ClockId) -> Timestamp {
+        let (seconds, nanoseconds) = clock::now(match id {
+            ClockId::Realtime => clock::REALTIME,
+            ClockId::Monotonic => clock::MONOTONIC,
+            ClockId::Boottime => clock::BOOTTIME,
+        });
+        Timestamp::new(seconds, nanoseconds)
+    }
+
+    fn random(&self, out: &mut [u8]) {
+        HostEntropy.fill(out);
+    }
+
+    fn ready(&self, word: u64, events: Events) {
+        self.watched.ready(word, events);
+    }
+
+    fn backings(&self) -> Arc<dyn Backings> {
+        Arc::new(Memfds)
+    }
+
+    fn processor(&self) -> Processor {
+        Processor {
+            hwcap: clock::auxiliary(AT_HWCAP),
+            hwcap2: clock::auxiliary(AT_HWCAP2),
+            signal_stack_bytes: clock::auxiliary(AT_MINSIGSTKSZ).max(2048),
+        }
+    }
+
+    fn memory_bytes(&self) -> (u64, u64) {
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let (total, free) = (meminfo(&text, "MemTotal:"), meminfo(&text, "MemAvailable:"));
+        match self.memory_limit_bytes {
+            0 => (total, free),
+            limit => (limit.min(total), free.min(limit)),
+        }
+    }
+
+    fn processors(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+    }
+
+    fn system(&self) -> System {
+        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let field = |key: &str| {
+            let line = text.lines().find(|line| line.starts_with(key));
+            line.and_then(|line| line.split_once(": ")).map_or_else(String::new, |(_, value)| value.to_string())
+        };
+        let mut bytes = [0; 16];
+        self.random(&mut bytes);
+        let boot = self.now(ClockId::Realtime).seconds - self.now(ClockId::Boottime).seconds;
+        System {
+            release: String::from(drupe_appkernel_core::RELEASE),
+            version: String::from(drupe_appkernel_core::VERSION),
+            processors: self.processors() as u32,
+            processor_model: field("model name"),
+            processor_flags: field("flags"),
+            processor_mhz: field("cpu MHz").split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0),
+            boot_seconds: boot,
+            boot_id: uuid(bytes),
+            ..System::default()
+        }
+    }
+
+    fn log(&self, line: &str) {
+        eprintln!("drupe-appkernel: {line}");
+    }
+}

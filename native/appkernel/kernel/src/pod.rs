@@ -1,0 +1,119 @@
+//! A pod put together: the platform, the kernel, a container's tree of files.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_core::{Host, Kernel};
+use drupe_appkernel_erofs::{Erofs, Image};
+use drupe_appkernel_hostsys::files;
+use drupe_appkernel_hostsys::poll::Poller;
+use drupe_appkernel_vfs::devices::{self, Devices, NoTerminals};
+use drupe_appkernel_vfs::inode::{FileSystem, NewNode};
+use drupe_appkernel_vfs::mount::{MS_NODEV, MS_NOSUID};
+use drupe_appkernel_vfs::overlay::Overlay;
+use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
+use drupe_appkernel_vfs::tmpfs::{Limits, Tmpfs};
+use drupe_appkernel_vfs::{
+    ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles, View,
+};
+
+use crate::hostfs::HostDirectory;
+use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
+use crate::streams::{Stream, Watched};
+use crate::trap::Stubs;
+
+const RDONLY: u32 = 0;
+const WRONLY: u32 = 1;
+/// Directories that get a tmpfs of their own, if they are there: mode.
+const SCRATCH: [(&[u8], u32); 4] = [(b"/tmp", 0o1777), (b"/var/tmp", 0o1777), (b"/run", 0o755), (b"/dev/shm", 0o1777)];
+
+/// A kernel and what it stands on.
+pub struct Pod {
+    pub kernel: Kernel,
+    pub machine: Arc<Machine>,
+    specials: Arc<dyn SpecialFiles>,
+}
+
+impl Pod {
+    /// Start the platform and an empty kernel.
+    pub fn start(memory_limit_bytes: u64) -> io::Result<Pod> {
+        let poller = Arc::new(Poller::new()?);
+        let stubs = Stubs::start_with(Arc::clone(&poller))?;
+        let machine = Arc::new(Machine { watched: Watched::new(poller), memory_limit_bytes });
+        let entropy = Arc::new(HostEntropy);
+        let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: Arc::new(NoTerminals) });
+        let host: Arc<dyn Host> = machine.clone();
+        let kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
+        Ok(Pod { kernel, machine, specials })
+    }
+
+    /// A container's files: its root, with fresh /dev and scratch directories.
+    pub fn mount(&self, image: Arc<dyn FileSystem>) -> Result<(Arc<MountNamespace>, Path)> {
+        let root_user = Credentials::root();
+        let upper = self.tmpfs(&self.context(&root_user), 0o755)?;
+        let root = Overlay::new(&self.context(&root_user), upper, vec![image.root()])?;
+        let namespace = MountNamespace::new(Mount::new(root, b"root", 0));
+        let root = namespace.root();
+        let context = self.context(&root_user);
+        let view =
+            View { context: &context, namespace: &namespace, root: &root, umask: 0, specials: self.specials.as_ref() };
+        if let Ok(place) = view.walk(&root, b"/dev", How::FOLLOW) {
+            let dev = self.tmpfs(&context, 0o755)?;
+            devices::populate(&context, &dev.root())?;
+            namespace.mount(Mount::new(dev, b"dev", MS_NOSUID), place)?;
+        }
+        let source: Arc<dyn Processes> = self.kernel.census();
+        let pseudo: [(&[u8], Arc<dyn FileSystem>); 2] =
+            [(b"/proc", procfs(Arc::clone(&source), context.now)), (b"/sys", sysfs(&source, context.now))];
+        for (path, file_system) in pseudo {
+            if let Ok(place) = view.walk(&root, path, How::FOLLOW) {
+                namespace.mount(Mount::new(file_system, &path[1..], MS_NOSUID | MS_NODEV), place)?;
+            }
+        }
+        for (path, mode) in SCRATCH {
+            if let Ok(place) = view.walk(&root, path, How::FOLLOW) {
+                let scratch = self.tmpfs(&context, mode)?;
+                namespace.mount(Mount::new(scratch, b"tmpfs", MS_NOSUID | MS_NODEV), place)?;
+            }
+        }
+        Ok((namespace, root))
+    }
+
+    pub fn tmpfs(&self, context: &Context<'_>, mode: u32) -> Result<Arc<Tmpfs>> {
+        let root = NewNode::new(FileType::Directory, mode, 0, 0);
+        Tmpfs::new(Limits::default(), Arc::new(Memfds), &root, context.now)
+    }
+
+    fn context<'a>(&self, credentials: &'a Credentials) -> Context<'a> {
+        Context { credentials, now: self.machine.now(ClockId::Realtime), pid: 0, session: 0 }
+    }
+
+    /// Standard streams from descriptors of this process.
+    pub fn streams(&self, streams: [OwnedFd; 3]) -> Result<FdTable> {
+        let credentials = Credentials::root();
+        let context = self.context(&credentials);
+        let mut table = FdTable::new();
+        for (fd, access) in streams.into_iter().zip([RDONLY, WRONLY, WRONLY]) {
+            let file = Stream::open(&context, fd, access, &self.machine.watched)?;
+            table.insert(file, false, 0, 3)?;
+        }
+        Ok(table)
+    }
+}
+
+/// The file system at a path of the host: a directory, or an EROFS image.
+pub fn root_at(path: &[u8]) -> Result<Arc<dyn FileSystem>> {
+    let fd = files::open_path(path, 0).map_err(errno)?;
+    let stat = files::stat(fd.as_fd(), b"").map_err(errno)?;
+    match FileType::from_mode(stat.mode) {
+        Some(FileType::Directory) => Ok(HostDirectory::new(fd)?),
+        Some(FileType::Regular) => {
+            let size = usize::try_from(stat.size_bytes).map_err(|_| Errno::FBIG)?;
+            let bytes = files::map(fd.as_fd(), size).map_err(errno)?;
+            Ok(Erofs::new(Image::open(Arc::new(bytes))?, Arc::new(Owned(fd)))?)
+        }
+        _ => Err(Errno::NOTDIR),
+    }
+}

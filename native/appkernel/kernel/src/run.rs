@@ -1,0 +1,99 @@
+//! `drupe-appkernel run`: one program in a pod of its own, with this process's streams.
+
+use std::os::unix::ffi::OsStringExt;
+
+use drupe_appkernel_core::task::Exit;
+use drupe_appkernel_core::{default_limits, Program, Surroundings};
+use drupe_appkernel_hostsys::files;
+use drupe_appkernel_vfs::Credentials;
+
+use crate::pod::{root_at, Pod};
+
+pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [--env NAME=VALUE]... [--user UID[:GID]] \
+[--verbose] [--trace] -- PROGRAM [ARGUMENT]...";
+
+/// What the command line asks for.
+#[derive(Default)]
+struct Options {
+    root: Vec<u8>,
+    environment: Vec<Vec<u8>>,
+    user: (u32, u32),
+    verbose: bool,
+    trace: bool,
+    command: Vec<Vec<u8>>,
+}
+
+fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
+    let mut options = Options {
+        environment: vec![b"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin".to_vec()],
+        ..Options::default()
+    };
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{} needs a value", String::from_utf8_lossy(&word)));
+        match word.as_slice() {
+            b"--" => {
+                options.command = words.collect();
+                break;
+            }
+            b"--root" => options.root = value()?,
+            b"--env" => options.environment.push(value()?),
+            b"--user" => options.user = user(&value()?)?,
+            b"--trace" => options.trace = true,
+            b"--verbose" => options.verbose = true,
+            _ => return Err(format!("unknown option {}", String::from_utf8_lossy(&word))),
+        }
+    }
+    if options.root.is_empty() || options.command.is_empty() {
+        return Err(String::from("a root and a program are needed"));
+    }
+    Ok(options)
+}
+
+fn user(text: &[u8]) -> Result<(u32, u32), String> {
+    let text = String::from_utf8_lossy(text);
+    let (uid, gid) = text.split_once(':').unwrap_or((&text, &text));
+    let number = |word: &str| word.parse().map_err(|_| format!("{text} is no UID[:GID]"));
+    Ok((number(uid)?, number(gid)?))
+}
+
+/// The program's exit code; a message when it could not be run.
+pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, String)> {
+    let options = parse(words.map(OsStringExt::into_vec)).map_err(|message| (2, format!("{message}\n{USAGE}")))?;
+    let failed = |what: &str, why: &dyn std::fmt::Display| (1, format!("{what}: {why}"));
+    let name = String::from_utf8_lossy(&options.root).into_owned();
+    let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
+    let mut pod = Pod::start(0).map_err(|error| failed("the trap platform does not work here", &error))?;
+    pod.kernel.trace = options.trace;
+    let streams = [0, 1, 2].map(files::inherited);
+    let [Ok(a), Ok(b), Ok(c)] = streams else { return Err((1, String::from("standard streams must be open"))) };
+    let files = pod.streams([a, b, c]).map_err(|errno| failed("standard streams", &errno))?;
+    let (namespace, root) = pod.mount(root).map_err(|errno| failed(&name, &errno))?;
+    let (uid, gid) = options.user;
+    let credentials = if uid == 0 { Credentials::root() } else { Credentials::new(uid, gid, 0) };
+    let limits = default_limits();
+    let around = Surroundings { namespace, cwd: root.clone(), root, credentials, files, limits };
+    let command = options.command[0].clone();
+    let program = Program { path: command.clone(), arguments: options.command, environment: options.environment };
+    let pid = pod.kernel.spawn(0, around, program).map_err(|errno| {
+        let code = if errno == drupe_appkernel_abi::Errno::NOENT { 127 } else { 126 };
+        (code, format!("{}: {errno}", String::from_utf8_lossy(&command)))
+    })?;
+    let exit = serve(&mut pod, pid)?;
+    if options.verbose {
+        let missed: Vec<String> = pod.kernel.missed().map(|number| number.to_string()).collect();
+        eprintln!("drupe-appkernel: calls asked for that are not there: {}", missed.join(" "));
+    }
+    Ok(exit)
+}
+
+fn serve(pod: &mut Pod, pid: u32) -> Result<u8, (u8, String)> {
+    loop {
+        if let Some(exit) = pod.kernel.take_ended().remove(&pid) {
+            return Ok(match exit {
+                Exit::Code(code) => code,
+                Exit::Signal(signal) => 128 + signal as u8,
+            });
+        }
+        pod.kernel.step(None).map_err(|errno| (1, format!("the kernel cannot go on: {errno}")))?;
+    }
+}
