@@ -1,6 +1,7 @@
 //! The kernel: what there is, and the loop that turns traps into calls and answers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
@@ -191,7 +192,7 @@ impl Kernel {
                     Looks::No => {}
                     looks => self.take_census(tid, looks == Looks::Surely),
                 }
-                handler(self, tid, &args)
+                self.guarded(handler, tid, &args)
             }
             None => {
                 self.missed.insert(number);
@@ -203,6 +204,17 @@ impl Kernel {
             self.tell(tid, number, &args, &answer);
         }
         self.answered(tid, answer);
+    }
+
+    /// A bug of a call ends the process that made it, with a word about why, and nobody else.
+    fn guarded(&mut self, handler: table::Handler, tid: Tid, args: &[u64; 6]) -> Answer {
+        let result = catch_unwind(AssertUnwindSafe(|| handler(self, tid, args)));
+        result.unwrap_or_else(|_| {
+            let pid = self.pid(tid);
+            self.host.log(&format!("a bug of the kernel's: process {pid} is ended; arguments {args:x?}"));
+            self.end_process(pid, Exit::Signal(signal::SIGKILL));
+            Ok(Done::Gone)
+        })
     }
 
     fn tell(&self, tid: Tid, number: u64, args: &[u64; 6], answer: &Answer) {
