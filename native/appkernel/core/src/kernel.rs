@@ -131,7 +131,8 @@ impl Kernel {
         self.platform.wait(timeout, &mut events)?;
         self.timers.fire();
         for event in events.drain(..) {
-            self.serve(event);
+            let who = self.cause(event);
+            self.carefully(who, |kernel| kernel.serve(event));
         }
         self.events = events;
         self.serve_ready();
@@ -141,10 +142,10 @@ impl Kernel {
     fn serve_ready(&mut self) {
         while !self.ready.is_empty() {
             for tid in self.ready.take() {
-                match tid & ALARM {
-                    0 => self.try_again(tid),
-                    _ => self.alarm_due(tid & !ALARM),
-                }
+                self.carefully(tid & !ALARM, |kernel| match tid & ALARM {
+                    0 => kernel.try_again(tid),
+                    _ => kernel.alarm_due(tid & !ALARM),
+                });
             }
         }
     }
@@ -192,7 +193,7 @@ impl Kernel {
                     Looks::No => {}
                     looks => self.take_census(tid, looks == Looks::Surely),
                 }
-                self.guarded(handler, tid, &args)
+                handler(self, tid, &args)
             }
             None => {
                 self.missed.insert(number);
@@ -206,15 +207,20 @@ impl Kernel {
         self.answered(tid, answer);
     }
 
-    /// A bug of a call ends the process that made it, with a word about why, and nobody else.
-    fn guarded(&mut self, handler: table::Handler, tid: Tid, args: &[u64; 6]) -> Answer {
-        let result = catch_unwind(AssertUnwindSafe(|| handler(self, tid, args)));
-        result.unwrap_or_else(|_| {
+    /// A bug of the kernel's ends the process for which it worked, with a word about why, and nobody else.
+    fn carefully(&mut self, tid: Tid, work: impl FnOnce(&mut Kernel)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
             let pid = self.pid(tid);
-            self.host.log(&format!("a bug of the kernel's: process {pid} is ended; arguments {args:x?}"));
+            self.host.log(&format!("a bug of the kernel's: process {pid} is ended"));
             self.end_process(pid, Exit::Signal(signal::SIGKILL));
-            Ok(Done::Gone)
-        })
+        }
+    }
+
+    fn cause(&self, event: Event) -> Tid {
+        match event {
+            Event::Trap(thread, _) => self.by_thread.get(&thread).copied().unwrap_or(0),
+            _ => 0,
+        }
     }
 
     fn tell(&self, tid: Tid, number: u64, args: &[u64; 6], answer: &Answer) {
