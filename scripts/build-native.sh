@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 GROUPS_='
 host:  keeper client sys; drupe-keeper drupe-client drupe-oci drupe-relay containerd-shim-drupe-v2
 agent: agent sys;         drupe-agent
+appkernel: appkernel;     drupe-appkernel
 '
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/native
 
@@ -18,7 +19,8 @@ sources() { # sources CRATE...: what the group depends on, NUL-separated
 }
 
 build() { # build GROUP BUILT CRATES PROGRAMS
-    local group=$1 built=$2 crates=$3 programs=$4 program
+    local group=$1 built=$2 crates=$3 programs=$4 program profile=release
+    [ "$group" != appkernel ] || profile=appkernel # it unwinds: Cargo.toml says why
     command -v cargo >/dev/null || {
         echo "build-native: cargo is missing: apt-get install cargo-web (Debian) or https://rustup.rs" >&2
         exit 1
@@ -33,10 +35,10 @@ build() { # build GROUP BUILT CRATES PROGRAMS
     flock 9
     sources $crates | xargs -0 touch
     # Offline when the registry's cache has everything.
-    (cd native && { cargo build --quiet --release --locked --offline "${bins[@]}" 2>/dev/null ||
-        cargo build --quiet --release --locked "${bins[@]}"; })
+    (cd native && { cargo build --quiet --profile $profile --locked --offline "${bins[@]}" 2>/dev/null ||
+        cargo build --quiet --profile $profile --locked "${bins[@]}"; })
     mkdir -p "$built.$$"
-    (cd "$CARGO_TARGET_DIR/release" && install -m 755 $programs "$built.$$")
+    (cd "$CARGO_TARGET_DIR/$profile" && install -m 755 $programs "$built.$$")
     mv -T "$built.$$" "$built" 2>/dev/null || rm -rf "$built.$$" # another run was faster
     exec 9>&-
     # The last few builds are enough.
@@ -54,6 +56,8 @@ put() { # put SOURCE TARGET: whole or not at all, and only when it is another
 
 while IFS=':;' read -r group crates programs; do
     [ -n "$group" ] || continue
+    read -r first _ <<<"$crates"
+    [ -d "native/$first" ] || continue
     [ $# = 0 ] || [[ " $* " == *" $group "* ]] || continue
     hash=$(sources $crates | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
     built=$cache/$group-$hash
@@ -65,8 +69,7 @@ for command in drupe-client:drupe drupe-oci:drupe-oci containerd-shim-drupe-v2:c
     [ ! -x .venv/bin/python ] || [ ! -e "src/drupe/_bin/${command%:*}" ] ||
         put "src/drupe/_bin/${command%:*}" ".venv/bin/${command#*:}"
 done
-# containerd finds a shim by its name, and the name says the kind of sandbox, as it may for other callers
-[ ! -x .venv/bin/drupe-oci ] || for kind in runc wasm gvisor vm appkernel; do
+# containerd finds a shim by its name, and the name says the kind of sandbox
+[ ! -x .venv/bin/containerd-shim-drupe-v2 ] || for kind in runc wasm gvisor vm appkernel; do
     ln -sf containerd-shim-drupe-v2 ".venv/bin/containerd-shim-drupe-$kind-v2"
-    ln -sf drupe-oci ".venv/bin/drupe-oci-$kind"
 done

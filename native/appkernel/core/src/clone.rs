@@ -9,7 +9,7 @@ use drupe_appkernel_vfs::{Credentials, FdTable, MountNamespace, Path, WaitQueue}
 use crate::kernel::{Done, Kernel, Program};
 use crate::mm::{Mm, MmId};
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
-use crate::signal::{Actions, SIGCHLD};
+use crate::signal::{Actions, COUNT, SIGCHLD};
 use crate::task::{FsState, Ids, Pid, Process, State, Task, Tid, LIMIT_COUNT};
 
 const CLONE_VM: u64 = 0x100;
@@ -325,7 +325,8 @@ pub(crate) fn vfork(kernel: &mut Kernel, tid: Tid, _: &[u64; 6]) -> Result<Done>
 /// clone(2).
 pub(crate) fn clone(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Done> {
     let [flags, stack, parent_tid, child_tid, tls, _] = *args;
-    let exit_signal = (flags & EXIT_SIGNAL) as i32;
+    // As Linux: a number that no signal has is none.
+    let exit_signal = Some((flags & EXIT_SIGNAL) as i32).filter(|&signal| signal <= COUNT).unwrap_or(0);
     let flags = flags & !EXIT_SIGNAL & 0xffff_ffff;
     kernel.clone_task(tid, &Order { flags, stack, parent_tid, child_tid, tls, exit_signal })
 }

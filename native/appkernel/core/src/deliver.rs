@@ -80,7 +80,8 @@ impl Kernel {
     /// False: the thread is gone.
     fn default_effect(&mut self, tid: Tid, info: Info) -> bool {
         let pid = self.pid(tid);
-        let protected = self.is_first.contains(&pid) && info.code != SI_KERNEL && info.code <= 0;
+        let forced = info.code == SI_KERNEL && [SIGKILL, SIGSEGV].contains(&info.signal);
+        let protected = self.is_first.contains(&pid) && !forced && !is_fault(&info);
         match default_of(info.signal) {
             Effect::Ignore | Effect::Continue => true,
             // As in a PID namespace: what the pod itself sends its first process, and it does not handle, does nothing.
@@ -196,6 +197,12 @@ impl Kernel {
         task.mask = (mask | action.mask | own) & !UNBLOCKABLE;
         Ok(())
     }
+}
+
+/// An exception of the processor's, not a signal that somebody has sent.
+fn is_fault(info: &Info) -> bool {
+    const FAULTS: [i32; 5] = [4, 5, 7, 8, SIGSEGV]; // SIGILL, SIGTRAP, SIGBUS, SIGFPE
+    info.code > 0 && FAULTS.contains(&info.signal)
 }
 
 fn ucontext(registers: &Registers, alt: AltStack, mask: signal::Set, state_at: u64, info: &Info) -> Vec<u8> {

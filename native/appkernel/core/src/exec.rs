@@ -82,7 +82,7 @@ fn script(header: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>)> {
     let line = &line[..end.unwrap_or(line.len())];
     let blank = |byte: &u8| *byte == b' ' || *byte == b'\t';
     let trimmed = line.trim_ascii();
-    let (program, rest) = match trimmed.iter().position(|byte| blank(byte)) {
+    let (program, rest) = match trimmed.iter().position(blank) {
         Some(at) => (&trimmed[..at], trimmed[at..].trim_ascii()),
         // Without an end of the line, the name may have been cut.
         None if end.is_none() && header.len() >= SCRIPT_LINE => return Err(Errno::NOEXEC),

@@ -145,7 +145,7 @@ impl Kernel {
         let children: Vec<Pid> = self.tasks.processes.values().filter(|p| p.parent == pid).map(|p| p.pid).collect();
         for child in children {
             let Some(process) = self.tasks.processes.get_mut(&child) else { continue };
-            process.parent = heir;
+            (process.parent, process.exit_signal) = (heir, SIGCHLD);
             let (signal, exit) = (process.death_signal, process.exit);
             if let Some(exit) = exit {
                 self.announce(child, exit);

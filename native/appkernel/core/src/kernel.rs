@@ -1,6 +1,7 @@
 //! The kernel: what there is, and the loop that turns traps into calls and answers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
@@ -130,7 +131,8 @@ impl Kernel {
         self.platform.wait(timeout, &mut events)?;
         self.timers.fire();
         for event in events.drain(..) {
-            self.serve(event);
+            let who = self.cause(event);
+            self.carefully(who, |kernel| kernel.serve(event));
         }
         self.events = events;
         self.serve_ready();
@@ -140,10 +142,10 @@ impl Kernel {
     fn serve_ready(&mut self) {
         while !self.ready.is_empty() {
             for tid in self.ready.take() {
-                match tid & ALARM {
-                    0 => self.try_again(tid),
-                    _ => self.alarm_due(tid & !ALARM),
-                }
+                self.carefully(tid & !ALARM, |kernel| match tid & ALARM {
+                    0 => kernel.try_again(tid),
+                    _ => kernel.alarm_due(tid & !ALARM),
+                });
             }
         }
     }
@@ -203,6 +205,22 @@ impl Kernel {
             self.tell(tid, number, &args, &answer);
         }
         self.answered(tid, answer);
+    }
+
+    /// A bug of the kernel's ends the process for which it worked, with a word about why, and nobody else.
+    fn carefully(&mut self, tid: Tid, work: impl FnOnce(&mut Kernel)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            let pid = self.pid(tid);
+            self.host.log(&format!("a bug of the kernel's: process {pid} is ended"));
+            self.end_process(pid, Exit::Signal(signal::SIGKILL));
+        }
+    }
+
+    fn cause(&self, event: Event) -> Tid {
+        match event {
+            Event::Trap(thread, _) => self.by_thread.get(&thread).copied().unwrap_or(0),
+            _ => 0,
+        }
     }
 
     fn tell(&self, tid: Tid, number: u64, args: &[u64; 6], answer: &Answer) {

@@ -158,9 +158,8 @@ impl Kernel {
         if alarm.due_ns > now {
             return self.set_alarm(pid, Some(alarm.due_ns), alarm.interval_ns);
         }
-        if alarm.interval_ns > 0 {
-            let missed = (now - alarm.due_ns) / alarm.interval_ns + 1;
-            self.set_alarm(pid, Some(alarm.due_ns + missed * alarm.interval_ns), alarm.interval_ns);
+        if let Some(missed) = (now - alarm.due_ns).checked_div(alarm.interval_ns) {
+            self.set_alarm(pid, Some(alarm.due_ns + (missed + 1) * alarm.interval_ns), alarm.interval_ns);
         }
         self.send_to_process(pid, Info::new(SIGALRM, SI_KERNEL));
     }

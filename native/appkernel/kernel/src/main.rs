@@ -2,6 +2,7 @@
 
 mod hostfs;
 mod machine;
+mod manual;
 mod ops;
 mod pace;
 mod pod;
@@ -21,8 +22,12 @@ fn main() -> ExitCode {
             .map(|figures| println!("{figures}"))
             .map(|()| 0)
             .map_err(|error| (1, format!("the trap platform does not work here: {error}"))),
+        Some("syscalls") => {
+            print!("{}", manual::page());
+            Ok(0)
+        }
         Some("run") => run::run(words),
-        _ => Err((2, format!("{}\n       drupe-appkernel probe", run::USAGE))),
+        _ => Err((2, format!("{}\n       drupe-appkernel probe | syscalls", run::USAGE))),
     };
     match answer {
         Ok(code) => ExitCode::from(code),

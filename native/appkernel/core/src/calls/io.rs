@@ -6,7 +6,7 @@ use drupe_appkernel_vfs::{wait, OpenFile, SeekFrom};
 use super::Args;
 use crate::guest::{total, Piece, IO_MAX};
 use crate::kernel::{Done, Kernel};
-use crate::signal::{Info, SIGPIPE, SI_KERNEL};
+use crate::signal::{Info, SIGPIPE, SI_USER};
 use crate::task::Tid;
 
 /// As Linux: what one call moves at most.
@@ -73,7 +73,8 @@ fn write_from(kernel: &mut Kernel, tid: Tid, fd: u64, pieces: &[Piece], at: Opti
 
 impl Kernel {
     pub(crate) fn broken_pipe(&mut self, tid: Tid) -> Errno {
-        self.send_to_task(tid, Info::new(SIGPIPE, SI_KERNEL));
+        let from = self.process(tid).map_or((0, 0), |p| (p.pid, p.ids.uid));
+        self.send_to_task(tid, Info::from_process(SIGPIPE, SI_USER, from.0, from.1));
         Errno::PIPE
     }
 }

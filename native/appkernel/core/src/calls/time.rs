@@ -24,7 +24,7 @@ fn kind(id: u64) -> Result<Kind> {
     match id as i32 {
         0 | 5 | 11 => Ok(Kind::Host(ClockId::Realtime)),
         1 | 4 | 6 => Ok(Kind::Host(ClockId::Monotonic)),
-        7 | 8 | 9 => Ok(Kind::Host(if id == 8 { ClockId::Realtime } else { ClockId::Boottime })),
+        7..=9 => Ok(Kind::Host(if id == 8 { ClockId::Realtime } else { ClockId::Boottime })),
         2 | 3 => Ok(Kind::Processor),
         id if id < 0 => Ok(Kind::Processor),
         _ => Err(Errno::INVAL),
