@@ -110,7 +110,7 @@ def test_a_caller_that_ignores_its_children(tmp_path: Path) -> None:
 
 def test_shutdown_waits_for_tasks(tmp_path: Path) -> None:
     async def scenario(here: Site) -> None:
-        await here.plain("t", "sleep 60")
+        await here.plain("t", "exec sleep 60")
         with pytest.raises(errors.InvalidState, match="1 tasks are alive"):
             await here.keeper.shutdown()
         os.kill(here.keeper.pid, signal.SIGTERM)
@@ -374,7 +374,7 @@ def test_a_busy_mount_needs_lazy(tmp_path: Path) -> None:
         target = here.run_dir / "t"
         target.mkdir()
         await here.keeper.mount([Mount(source="none", target=str(target), fstype="tmpfs")])
-        await here.plain("busy", "sleep 60", cwd=target)
+        await here.plain("busy", "exec sleep 60", cwd=target)
         with pytest.raises(errors.InvalidState):
             await here.keeper.umount([target])
         await here.keeper.umount([target], lazy=True)

@@ -433,7 +433,7 @@ def test_a_terminal_without_users_for_a_while(tmp_path: Path) -> None:
 
 def test_resize_needs_a_terminal(tmp_path: Path) -> None:
     async def scenario(here: Site) -> None:
-        await here.plain("t", "sleep 60")
+        await here.plain("t", "exec sleep 60")
         with pytest.raises(errors.InvalidState, match="has no terminal"):
             await here.keeper.resize("t", 1, 1)
 
