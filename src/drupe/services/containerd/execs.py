@@ -12,7 +12,7 @@ from drupe.oci.runtime_spec import Process, parse
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.task_v2_pb2 import ExecProcessRequest
 from drupe.services.containerd.records import ExecRecord, Streams
-from drupe.services.containerd.stdio import close_streams, open_streams, started_stdin, with_all
+from drupe.services.containerd.stdio import close_streams, hold, open_streams, with_all, writer_seen
 from drupe.services.containerd.tasks import Task, Tasks
 from drupe.spec.container import ExecSpec
 from drupe.state.machine import State, require
@@ -68,15 +68,19 @@ def note_started(tasks: Tasks, task: Task, exec_id: str, ours: str, pid: int) ->
 
 
 async def _open(task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
-    """A process without a terminal has the streams themselves: its input must not wait in vain, nor end too early."""
+    """A process without a terminal has the streams themselves: its input must not wait in vain, nor end too early.
+
+    Who reads a FIFO that nobody writes to reads its end at once. So input for which there is no writer yet is held
+    open, until CloseIO or the process's end.
+    """
     streams = exec_.streams
+    fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=streams.terminal)
     if streams.terminal:
-        return open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr="", terminal=True)
-    if not streams.stdin:
-        return with_all(open_streams(stdin="", stdout=streams.stdout, stderr=streams.stderr, terminal=False))
-    fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=False)
-    close_streams({"stdin": fds["stdin"]})
-    fds["stdin"], holder = await started_stdin(streams.stdin)
-    if holder >= 0:
-        task.stdin_holders[exec_id] = holder
+        return fds
+    try:
+        if streams.stdin and not await writer_seen(fds["stdin"]) and exec_id not in task.stdin_closed:
+            task.stdin_holders[exec_id] = hold(fds["stdin"])
+    except BaseException:
+        close_streams(fds)
+        raise
     return with_all(fds)

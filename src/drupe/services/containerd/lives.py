@@ -166,6 +166,7 @@ async def close_stdin(task: Task, exec_id: str) -> None:
             await task.container.tasks.close_stdin(task.container.id)
         return
     task.exec(exec_id)
+    task.stdin_closed.add(exec_id)
     if (holder := task.stdin_holders.pop(exec_id, -1)) >= 0:
         close_streams({"stdin": holder})
 
