@@ -69,8 +69,7 @@ def test_a_tasks_life_across_a_restart_of_containerd(fresh_containerd: Container
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_input_of_execs(containerd: Containerd, runtime: str) -> None:
     containerd.ctr("run", "-d", "--runtime", runtime, IMAGE, "input", "sleep", "1000")
-    # of an input that ends at once containerd's own shim does not always tell
-    for number, given in enumerate(("word\n", "x" * 300_000, *([""] if runtime == OURS else []))):
+    for number, given in enumerate(("word\n", "x" * 300_000)):  # an empty one ctr does not always tell its shim of
         execute = ("task", "exec", "--exec-id", f"e{number}", "input")
         assert containerd.ctr(*execute, "cat", input=given) == given
     late = f"(sleep 1; echo late) | ctr --address {SOCKET} --namespace {NAMESPACE} task exec --exec-id e input cat"
