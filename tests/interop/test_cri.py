@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -363,3 +365,32 @@ def test_sandboxes_outlive_a_restart_of_containerd(own_host: CriHost, handler: s
     cri.inside("rm", SOCKET)  # it would look as if somebody answered
     cri.start()
     wait_until(lambda: cri.cri.pod_state(pod[0]) == "READY", what="the pod is known again", timeout_s=30.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_pods_outlive_the_daemon(own_host: CriHost, number: signal.Signals) -> None:
+    cri = own_host
+    pod = cri.pod("outlives", "drupe-runc")
+    script = "trap 'echo bye; exit 7' TERM; echo begun; while :; do sleep 0.05; done"
+    lives = cri.run(pod, "lives", "sh", "-c", script)
+    ends = cri.run(pod, "ends", "sh", "-c", "echo begun; sleep 3; echo done; exit 5")
+    wait_until(lambda: cri.log("outlives", "ends") == cri.log("outlives", "lives") == ["begun"], what="both run")
+    cri.end_daemon(number)
+    wait_until(lambda: cri.log("outlives", "ends") == ["begun", "done"], what="one ends while there is no daemon")
+    cri.start_daemon()
+    assert cri.cri.wait_exited(ends).exit_code == 5
+    wait_until(lambda: _answers(cri, pod[0]), what="containerd has found the sandboxer again", timeout_s=30.0)
+    assert cri.cri.state(lives) == "RUNNING" and cri.cri.pod_state(pod[0]) == "READY"
+    assert cri.cri.exec(lives, "echo", "in exec") == "in exec\n"
+    assert cri.cri.exec(cri.run(pod, "later", *FOREVER), "hostname") == cri.cri.exec(lives, "hostname")
+    assert cri.cri.PodSandboxStats(pod_sandbox_id=pod[0]).stats.linux.network.default_interface.name == "eth0"
+    cri.cri.StopContainer(container_id=lives, timeout=10)
+    assert cri.cri.wait_exited(lives).exit_code == 7 and cri.log("outlives", "lives")[-1] == "bye"
+    cri.cri.StopPodSandbox(pod_sandbox_id=pod[0])
+    assert cri.cri.pod_state(pod[0]) == "NOTREADY"
+
+
+def _answers(cri: CriHost, pod: str) -> bool:
+    with contextlib.suppress(grpc.RpcError):
+        return bool(cri.cri.pod_state(pod))
+    return False

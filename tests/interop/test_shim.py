@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.containerds import IMAGE, NAMESPACE, OURS, VERSIONS, Containerd, serving
+from framework.containerds import IMAGE, NAMESPACE, OURS, SOCKET, VERSIONS, Containerd, serving
 from framework.leaks import wait_until
 from framework.probes import needs_program
 
@@ -64,6 +64,19 @@ def test_a_tasks_life_across_a_restart_of_containerd(fresh_containerd: Container
     containerd.ctr("task", "rm", "l", check=False)  # exits with the task's own code
     containerd.ctr("container", "rm", "l")
     assert containerd.ctr("container", "ls", "-q") == ""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_input_of_execs(containerd: Containerd, runtime: str) -> None:
+    containerd.ctr("run", "-d", "--runtime", runtime, IMAGE, "input", "sleep", "1000")
+    for number, given in enumerate(("word\n", "x" * 300_000)):  # an empty one ctr does not always tell its shim of
+        execute = ("task", "exec", "--exec-id", f"e{number}", "input")
+        assert containerd.ctr(*execute, "cat", input=given) == given
+    late = f"(sleep 1; echo late) | ctr --address {SOCKET} --namespace {NAMESPACE} task exec --exec-id e input cat"
+    assert containerd.inside("sh", "-c", late).stdout == "late\n"
+    assert containerd.ctr("task", "exec", "--exec-id", "f", "input", "true", input="nobody reads this") == ""
+    containerd.ctr("task", "rm", "--force", "input", check=False)
+    containerd.ctr("container", "rm", "input")
 
 
 def test_the_kind_is_in_the_name(containerd: Containerd) -> None:
