@@ -211,22 +211,29 @@ def clients() -> dict[str, Callable[[], float]]:
 
 
 def own_processes(host: CriHost) -> list[int]:
-    """Our daemon, its keeper and what they started, but for the containers' processes."""
+    """Our daemon, its keeper and what they started, but for the containers' processes; and what holds containerd's
+    connections for it."""
     here = Path("/proc/self/ns/pid").readlink()
     keeper = int(host.inside("cat", "/run/drupe/keeper.pid").stdout)
-    return [pid for pid in descendants({daemon_pid(host), keeper}) if namespace_of(pid) == here]
+    found = [pid for pid in descendants({daemon_pid(host), keeper}) if namespace_of(pid) == here]
+    return sorted({*found, *processes_of(host, "drupe-relay", "")})
 
 
 def shims(host: CriHost) -> list[int]:
     """Of containerd in there."""
+    return processes_of(host, "containerd-shim", SOCKET)
+
+
+def processes_of(host: CriHost, program: str, token: str) -> list[int]:
+    """Processes in there, by name and a word of their command line."""
     inside = Path(host.path("").removesuffix("/root")) / "ns/mnt"
-    found = ((pid, Path(f"/proc/{pid}/ns/mnt")) for pid in processes("containerd-shim", SOCKET))
+    found = ((pid, Path(f"/proc/{pid}/ns/mnt")) for pid in processes(program, token))
     return [pid for pid, space in found if space.exists() and space.readlink() == inside.readlink()]
 
 
 def daemon_pid(host: CriHost) -> int:
     """Of our daemon in there."""
-    return int(host._services[0].pid)
+    return int(next(service.pid for service in host._services if "serve" in service.args))
 
 
 def residue(host: CriHost) -> dict[str, int]:
