@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -28,7 +27,8 @@ def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
 
 
 def out(daemon: Daemon, *argv: str) -> str:
-    return daemon.command(*argv, check=True).stdout.strip()
+    said: str = daemon.command(*argv, check=True).stdout.strip()
+    return said
 
 
 def run(daemon: Daemon, name: str, *words: str, script: str = "exec sleep 1000") -> None:
@@ -46,38 +46,30 @@ def test_pods_on_the_bridge_and_a_published_port(daemon: Daemon) -> None:
     script = "echo from a machine >/tmp/index.html; exec httpd -f -p 80 -h /tmp"
     run(daemon, "server", "-p", "8081:80", script=script)
     endpoint = json.loads(out(daemon, "inspect", "--type", "pod", "server"))[0]["endpoints"][0]
-    ask = "for n in $(seq 50); do wget -qO- http://{} && exit; sleep 0.2; done"
-    for address in (endpoint["ipv4"], f"[{endpoint['ipv6']}]"):
-        asked = ask.format(address.partition("/")[0] if address[0] != "[" else f"{address[1:].partition('/')[0]}")
-        if ":" in address:
-            asked = ask.format(f"[{address[1:-1].partition('/')[0]}]")
-        assert out(daemon, "run", "--rm", "--sandbox", "vm", "busybox", "sh", "-c", asked) == "from a machine"
+    ipv4, ipv6 = (endpoint[family].partition("/")[0] for family in ("ipv4", "ipv6"))
+    for host in (ipv4, f"[{ipv6}]"):
+        asking = f"for n in $(seq 50); do wget -qO- http://{host} && exit; sleep 0.2; done"
+        assert out(daemon, "run", "--rm", "--sandbox", "vm", "busybox", "sh", "-c", asking) == "from a machine"
     wait_until(
         lambda: "from a machine" in daemon.on_host("busybox", "wget", "-qO-", "http://127.0.0.1:8081").stdout,
         what="the published port answers",
     )
 
 
-def identity(daemon: Daemon, name: str) -> dict[str, str]:
-    """What must not be the same in two machines; random: drawn by a process that was there before the fork."""
-    asks = "hostname; cat /sys/class/net/eth0/address; ip -4 -o addr show eth0 | awk '{print $4}'; cat /proc/sys/kernel/random/uuid"
-    lines = out(daemon, "exec", name, "sh", "-c", asks).splitlines()
-    wait_until(lambda: "drawn" in out(daemon, "exec", name, "sh", "-c", "ls /tmp"), what="it has drawn", timeout_s=30)
-    drawn = out(daemon, "exec", name, "cat", "/tmp/drawn")
-    return dict(zip(("hostname", "mac", "address", "uuid", "drawn"), [*lines, drawn], strict=True))
+WHO = """test -e /tmp/begun && touch /tmp/go || exit; until [ -e /tmp/drawn ]; do sleep 0.1; done; hostname
+cat /sys/class/net/eth0/address /proc/sys/kernel/random/uuid /tmp/drawn; ip -4 -o addr show eth0 | awk '{print $4}'"""
+DRAWS = """touch /tmp/begun; until [ -e /tmp/go ]; do sleep 0.1; done
+head -c 16 /dev/urandom | od -An -tx1 >/tmp/x; mv /tmp/x /tmp/drawn; sleep 1000"""
 
 
+@pytest.mark.timeout(300)
 def test_forks_are_not_alike(daemon: Daemon) -> None:
-    """What runs goes on in each, and each has its own random numbers, from the kernel and in a process that was there
-    before, host name, MAC and address."""
-    script = "while [ ! -e /tmp/go ]; do sleep 0.2; done; head -c 16 /dev/urandom | od -An -tx1 >/tmp/x; mv /tmp/x /tmp/drawn; sleep 1000"
-    run(daemon, "origin", *BLOCK, script=f"echo begun >/tmp/begun; {script}")
+    """What runs goes on in each, and each is another machine."""
+    run(daemon, "origin", *BLOCK, script=DRAWS)
     for name in ("one", "two"):
         out(daemon, "fork", "--name", name, "origin")
-    found: list[dict[str, Any]] = []
-    for name in ("origin", "one", "two"):
-        assert out(daemon, "exec", name, "cat", "/tmp/begun") == "begun"
-        out(daemon, "exec", name, "touch", "/tmp/go")
-        found.append(identity(daemon, name))
-    for what in found[0]:
-        assert len({one[what] for one in found}) == 3, what
+    # names and addresses; random numbers of a new process, and of one that was there before the fork
+    told = [out(daemon, "exec", name, "sh", "-c", WHO).splitlines() for name in ("origin", "one", "two")]
+    assert len(told[0]) == 5
+    for same in zip(*told, strict=True):
+        assert len(set(same)) == 3, same

@@ -36,6 +36,7 @@ from drupe.spec.resources import Resources
 from drupe.spec.status import Stats
 from drupe.spec.template import TemplateInfo
 
+_FOLLOWS_WITHIN_S = 0.5
 _LOST = {VMM: "the virtual machine monitor ended", SHARE: "virtiofsd ended"}
 
 
@@ -213,11 +214,14 @@ class VmSandboxer(Sandboxer):
                 if pod is not None and pod.record.started and not pod.ending and not pod.record.failed:
                     how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
                     said = why("", pod.console).removeprefix(": ") if suffix == VMM and not record.signal else ""
-                    self._lost(pod, f"{words} {how}" + (f": {said}" if said else ""))
+                    cause = f"{words} {how}" + (f": {said}" if said else "")
+                    # virtiofsd ends when its VMM has: the end that says why comes with it, before or after
+                    wait_s = _FOLLOWS_WITHIN_S if suffix == SHARE and not record.signal else 0.0
+                    asyncio.get_running_loop().call_later(wait_s, self._lost, pod, cause)
 
     def _lost(self, pod: VmPod, cause: str) -> None:
         """It has failed: all that ran in it is told to have ended, and what is left of it is killed."""
-        if pod.record.failed or pod.ending:
+        if pod.record.failed or pod.ending or pod.machine is None:
             return
         self._machines.lost(pod, cause)
         self._tasks.machine_lost(pod, cause)

@@ -149,7 +149,6 @@ def _nics(saved: SavedMachine, joined: Sequence[Joined]) -> list[Nic]:
 
 def _renewal(pod: VmPod, saved: SavedMachine, joined: Sequence[Joined]) -> pb.RenewRequest:
     """Everything that must not be the same in two machines."""
-    directory = Path(pod.record.dir)
     interfaces = network.interfaces_of(joined)
     for interface, (_, mac) in zip(interfaces, saved.nics, strict=True):
         interface.device.mac = mac
@@ -160,8 +159,8 @@ def _renewal(pod: VmPod, saved: SavedMachine, joined: Sequence[Joined]) -> pb.Re
         hostname=pod.record.hostname,
         interfaces=interfaces,
         routes=network.routes_of(joined),
-        resolv_conf=_content(directory / "resolv.conf"),
-        hosts=_content(directory / "hosts"),
+        resolv_conf=pod.content("resolv.conf"),
+        hosts=pod.content("hosts"),
     )
 
 
@@ -186,13 +185,6 @@ def guests_of(directory: Path, ids: Mapping[str, str]) -> dict[str, SavedTask]:
         return {new: saved.tasks[old] for new, old in ids.items()}
     except KeyError as error:
         raise InvalidState(f"the snapshot has no container {error.args[0]}") from None
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 __all__ = ["SavedMachine", "Saver", "guests_of", "renew", "require_saveable", "thaw"]
