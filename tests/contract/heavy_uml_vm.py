@@ -1,4 +1,7 @@
-"""The vm kind's contract on User-mode Linux: a real kernel at the processor's own speed, the same agent in it."""
+"""The vm kind's contract on User-mode Linux: a real kernel at the processor's own speed, the same agent in it.
+
+Not part of every test run, where QEMU is the proof: `make test-hypervisors`.
+"""
 
 from __future__ import annotations
 
