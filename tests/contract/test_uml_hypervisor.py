@@ -93,7 +93,8 @@ class UmlSite(Site):
         with console.open("wb") as out, contextlib.ExitStack() as opened:
             fds = [qemus.fifo(path, opened) for path in launch.fifos]
             self.process = subprocess.Popen(
-                qemus.handed_on(fds, launch.argv), pass_fds=fds, env=dict(launch.env), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                qemus.handed_on(fds, launch.argv), pass_fds=fds, env=dict(launch.env), stdin=subprocess.DEVNULL,
+                stdout=out, stderr=out,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -176,6 +177,24 @@ class TestUml(HypervisorSuite):
                 assert "ubdb" not in await agent.ask("/busybox ls /sys/block")
 
         on_a_machine(site, scenario, replace(site.config(), disks=[Disk("first", site.directory / "disk")]))
+
+    def test_the_line_outlives_its_other_end(self, site: UmlSite) -> None:
+        """As a daemon that goes and comes back; what the guest says in between is not lost."""
+
+        async def scenario(machine: Machine) -> None:
+            async with Agent(machine) as agent:
+                assert await agent.ask("/busybox echo one") == "one\n"
+                agent.send("/busybox sleep 1; /busybox echo two")
+            await asyncio.sleep(1.5)
+            for line in ("two", "three"):
+                reader, writer = await site.hypervisor.open_line(agent.machine.config)
+                if line == "three":
+                    writer.write(b"/busybox echo three\n")
+                assert await asyncio.wait_for(reader.readuntil(b"0.\n"), 20) == f"{line}\n0.\n".encode()
+                writer.close()
+                await writer.wait_closed()
+
+        on_a_machine(site, scenario)
 
     def test_a_refusal_keeps_its_words(self, site: UmlSite) -> None:
         async def scenario(machine: Machine) -> None:
