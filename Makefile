@@ -27,7 +27,7 @@ test-hypervisors: ## Hold every hypervisor that is installed to the contract; sa
 	@scripts/setup.sh --tests
 	@for program in qemu-system-x86_64 cloud-hypervisor firecracker stratovirt linux.uml; do \
 		command -v $$program >/dev/null && echo "found $$program" || echo "not found: $$program"; done
-	@$(PYTHON) -m pytest -rs tests/contract/test_*hypervisor*.py
+	@$(PYTHON) -m pytest -rs tests/contract/test_*hypervisor*.py tests/contract/heavy_uml_vm.py
 
 test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: also the cases that `make test` leaves out
 	@scripts/setup.sh --tests

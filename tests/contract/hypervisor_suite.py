@@ -49,7 +49,7 @@ class Site(ABC):
     async def end_from_inside(self, machine: Machine) -> None:
         """Make the guest end its machine."""
 
-    async def booted(self, config: MachineConfig) -> None:
+    async def booted(self, config: MachineConfig) -> None:  # noqa: B027
         """Wait until the guest can take part in what is asked of its machine."""
 
     def to_save(self, config: MachineConfig, directory: Path) -> MachineConfig:

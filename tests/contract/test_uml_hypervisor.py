@@ -8,8 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import termios
-import tty
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,7 +19,7 @@ from contract.hypervisor_suite import MIB, HypervisorSuite, Site, on_a_machine
 from drupe.errors import HelperFailed
 from drupe.hypervisors.contract import Device, Disk, Launch, Machine, MachineConfig, Nic
 from drupe.hypervisors.uml import Uml, UmlMachine
-from framework import netlab, probes
+from framework import netlab, probes, qemus
 
 pytestmark = pytest.mark.root
 
@@ -92,9 +90,11 @@ class UmlSite(Site):
             await self.kill()
 
     def _start(self, launch: Launch, console: Path) -> None:
-        with console.open("wb") as out:
+        with console.open("wb") as out, contextlib.ExitStack() as opened:
+            fds = [qemus.fifo(path, opened) for path in launch.fifos]
             self.process = subprocess.Popen(
-                launch.argv, env=dict(launch.env), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                qemus.handed_on(fds, launch.argv), pass_fds=fds, env=dict(launch.env), stdin=subprocess.DEVNULL,
+                stdout=out, stderr=out,
                 start_new_session=True,
             )  # fmt: skip
 
@@ -123,16 +123,16 @@ class Agent:
         self.machine = machine
 
     async def __aenter__(self) -> Agent:
-        self.fd = os.open(await self.machine.agent_terminal(timeout_s=20), os.O_RDWR | os.O_NOCTTY)
-        tty.setraw(self.fd, termios.TCSANOW)
-        await self._until("ready\n")
+        self.reader, self.writer = await asyncio.wait_for(Uml().open_line(self.machine.config), 20)
+        await self._until("eady\n")  # the first byte of its greeting is the driver's
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        os.close(self.fd)
+        self.writer.close()
+        await self.writer.wait_closed()
 
     def send(self, line: str) -> None:
-        os.write(self.fd, line.encode() + b"\n")
+        self.writer.write(line.encode() + b"\n")
 
     async def ask(self, line: str) -> str:
         """What a command says in the guest."""
@@ -142,7 +142,7 @@ class Agent:
     async def _until(self, end: str) -> str:
         said = ""
         while not said.endswith(end):
-            said += (await asyncio.wait_for(asyncio.to_thread(os.read, self.fd, 65536), 20)).decode()
+            said += (await asyncio.wait_for(self.reader.read(65536), 20)).decode()
         return said.removesuffix(end)
 
 
@@ -177,6 +177,24 @@ class TestUml(HypervisorSuite):
                 assert "ubdb" not in await agent.ask("/busybox ls /sys/block")
 
         on_a_machine(site, scenario, replace(site.config(), disks=[Disk("first", site.directory / "disk")]))
+
+    def test_the_line_outlives_its_other_end(self, site: UmlSite) -> None:
+        """As a daemon that goes and comes back; what the guest says in between is not lost."""
+
+        async def scenario(machine: Machine) -> None:
+            async with Agent(machine) as agent:
+                assert await agent.ask("/busybox echo one") == "one\n"
+                agent.send("/busybox sleep 1; /busybox echo two")
+            await asyncio.sleep(1.5)
+            for line in ("two", "three"):
+                reader, writer = await site.hypervisor.open_line(agent.machine.config)
+                if line == "three":
+                    writer.write(b"/busybox echo three\n")
+                assert await asyncio.wait_for(reader.readuntil(b"0.\n"), 20) == f"{line}\n0.\n".encode()
+                writer.close()
+                await writer.wait_closed()
+
+        on_a_machine(site, scenario)
 
     def test_a_refusal_keeps_its_words(self, site: UmlSite) -> None:
         async def scenario(machine: Machine) -> None:

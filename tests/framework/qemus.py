@@ -11,6 +11,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from drupe import guest
@@ -26,10 +27,9 @@ MIB = 1 << 20
 
 def config_of(directory: Path, machine_type: str) -> MachineConfig:
     """A machine without devices that boots the guest image of the tests."""
-    image, memory = guest.find(machines.root()), 256 * MIB
-    return MachineConfig(
-        "m", directory, image.kernel, image.initrd, machine_type=machine_type, memory_bytes=memory, memory_max_bytes=memory
-    )  # fmt: skip
+    image, size = guest.find(machines.built()), 256 * MIB
+    plain = MachineConfig("m", directory, image.kernel, image.initrd, machine_type=machine_type)
+    return replace(plain, memory_bytes=size, memory_max_bytes=size)
 
 
 @contextmanager
@@ -68,6 +68,16 @@ def listening(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def fifo(path: Path, opened: contextlib.ExitStack) -> int:
+    """A descriptor, far from those that programs are given, of a FIFO that is open for both ends."""
+    os.mkfifo(path)
+    own = os.open(path, os.O_RDWR)
+    fd = fcntl.fcntl(own, fcntl.F_DUPFD, 100)
+    os.close(own)
+    opened.callback(os.close, fd)
+    return fd
 
 
 def virtiofsd(path: Path, shared: Path) -> subprocess.Popen[bytes]:
@@ -111,7 +121,11 @@ async def agent_of(config: MachineConfig) -> AsyncIterator[Line]:
 
 async def run_in(line: Line, root: pb.GuestMount, script: str, *, name: str = "c") -> str:
     """What a shell script says in a container of the guest whose root is that mount."""
-    process = {"args": ["/bin/sh", "-c", "b() { /bin/busybox \"$@\"; }; " + script], "cwd": "/", "user": {"uid": 0, "gid": 0}}
+    process = {
+        "args": ["/bin/sh", "-c", 'b() { /bin/busybox "$@"; }; ' + script],
+        "cwd": "/",
+        "user": {"uid": 0, "gid": 0},
+    }
     config = {
         "ociVersion": "1.0.2", "process": process | {"env": ["PATH=/bin"]}, "root": {"path": "rootfs"},
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},

@@ -225,7 +225,7 @@ class Hypervisor(ABC):
         """The program to start for `config`. Pure: touches nothing. Unsupported for what the program cannot do."""
 
     async def open_line(self, config: MachineConfig) -> Line:
-        """A connection to the port or line of the guest's agent, which may be booting still. Raises OSError, DrupeError."""
+        """A connection to the port or line of the guest's agent, which may be booting still. Raises OSError."""
         return await open_socket(config.dir / "agent.sock")
 
     @abstractmethod

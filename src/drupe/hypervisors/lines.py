@@ -30,8 +30,7 @@ class _Sending(asyncio.StreamReaderProtocol):
 
 
 async def open_fifos(reading: Path, writing: Path) -> Line:
-    """The VMM holds both FIFOs open for both ends, so that neither hangs up when we go; nor when we come is anything lost
-    that was said in between. Raises OSError."""
+    """The VMM holds both FIFOs open for both ends, so that neither hangs up when we go. Raises OSError."""
     loop = asyncio.get_running_loop()
     incoming = os.fdopen(os.open(reading, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 
 from drupe.errors import DrupeError, Unavailable
 from drupe.hypervisors.contract import Machine, MachineConfig

@@ -96,7 +96,11 @@ def refuse(config: MachineConfig) -> None:
         (config.memory_max_bytes > config.memory_bytes, "keeps the memory of its microvm", "resize-memory"),
         (any(nic.queues > 1 for nic in config.nics), "has one queue for an interface", "multiqueue"),
         (any(d.format != "raw" for d in config.disks), "takes raw disks only", "qcow2"),
-        (any(d.socket for d in (*config.disks, *config.nics)), "takes shared directories only", "vhost-user"),
+        (
+            any(d.socket for d in config.disks) or any(n.socket for n in config.nics),
+            "takes shared directories only",
+            "vhost-user",
+        ),
         (len(config.disks) > MOST_DISKS or len(config.nics) > MOST_NICS, "has no room for so many devices", "devices"),
         (bool(config.shares) and config.saved is not None, "saves no machine with a shared directory", "save"),
     ):
@@ -108,7 +112,8 @@ def _words(config: MachineConfig) -> list[str]:
     words = " ".join(["console=ttyS0", "panic=-1", "reboot=k", "quiet", *config.append])
     initrd = ["-initrd", str(config.initrd)] if config.initrd else []
     shared = "on" if config.shared_memory else "off"
-    devices = [word for device in (*config.disks, *config.nics, *config.shares) for word in _cold(device)]
+    found: list[Device] = [*config.disks, *config.nics, *config.shares]
+    devices = [word for device in found for word in _cold(device)]
     incoming = [] if config.saved is None else ["-incoming", f"file:{config.saved}"]
     return [
         "-machine", f"microvm,dump-guest-core=off,mem-share={shared}", "-smp", str(config.processors),

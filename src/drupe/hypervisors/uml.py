@@ -87,8 +87,8 @@ class Uml(Hypervisor):
         )
 
     async def open_line(self, config: MachineConfig) -> Line:
-        """Its serial line, `/dev/ttyS0` in the guest. Until the agent has it and says so, the line echoes and takes some
-        bytes for commands: nothing is said to it before."""
+        """Its serial line, `/dev/ttyS0` in the guest. Until the agent has it and says so, the line echoes and takes
+        some bytes for commands: nothing is said to it before."""
         greeted = config.dir / "m" / "greeted"
         reader, writer = await open_fifos(config.dir / _AGENT_OUT, config.dir / _AGENT_IN)
         try:
@@ -206,7 +206,8 @@ class UmlMachine(Machine):
     """See the contract. What is plugged in, and whether it is paused, is beside it in files, for another daemon."""
 
     def __init__(self, console: Mconsole, config: MachineConfig, pidfd: int, pid: int) -> None:
-        self._console, self._config, self._pidfd, self._pid = console, config, pidfd, pid
+        self.config = self._config = config
+        self._console, self._pidfd, self._pid = console, pidfd, pid
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(pidfd, self._ended)
         self._paused = config.dir / "paused"

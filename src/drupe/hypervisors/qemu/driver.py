@@ -29,6 +29,7 @@ MICROVM: Mapping[str, str] = said({
     "resize-processors": _AS_IT_IS,
     "resize-memory": _AS_IT_IS,
     "balloon": _AS_IT_IS,
+    "virtiofs": "no: under emulation programs that were read over it came to hang",
 })  # fmt: skip
 
 
@@ -88,6 +89,7 @@ def refuse_microvm(config: MachineConfig) -> None:
     for refused, what, feature in (
         (config.saved is not None, "starts from no saved machine", "save"),
         (bool(config.host_devices), "has no PCI", "hotplug-vfio"),
+        (any(share.socket for share in config.shares), "takes no virtio-fs here", "virtiofs"),
         (config.processors_max > config.processors, "keeps its processors", "resize-processors"),
         (config.memory_max_bytes > config.memory_bytes, "keeps its memory", "resize-memory"),
     ):

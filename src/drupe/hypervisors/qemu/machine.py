@@ -208,8 +208,8 @@ class QemuMachine(QmpMachine):
         await self._drop_backend(device_id)
 
     async def _ask_away(self, device_id: str) -> bool:
-        """Ask the guest for a device; whether it is there. A guest that is busy with its coming does not hear it, so this
-        is done again until it does."""
+        """Ask the guest for a device; whether it is there. A guest that is busy with its coming does not hear it, so
+        this is done again until it does."""
         try:
             await self._qmp.call("device_del", {"id": device_id})
         except HelperFailed as error:
@@ -251,8 +251,8 @@ class QemuMachine(QmpMachine):
             await self.remove(str(slot["qom-path"]).rpartition("/")[2], timeout_s=_CPU_LEAVES_WITHIN_S)
 
     async def _set_memory(self, wanted: int) -> None:
-        """Growth is a virtio-mem device's, which the guest fills and empties; below its first size the balloon takes what
-        is given back."""
+        """Growth is a virtio-mem device's, which the guest fills and empties; below its first size the balloon takes
+        what is given back."""
         base = self._config.memory_bytes
         if wanted > max(self._config.memory_max_bytes, base):
             raise ResourceExhausted(f"the machine was made for at most {self._config.memory_max_bytes} bytes of memory")
@@ -265,10 +265,10 @@ class QemuMachine(QmpMachine):
         await self._qmp.call("balloon", {"value": min(wanted, base) + growth})
 
     async def _grown(self, wanted: int) -> None:
-        """Wait until the guest has taken or given what was asked; one that does not in time is told by what is reached."""
+        """Wait until the guest has taken or given what was asked, or time is over: what is reached tells."""
         with contextlib.suppress(TimeoutError):
             async with timeout(_GUEST_MOVES_MEMORY_WITHIN_S):
-                while await self._growth() != wanted:
+                while await self._growth() != wanted:  # noqa: ASYNC110 its event comes before the guest is done
                     await asyncio.sleep(0.02)
 
     async def _growth(self) -> int:

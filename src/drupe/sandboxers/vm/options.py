@@ -13,8 +13,8 @@ ROOTFS = "drupe.vm.rootfs"
 
 
 class VmOptions(Spec):
-    """hypervisor: the program that runs machines: "qemu"; "uml" runs a kernel as a process of the host, whose boundary is
-    ptrace(2) and no machine's. machine_type: one of its own, "" for its first. program: its path.
+    """hypervisor: the program that runs machines: "qemu" ("uml", a kernel as a process
+    of the host, is for tests). machine_type: one of its own, "" for its first. program: its path.
     guest: the guest image, by name or digest. rootfs: how a container's root gets into the machine. memory_bytes: of a
     machine whose pod has no limit. overhead_bytes: what guest kernel and agent need beside the pod's limit.
     vmm_bytes: what the machine costs the host beside its memory. template: start from a booted machine that was saved.

@@ -283,16 +283,13 @@ def open_vm(means: Means) -> VmSandboxer:
 
 
 def find_hypervisor(options: VmOptions) -> Hypervisor:
-    """The one that the node's settings name. Raises NotFound when it or what it needs is not installed, InvalidArgument for
-    one that the vm kind does not run on."""
+    """The one that the node's settings name. Raises NotFound when it or what it needs is not installed, InvalidArgument
+    for one that the kind does not offer: User-mode Linux is no machine, which is what the kind's level promises."""
     from drupe.hypervisors.qemu.driver import Qemu, find_qemu
-    from drupe.hypervisors.uml import Uml, find_uml
     from drupe.sandboxers.vm.share import find_virtiofsd
 
-    if options.hypervisor == "uml":
-        return Uml(find_uml(options.program))
     if options.hypervisor != "qemu":
-        raise InvalidArgument(f"the vm kind does not run on {options.hypervisor!r}", hint="kinds.vm.hypervisor: qemu or uml")
+        raise InvalidArgument(f"the vm kind does not offer {options.hypervisor!r}", hint="kinds.vm.hypervisor: qemu")
     find_qemu(options.program)
     find_virtiofsd()
     return Qemu(options.program)

@@ -1,4 +1,7 @@
-"""The vm kind's contract on User-mode Linux: a real kernel at the processor's own speed, the same agent in it."""
+"""The vm kind's contract on User-mode Linux: a real kernel at the processor's own speed, the same agent in it.
+
+Not part of every test run, where QEMU is the proof: `make test-hypervisors`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import pytest
 from kept_site import KeptSite, make_rootfs
 from sandboxer_suite import SandboxerSuite
 
+from drupe.errors import InvalidArgument
 from drupe.guest import build, kernel
+from drupe.hypervisors.uml import Uml, find_uml
 from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.sandboxer import VmSandboxer, find_hypervisor
 from framework import probes
@@ -46,7 +51,7 @@ class UmlSite(KeptSite):
 
     def make(self) -> VmSandboxer:
         return VmSandboxer(
-            keeper=self.keeper, cgroups=self.cgroups, hypervisor=find_hypervisor(OPTIONS), root=self.root,
+            keeper=self.keeper, cgroups=self.cgroups, hypervisor=Uml(find_uml()), root=self.root,
             on_exit=self.ended, options=OPTIONS,
         )  # fmt: skip
 
@@ -56,3 +61,9 @@ class TestUml(SandboxerSuite):
     @pytest.fixture
     def site(self, tmp_path: Path, rootfs: Path, machines_root: Path) -> UmlSite:
         return UmlSite(tmp_path, rootfs, machines_root)
+
+
+def test_no_node_can_choose_it() -> None:
+    """The kind's level promises a machine."""
+    with pytest.raises(InvalidArgument, match="does not offer 'uml'"):
+        find_hypervisor(OPTIONS)
