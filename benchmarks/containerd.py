@@ -151,7 +151,7 @@ class Pods:
         self._host.cri.remove_pod(pod)
 
     def _shims(self) -> list[int]:
-        return processes("containerd-shim", SOCKET) if self.name == PEER else []
+        return shims(self._host) if self.name == PEER else []
 
     def _pauses(self) -> list[int]:
         status = self._host.cri.PodSandboxStatus
@@ -160,11 +160,13 @@ class Pods:
 
 
 class CtrRun:
-    """`ctr run --rm` with one of containerd's runtimes, in the foreground."""
+    """`ctr run --rm` with one of containerd's runtimes, in the foreground. It is started outside of containerd's host,
+    so that no entering is measured: they share the directory of its FIFOs."""
 
     def __init__(self, host: CriHost, runtime: str) -> None:
         assert VERSION.directory is not None
-        self._base = [*host._nsenter(), str(VERSION.directory / "ctr"), "--address", SOCKET, "--namespace", NAMESPACE]
+        self._base = [str(VERSION.directory / "ctr"), "--address", host.path(SOCKET), "--namespace", NAMESPACE]
+        self._flags = ["--rm", "--runtime", runtime, "--fifo-dir", str(host.directory / "fifos")]
         self._runtime = runtime
         self._numbers = itertools.count()
         host.load()
@@ -172,7 +174,7 @@ class CtrRun:
     def start(self) -> float:
         """To the first byte."""
         name = f"bench-{self._runtime}-{next(self._numbers)}"
-        took = first_byte([*self._base, "run", "--rm", "--runtime", self._runtime, IMAGE, name, *GREETING])
+        took = first_byte([*self._base, "run", *self._flags, IMAGE, name, *GREETING])
         wait_until(lambda: not processes("containerd-shim", name), "the shim ends")
         return took
 
@@ -209,15 +211,29 @@ def clients() -> dict[str, Callable[[], float]]:
 
 
 def own_processes(host: CriHost) -> list[int]:
-    """Our daemon, its keeper and what they started, but for the containers' processes."""
+    """Our daemon, its keeper and what they started, but for the containers' processes; and what holds containerd's
+    connections for it."""
     here = Path("/proc/self/ns/pid").readlink()
     keeper = int(host.inside("cat", "/run/drupe/keeper.pid").stdout)
-    return [pid for pid in descendants({daemon_pid(host), keeper}) if namespace_of(pid) == here]
+    found = [pid for pid in descendants({daemon_pid(host), keeper}) if namespace_of(pid) == here]
+    return sorted({*found, *processes_of(host, "drupe-relay", "")})
+
+
+def shims(host: CriHost) -> list[int]:
+    """Of containerd in there."""
+    return processes_of(host, "containerd-shim", SOCKET)
+
+
+def processes_of(host: CriHost, program: str, token: str) -> list[int]:
+    """Processes in there, by name and a word of their command line."""
+    inside = Path(host.path("").removesuffix("/root")) / "ns/mnt"
+    found = ((pid, Path(f"/proc/{pid}/ns/mnt")) for pid in processes(program, token))
+    return [pid for pid, space in found if space.exists() and space.readlink() == inside.readlink()]
 
 
 def daemon_pid(host: CriHost) -> int:
     """Of our daemon in there."""
-    return int(host._services[0].pid)
+    return int(next(service.pid for service in host._services if "serve" in service.args))
 
 
 def residue(host: CriHost) -> dict[str, int]:

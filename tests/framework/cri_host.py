@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 from drupe.images.build import image_from_tree
 from drupe.images.progress import silent
 from drupe.images.store import ImageStore
-from drupe.spec.control import ImageExport
+from drupe.rpc.client import Client
+from drupe.spec import PodStatus
+from drupe.spec.control import ImageExport, ListFilter
 from framework.containerds import IMAGE, SOCKET, Containerd, Version
 from framework.cri import Cri, container_config, pod_config
 from framework.cri_streams import Channels
@@ -81,13 +83,14 @@ class CriHost(Containerd):
         self.load(namespace="k8s.io")
         self._load_pause()
         self.cri = Cri(self.path(SOCKET))
-        wait_until(self._ready, what="the CRI is ready", timeout_s=30.0)
+        wait_until(self.ready, what="the CRI is ready", timeout_s=30.0)
 
     def path(self, inside: str) -> str:
         """A path in there, for who is outside."""
         return f"/proc/{self._holder.pid}/root{inside}"
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
+        """Whether runtime and network are."""
         return all(condition.status for condition in self.cri.Status().status.conditions)
 
     def _load_pause(self) -> None:
@@ -118,6 +121,11 @@ class CriHost(Containerd):
         """The lines of a container's log, without time and stream."""
         lines = (self.logs / pod / f"{name}.log").read_text().splitlines()
         return [line.split(" ", 3)[3] for line in lines]
+
+    def pods_of_drupe(self) -> list[PodStatus]:
+        """All that our daemon has, whoever owns them."""
+        with Client.connect(self.path("/run/drupe/drupe.sock")) as client:
+            return list(client.call("pod.list", ListFilter(), timeout_s=30).pods)
 
     def stream(self, url: str) -> Channels:
         """The streams behind a URL that the CRI answered."""

@@ -221,6 +221,13 @@ def test_containers_outlive_the_daemon(fresh_daemon: Daemon, tmp_path: Path) -> 
             wait_until(lambda: not (fresh_daemon.run / "drupe.sock").exists(), what="the end of the second daemon")
 
 
+def test_features_are_those_of_the_kind(oci: KindRuntime) -> None:
+    document = json.loads(oci("features").stdout)
+    assert "startContainer" not in document["hooks"] and "poststop" in document["hooks"]
+    assert not {"user", "time"} & {*document["linux"]["namespaces"]} and "network" in document["linux"]["namespaces"]
+    assert "rslave" not in document["mountOptions"] and "ro" in document["mountOptions"]
+
+
 def test_nothing_is_left_of_what_cannot_be(oci: KindRuntime, daemon: Daemon, tmp_path: Path) -> None:
     """Not of the bundle, nor of its stand-in."""
     for process in ({"args": ["/nope"]}, {"args": ["/etc/passwd"]}):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
 
+from drupe.rpc.containerd.sandbox_controller_pb2 import ControllerCreateRequest
 from drupe.rpc.cri import api_pb2 as api
 from framework.containerds import IMAGE, SOCKET, VERSIONS, needs_containerd
-from framework.cri import container_config
+from framework.cri import container_config, pod_config
 from framework.cri_host import CGROUP, CriHost
 from framework.cri_streams import ERROR, RESIZE, STDERR, STDIN, STDOUT, exit_code
 from framework.leaks import wait_until
@@ -129,9 +134,11 @@ def test_terminals(cri: CriHost, handler: str) -> None:
     container = cri.run(pod, "main", *FOREVER)
     url = cri.cri.Exec(container_id=container, cmd=["sh"], tty=True, stdin=True, stdout=True).url
     with cri.stream(url) as channels:
-        channels.send(RESIZE, json.dumps({"Width": 91, "Height": 37}).encode())
+        size = json.dumps({"Width": 91, "Height": 37}).encode()
+        channels.send(RESIZE, size)
         channels.send(STDIN, b"test -t 0 && echo ter''minal; until stty size | grep '37 91'; do sleep 0.1; done\n")
         channels.read_until(b"terminal\r\n")
+        channels.send(RESIZE, size)  # containerd itself may lose one that comes before the program runs
         channels.read_until(b"37 91")
         channels.send(STDIN, b"exit 5\n")
         got = channels.read_all()
@@ -355,6 +362,41 @@ def test_a_sandbox_that_the_shim_serves(cri: CriHost) -> None:
     assert "its shim is that of runc" in failure.value.details()  # type: ignore[attr-defined]
 
 
+def test_the_sandboxer_refuses_what_is_wrong(cri: CriHost) -> None:
+    with grpc.insecure_channel(f"unix://{cri.path('/run/drupe/sandboxer.sock')}") as channel:
+
+        def status(method: str, request: bytes) -> str:
+            stub = channel.unary_unary(f"/containerd.services.sandbox.v1.Controller/{method}")
+            try:
+                stub(request, timeout=20)
+            except grpc.RpcError as error:
+                assert "\n" not in error.details()  # type: ignore[attr-defined]
+                return str(error.code().name)  # type: ignore[attr-defined]
+            return "OK"
+
+        config = AnyMessage(type_url="runtime.v1.PodSandboxConfig")
+        garbage = AnyMessage(type_url="runtime.v1.PodSandboxConfig", value=b"\xff\xff")
+        for options in (AnyMessage(type_url="x"), garbage):
+            assert status("Create", create_request("a", options)) == "INVALID_ARGUMENT"
+        for name in ("", "a/b", "../x", "a\0", "x" * 5000):
+            assert status("Create", create_request(name, config)) == "INVALID_ARGUMENT", name
+        gone = create_request("gone", config, netns_path="/no/such")
+        assert status("Create", gone) in ("OK", "NOT_FOUND", "INVALID_ARGUMENT")
+        assert status("Start", create_request("gone", AnyMessage())) in ("NOT_FOUND", "INVALID_ARGUMENT")
+        for method in ("Start", "Stop", "Wait", "Status", "Platform", "Metrics"):
+            assert status(method, create_request("nobody", AnyMessage())) == "NOT_FOUND", method
+        assert status("Shutdown", create_request("nobody", AnyMessage())) == "OK"
+        assert status("Nope", b"") == "UNIMPLEMENTED"
+        assert status("Create", b"\xff" * 100) == "INVALID_ARGUMENT"
+        assert status("Create", bytes(5 << 20)) == "RESOURCE_EXHAUSTED"
+    assert not cri.pods_of_drupe()
+
+
+def create_request(name: str, options: AnyMessage, **fields: str) -> bytes:
+    """Its first field is the sandbox's id, as in every other request."""
+    return ControllerCreateRequest(sandbox_id=name, options=options, **fields).SerializeToString()
+
+
 @pytest.mark.parametrize("handler", ["drupe-runc", "drupe-by-shim"])
 def test_sandboxes_outlive_a_restart_of_containerd(own_host: CriHost, handler: str) -> None:
     cri = own_host
@@ -363,3 +405,55 @@ def test_sandboxes_outlive_a_restart_of_containerd(own_host: CriHost, handler: s
     cri.inside("rm", SOCKET)  # it would look as if somebody answered
     cri.start()
     wait_until(lambda: cri.cri.pod_state(pod[0]) == "READY", what="the pod is known again", timeout_s=30.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_pods_outlive_the_daemon(own_host: CriHost, number: signal.Signals) -> None:
+    cri = own_host
+    pod = cri.pod("outlives", "drupe-runc")
+    script = "trap 'echo bye; exit 7' TERM; echo begun; while :; do sleep 0.05; done"
+    lives = cri.run(pod, "lives", "sh", "-c", script)
+    ends = cri.run(pod, "ends", "sh", "-c", "echo begun; sleep 3; echo done; exit 5")
+    wait_until(lambda: cri.log("outlives", "ends") == cri.log("outlives", "lives") == ["begun"], what="both run")
+    cri.end_daemon(number)
+    wait_until(lambda: cri.log("outlives", "ends") == ["begun", "done"], what="one ends while there is no daemon")
+    cri.start_daemon()
+    assert cri.cri.wait_exited(ends).exit_code == 5
+    wait_until(lambda: _answers(cri, pod[0]), what="containerd has found the sandboxer again", timeout_s=30.0)
+    assert cri.cri.state(lives) == "RUNNING" and cri.cri.pod_state(pod[0]) == "READY"
+    assert cri.cri.exec(lives, "echo", "in exec") == "in exec\n"
+    assert cri.cri.exec(cri.run(pod, "later", *FOREVER), "hostname") == cri.cri.exec(lives, "hostname")
+    assert cri.cri.PodSandboxStats(pod_sandbox_id=pod[0]).stats.linux.network.default_interface.name == "eth0"
+    cri.cri.StopContainer(container_id=lives, timeout=10)
+    assert cri.cri.wait_exited(lives).exit_code == 7 and cri.log("outlives", "lives")[-1] == "bye"
+    cri.cri.StopPodSandbox(pod_sandbox_id=pod[0])
+    assert cri.cri.pod_state(pod[0]) == "NOTREADY"
+
+
+def _answers(cri: CriHost, pod: str) -> bool:
+    with contextlib.suppress(grpc.RpcError):
+        return bool(cri.cri.pod_state(pod))
+    return False
+
+
+def test_a_containerd_that_vanishes_in_the_middle_of_a_call(own_host: CriHost) -> None:
+    """What it had asked for is either known to it when it is back, or not there."""
+    cri = own_host
+    for number, wait_s in enumerate((0.02, 0.06, 0.12)):
+        name = f"vanishes-{number}"
+        asked = pod_config(name, cri.logs / name, cgroup_parent=CGROUP, host_network=number == 1)
+        call = cri.cri.later("RunPodSandbox", config=asked, runtime_handler="drupe-runc")
+        time.sleep(wait_s)
+        cri.kill()
+        with contextlib.suppress(grpc.RpcError, grpc.FutureTimeoutError):
+            call.result(timeout=1)
+        call.cancel()
+        cri.inside("rm", SOCKET)  # it would look as if somebody answered
+        cri.start()
+        wait_until(cri.ready, what="the CRI is ready", timeout_s=30.0)
+    known = {pod.id for pod in cri.cri.ListPodSandbox().items}
+    assert {pod.id for pod in cri.pods_of_drupe()} <= known
+    cri.cri.remove_all()
+    assert not cri.pods_of_drupe()
+    pod = cri.pod("afterwards", "drupe-runc")
+    assert cri.cri.exec(cri.run(pod, "main", *FOREVER), "echo", "fine") == "fine\n"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from framework.containerds import IMAGE, NAMESPACE, OURS, VERSIONS, Containerd, serving
+from framework.containerds import IMAGE, NAMESPACE, OURS, SOCKET, VERSIONS, Containerd, serving
 from framework.leaks import wait_until
 from framework.probes import needs_program
 
@@ -66,10 +67,71 @@ def test_a_tasks_life_across_a_restart_of_containerd(fresh_containerd: Container
     assert containerd.ctr("container", "ls", "-q") == ""
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_input_of_execs(containerd: Containerd, runtime: str) -> None:
+    containerd.ctr("run", "-d", "--runtime", runtime, IMAGE, "input", "sleep", "1000")
+    for number, given in enumerate(("word\n", "x" * 300_000)):  # an empty one ctr does not always tell its shim of
+        execute = ("task", "exec", "--exec-id", f"e{number}", "input")
+        assert containerd.ctr(*execute, "cat", input=given) == given
+    late = f"(sleep 1; echo late) | ctr --address {SOCKET} --namespace {NAMESPACE} task exec --exec-id e input cat"
+    assert containerd.inside("sh", "-c", late).stdout == "late\n"
+    assert containerd.ctr("task", "exec", "--exec-id", "f", "input", "true", input="nobody reads this") == ""
+    containerd.ctr("task", "rm", "--force", "input", check=False)
+    containerd.ctr("container", "rm", "input")
+
+
 def test_the_kind_is_in_the_name(containerd: Containerd) -> None:
     needs_program("runsc")
     said = containerd.ctr("run", "--rm", "--runtime", "io.containerd.drupe-gvisor.v2", IMAGE, "g", "dmesg")
     assert "gVisor" in said
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_events_come_in_order(containerd: Containerd, runtime: str) -> None:
+    asked = ("ctr", "--address", SOCKET, "--namespace", NAMESPACE, "events")
+    listener = containerd.serve(*asked, log=f"events-{runtime}")
+    told = containerd.directory / f"events-{runtime}"
+    try:
+        wait_until(lambda: _listens(containerd, told), what="it listens")
+        names = [f"ordered-{number}" for number in range(6)]
+        for name in names:
+            containerd.ctr("run", "-d", "--runtime", runtime, IMAGE, name, "sleep", "1000")
+            containerd.ctr("task", "exec", "--exec-id", "e", name, "true")
+            containerd.ctr("task", "rm", "--force", name, check=False)
+            containerd.ctr("container", "rm", name)
+        order = ["create", "start", "exec-added", "exec-started", "exit", "delete"]
+        # now and then runc's shim ends before it has told of the deletion
+        whole = [order, order[:-1]] if runtime == RUNTIMES[0] else [order]
+        for name in names:
+            wait_until(lambda name=name: len(_heard(told, name)) > len(whole[-1]), what="the last event")  # type: ignore[misc]
+            heard = _heard(told, name)
+            heard.remove("exit e")  # told when it is seen, which need not be before that of the task
+            assert heard in whole
+    finally:
+        listener.terminate()
+        listener.wait(30)
+
+
+def _listens(containerd: Containerd, told: Path) -> bool:
+    """Have something told until it is heard."""
+    containerd.ctr("namespace", "label", NAMESPACE, "listens=yes")
+    return bool(told.read_text())
+
+
+def _heard(told: Path, name: str) -> list[str]:
+    """The topics of a task's events, as they came; the end of its exec is "exit e"."""
+    found = []
+    for line in told.read_text().splitlines():
+        if "/tasks/" not in line or f'"{name}"' not in line:
+            continue
+        words = line.split(" ", 7)
+        topic = next(word for word in words if word.startswith("/tasks/")).removeprefix("/tasks/")
+        event = json.loads(line[line.index("{") :])
+        if topic == "exit" and event.get("id") == "e":
+            topic = "exit e"
+        if topic != "delete" or event.get("id", "") in ("", name):  # runc's shim tells of an exec's deletion, too
+            found.append(topic)
+    return found
 
 
 _LOGGER = """#!/bin/sh

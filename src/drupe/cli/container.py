@@ -28,6 +28,9 @@ VERBS: dict[str, Verb] = {
     "port": Verb("port:port", "Show published ports"),
     "update": Verb("update:update", "Change the limits of containers"),
     "cp": Verb("cp:cp", "Copy files between a container and the host"),
+    "diff": Verb("changes:diff", "List what a container has changed of its image"),
+    "commit": Verb("changes:commit", "Make an image of a container and its changes"),
+    "rename": Verb("changes:rename", "Give a container another name"),
     "export": Verb("image:export_container", "Write a container's file system as a tar"),
     "rm": Verb("lifecycle:rm", "Remove containers"),
 }

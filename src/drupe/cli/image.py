@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import re
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -16,11 +18,12 @@ from drupe.cli import connection, parse
 from drupe.cli.group import LazyGroup, Verb
 from drupe.cli.lifecycle import for_each
 from drupe.cli.options import apply, format_option, json_option, many, option, quiet_option, ref, refs
-from drupe.cli.output import human_size, short_id, show_json, show_list
+from drupe.cli.output import ago, human_size, short_id, shorten, show_json, show_list
 from drupe.cli.progress import Progress
 from drupe.errors import InvalidArgument, NotFound
 from drupe.spec.control import (
     ArchiveGet,
+    HistoryStep,
     ImageBuild,
     ImageDelete,
     ImageExport,
@@ -31,6 +34,7 @@ from drupe.spec.control import (
     ImageTag,
     ListFilter,
     Prune,
+    Ref,
 )
 
 VERBS: dict[str, Verb] = {
@@ -42,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "save": Verb("image:save", "Write images as an archive"),
     "import": Verb("image:import_any", "Import an archive, an OCI layout or a root file system"),
     "export": Verb("image:save", "Write images as an archive (same as save)"),
+    "history": Verb("image:history", "Show how an image was made"),
     "tag": Verb("image:tag", "Give an image another name"),
     "inspect": Verb("inspect:images", "Show all that is known of images"),
     "rm": Verb("image:rm", "Remove images"),
@@ -290,6 +295,14 @@ def change(text: str) -> tuple[str, Any]:
     return key, [rest] if key == "Env" else rest
 
 
+def settings(changes: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """All changes together."""
+    config: dict[str, Any] = {}
+    for key, value in changes:
+        config[key] = config.get(key, []) + value if key == "Env" else value
+    return config
+
+
 @click.command("import")
 @many("-c", "--change", "changes", parse=change, metavar="LINE", help='Dockerfile line, like CMD ["sh"].')
 @quiet_option
@@ -297,11 +310,51 @@ def change(text: str) -> tuple[str, Any]:
 @click.argument("name", required=False, default="")
 def import_rootfs(*, changes: tuple[tuple[str, Any], ...], quiet: bool, path: str, name: str) -> None:
     """Make an image of one layer from the tarball of a root file system (as Docker's import); print its digest."""
-    config: dict[str, Any] = {}
-    for key, value in changes:
-        config[key] = config.get(key, []) + value if key == "Env" else value
+    config = settings(changes)
     for info in _import(path, quiet=quiet, format="rootfs", tag=name, config=config):
         click.echo(info.digest)
+
+
+@click.command("history")
+@click.option("--no-trunc", is_flag=True, help="Do not shorten what made a layer.")
+@click.option("-H", "--human/--no-human", "human", default=True, help="Sizes and times for people.")
+@quiet_option
+@json_option
+@format_option
+@ref("image", name="name")
+def history(*, name: str, no_trunc: bool, human: bool, quiet: bool, as_json: bool, template: str | None) -> None:
+    """Show how an image was made, its last step first."""
+    found = connection.call("image.history", Ref(ref=name))
+    steps: list[HistoryStep] = found.steps
+    last = found.id if no_trunc else found.id.removeprefix("sha256:")[:12]
+    width = 10_000 if no_trunc else 45
+    ids = {id(step): last if number == 0 else "<missing>" for number, step in enumerate(steps)}
+
+    def row(step: HistoryStep) -> tuple[str, ...]:
+        created = ago(_seconds(step.created)) if human and step.created else step.created or "N/A"
+        size = human_size(step.size_bytes) if human else str(step.size_bytes)
+        return ids[id(step)], created, shorten(step.created_by, width), size, step.comment
+
+    headers = ("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT")
+    show_list(
+        steps,
+        as_json=as_json,
+        quiet=quiet,
+        name=lambda step: ids[id(step)],
+        headers=headers,
+        row=row,
+        template=template,
+    )
+
+
+def _seconds(created: str) -> float:
+    """Of RFC 3339, which may have nanoseconds. 0: nobody knows."""
+    try:
+        return datetime.datetime.fromisoformat(
+            re.sub(r"(\.\d{6})\d+", r"\1", created).replace("Z", "+00:00")
+        ).timestamp()
+    except ValueError:
+        return 0.0
 
 
 @click.command("save")

@@ -15,6 +15,7 @@ from drupe.spec.control import ListFilter
 from drupe.spec.status import STATES, ContainerStatus, PodStatus, PublishedPort
 
 LIVE = ("creating", "ready", "running", "paused")
+_HEADERS: tuple[str, ...] = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "POD", "NAME")
 _FILTERS = "label=K[=V], status=STATE, pod=NAME, name=TEXT, id=ID, ancestor=IMAGE, network=NAME, health=STATE, exited=N"
 
 
@@ -23,6 +24,7 @@ _FILTERS = "label=K[=V], status=STATE, pod=NAME, name=TEXT, id=ID, ancestor=IMAG
 @click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="The last N that were made, also ended ones.")
 @click.option("-l", "--latest", is_flag=True, help="As --last 1.")
 @many("-f", "--filter", "filters", metavar="KEY=VALUE", help=f"{_FILTERS}.")
+@click.option("--all-owners", is_flag=True, help="Also those of containerd, Docker and Podman, to be looked at.")
 @click.option("--no-trunc", is_flag=True, help="Do not shorten ids and commands.")
 @quiet_option
 @json_option
@@ -33,6 +35,7 @@ def ps(
     last: int | None,
     latest: bool,
     filters: tuple[str, ...],
+    all_owners: bool,
     no_trunc: bool,
     quiet: bool,
     as_json: bool,
@@ -40,7 +43,7 @@ def ps(
 ) -> None:
     """List containers."""
     last = 1 if latest else last
-    shown = _found(filters, every=every or last is not None)[:last]
+    shown = _found(filters, every=every or last is not None, all_owners=all_owners)[:last]
     by_id = {container.id: pod for pod, container in shown}
     width = 10_000 if no_trunc else 28
 
@@ -51,20 +54,23 @@ def ps(
         pod = by_id[container.id]
         command = shorten(" ".join(container.argv), width)
         name, ports = container.name or "-", format_ports(pod.ports)
-        return (identifier(container), container.image, command, ago(container.created_at), describe(container), ports,
-                pod.name or pod.id[:12], name)  # fmt: skip
+        made = ago(container.created_at)
+        cells = (identifier(container), container.image, command, made, describe(container), ports, pod.name, name)
+        return (*cells, pod.owner or "-") if all_owners else cells
 
-    headers = ("CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "POD", "NAME")
+    headers = _HEADERS + (("OWNER",) if all_owners else ())
     containers = [container for _, container in shown]
     show_list(containers, as_json=as_json, quiet=quiet, name=identifier, headers=headers, row=row, template=template)
 
 
-def _found(filters: tuple[str, ...], *, every: bool) -> list[tuple[PodStatus, ContainerStatus]]:
+def _found(filters: tuple[str, ...], *, every: bool, all_owners: bool) -> list[tuple[PodStatus, ContainerStatus]]:
     """What the filters leave, latest first."""
     ours = [text for text in filters if text.partition("=")[0] in _MATCHES]
     query, name = read_filters([text for text in filters if text not in ours])
     every = every or any(text.startswith("exited=") for text in ours)
-    pods: list[PodStatus] = connection.call("pod.list", ListFilter(namespace=query.namespace)).pods
+    pods: list[PodStatus] = connection.call(
+        "pod.list", ListFilter(namespace=query.namespace, all_owners=all_owners)
+    ).pods
     shown = [(pod, c) for pod in pods for c in pod.containers if _wanted(pod, c, query, name, every)]
     shown.sort(key=lambda both: both[1].created_at, reverse=True)
     for key, _, value in (text.partition("=") for text in ours):

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _PORT = re.compile(r"\d{1,5}(/(tcp|udp|sctp))?")
 _TREE = TarOptions()
+_BUILT = {"created_by": "drupe image build"}
 
 
 def image_from_tar(
@@ -37,7 +39,7 @@ def image_from_tar(
     """An image whose only layer is the tar read from `source`, byte for byte."""
     with store.ingesting():
         digest, size = store.blobs.ingest(source, on_bytes=Meter(progress, "archive", "reading"))
-        return _install(store, {}, [], (digest, size), tag=tag, section=config, created=None, progress=progress)
+        return install_layer(store, {}, [], (digest, size), tag=tag, section=config, created=None, progress=progress)
 
 
 def image_from_tree(
@@ -53,7 +55,7 @@ def image_from_tree(
     options = TarOptions(mtime_s=created_s)
     with store.ingesting():
         layer = _layer_of_tree(store, path, options, progress)
-        return _install(store, {}, [], layer, tag=tag, section=config, created=created_s, progress=progress)
+        return install_layer(store, {}, [], layer, tag=tag, section=config, created=created_s, progress=progress)
 
 
 def build(store: ImageStore, request: ImageBuild, data: Readable | None, progress: Report) -> ImageInfo:
@@ -65,10 +67,10 @@ def build(store: ImageStore, request: ImageBuild, data: Readable | None, progres
     if (data is None) == (not request.path):
         raise InvalidArgument("a build takes either a path or data", hint="give exactly one of the two")
     with store.ingesting():
-        document, layers = _base(store, request.base)
+        document, layers = base_of(store, request.base)
         section = _changed_section(document.get("config") or {}, request)
         layer = _new_layer(store, request, data, progress)
-        return _install(
+        return install_layer(
             store, document, layers, layer, tag=request.tag, section=section, created=request.source_date_epoch,
             progress=progress,
         )  # fmt: skip
@@ -172,7 +174,7 @@ def _in_base(lowers: list[Path], name: str) -> os.stat_result | None:
 # the configuration
 
 
-def _base(store: ImageStore, base: str) -> tuple[dict[str, Any], list[Descriptor]]:
+def base_of(store: ImageStore, base: str) -> tuple[dict[str, Any], list[Descriptor]]:
     """(configuration, layers) to build on; the configuration as plain data, so that keys unknown here are kept."""
     if not base:
         return {}, []
@@ -223,7 +225,7 @@ def _port(port: str) -> str:
     return port if "/" in port else f"{port}/tcp"
 
 
-def _install(
+def install_layer(
     store: ImageStore,
     document: dict[str, Any],
     layers: list[Descriptor],
@@ -233,15 +235,17 @@ def _install(
     section: dict[str, Any],
     created: int | None,
     progress: Report,
+    said: Mapping[str, str] = _BUILT,
 ) -> ImageInfo:
-    """Unpack the new layer, write configuration and manifest over it, and enter the image into the index."""
+    """Unpack the new layer, write configuration and manifest over it, and enter the image into the index. said: of it,
+    in the configuration's history."""
     _check_section(section)
     name = [parse(tag).canonical] if tag else []
     blob, size = layer
     meter = Meter(progress, blob, "unpacking", size)
     diff_id = store.layers.unpack_new(store.blobs.path(blob), on_bytes=meter).diff_id
     layers = [*layers, Descriptor(media_type=layer_type(store.blobs, blob), digest=blob, size=size)]
-    raw = media.encode(_document(document, section, diff_id, created))
+    raw = media.encode(_document(document, section, diff_id, created) | _history(document, said, created))
     config = Descriptor(media_type=media.OCI_CONFIG, digest=store.blobs.put(raw), size=len(raw))
     return store.install(put_manifest(store.blobs, config, layers), names=name, progress=progress)
 
@@ -254,14 +258,21 @@ def _check_section(section: dict[str, Any]) -> None:
 
 
 def _document(base: dict[str, Any], section: dict[str, Any], diff_id: str, created: int | None) -> dict[str, Any]:
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created if created is not None else time.time()))
     platform = host_platform()
     rootfs = base.get("rootfs") or {}
     return base | {
-        "created": stamp,
+        "created": _stamp(created),
         "architecture": base.get("architecture") or platform.architecture,
         "os": base.get("os") or platform.os,
         "config": section,
         "rootfs": {"type": "layers", "diff_ids": [*rootfs.get("diff_ids", []), diff_id]},
-        "history": [*(base.get("history") or []), {"created": stamp, "created_by": "drupe image build"}],
     }
+
+
+def _history(base: dict[str, Any], said: Mapping[str, str], created: int | None) -> dict[str, Any]:
+    step = {"created": _stamp(created)} | {key: value for key, value in said.items() if value}
+    return {"history": [*(base.get("history") or []), step]}
+
+
+def _stamp(created: int | None) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created if created is not None else time.time()))

@@ -63,6 +63,19 @@ class LayerWriter:
         info.mtime = self._options.mtime_s or 0
         self._tar.addfile(info)
 
+    def path(self, path: Path, name: str) -> None:
+        """Add one file or directory of the host as `name`, without what is below it. A socket is left out."""
+        try:
+            status = path.lstat()
+            if not stat.S_ISSOCK(status.st_mode):
+                self._add_path(path, name, status)
+        except OSError as error:
+            raise source_error(error, path) from error
+
+    def empty(self, name: str) -> None:
+        """An empty file, such as those that say what is gone."""
+        self._tar.addfile(tarfile.TarInfo(name))
+
     def tree(self, root: Path) -> list[str]:
         """Add everything below `root`, sorted; the names left out because a tar cannot hold sockets."""
         skipped = []

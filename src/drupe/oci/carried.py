@@ -59,7 +59,7 @@ _READ = Carried("read to check the bundle")
 # engines set them for everybody; without them a workload may do less, not more
 _WIDENING = ("net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start")
 _FILE_SYSTEMS = ("bind", "none", "tmpfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2")
-_TRAVELLING = ("shared", "rshared", "slave", "rslave")
+TRAVELLING = ("shared", "rshared", "slave", "rslave")  # mounts that know of the host's
 _USUAL_UMASK = 0o22
 _KERNELS_OWN = ("/proc/", "/sys/")
 
@@ -145,7 +145,7 @@ RULES: Mapping[str, Rule] = {
     "mounts[].destination": KIND,
     "mounts[].source": DAEMON,
     "mounts[].type": Refused(_mounts(_other_file_system)),
-    "mounts[].options": Needs("mount-propagation", _mounts(lambda mount: _options(mount) & {*_TRAVELLING})),
+    "mounts[].options": Needs("mount-propagation", _mounts(lambda mount: _options(mount) & {*TRAVELLING})),
     "mounts[].options idmap": Refused(_mounts(lambda mount: _options(mount) & {"idmap", "ridmap"})),
     "mounts[].uidMappings*": Refused(_mounts(lambda mount: mount.uid_mappings)),
     "mounts[].gidMappings*": Refused(_mounts(lambda mount: mount.gid_mappings)),
@@ -190,7 +190,7 @@ RULES: Mapping[str, Rule] = {
     "linux.cgroupsPath": DAEMON,
     "linux.sysctl*": Needs("sysctls", lambda config: set(_linux(config).sysctl or ()) - {*_WIDENING}),
     "linux.rootfsPropagation": Needs(
-        "mount-propagation", lambda config: _linux(config).rootfs_propagation in _TRAVELLING
+        "mount-propagation", lambda config: _linux(config).rootfs_propagation in TRAVELLING
     ),
     "linux.maskedPaths": _OWN_FILES,
     "linux.maskedPaths elsewhere": Refused(lambda config: _elsewhere(_linux(config).masked_paths)),

@@ -330,6 +330,14 @@ class Container:
         self.set_state(new)
         return True
 
+    def rename(self, name: str) -> None:
+        """The caller has seen to it that the name is free in its pod."""
+        old = self.name
+        self.spec = msgspec.structs.replace(self.spec, name=name)
+        self.name = self.status.name = name
+        self.save(self.status.phase)
+        self._event("rename", old_name=old)
+
     def save(self, phase: str = "") -> None:
         self.status.phase = phase
         data = {"spec": plain(without_secrets(self.spec)), "status": plain(self.status)}

@@ -15,6 +15,7 @@ from drupe.runtime.pod import Pod
 from drupe.runtime.snapshots import Origin, Snapshots
 from drupe.sandboxers.capabilities import for_platform, needed_by_addition
 from drupe.sandboxers.contract import TaskExit
+from drupe.spec.base import check_name
 from drupe.spec.container import ContainerSpec
 from drupe.spec.control import ListFilter
 from drupe.spec.pod import PodSpec
@@ -176,6 +177,23 @@ class Core:
             if pod.auto_stop and not pod.containers:
                 await pod.delete_now()
         self._drop_if_gone(pod)
+
+    async def rename(self, container: Container, name: str) -> None:
+        """Give a container another name; a pod that is called as its only container is, goes with it. AlreadyExists,
+        InvalidArgument. Host names stay: they belong to what runs."""
+        pod, old = container.pod, container.name
+        async with pod.lock:
+            if name == old:
+                raise InvalidArgument(f"{container.what} has that name already")
+            check_name(name, "container")
+            if any(other.name == name for other in pod.containers.values()):
+                raise AlreadyExists(f"{pod.what} has a container named {name!r} already")
+            whole = pod.name == old and len(pod.containers) == 1
+            if whole:
+                free_name(name, taken=lambda wanted: self._taken(wanted, pod.spec))
+                pod.rename(name)
+            container.rename(name)
+            await self.node.network.rename(pod.id, old, name, whole=whole)
 
     async def close(self) -> None:
         """Let go of everything; pods go on running under the keeper."""

@@ -452,6 +452,12 @@ class Pod:
         """Whether a container beside this one has a process."""
         return any(c.is_live for c in self.containers.values() if c is not container)
 
+    def rename(self, name: str) -> None:
+        """The caller has seen to it that the name is free."""
+        self.spec = msgspec.structs.replace(self.spec, name=name)
+        self.name = self.status.name = name
+        self.save(self.status.phase)
+
     def _advance(self, phase: str) -> None:
         self.status.phase = phase
         self.node.journal.advance("pod", self.id, phase=phase)

@@ -353,6 +353,49 @@ class ImageBuild(Spec):
     source_date_epoch: int | None = None
 
 
+class Rename(Spec):
+    """name: the new one."""
+
+    ref: str
+    name: str
+
+
+class FileChange(Record):
+    """kind: "A" (added), "C" (changed), "D" (deleted)."""
+
+    kind: str
+    path: str
+
+
+class ChangeList(Record):
+    changes: list[FileChange]
+
+
+class Commit(Spec):
+    """An image of a container: its own image and what it has changed. tag: its name, "" for none. config: settings of
+    the image (OCI's names: "Cmd", "Env"…) beside those that the container was made with."""
+
+    ref: str
+    tag: str = ""
+    author: str = ""
+    message: str = ""
+    config: dict[str, Any] = {}
+
+
+class HistoryStep(Record):
+    """One step of how an image was made. created: RFC 3339, or "". size_bytes: of its layer, unpacked."""
+
+    created: str
+    created_by: str
+    comment: str
+    size_bytes: int
+
+
+class History(Record):
+    id: str
+    steps: list[HistoryStep]
+
+
 class ImageTag(Spec):
     source: str
     target: str
@@ -536,6 +579,9 @@ _TABLE: tuple[Method, ...] = (
     Method(name="container.update", params=Update, result=ContainerStatus),
     Method(name="container.processes", params=Ref, result=ProcessList),
     Method(name="container.attach", params=Ref, result=ExitStatus, fds=STDIO),
+    Method(name="container.rename", params=Rename, result=ContainerStatus),
+    Method(name="container.diff", params=Ref, result=ChangeList),
+    Method(name="container.commit", params=Commit, result=ImageInfo, item=Progress),
     Method(name="container.resize", params=Resize, result=Empty),
     Method(name="container.close_stdin", params=Ref, result=Empty),
     Method(name="container.logs", params=Logs, result=Empty, item=LogLine),
@@ -560,6 +606,7 @@ _TABLE: tuple[Method, ...] = (
     Method(name="image.build", params=ImageBuild, result=ImageInfo, item=Progress, fds=("data",)),
     Method(name="image.list", params=ListFilter, result=ImageList),
     Method(name="image.inspect", params=Ref, result=ImageInfo),
+    Method(name="image.history", params=Ref, result=History),
     Method(name="image.tag", params=ImageTag, result=ImageInfo),
     Method(name="image.delete", params=ImageDelete, result=Pruned),
     Method(name="image.prune", params=Prune, result=Pruned),

@@ -118,6 +118,16 @@ class NetworkManager:
         """The interfaces that are in the pod's namespace now, whoever made them."""
         return await scan.scan(self._keeper, self._attached(pod_id).netns)
 
+    async def rename(self, pod_id: str, old: str, new: str, *, whole: bool) -> None:
+        """A container has another name, and so has its pod, if `whole`: others look it up by that from now on."""
+        attached = self._pods.get(pod_id)
+        if attached is None:
+            return
+        if whole:
+            attached.pod_name = new
+        attached.names = [new.lower() if name == old.lower() else name for name in attached.names]
+        self._record(attached)
+
     async def update_policy(self, pod_id: str, policy: EgressPolicy | None) -> None:
         """Replaces a pod's egress policy in one step; connections that are established go on.
 

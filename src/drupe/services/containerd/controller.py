@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from drupe.errors import DrupeError, InvalidArgument
 from drupe.rpc.containerd import sandbox_controller_pb2 as pb
 from drupe.rpc.cri import api_pb2 as cri
+from drupe.rpc.ttrpc.service import parse
 from drupe.services.containerd.events import stamp
 from drupe.services.containerd.handlers import handler_of, kind_asked
 from drupe.services.containerd.podspecs import pod_spec
@@ -141,11 +142,9 @@ async def serve(controller: Controller, socket: Path) -> grpc.aio.Server:
 def _handlers(controller: Controller) -> grpc.GenericRpcHandler:
     """Each call of the service's description with the method of its name."""
     methods = pb.DESCRIPTOR.services_by_name["Controller"].methods
-    answers = {method.name: _answer(getattr(controller, method.name.lower()), method.name) for method in methods}
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         method.name: grpc.unary_unary_rpc_method_handler(
-            answers[method.name],
-            request_deserializer=getattr(pb, method.input_type.name).FromString,
+            _answer(getattr(controller, method.name.lower()), method.name, getattr(pb, method.input_type.name)),
             response_serializer=lambda message: message.SerializeToString(),
         )
         for method in methods
@@ -153,11 +152,13 @@ def _handlers(controller: Controller) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
-def _answer(call: Call, name: str) -> Callable[[Any, Any], Awaitable[Message]]:
-    async def answer(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+def _answer(call: Call, name: str, request: type[Message]) -> Callable[[Any, Any], Awaitable[Message]]:
+    """The request comes as bytes: gRPC itself has no word for one that cannot be read."""
+
+    async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
         namespace = dict(context.invocation_metadata() or ()).get(_NAMESPACE, "default")
         try:
-            return await call(asked, str(namespace))
+            return await call(parse(request, data), str(namespace))
         except DrupeError as error:
             text = f"{error} (hint: {error.hint})" if error.hint else str(error)
             await context.abort(grpc.StatusCode[error.code], text)

@@ -14,7 +14,7 @@ from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.task_v2_pb2 import ExecProcessRequest
 from drupe.services.containerd import opening
 from drupe.services.containerd.records import ExecRecord, Streams
-from drupe.services.containerd.stdio import close_streams, started_stdin, stream_id, with_all
+from drupe.services.containerd.stdio import close_streams, hold, stream_id, with_all, writer_seen
 from drupe.services.containerd.tasks import Task, Tasks
 from drupe.spec.container import ExecSpec
 from drupe.state.machine import State, require
@@ -68,19 +68,19 @@ def note_started(tasks: Tasks, task: Task, exec_id: str, ours: str, pid: int) ->
 
 
 async def _open(tasks: Tasks, task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
-    """A process without a terminal has the streams themselves: its input must not wait in vain, nor end too early."""
+    """A process without a terminal has the streams themselves: its input must not wait in vain, nor end too early.
+
+    Who reads a FIFO that nobody writes to reads its end at once. So input for which there is no writer yet is held
+    open, until CloseIO or the process's end.
+    """
     fds = opening.of_process(tasks, task.record.key, exec_.streams)
     if exec_.streams.terminal:
         return fds
-    if "stdin" not in fds or stream_id(exec_.streams.stdin):
-        return with_all(fds)
-    seen = fds["stdin"]
+    by_fifo = "stdin" in fds and not stream_id(exec_.streams.stdin)
     try:
-        fds["stdin"], holder = await started_stdin(seen)
+        if by_fifo and not await writer_seen(fds["stdin"]) and exec_id not in task.stdin_closed:
+            task.stdin_holders[exec_id] = hold(fds["stdin"])
     except BaseException:
         close_streams(fds)
         raise
-    close_streams({"seen": seen})
-    if holder >= 0:
-        task.stdin_holders[exec_id] = holder
     return with_all(fds)

@@ -165,6 +165,7 @@ async def close_stdin(tasks: Tasks, task: Task, exec_id: str) -> None:
         return
     exec_ = task.exec(exec_id)
     opening.end_input(tasks, task.record, exec_.streams)
+    task.stdin_closed.add(exec_id)
     if (holder := task.stdin_holders.pop(exec_id, -1)) >= 0:
         close_streams({"stdin": holder})
 

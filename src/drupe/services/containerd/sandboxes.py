@@ -18,6 +18,7 @@ from drupe.rpc.cri import api_pb2 as cri
 from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
 from drupe.services.containerd.podspecs import limits
+from drupe.spec.base import check_id
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import Event, Stats
 from drupe.state.machine import State
@@ -48,8 +49,9 @@ class Sandboxes:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def create(self, asked: Asked) -> None:
-        """Remember it until its start. AlreadyExists; and what a pod may be refused for (kind, policy, feature)."""
-        id_ = str(asked.spec.id)
+        """Remember it until its start. InvalidArgument (its id); AlreadyExists; and what a pod may be refused for
+        (kind, policy, feature)."""
+        id_ = check_id(str(asked.spec.id), "sandbox")
         if id_ in self._core.pods:
             raise AlreadyExists(f"sandbox {id_} exists")
         await self._core.choose(asked.spec)

@@ -112,6 +112,7 @@ async def delete(service: TaskService, request: task.DeleteRequest) -> Message:
         grave = Grave(key=found.record.key, exec_id=request.exec_id, pid=exec_.pid, exit=exec_.exit)
         service.tasks.graves.dig(grave)
         del found.record.execs[request.exec_id]
+        found.stdin_closed.discard(request.exec_id)
         found.note_begun(request.exec_id)
         service.tasks.forget_streams(service.peer.key, service.door.namespace, exec_.streams)
         found.record.save(service.tasks.node.journal)

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from drupe.errors import InvalidArgument, NotFound, Unsupported
@@ -87,20 +88,34 @@ def _open(uri: str, flags: int) -> int:
     return fd
 
 
-async def started_stdin(seen: int) -> tuple[int, int]:
-    """A FIFO, of which `seen` is a descriptor, to be an exec's standard input: what the exec reads, and what holds the
-    other end open, or -1.
-
-    Who reads a FIFO that nobody writes to reads its end at once: so its writer is waited for, for a moment. One that
-    comes later finds the input held open, until CloseIO or the process's end. Whoever made the FIFO may have removed it
-    meanwhile: so it is opened by the descriptor, never by its name.
-    """
-    path, holder = f"/proc/self/fd/{seen}", -1
+async def writer_seen(fd: int) -> bool:
+    """Whether a FIFO, open at `fd` for reading and never waiting, has or had somebody who writes to it; a moment is
+    waited for one. Its first reader must stay open: a writer may come, write and go at once."""
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return True
+    loop = asyncio.get_running_loop()
+    heard = asyncio.Event()  # it has written, or gone again (poll(2) tells that from nobody having come yet)
+    loop.add_reader(fd, heard.set)
     with ThreadPoolExecutor(1) as pool:
-        opening = asyncio.get_running_loop().run_in_executor(pool, os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+        opening: asyncio.Future[Any] = loop.run_in_executor(
+            pool, os.open, _again(fd), os.O_RDONLY | os.O_CLOEXEC
+        )  # waits for one
+        hearing: asyncio.Future[Any] = asyncio.ensure_future(heard.wait())
         try:
-            await asyncio.wait({opening}, timeout=WRITER_WAIT_S)
-        finally:  # or the thread, and with it this block's end, would wait for ever
-            if not opening.done():
-                holder = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        return await opening, holder
+            done, _ = await asyncio.wait({opening, hearing}, timeout=WRITER_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hearing.cancel()
+            loop.remove_reader(fd)
+            writer = hold(fd)  # the thread goes on
+            os.close(await opening)
+            os.close(writer)
+    return bool(done)
+
+
+def hold(fd: int) -> int:
+    """Another end of a FIFO: as long as it is open, who reads it waits for more."""
+    return os.open(_again(fd), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _again(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"

@@ -34,6 +34,7 @@ class Task:
         self.container = container
         self.fds: dict[str, int] = {}
         self.begun: dict[str, asyncio.Event] = {}  # by exec: set once it has been started
+        self.stdin_closed: set[str] = set()  # execs for which no more input comes
         self.stdin_holders: dict[str, int] = {}  # by exec: keeps its stdin from ending before there is a writer
 
     @property

@@ -11,7 +11,8 @@ from drupe.errors import InvalidArgument
 from drupe.rpc.call import Call
 from drupe.rpc.transfers import Stream, in_thread
 from drupe.services.control.registry import method
-from drupe.spec.control import ImageInfo, ImageList, Progress, Pruned
+from drupe.spec.base import decode
+from drupe.spec.control import History, HistoryStep, ImageInfo, ImageList, Progress, Pruned
 
 if TYPE_CHECKING:
     from drupe.services.control.service import ControlService
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Report = Callable[[Progress], None]
 
 
-async def _long(call: Call, work: Callable[[Report], Any]) -> Any:
+async def long_work(call: Call, work: Callable[[Report], Any]) -> Any:
     """Run `work(report)` in a thread; what it reports is streamed in order, the newest winning when the reader is
     slow."""
     loop = asyncio.get_running_loop()
@@ -48,7 +49,7 @@ def _data(call: Call) -> Iterator[BinaryIO | None]:
         yield cast(BinaryIO, stream)
 
 
-def _told(service: ControlService, action: str, info: ImageInfo) -> ImageInfo:
+def told_of(service: ControlService, action: str, info: ImageInfo) -> ImageInfo:
     service.node.events.publish("image", action, info.id, name=(info.names or [""])[0])
     return info
 
@@ -56,13 +57,13 @@ def _told(service: ControlService, action: str, info: ImageInfo) -> ImageInfo:
 @method("image.pull")
 async def pull(service: ControlService, call: Call) -> ImageInfo:
     store = service.storage.images
-    return _told(service, "pull", await _long(call, lambda report: store.pull(call.params, progress=report)))
+    return told_of(service, "pull", await long_work(call, lambda report: store.pull(call.params, progress=report)))
 
 
 @method("image.push")
 async def push(service: ControlService, call: Call) -> ImageInfo:
     store = service.storage.images
-    return _told(service, "push", await _long(call, lambda report: store.push(call.params, progress=report)))
+    return told_of(service, "push", await long_work(call, lambda report: store.push(call.params, progress=report)))
 
 
 @method("image.import")
@@ -73,9 +74,9 @@ async def import_(service: ControlService, call: Call) -> ImageList:
         with _data(call) as data:
             return store.import_image(call.params, data, progress=report)
 
-    found: ImageList = await _long(call, work)
+    found: ImageList = await long_work(call, work)
     for info in found.images:
-        _told(service, "import", info)
+        told_of(service, "import", info)
     return found
 
 
@@ -89,7 +90,7 @@ async def export(service: ControlService, call: Call) -> None:
                 raise InvalidArgument("image.export needs the descriptor 'data' to write to")
             store.export(call.params, data, progress=report)
 
-    await _long(call, work)
+    await long_work(call, work)
 
 
 @method("image.build")
@@ -100,7 +101,7 @@ async def build(service: ControlService, call: Call) -> ImageInfo:
         with _data(call) as data:
             return store.build(call.params, data, progress=report)
 
-    return _told(service, "build", await _long(call, work))
+    return told_of(service, "build", await long_work(call, work))
 
 
 @method("image.list")
@@ -113,9 +114,18 @@ async def inspect(service: ControlService, call: Call) -> ImageInfo:
     return service.storage.images.inspect(call.params.ref)
 
 
+@method("image.history")
+async def history(service: ControlService, call: Call) -> History:
+    from drupe.images.commit import history as steps_of
+
+    store = service.storage.images
+    steps = [decode(HistoryStep, step, where="history") for step in steps_of(store, call.params.ref)]
+    return History(id=store.resolve(call.params.ref).id, steps=steps)
+
+
 @method("image.tag", changes=True)
 async def tag(service: ControlService, call: Call) -> ImageInfo:
-    return _told(service, "tag", service.storage.images.tag(call.params.source, call.params.target))
+    return told_of(service, "tag", service.storage.images.tag(call.params.source, call.params.target))
 
 
 @method("image.delete", changes=True)

@@ -10,6 +10,7 @@ from drupe.errors import Unsupported
 from drupe.rpc.call import Call
 from drupe.runtime.core import Core
 from drupe.services.control import (
+    changes,
     containerd,
     containers,
     execs,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from drupe.services.oci.kept import Bundles
 
 _MODULES = (
+    changes,
     containerd,
     containers,
     execs,

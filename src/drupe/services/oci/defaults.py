@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from drupe import __version__
 from drupe.oci.build import MASKED_PATHS, READ_ONLY_PATHS
 from drupe.oci.capabilities import ALL
+from drupe.oci.carried import TRAVELLING
 from drupe.oci.honoured import FIELDS, Version, dotted, first_version
 from drupe.oci.mounts import default_mounts
 from drupe.oci.runtime_spec import SPEC_VERSION
@@ -85,5 +87,24 @@ def features_document(program: str, version: Version) -> dict[str, Any]:
             "org.drupe.version": __version__,
             "org.drupe.oci.program": f"{program} {dotted(version)}",
             "run.oci.crun.checkpoint.enabled": "false",
+        },
+    }
+
+
+def without_uncarried(document: dict[str, Any], able: Mapping[str, str]) -> dict[str, Any]:
+    """The same where the program only makes a stand-in: what `oci/carried.py` refuses is left out. able: what the kind
+    can do."""
+    travelling = () if not able["mount-propagation"].startswith("no") else TRAVELLING
+    linux = document["linux"]
+    return document | {
+        "hooks": [name for name in document["hooks"] if name != "startContainer"],
+        "mountOptions": [one for one in document["mountOptions"] if one not in ("idmap", "ridmap", *travelling)],
+        "linux": linux
+        | {
+            "namespaces": [name for name in linux["namespaces"] if name not in ("user", "time")],
+            "cgroup": linux["cgroup"] | {"rdma": False},
+            "seccomp": {"enabled": not able["seccomp"].startswith("no")},
+            "intelRdt": {"enabled": False},
+            "mountExtensions": {"idmap": {"enabled": False}},
         },
     }

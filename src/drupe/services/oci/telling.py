@@ -12,7 +12,7 @@ from drupe.resources.cgroups import Cgroups, detect
 from drupe.resources.cgroups.detect import cgroup_of
 from drupe.sandboxers.bundles import BundleProgram
 from drupe.services.oci.asked import Asked
-from drupe.services.oci.defaults import features_document, spec_document
+from drupe.services.oci.defaults import features_document, spec_document, without_uncarried
 from drupe.spec.oci import OciAnswer, OciFile, OciRun
 from drupe.spec.status import Stats
 
@@ -213,7 +213,10 @@ def _stats_document(stats: Stats) -> dict[str, Any]:
 async def features(asked: Asked) -> OciAnswer:
     """What bundles may ask for (the specification's features.md)."""
     program = asked.chosen()
-    return OciAnswer(stdout=_pretty(features_document(program.name, await program.version())))
+    document = features_document(program.name, await program.version())
+    if program.stands:
+        document = without_uncarried(document, asked.node.sandboxer(program.kind).capabilities())
+    return OciAnswer(stdout=_pretty(document))
 
 
 async def spec(asked: Asked) -> OciAnswer:
