@@ -14,6 +14,8 @@ pub mod directory;
 pub mod event;
 pub mod fdtable;
 pub mod file;
+#[cfg(test)]
+mod hostile;
 pub mod inode;
 pub mod inotify;
 pub mod ioctl;

@@ -162,7 +162,7 @@ impl OpenFile {
         }
         let mut offset = self.offset.lock();
         let count = self.file.read(context, *offset, out)?;
-        *offset += count as u64;
+        *offset = offset.saturating_add(count as u64).min(MAX_POSITION);
         Ok(count)
     }
 
@@ -183,7 +183,7 @@ impl OpenFile {
             return Ok(count);
         }
         let count = self.file.write(context, *offset, data)?;
-        *offset += count as u64;
+        *offset = offset.saturating_add(count as u64).min(MAX_POSITION);
         Ok(count)
     }
 
@@ -191,6 +191,7 @@ impl OpenFile {
     pub fn pread(&self, context: &Context, offset: u64, out: &mut [u8]) -> Result<usize> {
         self.check_readable()?;
         self.check_seekable()?;
+        check_position(offset)?;
         self.told(self.file.read(context, offset, out), IN_ACCESS)
     }
 
@@ -198,6 +199,7 @@ impl OpenFile {
     pub fn pwrite(&self, context: &Context, offset: u64, data: &[u8]) -> Result<usize> {
         self.check_writable()?;
         self.check_seekable()?;
+        check_position(offset)?;
         if self.flags().has(OpenFlags::APPEND) {
             return self.told(self.file.append(context, data).map(|(count, _)| count), IN_MODIFY);
         }
@@ -208,14 +210,16 @@ impl OpenFile {
     pub fn seek(&self, to: SeekFrom) -> Result<u64> {
         self.check_seekable()?;
         let mut offset = self.offset.lock();
-        *offset = match to {
+        let position = match to {
             SeekFrom::Start(position) => position,
             SeekFrom::Current(distance) => added(*offset, distance)?,
             SeekFrom::End(distance) => added(self.file.size_bytes()?, distance)?,
             SeekFrom::Data(start) => self.file.seek_hole(start, false)?,
             SeekFrom::Hole(start) => self.file.seek_hole(start, true)?,
         };
-        Ok(*offset)
+        check_position(position)?;
+        *offset = position;
+        Ok(position)
     }
 
     /// Entries of a directory from the offset on; `sink` returns false for one that has no room any more, which comes again.
@@ -259,6 +263,13 @@ impl Drop for OpenFile {
             path.inode().attachment().locks.release_file(self.id);
         }
     }
+}
+
+/// Files end here (loff_t).
+const MAX_POSITION: u64 = i64::MAX as u64;
+
+fn check_position(position: u64) -> Result<()> {
+    (position <= MAX_POSITION).then_some(()).ok_or(Errno::INVAL)
 }
 
 fn added(base: u64, distance: i64) -> Result<u64> {

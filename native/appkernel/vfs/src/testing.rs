@@ -42,6 +42,9 @@ impl Backing for Memory {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         let (mut bytes, end) = (self.0.lock(), offset as usize + data.len());
+        if end > 1 << 26 {
+            return Err(Errno::NOSPC);
+        }
         if bytes.len() < end {
             bytes.resize(end, 0);
         }
@@ -50,13 +53,16 @@ impl Backing for Memory {
     }
 
     fn set_size(&self, size_bytes: u64) -> Result<()> {
+        if size_bytes > 1 << 26 {
+            return Err(Errno::NOSPC); // a vector has no holes
+        }
         self.0.lock().resize(size_bytes as usize, 0);
         Ok(())
     }
 
     fn punch(&self, offset: u64, length_bytes: u64) -> Result<()> {
         let mut bytes = self.0.lock();
-        let end = bytes.len().min((offset + length_bytes) as usize);
+        let end = bytes.len().min(offset.saturating_add(length_bytes) as usize);
         bytes[(offset as usize).min(end)..end].fill(0);
         Ok(())
     }

@@ -45,7 +45,7 @@ impl Wake for Expired {
 }
 
 fn later(time: Timestamp, by: Duration) -> Timestamp {
-    (time.since_epoch() + by).into()
+    time.since_epoch().saturating_add(by).into()
 }
 
 impl State {

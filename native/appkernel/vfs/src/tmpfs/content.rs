@@ -9,6 +9,8 @@ use super::Shared;
 use crate::backing::Backing;
 
 pub const PAGE_BYTES: usize = 4096;
+/// What one fallocate(2) reserves at most, of a file system without a limit of its own too: each page is taken at once.
+const MAX_RESERVED_PAGES: u64 = 1 << 20;
 const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
 
 enum Store {
@@ -198,6 +200,9 @@ impl Content {
             Store::Host(pages, _) => pages.contains(index),
         };
         let count = range.end - range.start;
+        if count > MAX_RESERVED_PAGES {
+            return Err(Errno::NOSPC);
+        }
         shared.charge(count)?; // all or none; what was there already is given back
         let missing: Vec<u64> = range.filter(|index| !has(index)).collect();
         shared.uncharge(count - missing.len() as u64);
