@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import BenchError, Contender, Kept, Report, interleave, run
+from common import BenchError, Contender, Report, interleave, run, weigh_one
 from ours import Drupe, DrupeCommand
 from peers import BareRuntime, Containerd, Podman
 
@@ -40,7 +40,8 @@ KIND = "runc"
 class Plan:
     """How much to measure. n: samples of the main race, `start`; others: of every other one. bursts: (starts at once,
     rounds). pods, peer_pods: the numbers of pods at which memory is read. wasm_burst: Wasm pods at once. slow: samples
-    of what takes seconds (gVisor's races).
+    of what takes seconds (gVisor's races). cri_burst: pods of containerd's CRI at once, and rounds; cycles: such pods
+    made and removed before what is left is counted.
     """
 
     n: int
@@ -50,9 +51,21 @@ class Plan:
     peer_pods: tuple[int, ...]
     wasm_burst: int = 200
     slow: int = 30
+    cri_burst: tuple[int, int] = (50, 5)
+    cycles: int = 500
 
 
-QUICK = Plan(n=30, others=5, bursts=((10, 1),), pods=(1, 5, 10), peer_pods=(1, 2), wasm_burst=50, slow=2)
+QUICK = Plan(
+    n=30,
+    others=5,
+    bursts=((10, 1),),
+    pods=(1, 5, 10),
+    peer_pods=(1, 2),
+    wasm_burst=50,
+    slow=2,
+    cri_burst=(10, 1),
+    cycles=10,
+)
 FULL = Plan(n=50, others=50, bursts=((10, 30), (50, 5)), pods=(1, 10, 50, 100), peer_pods=(1, 5, 10))
 
 
@@ -130,6 +143,25 @@ def race_gvisor(field: Field, plan: Plan, only: list[str], directory: Path, stac
             weigh_one(contender, plan.peer_pods[:2], report, name="gvisor-memory")
 
 
+def race_containerd(field: Field, plan: Plan, only: list[str], directory: Path, stack: ExitStack) -> None:
+    """containerd 2.1 with drupe beside its own runc shim: rows whose names begin with `cri`, `ctr` or `client`."""
+    wanted = [name for name in only if name.startswith(("cri", "ctr", "client"))]
+    if only and not wanted:
+        return
+    report = Report(directory, KIND)
+    if reason := "grpcio is not installed" if importlib.util.find_spec("grpc") is None else "":
+        report.skip("cri-ready", "runc's shim", reason)
+        return
+    import containerd
+
+    if reason := containerd.missing():
+        report.skip("cri-ready", "runc's shim", reason)
+        return
+    work = stack.enter_context(tempfile.TemporaryDirectory(prefix="drupe-bench-", dir="/var/tmp"))
+    host = stack.enter_context(containerd.open_host(Path(work), field.ours.images))
+    containerd.Races(host, report, wanted).run(plan.others, plan.cri_burst, plan.peer_pods, plan.cycles)
+
+
 def wasm_races(ours: WasmDrupe, plan: Plan) -> list[Race]:
     """The Wasm kind beside the native twin of its module in bare crun."""
     count = plan.wasm_burst
@@ -185,20 +217,6 @@ def weigh(field: Field, plan: Plan, report: Report) -> None:
             weigh_one(field.peers[name], plan.peer_pods, report)
         else:
             report.skip("memory", name, field.missing[name])
-
-
-def weigh_one(contender: Kept, counts: tuple[int, ...], report: Report, *, name: str = "memory") -> None:
-    """Read PSS at each of `counts` kept containers."""
-    contender.drop()
-    pss, helpers, kept = [], 0, 0
-    for count in counts:
-        for _ in range(count - kept):
-            contender.keep()
-        kept = count
-        pss.append(contender.pss_bytes())
-        helpers = contender.helpers()
-    report.memory(name, peer=contender.name, pods=counts, pss=pss, helpers=helpers)
-    contender.drop()
 
 
 @contextmanager
@@ -291,6 +309,7 @@ def main() -> int:
                     weigh(field, plan, report)
                 race_gvisor(field, plan, options.only, report.directory, stack)
                 race_wasm(field, plan, options.only, report.directory)
+                race_containerd(field, plan, options.only, report.directory, stack)
         except (BenchError, DrupeError) as error:
             print(f"benchmark failed: {error}", file=sys.stderr)
             return 1

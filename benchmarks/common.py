@@ -109,6 +109,11 @@ class Report:
         }
         self._write(line, {"pods": list(pods), "pss_bytes": list(pss)})
 
+    def leaks(self, name: str, *, cycles: int, left: Mapping[str, int], grown_bytes: int) -> None:
+        """One line of what there was more of after making and removing `cycles` pods."""
+        line = {"name": name, "kind": self._kind, "n": cycles, "left": dict(left), "grown_kb": grown_bytes // 1024}
+        self._write(line, {})
+
     def skip(self, name: str, peer: str, reason: str) -> None:
         """A comparison that could not be made, and why."""
         self._write({"name": name, "kind": self._kind, "peer": peer, "skipped": reason}, {})
@@ -120,6 +125,20 @@ class Report:
             file.write(text + "\n")
         with self._samples.open("a") as file:
             file.write(json.dumps(line | raw) + "\n")
+
+
+def weigh_one(contender: Kept, counts: tuple[int, ...], report: Report, *, name: str = "memory") -> None:
+    """Read PSS at each of `counts` kept containers."""
+    contender.drop()
+    pss, helpers, kept = [], 0, 0
+    for count in counts:
+        for _ in range(count - kept):
+            contender.keep()
+        kept = count
+        pss.append(contender.pss_bytes())
+        helpers = contender.helpers()
+    report.memory(name, peer=contender.name, pods=counts, pss=pss, helpers=helpers)
+    contender.drop()
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:

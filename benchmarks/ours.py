@@ -82,6 +82,11 @@ class Drupe:
         return twin
 
     @property
+    def images(self) -> Path:
+        """The daemon's image store."""
+        return self._home / "root/images"
+
+    @property
     def run_dir(self) -> Path:
         """The daemon's runtime directory."""
         return self._home / "run"

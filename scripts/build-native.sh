@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # group: crates (directories of native/, the first ones with programs); programs
 GROUPS_='
-host:  keeper client sys; drupe-keeper drupe-client drupe-oci containerd-shim-drupe-v2
+host:  keeper client sys; drupe-keeper drupe-client drupe-oci drupe-relay containerd-shim-drupe-v2
 agent: agent sys;         drupe-agent
 appkernel: appkernel;     drupe-appkernel
 '

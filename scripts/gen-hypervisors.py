@@ -9,22 +9,31 @@ from pathlib import Path
 from drupe.hypervisors.cloud_hypervisor import CloudHypervisor
 from drupe.hypervisors.contract import ABILITIES
 from drupe.hypervisors.firecracker import Firecracker
+from drupe.hypervisors.qemu.driver import MICROVM, Qemu
+from drupe.hypervisors.stratovirt import StratoVirt
 from drupe.hypervisors.uml import Uml
 
 PAGE = Path(__file__).parents[1] / "docs/hypervisors.md"
 BEGIN, END = "<!-- abilities: scripts/gen-hypervisors.py -->\n", "<!-- end -->\n"
-DRIVERS = (CloudHypervisor, Firecracker, Uml)
+DRIVERS = {
+    "qemu": Qemu.abilities,
+    "qemu microvm": MICROVM,
+    "cloud-hypervisor": CloudHypervisor.abilities,
+    "firecracker": Firecracker.abilities,
+    "stratovirt": StratoVirt.abilities,
+    "uml": Uml.abilities,
+}
 
 
 def table() -> str:
     """Markdown: a row for each ability, then the reasons for what is not plainly there."""
-    lines = ["| | " + " | ".join(driver.name for driver in DRIVERS) + " |", "|---" * (len(DRIVERS) + 1) + "|"]
+    lines = ["| | " + " | ".join(DRIVERS) + " |", "|---" * (len(DRIVERS) + 1) + "|"]
     for word, meaning in ABILITIES.items():
-        answers = [driver.abilities[word].partition(":")[0] for driver in DRIVERS]
+        answers = [abilities[word].partition(":")[0] for abilities in DRIVERS.values()]
         lines.append(f"| `{word}`: {meaning} | " + " | ".join(answers) + " |")
-    for driver in DRIVERS:
-        lines += ["", f"**{driver.name}**", ""]
-        lines += [f"- `{word}`: {answer}" for word, answer in driver.abilities.items() if answer != "yes"]
+    for name, abilities in DRIVERS.items():
+        lines += ["", f"**{name}**", ""]
+        lines += [f"- `{word}`: {answer}" for word, answer in abilities.items() if answer != "yes"]
     return "\n".join(lines) + "\n"
 
 

@@ -17,6 +17,8 @@ iproute2                   ip
 catatonit                  catatonit
 erofs-utils                mkfs.erofs
 containernetworking-plugins /usr/lib/cni/bridge
+qemu-system-x86            qemu-system-x86_64
+qemu-system-common         /usr/lib/qemu/virtiofsd
 '
 TEST_PACKAGES='
 skopeo                     skopeo
@@ -108,31 +110,39 @@ set_up_gvisor() { # stable's runsc of 2022 lacks what is used of it; the backpor
     rm -rf "$own"
 }
 
-# Newer peers that Debian 12's glibc runs as they are; unpacked outside of the clone, never installed.
-PEERS='containerd/trixie containerd/sid docker.io/sid docker-cli/sid'
+# Peers that Debian 12's glibc runs as they are; unpacked outside of the clone, never installed.
+PEERS='containerd/trixie containerd/sid docker.io/sid docker-cli/sid docker.io/bookworm'
 
 set_up_peers() { # each suite's in a directory of its name
-    local own apt package target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/peers
-    [ ! -d "$target" ] || return 0
-    [ -n "${DEBIAN_MIRROR:-$(debian_mirror)}" ] || { say "no newer containerd and Docker for the tests: no mirror"; return 0; }
-    say "fetching newer containerd and Docker for the tests"
-    mkdir -p "${target%/*}"
+    local own suite target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/peers
+    local -a apt missing
+    mapfile -t missing < <(for suite in $(tr ' ' '\n' <<<"$PEERS" | cut -d/ -f2 | sort -u); do
+        [ -d "$target/$suite" ] || echo "$suite"
+    done)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    [ -n "${DEBIAN_MIRROR:-$(debian_mirror)}" ] || { say "no other containerd and Docker for the tests: no mirror"; return 0; }
+    say "fetching other containerds and Dockers for the tests"
+    mkdir -p "$target"
     own=$(mktemp -d "$target.XXXXXX")
-    private_apt "$own" trixie sid
-    if { "${apt[@]}" update && unpack_peers "$own"; } >"$own/log" 2>&1; then
-        mv -T "$own/unpacked" "$target" 2>/dev/null || true # another run was faster
+    private_apt "$own" "${missing[@]}"
+    if { "${apt[@]}" update && unpack_peers "$own" "${missing[@]}"; } >"$own/log" 2>&1; then
+        for suite in "${missing[@]}"; do
+            mv -T "$own/unpacked/$suite" "$target/$suite" 2>/dev/null || true # another run was faster
+        done
     else
-        say "no newer containerd and Docker for the tests ($(tail -n 1 "$own/log"))"
+        say "no other containerd and Docker for the tests ($(tail -n 1 "$own/log"))"
     fi
     rm -rf "$own"
 }
 
-unpack_peers() { # unpack_peers DIRECTORY: with apt=()
-    local package
+unpack_peers() { # unpack_peers DIRECTORY SUITE..: with apt=()
+    local package suite
     for package in $PEERS; do
-        mkdir -p "$1/fetched" "$1/unpacked/${package#*/}"
+        suite=${package#*/}
+        [[ " ${*:2} " == *" $suite "* ]] || continue
+        mkdir -p "$1/fetched" "$1/unpacked/$suite"
         (cd "$1/fetched" && "${apt[@]}" download "$package") || return
-        dpkg -x "$1"/fetched/*.deb "$1/unpacked/${package#*/}" || return
+        dpkg -x "$1"/fetched/*.deb "$1/unpacked/$suite" || return
         rm "$1"/fetched/*.deb
     done
 }
@@ -177,6 +187,18 @@ set_up_guests() { # WebAssembly programs for the tests, outside of the clone; by
         cargo fetch --quiet --locked --manifest-path tests/wasm/adapter/Cargo.toml
 }
 
+set_up_machines() { # the guest image for the tests, outside of the clone, by what it is made of (tests/framework/machines.py)
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/machines home build
+    home=$cache/$(cat src/drupe/_bin/drupe-agent src/drupe/guest/*.py | sha256sum | cut -c1-16)
+    [ ! -e "$home/guests/default" ] || return 0
+    mkdir -p "$home"
+    find "$cache" -mindepth 1 -maxdepth 1 -type d -mtime +7 -exec rm -rf {} +
+    say "building the guest image for the tests"
+    build=(env DRUPE_ROOT="$home" .venv/bin/python -m drupe guest build --quiet)
+    { "${build[@]}" || { apt-get update -qq && "${build[@]}"; }; } >"$home/log" 2>&1 ||
+        say "no tests of machines: no guest image can be built ($(head -n 1 "$home/log"))"
+}
+
 packages=$RUN_PACKAGES
 [ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
 set_up_packages "$packages"
@@ -186,5 +208,5 @@ peers=$!
 set_up_venv
 set_up_bytecode
 scripts/build-native.sh
-[ "${1:-}" != --tests ] || set_up_guests
+[ "${1:-}" != --tests ] || { set_up_guests; set_up_machines; }
 wait "$peers"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from framework import bundles, differences
-from framework.bundles import Runtime
-from framework.conformance import CASES, Site, compare
+from framework import bundles, differences, wasm_conformance
+from framework.bundles import Refused, Runtime
+from framework.conformance import CASES, INSIDE, REFUSED, Observe, Site, compare
 from framework.daemon import Daemon
 from framework.probes import needs_keeper, needs_program, needs_root
 
@@ -24,20 +24,47 @@ def test_what_the_workload_sees(daemon: Daemon, tmp_path: Path, name: str) -> No
     ours = observe(name, bundles.drupe_oci(daemon, state / "ours"), tmp_path)
     assert ours, "the case saw nothing"
     for other in (bundles.runc(state / "runc"), bundles.crun(state / "crun")):
-        found = compare(ours, observe(name, other, tmp_path))
-        listed = differences.keys(name, other.name)
-        new = [
-            f"{key}: {mine!r}, {other.name}: {its!r}" for key, (mine, its) in found.items() if not listed.covers(key)
-        ]
-        assert new == [], f"not listed: drupe-oci against {other.name}:\n" + "\n".join(sorted(new))
-        assert listed.unused(found) == [], f"listed and not there: drupe-oci against {other.name}"
+        check(name, ours, observe(name, other, tmp_path), other.name)
 
 
-def observe(name: str, runtime: Runtime, directory: Path) -> dict[str, str]:
+@pytest.mark.parametrize("name", CASES)
+def test_what_it_sees_in_gvisor(daemon: Daemon, tmp_path: Path, name: str) -> None:
+    """Beside runc: what is inside is as runsc has it, whoever started that."""
+    needs_program("runc", "crun", "runsc")
+    ours = observe(name, bundles.of_kind("gvisor", daemon, tmp_path / "ours"), tmp_path)
+    assert ours, "the case saw nothing"
+    check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path), "runc", kind="gvisor")
+    if name in INSIDE:
+        check(name, ours, observe(name, bundles.runsc(tmp_path / "runsc"), tmp_path), "runsc", kind="gvisor")
+
+
+@pytest.mark.parametrize("name", wasm_conformance.CASES)
+def test_what_a_module_sees(daemon: Daemon, tmp_path: Path, name: str) -> None:
+    needs_program("runc", "crun")
+    pytest.importorskip("wasmtime")
+    cases = wasm_conformance.CASES
+    ours = observe(name, bundles.of_kind("wasm", daemon, tmp_path / "ours"), tmp_path, cases)
+    assert ours, "the case saw nothing"
+    check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path, cases), "runc", kind="wasm")
+
+
+def check(name: str, ours: dict[str, str], theirs: dict[str, str], other: str, *, kind: str = "runc") -> None:
+    """What differs is listed, and what is listed differs."""
+    found = compare(ours, theirs)
+    listed = differences.keys(name, other, kind)
+    new = [f"{key}: {mine!r}, {other}: {its!r}" for key, (mine, its) in found.items() if not listed.covers(key)]
+    assert new == [], f"not listed: drupe-oci ({kind}) against {other}:\n" + "\n".join(sorted(new))
+    assert listed.unused(found) == [], f"listed and not there: drupe-oci ({kind}) against {other}"
+
+
+def observe(name: str, runtime: Runtime, directory: Path, cases: Mapping[str, Observe] = CASES) -> dict[str, str]:
     """What the case sees of one runtime, in a directory of its own."""
     with tempfile.TemporaryDirectory(prefix=f"{directory.name}-") as own:
         Path(own).chmod(0o755)  # root of a user namespace must get through
-        return CASES[name](Site(runtime, Path(own)))
+        try:
+            return cases[name](Site(runtime, Path(own)))
+        except Refused as refusal:
+            return {REFUSED: str(refusal)}
 
 
 @pytest.mark.parametrize("name", ["exec", "exec by a file", "hooks", "hooks that fail", "state", "what cannot start"])

@@ -27,6 +27,7 @@ class Site(ABC):
     """Where machines of one driver run. files: a directory with `kernel`, `initrd` and `disk`."""
 
     hypervisor: Hypervisor
+    machine_type = ""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -48,8 +49,15 @@ class Site(ABC):
     async def end_from_inside(self, machine: Machine) -> None:
         """Make the guest end its machine."""
 
+    async def booted(self, config: MachineConfig) -> None:
+        """Wait until the guest can take part in what is asked of its machine."""
+
+    def to_save(self, config: MachineConfig, directory: Path) -> MachineConfig:
+        """A machine that is to be saved there, and shared from there if the program can."""
+        return config
+
     def device(self, word: str) -> Device:
-        """One that can be plugged in, by the ability's word."""
+        """One that can be plugged in, by the ability's word; asked for anew for each time."""
         disk = self.directory / "disk"
         if word == "hotplug-disk":
             return Disk("extra", disk, read_only=True)
@@ -66,14 +74,16 @@ class Site(ABC):
 
 
 def can(site: Site, word: str) -> bool:
-    return not site.hypervisor.abilities[word].startswith("no")
+    return not site.hypervisor.abilities_of(site.machine_type)[word].startswith("no")
 
 
 Scenario = Callable[[Machine], Coroutine[Any, Any, None]]
 
 
-def on_a_machine(site: Site, scenario: Scenario, config: MachineConfig | None = None) -> None:
-    """The scenario on a machine that has booted."""
+def on_a_machine(
+    site: Site, scenario: Scenario, config: MachineConfig | None = None, *, with_guest: bool = False
+) -> None:
+    """The scenario on a machine that runs. with_guest: not before its guest can take part."""
 
     async def whole() -> None:
         wanted = config or site.config()
@@ -81,6 +91,8 @@ def on_a_machine(site: Site, scenario: Scenario, config: MachineConfig | None = 
             machine = await site.hypervisor.connect(wanted, timeout_s=TIMEOUT_S)
             try:
                 await machine.boot(timeout_s=TIMEOUT_S)
+                if with_guest:
+                    await site.booted(wanted)
                 await scenario(machine)
             finally:
                 await machine.close()
@@ -179,7 +191,7 @@ class HypervisorSuite:
             await site.end_from_inside(machine)
             assert await asyncio.wait_for(machine.wait(), TIMEOUT_S) in ("shutdown", "reset")
 
-        on_a_machine(site, scenario)
+        on_a_machine(site, scenario, with_guest=True)
 
     def test_quit_twice(self, site: Site) -> None:
         async def scenario(machine: Machine) -> None:
@@ -192,19 +204,19 @@ class HypervisorSuite:
     @pytest.mark.parametrize("word", ["hotplug-disk", "hotplug-nic", "hotplug-share"])
     def test_devices_come_and_go(self, site: Site, word: str) -> None:
         """Removing what is not there is no error; adding twice is one."""
-        device = site.device(word)
 
         async def scenario(machine: Machine) -> None:
+            device = site.device(word)
             if not can(site, word):
                 await refused(machine.add(device))
                 return
             await machine.add(device)
-            await refused(machine.add(device), HelperFailed)
+            await refused(machine.add(site.device(word)), HelperFailed)
             await machine.remove(device.id, timeout_s=20)
             await machine.remove(device.id, timeout_s=20)
-            await machine.add(device)
+            await machine.add(site.device(word))
 
-        on_a_machine(site, scenario)
+        on_a_machine(site, scenario, with_guest=can(site, word))
 
     def test_sizes(self, site: Site) -> None:
         config = site.config()
@@ -226,12 +238,12 @@ class HypervisorSuite:
             else:
                 await refused(machine.resize(processors=config.processors + 1))
 
-        on_a_machine(site, scenario, config)
+        on_a_machine(site, scenario, config, with_guest=can(site, "resize-memory"))
 
     def test_save_and_start_from_it(self, site: Site) -> None:
-        config = site.config()
         saved = site.directory / "saved"
         saved.mkdir()
+        config = site.to_save(site.config(), saved) if can(site, "save") else site.config()
 
         async def save(machine: Machine) -> None:
             if not can(site, "save"):
@@ -248,7 +260,7 @@ class HypervisorSuite:
         if can(site, "save"):
             assert list(saved.iterdir())
             shared = can(site, "clone")
-            on_a_machine(site, look, replace(config, dir=site.new_dir(), saved=saved, share_memory=shared))
+            on_a_machine(site, look, replace(site.config(), saved=saved, share_memory=shared))
 
 
 def site_host_device() -> Any:

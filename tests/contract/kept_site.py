@@ -15,8 +15,7 @@ from drupe.errors import DrupeError
 from drupe.keeper.client import Keeper
 from drupe.keeper.start import ensure_keeper
 from drupe.resources.cgroups import detect
-from drupe.sandboxers.contract import SandboxConfig, SandboxInfo, TaskConfig
-from drupe.sandboxers.kept.sandboxer import KeptSandboxer
+from drupe.sandboxers.contract import SandboxConfig, Sandboxer, SandboxInfo, TaskConfig
 from drupe.spec import Resources
 from framework import probes
 from framework.leaks import mounts
@@ -62,18 +61,18 @@ class KeptSite(Site):
         self.cgroups = detect()
         self.configs: list[SandboxConfig] = []
         self.keeper: Keeper
-        self.sandboxer: KeptSandboxer
+        self.sandboxer: Sandboxer
 
     @abstractmethod
-    def make(self) -> KeptSandboxer:
+    def make(self) -> Sandboxer:
         """The sandboxer, over `self.keeper`."""
 
-    async def open(self) -> KeptSandboxer:
+    async def open(self) -> Sandboxer:
         self.keeper = await ensure_keeper(self.directory, log=self.directory / "keeper.log")
         self.sandboxer = self.make()
         return self.sandboxer
 
-    async def reopen(self) -> KeptSandboxer:
+    async def reopen(self) -> Sandboxer:
         self.sandboxer.close()
         self.keeper.close()
         self.keeper.escrow.close()

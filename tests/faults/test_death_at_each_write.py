@@ -7,10 +7,8 @@ and after those that begin a step, so before the step's work.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,61 +18,15 @@ from drupe.errors import DrupeError
 from drupe.rpc.client import Client
 from drupe.spec import ContainerSpec, ContainerStatus, ExecSpec, NetworkSpec, PodSpec, PodStatus
 from drupe.spec.control import ContainerStart, Delete, ExecStart, ListFilter, PodCreate, PodRun, Ref, Stop, Wait
-from framework import images, probes
+from framework import probes
 from framework.daemon import CALL_TIMEOUT_S, Daemon
+from framework.faulty import FaultyDaemon
 from framework.leaks import wait_until
 from framework.residue import is_alive, residue
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-PROGRAM = [sys.executable, str(Path(__file__).with_name("faulty_daemon.py"))]
 WORKLOAD = "trap 'exit 7' TERM; echo begin; while :; do sleep 0.02; done"
-
-
-class FaultyDaemon(Daemon):
-    """A daemon that dies where it is told."""
-
-    program = PROGRAM
-
-    @property
-    def arm_file(self) -> Path:
-        return self.root.parent / "arm"
-
-    def environment(self) -> dict[str, str]:
-        return super().environment() | {"DRUPE_TEST_ARM": str(self.arm_file)}
-
-    def arm(self, write: int, moment: str) -> None:
-        """Count writes from now on, and die at `write` (0: never)."""
-        self.arm_file.with_suffix(".list").unlink(missing_ok=True)
-        staged = self.arm_file.with_suffix(".new")
-        staged.write_text(f"{write} {moment}")
-        staged.rename(self.arm_file)
-
-    def listed(self) -> list[str]:
-        """The writes since it was armed."""
-        self.arm_file.unlink()
-        return self.arm_file.with_suffix(".list").read_text().splitlines()
-
-    def died(self) -> bool:
-        """Whether it killed itself, as it was armed to, within a time."""
-        assert self.process is not None
-        with suppress(subprocess.TimeoutExpired):
-            assert self.process.wait(10) == -9
-        return self.process.returncode is not None
-
-
-@pytest.fixture
-def faulty(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[FaultyDaemon]:
-    probes.needs_root()
-    probes.needs_keeper()
-    probes.needs_program("crun", "unshare", "nsenter", "ip")
-    daemon = FaultyDaemon(tmp_path_factory.mktemp("d"))
-    images.copy_store(busybox, daemon.root)
-    try:
-        daemon.start()
-        yield daemon
-    finally:
-        daemon.close()
 
 
 # -- what it is in the midst of -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drupe.sandboxers.gvisor.command import veiled
 from framework.daemon import Daemon
 from framework.leaks import CGROUP_PARENT
 
 COMMAND = Path(sys.executable).with_name("drupe-oci")
-APPLETS = "cat chmod date dd df echo env false grep hostname id ip kill ls mkdir mount nice ps pwd readlink seq sh sleep sort stat stty sync test touch true tty umask uname wc"  # noqa: E501
+APPLETS = "cat chmod date dd df echo env false grep hostname id ip kill ls mkdir mount nice ps pwd readlink sed seq sh sleep sort stat stty sync test touch true tty umask uname wc yes"  # noqa: E501
 TIMEOUT_S = 30.0
 
 # crun refuses a hybrid cgroup tree, and drupe-oci hides it from crun: the same by hand
@@ -126,6 +128,36 @@ class Runtime:
     def state(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self("state", name).stdout)
         return found
+
+
+_REFUSED = re.compile(r"config\.json: (.+) is not carried out by")
+
+
+class Refused(Exception):
+    """The kind of sandbox does not carry out a field of the bundle: which."""
+
+
+class KindRuntime(Runtime):
+    """drupe-oci by the name of a kind of sandbox. Raises Refused."""
+
+    def __call__(self, *words: object, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        done = super().__call__(*words, check=False, **options)
+        if found := _REFUSED.search(done.stderr):
+            raise Refused(found[1])
+        assert not check or done.returncode == 0, f"{self.name} {words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+
+def of_kind(kind: str, daemon: Daemon, root: Path) -> KindRuntime:
+    """Ours, by the kind's name."""
+    return KindRuntime(kind, [COMMAND.with_name(f"drupe-oci-{kind}")], root=root, env=daemon.environment())
+
+
+def runsc(root: Path) -> Runtime:
+    """gVisor itself, as drupe starts it: files are the host's, filters are loaded. On kernels where it takes every
+    network namespace for the host's, what misleads it is hidden."""
+    flags = ("--ignore-cgroups", "--overlay2=none", "--file-access=shared", "--oci-seccomp")
+    return Runtime("runsc", [*veiled(["runsc", *flags])], root=root)
 
 
 def drupe_oci(daemon: Daemon, root: Path, program: Path = COMMAND) -> Runtime:

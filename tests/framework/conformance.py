@@ -17,7 +17,14 @@ from framework.bundles import MOUNTS, Runtime, config, make_bundle
 Seen = dict[str, str]
 Observe = Callable[["Site"], Seen]
 CASES: dict[str, Observe] = {}
+# what only the workload sees: where the program that makes its kernel can be asked, too
+INSIDE = (
+    "mounts", "a read-only root", "masked and read-only paths", "usual device nodes", "capabilities of root",
+    "capabilities of a user", "no capabilities named", "resource limits", "ids, environment, directory", "HOME",
+    "no new privileges, OOM score", "seccomp", "host name", "ends of processes inside", "standard streams",
+)  # fmt: skip
 _FORGET = 10.0
+REFUSED = "refused by name"  # the whole case, with the field
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,19 @@ def mounts(site: Site) -> Seen:
     shared = {"type": "bind", "source": str(site.directory / "shared")}
     more = [
         {"destination": "/mnt", **shared, "options": ["rbind", "ro"]},
-        {"destination": "/made/by/mount", **shared, "options": ["bind", "nosuid", "nodev", "noexec", "rslave"]},
+        {"destination": "/made/by/mount", **shared, "options": ["bind", "nosuid", "nodev", "noexec"]},
         {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "mode=1770", "noexec"]},
     ]
     plain = [{"destination": t, "type": k, "source": s, "options": o} for t, k, s, o in MOUNTS]
     done = site.runtime("run", "--bundle", site.bundle("cat", "/proc/self/mountinfo", mounts=plain + more), site.id)
     return mounts_of(done.stdout)
+
+
+@case("a mount that follows the host's")
+def following(site: Site) -> Seen:
+    shared = {"type": "bind", "source": str(site.directory), "destination": "/mnt", "options": ["bind", "rslave"]}
+    plain = [{"destination": t, "type": k, "source": s, "options": o} for t, k, s, o in MOUNTS]
+    return site.run("grep", "-c", "/mnt .*master:", "/proc/self/mountinfo", mounts=[*plain, shared])
 
 
 @case("a read-only root")
@@ -114,6 +128,12 @@ def hidden(site: Site) -> Seen:
     )
     paths = {"maskedPaths": ["/proc/kcore", "/proc/timer_list", "/sys/firmware", "/proc/not-there"]}
     return site.run(*script(*parts), linux={**paths, "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"]})
+
+
+@case("usual device nodes")
+def usual_devices(site: Site) -> Seen:
+    listing = "cd /dev; for f in *; do echo $f: $(stat -c '%F %a %u %g %t:%T' $f); done; readlink fd ptmx stdin"
+    return site.run(*script(listing))
 
 
 @case("device nodes")
@@ -162,13 +182,21 @@ def rlimits(site: Site) -> Seen:
         {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
         {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
         {"type": "RLIMIT_STACK", "soft": 4194304, "hard": 8388608},
+        {"type": "RLIMIT_FSIZE", "soft": 1 << 20, "hard": 2 << 20},
     ]
-    return site.run(process={"args": ["sed", "s/  /: /", "/proc/self/limits"], "rlimits": limits})
+    letters = {"nofile": "n", "core": "c", "stack": "s", "fsize": "f", "cpu": "t"}
+    parts = [f"echo {name}: $(ulimit -S{letter}) $(ulimit -H{letter})" for name, letter in letters.items()]
+    return site.run(process={"args": list(script(*parts)), "rlimits": limits})
 
 
-@case("ids, umask, environment, directory")
+@case("umask")
+def umask(site: Site) -> Seen:
+    return site.run(process={"args": ["sh", "-c", "echo umask: $(umask)"], "user": {"uid": 0, "gid": 0, "umask": 0o27}})
+
+
+@case("ids, environment, directory")
 def identity(site: Site) -> Seen:
-    user = {"uid": 1000, "gid": 1001, "additionalGids": [5, 7], "umask": 0o27}
+    user = {"uid": 1000, "gid": 1001, "additionalGids": [5, 7]}
     args = script("echo id: $(id -u) $(id -g) $(id -G)", "echo umask: $(umask)", "echo pwd: $(pwd)", "env | sort")
     environment = ["PATH=/bin", "A=1", "A=2", "EMPTY=", "SPACE=a b"]
     return site.run(process={"args": list(args), "user": user, "env": environment, "cwd": "/tmp"})
@@ -285,6 +313,14 @@ def exit_codes(site: Site) -> Seen:
     names = [{"type": name} for name in ("mount", "ipc", "uts", "network")]
     linux = {"namespaces": names}
     return {name: site.run("sh", "-c", text, linux=linux)["exit code"] for name, text in scripts.items()}
+
+
+@case("ends of processes inside")
+def ends_inside(site: Site) -> Seen:
+    """What a shell sees of its children, in a process table of its own."""
+    ends = {"killed": "kill -9 $$", "exit": "exit 3", "terminated": "kill -15 $$"}
+    parts = [f"sh -c '{text}'; echo {name}: $?" for name, text in ends.items()]
+    return site.run(*script(*parts, "exit 7"))
 
 
 @case("what cannot start")
@@ -412,7 +448,7 @@ def slow_hook(site: Site) -> Seen:
     slow = {"path": "/bin/sleep", "args": ["sleep", "60"], "timeout": 1}
     done = site.runtime("run", "--bundle", site.bundle("true", hooks={"createRuntime": [slow]}), site.id, check=False)
     site.runtime("delete", "--force", site.id, check=False)
-    return {"refused": str(done.returncode != 0)}
+    return {"not made": str(done.returncode != 0)}
 
 
 # -- exec, state
@@ -492,7 +528,9 @@ def streams(site: Site) -> Seen:
 
 
 def compare(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Key to what each side saw, where they differ."""
+    """Key to what each side saw, where they differ. What is refused was not seen at all."""
+    if REFUSED in ours:
+        return {REFUSED: (ours[REFUSED], "-")}
     return {
         key: (ours.get(key, "-"), theirs.get(key, "-")) for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drup
 IMAGE = "docker.io/library/busybox:latest"
 NAMESPACE = CGROUP_PARENT  # containers' cgroups are below a directory of this name, so the leak checker knows them
 SOCKET = "/run/containerd/containerd.sock"
+OURS = "io.containerd.drupe.v2"
 
 _SERVERS = """
 root = "{directory}/containerd"
@@ -104,7 +106,7 @@ class Containerd(PrivateHost):
         self.version = version
         self.process: subprocess.Popen[bytes] | None = None
         copy_store(store, directory / "drupe")
-        for parent in _parents():  # runc makes them and leaves them
+        for parent in parents(NAMESPACE):  # runc makes them and leaves them
             parent.mkdir(exist_ok=True)
         super().__init__(directory, config=drupe_config)
         beside = [str(version.directory)] if version.directory else []
@@ -160,15 +162,35 @@ class Containerd(PrivateHost):
         """Run `ctr WORDS`, its output captured."""
         return self.inside("ctr", "--address", SOCKET, "--namespace", namespace, *words, check=check, **options)
 
+    def begin_ctr(self, *words: str) -> subprocess.Popen[str]:
+        """A `ctr WORDS` that goes on beside the test."""
+        argv = [*self._nsenter(), "ctr", "--address", SOCKET, "--namespace", NAMESPACE, *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(argv, env=self.env, stdin=subprocess.DEVNULL, text=True, **pipes)  # type: ignore[call-overload]
+
     def close(self) -> None:
         super().close()
-        for parent in _parents():
+        for parent in parents(NAMESPACE):
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()
 
 
-def _parents() -> list[Path]:
-    """The cgroup above all containers' of `NAMESPACE`, in each hierarchy."""
+def serving(directory: Path, name: str, store: Path) -> Iterator[Containerd]:
+    """containerd of a version with the image, for as long as a fixture lives."""
+    version = VERSIONS[name]
+    needs_containerd(version)
+    place = Containerd(directory, version, store)
+    try:
+        place.start()
+        place.load()
+        place.ctr("run", "--rm", "--runtime", OURS, IMAGE, "first", "true")  # starts the relay, which stays
+        yield place
+    finally:
+        place.close()
+
+
+def parents(name: str) -> list[Path]:
+    """The cgroup above containers', in each hierarchy."""
     root = Path("/sys/fs/cgroup")
     trees = [root] if (root / "cgroup.procs").exists() else [d for d in root.iterdir() if not d.is_symlink()]
-    return [tree / NAMESPACE for tree in trees]
+    return [tree / name for tree in trees]

@@ -48,6 +48,15 @@ _HANDLER_V3 = """
   runtime_type = "io.containerd.drupe.v2"
   sandboxer = "drupe"
 """
+_MORE_HANDLERS_V3 = """
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.streaming-drupe]
+  runtime_type = "io.containerd.drupe-runc.v2"
+  sandboxer = "drupe"
+  io_type = "streaming"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.drupe-by-shim]
+  runtime_type = "io.containerd.drupe-runc.v2"
+  sandboxer = "shim"
+"""
 HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm")
 
 
@@ -59,7 +68,7 @@ class CriHost(Containerd):
             parent.mkdir(exist_ok=True)
         config = directory / "drupe.toml"
         config.write_text("[containerd]\nsandboxer = true\n")
-        handlers = "".join(_HANDLER_V3.format(name=name) for name in HANDLERS)
+        handlers = "".join(_HANDLER_V3.format(name=name) for name in HANDLERS) + _MORE_HANDLERS_V3
         super().__init__(directory, version, store, cri=True, extra=_SANDBOXER + handlers, drupe_config=config)
         self.logs = directory / "pods"
         self.cri: Cri

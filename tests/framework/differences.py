@@ -74,6 +74,13 @@ class Keys:
         return [pattern for pattern in self.patterns if not any(re.fullmatch(pattern, key) for key in keys)]
 
 
-def keys(case: str, other: str) -> Keys:
+def of_kind(kind: str) -> tuple[Difference, ...]:
+    """All of a kind's."""
+    from framework import kind_differences
+
+    return {"runc": DIFFERENCES, "gvisor": kind_differences.GVISOR, "wasm": kind_differences.WASM}[kind]
+
+
+def keys(case: str, other: str, kind: str = "runc") -> Keys:
     """What is listed for a case."""
-    return Keys(tuple(d.keys for d in DIFFERENCES if (d.case, d.other) == (case, other)))
+    return Keys(tuple(d.keys for d in of_kind(kind) if (d.case, d.other) == (case, other)))

@@ -16,12 +16,15 @@ ULIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=20000:20000")
 
 
 class Podman(PrivateHost):
-    """A place of Podman's own."""
+    """A place of Podman's own. runtime: what it runs containers by."""
+
+    runtime = COMMAND
 
     def load(self) -> None:
-        """Have an image."""
+        """Have an image, of what is in our directory's rootfs, or of busybox."""
         self.wait_for("/run/drupe/drupe.sock")
-        make_rootfs(self.directory / "rootfs")
+        if not (self.directory / "rootfs").exists():
+            make_rootfs(self.directory / "rootfs")
         archive = str(self.directory / "rootfs.tar")
         self.inside("tar", "-C", str(self.directory / "rootfs"), "-cf", archive, ".")
         self("import", archive, IMAGE)
@@ -38,7 +41,7 @@ class Podman(PrivateHost):
             "--events-backend",
             "file",
             "--runtime",
-            COMMAND,
+            self.runtime,
         ]
         return self.inside("podman", *map(str, [*own, *ways]), *words, check=check, **options)
 

@@ -6,6 +6,7 @@ What finds its files by fixed paths (conmon, containerd) runs there beside other
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,12 +32,24 @@ class PrivateHost:
             ["unshare", "--mount", "--net", "sh", "-c", _MAKE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._holder.stdout is not None and self._holder.stdout.readline() == b"ready\n"
-        where = ["--root", str(directory / "drupe"), "--run", "/run/drupe"]
-        self._services = [self.serve(sys.executable, "-m", "drupe", *where, "serve", log="daemon.log")]
+        self._services: list[subprocess.Popen[bytes]] = []
+        self.start_daemon()
+
+    def start_daemon(self) -> None:
+        """Start our daemon, and do not wait for it."""
+        where = ["--root", str(self.directory / "drupe"), "--run", "/run/drupe"]
+        self._daemon = self.serve(sys.executable, "-m", "drupe", *where, "serve", log="daemon.log")
+        self._services.insert(0, self._daemon)
+
+    def end_daemon(self, number: signal.Signals) -> None:
+        """End our daemon by a signal, and nothing else."""
+        self._daemon.send_signal(number)
+        self._daemon.wait(TIMEOUT_S)
+        self._services.remove(self._daemon)
 
     def serve(self, *argv: str, log: str) -> subprocess.Popen[bytes]:
         """Start a daemon in there."""
-        with (self.directory / log).open("wb") as output:
+        with (self.directory / log).open("ab") as output:
             return subprocess.Popen(
                 [*self._nsenter(), *argv], env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )

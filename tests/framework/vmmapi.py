@@ -183,7 +183,7 @@ class VmmApi:
         with sock:
             while not isinstance(event := parser.next_event(), h11.ConnectionClosed):
                 if event is h11.NEED_DATA:
-                    data, found = await _receive(sock)
+                    data, found = await receive(sock)
                     fds += found
                     parser.receive_data(data)
                 elif isinstance(event, h11.Request):
@@ -231,7 +231,7 @@ class VmmApi:
         return self.model(request) or (status, None)
 
 
-async def _receive(sock: socket.socket) -> tuple[bytes, int]:
+async def receive(sock: socket.socket) -> tuple[bytes, int]:
     """Bytes, and how many descriptors came with them."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from framework import images, probes
+from framework import images, machines, probes
 
 ROOT = Path(__file__).parents[2]
 TIMES = ["name", "kind", "n", "p50_ms", "p95_ms", "p99_ms", "peer", "peer_p50_ms", "ratio"]
@@ -32,8 +32,10 @@ def test_the_demo_passes(tmp_path: Path, busybox: Path) -> None:
     """`make demo` runs to its end, checks what it shows, and leaves no pod behind."""
     probes.needs_keeper()
     probes.needs_program("crun", "mmdebstrap", "nft")
+    machines.needs_machines()
     root, run = tmp_path / "root", tmp_path / "run"
     images.copy_store(busybox, root)
+    machines.make_root(root)
     made = subprocess.run(
         [ROOT / "scripts/make-debian-image.sh", "--root", root / "images"], capture_output=True, text=True, check=False
     )

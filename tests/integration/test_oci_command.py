@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import array
-import contextlib
 import json
 import os
 import signal
@@ -20,6 +18,7 @@ import pytest
 from drupe.spec.control import Empty
 from framework import bundles
 from framework.bundles import Runtime, config, make_bundle
+from framework.callers import CONMON, first_and_last, on_terminal, receive_terminal
 from framework.daemon import Daemon
 from framework.leaks import wait_until
 
@@ -61,18 +60,6 @@ def test_the_whole_life_of_a_container(oci: Runtime, tmp_path: Path) -> None:
     gone = oci("state", "c1", check=False)
     assert gone.returncode == 1 and "container does not exist" in gone.stderr
     oci("delete", "--force", "c1")
-
-
-CONMON = """
-    import ctypes, os, subprocess, sys
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, as conmon and containerd's shims do
-    pid_file, *argv = sys.argv[1:]
-    command, name = argv[:3], argv[-1]
-    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
-    pid = int(open(pid_file).read())
-    subprocess.run([*command, "start", name], check=True, stdin=subprocess.DEVNULL)
-    print("code", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
 
 
 def test_the_container_is_a_child_of_who_called(oci: Runtime, tmp_path: Path) -> None:
@@ -133,15 +120,6 @@ def test_exec_flags(oci: Runtime, tmp_path: Path) -> None:
     assert int(capabilities.split()[1], 16) == 1 << 0 | 1 << 5 | 1 << 19  # CHOWN and KILL are the container's
     wrong = oci("exec", "--user", "nobody", "c1", "id", check=False)
     assert wrong.returncode == 255 and "numbers" in wrong.stderr
-
-
-def receive_terminal(listener: socket.socket) -> int:
-    """The terminal's master, as a console socket gets it."""
-    listener.settimeout(20)
-    connection, _ = listener.accept()
-    with connection:
-        _, ancillary, _, _ = connection.recvmsg(4096, socket.CMSG_LEN(4))
-    return array.array("i", ancillary[0][2])[0]
 
 
 def test_a_terminal_by_console_socket(oci: Runtime, tmp_path: Path) -> None:
@@ -411,32 +389,13 @@ def test_signals_by_name_and_number(oci: Runtime, tmp_path: Path) -> None:
 def test_a_terminal_in_the_foreground(oci: Runtime, tmp_path: Path) -> None:
     """run and exec on the caller's own terminal: its size, its input, its output."""
     made = bundle(tmp_path, process={"terminal": True, "args": ["sh", "-c", "tty; read word; echo got $word; exit 4"]})
-    assert on_terminal([*oci.argv, "run", "--bundle", str(made), "c1"], oci.env, b"in\n") == (
-        4,
-        b"/dev/pts/0",
-        b"got in",
-    )
+    code, said = on_terminal([*oci.argv, "run", "--bundle", str(made), "c1"], oci.env, b"in\n")
+    assert (code, *first_and_last(said)) == (4, b"/dev/pts/0", b"got in")
     oci.create(bundle(tmp_path, "sleep", "1000"), "c2", tmp_path / "out")
     oci("start", "c2")
     argv = [*oci.argv, "exec", "--tty", "c2", "sh", "-c", "tty; read word; echo got $word; exit 5"]
-    assert on_terminal(argv, oci.env, b"in\n") == (5, b"/dev/pts/0", b"got in")
-
-
-def on_terminal(argv: list[str], env: dict[str, str], text: bytes) -> tuple[int, bytes, bytes]:
-    """Exit code, first and last line of a program on a terminal where `text` was typed."""
-    master, slave = os.openpty()
-    try:
-        process = subprocess.Popen(argv, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
-        os.close(slave)
-        os.write(master, text)
-        said = b""
-        with contextlib.suppress(OSError):  # EIO: the last one has closed it
-            while chunk := os.read(master, 4096):
-                said += chunk
-        lines = [line for line in said.replace(b"\r", b"").split(b"\n") if line]
-        return process.wait(20), next(line for line in lines if line.startswith(b"/dev")), lines[-1]
-    finally:
-        os.close(master)
+    code, said = on_terminal(argv, oci.env, b"in\n")
+    assert (code, *first_and_last(said)) == (5, b"/dev/pts/0", b"got in")
 
 
 def test_from_another_pid_namespace(oci: Runtime, tmp_path: Path) -> None:

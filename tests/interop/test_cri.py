@@ -72,6 +72,7 @@ def native(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "drupe-by-shim"])
 def test_a_pod_and_a_container_from_start_to_end(cri: CriHost, handler: str) -> None:
     pod = cri.pod("life", handler, labels={"a": "b"}, annotations={"note": "x"})
     status = cri.cri.PodSandboxStatus(pod_sandbox_id=pod[0]).status
@@ -98,6 +99,7 @@ def test_a_pod_and_a_container_from_start_to_end(cri: CriHost, handler: str) -> 
     assert not cri.cri.ListPodSandbox().items
 
 
+@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "streaming-drupe"])
 def test_streams(cri: CriHost, handler: str) -> None:
     pod = cri.pod("streams", handler)
     script = "echo ready; read word; echo got $word; exec sleep 100000"
@@ -121,6 +123,7 @@ def test_streams(cri: CriHost, handler: str) -> None:
     wait_until(lambda: cri.log("streams", "main") == ["ready", "got word"], what="the log")
 
 
+@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "streaming-drupe"])
 def test_terminals(cri: CriHost, handler: str) -> None:
     pod = cri.pod("terminal", handler)
     container = cri.run(pod, "main", *FOREVER)
@@ -333,9 +336,29 @@ def test_a_handler_decides(cri: CriHost) -> None:
     assert info["drupe"]["sandbox"] == "wasm"
 
 
-def test_sandboxes_outlive_a_restart_of_containerd(own_host: CriHost) -> None:
+def test_a_sandbox_that_the_shim_serves(cri: CriHost) -> None:
+    """`sandboxer = "shim"`: the same pods by another service."""
+    pod = cri.pod("by-shim", "drupe-by-shim", labels={"a": "b"})
+    info = json.loads(cri.cri.PodSandboxStatus(pod_sandbox_id=pod[0], verbose=True).info["info"])
+    assert info["drupe"]["sandbox"] == "runc" and info["config"]["labels"] == {"a": "b"}
+    first, second = (cri.run(pod, name, *FOREVER) for name in ("first", "second"))
+    assert cri.cri.exec(first, "hostname") == cri.cri.exec(second, "hostname") == "by-shim\n"
+    space = ("readlink", "/proc/self/ns/net")
+    assert cri.cri.exec(first, *space) == cri.cri.exec(second, *space)
+    assert cri.cri.PodSandboxStats(pod_sandbox_id=pod[0]).stats.linux.network.default_interface.name == "eth0"
+    cri.cri.StopPodSandbox(pod_sandbox_id=pod[0])
+    assert cri.cri.state(first) == "EXITED" and cri.cri.pod_state(pod[0]) == "NOTREADY"
+    cri.cri.RemovePodSandbox(pod_sandbox_id=pod[0])
+    assert not Path(f"/proc/{info['pid']}").exists()
+    with pytest.raises(grpc.RpcError) as failure:
+        cri.pod("torn-by-shim", "drupe-by-shim", annotations={"drupe.kind": "wasm"})
+    assert "its shim is that of runc" in failure.value.details()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("handler", ["drupe-runc", "drupe-by-shim"])
+def test_sandboxes_outlive_a_restart_of_containerd(own_host: CriHost, handler: str) -> None:
     cri = own_host
-    pod = cri.pod("outlives", "drupe-runc")
+    pod = cri.pod("outlives", handler)
     cri.kill()
     cri.inside("rm", SOCKET)  # it would look as if somebody answered
     cri.start()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from framework import guests
+from framework.bundles import COMMAND
 from framework.leaks import CGROUP_PARENT, wait_until
 from framework.podman import IMAGE, ULIMITS, Podman
 from framework.probes import needs_program, needs_root
@@ -18,9 +20,28 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def podman(tmp_path: Path) -> Iterator[Podman]:
+    yield from a_podman(tmp_path, COMMAND)
+
+
+@pytest.fixture
+def gvisor(tmp_path: Path) -> Iterator[Podman]:
+    needs_program("runsc")
+    yield from a_podman(tmp_path, COMMAND.with_name("drupe-oci-gvisor"))
+
+
+@pytest.fixture
+def wasm(tmp_path: Path) -> Iterator[Podman]:
+    pytest.importorskip("wasmtime")
+    guests.make_rootfs(tmp_path / "rootfs")
+    yield from a_podman(tmp_path, COMMAND.with_name("drupe-oci-wasm"))
+
+
+def a_podman(tmp_path: Path, runtime: Path) -> Iterator[Podman]:
+    """Podman with an image and this runtime."""
     needs_root()
     needs_program("podman", "conmon", "crun", "unshare", "nsenter")
     place = Podman(tmp_path)
+    place.runtime = runtime
     try:
         place.load()
         yield place
@@ -87,3 +108,56 @@ def memory_limit(pid: int) -> int:
         if names == "" and (file := Path(f"/sys/fs/cgroup{path}/memory.max")).exists():
             return int(file.read_text())
     return 0
+
+
+def test_in_gvisor(gvisor: Podman, tmp_path: Path) -> None:
+    """The same, by the kind's name: none of what Podman sends always is refused."""
+    podman = gvisor
+    assert "Linux version 4.4.0" in podman.run("cat", "/proc/version").stdout
+    assert podman.run("sh", "-c", "exit 5", check=False).returncode == 5
+    assert podman.run("cat", flags=["-i"], input="piped").stdout == "piped"
+    assert podman.run("sh", "-c", "echo on a terminal", flags=["-t"]).stdout.split() == ["on", "a", "terminal"]
+    assert podman.run("/nope", check=False).returncode == 127
+    assert podman.run("/etc/passwd", check=False).returncode == 126
+    (tmp_path / "volume").mkdir()
+    flags = ["--user", "7:8", "--hostname", "named", "-v", f"{tmp_path}/volume:/v", "--memory", "256m"]
+    (tmp_path / "volume").chmod(0o777)
+    assert podman.run("sh", "-c", "id -u; hostname; echo text > /v/file", flags=flags).stdout.split() == ["7", "named"]
+    assert (tmp_path / "volume/file").read_text() == "text\n"
+    refused = podman.run("true", flags=["--device", "/dev/kmsg"], check=False)
+    assert refused.returncode == 126 and "linux.devices is not carried out by gvisor sandboxes" in refused.stderr
+    podman.run("sh", "-c", "echo in the log; exec sleep 1000", flags=["-d", "--name", "c", "--memory", "256m"])
+    assert podman("logs", "c").stdout == "in the log\n"
+    assert podman("exec", "--env", "A=b", "--workdir", "/tmp", "c", "sh", "-c", "pwd; echo $A").stdout == "/tmp\nb\n"
+    assert podman("exec", "c", "sh", "-c", "exit 3", check=False).returncode == 3
+    assert podman("exec", "-i", "c", "cat", input="to exec").stdout == "to exec"
+    podman("exec", "-d", "c", "touch", "/tmp/detached")
+    wait_until(lambda: podman("exec", "c", "ls", "/tmp").stdout == "detached\n", what="the detached exec")
+    inspected = json.loads(podman("inspect", "c").stdout)[0]
+    assert inspected["OCIRuntime"].endswith("drupe-oci-gvisor") and inspected["State"]["Running"]
+    assert memory_limit(int(inspected["State"]["Pid"])) == 256 << 20
+    # what Podman does by itself, in the namespaces of the pid that it was given
+    (tmp_path / "file").write_text("copied")
+    podman("cp", str(tmp_path / "file"), "c:/tmp/file")
+    assert podman("exec", "c", "cat", "/tmp/file").stdout == "copied"
+    podman("pause", "c")
+    assert podman("inspect", "--format", "{{.State.Status}}", "c").stdout == "paused\n"
+    podman("unpause", "c")
+    podman("stop", "--time", "0", "c")
+    podman("start", "c")
+    podman("kill", "c")
+    assert podman("wait", "c").stdout == "137\n"
+    podman("rm", "c")
+    assert podman("ps", "--all", "--quiet").stdout == ""
+    assert podman.drupe("pod", "ls", "--quiet").stdout == ""
+
+
+def test_modules(wasm: Podman) -> None:
+    assert wasm.run("echo", "from", "a", "module").stdout == "from a module\n"
+    assert wasm.run("false", check=False).returncode == 1
+    assert wasm.run("cat", flags=["-i"], input="piped").stdout == "piped"
+    wasm.run("sleep", "1000", flags=["-d", "--name", "c"])
+    assert wasm("exec", "--env", "A=b", "c", "printenv", "A").stdout == "b\n"
+    wasm("stop", "--time", "0", "c")
+    assert wasm("inspect", "--format", "{{.State.ExitCode}}", "c").stdout in ("137\n", "143\n")
+    wasm("rm", "c")

@@ -7,27 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from framework.containerds import IMAGE, VERSIONS, Containerd, needs_containerd
+from framework.containerds import IMAGE, NAMESPACE, OURS, VERSIONS, Containerd, serving
 from framework.leaks import wait_until
 from framework.probes import needs_program
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 # our own after containerd's, which is the oracle
-RUNTIMES = ("io.containerd.runc.v2", "io.containerd.drupe.v2")
-
-
-def serving(directory: Path, name: str, store: Path) -> Iterator[Containerd]:
-    """containerd of a version with the image, for as long as a fixture lives."""
-    version = VERSIONS[name]
-    needs_containerd(version)
-    place = Containerd(directory, version, store)
-    try:
-        place.start()
-        place.load()
-        yield place
-    finally:
-        place.close()
+RUNTIMES = ("io.containerd.runc.v2", OURS)
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -83,3 +70,33 @@ def test_the_kind_is_in_the_name(containerd: Containerd) -> None:
     needs_program("runsc")
     said = containerd.ctr("run", "--rm", "--runtime", "io.containerd.drupe-gvisor.v2", IMAGE, "g", "dmesg")
     assert "gVisor" in said
+
+
+_LOGGER = """#!/bin/sh
+# NAME VALUE …, as the URI's query has them
+echo "$1 $CONTAINER_ID $CONTAINER_NAMESPACE" >"$2/told"
+cat <&3 >"$2/out" 5>&- &
+cat <&4 >"$2/err" 5>&- &
+exec 5>&-
+wait
+echo done >"$2/done"
+"""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_program_that_takes_the_output(containerd: Containerd, runtime: str, tmp_path: Path) -> None:
+    logger = tmp_path / "logger"
+    logger.write_text(_LOGGER)
+    logger.chmod(0o755)
+    run = ("run", "-d", "--runtime", runtime)
+    uri = f"binary://{logger}?directory={tmp_path}"
+    containerd.ctr(*run, "--log-uri", uri, IMAGE, "b", "sh", "-c", "seq 100000; echo err >&2")
+    wait_until(lambda: (tmp_path / "done").exists() or "STOPPED" in containerd.ctr("task", "ls"), what="its end")
+    containerd.ctr("task", "rm", "b", check=False)
+    containerd.ctr("container", "rm", "b")
+    wait_until(lambda: (tmp_path / "done").exists() or runtime == RUNTIMES[0], what="the logger's end")
+    assert (tmp_path / "told").read_text() == f"directory b {NAMESPACE}\n"
+    assert len((tmp_path / "out").read_text()) == 588895 and (tmp_path / "err").read_text() == "err\n"
+    wrong = containerd.try_ctr(*run, "--log-uri", "binary:///no/such", IMAGE, "w", "true")
+    assert wrong.returncode != 0 and "/no/such" in wrong.stderr
+    containerd.ctr("container", "rm", "w", check=False)

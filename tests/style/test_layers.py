@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src/drupe"
 FLOORS = {
     "linux": 0,
     "errors": 1, "spec": 1, "state": 1, "rpc": 1,
-    "resources": 2, "images": 2, "keeper": 2, "oci": 2, "hypervisors": 2,
+    "resources": 2, "images": 2, "keeper": 2, "oci": 2, "hypervisors": 2, "guest": 2,
     "sandboxers": 3,
     "runtime": 4,
     "api": 5, "services": 5, "cli": 5,
@@ -26,12 +26,13 @@ ALLOWED_GROUND: dict[str, str] = {}
 # modules that may start programs themselves; everything the daemon does while it serves goes through the keeper
 ALLOWED_SUBPROCESS: dict[str, str] = {
     "api/daemon.py": "starts the daemon on demand, in the client's process",
-    "keeper/start.py": "starts the keeper itself",
+    "keeper/programs.py": "starts the keeper itself, and the relay for containerd",
     "services/probing.py": "doctor's probes: asked for by a person, cached, each with a deadline",
     "services/warm.py": "starts the warm process of the command line itself, by posix_spawn",
     "cli/warm.py": "forks for each command; it has one thread and is not the daemon",
     "sandboxers/wasm/zygote.py": "a process of its own, whose work is to fork",
     "sandboxers/wasm/probe.py": "a program of its own: the doctor's probe of the wasm kind",
+    "guest/helpers.py": "mkfs.erofs, apt-get, dpkg and compressors for a guest image, in the client's process",
     "images/erofs.py": "mkfs.erofs for an image on demand, in its worker thread",
     "images/registry_auth.py": "credential helpers, before a pull or push, in its worker thread",
 }

@@ -30,7 +30,7 @@ enum News {
 /// Has our command run by the warm process; returns its exit code, or ends as it did. An error: nothing was done.
 pub fn run(blocked: u64) -> io::Result<u8> {
     // From here on signals wait for us to fetch them.
-    let signals = process::signal_fd(&forwarded_signals())?;
+    let signals = process::signal_fd(&process::forwardable_signals())?;
     let stream = request::connect()?;
     // What is sent to one who never reads it stays open: our output's readers would wait for its end.
     let Some(News::Greets) = first_news(&stream)? else { return Err(io::ErrorKind::ConnectionRefused.into()) };
@@ -39,14 +39,6 @@ pub fn run(blocked: u64) -> io::Result<u8> {
         Some(News::Runs(pidfd)) => Session { stream, signals, pidfd, forwarded: Vec::new() }.run(),
         _ => Err(io::ErrorKind::ConnectionRefused.into()),
     }
-}
-
-/// Every signal that a program may handle, except those that tell it of itself: its faults, its children, its limits.
-fn forwarded_signals() -> Vec<i32> {
-    use libc::*;
-    let own = [SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGPIPE, SIGCHLD, SIGXCPU, SIGXFSZ];
-    let never = [SIGKILL, SIGSTOP, 32, 33]; // the last two are the C library's
-    (1..=64).filter(|signal| !own.contains(signal) && !never.contains(signal)).collect()
 }
 
 /// The next record, for which nobody has to wait long. WouldBlock: it did not come.

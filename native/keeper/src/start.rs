@@ -1,9 +1,10 @@
 //! From a command line to a daemon: lock, mount namespace, socket.
 
 use crate::server::Keeper;
-use drupe_sys::{cgroup, fd, mount, process, socket};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use drupe_sys::daemon::{self, context, Begun, Starter};
+use drupe_sys::{cgroup, mount, process, socket};
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,10 +21,6 @@ pub const STARTED: u8 = 0;
 pub const FAILED: u8 = 1;
 pub const LOCKED: u8 = 3;
 
-fn context(what: String) -> impl FnOnce(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
-}
-
 /// Starts the daemon and returns once it accepts connections: the exit code for the foreground.
 pub fn start(options: &Options) -> io::Result<u8> {
     let namespace = process::shed_descriptors(options.mount_namespace)?;
@@ -33,42 +30,24 @@ pub fn start(options: &Options) -> io::Result<u8> {
     let dir = &options.run_dir;
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o711).create(dir).map_err(context(format!("cannot make {}", dir.display())))?;
-    let lock_path = dir.join("keeper.lock");
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
-    let lock = lock.map_err(context(format!("cannot open {}", lock_path.display())))?;
-    match fd::flock(&lock) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+    match daemon::begin(&dir.join("keeper.lock"), |starter| serve(options, namespace, starter))? {
+        Begun::Serves => Ok(STARTED),
+        Begun::Locked => {
             eprintln!("drupe-keeper: another keeper serves {}", dir.display());
-            return Ok(LOCKED);
+            Ok(LOCKED)
         }
-        result => result?,
-    }
-    let (ready, tell) = fd::pipe()?;
-    let child = process::fork_child(|| {
-        let forked = process::setsid().and_then(|()| process::fork_child(|| serve(options, namespace, &tell, &lock)));
-        i32::from(forked.is_err())
-    })?;
-    drop(tell);
-    process::wait_for(child)?;
-    let mut words = String::new();
-    File::from(ready).read_to_string(&mut words)?;
-    match words.as_str() {
-        "ready" => Ok(STARTED),
-        "" => Err(io::Error::other("the keeper died while it started")),
-        words => Err(io::Error::other(words.to_string())),
     }
 }
 
 /// The daemon itself.
-fn serve(options: &Options, namespace: Option<OwnedFd>, tell: &OwnedFd, _lock: &File) -> i32 {
-    let told = |words: &str| tell.try_clone().and_then(|fd| File::from(fd).write_all(words.as_bytes()));
+fn serve(options: &Options, namespace: Option<OwnedFd>, starter: &Starter) -> i32 {
     match prepare(options, namespace) {
         Err(error) => {
-            let _ = told(&error.to_string());
+            starter.failed(&error);
             1
         }
         Ok(mut keeper) => {
-            if detach_stdio(options).and_then(|()| told("ready")).is_err() || close(tell).is_err() {
+            if daemon::detach_stdio(options.log.as_deref()).and_then(|()| starter.ready()).is_err() {
                 return 1;
             }
             match keeper.run() {
@@ -80,12 +59,6 @@ fn serve(options: &Options, namespace: Option<OwnedFd>, tell: &OwnedFd, _lock: &
             }
         }
     }
-}
-
-/// The foreground waits for the end of this pipe, which forked children must not inherit either.
-fn close(tell: &OwnedFd) -> io::Result<()> {
-    let null = OpenOptions::new().write(true).open("/dev/null")?;
-    drupe_sys::fd::replace(&null, tell)
 }
 
 fn prepare(options: &Options, namespace: Option<OwnedFd>) -> io::Result<Keeper> {
@@ -132,15 +105,4 @@ fn listen(dir: &Path) -> io::Result<OwnedFd> {
     let listener = socket::listen_seqpacket(&short).map_err(context(format!("cannot listen on {}", path.display())))?;
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(listener)
-}
-
-fn detach_stdio(options: &Options) -> io::Result<()> {
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    let log = match &options.log {
-        Some(path) => OpenOptions::new().create(true).append(true).mode(0o640).open(path)?,
-        None => null.try_clone()?,
-    };
-    fd::redirect(&null, 0)?;
-    fd::redirect(&null, 1)?;
-    fd::redirect(&log, 2)
 }

@@ -56,6 +56,14 @@ pub fn redirect(fd: &impl AsFd, standard: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// dup2(2): a duplicate of this number, inherited by children and owned by nobody here. What had the number is closed:
+/// it must be none of ours.
+pub fn give_number(fd: &impl AsFd, number: i32) -> io::Result<()> {
+    // SAFETY: no pointers; the caller says that the number has no owner.
+    check(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) })?;
+    Ok(())
+}
+
 /// dup3(2) with O_CLOEXEC: `target` becomes another descriptor of what `source` is.
 pub fn replace(source: &impl AsFd, target: &impl AsFd) -> io::Result<()> {
     let (source, target) = (source.as_fd().as_raw_fd(), target.as_fd().as_raw_fd());

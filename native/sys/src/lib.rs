@@ -1,12 +1,14 @@
 //! Thin, safe wrappers over the Linux system calls that drupe's native parts use: one function per call, named as in
 //! its man page, errors as `io::Error`. This is the only crate that may contain `unsafe`.
 //!
-//! Every function here is meant for a single-threaded process; `fork_child`, `setns` and `in_netns` rely on it.
+//! `fork_child`, `setns` and `in_netns`, and what uses them, are for a single-threaded process.
 
 pub mod cgroup;
 pub mod credentials;
+pub mod daemon;
 pub mod epoll;
 pub mod fd;
+pub mod machine;
 pub mod mount;
 pub mod net;
 pub mod process;

@@ -2,7 +2,7 @@
 
 use crate::{c_path, c_str, check, check_long};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
 
@@ -13,6 +13,17 @@ pub fn mount(source: &str, target: &Path, fstype: &str, flags: libc::c_ulong, da
     // SAFETY: all pointers are NUL-terminated strings that outlive the call, or null where the kernel allows it.
     check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), fstype.as_ptr(), flags, data.cast()) })?;
     Ok(())
+}
+
+/// open_tree(2): a copy of what is mounted at `path` (links followed) and below it.
+pub fn open_tree(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as libc::c_uint;
+    // SAFETY: the path is NUL-terminated and only read; the new descriptor is ours.
+    unsafe {
+        let fd = check_long(libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags))?;
+        Ok(OwnedFd::from_raw_fd(fd as i32))
+    }
 }
 
 /// move_mount(2): mounts the tree behind `tree` (open_tree(2)) at `target`.

@@ -346,6 +346,14 @@ pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
     }
 }
 
+/// Every signal that a program may handle, except those that tell it of itself: its faults, its children, its limits.
+pub fn forwardable_signals() -> Vec<i32> {
+    use libc::*;
+    let own = [SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS, SIGPIPE, SIGCHLD, SIGXCPU, SIGXFSZ];
+    let never = [SIGKILL, SIGSTOP, 32, 33]; // the last two are the C library's
+    (1..=64).filter(|signal| !own.contains(signal) && !never.contains(signal)).collect()
+}
+
 /// The next signal waiting in a signalfd, if any.
 pub fn next_signal(fd: &impl AsFd) -> Option<i32> {
     let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();

@@ -167,3 +167,29 @@ pub fn send_bytes(fd: &impl AsFd, data: &[u8]) -> io::Result<usize> {
     let count = unsafe { libc::send(fd.as_fd().as_raw_fd(), data.as_ptr().cast(), data.len(), flags) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
+
+/// A listening stream socket of vsock(7), for any caller.
+pub fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: sockaddr_vm is plain data for which all zeroes is valid; its size is passed; the new descriptor is ours.
+    unsafe {
+        let fd = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))?);
+        let mut address: libc::sockaddr_vm = zeroed();
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_port = port;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        check(libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length))?;
+        check(libc::listen(fd.as_raw_fd(), 16))?;
+        Ok(fd)
+    }
+}
+
+/// accept4(2): waits, and so does the new connection.
+pub fn accept_blocking(listener: &impl AsFd) -> io::Result<OwnedFd> {
+    // SAFETY: null address and length are allowed; the new descriptor is ours.
+    unsafe {
+        let fd = listener.as_fd().as_raw_fd();
+        let fd = libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC);
+        Ok(OwnedFd::from_raw_fd(check(fd)?))
+    }
+}

@@ -33,6 +33,22 @@ pub fn at(number: i32) -> Option<Terminal> {
     }
 }
 
+/// What tcgetattr(3) says of a terminal.
+pub struct Settings(libc::termios);
+
+/// The settings of the terminal at the descriptor of this number; None when there is none.
+pub fn settings(number: i32) -> Option<Settings> {
+    let mut settings = MaybeUninit::<libc::termios>::uninit();
+    // SAFETY: `settings` is read only after the kernel filled it.
+    unsafe { (libc::tcgetattr(number, settings.as_mut_ptr()) == 0).then(|| Settings(settings.assume_init())) }
+}
+
+/// tcsetattr(3) TCSANOW, as far as the terminal is still there.
+pub fn put_back(number: i32, settings: &Settings) {
+    // SAFETY: `settings` is valid and only read.
+    unsafe { libc::tcsetattr(number, libc::TCSANOW, &settings.0) };
+}
+
 /// A new pseudo terminal of the devpts instance that this mount namespace has: (master, terminal). ENODEV: what is at
 /// /dev/ptmx is something else.
 pub fn open_pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -54,6 +54,8 @@ VERBS: dict[str, Verb] = {
     "network": Verb("network:network", "Networks", _GROUPS),
     "volume": Verb("volume:volume", "Volumes", _GROUPS),
     "snapshot": Verb("snapshot:snapshot", "Snapshots: pods at one moment, kept", _GROUPS),
+    "template": Verb("templates:template", "Templates: machines that were booted once", _GROUPS),
+    "guest": Verb("guest:guest", "What microVMs boot: kernels and roots", _GROUPS),
     "system": Verb("system:system", "The daemon and its host", _GROUPS),
     "events": Verb("events:events", "Show what happens, as it happens", _SYSTEM),
     "info": Verb("system:info", "Show the daemon and its host", _SYSTEM),

@@ -128,7 +128,7 @@ class Launch:
     `dir`, made by the program when it is ready, unless they are among `listeners`: those are made and listened at by
     whoever starts it, and handed on as descriptors 3, 4, … in this order, so that nobody has to wait for them.
     console: where the guest's console is written; its standard output when that is empty. empty: a directory that must
-    be there, with nothing in it."""
+    be there, with nothing in it. cwd: to be started in, where given."""
 
     argv: Sequence[str]
     files: Mapping[Path, bytes] = field(default_factory=dict)
@@ -138,6 +138,7 @@ class Launch:
     console: Path = Path()
     listeners: Sequence[Path] = ()
     empty: Path | None = None
+    cwd: Path | None = None
     devices: Sequence[str] = ()  # host device nodes it opens: /dev/kvm, /dev/net/tun, …
 
 
@@ -205,6 +206,10 @@ class Hypervisor(ABC):
 
     name: ClassVar[str]
     abilities: ClassVar[Mapping[str, str]]  # a word of ABILITIES to "yes", "no: reason" or "limited: reason"
+
+    def abilities_of(self, machine_type: str) -> Mapping[str, str]:
+        """What it can do with machines of one type; "" is its default, whose answers are `abilities`."""
+        return self.abilities
 
     @abstractmethod
     def prepare(self, config: MachineConfig) -> Launch:

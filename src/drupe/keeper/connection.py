@@ -62,16 +62,16 @@ def to_error(data: Mapping[str, Any]) -> errors.DrupeError:
     return kind(str(data.get("message", "")), cause=cause, may_have_run=may_have_run, errno=name)
 
 
-def open_socket(run_dir: Path) -> socket.socket:
+def open_socket(run_dir: Path, name: str = SOCKET_NAME) -> socket.socket:
     """A connected, not blocking socket. The name goes through /proc/self/fd: a socket's path is short (unix(7)).
 
-    Raises OSError: FileNotFoundError or ConnectionRefusedError when no keeper serves `run_dir`.
+    Raises OSError: FileNotFoundError or ConnectionRefusedError when nobody serves it.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         handle = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            sock.connect(f"/proc/self/fd/{handle}/{SOCKET_NAME}")
+            sock.connect(f"/proc/self/fd/{handle}/{name}")
         finally:
             os.close(handle)
         sock.setblocking(False)

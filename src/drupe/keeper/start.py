@@ -4,48 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
-import drupe
 from drupe import errors
 from drupe.keeper.client import Keeper
 from drupe.keeper.escrow import Escrow
+from drupe.keeper.programs import START_TIMEOUT_S, begin, find_program
 from drupe.linux.memfd import sealed_copy
-from drupe.rpc.timeouts import timeout
 
 PROGRAM = "drupe-keeper"
-_LOCKED = 3  # another keeper serves the directory
-_START_TIMEOUT_S = 10.0
-
-
-def _candidates() -> list[Path]:
-    package = Path(drupe.__file__).parent
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    found = shutil.which(PROGRAM)
-    return [
-        package / "_bin" / PROGRAM,
-        package.parent.parent / "native" / "target" / "release" / PROGRAM,
-        cache / "drupe" / "bin" / PROGRAM,
-        *([Path(found)] if found else []),
-    ]
 
 
 def find_binary() -> Path:
-    """The keeper's program: $DRUPE_KEEPER, beside the package, in the build tree, in the cache, on PATH.
-
-    Raises NotFound with the command that builds it.
-    """
+    """The keeper's program: $DRUPE_KEEPER, else where `find_program` finds it. Raises NotFound."""
     if named := os.environ.get("DRUPE_KEEPER"):
         if os.access(named, os.X_OK):
             return Path(named)
         raise errors.NotFound(f"no program {named}", hint="mend or unset the variable DRUPE_KEEPER")
-    for path in _candidates():
-        if os.access(path, os.X_OK):
-            return path
-    raise errors.NotFound(f"no program {PROGRAM}", hint="build it: bash scripts/build-native.sh")
+    return find_program(PROGRAM)
 
 
 async def ensure_keeper(
@@ -79,7 +57,7 @@ async def ensure_keeper(
 
 async def _start_and_open(keeper: Keeper, log: Path | str | None) -> None:
     """One that was just killed may still hold the lock, or take a connection that it will never answer: try again."""
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         await _start(keeper.run_dir, keeper.escrow.mount_namespace, log)
         try:
@@ -104,27 +82,9 @@ async def _start(run_dir: Path, mount_namespace: int | None, log: Path | str | N
         argv += ["--mount-namespace", str(mount_namespace)]
         passed.append(mount_namespace)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            executable=f"/proc/self/fd/{copy}",
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=passed,
-        )
+        await begin(argv, what=f"the keeper of {run_dir}", executable=f"/proc/self/fd/{copy}", pass_fds=passed)
     finally:
         os.close(copy)
-    try:
-        async with timeout(_START_TIMEOUT_S):
-            _, stderr = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise errors.Unavailable(f"the keeper of {run_dir} did not start in {_START_TIMEOUT_S} s") from None
-    # Another client may have started one at the same moment: then that one serves.
-    if process.returncode not in (0, _LOCKED):
-        text = stderr.decode(errors="replace").strip()
-        raise errors.Unavailable(f"the keeper of {run_dir} cannot start", cause=text)
 
 
 def mounts_root(keeper: Keeper) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import Final
 
@@ -21,9 +22,12 @@ def open_tree(path: str) -> int:
     It is a peer of the original: mounts travel between the two as its propagation says. Raises OSError (EINVAL: an
     unbindable mount).
     """
+    raw = os.fsencode(path)
+    if b"\0" in raw:  # what comes before it is another place
+        raise OSError(errno.EINVAL, "path contains NUL", path)
     flags = OPEN_TREE_CLONE | AT_RECURSIVE | os.O_CLOEXEC
     fd: int = _syscall(
-        ctypes.c_long(_NR_OPEN_TREE), ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(os.fsencode(path)), ctypes.c_uint(flags)
+        ctypes.c_long(_NR_OPEN_TREE), ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(raw), ctypes.c_uint(flags)
     )
     if fd < 0:
         error = ctypes.get_errno()

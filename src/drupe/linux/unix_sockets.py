@@ -6,7 +6,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 MAX_FDS = 32  # far below the kernel's SCM_MAX_FD (253); no call of ours takes more than three
@@ -47,3 +49,14 @@ def recv_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
             os.close(fd)
         raise OSError(errno.EMSGSIZE, f"more than {MAX_FDS} descriptors in one message")
     return data, fds
+
+
+@contextmanager
+def short_name(path: Path) -> Iterator[str]:
+    """A name for a socket that fits into sun_path, however deep it lies (unix(7)). FileNotFoundError without its
+    directory."""
+    handle = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{handle}/{path.name}"
+    finally:
+        os.close(handle)

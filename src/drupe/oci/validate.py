@@ -32,6 +32,12 @@ def parse_config(data: bytes | str | dict[str, Any], *, where: str = "config.jso
     return config
 
 
+def check_process(process: Process, *, where: str) -> None:
+    """The same for a further process of a container. Raises InvalidArgument."""
+    for problem in _process_problems(process, "$"):
+        raise InvalidArgument(f"{where}: {problem}")
+
+
 def _problems(config: RuntimeConfig) -> Iterator[str]:
     if not _VERSION.match(config.oci_version):
         yield f"version {config.oci_version!r} is not 1.x - at `$.ociVersion`"
@@ -52,28 +58,28 @@ def _problems(config: RuntimeConfig) -> Iterator[str]:
         yield "a hostname needs a uts namespace - at `$.hostname`"
 
 
-def _process_problems(process: Process) -> Iterator[str]:
+def _process_problems(process: Process, at: str = "$.process") -> Iterator[str]:
     if not process.args or not process.args[0]:
-        yield "nothing to run - at `$.process.args`"
-    yield from _absolute(process.cwd, "$.process.cwd")
+        yield f"nothing to run - at `{at}.args`"
+    yield from _absolute(process.cwd, f"{at}.cwd")
     for number, entry in enumerate(process.env or ()):
         if entry.partition("=")[0] == "" or "=" not in entry:
-            yield f"{entry!r} is not NAME=value - at `$.process.env[{number}]`"
+            yield f"{entry!r} is not NAME=value - at `{at}.env[{number}]`"
     for name in ("uid", "gid"):
         if process.user and not 0 <= getattr(process.user, name) < 2**32:
-            yield f"id out of range - at `$.process.user.{name}`"
-    yield from _rlimit_problems(process.rlimits or ())
+            yield f"id out of range - at `{at}.user.{name}`"
+    yield from _rlimit_problems(process.rlimits or (), at)
     if process.oom_score_adj is not None and not -1000 <= process.oom_score_adj <= 1000:
-        yield f"{process.oom_score_adj} is not in -1000..1000 - at `$.process.oomScoreAdj`"
+        yield f"{process.oom_score_adj} is not in -1000..1000 - at `{at}.oomScoreAdj`"
     for number, text in enumerate([*(process.args or ()), *(process.env or ())]):
         if "\0" in text:
-            yield f"string {number} of args and env holds a NUL - at `$.process`"
+            yield f"string {number} of args and env holds a NUL - at `{at}`"
 
 
-def _rlimit_problems(rlimits: Iterable[Rlimit]) -> Iterator[str]:
+def _rlimit_problems(rlimits: Iterable[Rlimit], process: str) -> Iterator[str]:
     seen: set[str] = set()
     for number, rlimit in enumerate(rlimits):
-        at = f"at `$.process.rlimits[{number}]`"
+        at = f"at `{process}.rlimits[{number}]`"
         if rlimit.type.removeprefix("RLIMIT_").lower() not in RLIMITS or not rlimit.type.startswith("RLIMIT_"):
             yield f"no rlimit {rlimit.type!r} - {at}"
         if rlimit.type in seen:

@@ -91,7 +91,10 @@ def restore(bound: Sequence[Bound], *, sysfs: Path = SYSFS) -> list[str]:
 def driver_of(address: str, *, sysfs: Path = SYSFS) -> str:
     """What drives a device now; "" for nothing."""
     link = _device(address, sysfs) / "driver"
-    return link.resolve().name if link.exists() else ""
+    try:
+        return link.readlink().name
+    except FileNotFoundError:
+        return ""
 
 
 def _check_free(group: Group, sysfs: Path, allowed: Sequence[str]) -> None:

@@ -29,7 +29,8 @@ def check_fds(method: Method, names: Iterable[str]) -> None:
     """Raise InvalidArgument when a descriptor's name is unknown to the method or given twice."""
     seen: set[str] = set()
     for name in names:
-        if name not in method.fds or name in seen:
+        known = name in method.fds or any(one.endswith("*") and name.startswith(one[:-1]) for one in method.fds)
+        if not known or name in seen:
             allowed = ", ".join(method.fds) or "no descriptors"
             raise InvalidArgument(f"{method.name}: unexpected descriptor {name!r}; it takes {allowed}")
         seen.add(name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from drupe.errors import InvalidArgument
@@ -25,8 +27,9 @@ def places(bundle: Path, spec: ContainerSpec) -> list[Path]:
     return [bundle / f"bind-{number}" for number, _ in enumerate(binds_of(spec))]
 
 
-async def attach(keeper: Keeper, bundle: Path, spec: ContainerSpec) -> None:
-    """Mount copies of the sources at their places; missing ones are made, where that was asked for.
+async def attach(keeper: Keeper, bundle: Path, spec: ContainerSpec, given: Mapping[str, int] | None = None) -> None:
+    """Mount copies of the sources at their places; missing ones are made, where that was asked for. given: copies that
+    are there already, by the names of their places.
 
     Raises InvalidArgument for a propagation that the source's own mount does not have.
     """
@@ -36,7 +39,7 @@ async def attach(keeper: Keeper, bundle: Path, spec: ContainerSpec) -> None:
         with contextlib.ExitStack() as opened:
             trees: dict[str, int] = {}
             for place, mount in pairs[start : start + AT_ONCE]:
-                trees[place.name] = _take(place, mount)
+                trees[place.name] = _take_given(place, given[place.name]) if given else _take(place, mount)
                 opened.callback(os.close, trees[place.name])
             mounts = [KeeperMount(target=str(bundle / name), tree=name) for name in trees]
             await keeper.mount(mounts, fds=trees)
@@ -49,16 +52,25 @@ async def release(keeper: Keeper, bundle: Path, spec: ContainerSpec) -> None:
         await keeper.umount(mounted, lazy=True)
 
 
+def _take_given(place: Path, tree: int) -> int:
+    _make(place, is_directory=stat.S_ISDIR(os.fstat(tree).st_mode))
+    return os.dup(tree)
+
+
+def _make(place: Path, *, is_directory: bool) -> None:
+    if is_directory:
+        place.mkdir(exist_ok=True)
+    else:
+        place.touch()
+
+
 def _take(place: Path, mount: Mount) -> int:
     source = Path(mount.source)
     if mount.create and not source.exists():
         source.mkdir(parents=True, exist_ok=True)
     if mount.propagation not in ("private", "rprivate"):
         _check_travels(source, mount.propagation)
-    if source.is_dir():
-        place.mkdir(exist_ok=True)
-    else:
-        place.touch()
+    _make(place, is_directory=source.is_dir())
     try:
         return open_tree(mount.source)
     except OSError as error:

@@ -6,9 +6,11 @@ What the bundle names on the host is taken over as descriptors, for the keeper's
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import posixpath
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +28,13 @@ from drupe.spec.container import Bundle, Mount, Rlimit, RootMount
 if TYPE_CHECKING:
     from drupe.runtime.container import Container
 
+_MAX_CONFIG_BYTES = 4 << 20
 _PAGE_BYTES = 4096 - 256  # mount(2) copies one page of options
 _VERSION = "1.0.2"  # which every program takes; what is newer in a config was checked by name
 _FLAGS = frozenset(
     ("ro", "nosuid", "nodev", "noexec", "sync", "dirsync", "noatime", "nodiratime", "relatime", "strictatime")
 )
+ROOT_TREE = "tree-root"  # how a given root is called among the trees; binds are called by their places
 _LAYERS = ("lowerdir", "upperdir", "workdir")
 
 
@@ -38,15 +42,24 @@ def read_config(bundle: Path | str) -> bytes:
     """config.json of a bundle. Raises NotFound, InvalidArgument (it cannot be a configuration)."""
     path = Path(bundle) / "config.json"
     try:
-        with path.open("rb") as file:
-            data = file.read((4 << 20) + 1)
+        with open(path, "rb", opener=_without_waiting) as file:
+            data = file.read(_MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
         raise NotFound(f"bundle {bundle} has no config.json") from None
-    except OSError as error:
-        raise InvalidArgument(f"{path} cannot be read", cause=error.strerror or "") from None
-    if len(data) > 4 << 20:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InvalidArgument(f"{str(path)!r} cannot be read", cause=getattr(error, "strerror", str(error))) from None
+    if len(data) > _MAX_CONFIG_BYTES:
         raise InvalidArgument(f"{path} is longer than 4 MiB")
     return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Nobody may write to a FIFO, and everybody would wait for it here."""
+    fd = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no file")
+    return fd
 
 
 # -- the root ---------------------------------------------------------------------------------------------------------
@@ -57,6 +70,11 @@ async def mount_root(keeper: Keeper, container: Container) -> None:
     bundle, target = container.spec.bundle, container.bundle / "rootfs"
     assert bundle is not None  # noqa: S101 - the caller has looked
     target.mkdir(exist_ok=True)
+    if bundle.given:
+        await keeper.mount(
+            [KeeperMount(target=str(target), tree=ROOT_TREE)], fds={ROOT_TREE: container.trees[ROOT_TREE]}
+        )
+        return
     mounts = bundle.root or (RootMount(type="bind", source=_given_root(bundle), options=("rbind",)),)
     for number, mount in enumerate(mounts):
         await _mount(keeper, mount, target / mount.target.lstrip("/"), f"root-{number}")

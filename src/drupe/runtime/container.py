@@ -65,6 +65,7 @@ class Container:
         self.window = (0, 0)  # rows and columns of its terminal, at this start and the next; 0: not known
         self.attachment: Attachment | None = None  # that of whoever started it last
         self.first_fds: Mapping[str, int] = {}  # those that its first start will be given
+        self.trees: Mapping[str, int] = {}  # while it is made: mounts that came along with its bundle, by their place
         self.alarm: Alarm | None = None  # tells of memory running out, where there is a limit
         self._starting = False
         self._unmaking = False

@@ -84,11 +84,12 @@ class Core:
         *,
         auto_stop: bool = False,
         fds: Mapping[str, int] | None = None,
+        trees: Mapping[str, int] | None = None,
         origin: Origin | None = None,
         held: bool = False,
     ) -> Pod:
-        """Plan and make a pod with its containers; on failure nothing is left behind. fds: those of its start.
-        origin: what it goes on from. held: see SandboxConfig."""
+        """Plan and make a pod with its containers; on failure nothing is left behind. fds: those of its start. trees:
+        what its container's bundle came with. origin: what it goes on from. held: see SandboxConfig."""
         await self._wait_name_free(spec)
         planned = plan_pod(spec, taken=lambda name: self._taken(name, spec))
         choice = await self.choose(planned)
@@ -101,7 +102,7 @@ class Core:
         self.pods[pod.id] = pod
         try:
             async with pod.lock:
-                await pod.create(fds)
+                await pod.create(fds, trees)
         except BaseException:
             self._drop_if_gone(pod)
             raise
@@ -192,6 +193,18 @@ class Core:
                 else:
                     container.ended(exit_.status)
                 return
+
+    def sandbox_failed(self, pod_id: str, cause: str) -> None:
+        """A pod's sandbox was lost: its containers' ends are told by themselves, and the pod keeps the cause. Given to
+        sandboxers as their `on_failed`."""
+        pod = self.pods.get(pod_id)
+        if pod is not None:
+            self.node.spawn(self._fail(pod, cause), f"failure of {pod.what}")
+
+    async def _fail(self, pod: Pod, cause: str) -> None:
+        async with pod.lock:
+            if pod.state in (State.RUNNING, State.PAUSED):
+                await pod.lose(cause)
 
     # -- inner --------------------------------------------------------------------------------------------------
 

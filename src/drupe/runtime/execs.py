@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from drupe.errors import NotFound
@@ -39,17 +39,18 @@ class Execs:
         self._timed_out: dict[str, float] = {}  # those killed for it → their limit in seconds
 
     async def start(
-        self, spec: ExecSpec, fds: Mapping[str, int], *, process: dict[str, Any] | None = None
+        self, spec: ExecSpec, fds: Mapping[str, int], *, process: dict[str, Any] | None = None, exec_id: str = ""
     ) -> tuple[str, int]:
         """Run it; returns (exec id, host pid). InvalidState unless pod and container run. Its time limit holds whether
-        anybody waits for it or not. process: all of it in the OCI's words, instead of what `spec` says."""
+        anybody waits for it or not. process: all of it in the OCI's words, instead of what `spec` says. exec_id: a
+        name that the caller has chosen, unique everywhere."""
         container = self._container
         check_timeout(spec.timeout_s)
         require(container.pod.what, container.pod.state, State.RUNNING, to="exec")
         require(container.what, container.state, State.RUNNING, to="exec")
         container.check_allowed("exec in", needed_by_exec(spec))
         process = process or await container.node.storage.exec_process(container, spec)
-        exec_id = secrets.token_hex(8)
+        exec_id = exec_id or secrets.token_hex(8)
         self._record_limit(exec_id, spec.timeout_s)
         self._ended[exec_id] = asyncio.get_running_loop().create_future()
         self._starting[exec_id] = spec
@@ -89,6 +90,10 @@ class Execs:
         if timeout_s is not None:
             self._limit(exec_id, timeout_s)
         return await asyncio.shield(future)
+
+    def when_ended(self, exec_id: str, told: Callable[[ExitStatus], None]) -> None:
+        """Call back at its end, before the keeper forgets that. NotFound."""
+        self._future(exec_id).add_done_callback(lambda end: told(end.result()))
 
     def _limit(self, exec_id: str, timeout_s: float, *, left_s: float | None = None) -> None:
         """Have it killed when its time is up: `timeout_s` after its start, which is `left_s` from now."""
@@ -154,11 +159,20 @@ class Execs:
 
     def forget(self, exec_id: str) -> None:
         self._ended.pop(exec_id, None)
+        self._pids.pop(exec_id, None)
 
-    def restore(self, exec_id: str, pid: int) -> None:
-        """Know an exec that lived through a restart of the daemon."""
+    def pid(self, exec_id: str) -> int | None:
+        """Its process, 0 once that has ended and been told of; None: there is no such exec."""
+        return self._pids.get(exec_id, 0) if exec_id in self._ended else None
+
+    def restore(self, exec_id: str, pid: int, exit_: ExitStatus | None = None) -> None:
+        """Know an exec that lived through a restart of the daemon, or ended meanwhile."""
         self._ended[exec_id] = asyncio.get_running_loop().create_future()
         self._pids[exec_id] = pid
+        if exit_ is not None:
+            self._ended[exec_id].set_result(exit_)
+            self.keep_end(exec_id)
+            return
         record = self._container.node.journal.get_record(LIMIT, exec_id)
         if record is not None:
             self._recorded.add(exec_id)

@@ -53,8 +53,9 @@ def plan_container(spec: ContainerSpec, *, pod_name: str, others: Iterable[Conta
     if check_name(name, "container") in used:
         raise AlreadyExists(f"the pod has a container named {name!r} already")
     _check_targets(spec)
+    given = spec.bundle is not None and spec.bundle.given
     for mount in spec.mounts:
-        _check_mount(mount)
+        _check_mount(mount, given=given)
     if spec.stop_signal is not None:
         parse_signal(spec.stop_signal)
     if spec.id in _RESERVED:
@@ -89,12 +90,12 @@ def _check_targets(spec: ContainerSpec) -> None:
         seen.add(target)
 
 
-def _check_mount(mount: Mount) -> None:
+def _check_mount(mount: Mount, *, given: bool) -> None:
     if not mount.target.startswith("/"):
         raise InvalidArgument(f"mount target {mount.target!r} is not an absolute path")
     if os.path.normpath(mount.target) == "/":
         raise InvalidArgument("a mount may not cover the container's root")
-    if mount.type == "bind":
+    if mount.type == "bind" and not given:
         _check_bind(mount)
     elif mount.type == "volume" and mount.source:
         check_name(mount.source, "volume")

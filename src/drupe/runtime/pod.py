@@ -141,14 +141,14 @@ class Pod:
             Step("network", self._attach_network, self._detach_network),
         ]
 
-    async def create(self, fds: Mapping[str, int] | None = None) -> None:
+    async def create(self, fds: Mapping[str, int] | None = None, trees: Mapping[str, int] | None = None) -> None:
         """Make the sandbox, its network and its containers; nothing runs yet. All or nothing. fds: those that `start`
-        will be given."""
+        will be given. trees: what the first container's bundle came with."""
         self.save()
         try:
             await do_all(self.steps(), advance=self._advance, timings_ms=self.status.timings_ms)
             for number, spec in enumerate(self.spec.containers):
-                await self.add_container(spec, None if number else fds)
+                await self.add_container(spec, *((None, None) if number else (fds, trees)))
             self.set_state(State.READY)
         except BaseException:
             await self._abandon()
@@ -163,16 +163,21 @@ class Pod:
         except HelperFailed as error:
             self.node.note(f"{self.what}: {error}")
 
-    async def add_container(self, spec: ContainerSpec, fds: Mapping[str, int] | None = None) -> Container:
-        """Create one more container (already planned: its name and id are free). fds: of its first start."""
+    async def add_container(
+        self, spec: ContainerSpec, fds: Mapping[str, int] | None = None, trees: Mapping[str, int] | None = None
+    ) -> Container:
+        """Create one more container (already planned: its name and id are free). fds: of its first start. trees: what
+        its bundle came with."""
         container = Container(self.node, self, id_=str(spec.id), name=str(spec.name), spec=spec)
-        container.first_fds = fds or {}
+        container.first_fds, container.trees = fds or {}, trees or {}
         self.containers[container.id] = container
         try:
             await container.create()
         except BaseException:
             del self.containers[container.id]
             raise
+        finally:
+            container.trees = {}
         return container
 
     async def start(self, fds: Mapping[str, int] | None = None) -> None:
@@ -200,6 +205,8 @@ class Pod:
             await self.sandboxer.start(self.id)
         else:
             await self.sandboxer.restore(self.id, origin.memory, origin.ids_of(self))
+        phases = self.sandboxer.phases(self.id)
+        self.status.timings_ms |= {f"start {name}": took for name, took in phases.items()}
 
     async def start_containers(self, fds: Mapping[str, int] | None = None) -> None:
         """Start, in order, those that are not running. The journal's phase is `containers` until all are."""
@@ -252,7 +259,7 @@ class Pod:
         require(self.what, self.state, State.READY, State.RUNNING, State.PAUSED, to="update it")
         self.check_allowed(f"an update of {self.what}", needed_by_update(resources))
         self.node.cgroups.check(resources)
-        apply_verified(self.node.cgroups, self.cgroup, resources)
+        apply_verified(self.node.cgroups, self.cgroup, self.sandboxer.host_limits(self.spec, resources))
         self.spec = msgspec.structs.replace(self.spec, resources=merged(self.spec.resources, resources))
         self.save()
         self._event("update")
@@ -333,6 +340,15 @@ class Pod:
         self.set_state(State.FAILED, phase=phase)
         self._event("fail", cause=cause)
 
+    async def lose(self, cause: str) -> None:
+        """Its sandbox has ended under it: what is left is taken down, and it fails."""
+        self._drop_deadline()
+        for container in self.containers.values():
+            if container.is_live:
+                container.ended(ExitStatus(code=255, at=time.time(), reason="Lost", message=cause))
+        await self._leave_sandbox(deadline_s=1.0)
+        self.fail("running", cause)
+
     def last_exit(self) -> ExitStatus | None:
         """The end of the first container that failed, else of the first; None while any lives."""
         if any(c.is_live for c in self.containers.values()):
@@ -373,7 +389,8 @@ class Pod:
 
     async def _make_cgroup(self) -> None:
         await asyncio.sleep(0)  # what waits for others is begun first
-        self.node.cgroups.create(self.cgroup, self.spec.resources)
+        limits = self.sandboxer.host_limits(self.spec, self.spec.resources)
+        self.node.cgroups.create(self.cgroup, limits)
 
     async def _remove_cgroup(self) -> None:
         await asyncio.to_thread(end_and_remove, self.node.cgroups, self.cgroup)

@@ -211,6 +211,7 @@ async def _settle_live(container: Container, task: TaskState | None, tasks: Task
     phase = container.status.phase
     container.stopping = container.stopping or phase == "stopping"
     if task is not None and task.exit is not None:
+        _restore_execs(container, tasks)
         container.ended(task.exit)
         return
     if task is None:
@@ -238,8 +239,8 @@ async def _finish_stop(container: Container) -> None:
 def _restore_execs(container: Container, tasks: Tasks) -> None:
     prefix = container.id + "."
     for key, state in tasks.items():
-        if key.startswith(prefix) and state.exit is None:
-            container.execs.restore(key.removeprefix(prefix), state.pid)
+        if key.startswith(prefix):
+            container.execs.restore(key.removeprefix(prefix), state.pid, state.exit)
 
 
 def _recorded_exit(container: Container) -> ExitStatus | None:

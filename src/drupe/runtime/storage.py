@@ -287,7 +287,7 @@ class Storage:
     async def bundle_config(self, container: Container) -> dict[str, Any]:
         """The OCI config.json of a container, complete."""
         if container.spec.bundle is not None:
-            await binds.attach(self._keeper, container.bundle, container.spec)
+            await binds.attach(self._keeper, container.bundle, container.spec, container.trees)
             return bundled.build(container)
         image = self.image_config(container.spec)
         await binds.attach(self._keeper, container.bundle, container.spec)

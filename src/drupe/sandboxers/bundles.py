@@ -14,13 +14,17 @@ from drupe.oci.honoured import Version, parse_version
 
 class BundleProgram:
     """An OCI runtime's command line. kind: of sandbox. name: "crun", "runc": decides which words it understands. path:
-    its file. executable: a path to execute now, which may start faster."""
+    its file. executable: a path to execute now, which may start faster. stands: what it makes only stands for the
+    workload, which the daemon keeps in a sandbox of that kind."""
 
-    def __init__(self, kind: str, name: str, *, path: str, executable: Callable[[], str], keeper: Keeper) -> None:
+    def __init__(
+        self, kind: str, name: str, *, path: str, executable: Callable[[], str], keeper: Keeper, stands: bool = False
+    ) -> None:
         self.kind = kind
         self.name = name
         self.path = path
         self.executable = executable
+        self.stands = stands
         self._keeper = keeper
         self._known: tuple[str, Version] = ("", ())
 

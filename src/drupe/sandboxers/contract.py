@@ -29,6 +29,7 @@ from drupe.spec.container import LogSpec
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
+from drupe.spec.template import TemplateInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class TaskState:
 
 
 OnExit = Callable[[TaskExit], None]
+OnFailed = Callable[[str, str], None]
+"""Told of a sandbox that was lost with all in it: its id, and why. The ends of its tasks are told, too."""
 
 
 class Attachment(ABC):
@@ -195,6 +198,10 @@ class TaskService(ABC):
         """What runs in it. Pids are those of `pids`."""
         return list_processes(await self.pids(task_id))
 
+    def apart(self) -> Collection[str]:
+        """Keys ("task" or "task.exec") of what lives and is no task of the keeper's, so that it outlives one."""
+        return ()
+
     def hidden(self, task_id: str) -> Collection[str]:
         """Directories of a living container whose files are in the sandbox's memory, out of reach from outside."""
         return ()
@@ -221,6 +228,7 @@ class Sandboxer(ABC):
 
     kind: ClassVar[str]
     runs_modules: ClassVar[bool] = False  # its programs are WebAssembly modules, not Linux's
+    on_failed: OnFailed = staticmethod(lambda sandbox_id, cause: None)
 
     @abstractmethod
     def capabilities(self) -> Mapping[str, str]:
@@ -261,6 +269,15 @@ class Sandboxer(ABC):
     @abstractmethod
     async def stats(self, sandbox_id: str) -> Stats: ...
 
+    def host_limits(self, spec: PodSpec, resources: Resources) -> Resources:
+        """The limits of the pod's cgroup on the host for those that the pod is to have: what its boundary itself needs
+        comes on top."""
+        return resources
+
+    def phases(self, sandbox_id: str) -> Mapping[str, float]:
+        """What parts of the last start took, in milliseconds by name; empty where a start has none."""
+        return {}
+
     def logs(self, sandbox_id: str) -> Mapping[str, Path]:
         """Where the sandbox itself, not its containers, writes what it does: a word for each file. NotFound;
         Unsupported for a kind that writes none."""
@@ -276,6 +293,18 @@ class Sandboxer(ABC):
         """Instead of `start`: what `snapshot` wrote goes on in this sandbox, each task from its `start` on. ids: the
         tasks made here to those of the snapshot. Refused by kinds that cannot."""
         raise _no_snapshots(self.kind)
+
+    async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
+        """Start a sandbox as pods like `spec` need it and keep it as it is then; they start from that. cgroup: where
+        it runs meanwhile. Refused by kinds that cannot."""
+        raise Unsupported(f"{self.kind} sandboxes have no templates", kind=self.kind)
+
+    def templates(self) -> list[TemplateInfo]:
+        """Those that are kept."""
+        return []
+
+    def remove_template(self, template_id: str) -> None:  # noqa: B027 most kinds have none
+        """Idempotent."""
 
     @abstractmethod
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:

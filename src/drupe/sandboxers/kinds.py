@@ -50,7 +50,8 @@ class Kind:
     """One kind of sandbox.
 
     level: one of LEVELS. isolates: what stands between the workload and the host, in a sentence. needs: the doctor's
-    checks that must pass (a tuple: one of these). able: feature to "yes", "no: reason" or "limited: reason", the same
+    checks that must pass (a tuple: one of these). wants: those that must be good where nobody named the kind: without
+    them it runs, and is not what is meant by it. able: feature to "yes", "no: reason" or "limited: reason", the same
     on every host. options: the struct of its table `[kinds.NAME]` in the node's configuration. open: makes its
     sandboxer; raises DrupeError when something it needs is missing. A kind without `open` is planned.
     """
@@ -59,6 +60,7 @@ class Kind:
     level: Level
     isolates: str
     needs: tuple[str | tuple[str, ...], ...] = ()
+    wants: tuple[str, ...] = ()
     able: Callable[[], Mapping[str, str]] = dict
     options: Callable[[], type[Spec]] = lambda: NoOptions
     open: Callable[[Means], Sandboxer] = _planned
@@ -123,10 +125,37 @@ def _wasm_open(means: Means) -> Sandboxer:
     return open_wasm(means)
 
 
+def _vm_able() -> Mapping[str, str]:
+    from drupe.sandboxers.vm.able import ABLE
+
+    return ABLE
+
+
+def _vm_options() -> type[Spec]:
+    from drupe.sandboxers.vm.options import VmOptions
+
+    return VmOptions
+
+
+def _vm_open(means: Means) -> Sandboxer:
+    from drupe.sandboxers.vm.sandboxer import open_vm
+
+    return open_vm(means)
+
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("vm", "machine", "a kernel of its own behind the processor's virtualization"),
+        Kind(
+            "vm",
+            "machine",
+            "a machine of its own, with its own kernel, whose monitor has no rights on the host",
+            needs=("root", "keeper", "overlay", "cgroups", "QEMU", "virtiofsd"),
+            wants=("KVM",),
+            able=_vm_able,
+            options=_vm_options,
+            open=_vm_open,
+        ),
         Kind("appkernel", "kernel", "a kernel of its own, drupe's, in a process without rights"),
         Kind(
             "gvisor",

@@ -127,7 +127,7 @@ def _open_kind(core: Core, keeper: Keeper, options: Spec, name: str) -> Sandboxe
         options=options,
     )
     try:
-        return kind.open(means)
+        sandboxer = kind.open(means)
     except DrupeError as error:
         raise Unsupported(
             f"sandbox kind {name!r} is not available on this host",
@@ -135,6 +135,8 @@ def _open_kind(core: Core, keeper: Keeper, options: Spec, name: str) -> Sandboxe
             cause=str(error),
             hint=error.hint or "drupe doctor says what is missing; an explicit kind is never weakened",
         ) from error
+    sandboxer.on_failed = core.sandbox_failed
+    return sandboxer
 
 
 async def _probe(name: str, cache: Path) -> str:
@@ -177,7 +179,8 @@ async def _replace(core: Core, keeper: Keeper) -> None:
         raise
 
     async def tasks() -> set[str]:
-        return {entry.task for entry in await keeper.list()}
+        living = {entry.task for entry in await keeper.list()}
+        return living.union(*(sandboxer.tasks().apart() for sandboxer in core.node.sandboxers.values()))
 
     await end_lost(core, tasks)
     await finish_deletions(core)

@@ -67,6 +67,7 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
         server = Server(socket or paths.socket, service.handle)
         with warm_command_line(paths.run):
             await front.open()
+            service.open()
             await server.start()
             for note in core.node.notes:
                 log.info("%s", note)
@@ -74,6 +75,7 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
             _ready("ready")
             await stop.wait()
             await server.close()
+            service.close()
             await front.close()
 
 

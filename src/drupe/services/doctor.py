@@ -20,11 +20,11 @@ from typing import NamedTuple
 import msgspec
 
 from drupe.sandboxers.kinds import KINDS, Kind
-from drupe.services import probes_gvisor, probes_host, probes_kernel, probes_wasm
+from drupe.services import probes_gvisor, probes_host, probes_kernel, probes_vm, probes_wasm
 from drupe.services.probing import DEADLINE_S, Finding, Inconclusive, Problem
 from drupe.spec.host import Probe
 
-_PROGRAMS = ("crun", "runc", "unshare", "mkfs.erofs")
+_PROGRAMS = ("crun", "runc", "unshare", "mkfs.erofs", "qemu-system-x86_64")
 _WATCHED = (
     "/usr/lib/cni",
     "/opt/cni/bin",
@@ -47,6 +47,8 @@ CHECKS: tuple[Check, ...] = (
     Check("crun", lambda: probes_kernel.oci_runtime("crun")),
     Check("runc", lambda: probes_kernel.oci_runtime("runc")),
     Check("runsc", probes_gvisor.runsc),
+    Check("QEMU", probes_vm.qemu),
+    Check("virtiofsd", probes_vm.virtiofsd),
     Check("wasm engine", probes_wasm.engine),
     Check("overlay", probes_kernel.overlay),
     Check("user namespaces", probes_kernel.user_namespaces),
@@ -81,11 +83,14 @@ def probe_all(*, fresh: bool, cache: Path) -> list[Probe]:
 
 
 def why_not(kind: Kind, *, cache: Path) -> str:
-    """Why pods of a kind cannot run here, "" when they can: the probes it rests on, and no others."""
-    needs = {name for need in kind.needs for name in _either(need)}
+    """Why pods of a kind that nobody named should not run here, "" when they can: the probes it rests on, and no
+    others."""
+    needs = {name for need in kind.needs for name in _either(need)} | {*kind.wants}
     found = _find([check for check in CHECKS if check.name in needs], fresh=False, cache=cache)
     broken = _broken(kind, found)
-    return "; ".join(f"{name}: {found[name].cause}" for either in broken for name in either)
+    names = [name for either in broken for name in either]
+    names += [name for name in kind.wants if found[name].state != "ok"]
+    return "; ".join(f"{name}: {found[name].cause}" for name in names)
 
 
 def _find(checks: Sequence[Check], *, fresh: bool, cache: Path) -> dict[str, Probe]:

@@ -137,12 +137,14 @@ class Bundle(Spec):
     counts, and not what the spec or an image would.
 
     path: the bundle's directory. root: what the container's root is mounted from; none: config.json names a directory.
+    given: root and bind mounts come along as descriptors (open_tree(2)), for only their owner can name them.
     cgroup: the container's. features: what config.json asks for, in the words of `drupe system capabilities`.
     checkpoint: directory of the memory that it goes on from.
     """
 
     path: str
     root: tuple[RootMount, ...] = ()
+    given: bool = False
     cgroup: str = ""
     features: tuple[str, ...] = ()
     checkpoint: str = ""

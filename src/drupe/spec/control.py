@@ -18,6 +18,7 @@ from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.snapshot import Fork, SnapshotCreate, SnapshotInfo, SnapshotList, SnapshotManifest, SnapshotRestore
 from drupe.spec.status import Choice, ContainerStatus, Event, ExitStatus, PodStatus, ProcessInfo, Stats
+from drupe.spec.template import TemplateCreate, TemplateInfo, TemplateList
 
 
 class Empty(Spec):
@@ -487,7 +488,8 @@ class DiskUsageList(Record):
 
 
 class Method(Spec):
-    """params, result: struct types. item: type of streamed items, or None. fds: names of descriptors it may take."""
+    """params, result: struct types. item: type of streamed items, or None. fds: names of descriptors it may take,
+    "x-*" for any that begins so."""
 
     name: str
     params: Any
@@ -518,6 +520,9 @@ _TABLE: tuple[Method, ...] = (
     Method(name="snapshot.inspect", params=Ref, result=SnapshotManifest),
     Method(name="snapshot.restore", params=SnapshotRestore, result=PodStatus),
     Method(name="snapshot.delete", params=Ref, result=Empty),
+    Method(name="template.create", params=TemplateCreate, result=TemplateInfo),
+    Method(name="template.list", params=Empty, result=TemplateList),
+    Method(name="template.delete", params=Ref, result=Empty),
     Method(name="container.create", params=ContainerCreate, result=ContainerStatus),
     Method(name="container.start", params=ContainerStart, result=ContainerStatus, fds=STDIO),
     Method(name="container.stop", params=Stop, result=ContainerStatus),
@@ -569,6 +574,7 @@ _TABLE: tuple[Method, ...] = (
     Method(name="volume.delete", params=Delete, result=Empty),
     Method(name="volume.prune", params=Prune, result=Pruned),
     Method(name="oci.ask", params=OciAsk, result=OciAnswer, fds=("root",)),
+    Method(name="oci.act", params=OciAsk, result=OciAnswer, fds=("root", "stand_in", "tree-*", "bind-*")),
     Method(name="containerd.start", params=ShimStart, result=ShimStarted),
     Method(name="containerd.delete", params=ShimDelete, result=ShimDeleted),
     Method(name="system.info", params=Empty, result=SystemInfo),

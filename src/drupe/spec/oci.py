@@ -17,7 +17,8 @@ class OciRun(Record):
 
 class OciAsk(Spec):
     """A call of the OCI command line. name: what the program was called. argv: without it. cwd: absolute. Descriptor
-    root: the caller's "/". stdin, runs, state: what an earlier answer asked for or gave."""
+    root: the caller's "/". stdin, runs, state: what an earlier answer asked for or gave. code: of a stand-in that
+    ended. `oci.act` takes once what an answer had made and opened: stand_in, a pidfd, and the trees by their names."""
 
     name: str
     argv: tuple[str, ...]
@@ -25,6 +26,25 @@ class OciAsk(Spec):
     stdin: str | None = None
     runs: dict[str, OciRun] | None = None
     state: Any = None
+    code: int = 0
+
+
+class OciStandIn(Record):
+    """A process of the caller's that stands for a workload in a sandbox (decision 27).
+
+    make: the program that makes it the first process of a container, `status` the file where that writes its pid.
+    Without: it is a process beside drupe-oci, on its streams or on a new terminal whose master goes to `console`.
+    undo: removes it where there will be no sandbox. trees: what to open with open_tree(2), by name. raw: the caller's
+    terminal is put back as it was, in the end. reap: the caller waits for it.
+    """
+
+    make: list[str] = []
+    status: str = ""
+    undo: list[str] = []
+    trees: dict[str, str] = {}
+    console: str = ""
+    raw: bool = False
+    reap: bool = False
 
 
 class OciFile(Record):
@@ -42,9 +62,17 @@ class OciAnswer(Record):
     ended. Otherwise: make `write`; say `stdout` and `stderr`; append `log_line` to `log`. execute: become this program
     (or `fallback`, where its first word is gone), each word that is a name of `texts` replaced by a path to that text.
     again_s: ask again after so long. Else exit with `code`. hide_cgroup: what is run refuses a hybrid cgroup tree.
+
+    stand_in: make one, and ask again. standing: it has its sandbox, and is not undone any more. pid_file: write its pid
+    there. wait: until it ends, and exit with its code. act: ask `oci.act` the next time.
     """
 
     want_stdin: bool = False
+    stand_in: OciStandIn | None = None
+    standing: bool = False
+    pid_file: str = ""
+    wait: bool = False
+    act: bool = False
     runs: dict[str, list[str]] = {}
     hide_cgroup: bool = False
     write: list[OciFile] = []

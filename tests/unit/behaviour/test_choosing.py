@@ -119,7 +119,7 @@ def test_images_that_disagree() -> None:
     ("spec", "images", "error", "says"),
     [
         ({"sandbox": "jail"}, (), InvalidArgument, "unknown sandbox kind 'jail'"),
-        ({"sandbox": "vm"}, (), Unsupported, "'vm' is not built in this version"),
+        ({"sandbox": "appkernel"}, (), Unsupported, "'appkernel' is not built in this version"),
         (
             {"annotations": {"drupe.kind": "jail"}},
             (),

@@ -65,7 +65,7 @@ BAD: list[tuple[PodSpec, type[DrupeError], str]] = [
         "host port 8080/tcp is published twice",
     ),
     (pod(sandbox="jail"), InvalidArgument, "unknown sandbox kind 'jail'"),
-    (pod(sandbox="vm"), Unsupported, "sandbox kind 'vm' is not built in this version"),
+    (pod(sandbox="appkernel"), Unsupported, "sandbox kind 'appkernel' is not built in this version"),
     (with_container(image=""), InvalidArgument, "a container needs an image or a rootfs, and not both"),
     (with_container(rootfs="/"), InvalidArgument, "a container needs an image or a rootfs, and not both"),
     (with_container(image="", rootfs="/no/such"), NotFound, "rootfs '/no/such' is not a directory"),

@@ -321,8 +321,8 @@ async def test_an_unknown_kind_and_an_absent_one(bench: Bench) -> None:
 
     with pytest.raises(InvalidArgument, match="unknown sandbox kind 'jail'"):
         await bench.core.create_pod(PodSpec(sandbox="jail"))
-    with pytest.raises(Unsupported, match="'vm' is not built in this version"):
-        await bench.core.create_pod(PodSpec(sandbox="vm"))
+    with pytest.raises(Unsupported, match="'appkernel' is not built in this version"):
+        await bench.core.create_pod(PodSpec(sandbox="appkernel"))
     assert (await bench.core.create_pod(PodSpec(sandbox="auto"))).kind == "fake"
 
 

@@ -49,9 +49,9 @@ class Site:
         self.version = "crun version 1.8.1\ncommit: x"
 
     def sandboxer(self, kind: str) -> Any:
-        if kind not in ("runc", "vm"):
+        if kind not in ("runc", "appkernel"):
             raise InvalidArgument(f"unknown sandbox kind {kind!r}")
-        if kind == "vm":
+        if kind == "appkernel":
             raise Unsupported("not here")
         keeper: Any = Keeper(self.version)
         found = BundleProgram(kind, self.program, path="/path", executable=lambda: "/exe", keeper=keeper)
@@ -62,10 +62,11 @@ class Site:
         node: Any = SimpleNamespace(
             sandboxer=self.sandboxer, config=self.config, paths=paths, require_open=lambda: None
         )
+        bundles: Any = SimpleNamespace(core=SimpleNamespace(node=node), of=lambda root: iter(()))
         root = os.open("/", os.O_PATH)
         try:
             call = OciAsk(name=name, argv=argv, cwd=str(self.directory), **more)
-            return asyncio.run(answer(call, root_fd=root, pid=self.pid, node=node))
+            return asyncio.run(answer(call, root_fd=root, pid=self.pid, bundles=bundles))
         finally:
             os.close(root)
 
@@ -128,13 +129,13 @@ def test_unknown_properties_are_ignored_as_the_specification_says(site: Site) ->
 
 def test_the_kind(site: Site) -> None:
     assert site.ask("create", "c1", name="drupe-oci-runc").execute
-    assert "sandbox kind 'vm'" in site.ask("create", "c1", name="drupe-oci-vm").stderr
-    site.bundle(annotations={"drupe.kind": "vm"})
-    assert "sandbox kind 'vm'" in site.ask("create", "c1").stderr
-    assert "says 'vm', and this is drupe-oci-runc" in site.ask("create", "c1", name="drupe-oci-runc").stderr
+    assert "sandbox kind 'appkernel'" in site.ask("create", "c1", name="drupe-oci-appkernel").stderr
+    site.bundle(annotations={"drupe.kind": "appkernel"})
+    assert "sandbox kind 'appkernel'" in site.ask("create", "c1").stderr
+    assert "says 'appkernel', and this is drupe-oci-runc" in site.ask("create", "c1", name="drupe-oci-runc").stderr
     site.bundle()
-    site.config = NodeConfig(sandbox="vm")
-    assert "sandbox kind 'vm'" in site.ask("create", "c1").stderr
+    site.config = NodeConfig(sandbox="appkernel")
+    assert "sandbox kind 'appkernel'" in site.ask("create", "c1").stderr
     site.config = NodeConfig(sandbox="auto")
     assert site.ask("create", "c1").execute
 

@@ -44,7 +44,7 @@ def test_all_that_can_be_said() -> None:
         ('sandbx = "runc"', "f: unknown key 'sandbx'", "known keys: sandbox, kinds, policy"),
         ("sandbox = 3", "f: Expected `str`, got `int` - at `\\$.sandbox`", ""),
         ('sandbox = "jail"', "f: unknown sandbox kind 'jail'", "one of: auto, "),
-        ('sandbox = "vm"', "f: sandbox kind 'vm' is not built", ""),
+        ('sandbox = "appkernel"', "f: sandbox kind 'appkernel' is not built", ""),
         ("[kinds.jail]", "f: unknown sandbox kind 'jail'", "one of"),
         ("[kinds.runc]\nprog = 'x'", "f: kinds.runc: unknown key 'prog'", "known keys: program"),
         ("[kinds.runc]\nprogram = 1", "f: kinds.runc: Expected `str`, got `int`", ""),

@@ -33,6 +33,7 @@ pub mod sync;
 mod testing;
 pub mod time;
 pub mod tmpfs;
+pub mod tty;
 pub mod wait;
 pub mod walk;
 

@@ -8,10 +8,21 @@ use drupe_appkernel_abi::{Errno, Result};
 use crate::cred::{CAP_DAC_READ_SEARCH, CAP_MKNOD, MAY_WRITE};
 use crate::dentry::Path;
 use crate::inode::RenameMode;
-use crate::inotify::{self, IN_CREATE, IN_DELETE, IN_DELETE_SELF};
+use crate::inotify::{self, IN_ATTRIB, IN_CREATE, IN_DELETE, IN_DELETE_SELF};
 use crate::kind::FileType;
 use crate::open::OpenFlags;
 use crate::walk::{Found, How, Last, View};
+
+/// A name of this file is gone: its watchers hear of fewer links, and of its end with the last.
+fn tell_lost(target: &Path) {
+    let Ok(metadata) = target.inode().metadata() else { return };
+    if !metadata.is_directory() {
+        inotify::tell_inode(target.inode(), IN_ATTRIB);
+    }
+    if metadata.links == 0 || metadata.is_directory() {
+        inotify::tell_inode(target.inode(), IN_DELETE_SELF);
+    }
+}
 
 struct Entry {
     directory: Path,
@@ -76,6 +87,7 @@ impl View<'_> {
         self.check_changeable(directory)?;
         self.check_linkable(old)?;
         directory.inode().link(self.context, name, old.inode())?;
+        inotify::tell_inode(old.inode(), IN_ATTRIB);
         let dentry = directory.dentry.insert(name, Arc::clone(old.inode()));
         inotify::tell(&Path::new(directory.mount.clone(), dentry), IN_CREATE);
         Ok(())
@@ -146,11 +158,9 @@ impl View<'_> {
     }
 
     fn removed(&self, entry: &Entry, target: &Path) {
-        inotify::tell(target, IN_DELETE);
         entry.directory.dentry.forget(&entry.name);
-        if target.inode().metadata().is_ok_and(|metadata| metadata.links == 0 || metadata.is_directory()) {
-            inotify::tell_inode(target.inode(), IN_DELETE_SELF);
-        }
+        tell_lost(target);
+        inotify::tell(target, IN_DELETE);
     }
 
     /// renameat2(2).
@@ -171,6 +181,7 @@ impl View<'_> {
         source.directory.dentry.moved(&source.name, &target.directory.dentry, &target.name, exchange);
         let from = (&source.directory, source.name.as_slice());
         inotify::tell_moved(from, (&target.directory, &target.name), &moved);
+        target.target.iter().filter(|_| !exchange).for_each(tell_lost);
         Ok(())
     }
 

@@ -230,6 +230,8 @@ impl OpenFile {
             taken
         })?;
         *offset = next;
+        drop(offset);
+        self.tell(IN_ACCESS);
         Ok(())
     }
 

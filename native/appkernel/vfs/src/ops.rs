@@ -39,13 +39,15 @@ impl View<'_> {
         resolve: u64,
     ) -> Result<Arc<OpenFile>> {
         let exclusive = flags.has(OpenFlags::CREAT | OpenFlags::EXCL);
-        let follow = !flags.has(OpenFlags::NOFOLLOW) && !exclusive;
-        let found = self.find(start, path, How { follow, follow_slash: !exclusive, resolve })?;
+        let creates = flags.has(OpenFlags::CREAT) && !flags.has(OpenFlags::PATH);
+        let makes_directory = creates && path.ends_with(b"/"); // EISDIR, wherever a link there leads
+        let follow = !flags.has(OpenFlags::NOFOLLOW) && !exclusive && !makes_directory;
+        let found = self.find(start, path, How { follow, follow_slash: !creates, resolve })?;
         if flags.has(OpenFlags::TMPFILE) && !flags.has(OpenFlags::PATH) {
             return self.open_unnamed(&found, flags, permissions);
         }
-        let creates = flags.has(OpenFlags::CREAT) && !flags.has(OpenFlags::PATH);
         match (&found.target, creates) {
+            (_, true) if found.slash && matches!(found.last, Last::Name(_)) => Err(Errno::ISDIR),
             (None, true) => self.open_new(&found, flags, permissions),
             (None, false) => Err(Errno::NOENT),
             (Some(_), true) if flags.has(OpenFlags::EXCL) => Err(Errno::EXIST),
@@ -56,9 +58,6 @@ impl View<'_> {
     }
 
     fn open_new(&self, found: &Found, flags: OpenFlags, permissions: u32) -> Result<Arc<OpenFile>> {
-        if found.slash {
-            return Err(Errno::ISDIR);
-        }
         let path = self.make(found, FileType::Regular, permissions, 0, &[])?;
         self.opened(&path, flags)
     }

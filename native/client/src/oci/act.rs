@@ -79,16 +79,20 @@ pub fn become_program(answer: &Value) -> String {
 
 fn prepare(answer: &Value) -> Result<(String, Vec<CString>), String> {
     hide_cgroup(answer)?;
-    let mut argv = Vec::new();
     let execute = words(&answer["execute"]);
-    for word in &execute {
-        let word = match answer["texts"][word].as_str() {
-            Some(text) => given_text(text).map_err(|error| format!("cannot hand on a text: {error}"))?,
-            None => word.clone(),
-        };
-        argv.push(CString::new(word).map_err(|_| "an argument holds a NUL".to_string())?);
-    }
+    let no_text = |_| "an argument holds a NUL".to_string();
+    let argv = with_texts(&execute, answer)?.into_iter().map(|word| CString::new(word).map_err(no_text));
+    let argv = argv.collect::<Result<Vec<_>, _>>()?;
     Ok((present(&execute[0], text(answer, "fallback")).to_owned(), argv))
+}
+
+/// The words, those that name a text replaced by a path to it.
+pub fn with_texts(words: &[String], answer: &Value) -> Result<Vec<String>, String> {
+    let given = |word: &String| match answer["texts"][word].as_str() {
+        Some(text) => given_text(text).map_err(|error| format!("cannot hand on a text: {error}")),
+        None => Ok(word.clone()),
+    };
+    words.iter().map(given).collect()
 }
 
 fn given_text(text: &str) -> io::Result<String> {
@@ -96,7 +100,7 @@ fn given_text(text: &str) -> io::Result<String> {
 }
 
 /// The daemon holds a copy of the program that starts faster; it goes with the daemon.
-fn present<'a>(program: &'a str, fallback: &'a str) -> &'a str {
+pub fn present<'a>(program: &'a str, fallback: &'a str) -> &'a str {
     match fallback.is_empty() || !program.starts_with("/proc/") || Path::new(program).exists() {
         true => program,
         false => fallback,

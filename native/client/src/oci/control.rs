@@ -2,15 +2,14 @@
 
 use drupe_sys::socket;
 use serde_json::{json, Value};
-use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 const PROTOCOL: u32 = 1;
 const MAX_FRAME: usize = 16 << 20;
+const FDS_AT_ONCE: usize = 16;
 /// A daemon that has just begun first looks after its pods.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,27 +26,36 @@ impl From<io::Error> for Trouble {
     }
 }
 
-/// A method of the control API with its parameters. root: it takes our "/" along.
+/// A method of the control API with its parameters and descriptors. once: it changes something, and is not repeated once
+/// a daemon may have heard it.
 pub struct Question<'a> {
     pub method: &'a str,
     pub params: &'a Value,
-    pub root: bool,
+    pub fds: Vec<(String, OwnedFd)>,
+    pub once: bool,
 }
 
-/// Asks whoever listens at `path`. What is asked here may be repeated.
+/// Asks whoever listens at `path`.
 pub fn ask(path: &str, question: &Question) -> Result<Value, Trouble> {
-    let mut stream = match UnixStream::connect(path) {
+    let stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return Err(Trouble::Refused(format!("may not use {path}: run as root")));
         }
         Err(_) => return Err(Trouble::Gone),
     };
+    match talk(stream, question) {
+        Err(Trouble::Gone) if question.once => Err(Trouble::Refused("the daemon went away in the middle of it".into())),
+        outcome => outcome,
+    }
+}
+
+fn talk(mut stream: UnixStream, question: &Question) -> Result<Value, Trouble> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let names: &[&str] = if question.root { &["root"] } else { &[] };
+    let names: Vec<&str> = question.fds.iter().map(|(name, _)| name.as_str()).collect();
     let call = json!(["call", 1, question.method, question.params, names, null]);
-    send(&mut stream, &[frame(&json!(["hello", PROTOCOL, []])), frame(&call)].concat(), question.root)?;
+    send(&mut stream, &[frame(&json!(["hello", PROTOCOL, []])), frame(&call)].concat(), &question.fds)?;
     loop {
         let mut said = receive(&mut stream)?;
         match said[0].as_str() {
@@ -70,15 +78,15 @@ fn frame(value: &Value) -> Vec<u8> {
     [(body.len() as u32).to_be_bytes().as_slice(), &body].concat()
 }
 
-/// The descriptor travels with the first bytes.
-fn send(stream: &mut UnixStream, data: &[u8], root: bool) -> io::Result<()> {
-    if !root {
-        return stream.write_all(data);
+/// The descriptors travel with the first bytes, as many in a message as the daemon takes.
+fn send(stream: &mut UnixStream, data: &[u8], fds: &[(String, OwnedFd)]) -> io::Result<()> {
+    let mut sent = 0;
+    for some in fds.chunks(FDS_AT_ONCE) {
+        let some = some.iter().map(|(_, each)| each.try_clone()).collect::<io::Result<Vec<_>>>()?;
+        socket::send(stream, &data[sent..=sent], &some)?;
+        sent += 1;
     }
-    let root = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open("/")?;
-    let first = data.len().min(4096);
-    socket::send(stream, &data[..first], &[OwnedFd::from(root)])?;
-    stream.write_all(&data[first..])
+    stream.write_all(&data[sent..])
 }
 
 fn receive(stream: &mut UnixStream) -> io::Result<Value> {

@@ -9,8 +9,11 @@ mod control;
 mod daemon;
 #[path = "../home.rs"]
 mod home;
+mod make;
+mod stand_in;
 
 use control::Question;
+use make::Standing;
 use serde_json::{json, Map, Value};
 use std::env;
 use std::io::{self, Read, Write};
@@ -28,6 +31,9 @@ fn main() -> ExitCode {
     let name = Path::new(&called).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let argv: Result<Vec<String>, _> = words.collect();
     let outcome = match argv {
+        Ok(argv) if argv.first().is_some_and(|word| word == stand_in::WORD) => {
+            stand_in::stand(&argv).map_err(|error| (error.to_string(), argv))
+        }
         Ok(argv) => serve(&name, &argv).map_err(|error| (error, argv)),
         Err(word) => Err((format!("{} is not UTF-8", word.to_string_lossy()), Vec::new())),
     };
@@ -40,27 +46,63 @@ fn main() -> ExitCode {
     }
 }
 
-/// Asks until the daemon has heard all that it wants to know, then does what it says.
+/// Asks until the daemon has heard all that it wants to know, then does what it says. What we made for a sandbox that did
+/// not come about goes again.
 fn serve(name: &str, argv: &[String]) -> Result<u8, String> {
+    let mut standing = None;
+    let outcome = follow(name, argv, &mut standing);
+    if let Some(standing) = standing {
+        standing.leave(!matches!(outcome, Ok(0)));
+    }
+    outcome
+}
+
+fn follow(name: &str, argv: &[String], standing: &mut Option<Standing>) -> Result<u8, String> {
     let cwd = env::current_dir().map_err(|error| format!("there is no working directory: {error}"))?;
     let cwd = cwd.into_os_string().into_string().map_err(|_| "the working directory is not UTF-8".to_string())?;
     let mut ask = json!({"name": name, "argv": argv, "cwd": cwd});
+    let mut acts = false;
     loop {
-        let answer = daemon::ask(&Question { method: "oci.ask", params: &ask, root: true })?;
+        let answer = call(&ask, acts, standing)?;
+        acts = answer["act"] == true;
+        if !answer["state"].is_null() {
+            ask["state"] = answer["state"].clone();
+        }
+        if let Some(standing) = standing.as_mut().filter(|_| answer["standing"] == true) {
+            standing.stays();
+        }
+        make::write_pid(control::text(&answer, "pid_file"), standing)?;
         if answer["want_stdin"] == true {
             ask["stdin"] = json!(standard_input()?);
+        } else if answer["stand_in"].is_object() {
+            make::stand_in(&answer, standing)?;
         } else if let Some(runs) = answer["runs"].as_object().filter(|runs| !runs.is_empty()) {
             ask["runs"] = run_all(runs, &answer)?;
+        } else if answer["wait"] == true {
+            ask["code"] = json!(make::wait(standing)?);
+            if !acts {
+                return Ok(ask["code"].as_u64().unwrap_or(1) as u8);
+            }
+        } else if acts {
+            // It has only said how to ask.
         } else if let Some(delay_s) = act::say(&answer)? {
             sleep(Duration::from_secs_f64(delay_s));
             ask["runs"] = Value::Null;
-            ask["state"] = answer["state"].clone();
         } else if act::words(&answer["execute"]).is_empty() {
             return Ok(answer["code"].as_u64().unwrap_or(1) as u8);
         } else {
             return Err(act::become_program(&answer));
         }
     }
+}
+
+fn call(ask: &Value, acts: bool, standing: &mut Option<Standing>) -> Result<Value, String> {
+    let root = make::root().map_err(|error| format!("cannot open /: {error}"))?;
+    let mut fds = vec![("root".to_owned(), root)];
+    if let Some(standing) = standing.as_mut().filter(|_| acts) {
+        fds.append(&mut standing.handed_on());
+    }
+    daemon::ask(&Question { method: if acts { "oci.act" } else { "oci.ask" }, params: ask, fds, once: acts })
 }
 
 fn standard_input() -> Result<String, String> {
@@ -84,6 +126,9 @@ fn run_all(runs: &Map<String, Value>, answer: &Value) -> Result<Value, String> {
 
 /// What the daemon could not tell, because there is none: on standard error, and in the log that was asked for.
 fn tell(message: &str, argv: &[String]) {
+    if message.is_empty() {
+        return;
+    }
     eprintln!("drupe-oci: {message}");
     let Some(log) = flag(argv, "log") else { return };
     let line = match flag(argv, "log-format") {

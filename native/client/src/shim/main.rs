@@ -93,7 +93,7 @@ fn delete(call: &Call) -> Result<Vec<u8>, String> {
 }
 
 fn ask(method: &str, params: &Value) -> Result<Value, String> {
-    daemon::ask(&Question { method, params, root: false })
+    daemon::ask(&Question { method, params, fds: Vec::new(), once: false })
 }
 
 /// RuntimeInfo.

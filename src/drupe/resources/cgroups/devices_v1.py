@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from drupe.errors import InternalError, InvalidArgument
-from drupe.resources.cgroups.base import read_text, write_text
+from drupe.resources.cgroups.base import read_text
 
 _EVERYTHING = "a"
 _LIST_OF_EVERYTHING = "a *:* rwm"
@@ -16,35 +16,59 @@ _LIST_OF_EVERYTHING = "a *:* rwm"
 def restrict(directory: str, rules: Iterable[Mapping[str, Any]]) -> None:
     """Write the rules of `linux.resources.devices` in their order and read the list back.
 
-    Raises InvalidArgument for a rule that is not one of "nothing", "everything" and "this one too", InternalError when
-    the kernel took something else. OSError as it comes.
+    Raises InvalidArgument for a rule that takes away a part of what one before it gives, which this controller cannot
+    do; InternalError when the kernel took something else. OSError as it comes.
     """
     wanted: dict[str, set[str]] = {}
-    allow = os.open(f"{directory}/devices.allow", os.O_WRONLY | os.O_CLOEXEC)
+    files = {
+        allow: os.open(f"{directory}/devices.{name}", os.O_WRONLY | os.O_CLOEXEC)
+        for allow, name in ((True, "allow"), (False, "deny"))
+    }
     try:
         for rule in rules:
-            line = _line(rule)
-            if line == _EVERYTHING:
-                wanted.clear()
-            if not rule["allow"]:
-                write_text(f"{directory}/devices.deny", line)
-                continue
-            os.write(allow, line.encode())  # one rule a write
-            node, _, access = (_LIST_OF_EVERYTHING if line == _EVERYTHING else line).rpartition(" ")
-            wanted.setdefault(node, set()).update(access)
+            follow(rule, wanted)
+            os.write(files[bool(rule["allow"])], _line(rule).encode())  # one rule a write
     finally:
-        os.close(allow)
+        for fd in files.values():
+            os.close(fd)
     found = {node: set(access) for node, _, access in map(_split, read_text(f"{directory}/devices.list").splitlines())}
     if found != wanted:
         raise InternalError(f"the devices controller took {found}, not {wanted}", stage="limits")
 
 
+def follow(rule: Mapping[str, Any], wanted: dict[str, set[str]]) -> None:
+    """What the list is after a rule: node ("c 1:3", "b 8:*") to what may be done with it."""
+    line = _line(rule)
+    if line == _EVERYTHING:
+        wanted.clear()
+    node, _, access = _split(_LIST_OF_EVERYTHING if line == _EVERYTHING else line)
+    if rule["allow"]:
+        wanted.setdefault(node, set()).update(access)
+    elif line != _EVERYTHING:
+        for other, given in wanted.items():
+            if other != node and given & set(access) and _overlap(other, node):
+                hint = "deny all, then allow some"
+                raise InvalidArgument(f"device rule {dict(rule)} takes away a part of {other!r}", hint=hint)
+        left = wanted.pop(node, set()) - set(access)
+        wanted.update({node: left} if left else {})
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether there is a device that both nodes name."""
+    pairs = zip(one.replace(":", " ").split(), other.replace(":", " ").split(), strict=True)
+    return all(mine == theirs or {"*", _EVERYTHING} & {mine, theirs} for mine, theirs in pairs)
+
+
 def _line(rule: Mapping[str, Any]) -> str:
-    if rule.get("type", _EVERYTHING) == _EVERYTHING:
+    if (rule.get("type") or _EVERYTHING) == _EVERYTHING:
         return _EVERYTHING
-    if not rule["allow"]:
-        raise InvalidArgument(f"device rule {dict(rule)} takes one device away", hint="deny all, then allow some")
-    return f"{rule['type']} {rule.get('major', '*')}:{rule.get('minor', '*')} {rule['access']}"
+    return f"{rule['type']} {_number(rule, 'major')}:{_number(rule, 'minor')} {rule['access']}"
+
+
+def _number(rule: Mapping[str, Any], name: str) -> Any:
+    """Missing, and -1, are any (runtime-spec, config-linux.md)."""
+    number = rule.get(name)
+    return "*" if number is None or number < 0 else number
 
 
 def _split(line: str) -> tuple[str, str, str]:

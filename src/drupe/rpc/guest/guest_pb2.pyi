@@ -105,16 +105,20 @@ class Device(_message.Message):
     def __init__(self, disk_serial: _Optional[str] = ..., mac: _Optional[str] = ..., pci: _Optional[str] = ...) -> None: ...
 
 class PutBundleRequest(_message.Message):
-    __slots__ = ("id", "config_json", "rootfs", "writable_upper")
+    __slots__ = ("id", "config_json", "rootfs", "writable_upper", "upper_size_bytes", "upper")
     ID_FIELD_NUMBER: _ClassVar[int]
     CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
     ROOTFS_FIELD_NUMBER: _ClassVar[int]
     WRITABLE_UPPER_FIELD_NUMBER: _ClassVar[int]
+    UPPER_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UPPER_FIELD_NUMBER: _ClassVar[int]
     id: str
     config_json: bytes
     rootfs: _containers.RepeatedCompositeFieldContainer[GuestMount]
     writable_upper: bool
-    def __init__(self, id: _Optional[str] = ..., config_json: _Optional[bytes] = ..., rootfs: _Optional[_Iterable[_Union[GuestMount, _Mapping]]] = ..., writable_upper: _Optional[bool] = ...) -> None: ...
+    upper_size_bytes: int
+    upper: GuestMount
+    def __init__(self, id: _Optional[str] = ..., config_json: _Optional[bytes] = ..., rootfs: _Optional[_Iterable[_Union[GuestMount, _Mapping]]] = ..., writable_upper: _Optional[bool] = ..., upper_size_bytes: _Optional[int] = ..., upper: _Optional[_Union[GuestMount, _Mapping]] = ...) -> None: ...
 
 class PutBundleResponse(_message.Message):
     __slots__ = ("bundle", "rootfs")
@@ -149,16 +153,18 @@ class ReadOutputResponse(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., end: _Optional[bool] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class WriteInputRequest(_message.Message):
-    __slots__ = ("id", "exec_id", "data", "close")
+    __slots__ = ("id", "exec_id", "data", "close", "offset")
     ID_FIELD_NUMBER: _ClassVar[int]
     EXEC_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     id: str
     exec_id: str
     data: bytes
     close: bool
-    def __init__(self, id: _Optional[str] = ..., exec_id: _Optional[str] = ..., data: _Optional[bytes] = ..., close: _Optional[bool] = ...) -> None: ...
+    offset: int
+    def __init__(self, id: _Optional[str] = ..., exec_id: _Optional[str] = ..., data: _Optional[bytes] = ..., close: _Optional[bool] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class EventsRequest(_message.Message):
     __slots__ = ("after",)
@@ -388,6 +394,12 @@ class SetSysctlsRequest(_message.Message):
     SYSCTLS_FIELD_NUMBER: _ClassVar[int]
     sysctls: _containers.ScalarMap[str, str]
     def __init__(self, sysctls: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class FreezeRequest(_message.Message):
+    __slots__ = ("frozen",)
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    frozen: bool
+    def __init__(self, frozen: _Optional[bool] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
     __slots__ = ("entropy", "clock_unix_ns", "machine_id", "hostname", "interfaces", "routes", "resolv_conf", "hosts", "thaw")

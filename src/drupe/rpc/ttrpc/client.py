@@ -56,6 +56,11 @@ class Client:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has not hung up."""
+        return not self._ended
+
     async def close(self) -> None:
         """Hang up: the server cancels what still runs, and calls waiting here fail with Unavailable."""
         self._link.close()

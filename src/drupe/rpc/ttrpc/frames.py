@@ -27,11 +27,13 @@ class Kind(IntEnum):
 
 class Flag(IntFlag):
     """REMOTE_CLOSED: the sender sends no more. REMOTE_OPEN: of a request; data follows. NO_DATA: of a data frame; it
-    carries no message, which is not the same as an empty one."""
+    carries no message, which is not the same as an empty one. AGAIN: of a request, by drupe's own relay; it was sent
+    before, to a server that ended without an answer."""
 
     REMOTE_CLOSED = 1
     REMOTE_OPEN = 2
     NO_DATA = 4
+    AGAIN = 0x80
 
 
 class Frame(NamedTuple):

@@ -138,7 +138,7 @@ class _Connection:
         request = envelope.parse_request(frame.data)
         method = self._find(request)
         inbox = _inbox(method, request, frame.flags) if method.streams else None
-        work = self._run(frame.stream, method, request, inbox)
+        work = self._run(frame, method, request, inbox)
         task = asyncio.get_running_loop().create_task(work, name=f"{request.service}/{request.method}")
         self._running[frame.stream] = Running(task, inbox)
         task.add_done_callback(lambda _: self._running.pop(frame.stream))
@@ -163,15 +163,17 @@ class _Connection:
         if frame.flags & Flag.REMOTE_CLOSED:
             running.inbox.end()
 
-    async def _run(self, stream: int, method: Method, request: Request, inbox: Inbox | None) -> None:
+    async def _run(self, asked: Frame, method: Method, request: Request, inbox: Inbox | None) -> None:
         try:
-            answer = await self._limited(stream, method, request, inbox)
-            frame = _answer(stream, method, answer)
+            answer = await self._limited(asked, method, request, inbox)
+            frame = _answer(asked.stream, method, answer)
         except DrupeError as error:
-            frame = _refusal(stream, error)
+            frame = _refusal(asked.stream, error)
         except Exception:
             log.exception("%s/%s failed", request.service, request.method)
-            frame = _refusal(stream, InternalError(f"{request.service}/{request.method} failed: see the daemon's log"))
+            frame = _refusal(
+                asked.stream, InternalError(f"{request.service}/{request.method} failed: see the daemon's log")
+            )
         finally:
             if inbox is not None:
                 inbox.abandon()
@@ -184,16 +186,17 @@ class _Connection:
             except ResourceExhausted as error:
                 await self._link.send(_refusal(frame.stream, error))
 
-    async def _limited(self, stream: int, method: Method, request: Request, inbox: Inbox | None) -> Message | None:
+    async def _limited(self, asked: Frame, method: Method, request: Request, inbox: Inbox | None) -> Message | None:
         limit_s = envelope.timeout_of(request)
         deadline = None if limit_s is None else asyncio.get_running_loop().time() + limit_s
         metadata = envelope.metadata_of(request.metadata)
-        call = Call(request.service, request.method, metadata, deadline, self._peer)
+        again = bool(asked.flags & Flag.AGAIN)
+        call = Call(request.service, request.method, metadata, deadline, self._peer, again)
         given: object
         if inbox is None:
             given = parse(method.request, request.payload)
         else:
-            given = ServerStream(self._link, stream, inbox, method.request, sends=method.answers_stream)
+            given = ServerStream(self._link, asked.stream, inbox, method.request, sends=method.answers_stream)
         try:
             async with timeout(limit_s):
                 return await method.handler(call, given)

@@ -22,13 +22,15 @@ Resp = TypeVar("Resp", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who calls what. deadline: of the event loop's clock; None: no limit. peer: None where the socket has none."""
+    """Who calls what. deadline: of the event loop's clock; None: no limit. peer: None where the socket has none. again:
+    a server before this one may have carried it out, and did not say so."""
 
     service: str
     method: str
     metadata: Metadata
     deadline: float | None
     peer: Peer | None
+    again: bool = False
 
 
 class ServerStream(Generic[Req, Resp]):

@@ -79,6 +79,7 @@ def _mount(mount: dict[str, Any], pod: PodRecord) -> dict[str, Any]:
     the sentry's own; several share the pod's directory on the host."""
     if mount["destination"] == _SHM and pod.sole:
         options = ["nosuid", "nodev", "mode=1777", f"size={pod.shm_bytes}"]
+        options += ["noexec"] if "noexec" in (mount.get("options") or ()) else []
         return {"destination": _SHM, "type": "tmpfs", "source": "shm", "options": options}
     options = ["ro" if option == "rro" else option for option in mount.get("options", ())]
     return {**mount, "options": options}

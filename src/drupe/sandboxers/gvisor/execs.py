@@ -17,8 +17,9 @@ from drupe.sandboxers.contract import ExecConfig, TaskExit
 from drupe.sandboxers.gvisor.ends import from_wait_status, killed
 from drupe.sandboxers.gvisor.failures import explain, gone
 from drupe.sandboxers.gvisor.pumps import Pumps
-from drupe.sandboxers.gvisor.records import Record, TaskRecord
+from drupe.sandboxers.gvisor.records import TaskRecord
 from drupe.sandboxers.gvisor.sentry import Sentry
+from drupe.sandboxers.kept.records import Record
 
 
 class ExecRecord(Record, kw_only=True):

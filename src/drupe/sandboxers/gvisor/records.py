@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
+from drupe.sandboxers.kept.records import Record
 from drupe.spec.container import LogSpec
 from drupe.spec.status import ExitStatus
 
 ROOT_ID = "s"  # how runsc calls the first container of a sandbox: short, as its socket is named by it
-
-T = TypeVar("T", bound="Record")
-
-
-class Record(msgspec.Struct, kw_only=True):
-    """A file of JSON."""
-
-    def write(self, path: Path) -> None:
-        """Whole or not at all."""
-        partial = path.with_name(path.name + ".part")
-        partial.write_bytes(msgspec.json.encode(self))
-        partial.replace(path)
-
-    @classmethod
-    def read(cls: type[T], path: Path) -> T | None:
-        """None when there is none, or half of one."""
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.DecodeError):
-            return None
 
 
 class PodRecord(Record, kw_only=True):

@@ -54,6 +54,7 @@ class GvisorSandboxer(KeptSandboxer):
         return self._tasks
 
     def close(self) -> None:
+        super().close()
         self._tasks.execs.close()
         for telling in self._telling:
             telling.cancel()

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from drupe.errors import DeadlineExceeded, HelperFailed, NotFound
-from drupe.linux.unix_sockets import send_fds
+from drupe.linux.unix_sockets import send_fds, short_name
 from drupe.oci.capabilities import ALL
 from drupe.rpc.timeouts import timeout
 
@@ -57,7 +55,7 @@ class Sentry:
         loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
             sock.setblocking(False)
-            with _short(self._path) as path:
+            with short_name(self._path) as path:
                 await loop.sock_connect(sock, path)
             sent = send_fds(sock, request, fds) if fds else 0
             await loop.sock_sendall(sock, request[sent:])
@@ -123,16 +121,6 @@ class Sentry:
     async def wait_pid(self, container: str, pid: int) -> int:
         """The wait status of a process that `execute` started, once it has ended; told once."""
         return int(await self.call("containerManager.WaitPID", {"PID": pid, "CID": container}, within_s=None))
-
-
-@contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """A name for a socket that fits into sun_path, however deep it lies (unix(7))."""
-    handle = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{handle}/{path.name}"
-    finally:
-        os.close(handle)
 
 
 def _exec_args(container: str, process: Mapping[str, Any], descriptors: int) -> dict[str, Any]:

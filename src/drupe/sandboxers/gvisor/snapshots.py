@@ -10,7 +10,8 @@ from pathlib import Path
 from drupe.errors import DrupeError, HelperFailed
 from drupe.linux.hostname_program import hostname_program
 from drupe.sandboxers.gvisor.pods import GvisorPod, Pods
-from drupe.sandboxers.gvisor.records import Record, TaskRecord
+from drupe.sandboxers.gvisor.records import TaskRecord
+from drupe.sandboxers.kept.records import Record
 from drupe.sandboxers.kept.words import last_message
 
 _TIMEOUT_S = 300.0

@@ -24,3 +24,16 @@ def read_exit_file(path: Path) -> ExitStatus | None:
         return exit_status(msgspec.json.decode(path.read_bytes(), type=Exit))
     except (OSError, msgspec.DecodeError):
         return None
+
+
+def killed(signal: int = 9, *, at: float) -> ExitStatus:
+    """The end of a process that a signal ended; by default that of one whose sandbox was killed."""
+    return ExitStatus(code=128 + signal, signal=signal, at=at, reason="Error")
+
+
+def write_exit_file(path: Path, task: str, status: ExitStatus) -> None:
+    """As the keeper writes it: what it knew was the end of a process on the host."""
+    record = Exit(task=task, pid=0, code=status.code, signal=status.signal, core=False, at=status.at)
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(msgspec.json.encode(record))
+    partial.replace(path)

@@ -7,10 +7,9 @@ them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 
-from drupe.errors import DrupeError, NotFound
+from drupe.errors import NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit, TaskInfo
 from drupe.resources.cgroups import Cgroups
@@ -18,6 +17,8 @@ from drupe.sandboxers.contract import OnExit, SandboxConfig, Sandboxer, TaskExit
 from drupe.sandboxers.kept.exits import exit_status
 from drupe.sandboxers.kept.tasks import KeptTasks
 from drupe.spec.status import Stats
+
+_FORGET_AFTER_S = 1.0
 
 
 class KeptSandboxer(Sandboxer):
@@ -46,6 +47,8 @@ class KeptSandboxer(Sandboxer):
         self._configs.update(configs)
         found: dict[str, TaskState] = {}
         for entry in await self._keeper.list():
+            if "." in entry.task and not entry.running:
+                self._kept.note_left(entry.task)
             if not self._is_mine(entry.task):
                 found[entry.task] = TaskState(entry.task, entry.pid, started=True, exit=None)
                 continue
@@ -89,9 +92,16 @@ class KeptSandboxer(Sandboxer):
         self._forgetting.add(forget := asyncio.ensure_future(self._forget(key)))
         forget.add_done_callback(self._forgetting.discard)
 
+    def close(self) -> None:
+        """What the keeper was still to forget is forgotten with its container."""
+        for forget in self._forgetting:
+            forget.cancel()
+
     async def _forget(self, key: str) -> None:
-        with contextlib.suppress(DrupeError):
-            await self._keeper.forget(key)
+        """After a while: whoever waits for the end writes it down first, and the daemon may die before that."""
+        self._kept.note_left(key)
+        await asyncio.sleep(_FORGET_AFTER_S)
+        await self._kept.forget_left(key)
 
     def _cgroup(self, sandbox_id: str) -> str:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drupe.errors import DeadlineExceeded, InvalidState, NotFound
+from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import LogFile
 from drupe.resources.cgroups import Cgroups
@@ -41,6 +41,7 @@ class KeptTasks(TaskService):
         self._cgroup_of: dict[str, str] = {}
         self._bundle_of: dict[str, Path] = {}
         self._ended: set[str] = set()
+        self._left: dict[str, set[str]] = {}  # by container: ended execs that the keeper still remembers
         self._exec_keys: set[str] = set()  # an exec may outlive what is known of its container
 
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
@@ -102,6 +103,21 @@ class KeptTasks(TaskService):
     async def pids(self, task_id: str) -> list[int]:
         return self._cgroups.pids(self._cgroup(task_id))
 
+    def note_left(self, key: str) -> None:
+        """An exec has ended: the keeper remembers how, until its container is deleted if nobody has it forgotten."""
+        self._left.setdefault(key.partition(".")[0], set()).add(key)
+
+    async def forget_left(self, key: str) -> None:
+        """Have the keeper forget an exec that has ended."""
+        container = key.partition(".")[0]
+        left = self._left.get(container, set())
+        if key in left:
+            left.discard(key)
+            if not left:
+                del self._left[container]
+            with contextlib.suppress(DrupeError):
+                await self._keeper.forget(key)
+
     def forget_exec(self, key: str) -> None:
         """An exec's end has been told."""
         self._exec_keys.discard(key)
@@ -129,6 +145,8 @@ class KeptTasks(TaskService):
         if kill:
             with contextlib.suppress(NotFound):
                 await self._keeper.kill(key, 9)
+        for left in list(self._left.get(key, ())):
+            await self.forget_left(left)
         with contextlib.suppress(NotFound):
             deadline = time.monotonic() + END_TIMEOUT_S
             while await self._still_runs(key):

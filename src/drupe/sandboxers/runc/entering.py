@@ -16,17 +16,17 @@ _SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
 
 def process_fields(process: dict[str, Any]) -> dict[str, Any]:
     """What the keeper's op `exec` is told of an OCI process (docs/keeper.md)."""
-    user, capabilities = process["user"], process.get("capabilities", {})
+    user, capabilities = process.get("user") or {}, process.get("capabilities") or {}
     return {
         "argv": process["args"],
-        "env": process.get("env", []),
+        "env": process.get("env") or [],
         "cwd": process["cwd"],
-        "uid": user["uid"],
-        "gid": user["gid"],
-        "groups": user.get("additionalGids", []),
-        "capabilities": {name: mask(capabilities.get(name, ())) for name in _SETS},
-        "no_new_privileges": process.get("noNewPrivileges", False),
-        "rlimits": [_limit(limit) for limit in process.get("rlimits", ())],
+        "uid": user.get("uid", 0),
+        "gid": user.get("gid", 0),
+        "groups": user.get("additionalGids") or [],
+        "capabilities": {name: mask(capabilities.get(name) or ()) for name in _SETS},
+        "no_new_privileges": bool(process.get("noNewPrivileges")),
+        "rlimits": [_limit(limit) for limit in process.get("rlimits") or ()],
         "oom_score_adj": process.get("oomScoreAdj"),
     }
 

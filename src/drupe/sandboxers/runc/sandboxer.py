@@ -53,6 +53,7 @@ class RuncSandboxer(KeptSandboxer):
         return self._bundles
 
     def close(self) -> None:
+        super().close()
         self._command.program.close()
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:

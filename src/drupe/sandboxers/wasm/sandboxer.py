@@ -53,6 +53,7 @@ class WasmSandboxer(KeptSandboxer):
         return self._tasks
 
     def close(self) -> None:
+        super().close()
         self._spaces.close()
         self._tasks.close()
         self._zygotes.close()

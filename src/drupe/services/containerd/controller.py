@@ -10,8 +10,6 @@ import asyncio
 import json
 import logging
 import os
-import platform
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,28 +17,21 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from drupe.errors import DrupeError, InvalidArgument
 from drupe.rpc.containerd import sandbox_controller_pb2 as pb
-from drupe.rpc.containerd.metrics_pb2 import Metric
-from drupe.rpc.containerd.platform_pb2 import Platform
 from drupe.rpc.cri import api_pb2 as cri
-from drupe.runtime.pod import Pod
 from drupe.services.containerd.events import stamp
 from drupe.services.containerd.handlers import handler_of, kind_asked
-from drupe.services.containerd.metrics import metrics
 from drupe.services.containerd.podspecs import pod_spec
 from drupe.services.containerd.sandboxes import Asked, Sandboxes
-from drupe.spec.base import plain
-from drupe.state.machine import State
+from drupe.services.containerd.sandboxwords import config_of, end_of, metric_of, platform_of_all, status_of
 
 SERVICE = "containerd.services.sandbox.v1.Controller"
 VERSION = 3  # of the Task service at the address: containerd 2.0.6 and later take nothing less
 _NAMESPACE = "containerd-namespace"
 _UPDATED = "updated-resources"
-_CONFIG = ("type.googleapis.com/runtime.v1.PodSandboxConfig", "runtime.v1.PodSandboxConfig")
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 log = logging.getLogger("drupe")
 Call = Callable[[Any, str], Awaitable[Message]]
@@ -64,7 +55,7 @@ class Controller:
 
     async def create(self, asked: pb.ControllerCreateRequest, namespace: str) -> pb.ControllerCreateResponse:
         """The CRI has made the pod's network and tells where."""
-        config = _config_of(asked)
+        config = config_of(asked.options)
         annotations = {**config.annotations, **asked.annotations}
         kind = kind_asked(asked.sandbox, annotations)
         place = {"owner": self._owner, "namespace": namespace, "netns": asked.netns_path}
@@ -88,74 +79,35 @@ class Controller:
     async def platform(self, asked: pb.ControllerPlatformRequest, _: str) -> pb.ControllerPlatformResponse:
         """What containerd writes config.json for: Linux, also where a module is run."""
         self._sandboxes.pod(asked.sandbox_id)
-        machine = platform.machine()
-        return pb.ControllerPlatformResponse(
-            platform=Platform(os="linux", architecture=_MACHINES.get(machine, machine))
-        )
+        return pb.ControllerPlatformResponse(platform=platform_of_all())
 
     async def stop(self, asked: pb.ControllerStopRequest, _: str) -> pb.ControllerStopResponse:
         await asyncio.shield(self._sandboxes.stop(asked.sandbox_id, timeout_s=float(asked.timeout_secs)))
         return pb.ControllerStopResponse()
 
     async def wait(self, asked: pb.ControllerWaitRequest, _: str) -> pb.ControllerWaitResponse:
-        pod = await self._sandboxes.wait(asked.sandbox_id)
-        code = 255 if pod.state is State.FAILED else 0
-        return pb.ControllerWaitResponse(exit_status=code, exited_at=stamp(pod.status.finished_at or time.time()))
+        return pb.ControllerWaitResponse(**end_of(await self._sandboxes.wait(asked.sandbox_id)))
 
     async def status(self, asked: pb.ControllerStatusRequest, _: str) -> pb.ControllerStatusResponse:
         """Asked several times for each of the CRI's calls: nothing is done but looking."""
         pod = self._sandboxes.pod(asked.sandbox_id)
-        live = pod.state in (State.RUNNING, State.PAUSED)
         return pb.ControllerStatusResponse(
-            sandbox_id=pod.id,
-            pid=pod.info.pid if live else 0,
-            state="SANDBOX_READY" if live else "SANDBOX_NOTREADY",
-            info=self._info(pod) if asked.verbose else {},
-            created_at=stamp(pod.status.created_at),
-            exited_at=None if live else stamp(pod.status.finished_at),
+            **status_of(self._sandboxes, pod, verbose=asked.verbose),
             address=await self._address(pod.spec.namespace),
             version=VERSION,
         )
-
-    def _info(self, pod: Pod) -> dict[str, str]:
-        """What `crictl inspectp` shows: JSON as containerd's own, and the pod as drupe has it."""
-        config, handler = self._sandboxes.asked(pod.id)
-        info = {
-            "pid": pod.info.pid,
-            "processStatus": str(pod.state),
-            "runtimeHandler": handler,
-            "runtimeType": f"drupe-{pod.kind}",
-            "config": json_format.MessageToDict(config, preserving_proto_field_name=True),
-            "drupe": {**plain(pod.record()), "cgroup": pod.cgroup, "namespaces": pod.info.namespaces},
-        }
-        return {"info": json.dumps(info)}
 
     async def shutdown(self, asked: pb.ControllerShutdownRequest, _: str) -> pb.ControllerShutdownResponse:
         await asyncio.shield(self._sandboxes.shutdown(asked.sandbox_id))
         return pb.ControllerShutdownResponse()
 
     async def metrics(self, asked: pb.ControllerMetricsRequest, _: str) -> pb.ControllerMetricsResponse:
-        stats = await self._sandboxes.stats(asked.sandbox_id)
-        metric = Metric(
-            timestamp=stamp(stats.at), id=asked.sandbox_id, data=metrics(stats, version=self._sandboxes.cgroup_version)
-        )
-        return pb.ControllerMetricsResponse(metrics=metric)
+        return pb.ControllerMetricsResponse(metrics=await metric_of(self._sandboxes, asked.sandbox_id))
 
     async def update(self, asked: pb.ControllerUpdateRequest, _: str) -> pb.ControllerUpdateResponse:
         """UpdatePodSandboxResources (containerd 2.3 and later) sends the new sums of the containers' limits."""
         await self._sandboxes.update(asked.sandbox_id, _linux_of(asked))
         return pb.ControllerUpdateResponse()
-
-
-def _config_of(asked: pb.ControllerCreateRequest) -> cri.PodSandboxConfig:
-    if not asked.options.type_url:
-        return cri.PodSandboxConfig()
-    if asked.options.type_url not in _CONFIG:
-        raise InvalidArgument(f"options of type {asked.options.type_url!r} are not those of a pod")
-    try:
-        return cri.PodSandboxConfig.FromString(asked.options.value)
-    except DecodeError:
-        raise InvalidArgument("the pod's configuration cannot be read") from None
 
 
 def _linux_of(asked: pb.ControllerUpdateRequest) -> cri.LinuxPodSandboxConfig:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import secrets
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from drupe.errors import AlreadyExists, InvalidArgument, InvalidState
 from drupe.oci.runtime_spec import Process, parse
+from drupe.oci.validate import check_process
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.task_v2_pb2 import ExecProcessRequest
+from drupe.services.containerd import opening
 from drupe.services.containerd.records import ExecRecord, Streams
-from drupe.services.containerd.stdio import close_streams, open_streams, started_stdin, with_all
+from drupe.services.containerd.stdio import close_streams, started_stdin, stream_id, with_all
 from drupe.services.containerd.tasks import Task, Tasks
 from drupe.spec.container import ExecSpec
 from drupe.state.machine import State, require
@@ -26,18 +29,16 @@ def add(tasks: Tasks, task: Task, request: ExecProcessRequest) -> None:
     require(task.container.what, task.container.state, State.RUNNING, to="exec")
     process = _process(request.spec)
     process["terminal"] = request.terminal
-    task.record.execs[request.exec_id] = ExecRecord(streams=Streams.of(request), process=process)
-    task.record.save(tasks.node.journal)
-    tasks.tell(task, "exec-added", events.TaskExecAdded(container_id=task.record.id, exec_id=request.exec_id))
+    planned = secrets.token_hex(8)
+    task.record.execs[request.exec_id] = ExecRecord(streams=Streams.of(request), process=process, planned=planned)
+    tasks.note(task, "exec-added", events.TaskExecAdded(container_id=task.record.id, exec_id=request.exec_id))
 
 
 def _process(spec: AnyMessage) -> dict[str, object]:
     """The process of the runtime specification, which containerd sends as JSON."""
-    parse(Process, spec.value, where="exec's spec")
+    check_process(parse(Process, spec.value, where="exec's spec"), where="exec's spec")
     process: dict[str, object] = json.loads(spec.value)
-    if not process.get("args"):
-        raise InvalidArgument("exec's spec has nothing to run - at `$.args`")
-    return process
+    return {"user": {"uid": 0, "gid": 0}, "cwd": "/"} | process
 
 
 async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
@@ -45,31 +46,41 @@ async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
     exec_ = task.exec(exec_id)
     if exec_.ours:
         raise InvalidState(f"exec {exec_id!r} has been started")
-    fds = await _open(task, exec_id, exec_)
+    fds = await _open(tasks, task, exec_id, exec_)
     try:
         args = exec_.process["args"]
         spec = ExecSpec(argv=tuple(args), tty=exec_.streams.terminal, rows=exec_.rows, cols=exec_.cols)
-        exec_.ours, exec_.pid = await task.container.execs.start(spec, fds, process=exec_.process)
+        ours, pid = await task.container.execs.start(spec, fds, process=exec_.process, exec_id=exec_.planned)
     finally:
         close_streams(fds)
-    task.record.save(tasks.node.journal)
-    started = events.TaskExecStarted(container_id=task.record.id, exec_id=exec_id, pid=exec_.pid)
-    tasks.tell(task, "exec-started", started)
+    note_started(tasks, task, exec_id, ours, pid)
+    return pid
+
+
+def note_started(tasks: Tasks, task: Task, exec_id: str, ours: str, pid: int) -> None:
+    """It runs: tell it, and watch it to its end."""
+    exec_ = task.exec(exec_id)
+    exec_.ours, exec_.pid = ours, pid
+    started = events.TaskExecStarted(container_id=task.record.id, exec_id=exec_id, pid=pid)
+    tasks.note(task, "exec-started", started)
     tasks.watch_exec(task, exec_id)
     task.note_begun(exec_id)
-    return exec_.pid
 
 
-async def _open(task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
+async def _open(tasks: Tasks, task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
     """A process without a terminal has the streams themselves: its input must not wait in vain, nor end too early."""
-    streams = exec_.streams
-    if streams.terminal:
-        return open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr="", terminal=True)
-    if not streams.stdin:
-        return with_all(open_streams(stdin="", stdout=streams.stdout, stderr=streams.stderr, terminal=False))
-    fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=False)
-    close_streams({"stdin": fds["stdin"]})
-    fds["stdin"], holder = await started_stdin(streams.stdin)
+    fds = opening.of_process(tasks, task.record.key, exec_.streams)
+    if exec_.streams.terminal:
+        return fds
+    if "stdin" not in fds or stream_id(exec_.streams.stdin):
+        return with_all(fds)
+    seen = fds["stdin"]
+    try:
+        fds["stdin"], holder = await started_stdin(seen)
+    except BaseException:
+        close_streams(fds)
+        raise
+    close_streams({"seen": seen})
     if holder >= 0:
         task.stdin_holders[exec_id] = holder
     return with_all(fds)

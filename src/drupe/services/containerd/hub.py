@@ -1,5 +1,6 @@
 """What the daemon serves to containerds: a socket for each of their namespaces and each kind that shims were
-called by. (containerd 1.6 does not say in a call whose namespace it means.)"""
+called by. (containerd 1.6 does not say in a call whose namespace it means.) The relay listens there, and goes on doing
+so while the daemon is restarted."""
 
 from __future__ import annotations
 
@@ -10,11 +11,15 @@ import msgspec
 
 from drupe.errors import InvalidArgument
 from drupe.keeper.client import Keeper
-from drupe.rpc.ttrpc import Server
+from drupe.rpc.ttrpc import Server, Services
 from drupe.runtime.core import Core
 from drupe.sandboxers.kinds import kind_of
 from drupe.services.containerd.peers import Door, Peer
+from drupe.services.containerd.relay import Relay
+from drupe.services.containerd.sandboxes import Sandboxes
 from drupe.services.containerd.service import TaskService
+from drupe.services.containerd.shimsandboxes import SandboxService
+from drupe.services.containerd.streams import StreamService
 from drupe.services.containerd.tasks import Tasks
 
 
@@ -24,20 +29,27 @@ class Hub:
     def __init__(self, core: Core, keeper: Keeper) -> None:
         self.core = core
         self.tasks = Tasks(core, keeper)
-        self._run = core.node.paths.run / "containerd"
-        self._servers: dict[Path, Server] = {}
+        self._relay = Relay(core.node.paths.run / "containerd", core.node)
+        self._servers: dict[str, Server] = {}
+        self.sandboxes = Sandboxes(core)
 
     async def open(self) -> None:
-        """Serve all containerds that have used this daemon before."""
+        """Serve all containerds that have used this daemon before. Raises NotFound, Unavailable without a relay."""
+        await self.tasks.remove_strays()
+        await self._relay.open()
         self.core.node.spawn(self.tasks.tell_memory(), "OOM events for containerd")
+        self.core.node.spawn(self.sandboxes.watch(), "ends of containerd's sandboxes")
         for peer in self.tasks.peers:
             self.tasks.outbox(peer)
             for door in peer.doors:
                 await self._serve(peer, door)
 
     async def close(self) -> None:
+        """Let go. The relay is needed until the last task is gone."""
+        await self.tasks.settle()
         for server in self._servers.values():
             await server.close()
+        self._relay.close(end=not self.tasks.needed)
         await self.tasks.close()
 
     async def address(self, peer: Peer, door: Door) -> str:
@@ -49,11 +61,21 @@ class Hub:
         known = self.tasks.peers.meet(msgspec.structs.replace(peer, doors=(door,)))
         return f"unix://{await self._serve(known, door)}"
 
+    def _services(self, peer: Peer, door: Door) -> Services:
+        each = (
+            TaskService(self.tasks, peer, door),
+            SandboxService(self.sandboxes, peer, door),
+            StreamService(self.tasks.streams, peer, door),
+        )
+        return {name: methods for service in each for name, methods in service.services().items()}
+
     async def _serve(self, peer: Peer, door: Door) -> Path:
-        name = hashlib.sha256(f"{peer.key}\0{door.namespace}\0{door.kind}".encode()).hexdigest()[:16]
-        path = self._run / f"{name}.sock"
-        if path not in self._servers:
-            self._run.mkdir(mode=0o700, exist_ok=True)
-            server = self._servers[path] = Server(TaskService(self.tasks, peer, door).services())
-            await server.listen(path)
-        return path
+        name = hashlib.sha256(f"{peer.key}\0{door.namespace}\0{door.kind}".encode()).hexdigest()[:16] + ".sock"
+        if name not in self._servers:
+            self._servers[name] = Server(self._services(peer, door))
+            try:
+                await self._relay.listen(name, self._servers[name].serve)
+            except BaseException:
+                del self._servers[name]
+                raise
+        return self._relay.directory / name

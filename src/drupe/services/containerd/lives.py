@@ -6,17 +6,20 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from google.protobuf.message import Message
+
 from drupe.errors import DrupeError, InvalidState, NotFound, PermissionDenied
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest, ResizePtyRequest
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
-from drupe.services.containerd.events import stamp
-from drupe.services.containerd.making import Asked, cgroup_path, check_program, pod_of, read_request
+from drupe.services.containerd import opening
+from drupe.services.containerd.making import Asked, check_program, pod_of, read_request
 from drupe.services.containerd.peers import Door, Peer
-from drupe.services.containerd.records import Streams, TaskRecord
-from drupe.services.containerd.stdio import close_streams, open_streams
-from drupe.services.containerd.tasks import Task, Tasks
+from drupe.services.containerd.records import Grave, Streams, TaskRecord
+from drupe.services.containerd.stdio import close_streams
+from drupe.services.containerd.tasks import Task, Tasks, deletion
+from drupe.services.oci.pods import cgroup_path
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import ExitStatus
 from drupe.state.machine import State
@@ -29,13 +32,14 @@ async def create(tasks: Tasks, peer: Peer, door: Door, request: CreateTaskReques
     if asked.sandbox and pod is None:
         raise NotFound(f"pod {asked.sandbox} of task {request.id} is not here")
     streams = Streams.of(request)
-    fds = open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=streams.terminal)
+    fds = await opening.of_task(tasks, (peer.key, door.namespace, request.id), streams)
     try:
         with failures_are_plain():
             make = _join(tasks, asked, pod, fds) if pod else _make(tasks, asked, _pod_of(asked, peer, door), fds)
             container = await make
     except BaseException:
         close_streams(fds)
+        tasks.forget_streams(peer.key, door.namespace, streams)
         raise
     record = TaskRecord(
         peer=peer.key,
@@ -50,12 +54,12 @@ async def create(tasks: Tasks, peer: Peer, door: Door, request: CreateTaskReques
     )
     task = Task(record, container)
     task.fds = fds
-    tasks.add(task)
     io = events.TaskIO(**streams.plain())
-    tasks.tell(task, "create", events.TaskCreate(
+    tasks.note(task, "create", events.TaskCreate(
         container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, io=io,
         checkpoint=request.checkpoint, pid=record.pid,
     ))  # fmt: skip
+    tasks.add(task)
     return task
 
 
@@ -87,7 +91,7 @@ async def start(tasks: Tasks, task: Task) -> int:
     container, pod, record = task.container, task.pod, task.record
     if container.state is not State.READY:
         raise InvalidState(f"task {record.id} is {container.state}: it can be started once")
-    fds = task.fds or _open_again(task)
+    fds = task.fds or await opening.of_task(tasks, record.key, record.streams)
     try:
         async with pod.lock:
             if pod.state is State.READY:
@@ -97,16 +101,17 @@ async def start(tasks: Tasks, task: Task) -> int:
     finally:
         task.fds = {}
         close_streams(fds)
-    record.pid = container.status.pid or record.pid
-    record.save(tasks.node.journal)
-    tasks.tell(task, "start", events.TaskStart(container_id=record.id, pid=record.pid))
+    note_started(tasks, task)
     return record.pid
 
 
-def _open_again(task: Task) -> dict[str, int]:
-    """The daemon that opened them is gone."""
-    streams = task.record.streams
-    return open_streams(stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, terminal=streams.terminal)
+def note_started(tasks: Tasks, task: Task) -> None:
+    """It runs, or has run: tell it, once."""
+    record = task.record
+    record.pid = task.container.status.pid or record.pid
+    if not record.start_told:
+        record.start_told = True
+        tasks.note(task, "start", events.TaskStart(container_id=record.id, pid=record.pid))
 
 
 async def delete(tasks: Tasks, task: Task) -> ExitStatus:
@@ -117,23 +122,22 @@ async def delete(tasks: Tasks, task: Task) -> ExitStatus:
     exit_ = container.status.exit or ExitStatus(code=0)
     if container.status.exit is not None:
         tasks.tell_exit(task, exit_)
-    await remove(tasks, task)
-    tasks.tell(task, "delete", events.TaskDelete(
-        container_id=record.id, pid=record.pid, exit_status=exit_.code, exited_at=stamp(exit_.at), id=""
-    ))  # fmt: skip
+    tasks.graves.dig(Grave(key=record.key, exec_id="", pid=record.pid, exit=exit_))
+    await remove(tasks, task, deletion(record, exit_))
     return exit_
 
 
-async def remove(tasks: Tasks, task: Task) -> None:
-    """Whatever state it is in, without a word to its owner."""
+async def remove(tasks: Tasks, task: Task, told: Message | None = None) -> None:
+    """Whatever state it is in. told: the event for its owner."""
     pod = task.pod
     if task.record.whole:
         await tasks.core.delete_pod(pod, force=True)
         for other in tasks.in_pod(pod):
-            tasks.remove(other)
+            if other is not task:
+                tasks.remove(other)
     else:
         await tasks.core.delete_container(task.container, force=True)
-    tasks.remove(task)
+    tasks.remove(task, told)
 
 
 async def resize(task: Task, request: ResizePtyRequest) -> None:
@@ -152,13 +156,15 @@ async def resize(task: Task, request: ResizePtyRequest) -> None:
     await task.container.tasks.resize(task.container.id, rows, cols, exec_id=ours)
 
 
-async def close_stdin(task: Task, exec_id: str) -> None:
+async def close_stdin(tasks: Tasks, task: Task, exec_id: str) -> None:
     """No more input comes. What is there already is read."""
     if not exec_id:
+        opening.end_input(tasks, task.record, task.record.streams)
         with contextlib.suppress(NotFound):  # it has ended
             await task.container.tasks.close_stdin(task.container.id)
         return
-    task.exec(exec_id)
+    exec_ = task.exec(exec_id)
+    opening.end_input(tasks, task.record, exec_.streams)
     if (holder := task.stdin_holders.pop(exec_id, -1)) >= 0:
         close_streams({"stdin": holder})
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 
 from drupe.errors import InvalidArgument, Unsupported
 from drupe.oci.honoured import refuse_unhonoured
 from drupe.oci.limits import resources_of
-from drupe.oci.runtime_spec import IdMapping, Linux, RuntimeConfig
+from drupe.oci.runtime_spec import Linux, RuntimeConfig
 from drupe.oci.validate import parse_config
+from drupe.rpc.containerd.mount_pb2 import Mount
 from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest
 from drupe.runtime.bundled import binds_of_config, read_config
 from drupe.runtime.names import new_id
 from drupe.sandboxers.contract import Sandboxer
 from drupe.services.oci.asked import features_of
+from drupe.services.oci.pods import cgroup_path, namespaces_of, network_of
 from drupe.spec.container import Bundle, ContainerSpec, LogSpec, RootMount
-from drupe.spec.network import NetworkSpec
-from drupe.spec.pod import IdMap, Namespaces, PodSpec, UserNamespace
+from drupe.spec.pod import PodSpec
 
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
 CONTAINER_TYPE = "io.kubernetes.cri.container-type"
@@ -75,7 +75,15 @@ def read_request(request: CreateTaskRequest) -> Asked:
     """Raises InvalidArgument, NotFound, Unsupported naming what is wrong."""
     if not request.bundle.startswith("/"):
         raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
+    for mount in request.rootfs:
+        _check_root(mount)
     return Asked(request, parse_config(read_config(request.bundle), where=f"{request.bundle}/config.json"))
+
+
+def _check_root(mount: Mount) -> None:
+    texts = (mount.type, mount.source, mount.target, *mount.options)
+    if not mount.type or ".." in mount.target.split("/") or any("\0" in text for text in texts):
+        raise InvalidArgument(f"the root cannot be mounted from {mount.source!r} of type {mount.type!r}")
 
 
 def pod_of(asked: Asked, *, owner: str, namespace: str, kind: str) -> PodSpec:
@@ -92,8 +100,8 @@ def pod_of(asked: Asked, *, owner: str, namespace: str, kind: str) -> PodSpec:
         hostname=config.hostname or None,
         annotations=config.annotations or {},
         cgroup=cgroup,
-        network=_network(linux),
-        namespaces=_namespaces(linux),
+        network=network_of(linux),
+        namespaces=namespaces_of(linux),
         sysctls=linux.sysctl or {},
         containers=() if shared else (asked.container(""),),
     )
@@ -121,55 +129,3 @@ def _features(config: RuntimeConfig) -> set[str]:
 
 def _is_of_pod(config: RuntimeConfig) -> bool:
     return (config.annotations or {}).get(CONTAINER_TYPE) == "container"
-
-
-# -- namespaces -------------------------------------------------------------------------------------------------------
-
-
-def _network(linux: Linux) -> NetworkSpec:
-    spaces = {space.type: space.path for space in linux.namespaces or ()}
-    if "network" not in spaces:
-        return NetworkSpec(mode="host", attachments=())
-    if path := spaces["network"]:
-        return NetworkSpec(mode="path", netns_path=path, attachments=())
-    return NetworkSpec(mode="none", attachments=())
-
-
-def _namespaces(linux: Linux) -> Namespaces:
-    spaces = {space.type: space.path for space in linux.namespaces or ()}
-
-    def own(name: str) -> Literal["pod", "host"]:
-        return "pod" if name in spaces and not spaces[name] else "host"
-
-    user = None
-    if "user" in spaces and not spaces["user"]:
-        user = UserNamespace(uids=_ids(linux.uid_mappings), gids=_ids(linux.gid_mappings))
-    return Namespaces(ipc=own("ipc"), uts=own("uts"), pid="container" if "pid" in spaces else "host", user=user)
-
-
-def _ids(mappings: list[IdMapping] | None) -> tuple[IdMap, ...]:
-    return tuple(IdMap(inside=one.container_id, outside=one.host_id, count=one.size) for one in mappings or ())
-
-
-# -- cgroups ----------------------------------------------------------------------------------------------------------
-
-
-def cgroup_path(path: str) -> str:
-    """`linux.cgroupsPath` as a path: systemd's form "slice:prefix:name" is where systemd would put it
-    (systemd.slice(5)). Raises InvalidArgument."""
-    parts = path.split(":")
-    if len(parts) != 3:
-        return f"/{path.strip('/')}" if path.strip("/") else ""
-    slice_, prefix, name = parts
-    unit = f"{prefix}-{name}.scope" if not name.endswith(".slice") else name
-    return f"{slice_path(slice_ or 'system.slice')}/{unit}"
-
-
-def slice_path(name: str) -> str:
-    """Where a slice of systemd's is (systemd.slice(5)); "-.slice" is the root. Raises InvalidArgument."""
-    if name == "-.slice":
-        return ""
-    words = name.removesuffix(".slice").split("-")
-    if not name.endswith(".slice") or "/" in name or not all(words):
-        raise InvalidArgument(f"bad cgroup parent {name!r}: no slice of systemd")
-    return "".join(f"/{'-'.join(words[: depth + 1])}.slice" for depth in range(len(words)))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from drupe.errors import InvalidArgument, Unsupported
 from drupe.rpc.cri import api_pb2 as cri
-from drupe.services.containerd.making import slice_path
+from drupe.services.oci.pods import slice_path
 from drupe.spec.network import DnsSpec, NetworkSpec
 from drupe.spec.pod import Namespaces, PodSpec
 from drupe.spec.resources import Resources

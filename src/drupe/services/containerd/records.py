@@ -1,4 +1,5 @@
-"""What is known of a task that its container does not say: whose it is, its streams, its execs. In the journal."""
+"""What is known of a task that its container does not say: whose it is, its streams, its execs; and how those that were
+deleted last had ended. In the journal."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from drupe.spec.status import ExitStatus
 from drupe.state.journal import Journal
 
 RECORDS = "containerd-task"
+GRAVES = "containerd-deleted"
+KEPT_GRAVES = 64
 
 
 class Streams(msgspec.Struct, kw_only=True):
@@ -32,11 +35,12 @@ class Streams(msgspec.Struct, kw_only=True):
 
 
 class ExecRecord(msgspec.Struct, kw_only=True):
-    """A further process. process: of the runtime specification. ours: the name that we started it by, "" until then.
-    exit: its end, once that was told."""
+    """A further process. process: of the runtime specification. planned: the name that we will start it by; ours: the
+    same, "" until then. exit: its end, once that was told."""
 
     streams: Streams
     process: dict[str, Any]
+    planned: str
     ours: str = ""
     pid: int = 0
     rows: int = 0
@@ -46,7 +50,7 @@ class ExecRecord(msgspec.Struct, kw_only=True):
 
 class TaskRecord(msgspec.Struct, kw_only=True):
     """peer: key of its containerd. id: containerd's, unique in its namespace; container: ours, unique everywhere.
-    pod: ours. whole: the pod was made for it, and goes with it. exit_told: its end was put among the events."""
+    pod: ours. whole: the pod was made for it, and goes with it. start_told, exit_told: put among the events."""
 
     peer: str
     namespace: str
@@ -57,6 +61,7 @@ class TaskRecord(msgspec.Struct, kw_only=True):
     streams: Streams
     whole: bool
     pid: int = 0
+    start_told: bool = False
     exit_told: bool = False
     execs: dict[str, ExecRecord] = {}
 
@@ -69,6 +74,40 @@ class TaskRecord(msgspec.Struct, kw_only=True):
 
     def remove(self, journal: Journal) -> None:
         journal.delete_record(RECORDS, self.container)
+
+
+class Grave(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a task, or of an exec of one, that is or will be deleted."""
+
+    key: tuple[str, str, str]
+    exec_id: str
+    pid: int
+    exit: ExitStatus | None
+
+
+class Graves:
+    """The last `KEPT_GRAVES`: whoever asks a second time for a deletion wants to know the end that it had."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._known = {key: msgspec.convert(data, Grave) for key, data in sorted(journal.records(GRAVES).items())}
+        self._last = int(next(reversed(self._known), "0"))
+
+    def dig(self, grave: Grave) -> None:
+        """To be called before anything is removed."""
+        self._last += 1
+        key = f"{self._last:016d}"
+        self._known[key] = grave
+        self._journal.put_record(GRAVES, key, msgspec.to_builtins(grave))
+        if len(self._known) > KEPT_GRAVES:
+            oldest = next(iter(self._known))
+            del self._known[oldest]
+            self._journal.delete_record(GRAVES, oldest)
+
+    def find(self, peer: str, namespace: str, id_: str, exec_id: str) -> Grave | None:
+        """The newest of that name."""
+        wanted = ((peer, namespace, id_), exec_id)
+        return next((grave for grave in reversed(self._known.values()) if (grave.key, grave.exec_id) == wanted), None)
 
 
 def load(journal: Journal) -> list[TaskRecord]:

@@ -21,12 +21,12 @@ from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd import task_pb2 as words
 from drupe.rpc.containerd import task_v2_pb2 as task
 from drupe.rpc.ttrpc import Call, Method, Services, unary
-from drupe.services.containerd import execs, lives
+from drupe.services.containerd import execs, lives, repeats
 from drupe.services.containerd.events import packed, stamp
 from drupe.services.containerd.metrics import metrics
 from drupe.services.containerd.peers import Door, Peer
+from drupe.services.containerd.records import Grave
 from drupe.services.containerd.tasks import Task, Tasks
-from drupe.spec.status import ExitStatus
 from drupe.state.machine import State
 
 NAMES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
@@ -52,11 +52,15 @@ class TaskService:
 
     def services(self) -> Services:
         """For a ttrpc server."""
-        methods = {name: _method(self, request, serve) for name, (request, serve) in _METHODS.items()}
+        methods = {name: _method(self, name, request, serve) for name, (request, serve) in _METHODS.items()}
         return dict.fromkeys(NAMES, methods)
 
+    def key(self, id_: str) -> tuple[str, str, str]:
+        """Of a task of that name."""
+        return (self.peer.key, self.door.namespace, id_)
+
     def find(self, id_: str) -> Task | None:
-        return self.tasks.find(self.peer.key, self.door.namespace, id_)
+        return self.tasks.find(*self.key(id_))
 
     def task(self, id_: str) -> Task:
         """NotFound."""
@@ -65,12 +69,14 @@ class TaskService:
         return found
 
 
-def _method(service: TaskService, request: type[Message], serve: Serve) -> Method:
+def _method(service: TaskService, name: str, request: type[Message], serve: Serve) -> Method:
     """What changes something goes on to its end, though its caller has gone or waits no longer."""
 
     async def handler(call: Call, message: Any) -> Message:
         if serve in _LOOKING:
             return await serve(service, message)
+        if call.again and (answer := repeats.done(service, name, message)) is not None:
+            return answer
         work = asyncio.ensure_future(serve(service, message))
         service.tasks.working(work)
         return await asyncio.shield(work)
@@ -103,17 +109,15 @@ async def delete(service: TaskService, request: task.DeleteRequest) -> Message:
         exec_ = found.exec(request.exec_id)
         if exec_.ours and exec_.exit is None:
             raise InvalidState(f"exec {request.exec_id!r} runs")
+        grave = Grave(key=found.record.key, exec_id=request.exec_id, pid=exec_.pid, exit=exec_.exit)
+        service.tasks.graves.dig(grave)
         del found.record.execs[request.exec_id]
         found.note_begun(request.exec_id)
+        service.tasks.forget_streams(service.peer.key, service.door.namespace, exec_.streams)
         found.record.save(service.tasks.node.journal)
-        return _deleted(exec_.pid, exec_.exit)
+        return repeats.deleted(exec_.pid, exec_.exit)
     exit_ = await lives.delete(service.tasks, found)
-    return _deleted(found.record.pid, exit_)
-
-
-def _deleted(pid: int, exit_: ExitStatus | None) -> Message:
-    exit_ = exit_ or ExitStatus(code=0)
-    return task.DeleteResponse(pid=pid, exit_status=exit_.code, exited_at=stamp(exit_.at))
+    return repeats.deleted(found.record.pid, exit_)
 
 
 async def wait(service: TaskService, request: task.WaitRequest) -> Message:
@@ -239,7 +243,7 @@ async def resize(service: TaskService, request: task.ResizePtyRequest) -> Messag
 
 async def close_io(service: TaskService, request: task.CloseIORequest) -> Message:
     if request.stdin:
-        await lives.close_stdin(service.task(request.id), request.exec_id)
+        await lives.close_stdin(service.tasks, service.task(request.id), request.exec_id)
     return Empty()
 
 

@@ -14,8 +14,6 @@ from drupe.services.containerd.peers import Door, Peer
 if TYPE_CHECKING:
     import grpc.aio
 
-    from drupe.services.containerd.sandboxes import Sandboxes
-
 _GRACE_S = 1.0
 log = logging.getLogger("drupe")
 
@@ -27,7 +25,7 @@ async def serve_sandboxes(hub: Hub) -> None:
         return
     socket = Path(node.config.containerd.socket or node.paths.run / "sandboxer.sock")
     try:
-        sandboxes, server = await _start(hub, socket)
+        server = await _start(hub, socket)
     except (ImportError, OSError, DrupeError) as error:
         hint = " (hint: pip install 'drupe[containerd]')" if isinstance(error, ImportError) else ""
         node.note(f"containerd's sandboxer is not served: {error}{hint}")
@@ -35,20 +33,18 @@ async def serve_sandboxes(hub: Hub) -> None:
         return
     log.info("serving containerd's sandboxer at %s", socket)
     try:
-        await sandboxes.watch()
+        await asyncio.Event().wait()
     finally:
         await asyncio.shield(server.stop(_GRACE_S))
         socket.unlink(missing_ok=True)
 
 
-async def _start(hub: Hub, socket: Path) -> tuple[Sandboxes, grpc.aio.Server]:
+async def _start(hub: Hub, socket: Path) -> grpc.aio.Server:
     from drupe.services.containerd.controller import Controller, serve
-    from drupe.services.containerd.sandboxes import Sandboxes
 
     config = hub.core.node.config.containerd
     peer = Peer(grpc=config.address, ttrpc=config.events or f"{config.address}.ttrpc")
-    sandboxes = Sandboxes(hub.core)
     controller = Controller(
-        sandboxes, address=lambda namespace: hub.address(peer, Door(namespace=namespace)), owner=peer.owner
+        hub.sandboxes, address=lambda namespace: hub.address(peer, Door(namespace=namespace)), owner=peer.owner
     )
-    return sandboxes, await serve(controller, socket)
+    return await serve(controller, socket)

@@ -18,9 +18,10 @@ from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
 from drupe.services.containerd import records
 from drupe.services.containerd.events import Outbox, stamp
-from drupe.services.containerd.peers import Peer, Peers
+from drupe.services.containerd.peers import OWNER, Peer, Peers
 from drupe.services.containerd.records import ExecRecord, TaskRecord
-from drupe.services.containerd.stdio import close_streams
+from drupe.services.containerd.stdio import close_streams, stream_id
+from drupe.services.containerd.streams import Streams
 from drupe.spec.status import ExitStatus
 from drupe.state.machine import State
 
@@ -73,7 +74,9 @@ class Tasks:
         self.core = core
         self.node = core.node
         self.peers = Peers(core.node.journal)
-        self._keeper = keeper
+        self.graves = records.Graves(core.node.journal)
+        self.streams = Streams()
+        self.keeper = keeper
         self._outboxes: dict[str, Outbox] = {}
         self._tasks: dict[tuple[str, str, str], Task] = {}
         self._work: set[asyncio.Future[Message]] = set()
@@ -84,9 +87,39 @@ class Tasks:
         for record in records.load(self.node.journal):
             container = containers.get(record.container)
             if container is None:  # it was half made, or half removed
-                record.remove(self.node.journal)
+                self._recover_removed(record)
             else:
-                self.add(Task(record, container), new=False)
+                self.add(Task(record, container))
+
+    def _recover_removed(self, record: TaskRecord) -> None:
+        grave = self.graves.find(*record.key, "")
+        with self.node.journal.transaction():
+            record.remove(self.node.journal)
+            if grave is not None:
+                self._put(record, "delete", deletion(record, grave.exit))
+
+    async def remove_strays(self) -> None:
+        """Remove what was made for tasks that no record names: the daemon ended before there was one. Whoever wanted
+        them asks again."""
+        known = {task.container.id for task in self}
+        for pod in list(self.core.pods.values()):
+            if not pod.spec.owner.startswith(OWNER):
+                continue
+            strays = [container for container in pod.containers.values() if container.id not in known]
+            if not pod.held and len(strays) == len(pod.containers):
+                await self.core.delete_pod(pod, force=True)
+            else:
+                for container in strays:
+                    await self.core.delete_container(container, force=True)
+
+    @property
+    def needed(self) -> bool:
+        """Whether some containerd has something here."""
+        return any(pod.spec.owner.startswith(OWNER) for pod in self.core.pods.values())
+
+    async def settle(self) -> None:
+        """Wait until what is being changed is changed."""
+        await asyncio.gather(*self._work, return_exceptions=True)
 
     def working(self, work: asyncio.Future[Message]) -> None:
         """Something is being changed; `close` waits for it."""
@@ -95,7 +128,7 @@ class Tasks:
 
     async def close(self) -> None:
         """Tasks go on."""
-        await asyncio.gather(*self._work, return_exceptions=True)
+        await self.settle()
         for task in self._tasks.values():
             task.let_go()
         for outbox in self._outboxes.values():
@@ -119,22 +152,31 @@ class Tasks:
 
     # -- their life ---------------------------------------------------------------------------------------------------
 
-    def add(self, task: Task, *, new: bool = True) -> None:
+    def add(self, task: Task) -> None:
         """Know a task, and watch it to its end."""
         self._tasks[task.record.key] = task
-        if new:
-            task.record.save(self.node.journal)
         if not task.record.exit_told:
             self.node.spawn(self._watch(task), f"end of task {task.record.id}")
         for exec_id, exec_ in task.record.execs.items():
             if exec_.ours and exec_.exit is None:
                 self.watch_exec(task, exec_id)
 
-    def remove(self, task: Task) -> None:
-        """Forget one whose container is gone."""
+    def remove(self, task: Task, told: Message | None = None) -> None:
+        """Forget one whose container is gone. told: the event that says so."""
         task.let_go()
+        for streams in (task.record.streams, *(exec_.streams for exec_ in task.record.execs.values())):
+            self.forget_streams(task.record.peer, task.record.namespace, streams)
         self._tasks.pop(task.record.key, None)
-        task.record.remove(self.node.journal)
+        with self.node.journal.transaction():
+            task.record.remove(self.node.journal)
+            if told is not None:
+                self.tell(task, "delete", told)
+
+    def forget_streams(self, peer: str, namespace: str, streams: records.Streams) -> None:
+        """Those that containerd called for, and nobody needs any more."""
+        for uri in (streams.stdin, streams.stdout, streams.stderr):
+            if id_ := stream_id(uri):
+                self.streams.forget((peer, namespace, id_))
 
     async def _watch(self, task: Task) -> None:
         exit_ = await task.container.wait()
@@ -147,39 +189,47 @@ class Tasks:
         if record.exit_told or not record.pid:
             return
         record.exit_told = True
-        self.tell(task, "exit", events.TaskExit(
+        self.note(task, "exit", events.TaskExit(
             container_id=record.id, id=record.id, pid=record.pid, exit_status=exit_.code, exited_at=stamp(exit_.at)
         ))  # fmt: skip
-        record.save(self.node.journal)
 
     def watch_exec(self, task: Task, exec_id: str) -> None:
         """Tell its end when it comes."""
-        self.node.spawn(self._watch_exec(task, exec_id), f"end of exec {exec_id} of task {task.record.id}")
-
-    async def _watch_exec(self, task: Task, exec_id: str) -> None:
         exec_ = task.record.execs[exec_id]
         try:
-            exit_ = await task.container.execs.wait(exec_.ours)
-        except NotFound:  # it ended while there was no daemon
-            exit_ = ExitStatus(code=255, at=task.container.status.finished_at, reason="Lost")
+            task.container.execs.when_ended(exec_.ours, lambda exit_: self._exec_ended(task, exec_id, exec_, exit_))
+        except NotFound:  # it was lost together with its keeper
+            lost = ExitStatus(code=255, at=task.container.status.finished_at, reason="Lost")
+            self._exec_ended(task, exec_id, exec_, lost)
+
+    def _exec_ended(self, task: Task, exec_id: str, exec_: ExecRecord, exit_: ExitStatus) -> None:
         exec_.exit = exit_
         close_streams({exec_id: fd} if (fd := task.stdin_holders.pop(exec_id, -1)) >= 0 else {})
-        self.tell(task, "exit", events.TaskExit(
+        tell = self.note if self.find(*task.record.key) is task else self.tell  # it may have been deleted by force
+        tell(task, "exit", events.TaskExit(
             container_id=task.record.id, id=exec_id, pid=exec_.pid, exit_status=exit_.code, exited_at=stamp(exit_.at)
         ))  # fmt: skip
-        task.record.save(self.node.journal)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
+    def note(self, task: Task, topic: str, event: Message) -> None:
+        """Keep what has changed about a task, and tell it: both or neither, whenever the daemon dies."""
+        with self.node.journal.transaction():
+            task.record.save(self.node.journal)
+            self.tell(task, topic, event)
+
     def tell(self, task: Task, topic: str, event: Message) -> None:
         """Put an event of a task among those for its containerd."""
-        peer = next((peer for peer in self.peers if peer.key == task.record.peer), None)
+        self._put(task.record, topic, event)
+
+    def _put(self, record: TaskRecord, topic: str, event: Message) -> None:
+        peer = next((peer for peer in self.peers if peer.key == record.peer), None)
         if peer is not None:
-            self.outbox(peer).put(task.record.namespace, f"/tasks/{topic}", event)
+            self.outbox(peer).put(record.namespace, f"/tasks/{topic}", event)
 
     def outbox(self, peer: Peer) -> Outbox:
         if peer.key not in self._outboxes:
-            self._outboxes[peer.key] = Outbox(peer, self.node, self._keeper)
+            self._outboxes[peer.key] = Outbox(peer, self.node, self.keeper)
         return self._outboxes[peer.key]
 
     async def tell_memory(self) -> None:
@@ -191,3 +241,11 @@ class Tasks:
                     for task in self:
                         if task.container.id == event.id:
                             self.tell(task, "oom", events.TaskOOM(container_id=task.record.id))
+
+
+def deletion(record: TaskRecord, exit_: ExitStatus | None) -> Message:
+    """The event of a task's deletion."""
+    exit_ = exit_ or ExitStatus(code=0)
+    return events.TaskDelete(
+        container_id=record.id, pid=record.pid, exit_status=exit_.code, exited_at=stamp(exit_.at), id=""
+    )

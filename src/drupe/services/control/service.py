@@ -20,12 +20,14 @@ from drupe.services.control import (
     pods,
     snapshots,
     system,
+    templates,
     volumes,
 )
 from drupe.services.control.registry import HANDLERS
 
 if TYPE_CHECKING:
     from drupe.services.containerd.front import Front
+    from drupe.services.oci.kept import Bundles
 
 _MODULES = (
     containerd,
@@ -38,8 +40,12 @@ _MODULES = (
     pods,
     snapshots,
     system,
+    templates,
     volumes,
 )  # importing them fills HANDLERS
+
+
+BUNDLES = "oci-bundle"  # records in the journal
 
 
 class ControlService:
@@ -55,6 +61,26 @@ class ControlService:
         self.started_at = time.time()
         self.on_shutdown = on_shutdown
         self.containerd = containerd
+        self._bundles: Bundles | None = None
+
+    def bundles(self) -> Bundles:
+        """Those of drupe-oci, known by the first who asks, or by `open`."""
+        if self._bundles is None:
+            from drupe.services.oci.kept import Bundles
+
+            self._bundles = Bundles(self.core)
+            self._bundles.recover()
+        return self._bundles
+
+    def open(self) -> None:
+        """At the daemon's start: go on with what an earlier one kept for others."""
+        if self.node.journal.records(BUNDLES):
+            self.bundles()
+
+    def close(self) -> None:
+        """Let go of that."""
+        if self._bundles is not None:
+            self._bundles.close()
 
     async def handle(self, call: Call) -> Any:
         """Serve one call. Raises drupe.errors."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from drupe.errors import InvalidArgument, NotFound
+from drupe.errors import InvalidArgument, NotFound, Unsupported
 from drupe.oci.runtime_spec import Linux, RuntimeConfig
 from drupe.runtime.choosing import AUTO, BUILT_IN, WISH
 from drupe.runtime.node import Node
@@ -16,11 +16,12 @@ from drupe.sandboxers.bundles import BundleProgram
 from drupe.sandboxers.kinds import kind_of
 from drupe.services.oci.flags import Words
 from drupe.services.oci.host import CallerFiles
+from drupe.services.oci.kept import Bundles, Kept
 from drupe.spec.oci import OciAnswer, OciAsk, OciRun
 
 # a namespace of the bundle's own → what it has without one
 _SHARED = {"network": "host-network", "pid": "host-pid", "ipc": "host-ipc", "uts": "host-uts"}
-_NAMESPACE = "oci"  # as which bundles of others meet the node's policy
+NAMESPACE = "oci"  # as which bundles of others meet the node's policy
 _CALLED = "drupe-oci-"
 _ID = re.compile(r"[\w+.-]+", re.ASCII)  # runc's rule
 
@@ -48,6 +49,7 @@ class Asked:
     words: Words
     files: CallerFiles
     node: Node
+    bundles: Bundles
 
     @property
     def root(self) -> str:
@@ -70,7 +72,19 @@ class Asked:
     # -- which program
 
     def chosen(self, config: RuntimeConfig | None = None) -> BundleProgram:
-        """The program for a new container: of the kind in our own name (drupe-oci-KIND), else in the bundle's
+        """The program for a new container. Raises as `kind_of`."""
+        return self.program_of(self.kind_of(config))
+
+    def program_of(self, kind: str) -> BundleProgram:
+        """What makes containers of this kind, or their stand-ins. Raises Unsupported when neither can be."""
+        try:
+            return self.node.sandboxer(kind).bundle_program()
+        except Unsupported:
+            self.node.sandboxer(kind)  # else that it cannot be had here is what counts
+        return self.bundles.standing_for(kind)
+
+    def kind_of(self, config: RuntimeConfig | None = None) -> str:
+        """The kind for a new container: that in our own name (drupe-oci-KIND), else in the bundle's
         annotation, else of the node's configuration, else runc. Raises InvalidArgument when the first two differ,
         Unsupported for a kind that cannot, PermissionDenied where the node's policy wants a stronger one."""
         annotations = (config and config.annotations) or {}
@@ -86,11 +100,11 @@ class Asked:
         if config is not None:
             self.node.require_open()
             self._refuse_forbidden(kind, config)
-        return self.node.sandboxer(kind).bundle_program()
+        return kind
 
     def _refuse_forbidden(self, kind: str, config: RuntimeConfig) -> None:
         features = features_of(config)
-        rules = rules_for(self.node.config.policy, namespace=_NAMESPACE, labels=config.annotations or {})
+        rules = rules_for(self.node.config.policy, namespace=NAMESPACE, labels=config.annotations or {})
         refuse_forbidden("the bundle", rules, level_of(kind_of(kind).level, features), features)
 
     def found(self) -> BundleProgram:
@@ -100,13 +114,34 @@ class Asked:
                 return program
         raise NotFound("container does not exist", hint=f"drupe-oci --root {self.root} list shows those that do")
 
+    def check_free(self) -> None:
+        """Raise InvalidArgument when the container's id is taken."""
+        for other in self.programs():
+            if self.files.exists(f"{self.root}/{other.home}/{self.id}"):
+                raise InvalidArgument(f"container with given ID already exists: {self.id}")
+
+    def standing(self) -> BundleProgram | None:
+        """The program that made this container, where it only stands for one that the daemon keeps."""
+        try:
+            program = self.found()
+        except NotFound:
+            return None
+        return program if program.stands else None
+
+    def kept(self) -> Kept:
+        """This container, which the daemon keeps. Raises NotFound."""
+        kept = self.bundles.find(self.root, self.id)
+        if kept is None:
+            raise NotFound("container does not exist", hint=f"drupe-oci --root {self.root} list shows those that do")
+        return kept
+
     def programs(self) -> list[BundleProgram]:
         """Those that have made containers below our root."""
         homes = self.files.names(self.root)
         found = []
         for kind in dict.fromkeys(home.partition("-")[0] for home in homes):
-            with contextlib.suppress(InvalidArgument):  # no kind, or none that is here
-                program = self.node.sandboxer(kind).bundle_program()
+            with contextlib.suppress(InvalidArgument, Unsupported):  # no kind, or none that is here
+                program = self.program_of(kind)
                 found += [program] if program.home in homes else []
         return found
 

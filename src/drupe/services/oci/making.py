@@ -7,16 +7,16 @@ from typing import Any
 
 import msgspec
 
-from drupe.errors import InvalidArgument, Unsupported
+from drupe.errors import Unsupported
 from drupe.oci import runtime_spec
 from drupe.oci.honoured import refuse_unhonoured, takes_spec_version
 from drupe.oci.runtime_spec import Linux, LinuxResources, Process, RuntimeConfig
 from drupe.oci.validate import parse_config
 from drupe.sandboxers.bundles import BundleProgram
 from drupe.services.oci.asked import Asked
-from drupe.services.oci.flags import Words
+from drupe.services.oci.keeping import prepare
+from drupe.services.oci.processes import limits_text, process_of, wants_stdin
 from drupe.spec.oci import OciAnswer
-from drupe.spec.units import parse_size
 
 _TEXT = "@text"
 _MAKING_VALUES = ("console-socket", "pid-file", "preserve-fds")
@@ -31,9 +31,9 @@ async def make(asked: Asked) -> OciAnswer:
     data = asked.files.read(where, "bundle's")
     config = parse_config(data, where=where)
     program = asked.chosen(config)
-    for other in asked.programs():
-        if asked.files.exists(f"{asked.root}/{other.home}/{asked.id}"):
-            raise InvalidArgument(f"container with given ID already exists: {asked.id}")
+    asked.check_free()
+    if program.stands:
+        return await prepare(asked, program, config, data)
     version = await program.version()
     refuse_unhonoured(config, program.name, version)
     _refuse_flags(asked, program, version)
@@ -87,58 +87,9 @@ def _own_process(asked: Asked, program: BundleProgram) -> dict[str, Any]:
     return process
 
 
-def process_of(words: Words, base: dict[str, Any]) -> dict[str, Any]:
-    """The process that the flags of exec ask for, on top of the container's first. Raises InvalidArgument."""
-    if not words.arguments[1:]:
-        raise InvalidArgument("exec: the command is missing")
-    process = base | {"args": words.arguments[1:], "terminal": words.on("tty")}
-    process["env"] = [*(base.get("env") or ()), *words.options.get("env", ())]
-    for flag, key in (("cwd", "cwd"), ("apparmor", "apparmorProfile"), ("process-label", "selinuxLabel")):
-        if text := words.text(flag):
-            process[key] = text
-    process["user"] = _user(words, base.get("user") or {})
-    if words.on("no-new-privs"):
-        process["noNewPrivileges"] = True
-    if added := words.options.get("cap"):
-        sets = process.get("capabilities") or {}
-        names = ("bounding", "effective", "permitted")
-        process["capabilities"] = sets | {name: sorted({*(sets.get(name) or ()), *added}) for name in names}
-    return process
-
-
-def _user(words: Words, base: dict[str, Any]) -> dict[str, Any]:
-    uid, _, gid = words.text("user").partition(":")
-    numbers = [uid or "0", gid or "0", *words.options.get("additional-gids", ())]
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise InvalidArgument(f"exec: {numbers} are not all numbers", hint="--user UID[:GID], --additional-gids GID")
-    user = base | ({"uid": int(uid)} if uid else {}) | ({"gid": int(gid)} if gid else {})
-    if more := words.options.get("additional-gids"):
-        user["additionalGids"] = [*(base.get("additionalGids") or ()), *map(int, more)]
-    return user
-
-
 def _only(*, process: Process | None = None, resources: LinuxResources | None = None) -> RuntimeConfig:
     linux = Linux(resources=resources) if resources else None
     return RuntimeConfig(oci_version=runtime_spec.SPEC_VERSION, process=process, linux=linux)
-
-
-# flag to (part, key) of linux.resources, and how its value is read
-_LIMITS = {
-    "blkio-weight": ("blockIO", "weight", int),
-    "cpu-period": ("cpu", "period", int),
-    "cpu-quota": ("cpu", "quota", int),
-    "cpu-burst": ("cpu", "burst", int),
-    "cpu-share": ("cpu", "shares", int),
-    "cpu-rt-period": ("cpu", "realtimePeriod", int),
-    "cpu-rt-runtime": ("cpu", "realtimeRuntime", int),
-    "cpuset-cpus": ("cpu", "cpus", str),
-    "cpuset-mems": ("cpu", "mems", str),
-    "cpu-idle": ("cpu", "idle", int),
-    "memory": ("memory", "limit", "size"),
-    "memory-reservation": ("memory", "reservation", "size"),
-    "memory-swap": ("memory", "swap", "size"),
-    "pids-limit": ("pids", "limit", int),
-}
 
 
 _ZERO_IS_NONE = {
@@ -152,17 +103,10 @@ _ZERO_IS_NONE = {
 async def update(asked: Asked) -> OciAnswer:
     """New limits, from flags or from a file ("-": standard input)."""
     program = asked.found()
-    for name in ("l3-cache-schema", "mem-bw-schema"):
-        if asked.words.text(name):
-            raise Unsupported(f"update --{name} is not carried out", feature=f"--{name}")
-    path = asked.words.text("resources")
-    if path == "-" and asked.ask.stdin is None:
+    if wants_stdin(asked):
         return OciAnswer(want_stdin=True)
-    if path:
-        data = (asked.ask.stdin or "").encode() if path == "-" else asked.files.read(path, "resources")
-    else:
-        data = msgspec.json.encode(_limits(asked))
-    resources = runtime_spec.parse(LinuxResources, data, where=path or "update")
+    data = limits_text(asked)
+    resources = runtime_spec.parse(LinuxResources, data, where=asked.words.text("resources") or "update")
     refuse_unhonoured(_only(resources=resources), program.name, await program.version())
     text = json.dumps(without_zeros(json.loads(data)))
     return asked.become(program, "update", "--resources", _TEXT, asked.id, texts={_TEXT: text})
@@ -175,22 +119,3 @@ def without_zeros(resources: dict[str, Any]) -> dict[str, Any]:
         if section := kept.get(part):
             kept[part] = {name: value for name, value in section.items() if value or name not in names}
     return kept
-
-
-def _limits(asked: Asked) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for flag, (part, key, read) in _LIMITS.items():
-        if text := asked.words.text(flag):
-            found.setdefault(part, {})[key] = _value(flag, text, read)
-    if not found:
-        raise InvalidArgument("update: there is nothing to change")
-    return found
-
-
-def _value(flag: str, text: str, read: Any) -> int | str:
-    if read is str:
-        return text
-    try:
-        return int(text) if read is int or text == "-1" else parse_size(text)
-    except ValueError:
-        raise InvalidArgument(f"update --{flag}: {text!r} is not a number") from None

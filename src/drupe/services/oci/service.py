@@ -11,27 +11,33 @@ from drupe import __version__
 from drupe.errors import DrupeError, InvalidArgument, NotFound, Unsupported
 from drupe.oci.runtime_spec import SPEC_VERSION
 from drupe.oci.signals import parse_signal
-from drupe.runtime.node import Node
-from drupe.services.oci import making, telling
+from drupe.services.oci import keeping, making, telling
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.flags import VERBS, Words, parse
 from drupe.services.oci.host import CallerFiles
+from drupe.services.oci.kept import Bundles
 from drupe.spec.oci import OciAnswer, OciAsk
 
 _EXEC_FAILED = 255  # runc's exit code of an exec that did not start
 
 
-async def answer(ask: OciAsk, *, root_fd: int, pid: int, node: Node) -> OciAnswer:
-    """What the caller of `drupe-oci` (process `pid`) is to do. Never raises what is the caller's mistake: that is an
-    answer too."""
+async def answer(
+    ask: OciAsk, *, root_fd: int, pid: int, bundles: Bundles, fds: dict[str, int] | None = None
+) -> OciAnswer:
+    """What the caller of `drupe-oci` (process `pid`) is to do. fds: it has done what it was told, and this came along;
+    None: nothing is changed yet. Never raises what is the caller's mistake: that is an answer too."""
     words = Words()
     files = CallerFiles(root_fd, ask.cwd)
     try:
         words = parse(ask.argv)
         _check_arguments(words)
-        asked = Asked(ask, sees_our_processes(pid), words, files, node)
+        asked = Asked(ask, sees_our_processes(pid), words, files, bundles.core.node, bundles)
         if words.verb not in _WITHOUT_ID:
             asked.check_id()
+        if fds is not None:
+            return await keeping.act(asked, fds)
+        if words.verb in keeping.ASKED and (program := asked.standing()) is not None:
+            return await keeping.ASKED[words.verb](asked, program)
         return await _VERBS[words.verb](asked)
     except DrupeError as error:
         return refusal(error, ask.argv, files, code=_EXEC_FAILED if words.verb == "exec" else 1)

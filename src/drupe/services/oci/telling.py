@@ -24,6 +24,8 @@ _DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
 async def state(asked: Asked) -> OciAnswer:
     """The container's state, with the fields of the specification whatever the program leaves out."""
     program = asked.found()
+    if program.stands:
+        return OciAnswer(stdout=_pretty(asked.kept().state()))
     ran = asked.ran("state")
     if ran is None:
         return asked.first_run(program, state=asked.command(program, "state", asked.id, log=False))
@@ -68,12 +70,13 @@ def _pretty(document: Any) -> str:
 
 async def list_all(asked: Asked) -> OciAnswer:
     """The containers of all programs below the root."""
-    here = asked.programs()
+    here = [program for program in asked.programs() if not program.stands]
     if here and asked.ask.runs is None:
         words = ("list", "--format", "json")
         runs = {program.home: asked.command(program, *words, log=False) for program in here}
         return asked.first_run(here[0], **runs)
     found = [entry for program in here if (ran := asked.ran(program.home)) for entry in _parsed(ran, program) or ()]
+    found += [kept.state() for kept in asked.bundles.of(asked.root)]
     return OciAnswer(stdout=_listing(asked, sorted(found, key=lambda entry: str(entry["id"]))))
 
 
@@ -99,6 +102,8 @@ async def ps(asked: Asked) -> OciAnswer:
     wanted = asked.words.text("format", "table")
     if wanted not in ("table", "json"):
         raise InvalidArgument("invalid format option", hint="table or json")
+    if program.stands:
+        return await _processes(asked, wanted)
     ran = asked.ran("pids")
     if ran is None:
         runs = {"pids": asked.command(program, "ps", "--format", "json", asked.id, log=False)}
@@ -109,6 +114,15 @@ async def ps(asked: Asked) -> OciAnswer:
     if wanted == "json":
         return OciAnswer(stdout=json.dumps(sorted(pids)) + "\n")
     return OciAnswer(stdout=_lines_of(asked, pids))
+
+
+async def _processes(asked: Asked, wanted: str) -> OciAnswer:
+    """As the kernel that runs them has them: not every one of them is a process of this host."""
+    found = await asked.kept().container.processes()
+    if wanted == "json":
+        return OciAnswer(stdout=json.dumps(sorted(one.pid for one in found)) + "\n")
+    rows = [f"{'PID':>8} {'PPID':>8} CMD\n", *(f"{one.pid:>8} {one.ppid:>8} {one.command}\n" for one in found)]
+    return OciAnswer(stdout="".join(rows))
 
 
 def _lines_of(asked: Asked, pids: set[int]) -> str:
@@ -127,14 +141,14 @@ async def events(asked: Asked) -> OciAnswer:
     """Statistics as JSON lines, once (`--stats`) or again and again, and a line when the kernel killed for memory."""
     program = asked.found()
     ran = asked.ran("state")
-    if ran is None:
+    if ran is None and not program.stands:
         return asked.first_run(program, state=asked.command(program, "state", asked.id, log=False))
-    found = _parsed(ran, program)
+    found = asked.kept().state() if program.stands or ran is None else _parsed(ran, program)
     if found.get("status") == "stopped":
         if asked.ask.state is None:
             raise InvalidState(f"container with id {asked.id} is not running")
         return OciAnswer()
-    stats = _stats_of(int(found["pid"]))
+    stats = _stats_of(asked.kept().pod.cgroup if program.stands else _cgroup_of(int(found["pid"])))
     lines = [_event(asked, "stats", _stats_document(stats))]
     if asked.ask.state is not None and stats.oom_kills > int(asked.ask.state):
         lines.insert(0, _event(asked, "oom", None))
@@ -142,11 +156,15 @@ async def events(asked: Asked) -> OciAnswer:
     return OciAnswer(stdout="".join(lines), again_s=None if once else _interval_s(asked), state=stats.oom_kills)
 
 
-def _stats_of(pid: int) -> Stats:
-    cgroups: Cgroups = detect()
+def _cgroup_of(pid: int) -> str:
     path = cgroup_of(pid)
     if not path:
         raise InvalidState(f"process {pid} has ended")
+    return path
+
+
+def _stats_of(path: str) -> Stats:
+    cgroups: Cgroups = detect()
     stats = cgroups.stats(path)
     stats.oom_kills = cgroups.oom_kills(path)
     return stats

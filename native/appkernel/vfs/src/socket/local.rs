@@ -217,6 +217,9 @@ impl Drop for LocalSocket {
 
 impl File for LocalSocket {
     fn read(&self, context: &Context, _: u64, out: &mut [u8]) -> Result<usize> {
+        if out.is_empty() {
+            return Ok(0); // no message is taken, unlike by recv(2)
+        }
         self.receive(context, out, 0).map(|received| received.count)
     }
 

@@ -2,9 +2,12 @@
 
 mod events;
 mod host;
+mod notices;
 mod ours;
 mod pipes;
 mod sockets;
+mod terminals;
 mod tree;
 mod trees;
+mod walks;
 mod world;

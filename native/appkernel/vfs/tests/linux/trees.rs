@@ -39,7 +39,7 @@ fn all(tree: &dyn Tree) -> Vec<String> {
 
 #[test]
 fn a_tmpfs_changes_as_the_host_does() {
-    for seed in 1..=15 {
+    for seed in 1..=8 {
         let (host, ours) = (HostTree::new(&format!("tmpfs{seed}")), OurTree::new(tmpfs()));
         let (mut one, mut two) = (Random(seed), Random(seed));
         for at in 0..150 {
@@ -76,7 +76,7 @@ fn same_step(overlay: &OurTree, plain: &dyn Tree, one: &mut Random, two: &mut Ra
 
 #[test]
 fn an_overlay_changes_as_one_tree() {
-    for seed in 1..=20 {
+    for seed in 1..=10 {
         let plain = OurTree::new(tmpfs());
         let overlay = overlay_of(seed, &plain);
         let (mut one, mut two) = (Random(seed + 1000), Random(seed + 1000));

@@ -1,0 +1,93 @@
+//! A container's cgroup (v2).
+
+use crate::fault::{fault, Code, During, Reply};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub const TOP: &str = "/sys/fs/cgroup";
+const PARENT: &str = "drupe";
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug)]
+pub struct Cgroup(PathBuf);
+
+/// What config.json says for a container: below the top of the tree that the agent sees.
+pub fn path_of(id: &str) -> String {
+    format!("/{PARENT}/{id}")
+}
+
+impl Cgroup {
+    pub fn of(id: &str) -> Self {
+        Cgroup(Path::new(TOP).join(PARENT).join(id))
+    }
+
+    /// Above those of all containers.
+    pub fn all() -> Self {
+        Cgroup(Path::new(TOP).join(PARENT))
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.file(name)).unwrap_or_default()
+    }
+
+    /// Processes killed because memory was short, ever.
+    pub fn oom_kills(&self) -> u64 {
+        keyed(&self.read("memory.events"), "oom_kill")
+    }
+
+    /// SIGKILL for all in it.
+    pub fn kill(&self) {
+        let _ = std::fs::write(self.file("cgroup.kill"), "1");
+    }
+
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        collect(&self.0, &mut pids);
+        pids
+    }
+
+    /// Asks for it; `is_frozen` tells when it is so.
+    pub fn freeze(&self, frozen: bool) -> Reply<()> {
+        let value = if frozen { "1" } else { "0" };
+        std::fs::write(self.file("cgroup.freeze"), value).during(|| "cannot write cgroup.freeze")
+    }
+
+    /// Waits until all of it stands still, or goes on (cgroup.events is polled for POLLPRI).
+    pub fn await_frozen(&self, frozen: bool, deadline: Option<Instant>) -> Reply<()> {
+        let mut file = std::fs::File::open(self.file("cgroup.events")).during(|| "cannot open cgroup.events")?;
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + FREEZE_LIMIT);
+        loop {
+            let mut text = String::new();
+            file.rewind().and_then(|()| file.read_to_string(&mut text)).during(|| "cannot read cgroup.events")?;
+            if (keyed(&text, "frozen") == 1) == frozen {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(fault(Code::DeadlineExceeded, "some process did not stand still in time"));
+            }
+            let _ = poll(&mut [PollFd::new(&file, PollFlags::PRI)], Timespec::try_from(left).ok().as_ref());
+        }
+    }
+}
+
+fn collect(directory: &Path, pids: &mut Vec<u32>) {
+    let text = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        collect(&entry.path(), pids);
+    }
+}
+
+/// The number after `key` in a file of "key number" lines; 0 when it is not there.
+pub fn keyed(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,115 @@
+//! crun, the OCI runtime of the guest.
+
+use crate::agent::Agent;
+use crate::children;
+use crate::fault::{fault, Code, During, Fault, Reply};
+use crate::streams::Streams;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+/// The files of one call of crun, removed with it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(agent: &Agent) -> Reply<Self> {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = agent.place.run.join(format!("calls/{number}"));
+        std::fs::create_dir_all(&path).during(|| format!("cannot make {}", path.display()))?;
+        Ok(Scratch(path))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What crun makes: a container from a bundle, or a process in one.
+pub enum What<'a> {
+    Container { bundle: &'a Path },
+    Process { spec: &'a [u8] },
+}
+
+/// `crun create` or `crun exec`: the pid of what is made, whose streams are `streams`.
+pub fn make(agent: &Agent, id: &str, what: &What, terminal: bool, wanted: [bool; 3], streams: &Streams) -> Reply<u32> {
+    let scratch = Scratch::new(agent)?;
+    let mut words = match what {
+        What::Container { bundle } => words(&["create", "--bundle", &bundle.to_string_lossy()]),
+        What::Process { spec } => {
+            std::fs::write(scratch.path("process.json"), spec).during(|| "cannot write process.json")?;
+            words(&["exec", "--detach", "--process", &scratch.path("process.json")])
+        }
+    };
+    words.extend(["--pid-file".into(), scratch.path("pid")]);
+    let console = terminal.then(|| UnixListener::bind(scratch.path("tty"))).transpose();
+    let console = console.during(|| "cannot listen for the terminal")?;
+    if console.is_some() {
+        words.extend(["--console-socket".into(), scratch.path("tty")]);
+    }
+    words.push(id.into());
+    let stdio = streams.connect(if terminal { [false; 3] } else { wanted })?;
+    run(agent, &scratch, &words, &stdio)?;
+    if let Some(console) = console {
+        streams.attach(receive_terminal(&console)?)?;
+    }
+    let pid = std::fs::read_to_string(scratch.path("pid")).during(|| "cannot read the pid that crun wrote")?;
+    pid.trim().parse().map_err(|_| fault(Code::Internal, format!("crun wrote the pid {pid:?}")))
+}
+
+/// Any other command of crun; nothing comes from it but success or an error.
+pub fn command(agent: &Agent, arguments: &[&str]) -> Reply<()> {
+    let scratch = Scratch::new(agent)?;
+    run(agent, &scratch, &words(arguments), &Streams::default().connect([false; 3])?)
+}
+
+/// `crun update` with the LinuxResources of the runtime specification.
+pub fn update(agent: &Agent, id: &str, resources: &[u8]) -> Reply<()> {
+    let scratch = Scratch::new(agent)?;
+    let file = scratch.path("resources.json");
+    std::fs::write(&file, resources).during(|| "cannot write resources.json")?;
+    command(agent, &["update", "--resources", &file, id])
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(ToString::to_string).collect()
+}
+
+fn run(agent: &Agent, scratch: &Scratch, arguments: &[String], stdio: &[OwnedFd; 3]) -> Reply<()> {
+    let (root, log) = (agent.place.run.join("crun"), scratch.path("log"));
+    let mut argv = words(&["crun", "--root", &root.to_string_lossy(), "--cgroup-manager", "cgroupfs"]);
+    argv.extend(words(&["--log-format", "json", "--log", &log]));
+    argv.extend_from_slice(arguments);
+    let stdio = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
+    let pid = children::spawn(agent, &argv, stdio).during(|| "cannot start crun")?;
+    match children::wait(agent, pid).status {
+        0 => Ok(()),
+        status => Err(failure(&log, &arguments[0], status)),
+    }
+}
+
+/// crun's own words, from its log.
+fn failure(log: &str, verb: &str, status: u32) -> Fault {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let entries = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let errors = entries.filter(|entry| entry["level"] == "error");
+    let words: Vec<String> = errors.filter_map(|entry| Some(entry["msg"].as_str()?.to_string())).collect();
+    match words.is_empty() {
+        true => fault(Code::Internal, format!("crun {verb} failed with status {status}")),
+        false => fault(Code::Internal, format!("crun {verb}: {}", words.join("; "))),
+    }
+}
+
+fn receive_terminal(console: &UnixListener) -> Reply<OwnedFd> {
+    let (socket, _) = console.accept().during(|| "cannot take the terminal")?;
+    let received = drupe_sys::socket::receive(&socket, &mut [0; 256]).during(|| "cannot take the terminal")?;
+    received.fds.into_iter().next().ok_or_else(|| fault(Code::Internal, "crun sent no terminal"))
+}

@@ -1,0 +1,1 @@
+"""QEMU: its command line (`driver`), and a machine that runs, over QMP (`machine`)."""

@@ -1,0 +1,185 @@
+"""QEMU's command line for a machine (qemu-system-x86_64(1))."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from drupe.hypervisors.contract import Device, Disk, MachineConfig, Nic, Share
+
+ROOT_PORTS = 6  # how many devices can be plugged into a running q35: each costs boot time
+MEMORY_DEVICE = "growth"
+MEMORY_STEP_BYTES = 2 << 20
+MEMORY_ROOM_BYTES = 128 << 20  # Linux plugs memory in sections of that size
+_CONTROL_FD, _AGENT_FD = 3, 4  # the listeners of `Launch.listeners`, in their order
+_UNPRIVILEGED_BASE, _UNPRIVILEGED_RANGE = 1_800_000_000, 100_000_000
+_MACHINES = {
+    "q35": "q35,usb=off,sata=off,smbus=off,graphics=off",
+    "microvm": "microvm,pit=off,pic=off,rtc=on,isa-serial=on,usb=off,pcie=off",
+    "virt": "virt,gic-version=max,usb=off",
+}
+
+
+def uid_of(machine_id: str) -> int:
+    """The user id under which a machine runs: its own, and nobody else's on the host."""
+    import zlib
+
+    return _UNPRIVILEGED_BASE + zlib.crc32(machine_id.encode()) % _UNPRIVILEGED_RANGE
+
+
+def command_line(config: MachineConfig, program: str, machine: str, empty: Path) -> list[str]:
+    """All of it. empty: an empty directory, which is its root once it has opened what it needs."""
+    return [
+        program, "-name", config.id, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-action", "panic=exit-failure", *_machine(config, machine), *_memory(config), *_guest(config, machine),
+        *_channels(machine), *_ports(machine), *_devices(config, machine), *_incoming(config),
+        *_confinement(config, empty),
+    ]  # fmt: skip
+
+
+def _machine(config: MachineConfig, machine: str) -> list[str]:
+    kind = f"{_MACHINES[machine]},accel={config.accelerator},memory-backend=ram"
+    processor = "host" if config.accelerator == "kvm" else "max"
+    processors = f"{config.processors},maxcpus={max(config.processors, config.processors_max)}"
+    return ["-M", kind, "-cpu", processor, "-smp", processors]
+
+
+def _memory(config: MachineConfig) -> list[str]:
+    size = config.memory_bytes
+    room = room_of(config)
+    if not room:
+        return ["-m", f"{size // 1024}K", "-object", _backend(config)]
+    shared = "on" if config.shared_memory else "off"
+    more = f"memory-backend-memfd,id=more,size={room},share={shared},reserve=off"
+    plug = f"virtio-mem-pci,id={MEMORY_DEVICE},memdev=more,block-size={MEMORY_STEP_BYTES},requested-size=0"
+    sizes = f"{size // 1024}K,maxmem={(size + room) // 1024}K"
+    return ["-m", sizes, "-object", _backend(config), "-object", more, "-device", plug]
+
+
+def room_of(config: MachineConfig) -> int:
+    """Bytes by which its memory may grow, rounded up to what a virtio-mem device holds."""
+    room = max(config.memory_max_bytes - config.memory_bytes, 0)
+    return -(-room // MEMORY_ROOM_BYTES) * MEMORY_ROOM_BYTES
+
+
+def _backend(config: MachineConfig) -> str:
+    size = f"id=ram,size={config.memory_bytes}"
+    if config.saved is not None and config.share_memory:
+        return f"memory-backend-file,{size},mem-path={config.saved / 'memory'},share=off"
+    if config.memory_file is not None:
+        return f"memory-backend-file,{size},mem-path={config.memory_file},share=on"
+    shared = "on" if config.shared_memory else "off"
+    return f"memory-backend-memfd,{size},share={shared}"
+
+
+def _guest(config: MachineConfig, machine: str) -> list[str]:
+    console = "ttyAMA0" if machine == "virt" else "ttyS0"
+    words = [f"console={console}", "panic=-1", "quiet", *_clock(config, machine), *config.append]
+    initrd = ["-initrd", str(config.initrd)] if config.initrd else []
+    return ["-kernel", str(config.kernel), *initrd, "-append", " ".join(words)]
+
+
+def _clock(config: MachineConfig, machine: str) -> list[str]:
+    """A microvm has no timer that a kernel could measure the processor's counter against, and waits for ever where KVM
+    does not tell it. The emulator hands out the host's counter, so its speed is what the host says."""
+    return [f"tsc_early_khz={host_khz()}"] if machine == "microvm" and config.accelerator == "tcg" else []
+
+
+@functools.cache
+def host_khz() -> int:
+    """The speed of the processor in kHz as proc_cpuinfo(5) says it; 2 GHz where it does not."""
+    found = re.search(r"(?m)^cpu MHz\s*: ([0-9.]+)$", Path("/proc/cpuinfo").read_text())
+    return round(float(found[1]) * 1000) if found else 2_000_000
+
+
+def _channels(machine: str) -> list[str]:
+    """Console, monitor, and the agent's port."""
+    serial = "virtio-serial-device" if machine == "microvm" else "virtio-serial-pci"
+    return [
+        "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+        "-chardev", f"socket,id=monitor,fd={_CONTROL_FD},server=on,wait=off", "-mon", "chardev=monitor,mode=control",
+        "-device", f"{serial},id=ports,max_ports=2",
+        "-chardev", f"socket,id=agent,fd={_AGENT_FD},server=on,wait=off",
+        "-device", "virtserialport,bus=ports.0,chardev=agent,name=drupe.agent",
+    ]  # fmt: skip
+
+
+def _ports(machine: str) -> list[str]:
+    if machine == "microvm":
+        return ["-device", "virtio-rng-device"]
+    ports = [f"pcie-root-port,id=port{n},chassis={n + 1},slot={n + 1},bus=pcie.0" for n in range(ROOT_PORTS)]
+    extra = ["virtio-rng-pci", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on"]
+    return [word for device in (*ports, *extra) for word in ("-device", device)]
+
+
+def _devices(config: MachineConfig, machine: str) -> list[str]:
+    transport = "device" if machine == "microvm" else "pci"
+    found: list[str] = []
+    devices: list[Device] = [*config.disks, *config.nics, *config.shares, *config.host_devices]
+    for device in devices:
+        found += cold(device, transport, config.dir)
+    return found
+
+
+def cold(device: Device, transport: str, home: Path) -> list[str]:
+    """The words for a device that is there from the start. home: the directory that QEMU is started in."""
+    if isinstance(device, Disk):
+        return list(_disk(device, transport, home))
+    if isinstance(device, Nic):
+        return list(_nic(device, transport, home))
+    if isinstance(device, Share):
+        return list(_share(device, transport, home))
+    return ["-device", f"vfio-pci,id={device.id},host={device.address}"]
+
+
+def _disk(disk: Disk, transport: str, home: Path) -> Iterator[str]:
+    if disk.socket is not None:
+        yield from ("-chardev", f"socket,id=c-{disk.id},path={_short(disk.socket, home)}")
+        yield from ("-device", f"vhost-user-blk-{transport},id={disk.id},chardev=c-{disk.id}")
+        return
+    cache = "cache.direct=on,aio=io_uring" if disk.direct else "cache.direct=off"
+    only = "on" if disk.read_only else "off"
+    file = f"node-name=n-{disk.id},driver={disk.format},read-only={only},file.driver=file,file.filename={disk.path}"
+    yield from ("-blockdev", f"{file},file.{cache},file.locking=off")
+    yield from ("-device", f"virtio-blk-{transport},id={disk.id},drive=n-{disk.id},serial={disk.id[:20]}")
+
+
+def _nic(nic: Nic, transport: str, home: Path) -> Iterator[str]:
+    if nic.socket is not None:
+        yield from ("-chardev", f"socket,id=c-{nic.id},path={_short(nic.socket, home)}")
+        yield from ("-netdev", f"vhost-user,id=n-{nic.id},chardev=c-{nic.id},queues={nic.queues}")
+    else:
+        queues = f",queues={nic.queues}" if nic.queues > 1 else ""
+        yield from ("-netdev", f"tap,id=n-{nic.id},ifname={nic.tap},script=no,downscript=no{queues}")
+    many = f",mq=on,vectors={2 * nic.queues + 2}" if nic.queues > 1 and transport == "pci" else ""
+    options = f"id={nic.id},netdev=n-{nic.id},mac={nic.mac},host_mtu={nic.mtu}{many}"
+    yield from ("-device", f"virtio-net-{transport},{options}" + (",romfile=" if transport == "pci" else ""))
+
+
+def _share(share: Share, transport: str, home: Path) -> Iterator[str]:
+    if share.socket is None:
+        only = "on" if share.read_only else "off"
+        yield from ("-fsdev", f"local,id=f-{share.id},path={share.path},security_model=none,readonly={only}")
+        yield from ("-device", f"virtio-9p-{transport},id={share.id},fsdev=f-{share.id},mount_tag={share.tag}")
+        return
+    yield from ("-chardev", f"socket,id=c-{share.id},path={_short(share.socket, home)}")
+    yield from ("-device", f"vhost-user-fs-{transport},id={share.id},chardev=c-{share.id},tag={share.tag}")
+
+
+def _incoming(config: MachineConfig) -> list[str]:
+    return [] if config.saved is None else ["-incoming", "defer"]
+
+
+def _confinement(config: MachineConfig, empty: Path) -> list[str]:
+    """Once all is open: another root, another user without capabilities, and a filter that knows no exec and no fork.
+    (elevateprivileges=deny would refuse the change of user; no_new_privs is set by whoever starts it.)"""
+    uid = uid_of(config.id)
+    deny = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
+    return ["-sandbox", deny, "-chroot", str(empty), "-runas", f"{uid}:{uid}"]
+
+
+def _short(socket: Path, home: Path) -> Path:
+    """A socket's path, relative where it can be: its length has a limit (unix(7))."""
+    return socket.relative_to(home) if socket.is_relative_to(home) else socket

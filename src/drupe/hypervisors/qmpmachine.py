@@ -1,0 +1,66 @@
+"""What machines have in common whose program is spoken to over QMP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+from drupe.errors import DrupeError, Unavailable
+from drupe.hypervisors.contract import Machine, MachineConfig
+from drupe.hypervisors.qmp import Qmp
+
+
+class QmpMachine(Machine):
+    """Its end is told by an event, or is the end of the connection."""
+
+    def __init__(self, qmp: Qmp, config: MachineConfig) -> None:
+        self._qmp = qmp
+        self._config = config
+        self._gone: dict[str, asyncio.Future[str]] = {}
+        self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._listening = asyncio.ensure_future(self._listen())
+
+    async def wait(self) -> str:
+        return await asyncio.shield(self._end)
+
+    async def pause(self) -> None:
+        await self._qmp.call("stop")
+
+    async def resume(self) -> None:
+        await self._qmp.call("cont")
+
+    async def quit(self, *, timeout_s: float) -> None:
+        with contextlib.suppress(Unavailable):
+            await self._qmp.call("quit", timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        self._listening.cancel()
+        await self._qmp.close()
+
+    async def _listen(self) -> None:
+        why = "killed"
+        with contextlib.suppress(DrupeError):
+            while True:
+                event = await self._qmp.event()
+                why = self._heard(str(event["event"]), event.get("data", {})) or why
+        if not self._end.done():
+            self._end.set_result(why)
+
+    def _heard(self, name: str, data: Mapping[str, Any]) -> str:
+        """What it means for the machine's end; "" when nothing."""
+        device = str(data.get("device", ""))
+        if name == "DEVICE_DELETED" and device in self._gone:
+            self._settle(device, "")
+        elif name == "DEVICE_UNPLUG_GUEST_ERROR" and device in self._gone:
+            self._settle(device, "the guest refused")
+        if name == "GUEST_PANICKED":
+            return "panic"
+        if name == "SHUTDOWN":
+            reason = str(data.get("reason", "shutdown"))
+            return {"guest-shutdown": "shutdown", "guest-reset": "reset", "guest-panic": "panic"}.get(reason, reason)
+        return ""
+
+    def _settle(self, device: str, said: str) -> None:
+        if not self._gone[device].done():
+            self._gone[device].set_result(said)

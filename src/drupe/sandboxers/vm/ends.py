@@ -1,0 +1,36 @@
+"""How processes in a machine ended."""
+
+from __future__ import annotations
+
+import time
+
+from drupe.rpc.containerd.task_v3_pb2 import StateResponse
+from drupe.rpc.guest import guest_pb2 as pb
+from drupe.sandboxers.kept.exits import killed, write_exit_file
+from drupe.spec.status import ExitStatus
+
+_LOST_CODE = 255
+
+
+def of_event(event: pb.Exit) -> ExitStatus:
+    """As the agent tells it: its status is an exit code, or 128 and the number of a signal, as of a shell."""
+    code = int(event.status)
+    at = event.at_unix_ns / 1e9 or time.time()
+    signal = code - 128 if 128 < code < 128 + 65 else 0
+    if event.oom_killed:
+        return ExitStatus(code=137, signal=9, at=at, reason="OOMKilled", oom_kills=1)
+    return ExitStatus(code=code, signal=signal, at=at, reason="Error" if code else "")
+
+
+def of_state(state: StateResponse) -> ExitStatus:
+    """The same from containerd's words for what has stopped."""
+    at = state.exited_at.seconds * 10**9 + state.exited_at.nanos
+    return of_event(pb.Exit(status=state.exit_status, at_unix_ns=at))
+
+
+def lost(cause: str) -> ExitStatus:
+    """The end of what ran in a machine that has failed."""
+    return ExitStatus(code=_LOST_CODE, at=time.time(), reason="Lost", message=cause)
+
+
+__all__ = ["killed", "lost", "of_event", "of_state", "write_exit_file"]

@@ -1,0 +1,101 @@
+"""How the programs of a machine are started: by the keeper, in the pod's cgroup and network namespace, with their
+sockets listening already."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from drupe.errors import DeadlineExceeded, InvalidState, NotFound
+from drupe.keeper.client import Keeper
+from drupe.keeper.records import Io, LogFile
+from drupe.linux.unix_sockets import short_name
+from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.vm.records import PodRecord
+
+_STARTS_WITHIN_S = 30.0
+_ENDS_WITHIN_S = 10.0
+_CONSOLE_BYTES = 1 << 20  # a guest that floods its console fills two files of this size and no more
+# pid of what goes on in the background to a file; the descriptors 3, 4… are its own
+_DETACHED = 'pidfile=$1; shift; "$@" </dev/null & echo $! >"$pidfile"'
+_ENTER = 'echo 0 >"$1" || exit; shift; exec "$@"'
+
+
+class Launcher:
+    """Starts and ends them. Each is a task of the keeper; what it writes is a log that cannot grow without end."""
+
+    def __init__(self, keeper: Keeper, cgroups: Cgroups) -> None:
+        self._keeper = keeper
+        self._cgroups = cgroups
+
+    async def start(
+        self,
+        record: PodRecord,
+        key: str,
+        argv: Sequence[str],
+        listeners: Sequence[Path],
+        *,
+        files: Sequence[int] = (),
+        log: Path,
+        netns: bool,
+    ) -> int:
+        """Start a program as task `key`; returns its pid. listeners: sockets, handed on as descriptors 3, 4…; files:
+        descriptors, handed on after them."""
+        words = ["setpriv", "--no-new-privs", "--", *argv]
+        if netns and record.netns:
+            words = ["nsenter", f"--net={record.netns}", "--", *words]
+        join = self._cgroups.join_files(record.leaf)
+        if not join:
+            words = ["/bin/sh", "-c", _ENTER, "sh", self._cgroups.procs_file(record.leaf), *words]
+        pidfile = record.home / f"{key.rpartition('.')[2]}.pid"
+        with contextlib.ExitStack() as opened:
+            fds = {f"listener{n}": opened.enter_context(_listen(path)).fileno() for n, path in enumerate(listeners)}
+            fds |= {f"file{n}": descriptor for n, descriptor in enumerate(files)}
+            created = await self._keeper.create_task(
+                key,
+                ["/bin/sh", "-c", _DETACHED, "sh", str(pidfile), *words],
+                pidfile=pidfile,
+                exit_file=pidfile.with_suffix(".exit"),
+                io=Io(mode="pipes"),
+                log=LogFile(path=str(log), max_bytes=_CONSOLE_BYTES, max_files=2),
+                fds=fds,
+                extra_fds=tuple(fds),
+                join=join,
+                cwd=record.home,
+                timeout_s=_STARTS_WITHIN_S,
+            )
+        return created.pid
+
+    async def end(self, key: str) -> None:
+        """Kill it, wait for its end, and have its record dropped. Idempotent."""
+        with contextlib.suppress(NotFound):
+            await self._keeper.kill(key, 9)
+        deadline = time.monotonic() + _ENDS_WITHIN_S
+        with contextlib.suppress(NotFound):
+            while await self._runs(key):
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded(f"task {key} does not end", stage="delete", hint="it may hang in the kernel")
+                await asyncio.sleep(0.005)
+
+    async def _runs(self, key: str) -> bool:
+        try:
+            await self._keeper.forget(key)
+        except InvalidState:
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def _listen(path: Path) -> Iterator[socket.socket]:
+    """A listening unix socket at a path, for root alone."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        with short_name(path) as name:
+            sock.bind(name)
+        path.chmod(0o600)
+        sock.listen(4)
+        yield sock

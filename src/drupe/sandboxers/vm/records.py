@@ -1,0 +1,119 @@
+"""What is written down of pods, containers and execs, so that another daemon can go on with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from drupe.hypervisors.contract import Accelerator, MachineConfig
+from drupe.sandboxers.kept.records import Record
+from drupe.spec.container import LogSpec
+from drupe.spec.status import ExitStatus
+
+VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no id has a dot
+
+
+class PodRecord(Record, kw_only=True):
+    """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
+    the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
+    not as usual."""
+
+    id: str
+    dir: str
+    cgroup: str
+    hostname: str
+    netns: str
+    kernel: str
+    initrd: str
+    append: list[str]
+    accelerator: Accelerator
+    machine_type: str
+    memory_bytes: int
+    memory_max_bytes: int
+    processors: int
+    processors_max: int
+    rootfs: str
+    share_pid: bool = False
+    shm_bytes: int = 64 << 20
+    sysctls: dict[str, str] = {}
+    started: bool = False
+    paused: bool = False
+    saved: str = ""
+    failed: str = ""
+    notes: list[str] = []
+    phases_ms: dict[str, float] = {}
+
+    @property
+    def home(self) -> Path:
+        """Everything of the machine: sockets, share, records."""
+        return Path(self.dir) / "vm"
+
+    @property
+    def path(self) -> Path:
+        return self.home / "pod.json"
+
+    @property
+    def share(self) -> Path:
+        """The directory that the guest sees."""
+        return self.home / "share"
+
+    @property
+    def shares(self) -> bool:
+        """Whether it has a shared directory."""
+        return self.rootfs == "virtiofs"
+
+    @property
+    def leaf(self) -> str:
+        """The cgroup of the programs that run the machine."""
+        return f"{self.cgroup}/vm"
+
+    def machine(self, **more: Any) -> MachineConfig:
+        """As the driver wants it."""
+        return MachineConfig(
+            id=self.id,
+            dir=self.home,
+            kernel=Path(self.kernel),
+            initrd=Path(self.initrd) if self.initrd else None,
+            append=self.append,
+            processors=self.processors,
+            processors_max=self.processors_max,
+            memory_bytes=self.memory_bytes,
+            memory_max_bytes=self.memory_max_bytes,
+            accelerator=self.accelerator,
+            machine_type=self.machine_type,
+            shared_memory=self.shares,
+            **more,
+        )
+
+    def save(self) -> None:
+        self.write(self.path)
+
+
+class TaskRecord(Record, kw_only=True):
+    """A container. guest: its id for the agent. made: the agent knows it. exit: its end, once known."""
+
+    id: str
+    sandbox: str
+    cgroup: str
+    bundle: str
+    tty: bool
+    stdin: bool
+    log: LogSpec | None
+    exit_file: str
+    guest: str
+    made: bool = False
+    started: bool = False
+    exit: ExitStatus | None = None
+    execs: dict[str, int] = {}
+
+    @property
+    def path(self) -> Path:
+        return record_path(Path(self.bundle))
+
+    def save(self) -> None:
+        self.write(self.path)
+
+
+def record_path(bundle: Path) -> Path:
+    """Where a container's record is."""
+    return bundle / "vm.json"

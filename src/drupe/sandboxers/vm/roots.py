@@ -1,0 +1,56 @@
+"""A container's root by block: an EROFS image of what the host shows, a disk of the machine, and what is written in the
+guest's memory over it. Nothing of the host is shared then, so that the machine can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drupe.errors import Unsupported
+from drupe.hypervisors.contract import Disk
+from drupe.keeper.client import Keeper
+from drupe.rpc.guest import guest_pb2 as pb
+from drupe.sandboxers.vm.oci import brings
+from drupe.sandboxers.vm.options import ROOTFS
+
+_MAKES_WITHIN_S = 600.0
+_SERIAL_BYTES = 20  # of a virtio disk
+_GUEST_ETC = "/run/drupe/etc"  # where the agent has the pod's files of /etc
+_ETC = ("hosts", "hostname", "resolv.conf")
+
+
+def disk_of(task: str, home: Path) -> Disk:
+    """The disk with a container's root. task: the id that the guest knows."""
+    return Disk(id=f"root-{task}"[:_SERIAL_BYTES], path=image_of(task, home), read_only=True)
+
+
+def image_of(task: str, home: Path) -> Path:
+    return home / f"{task}.erofs"
+
+
+async def make(keeper: Keeper, task: str, home: Path, oci: Mapping[str, Any]) -> dict[str, str]:
+    """Make the image; answers where the guest has what is bind-mounted. Unsupported for what a machine without a
+    shared directory cannot have."""
+    binds: dict[str, str] = {}
+    for mount in (mount for mount in oci.get("mounts", ()) if brings(mount)):
+        name = mount["destination"].removeprefix("/etc/")
+        if name not in _ETC:
+            raise Unsupported(
+                f"{mount['destination']} cannot be mounted: the machine has its roots by block and shares no directory",
+                kind="vm",
+                feature="bind-mounts",
+                hint=f"annotation {ROOTFS}=virtiofs, which is the default",
+            )
+        binds[mount["source"]] = f"{_GUEST_ETC}/{name}"
+    argv = ["mkfs.erofs", "-T", "0", "--preserve-mtime", "--quiet", str(image_of(task, home)), oci["root"]["path"]]
+    await keeper.run(argv, timeout_s=_MAKES_WITHIN_S, check=True)
+    return binds
+
+
+def plan(bundle: pb.PutBundleRequest, disk: Disk, *, read_only: bool) -> pb.PutBundleRequest:
+    """Have the guest mount it."""
+    device = pb.Device(disk_serial=disk.id)
+    bundle.rootfs.append(pb.GuestMount(type="erofs", device=device, options=["ro"]))
+    bundle.writable_upper = not read_only
+    return bundle

@@ -1,0 +1,267 @@
+"""The vm kind: a machine for each pod, its containers made there by the guest's agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from drupe import guest as guests
+from drupe.errors import DrupeError
+from drupe.hypervisors.contract import Hypervisor
+from drupe.keeper.client import Keeper
+from drupe.keeper.records import Exit
+from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.contract import OnExit, SandboxConfig, Sandboxer, SandboxInfo, TaskState
+from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, network_types
+from drupe.sandboxers.kinds import Means
+from drupe.sandboxers.vm.able import ABLE
+from drupe.sandboxers.vm.accelerator import choose_accelerator
+from drupe.sandboxers.vm.console import why
+from drupe.sandboxers.vm.machines import Machines
+from drupe.sandboxers.vm.options import VmOptions
+from drupe.sandboxers.vm.pods import VmPod
+from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
+from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
+from drupe.sandboxers.vm.tasks import VmTasks
+from drupe.sandboxers.vm.watching import Watch
+from drupe.spec.pod import PodSpec
+from drupe.spec.resources import Resources
+from drupe.spec.status import Stats
+from drupe.spec.template import TemplateInfo
+
+_LOST = {VMM: "the virtual machine monitor ended", SHARE: "virtiofsd ended"}
+
+
+class VmSandboxer(Sandboxer):
+    """Sandboxes that are machines."""
+
+    kind = "vm"
+
+    def __init__(
+        self,
+        *,
+        keeper: Keeper,
+        cgroups: Cgroups,
+        hypervisor: Hypervisor,
+        root: Path,
+        on_exit: OnExit,
+        options: VmOptions,
+    ) -> None:
+        self._keeper = keeper
+        self._cgroups = cgroups
+        self._root = root
+        self._options = options
+        self._configs: dict[str, SandboxConfig] = {}
+        self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
+        self._machines.on_ready = self._follow
+        self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
+        self._watches: dict[str, Watch] = {}
+        self._following: dict[str, asyncio.Task[None]] = {}
+        self._templating = asyncio.Lock()
+        keeper.on_exit(self._exited)
+
+    def capabilities(self) -> Mapping[str, str]:
+        return ABLE
+
+    def tasks(self) -> VmTasks:
+        return self._tasks
+
+    def close(self) -> None:
+        for pod in self._machines:
+            self._unfollow(pod)
+        self._tasks.close()
+        self._closing = asyncio.ensure_future(self._machines.close())
+
+    def host_limits(self, spec: PodSpec, resources: Resources) -> Resources:
+        return host_limits(resources, memory_of(spec, self._options), self._options)
+
+    # -- sandboxes --------------------------------------------------------------------------------------------------
+
+    async def create(self, config: SandboxConfig) -> SandboxInfo:
+        """Its network namespace and its shared directory; the machine itself starts when its addresses are known."""
+        record = await self._plan(config)
+        self._configs[config.id] = config
+        info = await self._make_network(config)
+        record.netns = info.netns
+        pod = self._machines.add(record)
+        if record.shares:
+            await pod.share.make()
+        return SandboxInfo(netns=info.netns, pid=info.pid)
+
+    async def _plan(self, config: SandboxConfig) -> PodRecord:
+        """The machine for a pod, without its network."""
+        guest = guests.find(self._root, self._options.guest)
+        return plan(config, self._options, guest, await choose_accelerator(self._keeper))
+
+    async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
+        directory = self._root / "vm" / "templates"
+        like = SandboxConfig(id="template", spec=spec, dir=directory, cgroup=cgroup, hostname="")
+        async with self._templating:
+            return await self._machines.make_template(await self._plan(like))
+
+    def templates(self) -> list[TemplateInfo]:
+        return list(self._machines.starter.templates)
+
+    def remove_template(self, template_id: str) -> None:
+        self._machines.starter.templates.remove(template_id)
+
+    async def _make_network(self, config: SandboxConfig) -> SandboxInfo:
+        """The pod's place in the host's network. Its sysctls are for the guest's kernel."""
+        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls={}))
+        return await make_namespaces(self._keeper, plain, network_types(config.spec))
+
+    async def start(self, sandbox_id: str) -> None:
+        await self._machines.start(self._machines.get(sandbox_id))
+
+    def phases(self, sandbox_id: str) -> Mapping[str, float]:
+        pod = self._machines.find(sandbox_id)
+        return {} if pod is None else pod.record.phases_ms
+
+    async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:
+        pod = self._machines.find(sandbox_id)
+        if pod is not None:
+            self._unfollow(pod)
+            await self._machines.shut_down(pod, deadline_s=deadline_s)
+            await self._machines.end(pod)
+
+    async def delete(self, sandbox_id: str) -> None:
+        config = self._configs.pop(sandbox_id, None)
+        pod = self._machines.find(sandbox_id)
+        if pod is None and config is not None:
+            pod = self._machines.load(config.dir)
+        if pod is not None:
+            self._unfollow(pod)
+            await self._machines.end(pod)
+            if pod.record.shares:
+                await pod.share.remove()
+            self._machines.forget(pod)
+        if config is not None:
+            await drop_namespaces(self._keeper, config)
+
+    async def pause(self, sandbox_id: str) -> None:
+        pod = self._machines.get(sandbox_id)
+        await pod.require().pause()
+        pod.record.paused = True
+        pod.record.save()
+
+    async def resume(self, sandbox_id: str) -> None:
+        pod = self._machines.get(sandbox_id)
+        if pod.machine is None or pod.record.failed:
+            return
+        await pod.machine.resume()
+        if pod.record.paused:
+            pod.record.paused = False
+            pod.record.save()
+            await self._machines.set_clock(pod)
+
+    async def stats(self, sandbox_id: str) -> Stats:
+        """What the machine costs the host."""
+        return self._cgroups.stats(self._machines.get(sandbox_id).record.cgroup)
+
+    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
+        home = self._machines.get(sandbox_id).record.home
+        return {path.name.removesuffix(".log"): path for path in sorted(home.glob("*.log"))}
+
+    # -- what happens to them ---------------------------------------------------------------------------------------
+
+    def _follow(self, pod: VmPod) -> None:
+        """Hear its events and watch over it."""
+        self._unfollow(pod)
+        self._watches[pod.record.id] = Watch(pod, self._lost)
+        self._following[pod.record.id] = asyncio.ensure_future(self._hear(pod))
+
+    def _unfollow(self, pod: VmPod) -> None:
+        if (watch := self._watches.pop(pod.record.id, None)) is not None:
+            watch.stop()
+        if (following := self._following.pop(pod.record.id, None)) is not None:
+            following.cancel()
+
+    async def _hear(self, pod: VmPod) -> None:
+        async for event in pod.agent.events(0):  # those that an earlier daemon took are known by what they are about
+            if event.HasField("exit"):
+                self._tasks.ended(event.exit, pod)
+            elif event.HasField("oom"):
+                self._tasks.out_of_memory(event.oom, pod)
+
+    def _exited(self, record: Exit) -> None:
+        """The keeper tells the end of a program that runs a machine."""
+        for suffix, words in _LOST.items():
+            if record.task.endswith(suffix):
+                pod = self._machines.find(record.task.removesuffix(suffix))
+                if pod is not None and pod.record.started and not pod.ending and not pod.record.failed:
+                    how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
+                    said = why("", pod.console).removeprefix(": ") if suffix == VMM and not record.signal else ""
+                    self._lost(pod, f"{words} {how}" + (f": {said}" if said else ""))
+
+    def _lost(self, pod: VmPod, cause: str) -> None:
+        """It has failed: all that ran in it is told to have ended, and what is left of it is killed."""
+        if pod.record.failed or pod.ending:
+            return
+        self._machines.lost(pod, cause)
+        self._tasks.machine_lost(pod, cause)
+        self.on_failed(pod.record.id, cause)
+        self._ending = asyncio.ensure_future(self._end_lost(pod))
+
+    async def _end_lost(self, pod: VmPod) -> None:
+        self._unfollow(pod)
+        with contextlib.suppress(DrupeError):
+            await self._machines.end(pod)
+
+    # -- recovery ---------------------------------------------------------------------------------------------------
+
+    async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
+        self._configs.update(configs)
+        entries = {entry.task: entry for entry in await self._keeper.list()}
+        found = {key: TaskState(key, entry.pid, started=True, exit=None) for key, entry in entries.items()}
+        for pod_id, config in configs.items():
+            pod = self._machines.load(config.dir)
+            if pod is None:
+                continue
+            keys = (pod_id + VMM, pod_id + SHARE)
+            alive = {key: entries[key].pid for key in keys if key in entries and entries[key].running}
+            for key in alive:
+                await self._keeper.take_escrow(key)
+            found |= await self._recover_pod(pod, {key.removeprefix(pod_id): pid for key, pid in alive.items()})
+        return found
+
+    async def _recover_pod(self, pod: VmPod, pids: dict[str, int]) -> dict[str, TaskState]:
+        lives = VMM in pids and pod.record.started and not pod.record.failed
+        if lives:
+            try:
+                await self._machines.attach(pod, pids)
+            except DrupeError as error:
+                lives = False
+                self._machines.lost(pod, f"the machine cannot be reached after a restart: {error}")
+        if not lives:
+            await self._machines.end(pod)
+        found: dict[str, TaskState] = {}
+        for record in self._tasks.records(pod.record.id):
+            with contextlib.suppress(DrupeError):
+                found |= await self._tasks.recover_one(pod, record, lives=lives)
+        if lives:
+            self._follow(pod)
+        return found
+
+
+def open_vm(means: Means) -> VmSandboxer:
+    """The kind on this host. Raises NotFound when its hypervisor or virtiofsd is not installed."""
+    from drupe.hypervisors.qemu.driver import Qemu, find_qemu
+    from drupe.sandboxers.vm.share import find_virtiofsd
+
+    options = cast(VmOptions, means.options)
+    find_qemu(options.program)
+    find_virtiofsd()
+    return VmSandboxer(
+        keeper=means.keeper,
+        cgroups=means.cgroups,
+        hypervisor=Qemu(options.program),
+        root=means.root,
+        on_exit=means.on_exit,
+        options=options,
+    )

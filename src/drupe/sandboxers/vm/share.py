@@ -1,0 +1,119 @@
+"""What a machine sees of the host: one directory, served by virtiofsd, into which the keeper mounts what its containers
+are given: their roots, and what they bind-mount."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drupe.errors import NotFound
+from drupe.keeper.client import Keeper
+from drupe.keeper.records import Mount
+from drupe.keeper.start import mounts_root
+from drupe.sandboxers.vm.oci import GUEST_SHARE, brings
+from drupe.sandboxers.vm.records import PodRecord
+
+_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"), Path("/usr/lib/virtiofsd"))
+INSTALL = "apt-get install --no-install-recommends qemu-system-common"
+TAG = "drupe"
+
+
+def find_virtiofsd() -> str:
+    """Its path. NotFound says how to install it."""
+    import shutil
+
+    for place in _PLACES:
+        if place.exists():
+            return str(place)
+    found = shutil.which("virtiofsd")
+    if found is None:
+        raise NotFound("virtiofsd is not installed", hint=INSTALL)
+    return found
+
+
+def serving(program: str, record: PodRecord) -> list[str]:
+    """virtiofsd's command line; its listening socket is descriptor 3. It is one that sees nothing but the share, in
+    namespaces of its own, with the rights to hand out files of any owner and no others."""
+    options = ["source=" + str(record.share), "cache=auto", "sandbox=namespace", "xattr", "log_level=err"]
+    return [program, "--fd=3", *(word for option in options for word in ("-o", option))]
+
+
+class Share:
+    """The shared directory of one pod."""
+
+    def __init__(self, keeper: Keeper, record: PodRecord) -> None:
+        self._keeper = keeper
+        self._root = record.share
+
+    async def make(self) -> None:
+        """A mount of its own, so that what is mounted into it later reaches virtiofsd's namespace (shared subtrees)."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root = str(self._root)
+        await self._keeper.mount(
+            [Mount(target=root, source=root, flags=("bind",)), Mount(target=root, flags=("shared",))]
+        )
+
+    async def remove(self) -> None:
+        """Idempotent."""
+        targets = [str(self._root / name) for name in self._names()]
+        for name in self._names():
+            targets = [*(str(path) for path in self._below(name)), *targets]
+        await self._keeper.umount([*targets, str(self._root)], lazy=True)
+        _remove_empty(self._root)
+
+    async def add(self, task: str, oci: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+        """Show a container's root and binds; answers where the guest has them: its root, and source to source."""
+        place = self._root / task
+        (place / "rootfs").mkdir(mode=0o700, parents=True, exist_ok=True)
+        mounts = [Mount(target=str(place / "rootfs"), source=oci["root"]["path"], flags=("rbind",))]
+        binds: dict[str, str] = {}
+        for number, mount in enumerate(m for m in oci.get("mounts", ()) if brings(m)):
+            target = place / f"bind-{number}"
+            self._prepare(Path(mount["source"]), target)
+            only = ("ro",) if {"ro", "rro"} & set(mount.get("options", ())) else ()
+            mounts.append(Mount(target=str(target), source=mount["source"], flags=("rbind", *only)))
+            binds[mount["source"]] = f"{GUEST_SHARE}/{task}/bind-{number}"
+        await self._keeper.mount(mounts)
+        return f"{GUEST_SHARE}/{task}/rootfs", binds
+
+    def _prepare(self, source: Path, target: Path) -> None:
+        try:
+            mode = Path(f"{mounts_root(self._keeper)}{source}").stat().st_mode
+        except OSError:
+            raise NotFound(f"{source} is not there to be mounted") from None
+        if stat.S_ISDIR(mode):
+            target.mkdir(exist_ok=True)
+        else:
+            target.touch()
+
+    async def drop(self, task: str) -> None:
+        """Take a container's part away. Idempotent."""
+        place = self._root / task
+        if not place.exists():
+            return
+        await self._keeper.umount([str(path) for path in self._below(task)], lazy=True)
+        _remove_empty(place)
+
+    def _below(self, task: str) -> list[Path]:
+        return sorted((self._root / task).iterdir()) if (self._root / task).is_dir() else []
+
+    def _names(self) -> list[str]:
+        return sorted(entry.name for entry in self._root.iterdir()) if self._root.is_dir() else []
+
+
+def _remove_empty(root: Path) -> None:
+    """Remove what was made as places for mounts, and nothing that holds something."""
+    if not root.is_dir():
+        root.unlink(missing_ok=True)
+        return
+    for entry in root.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            _remove_empty(entry)
+        elif entry.stat().st_size == 0:
+            entry.unlink(missing_ok=True)
+    try:
+        root.rmdir()
+    except OSError:
+        return

@@ -1,0 +1,186 @@
+"""How a machine starts: booted, or from a template, and then set up by its agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from drupe.errors import Unavailable
+from drupe.hypervisors.contract import Hypervisor, MachineConfig, Nic
+from drupe.hypervisors.contract import Share as SharedDirectory
+from drupe.keeper.client import Keeper
+from drupe.linux import tuntap
+from drupe.resources.network.endpoints.contract import Joined
+from drupe.rpc.guest import guest_pb2 as pb
+from drupe.sandboxers.vm import network, share
+from drupe.sandboxers.vm.console import last_words, why
+from drupe.sandboxers.vm.launch import Launcher
+from drupe.sandboxers.vm.oci import GUEST_SHARE
+from drupe.sandboxers.vm.phases import Phases
+from drupe.sandboxers.vm.pods import VmPod
+from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
+from drupe.sandboxers.vm.templates import Templates, copying
+
+CONNECTS_WITHIN_S = 30.0
+_LAST_WORDS_S = 0.1  # until what a program wrote before its end is in its log
+_MEMORY_FD = 5  # of a VMM: after the listeners of `Launch`
+
+
+class Starter:
+    """Starts machines of one hypervisor. agent_timeout_s: how long a guest may boot."""
+
+    def __init__(
+        self,
+        *,
+        keeper: Keeper,
+        launcher: Launcher,
+        hypervisor: Hypervisor,
+        templates: Templates,
+        agent_timeout_s: float,
+    ) -> None:
+        self._keeper = keeper
+        self._launcher = launcher
+        self.hypervisor = hypervisor
+        self.templates = templates
+        self._agent_timeout_s = agent_timeout_s
+
+    async def start(self, pod: VmPod, *, from_template: bool) -> None:
+        """All of it. Raises DrupeError; what was started then is the caller's to end."""
+        record, phases = pod.record, Phases()
+        with phases("network"):
+            joined = await network.join(self._keeper, record.netns)
+        with phases("share"):
+            shares = await self._share(pod) if record.shares else []
+        config = record.machine()
+        saved = self.templates.find(record, self.program(config)) if from_template else None
+        record.saved = str(saved or "")
+        if saved is None:
+            await self.boot(pod, replace(config, nics=network.nics_of(joined), shares=shares), phases)
+        else:
+            await self._restore(pod, config, saved, phases)
+            with phases("devices"):
+                await self._plug(pod, shares, joined)
+        with phases("agent"):
+            await self.or_end(pod, pod.agent.guest("Setup", _setup(record, joined)))
+        record.started, record.failed = True, ""
+        record.phases_ms, record.notes = phases.told, network.left_out(joined)
+        record.save()
+
+    def program(self, config: MachineConfig) -> str:
+        """The VMM's path."""
+        return self.hypervisor.prepare(config).argv[0]
+
+    async def _share(self, pod: VmPod) -> list[SharedDirectory]:
+        record = pod.record
+        socket, log = record.home / "virtiofs.sock", record.home / "virtiofsd.log"
+        argv = share.serving(share.find_virtiofsd(), record)
+        pod.pids[SHARE] = await self._launcher.start(record, record.id + SHARE, argv, [socket], log=log, netns=False)
+        return [SharedDirectory(id="share", tag=share.TAG, path=record.share, socket=socket)]
+
+    async def boot(self, pod: VmPod, config: MachineConfig, phases: Phases) -> None:
+        """Up to the agent that answers."""
+        with phases("vmm"):
+            await self.launch(pod, config)
+        with phases("kernel"):
+            await pod.require().boot(timeout_s=CONNECTS_WITHIN_S)
+            await self.or_end(pod, pod.agent.connect(timeout_s=self._agent_timeout_s))
+
+    async def _restore(self, pod: VmPod, config: MachineConfig, saved: Path, phases: Phases) -> None:
+        """The same by a template. Its random numbers are made its own before anything else is asked of it."""
+        memory = Path(f"/proc/self/fd/{_MEMORY_FD}") if config.shared_memory else None
+        config = replace(config, saved=saved, memory_file=memory, share_memory=memory is None)
+        with phases("vmm"):
+            await self.launch(pod, config)
+        with phases("restore"):
+            await pod.require().boot(timeout_s=CONNECTS_WITHIN_S)
+        with phases("renew"):
+            await self.or_end(pod, pod.agent.connect(timeout_s=self._agent_timeout_s))
+            await self.or_end(pod, pod.agent.guest("AddEntropy", pb.AddEntropyRequest(data=os.urandom(64))))
+
+    async def launch(self, pod: VmPod, config: MachineConfig) -> None:
+        """Start the VMM and reach its monitor."""
+        record, launch = pod.record, self.hypervisor.prepare(config)
+        for path, content in launch.files.items():
+            path.write_bytes(content)
+            path.chmod(0o600)
+        copied = config.saved if config.saved and config.memory_file else None
+        with ExitStack() as opened:
+            memory = [_memory(opened)] if copied else []
+            pod.pids[VMM] = await self._launcher.start(
+                record, record.id + VMM, [*(copying(copied, _MEMORY_FD) if copied else ()), *launch.argv],
+                launch.listeners, files=memory, log=pod.console, netns=True,
+            )  # fmt: skip
+        try:
+            pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
+        except Unavailable as error:
+            await asyncio.sleep(_LAST_WORDS_S)
+            said = last_words(pod.console) or error.cause
+            raise Unavailable("the virtual machine monitor did not start", stage="vmm", cause=said) from None
+
+    async def _plug(self, pod: VmPod, shares: Sequence[SharedDirectory], joined: Sequence[Joined]) -> None:
+        """What a machine from a template could not have from the start."""
+        for one in shares:
+            await pod.require().add(one)
+        for nic in network.nics_of(joined):
+            await self._plug_nic(pod, nic)
+
+    async def _plug_nic(self, pod: VmPod, nic: Nic) -> None:
+        descriptor = await self._keeper.netns_open(pod.record.netns, tuntap.DEVICE)
+        try:
+            tuntap.attach_tap(descriptor, nic.tap, queues=nic.queues)
+            await pod.require().add(replace(nic, descriptor=descriptor))
+        finally:
+            os.close(descriptor)
+
+    async def or_end(self, pod: VmPod, work: Awaitable[object]) -> None:
+        """Wait for the guest, but not longer than there is a machine."""
+        asked = asyncio.ensure_future(work)
+        end = asyncio.ensure_future(pod.require().wait())
+        try:
+            await asyncio.wait({asked, end}, return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise Unavailable(
+                    "the machine ended while it booted", stage="kernel", cause=why(end.result(), pod.console)
+                )
+            asked.result()
+        finally:
+            asked.cancel()
+            end.cancel()
+
+
+def _memory(opened: ExitStack) -> int:
+    descriptor = os.memfd_create("machine", os.MFD_CLOEXEC)
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def _setup(record: PodRecord, joined: Sequence[Joined]) -> pb.SetupRequest:
+    directory = Path(record.dir)
+    mount = pb.GuestMount(type="virtiofs", source=share.TAG, target=GUEST_SHARE)
+    return pb.SetupRequest(
+        hostname=record.hostname,
+        machine_id=secrets.token_hex(16),
+        resolv_conf=_content(directory / "resolv.conf"),
+        hosts=_content(directory / "hosts"),
+        sysctls=record.sysctls,
+        mounts=[mount] if record.shares else [],
+        interfaces=network.interfaces_of(joined),
+        routes=network.routes_of(joined),
+        clock_unix_ns=time.time_ns(),
+        entropy=os.urandom(64),
+        shm_size_bytes=record.shm_bytes,
+        share_pid=record.share_pid,
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,84 @@
+"""Templates: machines that were booted up to their waiting agent and saved, from which others start.
+
+A pod without shared directories maps a template's memory copy-on-write, so that such pods share what they do not
+change. virtiofsd has to see a machine's memory, which a private mapping is not: a pod with a shared directory gets a
+copy, made in its own cgroup.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from drupe.hypervisors.qemu.machine import SAVED_MEMORY
+from drupe.sandboxers.vm.records import PodRecord
+from drupe.spec.template import TemplateInfo
+
+_LAYOUT = 1  # goes up when saved machines of before shall not be used any more
+_ABOUT = "template.json"
+
+
+class Templates:
+    """Below one directory, by their keys."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def key_of(self, record: PodRecord, program: str) -> str:
+        """What a machine must have in common with another to go on from what that was."""
+        binary = Path(program).stat()
+        parts = (
+            _LAYOUT, record.kernel, record.initrd, record.append, record.accelerator, record.machine_type,
+            record.memory_bytes, record.memory_max_bytes, record.processors, record.processors_max, program,
+            binary.st_size, binary.st_mtime_ns, _processor() if record.accelerator == "kvm" else "",
+        )  # fmt: skip
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def find(self, record: PodRecord, program: str) -> Path | None:
+        """The saved machine for a pod."""
+        directory = self.directory / self.key_of(record, program)
+        return directory if (directory / _ABOUT).exists() else None
+
+    def keep(self, scratch: Path, record: PodRecord, program: str) -> TemplateInfo:
+        """Take what was saved in `scratch`, a directory of the same file system."""
+        key = self.key_of(record, program)
+        about = TemplateInfo(
+            id=key, kind="vm", memory_bytes=record.memory_bytes, processors=record.processors,
+            guest=Path(record.kernel).parent.name, accelerator=record.accelerator, created_at=time.time(),
+            size_bytes=sum(path.stat().st_blocks * 512 for path in scratch.iterdir()),
+        )  # fmt: skip
+        (scratch / _ABOUT).write_bytes(msgspec.json.encode(about))
+        target = self.directory / key
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+        return about
+
+    def __iter__(self) -> Iterator[TemplateInfo]:
+        for path in sorted(self.directory.glob(f"*/{_ABOUT}")):
+            with suppress(OSError, msgspec.DecodeError):
+                yield msgspec.json.decode(path.read_bytes(), type=TemplateInfo)
+
+    def remove(self, key: str) -> None:
+        """Idempotent; machines that started from it go on, their memory is an open file."""
+        shutil.rmtree(self.directory / key, ignore_errors=True)
+
+
+def copying(saved: Path, descriptor: int) -> list[str]:
+    """The words before a command line that fill memory, an open file, with a template's."""
+    fill = 'cp --sparse=always -- "$1" /proc/self/fd/"$2" || exit; shift 2; exec "$@"'
+    return ["/bin/sh", "-c", fill, "sh", str(saved / SAVED_MEMORY), str(descriptor)]
+
+
+def _processor() -> str:
+    """A machine that used a processor's features goes on with the same ones only."""
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "microcode", "Features")))
+
+
+__all__ = ["SAVED_MEMORY", "Templates", "copying"]

@@ -1,0 +1,82 @@
+"""Two configurations of one: the stand-in's, which crun gets, and the workload's, which its sandboxer gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from drupe.oci.capabilities import ALL
+
+PROGRAM = "/proc/self/fd/5"  # native/client/src/oci/stand_in.rs lays it out there
+WORD = "stand-in"
+DESCRIPTORS = 3  # from number 3 on: its own end of a socket, ours, its program
+_VERSION = "1.0.2"  # which every crun takes; what is newer in a config is refused by name
+_PROC = {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}
+_CRUNS_OWN = ("run.oci.", "module.wasm.")  # annotations by which crun would run something else
+_NOT_OF_A_PROCESS = ("apparmorProfile", "selinuxLabel", "consoleSize")
+_DONE_BY_THE_STAND_IN = ("sysctl", "maskedPaths", "readonlyPaths", "rootfsPropagation", "mountLabel", "resources")
+_NPROC = "RLIMIT_NPROC"
+
+
+def stand_in_config(config: Mapping[str, Any], *, cgroup: str, terminal: bool) -> dict[str, Any]:
+    """The container whose only process waits in the workload's place: the bundle's own, without its program, its rights
+    and its limits. The paths in it are the caller's."""
+    process, linux = config["process"], config.get("linux") or {}
+    kept = {key: value for key, value in linux.items() if key not in ("resources", "seccomp", "mountLabel")}
+    rules = (linux.get("resources") or {}).get("devices")
+    mounts = list(config.get("mounts") or ())
+    if all(mount["destination"] != "/proc" for mount in mounts):
+        mounts.insert(0, _PROC)
+    annotations = config.get("annotations") or {}
+    waiting = {
+        "terminal": terminal,
+        "user": {"uid": 0, "gid": 0},
+        "args": [PROGRAM, WORD],
+        "cwd": process["cwd"],
+        "capabilities": {},
+        "noNewPrivileges": True,
+    }
+    if terminal and process.get("consoleSize"):
+        waiting["consoleSize"] = process["consoleSize"]
+    return {
+        **config,
+        "ociVersion": _VERSION,
+        "process": waiting,
+        "mounts": mounts,
+        "annotations": {key: value for key, value in annotations.items() if not key.startswith(_CRUNS_OWN)},
+        "linux": {**kept, "cgroupsPath": cgroup, "resources": {"devices": rules} if rules else {}},
+    }
+
+
+def workload_config(config: Mapping[str, Any], able: Mapping[str, str]) -> dict[str, Any]:
+    """The container as its sandboxer is to see it. able: what the kind can do."""
+    linux = config.get("linux") or {}
+    kept = {key: value for key, value in linux.items() if key not in _DONE_BY_THE_STAND_IN}
+    if able["seccomp"].startswith("no"):
+        kept.pop("seccomp", None)
+    limit = pids_limit(config) if able["pids-limit"].startswith("no") else 0
+    whole = {**config, "process": workload_process(config["process"], limit), "linux": kept}
+    whole.pop("hooks", None)
+    return whole
+
+
+def workload_process(process: Mapping[str, Any], pids_limit: int = 0) -> dict[str, Any]:
+    """A process as its sandboxer is to see it. pids_limit: of processes, as the limit of each user that the sandbox's
+    own kernel can count (getrlimit(2), RLIMIT_NPROC); 0: none."""
+    kept = {key: value for key, value in process.items() if key not in _NOT_OF_A_PROCESS}
+    if sets := kept.get("capabilities"):  # what nobody can grant is left out, as the specification says
+        kept["capabilities"] = {name: [one for one in caps or () if one in ALL] for name, caps in sets.items()}
+    if pids_limit:
+        limits = {limit["type"]: limit for limit in kept.get("rlimits") or ()}
+        own = limits.get(_NPROC, {"soft": pids_limit, "hard": pids_limit})
+        limits[_NPROC] = {
+            "type": _NPROC, "soft": min(own["soft"], pids_limit), "hard": min(own["hard"], pids_limit)
+        }  # fmt: skip
+        kept["rlimits"] = list(limits.values())
+    return kept
+
+
+def pids_limit(config: Mapping[str, Any]) -> int:
+    """The container's limit of processes; 0: none."""
+    resources = (config.get("linux") or {}).get("resources") or {}
+    return max(0, (resources.get("pids") or {}).get("limit") or 0)

@@ -1,0 +1,273 @@
+"""The verbs, for containers in sandboxes that the daemon keeps. What changes something is done in `oci.act`, to which
+the caller comes back with what it was told to make and open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from drupe.errors import HelperFailed, InvalidArgument, InvalidState, Unsupported
+from drupe.oci import runtime_spec
+from drupe.oci.carried import refuse_uncarried
+from drupe.oci.honoured import refuse_unhonoured
+from drupe.oci.limits import resources_of
+from drupe.oci.runtime_spec import LinuxResources, Process, RuntimeConfig
+from drupe.oci.signals import parse_signal
+from drupe.sandboxers.bundles import BundleProgram
+from drupe.services.oci import births
+from drupe.services.oci.adapting import DESCRIPTORS, stand_in_config, workload_process
+from drupe.services.oci.asked import Asked
+from drupe.services.oci.kept import Kept
+from drupe.services.oci.processes import limits_text, process_of, wants_stdin
+from drupe.services.oci.standing import StandIn
+from drupe.spec.oci import OciAnswer, OciStandIn
+
+_TEXT = "@text"
+
+
+# -- create, run ------------------------------------------------------------------------------------------------------
+
+
+async def prepare(asked: Asked, program: BundleProgram, config: RuntimeConfig, data: bytes) -> OciAnswer:
+    """What the caller makes and opens before there can be a sandbox."""
+    able = asked.node.sandboxer(program.kind).capabilities()
+    refuse_uncarried(config, program.kind, able)
+    resources_of(births.limits_of(config, able))
+    refuse_unhonoured(config, program.name, await program.version())
+    terminal = bool(config.process and config.process.terminal)
+    _check_flags(asked, terminal=terminal)
+    bundle, console = asked.files.absolute(asked.words.text("bundle", ".")), asked.words.text("console-socket")
+    plain: dict[str, Any] = json.loads(data)
+    plain["root"] = {**plain["root"], "path": births.absolute(bundle, plain["root"]["path"])}
+    words = ["create", "--bundle", bundle, "--preserve-fds", str(DESCRIPTORS), "--config", _TEXT]
+    words += ["--console-socket", asked.files.absolute(console)] if console else []
+    words += [f"--{name}" for name in ("no-pivot", "no-new-keyring") if asked.words.on(name)]
+    text = stand_in_config(plain, cgroup=births.cgroup_of_stand_in(asked, config), terminal=terminal and bool(console))
+    return OciAnswer(
+        stand_in=OciStandIn(
+            make=asked.command(program, *words, asked.id),
+            undo=[program.path, "--root", f"{asked.root}/{program.home}", "delete", "--force", asked.id],
+            status=f"{asked.root}/{program.home}/{asked.id}/status",
+            trees=births.trees_of(bundle, plain),
+            raw=terminal and not console,
+            reap=_waits(asked),
+        ),
+        texts={_TEXT: json.dumps(text)},
+        fallback=program.path,
+        hide_cgroup=True,
+        act=True,
+        state="made",
+    )
+
+
+def _waits(asked: Asked) -> bool:
+    return asked.words.verb == "run" and not asked.words.on("detach")
+
+
+def _check_flags(asked: Asked, *, terminal: bool) -> None:
+    words = asked.words
+    for name in ("pidfd-socket", "preserve-fds", "keep"):
+        if words.text(name) not in ("", "0", "false"):
+            raise Unsupported(f"--{name} is not carried out by this kind of sandbox", feature=f"--{name}")
+    console = words.text("console-socket")
+    if console and not terminal:
+        raise InvalidArgument("cannot use console socket if the container has no terminal")
+    if terminal and not console and not _waits(asked):
+        raise InvalidArgument("cannot allocate tty if drupe-oci will detach without setting console socket")
+
+
+async def _made(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    """create, run: the stand-in is there."""
+    kept = await births.bear(asked, StandIn(fds.pop("stand_in")), fds)
+    answer = OciAnswer(standing=True, pid_file=_absolute(asked, "pid-file"))
+    return answer if asked.words.verb == "create" else await _run_on(asked, kept, answer)
+
+
+def _absolute(asked: Asked, flag: str) -> str:
+    path = asked.words.text(flag)
+    return asked.files.absolute(path) if path else ""
+
+
+async def _run_on(asked: Asked, kept: Kept, answer: OciAnswer) -> OciAnswer:
+    try:
+        await kept.start()
+    except BaseException:
+        await kept.delete()
+        asked.bundles.remove(kept)
+        raise
+    return _then_start(asked, answer)
+
+
+def _then_start(asked: Asked, answer: OciAnswer) -> OciAnswer:
+    """The workload runs; the stand-in is started after it, and after that come the poststart hooks."""
+    program = asked.found()
+    answer.runs = {"start": asked.command(program, "start", asked.id, log=False)}
+    answer.fallback, answer.hide_cgroup, answer.act, answer.state = program.path, True, True, "started"
+    return answer
+
+
+async def _started(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    kept = asked.kept()
+    ran = asked.ran("start")
+    if ran is not None and ran.code != 0 and kept.stand_in is not None:
+        await kept.container.stop(force=True)
+        raise HelperFailed(ran.stderr.strip() or "the stand-in did not start")
+    await kept.begun()
+    return OciAnswer(wait=True, act=True, state="ended") if _waits(asked) else OciAnswer()
+
+
+async def _ended(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    """run: what it made goes, and its code is the caller's."""
+    program = asked.found()
+    kept = asked.kept()
+    await kept.delete()
+    asked.bundles.remove(kept)
+    answer = asked.first_run(program, delete=asked.command(program, "delete", "--force", asked.id, log=False))
+    answer.act, answer.state = True, "gone"
+    return answer
+
+
+async def _over(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    return OciAnswer(code=asked.ask.code)
+
+
+# -- its life ---------------------------------------------------------------------------------------------------------
+
+
+async def _then_act(asked: Asked, program: BundleProgram) -> OciAnswer:
+    return OciAnswer(act=True)
+
+
+async def _start(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    await asked.kept().start()
+    return _then_start(asked, OciAnswer())
+
+
+async def _kill(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    number = parse_signal((asked.words.arguments[1:] or ["TERM"])[0])
+    await asked.kept().kill(number, everything=asked.words.on("all"))
+    return OciAnswer()
+
+
+async def _delete(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    program, kept = asked.found(), asked.bundles.find(asked.root, asked.id)
+    if kept is not None:
+        if kept.container.is_live and not asked.words.on("force"):
+            raise InvalidState(f"cannot delete container {asked.id} that is not stopped: {kept.status}")
+        await kept.delete()
+        asked.bundles.remove(kept)
+    return asked.become(program, "delete", "--force", asked.id)
+
+
+async def _pause(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    kept = asked.kept()
+    async with kept.pod.lock:
+        await kept.container.pause()
+    return OciAnswer()
+
+
+async def _resume(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    kept = asked.kept()
+    async with kept.pod.lock:
+        await kept.container.resume()
+    return OciAnswer()
+
+
+async def _update(asked: Asked, program: BundleProgram) -> OciAnswer:
+    """Limits by flags, or by a file or standard input."""
+    return OciAnswer(want_stdin=True) if wants_stdin(asked) else OciAnswer(act=True)
+
+
+async def _update_now(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    kept = asked.kept()
+    resources = runtime_spec.parse(LinuxResources, limits_text(asked), where="update")
+    if resources.pids and births.counts_itself(kept.pod.sandboxer.capabilities()):
+        raise Unsupported("the limit of processes cannot be changed by this kind of sandbox", feature="pids-limit")
+    async with kept.pod.lock:
+        await kept.pod.update(resources_of(resources))
+    return OciAnswer()
+
+
+# -- exec -------------------------------------------------------------------------------------------------------------
+
+
+def _process(asked: Asked, kept: Kept) -> dict[str, Any]:
+    """The process that is asked for, as the specification has it."""
+    path = asked.words.text("process")
+    if path:
+        data = asked.files.read(path, "process")
+        runtime_spec.parse(Process, data, where=path)
+        process: dict[str, Any] = json.loads(data)
+    else:
+        process = process_of(asked.words, births.config_of(kept.pod)["process"])
+    if not process.get("args"):
+        raise InvalidArgument("exec: the process has nothing to run - at `$.args`")
+    config = RuntimeConfig(oci_version=runtime_spec.SPEC_VERSION, process=msgspec.convert(process, Process))
+    refuse_uncarried(births.with_namespaces(config), kept.pod.kind, kept.pod.sandboxer.capabilities())
+    process["terminal"] = bool(process.get("terminal") or asked.words.on("tty"))
+    return process
+
+
+async def _execute(asked: Asked, program: BundleProgram) -> OciAnswer:
+    kept = asked.kept()
+    for name in ("cgroup", "preserve-fds", "ignore-paused"):
+        if asked.words.text(name) not in ("", "0", "false"):
+            raise Unsupported(f"exec --{name} is not carried out by this kind of sandbox", feature=f"--{name}")
+    terminal, console = _process(asked, kept)["terminal"], _absolute(asked, "console-socket")
+    if terminal and not console and asked.words.on("detach"):
+        raise InvalidArgument("cannot allocate tty if drupe-oci will detach without setting console socket")
+    return OciAnswer(
+        stand_in=OciStandIn(console=console if terminal else "", raw=terminal and not console), act=True, state="exec"
+    )
+
+
+async def _execute_now(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    kept = asked.kept()
+    stand_in = StandIn(fds.pop("stand_in"))
+    try:
+        process = _process(asked, kept)
+        births.check_program(kept, process)
+    except BaseException:
+        stand_in.close()
+        raise
+    await kept.execute(workload_process(process, kept.record.pids_limit), stand_in, terminal=process["terminal"])
+    detached = asked.words.on("detach")
+    return OciAnswer(standing=True, pid_file=_absolute(asked, "pid-file"), wait=not detached)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+ASKED: Mapping[str, Callable[[Asked, BundleProgram], Awaitable[OciAnswer]]] = {
+    "delete": _then_act,
+    "exec": _execute,
+    "kill": _then_act,
+    "pause": _then_act,
+    "resume": _then_act,
+    "start": _then_act,
+    "update": _update,
+}
+# by what the caller has done, or else by the verb
+_ACTS: Mapping[str, Callable[[Asked, dict[str, int]], Awaitable[OciAnswer]]] = {
+    "made": _made,
+    "started": _started,
+    "ended": _ended,
+    "gone": _over,
+    "exec": _execute_now,
+    "delete": _delete,
+    "kill": _kill,
+    "pause": _pause,
+    "resume": _resume,
+    "start": _start,
+    "update": _update_now,
+}
+
+
+async def act(asked: Asked, fds: dict[str, int]) -> OciAnswer:
+    """Do what a verb is for. fds: what came along; those that are taken are taken out."""
+    step = asked.ask.state if isinstance(asked.ask.state, str) else asked.words.verb
+    if step not in _ACTS:
+        raise InvalidArgument(f"{asked.words.verb} changes nothing")
+    return await _ACTS[step](asked, fds)

@@ -1,0 +1,95 @@
+"""What flags or files say of a further process, and of new limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from drupe.errors import InvalidArgument, Unsupported
+from drupe.services.oci.asked import Asked
+from drupe.services.oci.flags import Words
+from drupe.spec.units import parse_size
+
+# flag to (part, key) of linux.resources, and how its value is read
+_LIMITS = {
+    "blkio-weight": ("blockIO", "weight", int),
+    "cpu-period": ("cpu", "period", int),
+    "cpu-quota": ("cpu", "quota", int),
+    "cpu-burst": ("cpu", "burst", int),
+    "cpu-share": ("cpu", "shares", int),
+    "cpu-rt-period": ("cpu", "realtimePeriod", int),
+    "cpu-rt-runtime": ("cpu", "realtimeRuntime", int),
+    "cpuset-cpus": ("cpu", "cpus", str),
+    "cpuset-mems": ("cpu", "mems", str),
+    "cpu-idle": ("cpu", "idle", int),
+    "memory": ("memory", "limit", "size"),
+    "memory-reservation": ("memory", "reservation", "size"),
+    "memory-swap": ("memory", "swap", "size"),
+    "pids-limit": ("pids", "limit", int),
+}
+
+
+def process_of(words: Words, base: dict[str, Any]) -> dict[str, Any]:
+    """The process that the flags of exec ask for, on top of the container's first. Raises InvalidArgument."""
+    if not words.arguments[1:]:
+        raise InvalidArgument("exec: the command is missing")
+    process = base | {"args": words.arguments[1:], "terminal": words.on("tty")}
+    process["env"] = [*(base.get("env") or ()), *words.options.get("env", ())]
+    for flag, key in (("cwd", "cwd"), ("apparmor", "apparmorProfile"), ("process-label", "selinuxLabel")):
+        if text := words.text(flag):
+            process[key] = text
+    process["user"] = _user(words, base.get("user") or {})
+    if words.on("no-new-privs"):
+        process["noNewPrivileges"] = True
+    if added := words.options.get("cap"):
+        sets = process.get("capabilities") or {}
+        names = ("bounding", "effective", "permitted")
+        process["capabilities"] = sets | {name: sorted({*(sets.get(name) or ()), *added}) for name in names}
+    return process
+
+
+def _user(words: Words, base: dict[str, Any]) -> dict[str, Any]:
+    uid, _, gid = words.text("user").partition(":")
+    numbers = [uid or "0", gid or "0", *words.options.get("additional-gids", ())]
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise InvalidArgument(f"exec: {numbers} are not all numbers", hint="--user UID[:GID], --additional-gids GID")
+    user = base | ({"uid": int(uid)} if uid else {}) | ({"gid": int(gid)} if gid else {})
+    if more := words.options.get("additional-gids"):
+        user["additionalGids"] = [*(base.get("additionalGids") or ()), *map(int, more)]
+    return user
+
+
+def wants_stdin(asked: Asked) -> bool:
+    """Whether new limits are to be read from the caller's standard input, and it has not sent that yet."""
+    return asked.words.text("resources") == "-" and asked.ask.stdin is None
+
+
+def limits_text(asked: Asked) -> bytes:
+    """New limits as JSON, from flags or from a file ("-": standard input). Raises InvalidArgument, Unsupported."""
+    for name in ("l3-cache-schema", "mem-bw-schema"):
+        if asked.words.text(name):
+            raise Unsupported(f"update --{name} is not carried out", feature=f"--{name}")
+    path = asked.words.text("resources")
+    if path:
+        return (asked.ask.stdin or "").encode() if path == "-" else asked.files.read(path, "resources")
+    return msgspec.json.encode(_limits(asked))
+
+
+def _limits(asked: Asked) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for flag, (part, key, read) in _LIMITS.items():
+        if text := asked.words.text(flag):
+            found.setdefault(part, {})[key] = _value(flag, text, read)
+    if not found:
+        raise InvalidArgument("update: there is nothing to change")
+    return found
+
+
+def _value(flag: str, text: str, read: Any) -> int | str:
+    if read is str:
+        return text
+    try:
+        return int(text) if read is int or text == "-1" else parse_size(text)
+    except ValueError:
+        raise InvalidArgument(f"update --{flag}: {text!r} is not a number") from None

@@ -1,0 +1,62 @@
+"""The contract on machines: the real keeper, QEMU, virtiofsd and a guest with its agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kept_site import KeptSite, make_rootfs
+from sandboxer_suite import SandboxerSuite
+
+from drupe.hypervisors.qemu.driver import Qemu
+from drupe.sandboxers.vm.options import RootfsForm, VmOptions
+from drupe.sandboxers.vm.sandboxer import VmSandboxer
+from drupe.spec import PodSpec
+from framework import machines
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rootfs(tmp_path_factory.mktemp("rootfs"))
+
+
+@pytest.fixture(scope="module")
+def machines_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runtime's root: its templates serve all tests of the module."""
+    machines.needs_machines()
+    return machines.make_root(tmp_path_factory.mktemp("root"))
+
+
+class VmSite(KeptSite):
+    """Pods start from a template, which the first test makes."""
+
+    states = "vm"
+    sandboxer: VmSandboxer
+
+    def __init__(self, directory: Path, rootfs: Path, root: Path, form: RootfsForm) -> None:
+        super().__init__(directory, rootfs)
+        self.root = root
+        self.form = form
+
+    async def open(self) -> VmSandboxer:
+        await super().open()
+        if not list((self.root / "vm/templates").glob("[!.]*")):
+            await self.sandboxer.make_template(PodSpec(), f"{self.cgroup_parent}/template")
+        return self.sandboxer
+
+    def make(self) -> VmSandboxer:
+        return VmSandboxer(
+            keeper=self.keeper,
+            cgroups=self.cgroups,
+            hypervisor=Qemu(),
+            root=self.root,
+            on_exit=self.ended,
+            options=VmOptions(rootfs=self.form),
+        )
+
+
+@pytest.mark.root
+class TestVirtiofs(SandboxerSuite):
+    @pytest.fixture
+    def site(self, tmp_path: Path, rootfs: Path, machines_root: Path) -> VmSite:
+        return VmSite(tmp_path, rootfs, machines_root, "virtiofs")

@@ -1,0 +1,50 @@
+"""Machines for tests: what they need of the host, and the guest image that scripts/setup.sh --tests has built."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from drupe import guest
+from drupe.errors import DrupeError
+from drupe.sandboxers.vm.share import find_virtiofsd
+from framework import probes
+from framework.daemon import Daemon
+from framework.guests import cache
+
+PACKAGE = Path(guest.__file__).parents[1]
+
+
+def built() -> Path:
+    """The root that has the guest image: scripts/setup.sh --tests has built it of what is here."""
+    parts = [PACKAGE / "_bin/drupe-agent", *sorted((PACKAGE / "guest").glob("*.py"))]
+    whole = hashlib.sha256(b"".join(part.read_bytes() for part in parts if part.exists()))
+    return cache() / "machines" / whole.hexdigest()[:16]
+
+
+def make_root(root: Path) -> Path:
+    """Let a runtime's root have the guest images, without what else was kept beside them."""
+    (root / "guests").symlink_to(built() / "guests")
+    return root
+
+
+def needs_machines() -> None:
+    """Skip, saying why, where no machine can be started."""
+    probes.needs_root()
+    probes.needs_keeper()
+    probes.needs_program("qemu-system-x86_64")
+    try:
+        find_virtiofsd()
+        guest.find(built())
+    except DrupeError as error:
+        pytest.skip(f"{error.message} (scripts/setup.sh --tests)")
+
+
+def prepared(daemon: Daemon) -> Daemon:
+    """A daemon whose pods without limits start from a template. Skips where there are no machines."""
+    needs_machines()
+    make_root(daemon.root)
+    daemon.command("template", "create", check=True)
+    return daemon
