@@ -7,7 +7,7 @@
 
 use crate::agent::Agent;
 use crate::fault::{invalid, During, Reply};
-use crate::sync::{mark, Marked};
+use crate::sync::{mark, Marked, TOKEN_BYTES};
 use crate::{devices, server};
 use rustix::event::{epoll, poll, PollFd, PollFlags, Timespec};
 use rustix::termios::{tcgetattr, tcsetattr, OptionalActions};
@@ -50,6 +50,9 @@ impl Channel {
             Channel::Tty(path) => {
                 let line = open(Path::new(path))?;
                 make_raw(&line).during(|| format!("cannot make {path} raw"))?;
+                // Before that it was no line for bytes and echoed: who waits for this greeting has said nothing in vain.
+                let greeting = [&mark()[..], &[0; TOKEN_BYTES]].concat();
+                Writer(line.clone()).write_all(&greeting).during(|| format!("serial line {path}"))?;
                 serve_line(agent, &line).during(|| format!("serial line {path}"))
             }
             Channel::Vsock(port) => {

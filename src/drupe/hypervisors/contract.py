@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from drupe.hypervisors.lines import Line, open_socket
+
 Accelerator = Literal["kvm", "tcg", "native"]
 
 ABILITIES: dict[str, str] = {
@@ -99,7 +101,7 @@ class MachineConfig:
     kernel, initrd: files of the guest. append: further words of the kernel's command line. memory_max_bytes,
     processors_max: up to where it may grow later. saved: start from what `Machine.save` wrote there instead of booting;
     share_memory: copy-on-write from it. memory_file: memory is this file (exists, of that size) and not anonymous, so
-    that `Machine.save` need not write it."""
+    that `Machine.save` need not write it. places: where devices sit, as `Machine.places` told it of the saved one."""
 
     id: str
     dir: Path
@@ -120,6 +122,7 @@ class MachineConfig:
     saved: Path | None = None
     share_memory: bool = False
     memory_file: Path | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ class Launch:
     """What to start for a machine. files: written before, below its `dir`, mode 0600. control, agent: sockets below
     `dir`, made by the program when it is ready, unless they are among `listeners`: those are made and listened at by
     whoever starts it, and handed on as descriptors 3, 4, … in this order, so that nobody has to wait for them.
+    fifos: made by whoever starts it and opened for both ends, handed on as descriptors after the listeners.
     console: where the guest's console is written; its standard output when that is empty. empty: a directory that must
     be there, with nothing in it. cwd: to be started in, where given."""
 
@@ -137,6 +141,7 @@ class Launch:
     agent: Path = Path()
     console: Path = Path()
     listeners: Sequence[Path] = ()
+    fifos: Sequence[Path] = ()
     empty: Path | None = None
     cwd: Path | None = None
     devices: Sequence[str] = ()  # host device nodes it opens: /dev/kvm, /dev/net/tun, …
@@ -176,6 +181,10 @@ class Machine(ABC):
     async def save(self, directory: Path) -> None:
         """Write memory and devices of a paused machine to `directory` (exists, empty). It stays paused."""
 
+    async def places(self) -> Mapping[str, str]:
+        """Where devices sit, by their ids, in the driver's own words; empty where they have no places."""
+        return {}
+
     @abstractmethod
     async def add(self, device: Device) -> None:
         """Plug a device in; the guest may need a moment to see it (Guest.AwaitDevice)."""
@@ -214,6 +223,10 @@ class Hypervisor(ABC):
     @abstractmethod
     def prepare(self, config: MachineConfig) -> Launch:
         """The program to start for `config`. Pure: touches nothing. Unsupported for what the program cannot do."""
+
+    async def open_line(self, config: MachineConfig) -> Line:
+        """A connection to the port or line of the guest's agent, which may be booting still. Raises OSError, DrupeError."""
+        return await open_socket(config.dir / "agent.sock")
 
     @abstractmethod
     async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from drupe.errors import DeadlineExceeded, HelperFailed, ResourceExhausted, Unavailable, Unsupported
+from drupe.errors import DeadlineExceeded, HelperFailed, NotFound, ResourceExhausted, Unavailable, Unsupported
 from drupe.hypervisors.contract import (
     Device,
     Disk,
@@ -29,6 +29,7 @@ from drupe.hypervisors.contract import (
     Nic,
     said,
 )  # fmt: skip
+from drupe.hypervisors.lines import Line, open_fifos
 from drupe.rpc.timeouts import timeout
 
 ANSWERS_WITHIN_S = 10.0
@@ -37,7 +38,16 @@ _MAGIC, _VERSION = 0xCAFEBABE, 2
 _REQUEST = struct.Struct("=III")  # magic, version, length; the answer: error, more, length
 _NO_SHARES = "no: virtiofsd tells its tag to QEMU only, and Rust's refuses UML's table of memory"
 _FIXED = "no: what it has at the start is all it gets"
+_AGENT_IN, _AGENT_OUT = "agent.in", "agent.out"
 _counter = itertools.count()
+
+
+def find_uml(program: str = "") -> str:
+    """The path of the kernel. NotFound says how to install it."""
+    found = shutil.which(program or "linux.uml")
+    if found is None:
+        raise NotFound(f"{program or 'linux.uml'} is not installed", hint="apt-get install user-mode-linux")
+    return found
 
 
 class Uml(Hypervisor):
@@ -57,7 +67,7 @@ class Uml(Hypervisor):
         "9p": "no: it has no virtio transport for 9p",
         "vhost-user": "no: Rust's back-ends refuse its table of memory",
         "vsock": "no: it would come by vhost-user",
-        "serial": "limited: a terminal of the host, whose name `UmlMachine.agent_terminal` tells",
+        "serial": "limited: a serial line, over two FIFOs that the kernel holds open",
         "multiqueue": "no: an interface has one queue",
     })  # fmt: skip
 
@@ -71,9 +81,24 @@ class Uml(Hypervisor):
             argv=[shutil.which(self._program) or self._program, *_words(config)],
             env={"TMPDIR": "/dev/shm"},  # noqa: S108 its memory is a file there that has no name
             control=console,
-            agent=console,
+            agent=config.dir / _AGENT_OUT,
+            fifos=(config.dir / _AGENT_IN, config.dir / _AGENT_OUT),
             devices=["/dev/ptmx", *(["/dev/net/tun"] if config.nics else [])],
         )
+
+    async def open_line(self, config: MachineConfig) -> Line:
+        """Its serial line, `/dev/ttyS0` in the guest. Until the agent has it and says so, the line echoes and takes some
+        bytes for commands: nothing is said to it before."""
+        greeted = config.dir / "m" / "greeted"
+        reader, writer = await open_fifos(config.dir / _AGENT_OUT, config.dir / _AGENT_IN)
+        try:
+            if not greeted.exists():
+                await reader.read(1)
+                greeted.touch()
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
 
     async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:
         console = Mconsole(config.dir)
@@ -111,8 +136,9 @@ def _words(config: MachineConfig) -> list[str]:
     disks = [disk_word(number, disk) for number, disk in enumerate(config.disks)]
     nics = [nic_word(number, nic) for number, nic in enumerate(config.nics)]
     initrd = [f"initrd={config.initrd}"] if config.initrd else []
-    # "noreboot" keeps it from starting itself anew; the serial line is the agent's.
-    fixed = ["con=null", "con0=null,fd:1", "ssl=null", "ssl0=pts", "noreboot", "panic=-1", "quiet"]
+    # "noreboot" keeps it from starting itself anew; the serial line is the agent's, its ends the two FIFOs.
+    line = ["ssl=null", "ssl0=fd:3,fd:4", "drupe.channel=tty:/dev/ttyS0"]
+    fixed = ["con=null", "con0=null,fd:1", *line, "noreboot", "panic=-1", "quiet"]
     places = ["umid=m", f"uml_dir={config.dir}", f"mem={config.memory_bytes >> 10}k"]
     return [*places, *initrd, *fixed, *disks, *nics, *config.append]
 
@@ -195,20 +221,6 @@ class UmlMachine(Machine):
 
     async def boot(self, *, timeout_s: float) -> None:
         """It runs as soon as its program does."""
-
-    async def agent_terminal(self, *, timeout_s: float) -> Path:
-        """The terminal at whose other end the agent is, once it has opened it. DeadlineExceeded when it does not."""
-        try:
-            async with timeout(timeout_s):
-                while not (path := await self._line_path()):  # noqa: ASYNC110 nothing tells of it
-                    await asyncio.sleep(0.02)
-                return Path(path)
-        except TimeoutError:
-            late = f"the guest did not open its serial line within {timeout_s:g} s"
-            raise DeadlineExceeded(late, stage="agent") from None
-
-    async def _line_path(self) -> str:
-        return (await self._console.call("config ssl0")).partition(":")[2]
 
     async def status(self) -> MachineStatus:
         detail = await self._console.call("version")

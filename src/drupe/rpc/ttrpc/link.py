@@ -57,9 +57,11 @@ class Link:
 
     async def closed(self, *, within_s: float) -> None:
         """Wait for what is queued to leave after `close`, then cut the connection."""
-        with contextlib.suppress(OSError, TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._writer.wait_closed()), within_s)
-        self._writer.transport.abort()
+        with contextlib.suppress(OSError):
+            try:
+                await asyncio.wait_for(asyncio.shield(self._writer.wait_closed()), within_s)
+            except TimeoutError:
+                self._writer.transport.abort()
 
 
 def lost(*, may_have_run: bool) -> Unavailable:

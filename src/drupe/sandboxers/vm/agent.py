@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from drupe.errors import DeadlineExceeded, DrupeError, Unavailable, Unsupported
-from drupe.linux.unix_sockets import short_name
+from drupe.hypervisors.lines import Line
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.rpc.timeouts import timeout
 from drupe.rpc.ttrpc import Client
@@ -32,11 +31,11 @@ Resp = TypeVar("Resp", bound=Message)
 
 
 class Agent:
-    """path: the socket on which the VMM offers the agent's port. Calls raise what the agent answered as an error of
+    """open_line: connects to the agent's port or line. Calls raise what the agent answered as an error of
     drupe.errors, DeadlineExceeded when it does not answer, Unavailable when the connection or the machine has gone."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, open_line: Callable[[], Awaitable[Line]]) -> None:
+        self._open_line = open_line
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
         self._gone = asyncio.Event()
@@ -73,8 +72,7 @@ class Agent:
         """The line may have been left in the middle of a frame, in both directions: begin with a mark and bytes that
         nobody can know, and skip what comes before their answer."""
         try:
-            with short_name(self._path) as name:
-                reader, writer = await asyncio.open_unix_connection(name)
+            reader, writer = await self._open_line()
         except OSError as error:
             raise Unavailable("the machine is not there", stage="agent", cause=error.strerror or "") from None
         try:

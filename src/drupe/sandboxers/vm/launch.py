@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -39,12 +40,13 @@ class Launcher:
         argv: Sequence[str],
         listeners: Sequence[Path],
         *,
+        fifos: Sequence[Path] = (),
         files: Sequence[int] = (),
         log: Path,
         netns: bool,
     ) -> int:
-        """Start a program as task `key`; returns its pid. listeners: sockets, handed on as descriptors 3, 4…; files:
-        descriptors, handed on after them."""
+        """Start a program as task `key`; returns its pid. listeners: sockets, handed on as descriptors 3, 4…; fifos
+        (made here) and files: descriptors that are handed on after them."""
         words = ["setpriv", "--no-new-privs", "--", *argv]
         if netns and record.netns:
             words = ["nsenter", f"--net={record.netns}", "--", *words]
@@ -54,6 +56,7 @@ class Launcher:
         pidfile = record.home / f"{key.rpartition('.')[2]}.pid"
         with contextlib.ExitStack() as opened:
             fds = {f"listener{n}": opened.enter_context(_listen(path)).fileno() for n, path in enumerate(listeners)}
+            fds |= {f"fifo{n}": _open_fifo(path, opened) for n, path in enumerate(fifos)}
             fds |= {f"file{n}": descriptor for n, descriptor in enumerate(files)}
             created = await self._keeper.create_task(
                 key,
@@ -87,6 +90,15 @@ class Launcher:
         except InvalidState:
             return True
         return False
+
+
+def _open_fifo(path: Path, opened: contextlib.ExitStack) -> int:
+    """A new FIFO, open for both ends: so it never hangs up on who holds it."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 @contextlib.contextmanager

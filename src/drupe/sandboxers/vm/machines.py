@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,9 +67,11 @@ class Machines:
         return None if record is None else self._know(record)
 
     def _know(self, record: PodRecord) -> VmPod:
-        agent = Agent(record.home / "agent.sock")
-        self._pods[record.id] = pod = VmPod(record, agent, share.Share(self.keeper, record))
+        self._pods[record.id] = pod = VmPod(record, self._agent_of(record), share.Share(self.keeper, record))
         return pod
+
+    def _agent_of(self, record: PodRecord) -> Agent:
+        return Agent(lambda: self.hypervisor.open_line(record.machine()))
 
     def get(self, pod_id: str) -> VmPod:
         try:
@@ -84,12 +86,16 @@ class Machines:
 
     async def start(self, pod: VmPod) -> None:
         """Boot it, and have its agent make the pod's part. On failure nothing is left running."""
+        await self.start_by(pod, lambda: self.starter.start(pod, from_template=self._from_templates))
+
+    async def start_by(self, pod: VmPod, work: Callable[[], Awaitable[None]]) -> None:
+        """Start it by `work`, once; on failure nothing is left running."""
         async with pod.starting:
             if pod.machine is not None:
                 return
             try:
                 self._make_place(pod)
-                await self.starter.start(pod, from_template=self._from_templates)
+                await work()
                 self.on_ready(pod)
             except DrupeError as error:
                 await self.end(pod)
@@ -175,7 +181,7 @@ class Machines:
         pod.ending = True
         machine, pod.machine = pod.machine, None
         await pod.agent.close()
-        pod.agent = Agent(pod.record.home / "agent.sock")
+        pod.agent = self._agent_of(pod.record)
         if machine is not None:
             await machine.close()
         if self.cgroups.exists(pod.record.leaf):
@@ -185,7 +191,7 @@ class Machines:
         if self.cgroups.exists(pod.record.leaf):
             await asyncio.to_thread(self.cgroups.delete, pod.record.leaf)
         await network.part(self.keeper, pod.record.netns)
-        for name in ("qmp.sock", "agent.sock", "virtiofs.sock"):
+        for name in ("qmp.sock", "agent.sock", "virtiofs.sock", "agent.in", "agent.out"):
             (pod.record.home / name).unlink(missing_ok=True)
         if pod.record.started:
             pod.record.started = pod.record.paused = False

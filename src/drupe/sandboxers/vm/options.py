@@ -8,12 +8,13 @@ from drupe.errors import InvalidArgument
 from drupe.spec.base import Spec
 from drupe.spec.pod import PodSpec
 
-RootfsForm = Literal["virtiofs", "block"]
+RootfsForm = Literal["virtiofs", "block", "hostfs"]
 ROOTFS = "drupe.vm.rootfs"
 
 
 class VmOptions(Spec):
-    """hypervisor: the program that runs machines. machine_type: one of its own, "" for its first. program: its path.
+    """hypervisor: the program that runs machines: "qemu"; "uml" runs a kernel as a process of the host, whose boundary is
+    ptrace(2) and no machine's. machine_type: one of its own, "" for its first. program: its path.
     guest: the guest image, by name or digest. rootfs: how a container's root gets into the machine. memory_bytes: of a
     machine whose pod has no limit. overhead_bytes: what guest kernel and agent need beside the pod's limit.
     vmm_bytes: what the machine costs the host beside its memory. template: start from a booted machine that was saved.
@@ -35,8 +36,12 @@ class VmOptions(Spec):
 
 
 def rootfs_for(options: VmOptions, spec: PodSpec) -> RootfsForm:
-    """The pod's wish or the node's. InvalidArgument for an unknown one."""
+    """The pod's wish or the node's. InvalidArgument for an unknown one, or one that the hypervisor has not."""
     wished = spec.annotations.get(ROOTFS, options.rootfs)
+    if options.hypervisor == "uml":
+        wished = "hostfs" if ROOTFS not in spec.annotations else wished
+    if (options.hypervisor == "uml") != (wished == "hostfs"):
+        raise InvalidArgument(f"{options.hypervisor} has no roots of the form {wished!r}", hint=f"annotation {ROOTFS}")
     for form in get_args(RootfsForm):
         if form == wished:
             found: RootfsForm = form

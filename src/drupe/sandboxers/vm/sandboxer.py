@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 
 from drupe import guest as guests
-from drupe.errors import DrupeError
+from drupe.errors import DrupeError, InvalidArgument
 from drupe.hypervisors.contract import Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
@@ -28,6 +28,7 @@ from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
+from drupe.sandboxers.vm.snapshots import Saver, guests_of, require_saveable
 from drupe.sandboxers.vm.tasks import VmTasks
 from drupe.sandboxers.vm.watching import Watch
 from drupe.spec.pod import PodSpec
@@ -60,6 +61,7 @@ class VmSandboxer(Sandboxer):
         self._configs: dict[str, SandboxConfig] = {}
         self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
         self._machines.on_ready = self._follow
+        self._saver = Saver(keeper, self._machines.starter)
         self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
         self._watches: dict[str, Watch] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
@@ -97,7 +99,8 @@ class VmSandboxer(Sandboxer):
     async def _plan(self, config: SandboxConfig) -> PodRecord:
         """The machine for a pod, without its network."""
         guest = guests.find(self._root, self._options.guest)
-        return plan(config, self._options, guest, await choose_accelerator(self._keeper))
+        native = self._options.hypervisor == "uml"
+        return plan(config, self._options, guest, "native" if native else await choose_accelerator(self._keeper))
 
     async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
         directory = self._root / "vm" / "templates"
@@ -159,6 +162,19 @@ class VmSandboxer(Sandboxer):
             pod.record.paused = False
             pod.record.save()
             await self._machines.set_clock(pod)
+
+    async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
+        pod = self._machines.get(sandbox_id)
+        tasks = list(self._tasks.records(sandbox_id))
+        return await self._saver.save(pod, directory, tasks, self._tasks.offsets, meanwhile)
+
+    async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:
+        pod = self._machines.get(sandbox_id)
+        require_saveable(pod)
+        saved = guests_of(directory, ids)
+        guests = [one.guest for one in saved.values()]
+        await self._tasks.restored(pod, saved)
+        await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory, guests))
 
     async def stats(self, sandbox_id: str) -> Stats:
         """What the machine costs the host."""
@@ -251,17 +267,28 @@ class VmSandboxer(Sandboxer):
 
 def open_vm(means: Means) -> VmSandboxer:
     """The kind on this host. Raises NotFound when its hypervisor or virtiofsd is not installed."""
-    from drupe.hypervisors.qemu.driver import Qemu, find_qemu
-    from drupe.sandboxers.vm.share import find_virtiofsd
-
     options = cast(VmOptions, means.options)
-    find_qemu(options.program)
-    find_virtiofsd()
     return VmSandboxer(
         keeper=means.keeper,
         cgroups=means.cgroups,
-        hypervisor=Qemu(options.program),
+        hypervisor=find_hypervisor(options),
         root=means.root,
         on_exit=means.on_exit,
         options=options,
     )
+
+
+def find_hypervisor(options: VmOptions) -> Hypervisor:
+    """The one that the node's settings name. Raises NotFound when it or what it needs is not installed, InvalidArgument for
+    one that the vm kind does not run on."""
+    from drupe.hypervisors.qemu.driver import Qemu, find_qemu
+    from drupe.hypervisors.uml import Uml, find_uml
+    from drupe.sandboxers.vm.share import find_virtiofsd
+
+    if options.hypervisor == "uml":
+        return Uml(find_uml(options.program))
+    if options.hypervisor != "qemu":
+        raise InvalidArgument(f"the vm kind does not run on {options.hypervisor!r}", hint="kinds.vm.hypervisor: qemu or uml")
+    find_qemu(options.program)
+    find_virtiofsd()
+    return Qemu(options.program)

@@ -68,6 +68,7 @@ class Starter:
                 await self._plug(pod, shares, joined)
         with phases("agent"):
             await self.or_end(pod, pod.agent.guest("Setup", _setup(record, joined)))
+        record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
         record.started, record.failed = True, ""
         record.phases_ms, record.notes = phases.told, network.left_out(joined)
         record.save()
@@ -78,6 +79,8 @@ class Starter:
 
     async def _share(self, pod: VmPod) -> list[SharedDirectory]:
         record = pod.record
+        if record.rootfs == "hostfs":
+            return []  # the program opens the files itself
         socket, log = record.home / "virtiofs.sock", record.home / "virtiofsd.log"
         argv = share.serving(share.find_virtiofsd(), record)
         pod.pids[SHARE] = await self._launcher.start(record, record.id + SHARE, argv, [socket], log=log, netns=False)
@@ -114,7 +117,7 @@ class Starter:
             memory = [_memory(opened)] if copied else []
             pod.pids[VMM] = await self._launcher.start(
                 record, record.id + VMM, [*(copying(copied, _MEMORY_FD) if copied else ()), *launch.argv],
-                launch.listeners, files=memory, log=pod.console, netns=True,
+                launch.listeners, fifos=launch.fifos, files=memory, log=pod.console, netns=True,
             )  # fmt: skip
         try:
             pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
@@ -162,7 +165,9 @@ def _memory(opened: ExitStack) -> int:
 
 def _setup(record: PodRecord, joined: Sequence[Joined]) -> pb.SetupRequest:
     directory = Path(record.dir)
-    mount = pb.GuestMount(type="virtiofs", source=share.TAG, target=GUEST_SHARE)
+    mount = pb.GuestMount(type=record.rootfs, source=share.TAG, target=GUEST_SHARE)
+    if record.rootfs == "hostfs":
+        mount.options.append(str(record.share))
     return pb.SetupRequest(
         hostname=record.hostname,
         machine_id=secrets.token_hex(16),
