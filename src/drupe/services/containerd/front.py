@@ -6,13 +6,17 @@ Protobuf and the messages cost each start of a daemon 4 MiB and tens of millisec
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
+from drupe.errors import DrupeError
 from drupe.runtime.core import Core
 from drupe.services.containerd.peers import Peers
 
 if TYPE_CHECKING:
     from drupe.services.containerd.hub import Hub
+
+log = logging.getLogger("drupe")
 
 
 class Front:
@@ -24,23 +28,32 @@ class Front:
         self._opening = asyncio.Lock()
 
     async def open(self) -> None:
-        """At the daemon's start: serve containerds that have used it before, and the sandboxer where it is wanted."""
-        if self._core.node.config.containerd.sandboxer:
-            from drupe.services.containerd.serving import serve_sandboxes
+        """At the daemon's start: serve containerds that have used it before, and the sandboxer where it is wanted. That
+        they cannot be is said in the log and on the node: pods of others go on."""
+        node = self._core.node
+        try:
+            if node.config.containerd.sandboxer:
+                from drupe.services.containerd.serving import serve_sandboxes
 
-            self._core.node.spawn(serve_sandboxes(await self.hub()), "serving containerd")
-        elif any(Peers(self._core.node.journal)):
-            await self.hub()
+                node.spawn(serve_sandboxes(await self.hub()), "serving containerd")
+            elif any(Peers(node.journal)):
+                await self.hub()
+        except DrupeError as error:
+            node.note(f"containerd is not served: {error}{f' (hint: {error.hint})' if error.hint else ''}")
+            log.error("containerd is not served: %s", error)
 
     async def hub(self) -> Hub:
-        """What serves tasks; made by the first who asks."""
+        """What serves tasks; made by the first who asks. Raises NotFound, Unavailable without a relay."""
         async with self._opening:
             if self._hub is None:
                 from drupe.services.containerd.hub import Hub
+                from drupe.services.containerd.relay import Relay
 
-                hub = Hub(self._core, self._core.node.storage.keeper)
-                await hub.open()
-                self._hub = hub
+                node = self._core.node
+                relay = Relay(node.paths.run / "containerd", node)
+                await relay.open()
+                self._hub = Hub(self._core, node.storage.keeper, relay)
+                await self._hub.open()
         return self._hub
 
     async def close(self) -> None:

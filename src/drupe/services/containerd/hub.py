@@ -24,19 +24,18 @@ from drupe.services.containerd.tasks import Tasks
 
 
 class Hub:
-    """One per daemon. `open` serves those that are known from before."""
+    """One per daemon. `open` serves those that are known from before. relay: open."""
 
-    def __init__(self, core: Core, keeper: Keeper) -> None:
+    def __init__(self, core: Core, keeper: Keeper, relay: Relay) -> None:
         self.core = core
         self.tasks = Tasks(core, keeper)
-        self._relay = Relay(core.node.paths.run / "containerd", core.node)
+        self._relay = relay
         self._servers: dict[str, Server] = {}
         self.sandboxes = Sandboxes(core)
 
     async def open(self) -> None:
-        """Serve all containerds that have used this daemon before. Raises NotFound, Unavailable without a relay."""
+        """Serve all containerds that have used this daemon before. Raises Unavailable without a relay."""
         await self.tasks.remove_strays()
-        await self._relay.open()
         self.core.node.spawn(self.tasks.tell_memory(), "OOM events for containerd")
         self.core.node.spawn(self.sandboxes.watch(), "ends of containerd's sandboxes")
         for peer in self.tasks.peers:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
-from drupe.errors import NotFound
+from drupe.errors import DrupeError, NotFound
 from drupe.keeper.client import Keeper
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.runtime.container import Container
@@ -102,16 +102,21 @@ class Tasks:
     async def remove_strays(self) -> None:
         """Remove what was made for tasks that no record names: the daemon ended before there was one. Whoever wanted
         them asks again."""
-        known = {task.container.id for task in self}
         for pod in list(self.core.pods.values()):
-            if not pod.spec.owner.startswith(OWNER):
-                continue
-            strays = [container for container in pod.containers.values() if container.id not in known]
-            if not pod.held and len(strays) == len(pod.containers):
-                await self.core.delete_pod(pod, force=True)
-            else:
-                for container in strays:
-                    await self.core.delete_container(container, force=True)
+            if pod.spec.owner.startswith(OWNER):
+                try:
+                    await self._remove_strays(pod)
+                except DrupeError as error:
+                    self.node.note(f"{pod.what}: what containerd has not asked for is not removed: {error}")
+
+    async def _remove_strays(self, pod: Pod) -> None:
+        known = {task.container.id for task in self.in_pod(pod)}
+        strays = [container for container in pod.containers.values() if container.id not in known]
+        if not pod.held and len(strays) == len(pod.containers):
+            await self.core.delete_pod(pod, force=True)
+            return
+        for container in strays:
+            await self.core.delete_container(container, force=True)
 
     @property
     def needed(self) -> bool:

@@ -1,0 +1,84 @@
+"""The process between containerd and the daemon: what it costs, and its own death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from drupe.errors import NotFound, Unavailable
+from drupe.rpc.containerd import task_v2_pb2 as task
+from drupe.rpc.ttrpc import Client
+from drupe.spec.containerd import ShimStart
+from framework.aio import until
+from framework.daemon import CALL_TIMEOUT_S, Daemon
+
+pytestmark = pytest.mark.root
+CLIENTS = 50
+OWN_MEMORY_KIB = 1024
+
+
+def address(daemon: Daemon) -> str:
+    """Where the daemon has containerd's tasks served."""
+    asked = ShimStart(name="containerd-shim-drupe-v2", namespace="n", id="t", grpc="/g")
+    with daemon.client() as client:
+        found: str = client.call("containerd.start", asked, timeout_s=CALL_TIMEOUT_S).address
+    return found.removeprefix("unix://")
+
+
+def relay_pid(daemon: Daemon) -> int:
+    """Of the one that serves this daemon."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        command = comm.with_name("cmdline").read_bytes().split(b"\0") if comm.read_text() == "drupe-relay\n" else []
+        if str(daemon.run / "containerd").encode() in command:
+            return int(comm.parent.name)
+    return 0
+
+
+async def ask(client: Client) -> None:
+    """A call that arrives, and is answered."""
+    with pytest.raises(NotFound):
+        await client.call("containerd.task.v2.Task", "State", task.StateRequest(id="none"), Empty)
+
+
+def own_memory_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
+
+
+def test_it_is_small_and_ends_with_the_last_daemon(fresh_daemon: Daemon) -> None:
+    path = address(fresh_daemon)
+
+    async def many() -> int:
+        clients = [await Client.connect(path) for _ in range(CLIENTS)]
+        for client in clients:
+            await ask(client)
+        used = own_memory_kib(relay_pid(fresh_daemon))
+        for client in clients:
+            await client.close()
+        return used
+
+    assert asyncio.run(many()) < OWN_MEMORY_KIB
+
+
+def test_another_follows_one_that_was_killed(fresh_daemon: Daemon) -> None:
+    path = address(fresh_daemon)
+
+    async def test() -> None:
+        before = relay_pid(fresh_daemon)
+        async with await Client.connect(path) as client:
+            await ask(client)
+            os.kill(before, signal.SIGKILL)
+            with pytest.raises(Unavailable):
+                await client.call("containerd.task.v2.Task", "State", task.StateRequest(id="none"), Empty)
+        await until(lambda: relay_pid(fresh_daemon) not in (0, before))
+        address(fresh_daemon)  # answered once it listens
+        async with await Client.connect(path) as client:
+            await ask(client)
+
+    asyncio.run(test())
+    assert "relay for containerd died" in fresh_daemon.command("system", "info").stdout
