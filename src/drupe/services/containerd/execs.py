@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from drupe.errors import AlreadyExists, InvalidArgument, InvalidState
+from drupe.errors import AlreadyExists, InvalidArgument, InvalidState, NotFound
 from drupe.oci.runtime_spec import Process, parse
 from drupe.oci.validate import check_process
 from drupe.rpc.containerd import task_events_pb2 as events
@@ -52,12 +53,20 @@ async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
         exec_.ours, exec_.pid = await task.container.execs.start(spec, fds, process=exec_.process)
     finally:
         close_streams(fds)
+    await _resize_late(task, exec_, exec_.ours, spec)
     task.record.save(tasks.node.journal)
     started = events.TaskExecStarted(container_id=task.record.id, exec_id=exec_id, pid=exec_.pid)
     tasks.tell(task, "exec-started", started)
     tasks.watch_exec(task, exec_id)
     task.note_begun(exec_id)
     return exec_.pid
+
+
+async def _resize_late(task: Task, exec_: ExecRecord, ours: str, spec: ExecSpec) -> None:
+    """Give its terminal the size that came while it was started."""
+    if (exec_.rows, exec_.cols) != (spec.rows, spec.cols):
+        with contextlib.suppress(NotFound):  # it has ended
+            await task.container.tasks.resize(task.container.id, exec_.rows, exec_.cols, exec_id=ours)
 
 
 async def _open(tasks: Tasks, task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
