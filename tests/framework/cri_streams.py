@@ -23,6 +23,7 @@ class Channels:
         self._socket = connect
         self._socket.settimeout(TIMEOUT_S)
         self._rest = b""
+        self._left: dict[int, bytes] = {}  # by channel: what came after what was waited for
         self._upgrade(url)
 
     def __enter__(self) -> Channels:
@@ -91,17 +92,19 @@ class Channels:
 
     def read_until(self, text: bytes, channel: int = STDOUT) -> bytes:
         """What comes on a channel, up to and with `text`."""
-        got = b""
+        got = self._left.pop(channel, b"")
         while text not in got:
             message = self.receive()
             assert message is not None, f"the end, after {got!r}"
             if message[0] == channel:
                 got += message[1]
-        return got
+        end = got.index(text) + len(text)
+        self._left[channel] = got[end:]
+        return got[:end]
 
     def read_all(self) -> dict[int, bytes]:
         """Everything that comes on each channel until the end."""
-        got: dict[int, bytes] = {}
+        got = {channel: data for channel, data in self._left.items() if data}
         while (message := self.receive()) is not None:
             got[message[0]] = got.get(message[0], b"") + message[1]
         return got

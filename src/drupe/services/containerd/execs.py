@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from drupe.errors import AlreadyExists, InvalidArgument, InvalidState
+from drupe.errors import AlreadyExists, InvalidArgument, InvalidState, NotFound
 from drupe.oci.runtime_spec import Process, parse
 from drupe.oci.validate import check_process
 from drupe.rpc.containerd import task_events_pb2 as events
@@ -54,6 +55,7 @@ async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
     finally:
         close_streams(fds)
     note_started(tasks, task, exec_id, ours, pid)
+    await _resize_late(task, exec_, ours, spec)
     return pid
 
 
@@ -65,6 +67,13 @@ def note_started(tasks: Tasks, task: Task, exec_id: str, ours: str, pid: int) ->
     tasks.note(task, "exec-started", started)
     tasks.watch_exec(task, exec_id)
     task.note_begun(exec_id)
+
+
+async def _resize_late(task: Task, exec_: ExecRecord, ours: str, spec: ExecSpec) -> None:
+    """Give its terminal the size that came while it was started."""
+    if (exec_.rows, exec_.cols) != (spec.rows, spec.cols):
+        with contextlib.suppress(NotFound):  # it has ended
+            await task.container.tasks.resize(task.container.id, exec_.rows, exec_.cols, exec_id=ours)
 
 
 async def _open(tasks: Tasks, task: Task, exec_id: str, exec_: ExecRecord) -> dict[str, int]:
