@@ -11,7 +11,8 @@ from drupe.cli.image import change, settings
 from drupe.cli.options import json_option, many, option, quiet_option, ref
 from drupe.cli.output import show_list
 from drupe.cli.progress import Progress
-from drupe.spec.control import Commit, FileChange, ImageInfo, Ref, Rename
+from drupe.spec.changes import Commit, FileChange, Rename
+from drupe.spec.control import ImageInfo, Ref
 
 
 @click.command("rename")

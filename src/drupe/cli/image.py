@@ -21,9 +21,9 @@ from drupe.cli.options import apply, format_option, json_option, many, option, q
 from drupe.cli.output import ago, human_size, short_id, shorten, show_json, show_list
 from drupe.cli.progress import Progress
 from drupe.errors import InvalidArgument, NotFound
+from drupe.spec.changes import HistoryStep
 from drupe.spec.control import (
     ArchiveGet,
-    HistoryStep,
     ImageBuild,
     ImageDelete,
     ImageExport,

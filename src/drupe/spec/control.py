@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from drupe.spec.base import Record, Spec
+from drupe.spec.changes import ChangeList, Commit, History, Rename
 from drupe.spec.container import ContainerSpec, ExecSpec
 from drupe.spec.containerd import ShimDelete, ShimDeleted, ShimStart, ShimStarted
 from drupe.spec.host import CapabilityTable, Doctor, ProbeList
@@ -351,49 +352,6 @@ class ImageBuild(Spec):
     volumes: tuple[str, ...] = ()
     stop_signal: str | None = None
     source_date_epoch: int | None = None
-
-
-class Rename(Spec):
-    """name: the new one."""
-
-    ref: str
-    name: str
-
-
-class FileChange(Record):
-    """kind: "A" (added), "C" (changed), "D" (deleted)."""
-
-    kind: str
-    path: str
-
-
-class ChangeList(Record):
-    changes: list[FileChange]
-
-
-class Commit(Spec):
-    """An image of a container: its own image and what it has changed. tag: its name, "" for none. config: settings of
-    the image (OCI's names: "Cmd", "Env"…) beside those that the container was made with."""
-
-    ref: str
-    tag: str = ""
-    author: str = ""
-    message: str = ""
-    config: dict[str, Any] = {}
-
-
-class HistoryStep(Record):
-    """One step of how an image was made. created: RFC 3339, or "". size_bytes: of its layer, unpacked."""
-
-    created: str
-    created_by: str
-    comment: str
-    size_bytes: int
-
-
-class History(Record):
-    id: str
-    steps: list[HistoryStep]
 
 
 class ImageTag(Spec):

@@ -12,7 +12,8 @@ from drupe.runtime.container import Container
 from drupe.runtime.layers import changes_of, layer_of, section_of
 from drupe.services.control.images import Report, long_work, told_of
 from drupe.services.control.registry import method
-from drupe.spec.control import ChangeList, Commit, FileChange, ImageInfo
+from drupe.spec.changes import ChangeList, Commit, FileChange
+from drupe.spec.control import ImageInfo
 from drupe.spec.status import ContainerStatus
 from drupe.state.machine import State
 

@@ -12,7 +12,8 @@ from drupe.rpc.call import Call
 from drupe.rpc.transfers import Stream, in_thread
 from drupe.services.control.registry import method
 from drupe.spec.base import decode
-from drupe.spec.control import History, HistoryStep, ImageInfo, ImageList, Progress, Pruned
+from drupe.spec.changes import History, HistoryStep
+from drupe.spec.control import ImageInfo, ImageList, Progress, Pruned
 
 if TYPE_CHECKING:
     from drupe.services.control.service import ControlService

@@ -158,7 +158,7 @@ class _Birth:
             namespace=NAMESPACE,
             sandbox=record.kind,
             hostname=self.config.hostname or None,
-            labels={"id": record.id, "root": record.root},
+            labels={**record.annotations, "drupe.oci.id": record.id, "drupe.oci.root": record.root},
             annotations=record.annotations,
             cgroup=cgroup_of(self.asked, self.config),
             network=self._network(),

@@ -117,12 +117,21 @@ async def ps(asked: Asked) -> OciAnswer:
 
 
 async def _processes(asked: Asked, wanted: str) -> OciAnswer:
-    """As the kernel that runs them has them: not every one of them is a process of this host."""
-    found = await asked.kept().container.processes()
+    """As the kernel that runs them has them. JSON is for callers, who look the numbers up on the host: the stand-in's,
+    and those that are the host's, too."""
+    kept = asked.kept()
+    found = await kept.container.processes()
     if wanted == "json":
-        return OciAnswer(stdout=json.dumps(sorted(one.pid for one in found)) + "\n")
+        pids = {one.pid for one in found if is_below(cgroup_of(one.pid), kept.pod.cgroup)}
+        pids |= {kept.stand_in.pid} if kept.stand_in is not None else set()
+        return OciAnswer(stdout=json.dumps(sorted(pids)) + "\n")
     rows = [f"{'PID':>8} {'PPID':>8} CMD\n", *(f"{one.pid:>8} {one.ppid:>8} {one.command}\n" for one in found)]
     return OciAnswer(stdout="".join(rows))
+
+
+def is_below(path: str, parent: str) -> bool:
+    """Whether a cgroup is this one, or in it."""
+    return f"{path}/".startswith(f"{parent.rstrip('/')}/")
 
 
 def _lines_of(asked: Asked, pids: set[int]) -> str:
