@@ -70,3 +70,11 @@ def test_what_cannot_be_built_is_said_in_one_line(root: Path, capsys: Capture, w
     lines = capsys.readouterr().err.splitlines()
     assert said in lines[0]
     assert len(lines) <= 2
+
+
+def test_a_place_that_cannot_be_written_is_no_bug(root: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/sys")  # where nobody makes directories
+    assert main(["guest", "build", "--package", "linux-image-6.1.0-1-amd64"]) != 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "cannot build the guest image" in lines[0]
+    assert len(lines) <= 2
