@@ -34,9 +34,9 @@ def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
     assert residue(machine_daemon) == {}
 
 
-def run(daemon: Daemon, name: str, script: str = "exec sleep 1000") -> int:
+def run(daemon: Daemon, name: str, script: str = "exec sleep 1000", *flags: str) -> int:
     """A pod in a machine; the pid of its monitor."""
-    argv = ("run", "-d", "--name", name, "--sandbox", "vm", "--network", "none", "busybox", "sh", "-c", script)
+    argv = ("run", "-d", "--name", name, "--sandbox", "vm", "--network", "none", *flags, "busybox", "sh", "-c", script)
     daemon.command(*argv, check=True)
     return pid_of(daemon, name, "vmm")
 
@@ -85,13 +85,15 @@ def test_who_waits_is_answered_when_the_machine_goes(daemon: Daemon) -> None:
 
 
 def test_a_panic_of_the_guest_is_its_cause(daemon: Daemon) -> None:
-    run(daemon, "one")
-    daemon.command("exec", "--privileged", "one", "sh", "-c", "echo c >/proc/sysrq-trigger")
+    run(daemon, "one", "sleep 1; echo c >/proc/sysrq-trigger; sleep 1000", "--privileged")
     assert "panic" in fails(daemon, "one")
 
 
-def test_a_daemon_that_comes_back_goes_on_with_a_machine(daemon: Daemon) -> None:
+def test_a_daemon_that_comes_back_goes_on_with_a_machine(fresh_daemon: Daemon) -> None:
     """Its output has no gap, an end that nobody saw is known, and what comes later works."""
+    machines.needs_machines()
+    machines.make_root(fresh_daemon.root)
+    daemon = fresh_daemon
     run(daemon, "one", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; done")
     run(daemon, "two", "sleep 2; exit 7")
     daemon.kill()

@@ -124,7 +124,9 @@ class GuestVm:
 
     def _argv(self, image: guest.Guest, disk: Path, extra: tuple[str, ...]) -> list[str]:
         root = _drive(guest.ROOT_SERIAL, image.rootfs, readonly=True) if image.rootfs else []
-        append = "console=ttyS0 quiet panic=-1" + (f" drupe.root={guest.ROOT_SERIAL}" if image.rootfs else "")
+        # no_timer_check: a busy emulator is late with its timer, and the kernel would take it for broken
+        append = "console=ttyS0 quiet panic=-1 no_timer_check"
+        append += f" drupe.root={guest.ROOT_SERIAL}" if image.rootfs else ""
         return [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-M", "q35,usb=off,sata=off,smbus=off,graphics=off,accel=tcg", "-cpu", "max",

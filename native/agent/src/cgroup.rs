@@ -2,13 +2,13 @@
 
 use crate::fault::{fault, Code, During, Reply};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use std::io::{Read, Seek};
+use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub const TOP: &str = "/sys/fs/cgroup";
 const PARENT: &str = "drupe";
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+const EVENT_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub struct Cgroup(PathBuf);
@@ -58,22 +58,50 @@ impl Cgroup {
         std::fs::write(self.file("cgroup.freeze"), value).during(|| "cannot write cgroup.freeze")
     }
 
-    /// Waits until all of it stands still, or goes on (cgroup.events is polled for POLLPRI).
+    /// Waits until all of it stands still, or goes on.
     pub fn await_frozen(&self, frozen: bool, deadline: Option<Instant>) -> Reply<()> {
-        let mut file = std::fs::File::open(self.file("cgroup.events")).during(|| "cannot open cgroup.events")?;
-        let deadline = deadline.unwrap_or_else(|| Instant::now() + FREEZE_LIMIT);
+        self.await_event("frozen", frozen, deadline)
+    }
+
+    /// Waits for a word of cgroup.events, which is polled for POLLPRI. One that is not there any more has no processes.
+    pub fn await_event(&self, word: &str, wanted: bool, deadline: Option<Instant>) -> Reply<()> {
+        let mut file = match std::fs::File::open(self.file("cgroup.events")) {
+            Err(error) if error.kind() == ErrorKind::NotFound && !wanted => return Ok(()),
+            result => result.during(|| "cannot open cgroup.events")?,
+        };
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + EVENT_LIMIT);
         loop {
             let mut text = String::new();
             file.rewind().and_then(|()| file.read_to_string(&mut text)).during(|| "cannot read cgroup.events")?;
-            if (keyed(&text, "frozen") == 1) == frozen {
+            if (keyed(&text, word) == 1) == wanted {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(fault(Code::DeadlineExceeded, "some process did not stand still in time"));
+                return Err(fault(
+                    Code::DeadlineExceeded,
+                    format!("the cgroup did not become {word}={} in time", u8::from(wanted)),
+                ));
             }
             let _ = poll(&mut [PollFd::new(&file, PollFlags::PRI)], Timespec::try_from(left).ok().as_ref());
         }
+    }
+
+    /// With those that its processes made below it. Idempotent.
+    pub fn remove(&self) -> std::io::Result<()> {
+        remove_tree(&self.0)
+    }
+}
+
+fn remove_tree(directory: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -55,11 +55,11 @@ pub fn start(agent: &Arc<Agent>, id: &str, exec_id: &str) -> Reply<u32> {
     if exec_id != INIT {
         return start_exec(agent, id, exec_id);
     }
-    let pid = agent.with(id, |container| {
+    let (pid, bundle) = agent.with(id, |container| {
         container.init().move_on(Phase::Created, Phase::Busy)?;
-        Ok(container.init().pid)
+        Ok((container.init().pid, container.bundle.clone()))
     })?;
-    let result = crun::command(agent, &["start", id]);
+    let result = crun::start(agent, id, &bundle);
     agent.change(|state| {
         let init = state.container(id)?.init();
         if init.phase == Phase::Busy {
@@ -111,11 +111,11 @@ pub fn delete(agent: &Arc<Agent>, id: &str, exec_id: &str) -> Reply<(u32, Option
         agent.with(id, |container| Ok(container.processes.remove(exec_id)))?;
         return Ok((pid, exit));
     }
-    let path = agent.with(id, |container| {
+    let (path, cgroup) = agent.with(id, |container| {
         container.init().phase = Phase::Busy;
-        Ok(container.bundle.clone())
+        Ok((container.bundle.clone(), container.cgroup.clone()))
     })?;
-    let removed = if pid == 0 { Ok(()) } else { crun::command(agent, &["delete", "--force", id]) };
+    let removed = if pid == 0 { Ok(()) } else { crun::delete(agent, id, &path, &cgroup) };
     let removed = removed.and_then(|()| bundle::remove(&path));
     agent.change(|state| match removed {
         Ok(()) => Ok(state.containers.remove(id)),

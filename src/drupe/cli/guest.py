@@ -67,15 +67,17 @@ def build(
 ) -> None:
     """Make a guest image and print its digest. The same inputs give the same bytes; what is there is not made again."""
     from drupe.guest import build as builder
+    from drupe.images.files import storage_errors
 
     def told(step: str) -> None:
         if not quiet:
             sys.stderr.write(f"{name}: {step}\n")
 
-    chosen = _kernel(package, kernel, modules)
-    agent, runtime = builder.find_agent(), builder.find_runtime()
-    plan = builder.Plan(chosen, agent, runtime, form, compression, more)  # type: ignore[arg-type] # click's choice
-    click.echo(builder.build(_root(), plan, name, told).digest)
+    with storage_errors("cannot build the guest image"):
+        chosen = _kernel(package, kernel, modules)
+        agent, runtime = builder.find_agent(), builder.find_runtime()
+        plan = builder.Plan(chosen, agent, runtime, form, compression, more)  # type: ignore[arg-type] # click's choice
+        click.echo(builder.build(_root(), plan, name, told).digest)
 
 
 def _kernel(package: str, kernel: Path | None, modules: Path | None) -> Kernel:
@@ -137,11 +139,13 @@ def inspect(*, template: str | None, names: tuple[str, ...]) -> None:
 def rm(*, force: bool, names: tuple[str, ...]) -> int:
     """Remove guest images. Machines that run keep what they have booted."""
     from drupe.guest import remove
+    from drupe.images.files import storage_errors
 
     worst = 0
     for name in names:
         try:
-            remove(_root(), name, force=force)
+            with storage_errors(f"cannot remove {name}"):
+                remove(_root(), name, force=force)
         except DrupeError as error:
             say(str(error), hint=error.hint)
             worst = worst or (1 if error.exit_code == DrupeError.exit_code else exit_code(error))

@@ -19,6 +19,8 @@ from drupe.guest.tree import Tree, archive
 LAYOUT = 2  # goes up when the same inputs shall become another image
 COMPRESSIONS = {"none": (), "lz4": ("lz4", "-l", "-9", "-c"), "zstd": ("zstd", "-19", "-q", "-c")}
 _DIRECTORIES = ("proc", "sys", "dev", "run", "tmp", "etc", "root", "mnt", "var", "usr")
+_SCRATCH = ".building."
+_ABANDONED_S = 3600
 
 Told = Callable[[str], None]
 
@@ -65,12 +67,20 @@ def build(root: Path, plan: Plan, name: str, told: Told = lambda _: None) -> Gue
         store.name_it(root, digest, name)
         return store.inspect(root, digest)
     told("packing")
-    with tempfile.TemporaryDirectory(dir=guests, prefix=".building.", ignore_cleanup_errors=True) as scratch:
+    _sweep(guests)
+    with tempfile.TemporaryDirectory(dir=guests, prefix=_SCRATCH, ignore_cleanup_errors=True) as scratch:
         work = Path(scratch) / "image"
         work.mkdir(mode=0o755)
         file = _pack(plan, tree, work, digest)
         shutil.copyfile(plan.kernel.image, work / "kernel")
         return store.put(root, work, _describe(plan, chosen, digest, work / file), name)
+
+
+def _sweep(guests: Path) -> None:
+    """Remove what builds have left that were killed."""
+    for path in guests.glob(f"{_SCRATCH}*"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_S:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def collect(plan: Plan) -> tuple[Tree, list[modules.Module]]:

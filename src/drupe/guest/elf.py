@@ -5,6 +5,7 @@ System V ABI, chapters 4 and 5; 64-bit little-endian files only, as x86-64 and a
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,35 +23,38 @@ _PT_INTERP = 3
 def needed(path: Path) -> list[str]:
     """Names of the shared libraries of a program or library, the loader among them; none for a static one. Raises
     InvalidArgument for what is no ELF file."""
-    data = _read(path)
-    found = [interpreter] if (interpreter := _interpreter(data)) else []
-    for _, kind, content, link in _sections(data):
-        if kind == _SHT_DYNAMIC:
-            names = _content(data, link)
-            found += [_text(names, value) for tag, value in _DYNAMIC.iter_unpack(content) if tag == _DT_NEEDED]
+    with _reading(path) as data:
+        found = [interpreter] if (interpreter := _interpreter(data)) else []
+        for _, kind, content, link in _sections(data):
+            if kind == _SHT_DYNAMIC:
+                names = _content(data, link)
+                found += [_text(names, value) for tag, value in _DYNAMIC.iter_unpack(content) if tag == _DT_NEEDED]
     return found
 
 
 def module_info(path: Path) -> dict[str, list[str]]:
     """The key=value words of a kernel module's .modinfo; a key may have several values. Raises InvalidArgument."""
-    data = _read(path)
     info: dict[str, list[str]] = {}
-    for name, _, content, _ in _sections(data):
-        if name == ".modinfo":
-            for word in content.decode(errors="replace").split("\0"):
-                key, equals, value = word.partition("=")
-                if equals:
-                    info.setdefault(key, []).append(value)
+    with _reading(path) as data:
+        modinfo = [content for name, _, content, _ in _sections(data) if name == ".modinfo"]
+    for word in b"".join(modinfo).decode(errors="replace").split("\0"):
+        key, equals, value = word.partition("=")
+        if equals:
+            info.setdefault(key, []).append(value)
     if not info:
         raise InvalidArgument(f"{path} is no kernel module")
     return info
 
 
-def _read(path: Path) -> bytes:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[bytes]:
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
         raise InvalidArgument(f"{path} is no 64-bit ELF file")
-    return data
+    try:
+        yield data
+    except (struct.error, IndexError, ValueError):  # an offset that leads nowhere
+        raise InvalidArgument(f"the ELF file {path} is broken") from None
 
 
 def _table(data: bytes) -> tuple[list[tuple[int, int, int, int, int]], int]:

@@ -106,8 +106,11 @@ def put(root: Path, scratch: Path, info: GuestInfo, name: str) -> GuestInfo:
     """Keep what was built in `scratch`, a directory below `<root>/guests`, and name it."""
     (scratch / "guest.json").write_bytes(msgspec.json.encode(info))
     directory = root / "guests" / info.digest
-    if not directory.exists():
+    try:
         scratch.rename(directory)
+    except OSError:  # another build of the same was faster
+        if not directory.exists():
+            raise
     name_it(root, info.digest, name)
     return _read(root, directory)
 

@@ -101,7 +101,7 @@ class MachineConfig:
     kernel, initrd: files of the guest. append: further words of the kernel's command line. memory_max_bytes,
     processors_max: up to where it may grow later. saved: start from what `Machine.save` wrote there instead of booting;
     share_memory: copy-on-write from it. memory_file: memory is this file (exists, of that size) and not anonymous, so
-    that `Machine.save` need not write it."""
+    that `Machine.save` need not write it. places: where devices sit, as `Machine.places` told it of the saved one."""
 
     id: str
     dir: Path
@@ -122,6 +122,7 @@ class MachineConfig:
     saved: Path | None = None
     share_memory: bool = False
     memory_file: Path | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,10 @@ class Machine(ABC):
     @abstractmethod
     async def save(self, directory: Path) -> None:
         """Write memory and devices of a paused machine to `directory` (exists, empty). It stays paused."""
+
+    async def places(self) -> Mapping[str, str]:
+        """Where devices sit, by their ids, in the driver's own words; empty where they have no places."""
+        return {}
 
     @abstractmethod
     async def add(self, device: Device) -> None:

@@ -24,6 +24,7 @@ from drupe.errors import (
     Unsupported,
 )
 from drupe.rpc.ttrpc import Call, Client, Server, ServerStream, streaming, unary
+from drupe.rpc.ttrpc.client import MAX_DROPPED
 from drupe.rpc.ttrpc.envelope import Code, request
 from drupe.rpc.ttrpc.envelope_pb2 import Response
 from drupe.rpc.ttrpc.frames import MAX_DATA_BYTES, Decoder, Flag, Frame, Kind, encode
@@ -412,6 +413,37 @@ def test_a_peer_that_answers_nonsense_is_data_loss() -> None:
             theirs.close()
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        encode(Frame(2, Kind.DATA, 0, b"")),
+        encode(Frame(99, Kind.DATA, 0, b"")),
+        encode(Frame(1, Kind.DATA, 0, b"x")) * (MAX_DROPPED + 1),
+    ],
+    ids=["a stream of the server's", "a call never made", "one given up, for ever"],
+)
+def test_a_peer_that_sends_what_nobody_asked_for_is_given_up(sent: bytes) -> None:
+    async def test() -> None:
+        ours, theirs = socket.socketpair()
+        client = await Client.over(ours)
+        _, writer = await asyncio.open_connection(sock=theirs)
+        first = asyncio.ensure_future(client.call("t.Echo", "Say", Empty(), Empty))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        waiting = asyncio.ensure_future(client.call("t.Echo", "Hang", Empty(), Empty))
+        await asyncio.sleep(0)
+        writer.write(sent)
+        with pytest.raises(DataLoss, match="nobody has asked for"):
+            await waiting
+        with pytest.raises(Unavailable):
+            await client.call("t.Echo", "Say", Empty(), Empty)
+        writer.close()
+        await client.close()
+
+    asyncio.run(test())
 
 
 def test_listens_for_its_owner_only_and_leaves_nothing(tmp_path: Path) -> None:

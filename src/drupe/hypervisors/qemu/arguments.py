@@ -119,7 +119,10 @@ def _devices(config: MachineConfig, machine: str) -> list[str]:
     found: list[str] = []
     devices: list[Device] = [*config.disks, *config.nics, *config.shares, *config.host_devices]
     for device in devices:
-        found += cold(device, transport, config.dir)
+        words = cold(device, transport, config.dir)
+        if place := config.places.get(device.id):
+            words[-1] += f",{place}"
+        found += words
     return found
 
 

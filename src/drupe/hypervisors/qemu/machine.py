@@ -25,6 +25,7 @@ _SAVE_TIMEOUT_S = 300.0
 _ASK_AGAIN_S = 2.0
 _CPU_LEAVES_WITHIN_S = 30.0
 _GUEST_MOVES_MEMORY_WITHIN_S = 10.0
+_FAST_BYTES_S = 1 << 40  # to a file: no network is to be spared
 _STATES = {
     "running": "running", "shutdown": "stopped", "guest-panicked": "panicked",
     "prelaunch": "starting", "inmigrate": "starting", "restore-vm": "starting",
@@ -96,6 +97,7 @@ class QemuMachine(QmpMachine):
             await self._qmp.give("state", descriptor)
         finally:
             os.close(descriptor)
+        await self._qmp.call("migrate-set-parameters", {"max-bandwidth": _FAST_BYTES_S})
         await self._qmp.call("migrate", {"uri": "fd:state"})
         await self._migrated("the machine cannot be saved", _SAVE_TIMEOUT_S)
 
@@ -175,6 +177,15 @@ class QemuMachine(QmpMachine):
         if free is None:
             raise ResourceExhausted("the machine has no room for another device", cause=f"{ROOT_PORTS} are plugged in")
         await self._qmp.call("device_add", {**device, "bus": f"port{free}"})
+
+    async def places(self) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        for device in (device for bus in await self._qmp.call("query-pci") for device in bus["devices"]):
+            if device["qdev_id"] and not device.get("pci_bridge"):
+                found[device["qdev_id"]] = f"bus=pcie.0,addr={device['slot']:#x}"
+            for behind in device.get("pci_bridge", {}).get("devices", ()):
+                found[behind["qdev_id"]] = f"bus={device['qdev_id']}"
+        return found
 
     async def _taken(self) -> set[str]:
         """Root ports that hold a device."""

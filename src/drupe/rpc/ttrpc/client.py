@@ -21,6 +21,9 @@ from drupe.rpc.ttrpc.link import Link, lost
 from drupe.rpc.ttrpc.service import LAST
 
 Resp = TypeVar("Resp", bound=Message)
+# Frames in a row that nobody takes, before the peer is given up: more than one that is honest can have under way.
+MAX_DROPPED = 65536
+
 Headers = Mapping[str, Sequence[str] | str]
 
 
@@ -35,6 +38,7 @@ class Client:
         self._open: dict[int, Inbox] = {}
         self._next = 1
         self._ended = False
+        self._dropped = 0
         self._reading = asyncio.get_running_loop().create_task(self._read(), name="ttrpc client")
 
     @classmethod
@@ -140,16 +144,23 @@ class Client:
         try:
             async for frame in self._link.frames():
                 await self._take(frame)
+        except DataLoss as error:
+            self._end(error)
         finally:
-            self._ended = True
-            self._link.close()
-            for inbox in self._open.values():
-                inbox.end(lost(may_have_run=True))
+            self._end(lost(may_have_run=True))
+
+    def _end(self, error: DrupeError) -> None:
+        self._ended = True
+        self._link.close()
+        for inbox in self._open.values():
+            inbox.end(error)
 
     async def _take(self, frame: Frame | Oversized) -> None:
         inbox = self._open.get(frame.stream)
         if inbox is None:
-            return  # given up meanwhile, or never ours
+            self._drop(frame.stream)
+            return
+        self._dropped = 0
         if isinstance(frame, Oversized):
             inbox.end(too_big(frame.size_bytes))
         elif frame.kind == Kind.RESPONSE:
@@ -159,6 +170,13 @@ class Client:
                 await inbox.put(frame.data)
             if frame.flags & Flag.REMOTE_CLOSED:
                 inbox.end()
+
+    def _drop(self, stream: int) -> None:
+        """Of a call that was given up meanwhile. A peer that goes on and on with those, or speaks of calls that were
+        never made, only means to keep us busy."""
+        self._dropped += 1
+        if self._dropped > MAX_DROPPED or stream >= self._next or stream % 2 == 0:
+            raise DataLoss("the ttrpc peer sends what nobody has asked for", hint="is it a ttrpc server at all?")
 
     async def _answered(self, inbox: Inbox, data: bytes) -> None:
         try:

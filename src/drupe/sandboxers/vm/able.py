@@ -11,7 +11,7 @@ _SAID: dict[str, str] = {
     "processes": "limited: pids are the guest's own",
     "files": "limited: what lies on a tmpfs is in the guest's memory and cannot be reached from outside",
     "checkpoint": "no: the pod is saved as a whole, see snapshot",
-    "snapshot": "no: a machine that has a shared directory cannot be saved",
+    "snapshot": "limited: of pods whose roots are by block (annotation drupe.vm.rootfs=block)",
     "oom-score": "limited: it ranks processes of the guest among themselves",
     "mount-propagation": "no: mounts of the host and of the guest do not know of each other",
     "devices": "no: device nodes of the host mean nothing to the guest",

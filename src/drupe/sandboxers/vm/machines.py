@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,12 +86,16 @@ class Machines:
 
     async def start(self, pod: VmPod) -> None:
         """Boot it, and have its agent make the pod's part. On failure nothing is left running."""
+        await self.start_by(pod, lambda: self.starter.start(pod, from_template=self._from_templates))
+
+    async def start_by(self, pod: VmPod, work: Callable[[], Awaitable[None]]) -> None:
+        """Start it by `work`, once; on failure nothing is left running."""
         async with pod.starting:
             if pod.machine is not None:
                 return
             try:
                 self._make_place(pod)
-                await self.starter.start(pod, from_template=self._from_templates)
+                await work()
                 self.on_ready(pod)
             except DrupeError as error:
                 await self.end(pod)

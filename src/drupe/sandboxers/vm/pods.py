@@ -29,6 +29,13 @@ class VmPod:
     def console(self) -> Path:
         return self.record.home / "console.log"
 
+    def content(self, name: str) -> bytes:
+        """A file of the pod's for the guest's /etc; nothing when there is none."""
+        try:
+            return (Path(self.record.dir) / name).read_bytes()
+        except OSError:
+            return b""
+
     def require(self) -> Machine:
         """The machine that runs. Unavailable says why there is none."""
         if self.record.failed:

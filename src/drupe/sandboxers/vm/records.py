@@ -16,7 +16,7 @@ VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no
 class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
     the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
-    not as usual."""
+    not as usual. nics: id and MAC of each of its interfaces."""
 
     id: str
     dir: str
@@ -41,6 +41,7 @@ class PodRecord(Record, kw_only=True):
     saved: str = ""
     failed: str = ""
     notes: list[str] = []
+    nics: list[tuple[str, str]] = []
     phases_ms: dict[str, float] = {}
 
     @property

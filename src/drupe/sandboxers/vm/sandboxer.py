@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -28,6 +28,7 @@ from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
+from drupe.sandboxers.vm.snapshots import Saver, guests_of, require_saveable
 from drupe.sandboxers.vm.tasks import VmTasks
 from drupe.sandboxers.vm.watching import Watch
 from drupe.spec.pod import PodSpec
@@ -35,6 +36,7 @@ from drupe.spec.resources import Resources
 from drupe.spec.status import Stats
 from drupe.spec.template import TemplateInfo
 
+_FOLLOWS_WITHIN_S = 0.5
 _LOST = {VMM: "the virtual machine monitor ended", SHARE: "virtiofsd ended"}
 
 
@@ -60,6 +62,7 @@ class VmSandboxer(Sandboxer):
         self._configs: dict[str, SandboxConfig] = {}
         self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
         self._machines.on_ready = self._follow
+        self._saver = Saver(keeper, self._machines.starter)
         self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
         self._watches: dict[str, Watch] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
@@ -161,6 +164,19 @@ class VmSandboxer(Sandboxer):
             pod.record.save()
             await self._machines.set_clock(pod)
 
+    async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
+        pod = self._machines.get(sandbox_id)
+        tasks = list(self._tasks.records(sandbox_id))
+        return await self._saver.save(pod, directory, tasks, self._tasks.offsets, meanwhile)
+
+    async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:
+        pod = self._machines.get(sandbox_id)
+        require_saveable(pod)
+        saved = guests_of(directory, ids)
+        guests = [one.guest for one in saved.values()]
+        await self._tasks.restored(pod, saved)
+        await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory, guests))
+
     async def stats(self, sandbox_id: str) -> Stats:
         """What the machine costs the host."""
         return self._cgroups.stats(self._machines.get(sandbox_id).record.cgroup)
@@ -198,11 +214,14 @@ class VmSandboxer(Sandboxer):
                 if pod is not None and pod.record.started and not pod.ending and not pod.record.failed:
                     how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
                     said = why("", pod.console).removeprefix(": ") if suffix == VMM and not record.signal else ""
-                    self._lost(pod, f"{words} {how}" + (f": {said}" if said else ""))
+                    cause = f"{words} {how}" + (f": {said}" if said else "")
+                    # virtiofsd ends when its VMM has: the end that says why comes with it, before or after
+                    wait_s = _FOLLOWS_WITHIN_S if suffix == SHARE and not record.signal else 0.0
+                    asyncio.get_running_loop().call_later(wait_s, self._lost, pod, cause)
 
     def _lost(self, pod: VmPod, cause: str) -> None:
         """It has failed: all that ran in it is told to have ended, and what is left of it is killed."""
-        if pod.record.failed or pod.ending:
+        if pod.record.failed or pod.ending or pod.machine is None:
             return
         self._machines.lost(pod, cause)
         self._tasks.machine_lost(pod, cause)

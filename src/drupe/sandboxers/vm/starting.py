@@ -24,7 +24,7 @@ from drupe.sandboxers.vm.launch import Launcher
 from drupe.sandboxers.vm.oci import GUEST_SHARE
 from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
-from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
+from drupe.sandboxers.vm.records import SHARE, VMM
 from drupe.sandboxers.vm.templates import Templates, copying
 
 CONNECTS_WITHIN_S = 30.0
@@ -67,7 +67,8 @@ class Starter:
             with phases("devices"):
                 await self._plug(pod, shares, joined)
         with phases("agent"):
-            await self.or_end(pod, pod.agent.guest("Setup", _setup(record, joined)))
+            await self.or_end(pod, pod.agent.guest("Setup", _setup(pod, joined)))
+        record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
         record.started, record.failed = True, ""
         record.phases_ms, record.notes = phases.told, network.left_out(joined)
         record.save()
@@ -162,16 +163,14 @@ def _memory(opened: ExitStack) -> int:
     return descriptor
 
 
-def _setup(record: PodRecord, joined: Sequence[Joined]) -> pb.SetupRequest:
-    directory = Path(record.dir)
-    mount = pb.GuestMount(type=record.rootfs, source=share.TAG, target=GUEST_SHARE)
-    if record.rootfs == "hostfs":
-        mount.options.append(str(record.share))
+def _setup(pod: VmPod, joined: Sequence[Joined]) -> pb.SetupRequest:
+    record = pod.record
+    mount = pb.GuestMount(type="virtiofs", source=share.TAG, target=GUEST_SHARE)
     return pb.SetupRequest(
         hostname=record.hostname,
         machine_id=secrets.token_hex(16),
-        resolv_conf=_content(directory / "resolv.conf"),
-        hosts=_content(directory / "hosts"),
+        resolv_conf=pod.content("resolv.conf"),
+        hosts=pod.content("hosts"),
         sysctls=record.sysctls,
         mounts=[mount] if record.shares else [],
         interfaces=network.interfaces_of(joined),
@@ -181,10 +180,3 @@ def _setup(record: PodRecord, joined: Sequence[Joined]) -> pb.SetupRequest:
         shm_size_bytes=record.shm_bytes,
         share_pid=record.share_pid,
     )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""

@@ -51,6 +51,14 @@ class Streams:
         for attachment in self._attached:
             attachment.begin()
 
+    def offsets(self) -> dict[str, int]:
+        """Bytes of each stream that were taken."""
+        return dict(self._place.offsets)
+
+    def skip(self, offsets: Mapping[str, int]) -> None:
+        """What comes begins there: the process has gone on from another's."""
+        self._place.offsets.update(offsets)
+
     async def feed(self, data: bytes, close: bool) -> None:
         """Standard input."""
         for start in range(0, max(len(data), 1), _MAX_BYTES):

@@ -31,6 +31,7 @@ from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import VMM, TaskRecord, record_path
+from drupe.sandboxers.vm.snapshots import SavedTask, thaw
 from drupe.sandboxers.vm.streams import Streams
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
@@ -56,6 +57,7 @@ class VmTasks(TaskService):
         self._streams: dict[tuple[str, str], Streams] = {}
         self._windows: dict[str, tuple[int, int]] = {}
         self._oom_kills: dict[str, int] = {}
+        self._frozen: dict[str, set[str]] = {}  # containers of restored machines that were not started yet
         self._ending: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
@@ -97,9 +99,11 @@ class VmTasks(TaskService):
 
     async def start(self, task_id: str) -> int:
         record = self._record(task_id)
+        pod = self._machines.get(record.sandbox)
+        if task_id in self._frozen.get(record.sandbox, ()):
+            return await self._go_on(pod, task_id)
         if record.started or record.exit is not None:
             raise InvalidState(f"container {task_id} was started before")
-        pod = self._machines.get(record.sandbox)
         pod.require()
         process = _process_of(record)
         try:
@@ -115,6 +119,32 @@ class VmTasks(TaskService):
             raise explain(error, process) from None
         self._streams[task_id, ""].begin()
         return pod.pids.get(VMM, 0)
+
+    async def restored(self, pod: VmPod, saved: Mapping[str, SavedTask]) -> None:
+        """Have containers be those of a saved machine: they stand still until the last of them is started."""
+        for task_id, one in saved.items():
+            record = self._record(task_id)
+            roots.image_of(record.guest, pod.record.home).unlink(missing_ok=True)
+            record.guest, record.made, record.started = one.guest, True, True
+            record.save()
+            self._streams[task_id, ""].forget()
+            streams = self._streams[task_id, ""] = self._streams_of(pod, record)
+            streams.skip(one.offsets)
+        self._frozen[pod.record.id] = set(saved)
+
+    async def _go_on(self, pod: VmPod, task_id: str) -> int:
+        """The start of a container that was restored."""
+        frozen = self._frozen[pod.record.id]
+        self._streams[task_id, ""].begin()
+        frozen.discard(task_id)
+        if not frozen:
+            del self._frozen[pod.record.id]
+            await thaw(pod)
+        return pod.pids.get(VMM, 0)
+
+    def offsets(self, task_id: str) -> dict[str, int]:
+        """How many bytes of each output of a container were taken."""
+        return self._streams[task_id, ""].offsets()
 
     async def _make(self, pod: VmPod, record: TaskRecord, process: dict[str, Any]) -> None:
         """In the guest: bundle, then task."""
@@ -163,6 +193,8 @@ class VmTasks(TaskService):
         self._cgroup_of.pop(task_id, None)
         self._windows.pop(task_id, None)
         self._oom_kills.pop(task_id, None)
+        for frozen in self._frozen.values():
+            frozen.discard(task_id)
         for key in [key for key in self._streams if key[0] == task_id]:
             self._streams.pop(key).forget()
             if (ending := self._ending.pop(key, None)) is not None:

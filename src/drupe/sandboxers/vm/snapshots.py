@@ -1,0 +1,190 @@
+"""Machines that are written down with all that runs in them, and what goes on from there as another machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drupe.errors import InvalidState, Unavailable, Unsupported
+from drupe.hypervisors.contract import Disk, MachineConfig, Nic
+from drupe.keeper.client import Keeper
+from drupe.resources.network.endpoints.contract import Joined
+from drupe.rpc.guest import guest_pb2 as pb
+from drupe.sandboxers.kept.records import Record
+from drupe.sandboxers.vm import network, roots
+from drupe.sandboxers.vm.options import ROOTFS
+from drupe.sandboxers.vm.phases import Phases
+from drupe.sandboxers.vm.pods import VmPod
+from drupe.sandboxers.vm.records import TaskRecord
+
+if TYPE_CHECKING:
+    from drupe.sandboxers.vm.starting import Starter
+
+_COPIES_WITHIN_S = 600.0
+_ABOUT = "machine.json"
+
+
+class SavedTask(Record, kw_only=True):
+    """A container of a saved machine. guest: its id there. offsets: bytes of its output that were taken by then."""
+
+    guest: str
+    offsets: dict[str, int] = {}
+
+
+class SavedMachine(Record, kw_only=True):
+    """key: of what can go on from it (Templates.key_of). places: where its devices sit. nics: id and MAC of each.
+    tasks: by the ids that they had."""
+
+    key: str
+    places: dict[str, str]
+    nics: list[tuple[str, str]]
+    tasks: dict[str, SavedTask]
+
+    @classmethod
+    def of(cls, directory: Path) -> SavedMachine:
+        """InvalidState for what is none."""
+        found = cls.read(directory / _ABOUT)
+        if found is None:
+            raise InvalidState(f"{directory} has no saved machine")
+        return found
+
+
+def require_saveable(pod: VmPod) -> None:
+    """Unsupported for a machine with a shared directory."""
+    if pod.record.shares:
+        raise Unsupported(
+            "a machine with a shared directory cannot be saved",
+            kind="vm",
+            feature="snapshot",
+            hint=f"make the pod with the annotation {ROOTFS}=block",
+        )
+
+
+class Saver:
+    """Saves machines."""
+
+    def __init__(self, keeper: Keeper, starter: Starter) -> None:
+        self._keeper = keeper
+        self._starter = starter
+
+    async def save(
+        self,
+        pod: VmPod,
+        directory: Path,
+        tasks: Sequence[TaskRecord],
+        offsets: Callable[[str], dict[str, int]],
+        meanwhile: Callable[[], Awaitable[None]],
+    ) -> str:
+        """Write it down while everything in it stands still; it goes on afterwards. Returns what can read it."""
+        require_saveable(pod)
+        machine, program = pod.require(), self._starter.program(pod.record.machine())
+        await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=True))
+        try:
+            await machine.pause()
+            try:
+                await machine.save(directory)
+                about = SavedMachine(
+                    key=self._starter.templates.key_of(pod.record, program),
+                    places=dict(await machine.places()),
+                    nics=pod.record.nics,
+                    tasks={one.id: SavedTask(guest=one.guest, offsets=offsets(one.id)) for one in tasks},
+                )
+                for one in tasks:
+                    await self._copy(roots.image_of(one.guest, pod.record.home), directory)
+                about.write(directory / _ABOUT)
+                await meanwhile()
+            finally:
+                await machine.resume()
+        finally:
+            with contextlib.suppress(Unavailable):
+                await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=False))
+        return f"{Path(program).name} {about.key[:12]}"
+
+    async def _copy(self, source: Path, target: Path) -> None:
+        argv = ["cp", "--reflink=auto", "--sparse=always", str(source), str(target)]
+        await self._keeper.run(argv, timeout_s=_COPIES_WITHIN_S, check=True)
+
+    async def restore(self, pod: VmPod, directory: Path, guests: Sequence[str]) -> None:
+        """Have what was saved go on as this machine, its containers standing still until `thaw`."""
+        saved, record, phases = SavedMachine.of(directory), pod.record, Phases()
+        config = record.machine()
+        if saved.key != self._starter.templates.key_of(record, self._starter.program(config)):
+            raise Unsupported(
+                "the snapshot is of another kind of machine", kind="vm", feature="snapshot",
+                cause="QEMU, the guest image or the size of the pod is not what it was",
+            )  # fmt: skip
+        for guest in guests:
+            await self._copy(directory / roots.image_of(guest, record.home).name, record.home)
+        with phases("network"):
+            joined = await network.join(self._keeper, record.netns)
+        disks = [roots.disk_of(guest, record.home) for guest in guests]
+        with phases("restore"):
+            await self._starter.boot(pod, _config(config, directory, saved, disks, joined), phases)
+        with phases("renew"):
+            await self._starter.or_end(pod, renew(pod, _renewal(pod, saved, joined)))
+        record.nics = [(nic.id, nic.mac) for nic in _nics(saved, joined)]
+        record.started, record.failed, record.phases_ms = True, "", phases.told
+        record.save()
+
+
+def _config(
+    config: MachineConfig, directory: Path, saved: SavedMachine, disks: Sequence[Disk], joined: Sequence[Joined]
+) -> MachineConfig:
+    return replace(config, saved=directory, disks=disks, nics=_nics(saved, joined), places=saved.places)
+
+
+def _nics(saved: SavedMachine, joined: Sequence[Joined]) -> list[Nic]:
+    """The new pod's interfaces in the places of the old one's."""
+    nics = network.nics_of(joined)
+    if len(nics) != len(saved.nics):
+        raise InvalidState(f"the snapshot's machine has {len(saved.nics)} interfaces, the pod has {len(nics)}")
+    return [replace(nic, id=old) for nic, (old, _) in zip(nics, saved.nics, strict=True)]
+
+
+def _renewal(pod: VmPod, saved: SavedMachine, joined: Sequence[Joined]) -> pb.RenewRequest:
+    """Everything that must not be the same in two machines."""
+    interfaces = network.interfaces_of(joined)
+    for interface, (_, mac) in zip(interfaces, saved.nics, strict=True):
+        interface.device.mac = mac
+    return pb.RenewRequest(
+        entropy=os.urandom(64),
+        clock_unix_ns=time.time_ns(),
+        machine_id=secrets.token_hex(16),
+        hostname=pod.record.hostname,
+        interfaces=interfaces,
+        routes=network.routes_of(joined),
+        resolv_conf=pod.content("resolv.conf"),
+        hosts=pod.content("hosts"),
+    )
+
+
+async def renew(pod: VmPod, request: pb.RenewRequest) -> None:
+    """Unavailable unless the agent confirms every part."""
+    answer = await pod.agent.guest("Renew", request, pb.RenewResponse)
+    wanted = {"entropy", "clock", "machine-id", "hostname", "connections"}
+    wanted |= {"interfaces", "routes"} if request.interfaces else set()
+    if missing := wanted - set(answer.renewed):
+        raise Unavailable(f"the guest did not renew: {', '.join(sorted(missing))}", stage="agent")
+
+
+async def thaw(pod: VmPod) -> None:
+    """Let the containers of a restored machine go on."""
+    await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=False))
+
+
+def guests_of(directory: Path, ids: Mapping[str, str]) -> dict[str, SavedTask]:
+    """The saved containers, by the ids of their successors. ids: those to the ids that they had."""
+    saved = SavedMachine.of(directory)
+    try:
+        return {new: saved.tasks[old] for new, old in ids.items()}
+    except KeyError as error:
+        raise InvalidState(f"the snapshot has no container {error.args[0]}") from None
+
+
+__all__ = ["SavedMachine", "Saver", "guests_of", "renew", "require_saveable", "thaw"]

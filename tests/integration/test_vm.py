@@ -1,0 +1,75 @@
+"""Pods in machines as a user meets them: what two containers share, the network, and forks that are not alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from framework import machines
+from framework.daemon import Daemon
+from framework.leaks import wait_until
+
+pytestmark = [pytest.mark.root]
+BLOCK = ("--annotation", "drupe.vm.rootfs=block")
+
+
+@pytest.fixture(scope="module")
+def machine_daemon(open_daemon: Daemon) -> Daemon:
+    return machines.prepared(open_daemon)
+
+
+@pytest.fixture
+def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
+    yield machine_daemon
+    machine_daemon.delete_pods()
+
+
+def out(daemon: Daemon, *argv: str) -> str:
+    said: str = daemon.command(*argv, check=True).stdout.strip()
+    return said
+
+
+def run(daemon: Daemon, name: str, *words: str, script: str = "exec sleep 1000") -> None:
+    out(daemon, "run", "-d", "--name", name, "--sandbox", "vm", *words, "busybox", "sh", "-c", script)
+
+
+def test_the_kernel_is_another(daemon: Daemon) -> None:
+    release = out(daemon, "run", "--rm", "--sandbox", "vm", "--network", "none", "busybox", "uname", "-r")
+    told = json.loads(out(daemon, "guest", "inspect", "default"))[0]
+    assert release == told["release"]
+
+
+def test_pods_on_the_bridge_and_a_published_port(daemon: Daemon) -> None:
+    """A machine serves, another asks it by its address, and the host by the published port; both families."""
+    script = "echo from a machine >/tmp/index.html; exec httpd -f -p 80 -h /tmp"
+    run(daemon, "server", "-p", "8081:80", script=script)
+    endpoint = json.loads(out(daemon, "inspect", "--type", "pod", "server"))[0]["endpoints"][0]
+    ipv4, ipv6 = (endpoint[family].partition("/")[0] for family in ("ipv4", "ipv6"))
+    for host in (ipv4, f"[{ipv6}]"):
+        asking = f"for n in $(seq 50); do wget -qO- http://{host} && exit; sleep 0.2; done"
+        assert out(daemon, "run", "--rm", "--sandbox", "vm", "busybox", "sh", "-c", asking) == "from a machine"
+    wait_until(
+        lambda: "from a machine" in daemon.on_host("busybox", "wget", "-qO-", "http://127.0.0.1:8081").stdout,
+        what="the published port answers",
+    )
+
+
+WHO = """test -e /tmp/begun && touch /tmp/go || exit; until [ -e /tmp/drawn ]; do sleep 0.1; done; hostname
+cat /sys/class/net/eth0/address /proc/sys/kernel/random/uuid /tmp/drawn; ip -4 -o addr show eth0 | awk '{print $4}'"""
+DRAWS = """touch /tmp/begun; until [ -e /tmp/go ]; do sleep 0.1; done
+head -c 16 /dev/urandom | od -An -tx1 >/tmp/x; mv /tmp/x /tmp/drawn; sleep 1000"""
+
+
+@pytest.mark.timeout(300)
+def test_forks_are_not_alike(daemon: Daemon) -> None:
+    """What runs goes on in each, and each is another machine."""
+    run(daemon, "origin", *BLOCK, script=DRAWS)
+    for name in ("one", "two"):
+        out(daemon, "fork", "--name", name, "origin")
+    # names and addresses; random numbers of a new process, and of one that was there before the fork
+    told = [out(daemon, "exec", name, "sh", "-c", WHO).splitlines() for name in ("origin", "one", "two")]
+    assert len(told[0]) == 5
+    for same in zip(*told, strict=True):
+        assert len(set(same)) == 3, same
