@@ -13,10 +13,10 @@ from stage import Stage
 from framework import machines
 from framework.daemon import Daemon
 
-# What rests on how a machine is made; the rest is crun's in the guest, as on the runc kind. DRUPE_TEST_FEATURES=all: all.
+# What rests on how a machine is made; the rest is crun's, as on the runc kind (DRUPE_TEST_FEATURES=all for it too).
 CHOSEN = (
-    "linux-programs", "rootfs", "multi-container", "bind-mounts", "read-only-mounts", "volumes", "secrets", "shm-size",
-    "cpu-limits", "memory-limit", "ports", "egress-policy", "names", "hostname", "shared-pid", "sysctls", "signals",
+    "linux-programs", "rootfs", "multi-container", "bind-mounts", "read-only-mounts", "secrets", "shm-size",
+    "cpu-limits", "memory-limit", "ports", "egress-policy", "names", "hostname", "shared-pid", "sysctls",
 )  # fmt: skip
 FROM_OUTSIDE = dict.fromkeys(
     ("oom-score", "cpu-sets", "memory-tuning"), "the proof looks at pids and cgroups of the host"

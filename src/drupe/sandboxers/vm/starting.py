@@ -165,7 +165,9 @@ def _memory(opened: ExitStack) -> int:
 
 def _setup(pod: VmPod, joined: Sequence[Joined]) -> pb.SetupRequest:
     record = pod.record
-    mount = pb.GuestMount(type="virtiofs", source=share.TAG, target=GUEST_SHARE)
+    mount = pb.GuestMount(type=record.rootfs, source=share.TAG, target=GUEST_SHARE)
+    if record.rootfs == "hostfs":
+        mount.options.append(str(record.share))
     return pb.SetupRequest(
         hostname=record.hostname,
         machine_id=secrets.token_hex(16),
