@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_LAST_WORDS_BYTES = 2048
+_LAST_WORDS_BYTES = 16 << 10  # a panic comes with registers and a trace
 
 
 def last_words(console: Path) -> str:
