@@ -1,6 +1,6 @@
 """What system calls cost: natively, under runsc (systrap), in the application kernel; one program, one run, medians.
 
-    python benchmarks/appkernel.py
+python benchmarks/appkernel.py
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def main() -> None:
     """Build the program, measure, print a table in Markdown."""
     with tempfile.TemporaryDirectory(dir="/var/lib") as work:
         program = Path(work) / "calls"
-        subprocess.run(["gcc", "-O1", "-static", "-w", "-x", "c", "-", "-o", program], input=SOURCE.encode(), check=True)
+        subprocess.run(
+            ["gcc", "-O1", "-static", "-w", "-x", "c", "-", "-o", program], input=SOURCE.encode(), check=True
+        )
         ways = {"native": [str(program)], "drupe-appkernel": [str(KERNEL), "run", "--root", "/", "--", str(program)]}
         if shutil.which("runsc"):
             ways["runsc"] = ["runsc", "--network=none", "--platform=systrap", "--ignore-cgroups", "do", str(program)]
