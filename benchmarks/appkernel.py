@@ -41,7 +41,8 @@ static void measure(const char *name, void (*call)(void), int count) {
 int main(void) {
     fd = open("/etc/passwd", O_RDONLY); pipe(ends);
     measure("getppid", call_getppid, 20000); measure("pread", call_read, 20000);
-    measure("open+fstat+close", call_stat, 3000); measure("write+read", call_pipe, 10000); measure("fork+wait", call_fork, 100);
+    measure("open+fstat+close", call_stat, 3000); measure("write+read", call_pipe, 10000);
+    measure("fork+wait", call_fork, 100);
     return 0;
 }
 """
