@@ -1,4 +1,4 @@
-"""The application kernel alone (`drupe-appkernel run`): programs run on Linux first, then here, and must say the same."""
+"""The application kernel alone (`drupe-appkernel run`): what programs say here is what they say on Linux."""
 
 from __future__ import annotations
 
