@@ -40,7 +40,7 @@ lint: ## Run only the style tests: ruff, mypy --strict, layers, docs
 format: setup ## Rewrite the code in the project's format
 	@$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .
 
-bench-quick: ## Measure start, exec, stop, parallel starts and memory beside the peers, in under a minute
+bench-quick: ## Measure start, exec, stop, parallel starts and memory beside the peers, in a minute or two
 	@scripts/setup.sh --tests
 	@$(PYTHON) benchmarks/bench.py --quick
 

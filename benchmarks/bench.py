@@ -276,7 +276,7 @@ def remove_cgroups() -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under a minute: fewer pods, the same races")
+    parser.add_argument("--quick", action="store_true", help="a minute or two: fewer pods, the same races")
     parser.add_argument("--samples", type=int, metavar="N", help="samples of each race (50; quick: 30, then 5)")
     parser.add_argument("--keep", type=Path, help="where samples.jsonl and lines.jsonl go")
     parser.add_argument("--only", nargs="+", default=[], metavar="RACE", help="start, exec, memory, … only")

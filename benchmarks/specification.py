@@ -73,7 +73,8 @@ HEAD = """# Specification
 
 What drupe promises, in figures, and what was measured. Written by `benchmarks/specification.py` from one run of
 `make bench`; the [method](benchmarks/README.md) says what each row is. Ratios hold across hosts better than times do:
-compare within one run only. `make bench-quick` gives the same rows with fewer samples, in a minute; `--only NAME` one.
+compare within one run only. `make bench-quick` gives the same rows with fewer samples, in a
+minute or two; `--only NAME` one.
 
 """
 
