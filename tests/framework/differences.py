@@ -19,8 +19,10 @@ class Difference(NamedTuple):
 
 _ROOT = "crun, which does the work, tells hooks the root as well: more than the specification asks for"
 _MOMENT = "crun takes the container for created when these run, runc for being created; the specification says creating"
+_CORE = "crun always links /dev/core, runc only where /proc/kcore is there"
 DIFFERENCES: tuple[Difference, ...] = (
-    Difference("device nodes", "core", "runc", "crun always links /dev/core, runc only where /proc/kcore is there"),
+    Difference("device nodes", "core", "runc", _CORE),
+    Difference("usual device nodes", "core", "runc", _CORE),
     Difference(
         "mistakes at the command line", "a signal that is none", "crun",
         "refused by name; crun 1.8 sends the signal 0 and says nothing",

@@ -141,7 +141,8 @@ def test_an_exec_has_a_stand_in_of_its_own(oci: KindRuntime, tmp_path: Path) -> 
 
 def test_terminals(oci: KindRuntime, tmp_path: Path) -> None:
     """By a console socket, and the caller's own: one terminal behind the other echoes once."""
-    script = ["sh", "-c", "until stty size 2>/dev/null; do sleep 0.05; done; read word; echo got $word; exit 4"]
+    sized = "until stty size 2>/dev/null | grep .; do sleep 0.05; done"  # it has one a moment after its program
+    script = ["sh", "-c", f"{sized}; read word; echo got $word; exit 4"]
     made = bundle(tmp_path, process={"terminal": True, "consoleSize": {"height": 33, "width": 99}, "args": script})
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "console"))
@@ -161,11 +162,11 @@ def test_terminals(oci: KindRuntime, tmp_path: Path) -> None:
         os.close(master)
     oci("delete", "--force", "c1")
     code, said = on_terminal([*oci.argv, "run", "--bundle", str(made), "c2"], oci.env, b"in\n", size=(20, 70))
-    assert code == 4 and b"20 70\n" in said and said.endswith(b"got in\n")
+    assert (code, b"20 70\n" in said, said.endswith(b"got in\n")) == (4, True, True), said
     oci.create(bundle(tmp_path, "sleep", "1000"), "c3", tmp_path / "out")
     oci("start", "c3")
     code, said = on_terminal([*oci.argv, "exec", "--tty", "c3", *script], oci.env, b"in\n", size=(21, 71))
-    assert code == 4 and b"21 71\n" in said and said.endswith(b"got in\n")
+    assert (code, b"21 71\n" in said, said.endswith(b"got in\n")) == (4, True, True), said
 
 
 def test_a_root_that_only_the_caller_has_mounted(oci: KindRuntime, tmp_path: Path) -> None:
