@@ -143,6 +143,29 @@ def race_gvisor(field: Field, plan: Plan, only: list[str], directory: Path, stac
             weigh_one(contender, plan.peer_pods[:2], report, name="gvisor-memory")
 
 
+def race_vm(field: Field, plan: Plan, only: list[str], directory: Path, stack: ExitStack) -> None:
+    """The vm kind's own rows, on the accelerator that is here: from a template beside a cold boot, and memory."""
+    wanted = [name for name in only if name.startswith("vm")]
+    if only and not wanted:
+        return
+    report = Report(directory, "vm")
+    if lacking := [program for program in ("qemu-system-x86_64", "mkfs.erofs") if shutil.which(program) is None]:
+        report.skip("vm-template", "a cold boot", f"{', '.join(lacking)} is not installed")
+        return
+    from vm import VmDrupe, prepare
+
+    prepare(field.ours.client)
+    cold = VmDrupe(field.ours, cold=True)
+    warm = {"": VmDrupe(field.ours, cold=False), "-block": VmDrupe(field.ours, cold=False, rootfs="block")}
+    stack.callback(cold.drop)
+    taken = interleave({"cold": cold.start} | {name: one.start for name, one in warm.items()}, plan.slow, warm_up=1)
+    for name in warm:
+        report.compare(f"vm-template{name}", taken[name], "a cold boot", taken["cold"])
+    for one in (cold, *warm.values()):
+        stack.callback(one.drop)
+        weigh_one(one, plan.peer_pods[:2], report, name="vm-memory")
+
+
 def race_containerd(field: Field, plan: Plan, only: list[str], directory: Path, stack: ExitStack) -> None:
     """containerd 2.1 with drupe beside its own runc shim: rows whose names begin with `cri`, `ctr` or `client`."""
     wanted = [name for name in only if name.startswith(("cri", "ctr", "client"))]
@@ -309,6 +332,7 @@ def main() -> int:
                     weigh(field, plan, report)
                 race_gvisor(field, plan, options.only, report.directory, stack)
                 race_wasm(field, plan, options.only, report.directory)
+                race_vm(field, plan, options.only, report.directory, stack)
                 race_containerd(field, plan, options.only, report.directory, stack)
         except (BenchError, DrupeError) as error:
             print(f"benchmark failed: {error}", file=sys.stderr)

@@ -59,6 +59,8 @@ PROMISES = (
     Promise("gvisor-start", "runsc run", 1.15, "`start` for a gVisor pod"),
     Promise("gvisor-exec", "runsc exec", 1.2, "`exec` in a gVisor pod"),
     Promise("gvisor-delete", "runsc delete", 100.0, "a running gVisor pod deleted by force", in_ms=True),
+    Promise("vm-template", "a cold boot", 0.2, "`start` for a machine from a template, virtio-fs, same accelerator"),
+    Promise("vm-template-block", "a cold boot", 0.2, "the same with a root by block"),
     Promise("cri-ready", SHIM, 0.45, "containerd 2.1, by its CRI: a pod with its network and one container, started"),
     Promise("cri-exec", SHIM, 0.5, "the same: ExecSync"),
     Promise("cri-parallel-50", SHIM, 0.5, "the same: 50 pods at once"),
