@@ -69,7 +69,8 @@ for command in drupe-client:drupe drupe-oci:drupe-oci containerd-shim-drupe-v2:c
     [ ! -x .venv/bin/python ] || [ ! -e "src/drupe/_bin/${command%:*}" ] ||
         put "src/drupe/_bin/${command%:*}" ".venv/bin/${command#*:}"
 done
-# containerd finds a shim by its name, and the name says the kind of sandbox
-[ ! -x .venv/bin/containerd-shim-drupe-v2 ] || for kind in runc wasm gvisor vm appkernel; do
+# containerd finds a shim by its name, and the name says the kind of sandbox, as it may for other callers
+[ ! -x .venv/bin/drupe-oci ] || for kind in runc wasm gvisor vm appkernel; do
     ln -sf containerd-shim-drupe-v2 ".venv/bin/containerd-shim-drupe-$kind-v2"
+    ln -sf drupe-oci ".venv/bin/drupe-oci-$kind"
 done

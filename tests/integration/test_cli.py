@@ -412,7 +412,7 @@ def hostile_tar(path: Path, name: str, *, kind: bytes = tarfile.REGTYPE, link: s
         (("exec", "nobody", "true"), "nobody", 125),
         (("logs", "nobody"), "nobody", 125),
         (("run", "--rm", "--sandbox", "quantum", "busybox", "true"), "quantum", 125),
-        (("run", "--rm", "--sandbox", "vm", "busybox", "true"), "vm", 125),
+        (("run", "--rm", "--sandbox", "vm", "busybox", "true"), "no guest image", 125),
         (("run", "--rm", "--cap-add", "CAP_FLY", "busybox", "true"), "FLY", 125),
         (("run", "--rm", "--user", "nobodyhere", "busybox", "true"), "nobodyhere", 125),
         (("run", "--rm", "--network", "nosuchnet", "busybox", "true"), "nosuchnet", 125),
@@ -424,7 +424,6 @@ def hostile_tar(path: Path, name: str, *, kind: bytes = tarfile.REGTYPE, link: s
         (("run", "--rm", "--ulimit", "nosuch=1", "busybox", "true"), "nosuch", 125),
         (("run", "--rm", "--sysctl", "kernel.panic=1", "busybox", "true"), "kernel.panic", 125),
         (("run", "--rm", "--restart", "always", "busybox", "true"), "--restart", 125),
-        (("history", "busybox"), "drupe image inspect", 2),
     ],
 )
 def test_bad_input_is_one_clear_line(drupe: Drupe, argv: tuple[str, ...], words: str, code: int) -> None:

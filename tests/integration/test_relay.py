@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ from framework.daemon import CALL_TIMEOUT_S, Daemon
 pytestmark = pytest.mark.root
 CLIENTS = 50
 OWN_MEMORY_KIB = 1024
+
+
+def listens(path: str) -> bool:
+    """Whether somebody takes connections there."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(path) == 0
 
 
 def address(daemon: Daemon) -> str:
@@ -76,7 +83,7 @@ def test_another_follows_one_that_was_killed(fresh_daemon: Daemon) -> None:
             with pytest.raises(Unavailable):
                 await client.call("containerd.task.v2.Task", "State", task.StateRequest(id="none"), Empty)
         await until(lambda: relay_pid(fresh_daemon) not in (0, before))
-        address(fresh_daemon)  # answered once it listens
+        await until(lambda: listens(path))
         async with await Client.connect(path) as client:
             await ask(client)
 

@@ -19,7 +19,7 @@ def restrict(directory: str, rules: Iterable[Mapping[str, Any]]) -> None:
     Raises InvalidArgument for a rule that takes away a part of what one before it gives, which this controller cannot
     do; InternalError when the kernel took something else. OSError as it comes.
     """
-    wanted: dict[str, set[str]] = {}
+    wanted = _listed(directory)
     files = {
         allow: os.open(f"{directory}/devices.{name}", os.O_WRONLY | os.O_CLOEXEC)
         for allow, name in ((True, "allow"), (False, "deny"))
@@ -31,9 +31,12 @@ def restrict(directory: str, rules: Iterable[Mapping[str, Any]]) -> None:
     finally:
         for fd in files.values():
             os.close(fd)
-    found = {node: set(access) for node, _, access in map(_split, read_text(f"{directory}/devices.list").splitlines())}
-    if found != wanted:
+    if (found := _listed(directory)) != wanted:
         raise InternalError(f"the devices controller took {found}, not {wanted}", stage="limits")
+
+
+def _listed(directory: str) -> dict[str, set[str]]:
+    return {node: set(access) for node, _, access in map(_split, read_text(f"{directory}/devices.list").splitlines())}
 
 
 def follow(rule: Mapping[str, Any], wanted: dict[str, set[str]]) -> None:
