@@ -98,6 +98,8 @@ class Docker(Containerd):
         archive = str(self.directory / "rootfs.tar")
         self.inside("tar", "-C", str(self.directory / "rootfs"), "-cf", archive, ".")
         self("import", "--change", "ENV PATH=/bin", archive, IMAGE)
+        if self.generation.shims:
+            self("run", "--rm", "--runtime", "drupe", IMAGE, "true")  # starts the relay, which stays
 
     def __call__(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run `docker WORDS`, its output captured."""

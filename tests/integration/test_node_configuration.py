@@ -141,5 +141,5 @@ def test_python_says_what_was_chosen(strict: Daemon) -> None:
         spec = api.PodSpec(sandbox="runc", namespace="tenant-a", network=api.NetworkSpec(mode="none"))
         with pytest.raises(api.PermissionDenied, match="policy rule 'tenants'"):
             runtime.system.choose(spec)
-        with pytest.raises(api.Unsupported, match="'vm' is not built in this version"):
+        with pytest.raises(api.Unsupported, match="'appkernel' is not built in this version"):
             runtime.sandbox("busybox", isolation="appkernel").start()

@@ -378,6 +378,8 @@ def test_the_sandboxer_refuses_what_is_wrong(cri: CriHost) -> None:
             assert status("Create", create_request("a", options)) == "INVALID_ARGUMENT"
         for name in ("", "a/b", "../x", "a\0", "x" * 5000):
             assert status("Create", create_request(name, config)) == "INVALID_ARGUMENT", name
+        below = pod_config("gone", cri.logs / "gone", cgroup_parent=CGROUP).SerializeToString()
+        config = AnyMessage(type_url="runtime.v1.PodSandboxConfig", value=below)
         gone = create_request("gone", config, netns_path="/no/such")
         assert status("Create", gone) in ("OK", "NOT_FOUND", "INVALID_ARGUMENT")
         assert status("Start", create_request("gone", AnyMessage())) in ("NOT_FOUND", "INVALID_ARGUMENT")
