@@ -124,7 +124,11 @@ async def revive(faulty: FaultyDaemon) -> None:
     while True:
         assert faulty.process is not None
         await until(lambda: faulty.process.poll() is not None, timeout_s=60)
-        await asyncio.to_thread(faulty.start)
+        try:
+            await asyncio.to_thread(faulty.start)
+        except Exception:  # it died again before it could say that it was there: a call was waiting for it
+            if faulty.process.poll() is None:
+                raise
 
 
 async def die_at_each(faulty: FaultyDaemon, peer: Peer) -> int:
