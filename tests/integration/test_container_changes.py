@@ -85,22 +85,22 @@ def test_what_has_no_layer_is_refused_by_name(open_daemon: Daemon) -> None:
 
 def test_rename(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
-    for name in ("a", "b"):
+    for name in ("one", "two"):
         daemon.command("run", "-d", "--name", name, "--network", "none", "busybox", "sleep", "1000", check=True)
-    taken = daemon.command("rename", "a", "b")
-    assert taken.returncode != 0 and "'b' exists" in taken.stderr
-    same = daemon.command("rename", "a", "a")
+    taken = daemon.command("rename", "one", "two")
+    assert taken.returncode != 0 and "'two' exists" in taken.stderr
+    same = daemon.command("rename", "one", "one")
     assert same.returncode != 0 and "has that name already" in same.stderr
-    assert daemon.command("rename", "a", "no/name").returncode != 0
-    daemon.command("rename", "a", "c", check=True)
-    assert daemon.command("exec", "c", "echo", "in").stdout == "in\n"
-    assert daemon.command("exec", "a", "true").returncode != 0
-    assert sorted(daemon.command("ps", "--format", "{{.Names}}").stdout.split()) == ["b", "c"]
-    assert sorted(daemon.command("pod", "ls", "--format", "{{.Name}}").stdout.split()) == ["b", "c"]
-    daemon.command("run", "-d", "--name", "a", "--network", "none", "busybox", "sleep", "1000", check=True)
+    assert daemon.command("rename", "one", "no/name").returncode != 0
+    daemon.command("rename", "one", "three", check=True)
+    assert daemon.command("exec", "three", "echo", "in").stdout == "in\n"
+    assert daemon.command("exec", "one", "true").returncode != 0
+    assert sorted(daemon.command("ps", "--format", "{{.Names}}").stdout.split()) == ["three", "two"]
+    assert sorted(daemon.command("pod", "ls", "--format", "{{.Name}}").stdout.split()) == ["three", "two"]
+    daemon.command("run", "-d", "--name", "one", "--network", "none", "busybox", "sleep", "1000", check=True)
     daemon.kill()
     daemon.start()
-    assert sorted(daemon.command("ps", "--format", "{{.Names}}").stdout.split()) == ["a", "b", "c"]
+    assert sorted(daemon.command("ps", "--format", "{{.Names}}").stdout.split()) == ["one", "three", "two"]
 
 
 def test_a_renamed_container_is_found_on_its_network(fresh_daemon: Daemon) -> None:
