@@ -2,7 +2,8 @@
 """The demo's table: one list of images, run in every kind of sandbox that this host can run, with what each costs.
 
 start: from the call to the first byte that the workload writes, the median of a few. memory: the PSS of all that one
-further pod adds, helpers and its share of daemon and keeper included. A kind that cannot run is a row with the reason.
+further pod adds, helpers and its share of daemon and keeper included (of a machine also its guest's memory). A kind
+that cannot run is a row with the reason; so is what `auto` has against one that runs when it is named.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def measured(client: Client, kind: KindInfo) -> tuple[str, ...]:
         with running(client, spec) as took_ms:
             starts.append(took_ms)
     size_mb = memory_bytes(client, spec) / 1e6
-    return (kind.name, spec.containers[0].image, f"{statistics.median(starts):.0f}", f"{size_mb:.2f}", kind.isolates)
+    about = f"{kind.isolates} (only when it is named: {kind.cause})" if kind.cause else kind.isolates
+    return (kind.name, spec.containers[0].image, f"{statistics.median(starts):.0f}", f"{size_mb:.2f}", about)
 
 
 def fitting(client: Client, kind: str) -> PodSpec:

@@ -82,14 +82,15 @@ def probe_all(*, fresh: bool, cache: Path) -> list[Probe]:
     return [*_kinds(found), *probes]
 
 
-def why_not(kind: Kind, *, cache: Path) -> str:
-    """Why pods of a kind that nobody named should not run here, "" when they can: the probes it rests on, and no
-    others."""
-    needs = {name for need in kind.needs for name in _either(need)} | {*kind.wants}
+def why_not(kind: Kind, *, cache: Path, named: bool = False) -> str:
+    """Why pods of a kind cannot run here, or, unless somebody named the kind, should not; "" when they can. Asks the
+    probes that it rests on, and no others."""
+    wants = () if named else kind.wants
+    needs = {name for need in kind.needs for name in _either(need)} | {*wants}
     found = _find([check for check in CHECKS if check.name in needs], fresh=False, cache=cache)
     broken = _broken(kind, found)
     names = [name for either in broken for name in either]
-    names += [name for name in kind.wants if found[name].state != "ok"]
+    names += [name for name in wants if found[name].state != "ok"]
     return "; ".join(f"{name}: {found[name].cause}" for name in names)
 
 

@@ -7,7 +7,7 @@ from drupe.spec.base import Record, Spec
 
 class KindInfo(Record):
     """A kind of sandbox on this host. level: how strong its boundary is. isolates: what stands between workload and
-    host. state: "ok", "fail" (`cause` says why it cannot run here) or "planned"."""
+    host. state: "ok" (`cause` may say why `auto` passes it over), "fail" (why it cannot run here) or "planned"."""
 
     name: str
     level: str

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound
+from drupe.errors import DrupeError, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Created
 from drupe.resources.cgroups import Cgroups
@@ -19,6 +18,7 @@ from drupe.sandboxers.gvisor import addresses
 from drupe.sandboxers.gvisor.command import ROOT_ONLY, RunscCommand, entering, veiled
 from drupe.sandboxers.gvisor.records import ROOT_ID, PodRecord, forget_guest
 from drupe.sandboxers.gvisor.sentry import Sentry
+from drupe.sandboxers.kept.dropping import drop_task
 
 HELPER_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 10.0
@@ -139,18 +139,4 @@ class Pods:
 
     async def drop_task(self, key: str) -> None:
         """Kill a task of the keeper and have its record dropped. Idempotent."""
-        with contextlib.suppress(NotFound):
-            await self.keeper.kill(key, 9)
-        deadline = time.monotonic() + END_TIMEOUT_S
-        with contextlib.suppress(NotFound):
-            while await self._runs(key):
-                if time.monotonic() > deadline:
-                    raise DeadlineExceeded(f"task {key} does not end", stage="delete", hint="it may hang in the kernel")
-                await asyncio.sleep(0.005)
-
-    async def _runs(self, key: str) -> bool:
-        try:
-            await self.keeper.forget(key)
-        except InvalidState:
-            return True
-        return False
+        await drop_task(self.keeper, key)

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound
+from drupe.errors import DeadlineExceeded, DrupeError, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import LogFile
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified, end_and_remove
 from drupe.resources.process_tree import end_commands
 from drupe.sandboxers.contract import Attachment, ExecConfig, TaskService
+from drupe.sandboxers.kept.dropping import drop_task
 from drupe.spec.container import LogSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, Stats
@@ -147,19 +147,7 @@ class KeptTasks(TaskService):
                 await self._keeper.kill(key, 9)
         for left in list(self._left.get(key, ())):
             await self.forget_left(left)
-        with contextlib.suppress(NotFound):
-            deadline = time.monotonic() + END_TIMEOUT_S
-            while await self._still_runs(key):
-                if time.monotonic() > deadline:
-                    raise DeadlineExceeded(f"task {key} does not end", stage="delete", hint="it may hang in the kernel")
-                await asyncio.sleep(0.01)
-
-    async def _still_runs(self, key: str) -> bool:
-        try:
-            await self._keeper.forget(key)
-        except InvalidState:
-            return True
-        return False
+        await drop_task(self._keeper, key, kill=False)
 
     def _cgroup(self, task_id: str) -> str:
         try:

@@ -3,19 +3,17 @@ sockets listening already."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from drupe.errors import DeadlineExceeded, InvalidState, NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io, LogFile
 from drupe.linux.unix_sockets import short_name
 from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.kept.dropping import drop_task
 from drupe.sandboxers.vm.records import PodRecord
 
 _STARTS_WITHIN_S = 30.0
@@ -75,21 +73,7 @@ class Launcher:
 
     async def end(self, key: str) -> None:
         """Kill it, wait for its end, and have its record dropped. Idempotent."""
-        with contextlib.suppress(NotFound):
-            await self._keeper.kill(key, 9)
-        deadline = time.monotonic() + _ENDS_WITHIN_S
-        with contextlib.suppress(NotFound):
-            while await self._runs(key):
-                if time.monotonic() > deadline:
-                    raise DeadlineExceeded(f"task {key} does not end", stage="delete", hint="it may hang in the kernel")
-                await asyncio.sleep(0.005)
-
-    async def _runs(self, key: str) -> bool:
-        try:
-            await self._keeper.forget(key)
-        except InvalidState:
-            return True
-        return False
+        await drop_task(self._keeper, key)
 
 
 def _open_fifo(path: Path, opened: contextlib.ExitStack) -> int:

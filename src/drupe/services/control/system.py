@@ -98,9 +98,20 @@ async def capabilities(service: ControlService, call: Call) -> CapabilityTable:
 
 
 async def _about(service: ControlService, kind: Kind) -> KindInfo:
-    cause = "not built in this version" if kind.is_planned else await service.node.probe(kind.name)
-    state = "planned" if kind.is_planned else "fail" if cause else "ok"
+    if kind.is_planned:
+        state, cause = "planned", "not built in this version"
+    elif cause := await service.node.probe(kind.name):
+        state = "ok" if await _runs_by_name(service, kind) else "fail"
+    else:
+        state = "ok"
     return KindInfo(name=kind.name, level=kind.level, isolates=kind.isolates, state=state, cause=cause)
+
+
+async def _runs_by_name(service: ControlService, kind: Kind) -> bool:
+    """Whether pods of a kind that `auto` passes over run when they are asked for: machines on an emulator do."""
+    from drupe.services.doctor import why_not
+
+    return not await asyncio.to_thread(why_not, kind, cache=service.node.paths.run / "doctor.json", named=True)
 
 
 @method("system.choose")
