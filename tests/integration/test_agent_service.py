@@ -25,6 +25,7 @@ from drupe.guest.build import find_agent
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.rpc.ttrpc.frames import Frame, Kind, encode
 from framework.agentservice import AgentService
+from framework.aio import until
 from framework.guestline import GUEST, Line
 from framework.guestvm import config
 
@@ -207,7 +208,7 @@ def test_a_call_that_waits_ends_with_its_time_and_with_its_connection(agent: Age
     async def wait(line: Line) -> None:
         calls = [asyncio.ensure_future(line.guest("AwaitDevice", device, timeout_s=None)) for _ in range(100)]
         await line.guest("Check", pb.CheckRequest(protocol=1))
-        assert agent.threads() >= 100
+        await until(lambda: agent.threads() >= 100)
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)

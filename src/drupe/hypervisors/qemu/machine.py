@@ -115,6 +115,8 @@ class QemuMachine(QmpMachine):
 
     async def add(self, device: Device) -> None:
         self._refuse_microvm("takes no devices while it runs", "hotplug")
+        if await self._has(device.id):
+            raise HelperFailed(f"the machine has a device {device.id} already", stage="vmm")
         if isinstance(device, Disk):
             await self._add_disk(device)
         elif isinstance(device, Nic):
@@ -123,6 +125,12 @@ class QemuMachine(QmpMachine):
             await self._add_share(device)
         else:
             await self._plug({"driver": "vfio-pci", "id": device.id, "host": device.address})
+
+    async def _has(self, device_id: str) -> bool:
+        """Asked before a descriptor is handed over: its arrival makes it blocking (QEMU, qio_channel_socket_copy_fds),
+        and a tap that is in use would from then on hold up the whole program."""
+        found = await self._qmp.call("qom-list", {"path": "/machine/peripheral"})
+        return any(one["name"] == device_id for one in found)
 
     def _refuse_microvm(self, what: str, feature: str) -> None:
         if self._machine == "microvm":
@@ -152,7 +160,12 @@ class QemuMachine(QmpMachine):
         name = f"n-{nic.id}"
         await self._qmp.give(name, nic.descriptor)
         await self._qmp.call("netdev_add", {"type": "tap", "id": name, "fd": name})
-        await self._plug({"driver": "virtio-net-pci", "id": nic.id, "netdev": name, "mac": nic.mac, "romfile": ""})
+        try:
+            await self._plug({"driver": "virtio-net-pci", "id": nic.id, "netdev": name, "mac": nic.mac, "romfile": ""})
+        except DrupeError:
+            with contextlib.suppress(DrupeError):
+                await self._qmp.call("netdev_del", {"id": name})
+            raise
 
     async def _add_share(self, share: Share) -> None:
         import socket
