@@ -24,6 +24,8 @@ DEFAULT_TIMEOUT_S = 10.0
 HELPER_TIMEOUT_S = 30.0
 _MARGIN_S = 5.0  # the keeper's own deadline comes first; this is for a keeper that hangs
 
+_THEIRS = "their_"  # descriptors of an answer that are for who runs the task
+
 Callback = TypeVar("Callback", bound=Callable[..., None])
 
 
@@ -367,6 +369,43 @@ class Keeper:
         finally:
             os.close(content)
 
+    async def hold_streams(
+        self,
+        task: str,
+        *,
+        stdin: bool,
+        exit_file: Path | str,
+        log: LogFile | None = None,
+        attach: Mapping[str, int] | None = None,
+        close_stdin: bool = False,
+    ) -> tuple[Created, dict[str, int]]:
+        """Holds the streams of a task that is no process of this kernel; `end_task` tells its end.
+
+        Answers with their other ends too, for whoever runs it: stdin, stdout, stderr, which the caller owns.
+        stdin: one that is written to, instead of /dev/null. attach, close_stdin, log, exit_file: as of `create_task`.
+        """
+        theirs: dict[str, int] = {}
+        created = await self._make_task(
+            "streams",
+            task,
+            exit_file=str(exit_file),
+            io=Io(mode="pipes", stdin=stdin),
+            log=log,
+            attach=attach,
+            close_stdin=close_stdin,
+            fds=None,
+            timeout_s=None,
+            theirs=theirs,
+        )
+        return created, theirs
+
+    async def end_task(self, task: str, *, code: int, signal: int) -> None:
+        """Says how a task of `hold_streams` has ended. code: 128 + signal for one that a signal ended.
+
+        Its end is told like any other once its output is complete. Idempotent: the first time counts.
+        """
+        await self.call("ended", task=task, code=code, signal=signal)
+
     async def _make_task(
         self,
         op: str,
@@ -378,7 +417,8 @@ class Keeper:
         attach: Mapping[str, int] | None,
         close_stdin: bool,
         fds: Mapping[str, int] | None,
-        timeout_s: float,
+        timeout_s: float | None,
+        theirs: dict[str, int] | None = None,
         **fields: Any,
     ) -> Created:
         sent = dict(fds or {})
@@ -387,6 +427,9 @@ class Keeper:
 
         def keep(answer: Answer) -> None:
             told = {name: answer.ok[name] for name in ("pid", "started_at")}
+            if theirs is not None:
+                names = [name for name in answer.fds if name.startswith(_THEIRS)]
+                theirs.update({name.removeprefix(_THEIRS): answer.fds.pop(name) for name in names})
             self.escrow.hold(Held(task, kept | told, answer.fds))
             if number := answer.ok.get("attachment"):
                 attachments.append(self._attachments.add(task, attach or {}, number, close_stdin=close_stdin))
@@ -399,9 +442,9 @@ class Keeper:
             io=io,
             log=log,
             attach={"close_stdin": close_stdin} if attach else None,
-            timeout_ms=round(timeout_s * 1000),
+            timeout_ms=None if timeout_s is None else round(timeout_s * 1000),
             fds=sent,
-            timeout_s=timeout_s + _MARGIN_S,
+            timeout_s=(timeout_s or 0.0) + _MARGIN_S,
             on_answer=keep,
             **fields,
         )

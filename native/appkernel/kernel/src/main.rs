@@ -1,5 +1,7 @@
 //! `drupe-appkernel`: the kernel of one pod.
 
+mod containers;
+mod control;
 mod hostfs;
 mod machine;
 mod manual;
@@ -8,10 +10,13 @@ mod pace;
 mod pod;
 mod probe;
 mod run;
+mod serve;
+mod settings;
 mod streams;
 mod trap;
 #[cfg(test)]
 mod trap_tests;
+mod tree;
 
 use std::process::ExitCode;
 
@@ -27,7 +32,8 @@ fn main() -> ExitCode {
             Ok(0)
         }
         Some("run") => run::run(words),
-        _ => Err((2, format!("{}\n       drupe-appkernel probe | syscalls", run::USAGE))),
+        Some("serve") => serve::run(words),
+        _ => Err((2, format!("{}\n{}\n       drupe-appkernel probe | syscalls", run::USAGE, serve::USAGE))),
     };
     match answer {
         Ok(code) => ExitCode::from(code),

@@ -16,7 +16,8 @@ use drupe_appkernel_vfs::overlay::Overlay;
 use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
 use drupe_appkernel_vfs::tmpfs::{Limits, Tmpfs};
 use drupe_appkernel_vfs::{
-    ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles, View,
+    ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles,
+    Timestamp, View,
 };
 
 use crate::hostfs::HostDirectory;
@@ -52,15 +53,14 @@ impl Pod {
     /// A container's files: its root, with fresh /dev and scratch directories.
     pub fn mount(&self, image: Arc<dyn FileSystem>) -> Result<(Arc<MountNamespace>, Path)> {
         let root_user = Credentials::root();
-        let upper = self.tmpfs(&self.context(&root_user), 0o755)?;
-        let root = Overlay::new(&self.context(&root_user), upper, vec![image.root()])?;
+        let root = self.over(image)?;
         let namespace = MountNamespace::new(Mount::new(root, b"root", 0));
         let root = namespace.root();
         let context = self.context(&root_user);
         let view =
             View { context: &context, namespace: &namespace, root: &root, umask: 0, specials: self.specials.as_ref() };
         if let Ok(place) = view.walk(&root, b"/dev", How::FOLLOW) {
-            let dev = self.tmpfs(&context, 0o755)?;
+            let dev = self.tmpfs(&context, 0o755, None)?;
             devices::populate(&context, &dev.root())?;
             namespace.mount(Mount::new(dev, b"dev", MS_NOSUID), place)?;
         }
@@ -74,19 +74,48 @@ impl Pod {
         }
         for (path, mode) in SCRATCH {
             if let Ok(place) = view.walk(&root, path, How::FOLLOW) {
-                let scratch = self.tmpfs(&context, mode)?;
+                let scratch = self.tmpfs(&context, mode, None)?;
                 namespace.mount(Mount::new(scratch, b"tmpfs", MS_NOSUID | MS_NODEV), place)?;
             }
         }
         Ok((namespace, root))
     }
 
-    pub fn tmpfs(&self, context: &Context<'_>, mode: u32) -> Result<Arc<Tmpfs>> {
+    /// A file system of its own; without a size, as Linux makes one.
+    pub fn tmpfs(&self, context: &Context<'_>, mode: u32, size_bytes: Option<u64>) -> Result<Arc<Tmpfs>> {
         let root = NewNode::new(FileType::Directory, mode, 0, 0);
-        Tmpfs::new(Limits::default(), Arc::new(Memfds), &root, context.now)
+        let limits = size_bytes.map_or_else(Limits::default, |size_bytes| Limits { size_bytes, ..Limits::default() });
+        Tmpfs::new(limits, Arc::new(Memfds), &root, context.now)
     }
 
-    fn context<'a>(&self, credentials: &'a Credentials) -> Context<'a> {
+    /// The root of a container: what is written to it stays in this kernel's memory.
+    pub fn writable(&self, directory: OwnedFd) -> Result<Arc<dyn FileSystem>> {
+        self.over(HostDirectory::new(directory)?)
+    }
+
+    fn over(&self, image: Arc<dyn FileSystem>) -> Result<Arc<dyn FileSystem>> {
+        let root = Credentials::root();
+        let context = self.context(&root);
+        let upper = self.tmpfs(&context, 0o755, None)?;
+        Ok(Overlay::new(&context, upper, vec![image.root()])?)
+    }
+
+    pub fn specials(&self) -> &dyn SpecialFiles {
+        self.specials.as_ref()
+    }
+
+    pub fn now(&self, clock: ClockId) -> Timestamp {
+        self.machine.now(clock)
+    }
+
+    /// What is at a path of a container's, as root.
+    pub fn walk(&self, namespace: &MountNamespace, root: &Path, path: &[u8]) -> Result<Path> {
+        let credentials = Credentials::root();
+        let context = self.context(&credentials);
+        View { context: &context, namespace, root, umask: 0, specials: self.specials() }.walk(root, path, How::FOLLOW)
+    }
+
+    pub fn context<'a>(&self, credentials: &'a Credentials) -> Context<'a> {
         Context { credentials, now: self.machine.now(ClockId::Realtime), pid: 0, session: 0 }
     }
 

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStringExt;
 
 use drupe_appkernel_core::task::Exit;
-use drupe_appkernel_core::{default_limits, Program, Surroundings};
+use drupe_appkernel_core::{default_limits, Program, Rights, Surroundings};
 use drupe_appkernel_hostsys::files;
 use drupe_appkernel_vfs::Credentials;
 
@@ -71,7 +71,8 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, S
     let (uid, gid) = options.user;
     let credentials = if uid == 0 { Credentials::root() } else { Credentials::new(uid, gid, 0) };
     let limits = default_limits();
-    let around = Surroundings { namespace, cwd: root.clone(), root, credentials, files, limits };
+    let rights = Rights::of(&credentials);
+    let around = Surroundings { namespace, cwd: root.clone(), root, credentials, rights, files, limits };
     let command = options.command[0].clone();
     let program = Program { path: command.clone(), arguments: options.command, environment: options.environment };
     let pid = pod.kernel.spawn(0, around, program).map_err(|errno| {

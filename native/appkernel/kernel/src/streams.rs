@@ -36,7 +36,7 @@ impl Watched {
     }
 
     /// Watch a descriptor; None: it is always ready, as regular files are.
-    fn add(&self, fd: i32, queue: &WaitQueue) -> Option<u64> {
+    pub fn add(&self, fd: i32, queue: &WaitQueue) -> Option<u64> {
         let word = self.next.fetch_add(1, Ordering::Relaxed);
         self.queues.lock().insert(word, queue.clone());
         let wanted = wait::IN | wait::OUT | wait::RDHUP;
@@ -49,7 +49,8 @@ impl Watched {
         }
     }
 
-    fn remove(&self, fd: i32, word: u64) {
+    /// Watch it no longer.
+    pub fn remove(&self, fd: i32, word: u64) {
         self.queues.lock().remove(&word);
         let _gone = self.poller.remove(fd);
     }
