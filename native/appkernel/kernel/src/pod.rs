@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_core::{Host, Kernel};
@@ -35,6 +35,7 @@ pub struct Pod {
     pub kernel: Kernel,
     pub machine: Arc<Machine>,
     specials: Arc<dyn SpecialFiles>,
+    shared_memory: OnceLock<Arc<dyn FileSystem>>,
 }
 
 impl Pod {
@@ -47,7 +48,7 @@ impl Pod {
         let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: Arc::new(NoTerminals) });
         let host: Arc<dyn Host> = machine.clone();
         let kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
-        Ok(Pod { kernel, machine, specials })
+        Ok(Pod { kernel, machine, specials, shared_memory: OnceLock::new() })
     }
 
     /// A container's files: its root, with fresh /dev and scratch directories.
@@ -86,6 +87,15 @@ impl Pod {
         let root = NewNode::new(FileType::Directory, mode, 0, 0);
         let limits = size_bytes.map_or_else(Limits::default, |size_bytes| Limits { size_bytes, ..Limits::default() });
         Tmpfs::new(limits, Arc::new(Memfds), &root, context.now)
+    }
+
+    /// The /dev/shm that all containers have in common.
+    pub fn shared_memory(&self, context: &Context<'_>, size_bytes: u64) -> Result<Arc<dyn FileSystem>> {
+        if let Some(known) = self.shared_memory.get() {
+            return Ok(Arc::clone(known));
+        }
+        let made: Arc<dyn FileSystem> = self.tmpfs(context, 0o1777, Some(size_bytes))?;
+        Ok(Arc::clone(self.shared_memory.get_or_init(|| made)))
     }
 
     /// The root of a container: what is written to it stays in this kernel's memory.

@@ -9,7 +9,8 @@ use drupe_sys::{fd, process};
 use crate::control::Control;
 use crate::pod::Pod;
 
-pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --pidfile FILE [--hostname NAME]";
+pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --pidfile FILE [--netns DESCRIPTOR] \
+[--hostname NAME]";
 
 /// A listening SOCK_SEQPACKET socket by its number; where the pid of the kernel is written.
 #[derive(Default)]
@@ -17,6 +18,8 @@ struct Options {
     control: i32,
     pidfile: String,
     hostname: String,
+    /// The network namespace to be in.
+    netns: Option<i32>,
 }
 
 fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
@@ -25,7 +28,8 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
     while let Some(word) = words.next() {
         let value = words.next().ok_or(format!("{word} needs a value"))?;
         match word.as_str() {
-            "--control" => options.control = value.parse().map_err(|_| format!("bad descriptor {value}"))?,
+            "--control" => options.control = descriptor(&value)?,
+            "--netns" => options.netns = Some(descriptor(&value)?),
             "--pidfile" => options.pidfile = value,
             "--hostname" => options.hostname = value,
             _ => return Err(format!("unknown option {word}")),
@@ -37,10 +41,18 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
     Ok(options)
 }
 
+fn descriptor(word: &str) -> Result<i32, String> {
+    word.parse().map_err(|_| format!("bad descriptor {word}"))
+}
+
 /// Returns once the kernel is on its way, in a process of its own whose pid is written down.
 pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
     let options = parse(words).map_err(|message| (2, format!("{message}\n{USAGE}")))?;
     let listener = fd::duplicate_number(options.control).map_err(|error| (1, format!("control socket: {error}")))?;
+    if let Some(number) = options.netns {
+        let joined = fd::duplicate_number(number).and_then(|netns| drupe_sys::mount::setns(&netns, libc::CLONE_NEWNET));
+        joined.map_err(|error| (1, format!("network namespace: {error}")))?;
+    }
     let child = process::fork_child(|| match serve(listener, &options) {
         Ok(()) => 0,
         Err(message) => {

@@ -38,6 +38,10 @@ pub enum What {
         size_bytes: Option<u64>,
         mode: u32,
     },
+    /// The memory that the pod's containers share; the first one's size counts.
+    Shared {
+        size_bytes: u64,
+    },
     /// A directory or file of the host: the name of its descriptor.
     Bind(String),
 }
@@ -119,6 +123,7 @@ impl MountOrder {
                 size_bytes: fields.take("size_bytes")?,
                 mode: fields.take::<u32>("mode")?.unwrap_or(0o1777) & 0o7777,
             },
+            "shm" => What::Shared { size_bytes: fields.need("size_bytes")? },
             "bind" => What::Bind(fields.need("fd")?),
             _ => return Err(Failure::invalid(format!("unknown type of mount {kind:?}"))),
         };

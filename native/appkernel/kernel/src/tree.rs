@@ -83,6 +83,7 @@ impl<'a> Builder<'a> {
             What::Proc => procfs(source, context.now),
             What::Sysfs => sysfs(&source, context.now),
             What::Tmpfs { size_bytes, mode } => self.pod.tmpfs(&context, *mode, *size_bytes).map_err(made)?,
+            What::Shared { size_bytes } => self.pod.shared_memory(&context, *size_bytes).map_err(made)?,
             What::Devices => {
                 let dev = self.pod.tmpfs(&context, 0o755, None).map_err(made)?;
                 devices::populate(&context, &dev.root()).map_err(made)?;
@@ -133,6 +134,7 @@ fn source(what: &What) -> &'static [u8] {
         What::Proc => b"proc",
         What::Sysfs => b"sysfs",
         What::Devices | What::Tmpfs { .. } => b"tmpfs",
+        What::Shared { .. } => b"shm",
         What::Terminals => b"devpts",
         What::Bind(_) => b"host",
     }
