@@ -8,12 +8,13 @@ use std::sync::Arc;
 use drupe_appkernel_abi::Errno;
 use drupe_appkernel_core::task::{Exit, Pid};
 use drupe_appkernel_core::Surroundings;
-use drupe_appkernel_vfs::{ClockId, MountNamespace, Path};
+use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, Path};
 use drupe_packets::{errno_name, Failure, Outcome};
 use serde_json::{json, Value};
 
 use crate::pod::Pod;
 use crate::settings::{MountOrder, Settings};
+use crate::terminal::Console;
 use crate::tree::{failed, Builder};
 
 /// More would be a caller that never lets go.
@@ -34,7 +35,18 @@ struct Task {
     pid: Pid,
     started_at: f64,
     ended: Option<Ended>,
+    console: Option<Arc<Console>>,
 }
+
+/// Its end is told once its terminal has shown everything, or nobody has looked for so long.
+struct Ending {
+    key: Key,
+    latest_ns: u64,
+}
+
+const SHOWN_WITHIN_NS: u64 = 5_000_000_000;
+/// How often terminals of what has ended are looked at.
+const LOOK_AGAIN_NS: u64 = 20_000_000;
 
 struct Container {
     number: u32,
@@ -47,11 +59,16 @@ pub struct Containers {
     containers: HashMap<String, Container>,
     tasks: BTreeMap<Key, Task>,
     by_pid: HashMap<Pid, Key>,
+    ending: Vec<Ending>,
     last: u32,
 }
 
 fn unix_seconds(pod: &Pod) -> f64 {
     pod.now(ClockId::Realtime).since_epoch().as_secs_f64()
+}
+
+fn monotonic_ns(pod: &Pod) -> u64 {
+    pod.now(ClockId::Monotonic).since_epoch().as_nanos() as u64
 }
 
 /// As of a shell: the code, or 128 and the signal.
@@ -70,7 +87,8 @@ fn not_run(program: &[u8], errno: Errno) -> Failure {
 impl Task {
     fn told(&self, key: &Key) -> Value {
         let mut told = json!({"container": key.0, "exec": key.1, "pid": self.pid, "started_at": self.started_at});
-        if let Some(ended) = self.ended {
+        // While its terminal shows what is left it counts as running.
+        if let (Some(ended), None) = (self.ended, &self.console) {
             let (code, signal) = code_of(ended.exit);
             told["exit"] = json!({"code": code, "signal": signal, "at": ended.at});
         }
@@ -112,9 +130,9 @@ impl Containers {
         let (namespace, root) = builder.finish(read_only);
         self.last += 1;
         let container = Container { number: self.last, namespace, root };
-        let pid = run(pod, &container, settings, &mut fds, true)?;
+        let (pid, console) = run(pod, &container, settings, &mut fds, true)?;
         self.containers.insert(id.into(), container);
-        self.know(pod, (id.into(), String::new()), pid);
+        self.know(pod, (id.into(), String::new()), pid, console);
         Ok(pid)
     }
 
@@ -133,14 +151,14 @@ impl Containers {
             return Err(Failure::new("EUSERS", format!("{MAX_TASKS} tasks are there already")));
         }
         let container = self.running(pod, &key.0)?;
-        let pid = run(pod, container, settings, &mut fds, false)?;
-        self.know(pod, key, pid);
+        let (pid, console) = run(pod, container, settings, &mut fds, false)?;
+        self.know(pod, key, pid, console);
         Ok(pid)
     }
 
-    fn know(&mut self, pod: &Pod, key: Key, pid: Pid) {
+    fn know(&mut self, pod: &Pod, key: Key, pid: Pid, console: Option<Arc<Console>>) {
         self.by_pid.insert(pid, key.clone());
-        self.tasks.insert(key, Task { pid, started_at: unix_seconds(pod), ended: None });
+        self.tasks.insert(key, Task { pid, started_at: unix_seconds(pod), ended: None, console });
     }
 
     fn container(&self, id: &str) -> Outcome<&Container> {
@@ -163,16 +181,56 @@ impl Containers {
     /// Take what has ended from the kernel; the events to tell.
     pub fn take_ended(&mut self, pod: &mut Pod) -> Vec<Value> {
         let at = unix_seconds(pod);
-        let mut events = Vec::new();
+        let latest_ns = monotonic_ns(pod) + SHOWN_WITHIN_NS;
         for (pid, exit) in pod.kernel.take_ended() {
             let Some(key) = self.by_pid.remove(&pid) else { continue };
-            let Some(task) = self.tasks.get_mut(&key) else { continue };
-            task.ended = Some(Ended { exit, at });
-            let mut event = task.told(&key);
-            event["event"] = json!("exit");
-            events.push(event);
+            if let Some(task) = self.tasks.get_mut(&key) {
+                task.ended = Some(Ended { exit, at });
+                self.ending.push(Ending { key, latest_ns });
+            }
         }
-        events
+        self.take_shown(pod)
+    }
+
+    /// Those of which all output is out.
+    fn take_shown(&mut self, pod: &Pod) -> Vec<Value> {
+        let now_ns = monotonic_ns(pod);
+        let tasks = &self.tasks;
+        let waits = |ending: &Ending| {
+            let console = tasks.get(&ending.key).and_then(|task| task.console.as_ref());
+            now_ns < ending.latest_ns && console.is_some_and(|console| !console.is_drained())
+        };
+        let (waiting, shown) = std::mem::take(&mut self.ending).into_iter().partition(waits);
+        self.ending = waiting;
+        shown.into_iter().filter_map(|ending: Ending| self.tell(&ending.key)).collect()
+    }
+
+    fn tell(&mut self, key: &Key) -> Option<Value> {
+        let task = self.tasks.get_mut(key)?;
+        task.console = None;
+        let mut event = task.told(key);
+        event["event"] = json!("exit");
+        Some(event)
+    }
+
+    /// When to look again at what has ended; None: there is no need.
+    pub fn look_again_ns(&self) -> Option<u64> {
+        (!self.ending.is_empty()).then_some(LOOK_AGAIN_NS)
+    }
+
+    fn console(&self, key: &Key) -> Outcome<&Arc<Console>> {
+        self.live(key)?;
+        let console = self.tasks.get(key).and_then(|task| task.console.as_ref());
+        console.ok_or_else(|| Failure::new("ENOTTY", format!("task {key:?} has no terminal")))
+    }
+
+    pub fn resize(&self, key: &Key, rows: u16, columns: u16) -> Outcome<()> {
+        self.console(key).map(|console| console.resize(rows, columns))
+    }
+
+    /// The end of what is typed.
+    pub fn end_input(&self, key: &Key) -> Outcome<()> {
+        self.console(key).map(|console| console.end_input())
     }
 
     /// Tasks after this one, as many as `room` bytes take; whether there are more.
@@ -211,7 +269,7 @@ impl Containers {
     pub fn processes(&self, pod: &Pod, id: &str, after: Pid, mut room: usize) -> Outcome<(Vec<Value>, bool)> {
         const COMMAND_BYTES: usize = 512;
         let number = self.container(id)?.number;
-        let now_ns = pod.now(ClockId::Monotonic).since_epoch().as_nanos() as u64;
+        let now_ns = monotonic_ns(pod);
         let now = unix_seconds(pod);
         let mut told = Vec::new();
         for one in pod.kernel.seen(number).into_iter().filter(|one| one.pid > after) {
@@ -265,12 +323,37 @@ pub enum Reach {
     All,
 }
 
-fn run(pod: &mut Pod, container: &Container, settings: Settings, fds: &mut Descriptors, first: bool) -> Outcome<Pid> {
-    if settings.terminal.is_some() {
-        return Err(Failure::new("EOPNOTSUPP", "there are no terminals yet"));
+/// Where its input comes from and its output goes: three descriptors, or a terminal between two of them.
+fn files(
+    pod: &Pod,
+    container: &Container,
+    terminal: Option<(u16, u16)>,
+    fds: &mut Descriptors,
+    first: bool,
+) -> Outcome<(FdTable, Option<Arc<Console>>)> {
+    let [stdin, stdout, stderr] = take_streams(fds)?;
+    let Some((rows, columns)) = terminal else {
+        let files = pod.streams([stdin, stdout, stderr]).map_err(|errno| failed("standard streams", errno))?;
+        return Ok((files, None));
+    };
+    let made = |errno| failed("a terminal", errno);
+    let console = pod.console(&container.namespace, &container.root, first).map_err(made)?;
+    if rows > 0 && columns > 0 {
+        console.resize(rows, columns);
     }
-    let streams = take_streams(fds)?;
-    let files = pod.streams(streams).map_err(|errno| failed("standard streams", errno))?;
+    let files = console.streams().map_err(made)?;
+    console.attach(Some(stdin), Some(stdout));
+    Ok((files, Some(console)))
+}
+
+fn run(
+    pod: &mut Pod,
+    container: &Container,
+    settings: Settings,
+    fds: &mut Descriptors,
+    first: bool,
+) -> Outcome<(Pid, Option<Arc<Console>>)> {
+    let (files, console) = files(pod, container, settings.terminal, fds, first)?;
     let namespace = Arc::clone(&container.namespace);
     let root = container.root.clone();
     let cwd = pod.walk(&namespace, &root, &settings.cwd);
@@ -282,5 +365,7 @@ fn run(pod: &mut Pod, container: &Container, settings: Settings, fds: &mut Descr
         true => pod.kernel.spawn(container.number, around, program),
         false => pod.kernel.enter(container.number, around, program),
     };
-    begun.map_err(|errno| not_run(&name, errno))
+    let pid = begun.map_err(|errno| not_run(&name, errno))?;
+    console.iter().for_each(|console| console.lead(pid));
+    Ok((pid, console))
 }

@@ -99,9 +99,12 @@ impl Control {
         })
     }
 
-    /// Whether `turn` has something to do at once.
-    pub fn is_rung(&self) -> bool {
-        self.rung.0.load(Ordering::Relaxed)
+    /// When `turn` has something to do though nothing happens; None: never.
+    pub fn again_ns(&self) -> Option<u64> {
+        match self.rung.0.load(Ordering::Relaxed) {
+            true => Some(0),
+            false => self.containers.look_again_ns(),
+        }
     }
 
     /// Serve what has come, and tell what has ended.
@@ -114,7 +117,7 @@ impl Control {
                 self.serve(pod, id);
             }
         }
-        if pod.kernel.has_ended() {
+        if pod.kernel.has_ended() || self.containers.look_again_ns().is_some() {
             for event in self.containers.take_ended(pod) {
                 self.publish(&event);
             }
@@ -206,6 +209,8 @@ impl Control {
             "subscribe" => self.subscribe(id, fields),
             "list" => self.list(fields),
             "kill" => self.kill(pod, fields),
+            "resize" => self.resize(fields),
+            "end_input" => self.end_input(fields),
             "processes" => self.processes(pod, fields),
             "forget" => self.forget(fields),
             "delete" => self.delete(pod, fields),
@@ -264,6 +269,21 @@ impl Control {
         };
         fields.finish()?;
         self.containers.kill(pod, &key, signal, reach)?;
+        reply(json!({}))
+    }
+
+    fn resize(&self, mut fields: Fields) -> Outcome<Reply> {
+        let key = take_key(&mut fields)?;
+        let (rows, columns) = (fields.need("rows")?, fields.need("cols")?);
+        fields.finish()?;
+        self.containers.resize(&key, rows, columns)?;
+        reply(json!({}))
+    }
+
+    fn end_input(&self, mut fields: Fields) -> Outcome<Reply> {
+        let key = take_key(&mut fields)?;
+        fields.finish()?;
+        self.containers.end_input(&key)?;
         reply(json!({}))
     }
 

@@ -13,6 +13,7 @@ mod run;
 mod serve;
 mod settings;
 mod streams;
+mod terminal;
 mod trap;
 #[cfg(test)]
 mod trap_tests;

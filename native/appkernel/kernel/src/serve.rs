@@ -74,8 +74,7 @@ fn serve(listener: OwnedFd, options: &Options) -> Result<(), String> {
     let mut control = Control::new(listener, &pod).map_err(|error| format!("control socket: {error}"))?;
     while !control.is_over {
         control.turn(&mut pod);
-        let limit_ns = control.is_rung().then_some(0);
-        pod.kernel.step(limit_ns).map_err(|errno| format!("the kernel cannot go on: {errno}"))?;
+        pod.kernel.step(control.again_ns()).map_err(|errno| format!("the kernel cannot go on: {errno}"))?;
     }
     Ok(())
 }

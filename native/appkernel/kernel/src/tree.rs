@@ -89,7 +89,7 @@ impl<'a> Builder<'a> {
                 devices::populate(&context, &dev.root()).map_err(made)?;
                 dev
             }
-            What::Terminals => return Err(Failure::new("EOPNOTSUPP", "there are no terminals yet")),
+            What::Terminals => self.pod.new_devpts(),
             What::Bind(name) => {
                 let fd = fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?}")))?;
                 HostDirectory::new(fd).map_err(|errno| failed("a directory of the host", errno))?

@@ -13,7 +13,6 @@ _SAID: dict[str, str] = {
     "update": f"limited: of a pod, or of its only container; {_ONE_KERNEL}",
     "processes": "limited: pids are the kernel's own",
     "files": "limited: what lies on a tmpfs is in the kernel's memory and cannot be reached from outside",
-    "tty": "no: the kernel's terminals have no way out yet",
     "checkpoint": "no: nothing of a running kernel can be saved yet",
     "snapshot": "no: nothing of a running kernel can be saved yet",
     "rlimits": "limited: nofile, nproc, as and data are enforced, the others are kept",

@@ -49,6 +49,7 @@ class KernelTasks(KeptTasks):
         self._records: dict[str, TaskRecord] = {}
         self._ends: dict[str, dict[str, int]] = {}  # the workload's ends of the streams of those not started
         self._attached: dict[str, tuple[Mapping[str, int], Attachment]] = {}  # at creation, to whom
+        self._windows: dict[str, tuple[int, int]] = {}
         self._telling: set[asyncio.Task[None]] = set()
 
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
@@ -117,6 +118,8 @@ class KernelTasks(KeptTasks):
 
     async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
         config, binds = container_config(oci, shm_bytes=pod.record.shm_bytes)
+        if window := self._windows.pop(record.id, None):
+            config["rows"], config["cols"] = window
         with contextlib.ExitStack() as opened:
             fds = {name: fd for name, fd in self._take_ends(record.id).items()}
             for fd in fds.values():
@@ -145,6 +148,7 @@ class KernelTasks(KeptTasks):
         cgroup = self._cgroup_of.pop(task_id, None)
         bundle = self._bundle_of.pop(task_id, None)
         self._attached.pop(task_id, None)
+        self._windows.pop(task_id, None)
         for fd in self._take_ends(task_id).values():
             os.close(fd)
         if record is not None and (pod := self._pods.find(record.sandbox)) is not None:
@@ -295,7 +299,20 @@ class KernelTasks(KeptTasks):
         return await super().attach(task_id, fds, exec_id=exec_id, keep_stdin=keep_stdin)
 
     async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None:
-        raise Unsupported("the application kernel has no terminals yet", kind="appkernel", feature="tty")
+        record = self._record(task_id)
+        if not exec_id and not record.started:
+            self._windows[task_id] = (rows, cols)
+            return
+        line = self._pods.get(record.sandbox).require()
+        await line.call("resize", container=task_id, exec=exec_id, rows=rows, cols=cols)
+
+    async def close_stdin(self, task_id: str) -> None:
+        """Of a terminal it is a character that is typed."""
+        record = self._record(task_id)
+        if not record.tty or not record.started:
+            await super().close_stdin(task_id)
+            return
+        await self._pods.get(record.sandbox).require().call("end_input", container=task_id)
 
     # -- execs ------------------------------------------------------------------------------------------------------
 
@@ -306,10 +323,10 @@ class KernelTasks(KeptTasks):
         line = self._pods.get(record.sandbox).require()
         record.execs[config.id] = 0
         record.save()
-        wanted = process_config(config.process)
-        fds = {name: config.fds[name] for name in _STREAMS if name in config.fds}
+        wanted = process_config(config.process) | {"rows": config.rows or 0, "cols": config.cols or 0}
         try:
-            answer = await line.call("exec", container=record.id, exec=config.id, config=wanted, fds=fds)
+            with _filled(config.fds) as fds:
+                answer = await line.call("exec", container=record.id, exec=config.id, config=wanted, fds=fds)
         except DrupeError as error:
             record.execs.pop(config.id, None)
             record.save()
@@ -396,6 +413,16 @@ class KernelTasks(KeptTasks):
             )  # fmt: skip
         pod = self._pods.get(record.sandbox)
         return pod, pod.record.leaf
+
+
+@contextlib.contextmanager
+def _filled(fds: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """All three streams; what was not given is /dev/null."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield {name: fds.get(name, null) for name in _STREAMS}
+    finally:
+        os.close(null)
 
 
 def exec_status(how: Mapping[str, Any]) -> ExitStatus:
