@@ -178,8 +178,8 @@ impl Kernel {
         let mut bytes = action.restorer.to_le_bytes().to_vec();
         bytes.extend(ucontext(&registers, alt, mask, state_at, info));
         bytes.extend(info.to_bytes());
-        self.put(tid, frame, &bytes)?;
-        self.put(tid, state_at, &state)?;
+        self.put_now(tid, frame, &bytes)?;
+        self.put_now(tid, state_at, &state)?;
         let entered = Registers {
             rip: action.handler,
             rsp: frame,

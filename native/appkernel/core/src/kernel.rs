@@ -244,6 +244,8 @@ impl Kernel {
             Ok(Done::Wait) => {
                 if let Some(task) = self.tasks.tasks.get_mut(&tid) {
                     task.state = State::Blocked;
+                    // What the call has given so far is there while it waits.
+                    let _nowhere = self.platform.change(task.thread, &[]);
                     self.platform.blocked(task.thread);
                 }
                 if self.has_signal(tid) {
@@ -269,11 +271,9 @@ impl Kernel {
         if undisturbed && process.is_some_and(|p| p.pending.is_empty() && !p.stopped) {
             return self.resume(tid, value, &ops);
         }
-        if !ops.is_empty() || value.is_some() {
-            let changed = self.platform.change(task.thread, &ops);
-            let value = changed.map_or_else(|errno| Some(errno.as_return()), |()| value);
-            self.set_result(tid, value);
-        }
+        let changed = self.platform.change(task.thread, &ops);
+        let value = changed.map_or_else(|errno| Some(errno.as_return()), |()| value);
+        self.set_result(tid, value);
         if self.deliver(tid) {
             self.resume(tid, None, &[]);
         }

@@ -95,7 +95,7 @@ pub trait Platform {
     /// A further thread, standing still with a copy of the other's registers.
     fn new_thread(&mut self, beside: ThreadId) -> Result<ThreadId>;
 
-    /// Do `ops` now; those after one that fails are not done.
+    /// Write what was staged, and do `ops` now; those after one that fails are not done.
     fn change(&mut self, thread: ThreadId, ops: &[MemoryOp]) -> Result<()>;
 
     fn registers(&self, thread: ThreadId) -> Result<Registers>;
@@ -131,6 +131,14 @@ pub trait Platform {
     fn read(&self, space: SpaceId, address: u64, out: &mut [u8]) -> Result<usize>;
 
     fn write(&self, space: SpaceId, address: u64, data: &[u8]) -> Result<usize>;
+
+    /// What of guest memory from `address` on has come with the thread's call; may be nothing.
+    fn input(&self, _thread: ThreadId, _address: u64) -> &[u8] {
+        &[]
+    }
+
+    /// As `write`, at the latest when the thread, which is in a call, goes on; if that fails the guest sees EFAULT.
+    fn stage(&self, thread: ThreadId, address: u64, data: &[u8]) -> Result<()>;
 
     /// Processor time that the space's threads have had, in nanoseconds.
     fn cpu_ns(&self, space: SpaceId) -> u64;

@@ -7,7 +7,7 @@
 
 use std::arch::global_asm;
 
-use crate::layout;
+use crate::{inputs, layout};
 
 global_asm!(
     ".pushsection .rodata.drupe_stub, \"a\"",
@@ -17,11 +17,20 @@ global_asm!(
     "drupe_stub_begin:",
     // handler(signal, info, ucontext), on the slot's stack
     "drupe_stub_handler:",
+    "cmp edi, 11", // SIGSEGV
+    "je 30f",
+    "cmp edi, 7", // SIGBUS
+    "je 30f",
+    "31:",
     "mov rbx, rsp",
     "and rbx, -{slot_size}",
     "mov [rbx + {frame}], rdx",
     "mov [rbx + {signal}], rdi",
     "mov [rbx + {info}], rsi",
+    "mov qword ptr [rbx + {in_size}], 0",
+    "cmp edi, 31", // SIGSYS
+    "je 40f",
+    "49:",
     // Watched by the kernel? Then spin until it has answered, then sleep.
     "mov eax, {rang}",
     "xchg [rbx + {turn}], eax",
@@ -76,6 +85,8 @@ global_asm!(
     "mov r8, [r14 + 40]",
     "mov r9, [r14 + 48]",
     "mov r15, rax",
+    "cmp eax, {copy}",
+    "je 52f",
     "syscall",
     "cmp r15d, 56", // clone: two return
     "jne 4f",
@@ -126,6 +137,90 @@ global_asm!(
     "mov rdx, [rbx + {frame}]",
     "mov [rdx + {uc_rax}], rax",
     "jmp 5b",
+    // A copy for the kernel, to the guest's memory.
+    "52:",
+    "mov rcx, rdx",
+    "cld",
+    "50:",
+    "rep movsb",
+    "xor eax, eax",
+    "jmp 4b",
+    "51:",
+    "mov rax, -14", // EFAULT
+    "jmp 4b",
+    // A copy from it: bring along what the call reads, if the table says so. rdx: the ucontext
+    "40:",
+    "mov eax, [rdx + {uc_rax}]",
+    "cmp eax, {inputs_count}",
+    "jae 49b",
+    "lea rcx, [rip + drupe_stub_begin + {inputs}]",
+    "movzx eax, word ptr [rcx + 2 * rax]",
+    "test eax, eax",
+    "jz 49b",
+    "mov ecx, eax",
+    "and ecx, 31",
+    "mov rsi, [rdx + 8 * rcx + {uc_registers}]",
+    "mov [rbx + {in_address}], rsi",
+    "lea rdi, [rbx + {in_data}]",
+    "cld",
+    "test ah, 0x80", // TEXT
+    "jnz 42f",
+    "mov ecx, eax",
+    "shr ecx, 10",
+    "and ecx, 7",
+    "mov r8d, 1",
+    "test ah, 0x40", // FIXED
+    "jnz 41f",
+    "shr eax, 5",
+    "and eax, 31",
+    "mov r8, [rdx + 8 * rax + {uc_registers}]",
+    "cmp r8, {in_max}",
+    "ja 49b",
+    "41:",
+    "shl r8, cl",
+    "cmp r8, {in_max}",
+    "ja 49b",
+    "mov rcx, r8",
+    "jmp 44f",
+    "42:",
+    "mov ecx, {in_text_max}",
+    "43:", // from here to 45 a fault means: this far and no further
+    "mov al, [rsi]",
+    "mov [rdi], al",
+    "inc rsi",
+    "inc rdi",
+    "test al, al",
+    "jz 45f",
+    "dec ecx",
+    "jnz 43b",
+    "jmp 45f",
+    "44:",
+    "rep movsb",
+    "45:",
+    "lea rax, [rbx + {in_data}]",
+    "sub rdi, rax",
+    "mov [rbx + {in_size}], rdi",
+    "jmp 49b",
+    // A fault: of one of the copies? Then go on after it. rdx: the ucontext
+    "30:",
+    "mov rax, [rdx + {uc_rip}]",
+    "lea rcx, [rip + 43b]",
+    "cmp rax, rcx",
+    "jb 32f",
+    "lea rcx, [rip + 45b]",
+    "cmp rax, rcx",
+    "jb 33f",
+    "32:",
+    "lea r8, [rip + 50b]",
+    "lea rcx, [rip + 51b]",
+    "cmp rax, r8",
+    "jne 31b",
+    "33:",
+    "mov [rdx + {uc_rip}], rcx",
+    "mov rsp, rdx",
+    "mov eax, 15", // rt_sigreturn
+    "syscall",
+    "ud2",
     "drupe_stub_end:",
     ".popsection",
     slot_size = const layout::SLOT_SIZE,
@@ -147,7 +242,17 @@ global_asm!(
     born = const layout::CALL_BORN,
     slots = const layout::SLOTS,
     slots_size = const layout::SLOTS_SIZE,
+    uc_registers = const layout::UC_REGISTERS,
     uc_rax = const layout::UC_REGISTERS + 13 * 8,
+    uc_rip = const layout::UC_REGISTERS + 16 * 8,
+    copy = const layout::CALL_COPY,
+    in_address = const layout::IN_ADDRESS,
+    in_size = const layout::IN_SIZE,
+    in_data = const layout::IN_DATA,
+    in_max = const layout::IN_MAX,
+    in_text_max = const layout::IN_TEXT_MAX,
+    inputs = const layout::INPUTS,
+    inputs_count = const inputs::COUNT,
 );
 
 unsafe extern "C" {
@@ -181,7 +286,7 @@ mod tests {
     #[test]
     fn the_code_fits_its_page_and_its_entries_lie_in_it() {
         let size = code().len() as u64;
-        assert!(size <= layout::CODE_SIZE);
+        assert!(size <= layout::INPUTS as u64);
         for at in [handler(), entry()] {
             assert!((layout::CODE..layout::CODE + size).contains(&at));
         }

@@ -4,6 +4,7 @@
 //! the stub's handler, which rings a doorbell (a seccomp notification); this process reads the registers in the thread's
 //! slot, and answers. Memory is the host's own: private pages, copied on write by the host when a space is forked.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -45,11 +46,45 @@ struct Thread {
     waiting: Option<Waiting>,
     pace: Pace,
     expected: VecDeque<Expected>,
+    /// What the stub has brought along: the guest's address, and bytes.
+    input: (u64, Vec<u8>),
+    staged: RefCell<Staged>,
+}
+
+/// What the stub is to write to the guest's memory when the thread goes on.
+#[derive(Default)]
+struct Staged {
+    copies: Vec<Op>,
+    size: usize,
+}
+
+impl Thread {
+    fn new(host: i32, space: SpaceId, index: u64, slot: Slot) -> Thread {
+        Thread {
+            host,
+            space,
+            index,
+            slot,
+            waiting: None,
+            pace: Pace::default(),
+            expected: VecDeque::new(),
+            input: Default::default(),
+            staged: RefCell::default(),
+        }
+    }
+
+    fn take_staged(&mut self) -> Vec<Op> {
+        let staged = self.staged.get_mut();
+        staged.size = 0;
+        std::mem::take(&mut staged.copies)
+    }
 }
 
 /// How long slots are looked at before this process sleeps; looks between two readings of the clock.
 const WATCH_NS: u64 = 40_000;
 const LOOKS: u32 = 32;
+/// Pieces of memory written on a thread's way back; leaves room for changes of the space.
+const STAGED_MAX: usize = layout::OP_MAX / 2;
 /// Traps that are served from slots before descriptors have their turn.
 const SERVE_BEFORE_POLL: u32 = 16;
 
@@ -94,15 +129,7 @@ impl Stubs {
         let zygote = zygote::start()?;
         poller.add(zygote.listener.raw_fd(), libc::EPOLLIN as u32, WORD_LISTENER)?;
         let pidfd = poll::pidfd(zygote.process)?;
-        let thread = Thread {
-            host: zygote.process,
-            space: SpaceId(0),
-            index: 0,
-            slot: zygote.slot,
-            waiting: None,
-            pace: Pace::default(),
-            expected: VecDeque::new(),
-        };
+        let thread = Thread::new(zygote.process, SpaceId(0), 0, zygote.slot);
         let space = Space {
             process: zygote.process,
             pidfd,
@@ -244,10 +271,7 @@ impl Stubs {
         let new = Space { process: born.thread, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
         self.spaces.insert(space, new);
         let expected = VecDeque::from([Expected::slots(fd)]);
-        self.add_thread(
-            thread,
-            Thread { host: born.thread, space, index, slot, waiting: None, pace: Pace::default(), expected },
-        );
+        self.add_thread(thread, Thread { expected, ..Thread::new(born.thread, space, index, slot) });
         self.listener.answer(born.id, i64::from(fd));
         self.wait_for_bell(thread)?;
         Ok((space, thread))
@@ -308,6 +332,7 @@ impl Stubs {
                     let now = self.now_ns();
                     if let Some(thread) = self.threads.get_mut(&id) {
                         thread.pace.rang(now);
+                        thread.input.0 = thread.slot.input(&mut thread.input.1);
                     }
                     events.push(Event::Trap(id, self.trap(id)));
                 }
@@ -358,6 +383,7 @@ impl Stubs {
         if let Some(thread) = self.threads.get_mut(&id) {
             thread.waiting = Some(Waiting::Slot);
             thread.pace.hit();
+            thread.input.0 = thread.slot.input(&mut thread.input.1);
             events.push(Event::Trap(id, self.trap(id)));
         }
     }
@@ -406,28 +432,18 @@ impl Platform for Stubs {
         let id = ThreadId(self.next);
         self.next += 1;
         let waiting = Some(Waiting::Bell(bell.id));
-        self.add_thread(
-            id,
-            Thread {
-                host: bell.thread,
-                space: space_id,
-                index,
-                slot,
-                waiting,
-                pace: Pace::default(),
-                expected: VecDeque::new(),
-            },
-        );
+        self.add_thread(id, Thread { waiting, ..Thread::new(bell.thread, space_id, index, slot) });
         Ok(id)
     }
 
     fn change(&mut self, thread: ThreadId, changes: &[MemoryOp]) -> Result<()> {
+        let staged = self.thread_mut(thread)?.take_staged();
+        for part in staged.chunks(layout::OP_MAX) {
+            done(&self.run(thread, part, Vec::new())?)?;
+        }
         for part in changes.chunks(layout::OP_MAX) {
             let (calls, expected) = ops::translate(part, self.thread(thread)?.index);
-            let results = self.run(thread, &calls, expected)?;
-            if let Some(failed) = results.iter().find(|&&r| (-4095..0).contains(&r)) {
-                return Err(Errno(-*failed as i32));
-            }
+            done(&self.run(thread, &calls, expected)?)?;
         }
         Ok(())
     }
@@ -455,7 +471,9 @@ impl Platform for Stubs {
 
     fn resume(&mut self, thread: ThreadId, result: Option<i64>, changes: &[MemoryOp]) -> Result<()> {
         let state = self.thread_mut(thread)?;
-        let (calls, expected) = ops::translate(changes, state.index);
+        let (changes, expected) = ops::translate(changes, state.index);
+        let mut calls = state.take_staged();
+        calls.extend(changes);
         if result.is_some_and(|value| !state.slot.set_result(value as u64)) {
             return Err(Errno::FAULT);
         }
@@ -509,6 +527,29 @@ impl Platform for Stubs {
         remote::write(process, address, data).map_err(errno)
     }
 
+    fn input(&self, thread: ThreadId, address: u64) -> &[u8] {
+        let Some(thread) = self.threads.get(&thread) else { return &[] };
+        let (start, bytes) = &thread.input;
+        let skipped = address.checked_sub(*start).and_then(|skipped| usize::try_from(skipped).ok());
+        let inside = within(address, bytes.len()).ok().and(skipped);
+        inside.and_then(|skipped| bytes.get(skipped..)).unwrap_or_default()
+    }
+
+    fn stage(&self, thread: ThreadId, address: u64, data: &[u8]) -> Result<()> {
+        within(address, data.len())?;
+        let state = self.thread(thread)?;
+        let mut staged = state.staged.borrow_mut();
+        let from = if staged.copies.len() < STAGED_MAX { state.slot.set_output(staged.size, data) } else { None };
+        let Some(from) = from else {
+            drop(staged);
+            let done = self.write(state.space, address, data)?;
+            return (done == data.len()).then_some(()).ok_or(Errno::FAULT);
+        };
+        staged.size += data.len().next_multiple_of(8);
+        staged.copies.push(ops::copy(address, from, data.len()));
+        Ok(())
+    }
+
     fn cpu_ns(&self, space: SpaceId) -> u64 {
         self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
     }
@@ -554,6 +595,12 @@ impl Platform for Stubs {
         }
         Ok(())
     }
+}
+
+/// The first error among results of calls.
+fn done(results: &[i64]) -> Result<()> {
+    let failed = results.iter().find(|&&result| (-4095..0).contains(&result));
+    failed.map_or(Ok(()), |failed| Err(Errno(-*failed as i32)))
 }
 
 /// The stub's own memory is none of the guest's.
