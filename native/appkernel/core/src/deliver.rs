@@ -169,6 +169,7 @@ impl Kernel {
         let task = self.task(tid)?;
         let (thread, alt, mask) = (task.thread, task.alt_stack, task.saved_mask.unwrap_or(task.mask));
         let registers = self.platform.registers(thread)?;
+        let registers = self.as_written(tid, &registers);
         let state = self.platform.extended_state(thread);
         let onto_alt = action.flags & SA_ONSTACK != 0 && alt.size > 0 && !alt.contains(registers.rsp);
         let top = if onto_alt { alt.address + alt.size } else { registers.rsp.wrapping_sub(RED_ZONE) };
@@ -240,6 +241,7 @@ fn restore(kernel: &mut Kernel, tid: Tid) -> Result<()> {
         let state = kernel.get_bytes(tid, state_at, size)?;
         kernel.platform.set_extended_state(thread, &state);
     }
+    let registers = kernel.going_on(tid, &registers);
     kernel.platform.set_registers(thread, &registers)?;
     let task = kernel.task_mut(tid)?;
     task.mask = words[37] & !UNBLOCKABLE;

@@ -59,6 +59,8 @@ pub struct Kernel {
     pub(crate) census: Arc<Census>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
+    /// Rewrite places of programs that call often (rewrite.rs).
+    pub rewrites: bool,
     /// Tell the host of every call.
     pub trace: bool,
     pub(crate) hostname: Vec<u8>,
@@ -80,6 +82,7 @@ impl Kernel {
             census: Census::new(Arc::clone(&host)),
             network: Network::new(),
             has_changed: true,
+            rewrites: true,
             trace: false,
             host,
             tasks: Tasks::default(),
@@ -172,8 +175,10 @@ impl Kernel {
         match trap {
             Trap::Call { number, args } => {
                 task.call = Some(PendingCall { number, args, ..PendingCall::default() });
+                self.count_site(tid, number);
                 self.call(tid);
             }
+            Trap::Fault { signal, .. } if self.redirect(tid, signal) => self.go_on(tid, None, Vec::new()),
             Trap::Fault { signal, code, address } => {
                 self.force_signal(tid, Info { signal, code, fields: [address, 0] });
                 self.go_on(tid, None, Vec::new());

@@ -16,6 +16,7 @@ pub mod host;
 pub mod kernel;
 pub mod mm;
 pub mod platform;
+mod rewrite;
 mod seat;
 mod send;
 pub mod signal;

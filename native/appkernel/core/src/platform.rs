@@ -102,8 +102,24 @@ pub trait Platform {
 
     fn set_registers(&mut self, thread: ThreadId, registers: &Registers) -> Result<()>;
 
+    /// Where guest code may jump to for a call instead of trapping, with the address of a system call instruction in
+    /// r11: it goes on after that, which is executed where need be. Changes rcx, r11 and the arithmetic flags. 0: nowhere.
+    fn call_entry(&self) -> u64 {
+        0
+    }
+
+    /// The address after the instruction by which the thread has trapped, if it did for its call.
+    fn call_site(&self, _thread: ThreadId) -> Option<u64> {
+        None
+    }
+
+    /// Whether the thread's gs base is what the guest has set, and not the platform's own.
+    fn owns_gs(&self, _thread: ThreadId) -> bool {
+        true
+    }
+
     /// Floating-point and vector registers as in a signal frame (XSAVE); may be empty.
-    fn extended_state(&self, thread: ThreadId) -> Vec<u8>;
+    fn extended_state(&mut self, thread: ThreadId) -> Vec<u8>;
 
     /// False when it does not fit.
     fn set_extended_state(&mut self, thread: ThreadId, state: &[u8]) -> bool;

@@ -71,7 +71,7 @@ impl Slot {
     /// Where in the slot the thread's frame is. None: the guest has written nonsense there.
     fn frame(&self) -> Option<usize> {
         let offset = self.load(layout::FRAME).checked_sub(self.address)? as usize;
-        let inside = offset >= layout::STACK && offset + layout::UC_SIZE <= SLOT_SIZE as usize;
+        let inside = offset >= layout::STACK && offset + layout::UC_SIZE <= SLOT_SIZE as usize || offset == layout::FAST;
         (inside && offset % 8 == 0).then_some(offset)
     }
 
@@ -79,6 +79,11 @@ impl Slot {
     pub fn registers(&self) -> Option<Registers> {
         let at = self.frame()? + layout::UC_REGISTERS;
         Some(Registers::from_words(std::array::from_fn(|i| self.load(at + 8 * i))))
+    }
+
+    /// Those of a thread that has called without a signal.
+    pub fn fast_registers(&self) -> Registers {
+        Registers::from_words(std::array::from_fn(|i| self.load(layout::FAST + layout::UC_REGISTERS + 8 * i)))
     }
 
     /// False: the slot is not sound.

@@ -86,7 +86,8 @@ pub fn first_ops() -> io::Result<Vec<Op>> {
     let close = Op { number: libc::SYS_close_range as u64, args: [0, u64::from(u32::MAX), 2, 0, 0, 0] }; // UNSHARE
     let (_, kept_from, kept_to) = memory::vdso()?;
     let end = 0x7fff_ffff_f000;
-    let mut ops = vec![close, unmap(0, CODE), unmap(CODE + CODE_SIZE, SLOTS)];
+    let gs = Op { number: libc::SYS_arch_prctl as u64, args: [0x1001, SLOTS, 0, 0, 0, 0] };
+    let mut ops = vec![gs, close, unmap(0, CODE), unmap(CODE + CODE_SIZE, SLOTS)];
     if kept_from == 0 {
         ops.push(unmap(SLOTS + SLOTS_SIZE, end));
     } else {

@@ -65,6 +65,11 @@ pub fn copy(address: u64, from: u64, size: usize) -> Op {
     Op { number: layout::CALL_COPY.into(), args: [address, from, size as u64, 0, 0, 0] }
 }
 
+/// Have the stub find the slot of a thread by its gs base.
+pub fn set_gs(slot: u64) -> Op {
+    op(libc::SYS_arch_prctl, [0x1001, slot, 0, 0, 0, 0])
+}
+
 pub fn exit() -> Op {
     op(libc::SYS_exit, [0; 6])
 }

@@ -10,7 +10,7 @@ use drupe_appkernel_vfs::Credentials;
 use crate::pod::{root_at, Pod};
 
 pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [--env NAME=VALUE]... [--user UID[:GID]] \
-[--verbose] [--trace] -- PROGRAM [ARGUMENT]...";
+[--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...";
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -20,6 +20,7 @@ struct Options {
     user: (u32, u32),
     verbose: bool,
     trace: bool,
+    no_rewriting: bool,
     command: Vec<Vec<u8>>,
 }
 
@@ -38,6 +39,7 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
             b"--root" => options.root = value()?,
             b"--env" => options.environment.push(value()?),
             b"--user" => options.user = user(&value()?)?,
+            b"--no-rewriting" => options.no_rewriting = true,
             b"--trace" => options.trace = true,
             b"--verbose" => options.verbose = true,
             _ => return Err(format!("unknown option {}", String::from_utf8_lossy(&word))),
@@ -64,6 +66,7 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, S
     let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
     let mut pod = Pod::start(0).map_err(|error| failed("the trap platform does not work here", &error))?;
     pod.kernel.trace = options.trace;
+    pod.kernel.rewrites = !options.no_rewriting;
     let streams = [0, 1, 2].map(files::inherited);
     let [Ok(a), Ok(b), Ok(c)] = streams else { return Err((1, String::from("standard streams must be open"))) };
     let files = pod.streams([a, b, c]).map_err(|errno| failed("standard streams", &errno))?;
