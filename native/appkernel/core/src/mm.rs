@@ -53,7 +53,17 @@ pub struct Mm {
 impl Mm {
     pub fn new(space: SpaceId, end: u64) -> Mm {
         let top = end - (1 << 34);
-        Mm { space, areas: BTreeMap::new(), brk_start: 0, brk: 0, top, end, users: 1, auxiliary: Vec::new(), sites: Sites::default() }
+        Mm {
+            space,
+            areas: BTreeMap::new(),
+            brk_start: 0,
+            brk: 0,
+            top,
+            end,
+            users: 1,
+            auxiliary: Vec::new(),
+            sites: Sites::default(),
+        }
     }
 
     /// A whole, non-empty range of pages of the guest's. EINVAL, ENOMEM.

@@ -129,11 +129,11 @@ fn distance(site: u64, trampoline: u64) -> u32 {
 /// The length of an instruction that may be moved: compares and tests of the result, and moves of it.
 fn movable(code: &[u8]) -> Option<usize> {
     match code {
-        [0x48, 0x3d, ..] => Some(6),                              // cmp rax, imm32
-        [0x3d, ..] => Some(5),                                    // cmp eax, imm32
-        [0x48, 0x83, 0xf8, ..] => Some(4),                        // cmp rax, imm8
-        [0x83, 0xf8, ..] => Some(3),                              // cmp eax, imm8
-        [0x48, 0x85, 0xc0, ..] => Some(3),                        // test rax, rax
+        [0x48, 0x3d, ..] => Some(6),                            // cmp rax, imm32
+        [0x3d, ..] => Some(5),                                  // cmp eax, imm32
+        [0x48, 0x83, 0xf8, ..] => Some(4),                      // cmp rax, imm8
+        [0x83, 0xf8, ..] => Some(3),                            // cmp eax, imm8
+        [0x48, 0x85, 0xc0, ..] => Some(3),                      // test rax, rax
         [0x41 | 0x48 | 0x49, 0x89, 0xc0..=0xc7, ..] => Some(3), // mov another, rax
         _ => None,
     }
@@ -331,6 +331,6 @@ mod tests {
         mm.insert(0x5555_0000_0000, area(0x5555_0010_0000));
         assert_eq!(mm.place_near(0x5555_0000_1000, REGION_BYTES), Some(0x5554_ffff_0000));
         mm.insert(0x5554_ffff_0000 - 0x1000, area(0x5555_0000_0000));
-        assert_eq!(mm.place_near(0x5555_0000_1000, REGION_BYTES), Some(0x5554_fffe_0000));
+        assert_eq!(mm.place_near(0x5555_0000_1000, REGION_BYTES), Some(0x5554_fffd_0000));
     }
 }

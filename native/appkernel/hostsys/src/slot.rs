@@ -71,7 +71,8 @@ impl Slot {
     /// Where in the slot the thread's frame is. None: the guest has written nonsense there.
     fn frame(&self) -> Option<usize> {
         let offset = self.load(layout::FRAME).checked_sub(self.address)? as usize;
-        let inside = offset >= layout::STACK && offset + layout::UC_SIZE <= SLOT_SIZE as usize || offset == layout::FAST;
+        let inside =
+            offset >= layout::STACK && offset + layout::UC_SIZE <= SLOT_SIZE as usize || offset == layout::FAST;
         (inside && offset % 8 == 0).then_some(offset)
     }
 
