@@ -276,10 +276,10 @@ impl Kernel {
         let number = child.to_le_bytes();
         // As Linux does, without a word about addresses that are not there.
         if order.flags & CLONE_PARENT_SETTID != 0 {
-            let _none = self.put(tid, order.parent_tid, &number);
+            let _none = self.put_now(tid, order.parent_tid, &number);
         }
         if order.flags & CLONE_CHILD_SETTID != 0 {
-            let _none = self.put(child, order.child_tid, &number);
+            let _none = self.put_now(child, order.child_tid, &number);
         }
     }
 

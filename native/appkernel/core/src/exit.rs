@@ -52,7 +52,7 @@ impl Kernel {
     fn clear_tid(&mut self, tid: Tid) {
         let Ok(task) = self.task_mut(tid) else { return };
         let (address, thread) = (std::mem::take(&mut task.clear_tid), task.thread);
-        if address == 0 || self.put(tid, address, &[0; 4]).is_err() {
+        if address == 0 || self.put_now(tid, address, &[0; 4]).is_err() {
             return;
         }
         let _gone = self.platform.change(thread, &[MemoryOp::FutexWake { address, count: 1 }]);

@@ -61,6 +61,8 @@ pub struct Kernel {
     pub(crate) board: Arc<Board>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
+    /// Rewrite places of programs that call often (rewrite.rs).
+    pub rewrites: bool,
     /// Tell the host of every call.
     pub trace: bool,
     pub(crate) hostname: Vec<u8>,
@@ -85,6 +87,7 @@ impl Kernel {
             network: Network::new(),
             board: Board::new(),
             has_changed: true,
+            rewrites: true,
             trace: false,
             host,
             tasks: Tasks::default(),
@@ -194,8 +197,10 @@ impl Kernel {
         match trap {
             Trap::Call { number, args } => {
                 task.call = Some(PendingCall { number, args, ..PendingCall::default() });
+                self.count_site(tid, number);
                 self.call(tid);
             }
+            Trap::Fault { signal, .. } if self.redirect(tid, signal) => self.go_on(tid, None, Vec::new()),
             Trap::Fault { signal, code, address } => {
                 self.force_signal(tid, Info { signal, code, fields: [address, 0] });
                 self.go_on(tid, None, Vec::new());
@@ -268,6 +273,8 @@ impl Kernel {
             Ok(Done::Wait) => {
                 if let Some(task) = self.tasks.tasks.get_mut(&tid) {
                     task.state = State::Blocked;
+                    // What the call has given so far is there while it waits.
+                    let _nowhere = self.platform.change(task.thread, &[]);
                     self.platform.blocked(task.thread);
                 }
                 if self.has_signal(tid) {
@@ -302,11 +309,9 @@ impl Kernel {
         if undisturbed && process.is_some_and(|p| p.pending.is_empty() && !p.stopped) {
             return self.resume(tid, value, &ops);
         }
-        if !ops.is_empty() || value.is_some() {
-            let changed = self.platform.change(task.thread, &ops);
-            let value = changed.map_or_else(|errno| Some(errno.as_return()), |()| value);
-            self.set_result(tid, value);
-        }
+        let changed = self.platform.change(task.thread, &ops);
+        let value = changed.map_or_else(|errno| Some(errno.as_return()), |()| value);
+        self.set_result(tid, value);
         if self.deliver(tid) {
             self.resume(tid, None, &[]);
         }

@@ -18,6 +18,7 @@ pub mod jobs;
 pub mod kernel;
 pub mod mm;
 pub mod platform;
+mod rewrite;
 mod seat;
 mod send;
 pub mod signal;

@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod files;
 pub mod filter;
+pub mod inputs;
 pub mod layout;
 pub mod memory;
 pub mod notify;

@@ -15,7 +15,7 @@ use crate::terminal::Console;
 
 pub const USAGE: &str =
     "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--env NAME=VALUE]... [--user UID[:GID]] \
-[--verbose] [--trace] -- PROGRAM [ARGUMENT]...";
+[--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...";
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -26,6 +26,7 @@ struct Options {
     terminal: bool,
     verbose: bool,
     trace: bool,
+    no_rewriting: bool,
     command: Vec<Vec<u8>>,
 }
 
@@ -45,6 +46,7 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
             b"--env" => options.environment.push(value()?),
             b"--user" => options.user = user(&value()?)?,
             b"-t" | b"--tty" => options.terminal = true,
+            b"--no-rewriting" => options.no_rewriting = true,
             b"--trace" => options.trace = true,
             b"--verbose" => options.verbose = true,
             _ => return Err(format!("unknown option {}", String::from_utf8_lossy(&word))),
@@ -71,6 +73,7 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, S
     let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
     let mut pod = Pod::start(0).map_err(|error| failed("the trap platform does not work here", &error))?;
     pod.kernel.trace = options.trace;
+    pod.kernel.rewrites = !options.no_rewriting;
     let streams = [0, 1, 2].map(files::inherited);
     let [Ok(a), Ok(b), Ok(c)] = streams else { return Err((1, String::from("standard streams must be open"))) };
     let (namespace, root) = pod.mount(root).map_err(|errno| failed(&name, &errno))?;
