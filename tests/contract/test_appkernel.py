@@ -35,7 +35,7 @@ class SoleSite(AppkernelSite):
     """Pods that are made with their one container, as `drupe run` makes them."""
 
     def config(self, **spec: Any) -> SandboxConfig:
-        return super().config(**{"containers": (ContainerSpec(name="only", id=f"task{self._count + 2}"),)} | spec)
+        return super().config(**{"containers": (ContainerSpec(name="only"),)} | spec)
 
     def needs(self, *features: str) -> None:
         if "multi-container" in features:

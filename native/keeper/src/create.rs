@@ -5,6 +5,7 @@ use crate::helper::{Program, Work};
 use crate::log::Log;
 use crate::protocol::{Failure, Fds, Fields, Outcome, Reply};
 use crate::server::{end, Asker, Child, Keeper};
+use crate::streams::THEIRS;
 use crate::task::{dev_null, make_pipes, Ends, Task};
 use crate::watch::{Source, Watch};
 use drupe_sys::process::{self, Ended, Pid};
@@ -421,6 +422,8 @@ impl Keeper {
             return Err(Failure::new("EBADF", "no descriptor \"pidfd\" was sent"));
         }
         let ends = Ends::take_from(fds);
+        let theirs = THEIRS.into_iter().filter_map(|name| Some((name.to_string(), fds.take(name)?)));
+        let theirs = Fds(theirs.collect());
         let attached = fields.take::<Fields>("attach")?;
         let attached = attached.map(|options| Attached::from_request(options, fds, "attach_")).transpose()?;
         self.check_free(&name)?;
@@ -437,7 +440,7 @@ impl Keeper {
         }
         let id = self.new_id();
         let mut task = Task::new(name.clone(), pid, log, exit_file, started_at);
-        task.mode = mode.name();
+        (task.mode, task.theirs) = (mode.name(), theirs);
         if let Some(pidfd) = pidfd {
             self.claim(&mut task, id, pidfd)?;
         }

@@ -354,6 +354,7 @@ impl Keeper {
             "create" => self.create(asker, &mut fields, &mut fds),
             "exec" => self.exec(asker, &mut fields, &mut fds),
             "streams" => self.streams(asker, &mut fields, &mut fds),
+            "take_streams" => self.take_streams(&mut fields),
             "ended" => self.ended(&mut fields),
             "attach" => self.attach(asker, &mut fields, &mut fds),
             "flow" => self.flow(&mut fields),

@@ -378,14 +378,13 @@ class Keeper:
         log: LogFile | None = None,
         attach: Mapping[str, int] | None = None,
         close_stdin: bool = False,
-    ) -> tuple[Created, dict[str, int]]:
-        """Holds the streams of a task that is no process of this kernel; `end_task` tells its end.
+    ) -> Created:
+        """Holds the streams of a task that is no process of this kernel: `take_streams` gives whoever runs it their other
+        ends, `end_task` tells its end.
 
-        Answers with their other ends too, for whoever runs it: stdin, stdout, stderr, which the caller owns.
         stdin: one that is written to, instead of /dev/null. attach, close_stdin, log, exit_file: as of `create_task`.
         """
-        theirs: dict[str, int] = {}
-        created = await self._make_task(
+        return await self._make_task(
             "streams",
             task,
             exit_file=str(exit_file),
@@ -395,9 +394,16 @@ class Keeper:
             close_stdin=close_stdin,
             fds=None,
             timeout_s=None,
-            theirs=theirs,
         )
-        return created, theirs
+
+    async def take_streams(self, task: str) -> dict[str, int]:
+        """The other ends of the streams of `hold_streams`, once: stdin, stdout, stderr, which the caller owns.
+
+        Raises InvalidState when they were taken before.
+        """
+        answer = await self.call("take_streams", task=task)
+        self.escrow.let_go(task, answer.fds)
+        return {name.removeprefix(_THEIRS): fd for name, fd in answer.fds.items()}
 
     async def end_task(self, task: str, *, code: int, signal: int) -> None:
         """Says how a task of `hold_streams` has ended. code: 128 + signal for one that a signal ended.
@@ -418,7 +424,6 @@ class Keeper:
         close_stdin: bool,
         fds: Mapping[str, int] | None,
         timeout_s: float | None,
-        theirs: dict[str, int] | None = None,
         **fields: Any,
     ) -> Created:
         sent = dict(fds or {})
@@ -427,9 +432,6 @@ class Keeper:
 
         def keep(answer: Answer) -> None:
             told = {name: answer.ok[name] for name in ("pid", "started_at")}
-            if theirs is not None:
-                names = [name for name in answer.fds if name.startswith(_THEIRS)]
-                theirs.update({name.removeprefix(_THEIRS): answer.fds.pop(name) for name in names})
             self.escrow.hold(Held(task, kept | told, answer.fds))
             if number := answer.ok.get("attachment"):
                 attachments.append(self._attachments.add(task, attach or {}, number, close_stdin=close_stdin))

@@ -46,6 +46,8 @@ struct Thread {
     waiting: Option<Waiting>,
     pace: Pace,
     expected: VecDeque<Expected>,
+    /// An answer that found nobody in the doorbell: the host took the thread out of it (a freezer), and it rings again.
+    unheard: Option<i64>,
     /// Has called without a signal: there is no frame of the host's.
     is_fast: bool,
     /// The guest has set its gs base.
@@ -72,6 +74,7 @@ impl Thread {
             waiting: None,
             pace: Pace::default(),
             expected: VecDeque::new(),
+            unheard: None,
             is_fast: false,
             owns_gs: false,
             input: Default::default(),
@@ -195,7 +198,9 @@ impl Stubs {
                     self.wakes_here = !watch;
                     self.listener.wake_here(!watch);
                 }
-                self.listener.answer(bell, how);
+                if !self.listener.answer(bell, how) {
+                    thread.unheard = Some(how);
+                }
             }
         }
         if watch {
@@ -260,23 +265,27 @@ impl Stubs {
     fn accept(&mut self, id: ThreadId, note: &Notification) -> bool {
         let Some(thread) = self.threads.get_mut(&id) else { return false };
         if note.number == CALL_DOORBELL {
-            thread.waiting = Some(Waiting::Bell(note.id));
-            return true;
+            let again = thread.waiting.replace(Waiting::Bell(note.id)).is_some();
+            return match thread.unheard.take() {
+                Some(how) => self.answer(id, how).is_err(),
+                None => !again,
+            };
         }
         match thread.expected.front() {
             Some(expected) if expected.is(note) => {
-                let expected = thread.expected.pop_front();
-                let file = expected.and_then(|e| e.file);
-                let given = file.map_or(Ok(0), |(file, at)| {
-                    memory::with_fd(file.raw_fd(), |fd| self.listener.add_fd(note.id, fd, Some(at)))
+                let given = expected.file.as_ref().map_or(Ok(0), |(file, at)| {
+                    memory::with_fd(file.raw_fd(), |fd| self.listener.add_fd(note.id, fd, Some(*at)))
                 });
-                match given {
+                let heard = match given {
                     Ok(_) => self.listener.let_pass(note.id),
                     Err(error) => self.listener.refuse(note.id, errno(error).0),
+                };
+                if heard {
+                    thread.expected.pop_front();
                 }
             }
             // Not what was ordered: guest code has jumped into the stub.
-            _ => self.listener.refuse(note.id, Errno::PERM.0),
+            _ => drop(self.listener.refuse(note.id, Errno::PERM.0)),
         }
         false
     }

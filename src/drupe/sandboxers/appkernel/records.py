@@ -12,8 +12,8 @@ KERNEL = ".kernel"  # suffix of the keeper's task that is a pod's kernel: no id 
 
 
 class PodRecord(Record, kw_only=True):
-    """A pod's kernel. cgroup: of the pod. sole: id of its only container, whose cgroup the kernel runs in; "" for a pod
-    of several, or made empty. netns: where its interfaces are, "" for none. started: it was, and not stopped. failed:
+    """A pod's kernel. cgroup: of the pod. sole: it is made for one container, and runs in its cgroup; only: that
+    container, once it is made. netns: where its interfaces are, "" for none. started: it was, and not stopped. failed:
     why it is lost."""
 
     id: str
@@ -21,7 +21,9 @@ class PodRecord(Record, kw_only=True):
     cgroup: str
     hostname: str
     netns: str = ""
-    sole: str = ""
+    sole: bool = False
+    only: str = ""
+    only_cgroup: str = ""
     share_pid: bool = False
     shm_bytes: int = 64 << 20
     started: bool = False
@@ -44,7 +46,7 @@ class PodRecord(Record, kw_only=True):
     @property
     def leaf(self) -> str:
         """The cgroup of the kernel and of all that it runs."""
-        return f"{self.cgroup}/{self.sole or 'kernel'}"
+        return self.only_cgroup or f"{self.cgroup}/kernel"
 
     def save(self) -> None:
         self.write(self.path)

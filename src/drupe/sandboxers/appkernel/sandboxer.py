@@ -66,7 +66,7 @@ class AppkernelSandboxer(KeptSandboxer):
                 cgroup=config.cgroup,
                 hostname=config.hostname,
                 netns=info.netns,
-                sole=str(containers[0].id or "") if len(containers) == 1 else "",
+                sole=len(containers) == 1,
                 share_pid=config.spec.namespaces.pid == "pod",
                 shm_bytes=max((c.shm_size_bytes for c in containers), default=64 << 20),
             )

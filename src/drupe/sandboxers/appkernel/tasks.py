@@ -40,14 +40,13 @@ _LOST_CODE = 255
 
 
 class KernelTasks(KeptTasks):
-    """See the contract. A container's record is on disk; in memory are the streams of those not started yet."""
+    """See the contract. A container's record is on disk, and its streams are the keeper's."""
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
         super().__init__(keeper=pods.keeper, cgroups=cgroups)
         self._pods = pods
         self._on_exit = on_exit
         self._records: dict[str, TaskRecord] = {}
-        self._ends: dict[str, dict[str, int]] = {}  # the workload's ends of the streams of those not started
         self._attached: dict[str, tuple[Mapping[str, int], Attachment]] = {}  # at creation, to whom
         self._windows: dict[str, tuple[int, int]] = {}
         self._telling: set[asyncio.Task[None]] = set()
@@ -65,6 +64,9 @@ class KernelTasks(KeptTasks):
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._pods.get(task.sandbox)
         _check_room(pod, task)
+        if pod.record.sole:
+            pod.record.only, pod.record.only_cgroup = task.id, task.cgroup
+            pod.record.save()
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         super().know(task.id, cgroup=task.cgroup, bundle=task.bundle)
         self._ended.discard(task.id)
@@ -83,7 +85,7 @@ class KernelTasks(KeptTasks):
         return 0
 
     async def _hold(self, record: TaskRecord, attach: Mapping[str, int]) -> None:
-        created, self._ends[record.id] = await self._keeper.hold_streams(
+        created = await self._keeper.hold_streams(
             record.id,
             stdin=record.stdin or record.tty,
             exit_file=record.exit_file,
@@ -101,9 +103,6 @@ class KernelTasks(KeptTasks):
         pod = self._pods.get(record.sandbox)
         await self._pods.start(pod)
         oci = json.loads((Path(record.bundle) / "config.json").read_text())
-        if task_id not in self._ends:  # a daemon before this one had them
-            await self._forget(task_id, kill=False)
-            await self._hold(record, {})
         record.started = True  # before it is: its end may be told first
         record.save()
         try:
@@ -121,15 +120,12 @@ class KernelTasks(KeptTasks):
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
         with contextlib.ExitStack() as opened:
-            fds = {name: fd for name, fd in self._take_ends(record.id).items()}
+            fds = await self._keeper.take_streams(record.id)
             for fd in fds.values():
                 opened.callback(os.close, fd)
             fds |= self._open_all([Bind("root", oci["root"]["path"], read_only=False), *binds], opened)
             answer = await pod.require().call("start", container=record.id, config=config, fds=fds)
         return int(answer["pid"])
-
-    def _take_ends(self, task_id: str) -> dict[str, int]:
-        return self._ends.pop(task_id, {})
 
     def _open_all(self, binds: list[Bind], opened: contextlib.ExitStack) -> dict[str, int]:
         """As the keeper sees them, which has mounted them."""
@@ -149,8 +145,6 @@ class KernelTasks(KeptTasks):
         bundle = self._bundle_of.pop(task_id, None)
         self._attached.pop(task_id, None)
         self._windows.pop(task_id, None)
-        for fd in self._take_ends(task_id).values():
-            os.close(fd)
         if record is not None and (pod := self._pods.find(record.sandbox)) is not None:
             await self._unmake(pod, record)
         with contextlib.suppress(DrupeError):
@@ -283,9 +277,6 @@ class KernelTasks(KeptTasks):
         """Let go of what is held in this process."""
         for telling in self._telling:
             telling.cancel()
-        for task_id in list(self._ends):
-            for fd in self._take_ends(task_id).values():
-                os.close(fd)
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -431,7 +422,7 @@ def exec_status(how: Mapping[str, Any]) -> ExitStatus:
 
 
 def _check_room(pod: KernelPod, task: TaskConfig) -> None:
-    if pod.record.sole and pod.record.sole != task.id:
+    if pod.record.only not in ("", task.id):
         raise Unsupported(
             "a pod that was made for one container takes no further one",
             kind="appkernel", feature="multi-container", cause="its kernel ends with that container",
