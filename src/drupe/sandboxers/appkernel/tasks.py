@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -41,6 +41,8 @@ _LOST_CODE = 255
 
 class KernelTasks(KeptTasks):
     """See the contract. A container's record is on disk, and its streams are the keeper's."""
+
+    binds_until: ClassVar[str] = "start"  # the kernel is given them opened
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
         super().__init__(keeper=pods.keeper, cgroups=cgroups)
@@ -117,6 +119,7 @@ class KernelTasks(KeptTasks):
 
     async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
         config, binds = container_config(oci, shm_bytes=pod.record.shm_bytes)
+        config["share_pid"] = pod.record.share_pid
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
         with contextlib.ExitStack() as opened:
