@@ -123,6 +123,9 @@ impl Kernel {
         self.release_mm(mm);
         drop(files);
         self.end_vfork(pid);
+        if self.tasks.processes.get(&pid).is_some_and(|p| p.session == pid) {
+            self.leave_terminal(pid);
+        }
         self.orphan(pid);
         if self.is_first.remove(&pid) {
             self.end_container(pid, exit);

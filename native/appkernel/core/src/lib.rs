@@ -13,6 +13,7 @@ mod exec;
 mod exit;
 mod guest;
 pub mod host;
+pub mod jobs;
 pub mod kernel;
 pub mod mm;
 pub mod platform;

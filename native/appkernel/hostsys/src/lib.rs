@@ -12,4 +12,5 @@ pub mod poll;
 pub mod remote;
 pub mod slot;
 pub mod stub;
+pub mod terminal;
 pub mod zygote;

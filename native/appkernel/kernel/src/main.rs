@@ -9,6 +9,7 @@ mod pod;
 mod probe;
 mod run;
 mod streams;
+mod terminal;
 mod trap;
 #[cfg(test)]
 mod trap_tests;

@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_core::jobs::Board;
 use drupe_appkernel_core::{Host, Kernel};
 use drupe_appkernel_erofs::{Erofs, Image};
 use drupe_appkernel_hostsys::files;
 use drupe_appkernel_hostsys::poll::Poller;
-use drupe_appkernel_vfs::devices::{self, Devices, NoTerminals};
+use drupe_appkernel_vfs::devices::{self, Devices};
 use drupe_appkernel_vfs::inode::{FileSystem, NewNode};
 use drupe_appkernel_vfs::mount::{MS_NODEV, MS_NOSUID};
 use drupe_appkernel_vfs::overlay::Overlay;
@@ -22,6 +23,7 @@ use drupe_appkernel_vfs::{
 use crate::hostfs::HostDirectory;
 use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
 use crate::streams::{Stream, Watched};
+use crate::terminal::Console;
 use crate::trap::Stubs;
 
 const RDONLY: u32 = 0;
@@ -34,6 +36,7 @@ pub struct Pod {
     pub kernel: Kernel,
     pub machine: Arc<Machine>,
     specials: Arc<dyn SpecialFiles>,
+    terminals: Arc<Board>,
 }
 
 impl Pod {
@@ -43,10 +46,12 @@ impl Pod {
         let stubs = Stubs::start_with(Arc::clone(&poller))?;
         let machine = Arc::new(Machine { watched: Watched::new(poller), memory_limit_bytes });
         let entropy = Arc::new(HostEntropy);
-        let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: Arc::new(NoTerminals) });
+        let terminals = Board::new();
+        let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: terminals.clone() });
         let host: Arc<dyn Host> = machine.clone();
-        let kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
-        Ok(Pod { kernel, machine, specials })
+        let mut kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
+        kernel.set_terminals(Arc::clone(&terminals));
+        Ok(Pod { kernel, machine, specials, terminals })
     }
 
     /// A container's files: its root, with fresh /dev and scratch directories.
@@ -65,11 +70,14 @@ impl Pod {
             namespace.mount(Mount::new(dev, b"dev", MS_NOSUID), place)?;
         }
         let source: Arc<dyn Processes> = self.kernel.census();
-        let pseudo: [(&[u8], Arc<dyn FileSystem>); 2] =
-            [(b"/proc", procfs(Arc::clone(&source), context.now)), (b"/sys", sysfs(&source, context.now))];
-        for (path, file_system) in pseudo {
+        let pseudo: [(&[u8], &[u8], Arc<dyn FileSystem>, u32); 3] = [
+            (b"/proc", b"proc", procfs(Arc::clone(&source), context.now), MS_NODEV),
+            (b"/sys", b"sysfs", sysfs(&source, context.now), MS_NODEV),
+            (b"/dev/pts", b"devpts", self.terminals.new_devpts(), 0),
+        ];
+        for (path, name, file_system, flags) in pseudo {
             if let Ok(place) = view.walk(&root, path, How::FOLLOW) {
-                namespace.mount(Mount::new(file_system, &path[1..], MS_NOSUID | MS_NODEV), place)?;
+                namespace.mount(Mount::new(file_system, name, MS_NOSUID | flags), place)?;
             }
         }
         for (path, mode) in SCRATCH {
@@ -79,6 +87,15 @@ impl Pod {
             }
         }
         Ok((namespace, root))
+    }
+
+    /// A terminal for a container, which nobody is attached to; `is_main`: its /dev/console.
+    pub fn console(&self, namespace: &MountNamespace, root: &Path, is_main: bool) -> Result<Arc<Console>> {
+        let console = Console::open(namespace, root, self.specials.as_ref(), &self.machine.watched)?;
+        if is_main {
+            console.make_link(namespace, root, self.specials.as_ref())?;
+        }
+        Ok(console)
     }
 
     pub fn tmpfs(&self, context: &Context<'_>, mode: u32) -> Result<Arc<Tmpfs>> {
