@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 GROUPS_='
 host:  keeper client sys; drupe-keeper drupe-client drupe-oci drupe-relay containerd-shim-drupe-v2
 agent: agent sys;         drupe-agent
-appkernel: appkernel;     drupe-appkernel
+appkernel: appkernel sys; drupe-appkernel
 '
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/native
 

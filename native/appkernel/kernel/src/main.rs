@@ -1,5 +1,6 @@
 //! `drupe-appkernel`: the kernel of one pod.
 
+mod confine;
 mod hostfs;
 mod machine;
 mod manual;
@@ -26,7 +27,10 @@ fn main() -> ExitCode {
             print!("{}", manual::page());
             Ok(0)
         }
-        Some("run") => run::run(words),
+        Some("run") => match drupe_sys::process::shed_descriptors(None) {
+            Ok(_) => run::run(words),
+            Err(error) => Err((1, error.to_string())),
+        },
         _ => Err((2, format!("{}\n       drupe-appkernel probe | syscalls", run::USAGE))),
     };
     match answer {

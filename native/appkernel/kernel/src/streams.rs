@@ -30,6 +30,10 @@ impl Watched {
         Arc::new(Watched { poller, next: AtomicU64::new(1), queues: Mutex::default() })
     }
 
+    pub fn poller(&self) -> Arc<Poller> {
+        Arc::clone(&self.poller)
+    }
+
     pub fn ready(&self, word: u64, events: Events) {
         let queue = self.queues.lock().get(&word).cloned();
         queue.into_iter().for_each(|queue| queue.wake(events));

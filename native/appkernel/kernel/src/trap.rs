@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_core::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
+use drupe_appkernel_hostsys::identity::Identity;
 use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_BORN, CALL_DOORBELL, SLOTS};
 use drupe_appkernel_hostsys::notify::{Listener, Notification};
 use drupe_appkernel_hostsys::poll::{self, Poller};
 use drupe_appkernel_hostsys::slot::{Op, Slot};
-use drupe_appkernel_hostsys::{clock, memory, remote, zygote};
+use drupe_appkernel_hostsys::{clock, files, memory, remote, zygote};
 
 use crate::ops::{self, Expected};
 use crate::pace::Pace;
@@ -55,6 +56,8 @@ const SERVE_BEFORE_POLL: u32 = 16;
 
 struct Space {
     process: i32,
+    /// Its number in the /proc that `Stubs::proc` is.
+    in_proc: i32,
     pidfd: OwnedFd,
     slots: OwnedFd,
     next_slot: u64,
@@ -72,6 +75,9 @@ pub struct Stubs {
     /// Came while something else was waited for.
     stash: VecDeque<Notification>,
     vdso: u64,
+    /// That of the stubs' PID namespace if `numbers_inside`, else the host's.
+    proc: OwnedFd,
+    numbers_inside: bool,
     /// Threads whose slots are looked at while this process does not sleep.
     watched: Vec<ThreadId>,
     wakes_here: bool,
@@ -85,13 +91,14 @@ fn errno(error: std::io::Error) -> Errno {
 impl Stubs {
     /// Start the first stub process.
     pub fn start() -> std::io::Result<Stubs> {
-        Stubs::start_with(Arc::new(Poller::new()?))
+        Stubs::start_with(Arc::new(Poller::new()?), None)
     }
 
     /// As `start`, with a poller that others add descriptors to, with small words.
-    pub fn start_with(poller: Arc<Poller>) -> std::io::Result<Stubs> {
+    /// `identity`: who the stubs are; None: this process's user.
+    pub fn start_with(poller: Arc<Poller>, identity: Option<&Identity>) -> std::io::Result<Stubs> {
         let first = zygote::first_ops()?;
-        let zygote = zygote::start()?;
+        let zygote = zygote::start(identity)?;
         poller.add(zygote.listener.raw_fd(), libc::EPOLLIN as u32, WORD_LISTENER)?;
         let pidfd = poll::pidfd(zygote.process)?;
         let thread = Thread {
@@ -103,8 +110,14 @@ impl Stubs {
             pace: Pace::default(),
             expected: VecDeque::new(),
         };
+        let numbers_inside = identity.is_some();
+        let proc = match identity {
+            Some(identity) => identity.proc.try_clone()?,
+            None => files::open_path(b"/proc", libc::O_PATH)?,
+        };
         let space = Space {
             process: zygote.process,
+            in_proc: if numbers_inside { 2 } else { zygote.process },
             pidfd,
             slots: zygote.slots,
             next_slot: 1,
@@ -120,6 +133,8 @@ impl Stubs {
             next: 1,
             stash: VecDeque::new(),
             vdso: zygote.vdso,
+            proc,
+            numbers_inside,
             watched: Vec::new(),
             wakes_here: true,
             served_since_poll: 0,
@@ -219,7 +234,8 @@ impl Stubs {
     }
 
     /// Wait for a process that `parent` has just forked, and give it slots of its own.
-    fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>) -> Result<(SpaceId, ThreadId)> {
+    /// `inside`: its number there, as the host told the parent; it lies in the parent's memory, and only /proc believes it.
+    fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>, inside: i64) -> Result<(SpaceId, ThreadId)> {
         let born = self.wait_for_stranger(CALL_BORN)?;
         let index = self.thread(parent)?.index;
         let slots = memory::memfd("drupe-slots", layout::SLOTS_SIZE).map_err(errno)?;
@@ -241,7 +257,8 @@ impl Stubs {
             .add(std::os::fd::AsRawFd::as_raw_fd(&pidfd), libc::EPOLLIN as u32, WORD_SPACE | u64::from(space.0))
             .map_err(errno)?;
         let resting = (0..index).collect();
-        let new = Space { process: born.thread, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
+        let in_proc = if self.numbers_inside { inside as i32 } else { born.thread };
+        let new = Space { process: born.thread, in_proc, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
         self.spaces.insert(space, new);
         let expected = VecDeque::from([Expected::slots(fd)]);
         self.add_thread(
@@ -277,7 +294,7 @@ impl Stubs {
         let results = self.run(parent, &[ops::fork()], vec![Expected::call(&ops::fork())])?;
         match results[0] {
             n if n < 0 => Err(Errno(-n as i32)),
-            _ => self.deliver(parent, made),
+            inside => self.deliver(parent, made, inside),
         }
     }
 
@@ -514,7 +531,7 @@ impl Platform for Stubs {
     }
 
     fn resident_bytes(&self, space: SpaceId) -> u64 {
-        self.spaces.get(&space).map_or(0, |space| memory::resident_bytes(space.process))
+        self.spaces.get(&space).map_or(0, |space| memory::resident_bytes(self.proc.as_fd(), space.in_proc))
     }
 
     fn address_end(&self) -> u64 {
