@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::notify::own;
 
@@ -147,6 +147,24 @@ pub fn text(fd: BorrowedFd<'_>) -> String {
 pub fn set_size(fd: BorrowedFd<'_>, size_bytes: u64) -> io::Result<()> {
     // SAFETY: no memory is involved.
     checked(unsafe { libc::ftruncate(fd.as_raw_fd(), size_bytes as libc::off_t) } as isize).map(drop)
+}
+
+/// All of a small file, whatever its position. EFBIG for one that is longer than `longest`.
+pub fn content(fd: &OwnedFd, longest: usize) -> io::Result<Vec<u8>> {
+    let size = stat(fd.as_fd(), b"")?.size_bytes;
+    if size > longest as u64 {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    let mut bytes = vec![0; size as usize];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match read_at(fd.as_fd(), filled as u64, &mut bytes[filled..])? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
 }
 
 /// Give the memory of a range of a memfd back.

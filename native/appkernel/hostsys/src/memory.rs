@@ -47,6 +47,12 @@ fn find_vdso() -> io::Result<(u64, u64, u64)> {
     Ok((address, all().map(|r| r.0).min().unwrap_or(0), all().map(|r| r.1).max().unwrap_or(0)))
 }
 
+/// Whether programs may read and write segment bases themselves (HWCAP2_FSGSBASE).
+pub fn has_fsgsbase() -> bool {
+    // SAFETY: reads a word that the host gave this process.
+    unsafe { libc::getauxval(libc::AT_HWCAP2) & 2 != 0 }
+}
+
 unsafe extern "C" {
     static __rseq_offset: isize;
     static __rseq_size: u32;

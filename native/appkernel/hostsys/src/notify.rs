@@ -72,22 +72,22 @@ impl Listener {
         }
     }
 
-    /// Answer with a value. A caller that is gone meanwhile is no error.
-    pub fn answer(&self, id: u64, value: i64) {
-        self.send(libc::seccomp_notif_resp { id, val: value, error: 0, flags: 0 });
+    /// Answer with a value. False: the caller is gone, or was taken out of the call by the host and makes it again.
+    pub fn answer(&self, id: u64, value: i64) -> bool {
+        self.send(libc::seccomp_notif_resp { id, val: value, error: 0, flags: 0 })
     }
 
-    pub fn refuse(&self, id: u64, errno: i32) {
-        self.send(libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 });
+    pub fn refuse(&self, id: u64, errno: i32) -> bool {
+        self.send(libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 })
     }
 
     /// Let the host do the call. Its arguments are in registers, which the caller, asleep, cannot change.
-    pub fn let_pass(&self, id: u64) {
-        self.send(libc::seccomp_notif_resp { id, val: 0, error: 0, flags: FLAG_CONTINUE });
+    pub fn let_pass(&self, id: u64) -> bool {
+        self.send(libc::seccomp_notif_resp { id, val: 0, error: 0, flags: FLAG_CONTINUE })
     }
 
-    fn send(&self, mut response: libc::seccomp_notif_resp) {
-        let _gone = ioctl(self.0.as_raw_fd(), SEND, &raw mut response);
+    fn send(&self, mut response: libc::seccomp_notif_resp) -> bool {
+        ioctl(self.0.as_raw_fd(), SEND, &raw mut response).is_ok()
     }
 
     /// Give the caller a descriptor: number `at`, replacing what was there, or any if None. Returns its number.

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::filter;
 use crate::identity::Identity;
-use crate::layout::{self, CODE, CODE_SIZE, KICK, SLOTS, SLOTS_SIZE, SLOT_SIZE, STACK, STACK_SIZE};
+use crate::layout::{self, CODE, CODE_SIZE, INPUTS, KICK, SLOTS, SLOTS_SIZE, SLOT_SIZE, STACK, STACK_SIZE};
 use crate::notify::{own, Listener};
 use crate::slot::{Op, Slot};
-use crate::{memory, stub};
+use crate::{inputs, memory, stub};
 
 /// What a started zygote is known by.
 pub struct Zygote {
@@ -90,7 +90,8 @@ pub fn first_ops() -> io::Result<Vec<Op>> {
     let close = Op { number: libc::SYS_close_range as u64, args: [0, u64::from(u32::MAX), 2, 0, 0, 0] }; // UNSHARE
     let (_, kept_from, kept_to) = memory::vdso()?;
     let end = 0x7fff_ffff_f000;
-    let mut ops = vec![close, unmap(0, CODE), unmap(CODE + CODE_SIZE, SLOTS)];
+    let gs = Op { number: libc::SYS_arch_prctl as u64, args: [0x1001, SLOTS, 0, 0, 0, 0] };
+    let mut ops = vec![gs, close, unmap(0, CODE), unmap(CODE + CODE_SIZE, SLOTS)];
     if kept_from == 0 {
         ops.push(unmap(SLOTS + SLOTS_SIZE, end));
     } else {
@@ -135,8 +136,12 @@ fn prepare(slots: BorrowedFd<'_>, assume: impl FnOnce() -> Result<(), i32>) -> R
     assume()?;
     map_fixed(CODE, CODE_SIZE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
     let code = stub::code();
-    // SAFETY: the page was mapped just now, and is longer than the code (asserted by a test).
-    unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), CODE as *mut u8, code.len()) };
+    let table = inputs::table();
+    // SAFETY: the page was mapped just now, and has room for the code and the table (asserted by a test).
+    unsafe {
+        std::ptr::copy_nonoverlapping(code.as_ptr(), CODE as *mut u8, code.len());
+        std::ptr::copy_nonoverlapping(table.as_ptr(), (CODE + INPUTS as u64) as *mut u16, table.len());
+    };
     // SAFETY: plain system calls on this process.
     unsafe {
         done(libc::mprotect(CODE as *mut libc::c_void, CODE_SIZE as usize, 5).into())?;
@@ -179,7 +184,9 @@ fn handle_signals() -> Result<(), i32> {
     // SAFETY: `stack` describes mapped memory.
     done(unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) }.into())?;
     let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART) as u64 | SA_RESTORER;
-    let handled = KernelSigaction { handler: stub::handler(), flags, restorer: CODE, mask: u64::MAX };
+    // Not these two: the stub's copies may meet memory that is not there.
+    let faults = 1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1);
+    let handled = KernelSigaction { handler: stub::handler(), flags, restorer: CODE, mask: !faults };
     let ignored = KernelSigaction { handler: libc::SIG_IGN as u64, flags: 0, restorer: 0, mask: 0 };
     for signal in HANDLED {
         sigaction(signal, &handled)?;

@@ -132,6 +132,10 @@ impl Host for Machine {
         self.watched.ready(word, events);
     }
 
+    fn pump(&self) -> bool {
+        self.watched.pump()
+    }
+
     fn backings(&self) -> Arc<dyn Backings> {
         Arc::new(Memfds)
     }
