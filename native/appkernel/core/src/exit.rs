@@ -129,6 +129,9 @@ impl Kernel {
         self.orphan(pid);
         if self.is_first.remove(&pid) {
             self.end_container(pid, exit);
+        } else if self.joined.remove(&pid) {
+            self.forget(pid);
+            self.ended.insert(pid, exit);
         } else {
             self.announce(pid, exit);
         }
@@ -166,7 +169,7 @@ impl Kernel {
             }
             at = process.parent;
         }
-        0
+        self.first_beside(pid)
     }
 
     /// A container ends with its first process.

@@ -68,9 +68,11 @@ pub struct Kernel {
     pub(crate) hostname: Vec<u8>,
     pub(crate) next_mm: u32,
     pub(crate) table: &'static [Option<table::Entry>],
-    /// First processes that have ended, for whoever runs the kernel.
+    /// Processes from outside that have ended, for whoever runs the kernel.
     pub(crate) ended: BTreeMap<Pid, Exit>,
     pub(crate) is_first: BTreeSet<Pid>,
+    /// Further processes from outside: their ends are told too.
+    pub(crate) joined: BTreeSet<Pid>,
     /// Calls that are not there and were asked for.
     pub(crate) missed: BTreeSet<u64>,
     events: Vec<Event>,
@@ -98,6 +100,7 @@ impl Kernel {
             table: table::table(),
             ended: BTreeMap::new(),
             is_first: BTreeSet::new(),
+            joined: BTreeSet::new(),
             missed: BTreeSet::new(),
             events: Vec::new(),
         }
@@ -126,7 +129,7 @@ impl Kernel {
         self.missed.iter().copied()
     }
 
-    /// First processes that have ended since the last time.
+    /// Processes from outside that have ended since the last time.
     pub fn take_ended(&mut self) -> BTreeMap<Pid, Exit> {
         std::mem::take(&mut self.ended)
     }

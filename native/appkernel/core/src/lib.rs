@@ -6,6 +6,7 @@ pub mod auxv;
 mod calls;
 pub mod census;
 mod clone;
+mod container;
 mod deliver;
 pub mod elf;
 pub mod encode;
@@ -26,6 +27,7 @@ pub mod task;
 pub mod timers;
 
 pub use calls::system::{RELEASE, VERSION};
-pub use clone::{default_limits, Surroundings};
+pub use clone::{default_limits, Rights, Surroundings};
+pub use container::Seen;
 pub use host::Host;
 pub use kernel::{Done, Kernel, Program};
