@@ -24,10 +24,10 @@ const fn request(direction: libc::c_ulong, number: libc::c_ulong, size: usize) -
     direction << 30 | (size as libc::c_ulong) << 16 | (b'!' as libc::c_ulong) << 8 | number
 }
 
-const RECV: libc::c_ulong = request(IOWR, 0, size_of::<libc::seccomp_notif>());
-const SEND: libc::c_ulong = request(IOWR, 1, size_of::<libc::seccomp_notif_resp>());
-const ADDFD: libc::c_ulong = request(IOW, 3, size_of::<libc::seccomp_notif_addfd>());
-const SET_FLAGS: libc::c_ulong = request(IOW, 4, 8);
+pub(crate) const RECV: libc::c_ulong = request(IOWR, 0, size_of::<libc::seccomp_notif>());
+pub(crate) const SEND: libc::c_ulong = request(IOWR, 1, size_of::<libc::seccomp_notif_resp>());
+pub(crate) const ADDFD: libc::c_ulong = request(IOW, 3, size_of::<libc::seccomp_notif_addfd>());
+pub(crate) const SET_FLAGS: libc::c_ulong = request(IOW, 4, 8);
 const FLAG_CONTINUE: u32 = 1;
 const ADDFD_SETFD: u32 = 1;
 

@@ -1,5 +1,6 @@
 //! `drupe-appkernel`: the kernel of one pod.
 
+mod confine;
 mod containers;
 mod control;
 mod hostfs;
@@ -32,7 +33,10 @@ fn main() -> ExitCode {
             print!("{}", manual::page());
             Ok(0)
         }
-        Some("run") => run::run(words),
+        Some("run") => match drupe_sys::process::shed_descriptors(None) {
+            Ok(_) => run::run(words),
+            Err(error) => Err((1, error.to_string())),
+        },
         Some("serve") => serve::run(words),
         _ => Err((2, format!("{}\n{}\n       drupe-appkernel probe | syscalls", run::USAGE, serve::USAGE))),
     };

@@ -9,7 +9,7 @@ use drupe_appkernel_core::jobs::Board;
 use drupe_appkernel_core::{Host, Kernel};
 use drupe_appkernel_erofs::{Erofs, Image};
 use drupe_appkernel_hostsys::files;
-use drupe_appkernel_hostsys::poll::Poller;
+use drupe_appkernel_hostsys::identity::Identity;
 use drupe_appkernel_vfs::devices::{self, Devices};
 use drupe_appkernel_vfs::inode::{FileSystem, NewNode};
 use drupe_appkernel_vfs::mount::{MS_NODEV, MS_NOSUID};
@@ -23,7 +23,7 @@ use drupe_appkernel_vfs::{
 
 use crate::hostfs::HostDirectory;
 use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
-use crate::streams::{Stream, Watched};
+use crate::streams::Stream;
 use crate::terminal::Console;
 use crate::trap::Stubs;
 
@@ -42,11 +42,10 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Start the platform and an empty kernel.
-    pub fn start(memory_limit_bytes: u64) -> io::Result<Pod> {
-        let poller = Arc::new(Poller::new()?);
-        let stubs = Stubs::start_with(Arc::clone(&poller))?;
-        let machine = Arc::new(Machine { watched: Watched::new(poller), memory_limit_bytes });
+    /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user).
+    pub fn start(machine: Machine, identity: Option<&Identity>) -> io::Result<Pod> {
+        let machine = Arc::new(machine);
+        let stubs = Stubs::start_with(machine.watched.poller(), identity)?;
         let entropy = Arc::new(HostEntropy);
         let terminals = Board::new();
         let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: terminals.clone() });

@@ -9,13 +9,18 @@ use drupe_appkernel_core::{default_limits, Program, Rights, Surroundings};
 use drupe_appkernel_hostsys::files;
 use drupe_appkernel_hostsys::terminal::{self, Raw};
 use drupe_appkernel_vfs::{Credentials, WaitQueue};
+use drupe_sys::landlock::Access;
 
+use crate::confine::{self, Confinement};
+use crate::machine::Machine;
 use crate::pod::{root_at, Pod};
 use crate::terminal::Console;
 
-pub const USAGE: &str =
-    "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--env NAME=VALUE]... [--user UID[:GID]] \
-[--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...";
+pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--env NAME=VALUE]... [--user UID[:GID]] \
+[--uid UID] [--network] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
+       --uid: the host's user that the kernel runs as, and the next one for its stubs (by default by its process's number)
+       --network: stay in this network namespace
+       --no-confine: for debugging only: a guest that breaks out is who you are";
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -23,6 +28,9 @@ struct Options {
     root: Vec<u8>,
     environment: Vec<Vec<u8>>,
     user: (u32, u32),
+    uid: Option<u32>,
+    network: bool,
+    no_confine: bool,
     terminal: bool,
     verbose: bool,
     trace: bool,
@@ -45,6 +53,9 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
             b"--root" => options.root = value()?,
             b"--env" => options.environment.push(value()?),
             b"--user" => options.user = user(&value()?)?,
+            b"--uid" => options.uid = Some(user(&value()?)?.0),
+            b"--network" => options.network = true,
+            b"--no-confine" => options.no_confine = true,
             b"-t" | b"--tty" => options.terminal = true,
             b"--no-rewriting" => options.no_rewriting = true,
             b"--trace" => options.trace = true,
@@ -65,17 +76,40 @@ fn user(text: &[u8]) -> Result<(u32, u32), String> {
     Ok((number(uid)?, number(gid)?))
 }
 
+type Refusal = (u8, String);
+
+fn failed(what: &str, why: &dyn std::fmt::Display) -> Refusal {
+    (1, format!("{what}: {why}"))
+}
+
+/// The platform and a kernel, in a process that can do no more than it must.
+fn start(options: &Options) -> Result<Pod, Refusal> {
+    let machine = Machine::new(0).map_err(|error| failed("/proc", &error))?;
+    let no_platform = |error| failed("the trap platform does not work here", &error);
+    if options.no_confine {
+        eprintln!("drupe-appkernel: NOT CONFINED (--no-confine): this is no sandbox");
+        return Pod::start(machine, None).map_err(no_platform);
+    }
+    let directory = files::open_path(&options.root, libc::O_PATH | libc::O_DIRECTORY).ok();
+    let directories = directory.iter().map(|fd| (fd.as_fd(), Access::Read)).collect();
+    let uid = options.uid.unwrap_or_else(confine::own_uid);
+    let confinement = Confinement { uid, directories, network: options.network };
+    let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
+    let pod = Pod::start(machine, Some(&identity)).map_err(no_platform)?;
+    confinement.seal().map_err(|error| (1, error.to_string()))?;
+    Ok(pod)
+}
+
 /// The program's exit code; a message when it could not be run.
-pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, String)> {
+pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, Refusal> {
     let options = parse(words.map(OsStringExt::into_vec)).map_err(|message| (2, format!("{message}\n{USAGE}")))?;
-    let failed = |what: &str, why: &dyn std::fmt::Display| (1, format!("{what}: {why}"));
-    let name = String::from_utf8_lossy(&options.root).into_owned();
-    let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
-    let mut pod = Pod::start(0).map_err(|error| failed("the trap platform does not work here", &error))?;
-    pod.kernel.trace = options.trace;
-    pod.kernel.rewrites = !options.no_rewriting;
     let streams = [0, 1, 2].map(files::inherited);
     let [Ok(a), Ok(b), Ok(c)] = streams else { return Err((1, String::from("standard streams must be open"))) };
+    let name = String::from_utf8_lossy(&options.root).into_owned();
+    let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
+    let mut pod = start(&options)?;
+    pod.kernel.trace = options.trace;
+    pod.kernel.rewrites = !options.no_rewriting;
     let (namespace, root) = pod.mount(root).map_err(|errno| failed(&name, &errno))?;
     let console = match options.terminal {
         true => Some(pod.console(&namespace, &root, true).map_err(|errno| failed("a terminal", &errno))?),
