@@ -127,9 +127,8 @@ impl Control {
 
     fn accept(&mut self) {
         while let Ok(fd) = socket::accept(&self.listener.fd) {
-            let uid = socket::peer_uid(&fd).unwrap_or(u32::MAX);
-            let allowed = uid == 0 || uid == drupe_sys::process::effective_uid();
-            if !allowed || self.connections.len() >= MAX_CONNECTIONS {
+            let is_root = socket::peer_uid(&fd).is_ok_and(|uid| uid == 0);
+            if !is_root || self.connections.len() >= MAX_CONNECTIONS {
                 continue;
             }
             if let Ok(watch) = Watch::new(fd, &self.watched, &self.rung) {
