@@ -15,6 +15,7 @@ from drupe.sandboxers.runc.entering import process_fields
 
 _FLAGS = {"ro": "ro", "rro": "ro", "nosuid": "nosuid", "nodev": "nodev", "noexec": "noexec", "noatime": "noatime"}
 _LEFT_OUT = ("cgroup", "cgroup2", "mqueue")
+_GIVEN = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")  # by the runtime: nobody asked to change them
 _SHM = "/dev/shm"  # noqa: S108 the container's
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -70,6 +71,8 @@ def _mount(mount: Mapping[str, Any], binds: list[Bind], shm_bytes: int) -> dict[
     if target == _SHM:
         return made | {"type": "shm", "size_bytes": shm_bytes}
     if _is_bind(mount):
+        if "ro" not in made["flags"] and target not in _GIVEN:
+            raise _unwritable(target)
         name = f"bind{len(binds)}"
         binds.append(Bind(name, mount["source"], read_only="ro" in made["flags"]))
         return made | {"type": "bind", "fd": name}
@@ -79,6 +82,13 @@ def _mount(mount: Mapping[str, Any], binds: list[Bind], shm_bytes: int) -> dict[
     if kind in ("proc", "sysfs", "devpts"):
         return made | {"type": kind}
     raise Unsupported(f"the application kernel has no file system {kind!r} for {target}", kind="appkernel")
+
+
+def _unwritable(target: str) -> Unsupported:
+    return Unsupported(
+        f"{target} cannot be mounted to be written: the application kernel writes no files of the host yet",
+        kind="appkernel", feature="bind-mounts", hint="mount it read-only",
+    )  # fmt: skip
 
 
 def _tmpfs(target: str, options: Any) -> dict[str, Any]:
