@@ -90,13 +90,7 @@ impl Kernel {
     }
 
     /// A process from outside; `first`: its container ends with it.
-    pub(crate) fn begin(
-        &mut self,
-        container: u32,
-        around: Surroundings,
-        program: Program,
-        first: bool,
-    ) -> Result<Pid> {
+    pub(crate) fn begin(&mut self, container: u32, around: Surroundings, program: Program, first: bool) -> Result<Pid> {
         let pid = self.tasks.fresh();
         let mm = self.fresh_mm();
         // An empty space, replaced at once by the program's.

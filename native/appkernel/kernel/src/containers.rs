@@ -100,9 +100,8 @@ impl Task {
 pub type Descriptors = HashMap<String, OwnedFd>;
 
 fn take_streams(fds: &mut Descriptors) -> Outcome<[OwnedFd; 3]> {
-    let mut take = |name: &str| {
-        fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?} was sent")))
-    };
+    let mut take =
+        |name: &str| fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?} was sent")));
     Ok([take("stdin")?, take("stdout")?, take("stderr")?])
 }
 
@@ -137,13 +136,7 @@ impl Containers {
     }
 
     /// Run a further process in a container; its pid.
-    pub fn exec(
-        &mut self,
-        pod: &mut Pod,
-        key: Key,
-        settings: Settings,
-        mut fds: Descriptors,
-    ) -> Outcome<Pid> {
+    pub fn exec(&mut self, pod: &mut Pod, key: Key, settings: Settings, mut fds: Descriptors) -> Outcome<Pid> {
         if key.1.is_empty() || self.tasks.contains_key(&key) {
             return Err(Failure::new("EEXIST", format!("task {key:?} exists")));
         }

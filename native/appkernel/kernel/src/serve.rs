@@ -2,15 +2,20 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use drupe_sys::landlock::Access;
 use drupe_sys::{fd, process};
 
+use crate::confine::Confinement;
 use crate::control::Control;
+use crate::machine::Machine;
 use crate::pod::Pod;
 
 pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --pidfile FILE [--netns DESCRIPTOR] \
-[--hostname NAME]";
+[--hostname NAME] [--uid UID] [--share DESCRIPTOR]
+       --uid: the host's user that the kernel runs as, and the next one for its stubs; without it it is not confined
+       --share: a directory below which all directories of the host lie that are handed over later";
 
 /// A listening SOCK_SEQPACKET socket by its number; where the pid of the kernel is written.
 #[derive(Default)]
@@ -20,6 +25,8 @@ struct Options {
     hostname: String,
     /// The network namespace to be in.
     netns: Option<i32>,
+    uid: Option<u32>,
+    share: Option<i32>,
 }
 
 fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
@@ -30,6 +37,8 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
         match word.as_str() {
             "--control" => options.control = descriptor(&value)?,
             "--netns" => options.netns = Some(descriptor(&value)?),
+            "--uid" => options.uid = Some(value.parse().map_err(|_| format!("bad user {value}"))?),
+            "--share" => options.share = Some(descriptor(&value)?),
             "--pidfile" => options.pidfile = value,
             "--hostname" => options.hostname = value,
             _ => return Err(format!("unknown option {word}")),
@@ -65,9 +74,27 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
     Ok(0)
 }
 
+/// The platform and a kernel, in a process that can do no more than it must.
+fn start(options: &Options) -> Result<Pod, String> {
+    let machine = Machine::new(0).map_err(|error| format!("/proc: {error}"))?;
+    let no_platform = |error| format!("the trap platform does not work here: {error}");
+    let Some(uid) = options.uid else {
+        eprintln!("drupe-appkernel: NOT CONFINED (no --uid): this is no sandbox");
+        return Pod::start(machine, None).map_err(no_platform);
+    };
+    let share = options.share.map(fd::duplicate_number).transpose();
+    let share = share.map_err(|error| format!("--share: {error}"))?;
+    let directories = share.iter().map(|fd| (fd.as_fd(), Access::Change)).collect();
+    let confinement = Confinement { uid, directories, network: options.netns.is_some() };
+    let identity = confinement.enter().map_err(|error| error.to_string())?;
+    let pod = Pod::start(machine, Some(&identity)).map_err(no_platform)?;
+    confinement.seal().map_err(|error| error.to_string())?;
+    Ok(pod)
+}
+
 fn serve(listener: OwnedFd, options: &Options) -> Result<(), String> {
     fd::set_nonblocking(&listener).map_err(|error| format!("control socket: {error}"))?;
-    let mut pod = Pod::start(0).map_err(|error| format!("the trap platform does not work here: {error}"))?;
+    let mut pod = start(options)?;
     if !options.hostname.is_empty() {
         pod.kernel.set_hostname(options.hostname.as_bytes());
     }
