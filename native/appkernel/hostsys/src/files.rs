@@ -77,6 +77,11 @@ pub(crate) fn open_below(at: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32)
     own(fd as RawFd)
 }
 
+/// A file at a path below a directory, without links on the way.
+pub fn below(at: BorrowedFd<'_>, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
+    open_below(at, &name(path)?, flags | libc::O_NOFOLLOW, 0)
+}
+
 /// A file of the host by its whole path.
 pub fn open_path(path: &[u8], flags: i32) -> io::Result<OwnedFd> {
     let path = name(path)?;
@@ -115,6 +120,13 @@ pub fn entries(directory: BorrowedFd<'_>, from: u64) -> io::Result<Vec<Entry>> {
         rest = &rest[length..];
     }
     Ok(list)
+}
+
+/// Whether a descriptor was opened to be written, too.
+pub fn is_writable(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: no memory is involved.
+    let flags = checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) } as isize)?;
+    Ok(flags as i32 & libc::O_ACCMODE == libc::O_RDWR)
 }
 
 pub fn read_at(fd: BorrowedFd<'_>, offset: u64, out: &mut [u8]) -> io::Result<usize> {

@@ -1,15 +1,15 @@
 //! The kernel's process as a boundary: what it can still do when a guest has taken it over. Two steps, because the first
 //! stub process is made between them: `enter`, after which no path of the host can be opened, and `seal`.
 //!
-//! Afterwards it has a user of its own without capabilities, its descriptors, and the calls of
-//! `hostsys::kernel_calls`; nothing else.
+//! Afterwards it has a user of its own, its descriptors, and the calls of `hostsys::kernel_calls`; nothing else. Only to serve
+//! directories of the host it keeps rights on files, which Landlock holds to these directories.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use drupe_appkernel_hostsys::identity::Identity;
-use drupe_appkernel_hostsys::{kernel_calls, memory};
+use drupe_appkernel_hostsys::{files, kernel_calls, memory};
 use drupe_sys::credentials::{self, Capabilities};
 use drupe_sys::landlock::{self, Access};
 use drupe_sys::{mount, process};
@@ -19,6 +19,10 @@ const FILES_MAX: u64 = 65_536;
 const LIMIT_CORE: u32 = 4;
 const LIMIT_LOCKED: u32 = 8;
 const LIMIT_QUEUES: u32 = 12;
+/// CAP_DAC_READ_SEARCH
+const READS: u64 = 1 << 2;
+/// CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID
+const CHANGES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4;
 const FIRST_UID: u32 = 1_900_000_000;
 const PAIRS: u32 = 50_000_000;
 
@@ -30,6 +34,9 @@ pub struct Confinement<'a> {
     pub directories: Vec<(BorrowedFd<'a>, Access)>,
     /// Whether it keeps the network namespace that it was started in.
     pub network: bool,
+    /// The working directory, a mount, becomes its root; else there is nothing in that. What the host mounts there later it
+    /// sees, and may change.
+    pub share: bool,
 }
 
 /// Why it could not be confined: nothing has been run then.
@@ -68,25 +75,49 @@ impl Confinement<'_> {
         let network = if self.network { 0 } else { libc::CLONE_NEWNET };
         let others = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
         step("namespaces", mount::unshare(others | network))?;
-        step("an empty root", empty_root())?;
+        let here = if self.share { Some(step("its root", share_root())?) } else { None };
+        if here.is_none() {
+            step("an empty root", empty_root())?;
+        }
         // Before there are stubs: whom it restricts reads the memory of none but those who are restricted likewise.
         let mut directories = self.directories.clone();
         directories.push((identity.proc.as_fd(), Access::Read));
+        directories.extend(here.as_ref().map(|root| (root.as_fd(), Access::Change)));
         step("Landlock", landlock::restrict(&directories, self.network))?;
         Ok(identity)
     }
 
     /// Everything else. The process has one thread.
     pub fn seal(&self) -> Result<(), Failed> {
+        process::set_umask(0); // the kernel has one for each process
         step("limits", limit())?;
         step("capabilities", credentials::limit_bounding(0))?;
         step("groups", credentials::set_groups(&[]))?;
         step("own user", credentials::set_ids(self.uid, self.uid))?;
-        step("capabilities", credentials::set_capabilities(&Capabilities::default()))?;
+        step("capabilities", credentials::set_capabilities(&self.capabilities()))?;
         step("no new privileges", credentials::set_no_new_privileges())?;
         step("no dumps", credentials::set_undumpable())?;
         step("the filter of system calls", credentials::install_filter(&kernel_calls::program(self.network)))
     }
+
+    /// None, unless there are directories: whose files any user's may be. What the rights can be used on, Landlock says.
+    fn capabilities(&self) -> Capabilities {
+        let of = |access: &Access| if *access == Access::Read { READS } else { READS | CHANGES };
+        let share = if self.share { READS | CHANGES } else { 0 };
+        let kept = self.directories.iter().fold(share, |all, (_, access)| all | of(access));
+        Capabilities { effective: kept, permitted: kept, ..Capabilities::default() }
+    }
+}
+
+/// ".." ends there: Landlock alone would say nothing about a change of owner or mode on a path that leads out. The directory
+/// itself cannot be changed, what is mounted below it can.
+fn share_root() -> io::Result<OwnedFd> {
+    let here = Path::new(".");
+    let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
+    mount::mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_SLAVE, "")?;
+    mount::mount("none", here, "", flags, "")?;
+    mount::make_root_of_here()?;
+    files::open_path(b"/", libc::O_PATH | libc::O_DIRECTORY)
 }
 
 fn empty_root() -> io::Result<()> {

@@ -17,11 +17,10 @@ use drupe_appkernel_vfs::overlay::Overlay;
 use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
 use drupe_appkernel_vfs::tmpfs::{Limits, Tmpfs};
 use drupe_appkernel_vfs::{
-    ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles,
-    Timestamp, View,
+    ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles, Timestamp, View,
 };
 
-use crate::hostfs::HostDirectory;
+use crate::hostfs::{HostDirectory, Sharing};
 use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
 use crate::streams::Stream;
 use crate::terminal::Console;
@@ -36,6 +35,8 @@ const SCRATCH: [(&[u8], u32); 4] = [(b"/tmp", 0o1777), (b"/var/tmp", 0o1777), (b
 pub struct Pod {
     pub kernel: Kernel,
     pub machine: Arc<Machine>,
+    /// What of the host containers may be given lies below.
+    pub share: Option<OwnedFd>,
     specials: Arc<dyn SpecialFiles>,
     terminals: Arc<Board>,
     shared_memory: OnceLock<Arc<dyn FileSystem>>,
@@ -52,7 +53,7 @@ impl Pod {
         let host: Arc<dyn Host> = machine.clone();
         let mut kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
         kernel.set_terminals(Arc::clone(&terminals));
-        Ok(Pod { kernel, machine, specials, terminals, shared_memory: OnceLock::new() })
+        Ok(Pod { kernel, machine, share: None, specials, terminals, shared_memory: OnceLock::new() })
     }
 
     /// A container's files: its root, with fresh /dev and scratch directories.
@@ -119,6 +120,20 @@ impl Pod {
         Ok(Arc::clone(self.shared_memory.get_or_init(|| made)))
     }
 
+    /// A directory or file of the host, at this place below the shared directory.
+    pub fn of_host(&self, place: &[u8], sharing: Sharing) -> Result<Arc<dyn FileSystem>> {
+        let share = self.share.as_ref().ok_or(Errno::NOENT)?.as_fd();
+        let kind = files::below(share, place, libc::O_PATH).and_then(|fd| files::stat(fd.as_fd(), b""));
+        let kind = FileType::from_mode(kind.map_err(errno)?.mode);
+        let flags = match (kind, sharing) {
+            (Some(FileType::Directory), _) => libc::O_DIRECTORY,
+            (Some(FileType::Regular), Sharing::Change) => libc::O_RDWR,
+            (Some(FileType::Regular), _) => libc::O_RDONLY,
+            _ => return Err(Errno::NOTSUP),
+        };
+        Ok(HostDirectory::new(files::below(share, place, flags).map_err(errno)?, sharing)?)
+    }
+
     /// The root of a container: what is written to it stays in this kernel's memory.
     pub fn writable(&self, root: OwnedFd) -> Result<Arc<dyn FileSystem>> {
         self.over(file_system_of(root)?)
@@ -171,7 +186,7 @@ pub fn root_at(path: &[u8]) -> Result<Arc<dyn FileSystem>> {
 fn file_system_of(fd: OwnedFd) -> Result<Arc<dyn FileSystem>> {
     let stat = files::stat(fd.as_fd(), b"").map_err(errno)?;
     match FileType::from_mode(stat.mode) {
-        Some(FileType::Directory) => Ok(HostDirectory::new(fd)?),
+        Some(FileType::Directory) => Ok(HostDirectory::new(fd, Sharing::Image)?),
         Some(FileType::Regular) => {
             let size = usize::try_from(stat.size_bytes).map_err(|_| Errno::FBIG)?;
             let bytes = files::map(fd.as_fd(), size).map_err(errno)?;

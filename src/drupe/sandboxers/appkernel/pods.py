@@ -123,14 +123,12 @@ class Pods:
         pidfile = record.home / "kernel.pid"
         with contextlib.ExitStack() as opened:
             fds = {"control": opened.enter_context(_listen(record.home / SOCKET)).fileno()}
-            fds["share"] = pod.share.open()
-            opened.callback(os.close, fds["share"])
-            words = [str(self._program), "serve", "--control", "3", "--share", "4", "--pidfile", str(pidfile)]
-            words += ["--uid", str(uid_of(record.id)), "--hostname", record.hostname]
+            words = [str(self._program), "serve", "--control", "3", "--share", str(pod.share.root)]
+            words += ["--pidfile", str(pidfile), "--uid", str(uid_of(record.id)), "--hostname", record.hostname]
             if record.netns:
                 fds["netns"] = self._open_netns(record.netns)
                 opened.callback(os.close, fds["netns"])
-                words += ["--netns", "5"]
+                words += ["--netns", "4"]
             join = self.cgroups.join_files(record.leaf)
             created = await self.keeper.create_task(
                 record.key,

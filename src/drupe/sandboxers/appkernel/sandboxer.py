@@ -31,9 +31,9 @@ class AppkernelSandboxer(KeptSandboxer):
     """Sandboxes whose kernel is drupe's own."""
 
     kind = "appkernel"
-    wants_image = True
 
-    def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
+    def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit, options: AppkernelOptions) -> None:
+        self.wants_image = options.root == "image"
         self._pods = pods
         self._tasks = KernelTasks(pods=pods, cgroups=cgroups, on_exit=on_exit)
         pods.on_exit = self._tasks.ended
@@ -60,7 +60,7 @@ class AppkernelSandboxer(KeptSandboxer):
         plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls={}))
         info = await make_namespaces(self._keeper, plain, network_types(config.spec))
         containers = config.spec.containers
-        self._pods.add(
+        pod = self._pods.add(
             PodRecord(
                 id=config.id,
                 dir=str(config.dir),
@@ -72,6 +72,7 @@ class AppkernelSandboxer(KeptSandboxer):
                 shm_bytes=max((c.shm_size_bytes for c in containers), default=64 << 20),
             )
         )
+        await pod.share.make()
         return SandboxInfo(netns=info.netns, pid=info.pid)
 
     async def start(self, sandbox_id: str) -> None:
@@ -233,6 +234,6 @@ class AppkernelSandboxer(KeptSandboxer):
 
 def open_appkernel(means: Means) -> AppkernelSandboxer:
     """The kind on this host. Raises NotFound when its program was not built."""
-    program = find_kernel(cast(AppkernelOptions, means.options))
-    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=program)
-    return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit)
+    options = cast(AppkernelOptions, means.options)
+    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=find_kernel(options))
+    return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit, options=options)
