@@ -5,7 +5,7 @@ use drupe_appkernel_abi::{Errno, Registers, Result};
 use crate::kernel::{Done, Kernel};
 use crate::signal::{
     self, bit, default_of, take_pending, Action, AltStack, Effect, Info, SA_NODEFER, SA_ONSTACK, SA_RESETHAND,
-    SA_RESTART, SIGKILL, SIGSEGV, SIG_DFL, SIG_IGN, SI_KERNEL, UNBLOCKABLE,
+    SA_RESTART, SIGKILL, SIGSEGV, SIGSTOP, SIG_DFL, SIG_IGN, SI_KERNEL, UNBLOCKABLE,
 };
 use crate::table;
 use crate::task::{Exit, Report, State, Tid};
@@ -44,6 +44,7 @@ impl Kernel {
     /// Deliver what waits to a thread that stands still, on its way to guest code. False: it does not go on now.
     pub(crate) fn deliver(&mut self, tid: Tid) -> bool {
         while let Some(info) = self.take_signal(tid) {
+            self.note_pending(self.pid(tid));
             let action = self.action(tid, info.signal);
             match action.handler {
                 SIG_IGN => {}
@@ -89,6 +90,10 @@ impl Kernel {
             Effect::Terminate => {
                 self.end_process(pid, Exit::Signal(info.signal));
                 false
+            }
+            // Nobody would set an orphaned group going again.
+            Effect::Stop if info.signal != SIGSTOP && self.is_orphaned(self.process(tid).map_or(0, |p| p.group)) => {
+                true
             }
             Effect::Stop => {
                 self.stop(tid, info.signal);

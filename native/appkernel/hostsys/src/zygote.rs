@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::filter;
+use crate::identity::Identity;
 use crate::layout::{self, CODE, CODE_SIZE, INPUTS, KICK, SLOTS, SLOTS_SIZE, SLOT_SIZE, STACK, STACK_SIZE};
 use crate::notify::{own, Listener};
 use crate::slot::{Op, Slot};
@@ -38,22 +39,25 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Start the zygote, in a PID namespace of its own where that is permitted: then no stub outlives it, nor it this process.
 /// The caller has one thread, whose death kills it. Its first doorbell is still to be answered, with `first_ops`.
-pub fn start() -> io::Result<Zygote> {
+/// `identity`: who it and all stubs are; the caller must be root. None: who the caller is.
+pub fn start(identity: Option<&Identity>) -> io::Result<Zygote> {
     let slots = memory::memfd("drupe-slots", SLOTS_SIZE)?;
     let slot = Slot::map(slots.as_fd(), 0)?;
     slot.prepare_stack();
     let program = filter::program();
-    let process = clone_process()?;
+    let process = clone_process(identity.is_some())?;
     if process == 0 {
-        become_stub(slots.as_fd(), &program);
+        become_stub(slots.as_fd(), &program, identity);
     }
     let fd = wait_for_listener(&slot, process)?;
     Ok(Zygote { process, listener: Listener::new(own(fd)?), slot, slots, vdso: memory::vdso()?.0 })
 }
 
-fn clone_process() -> io::Result<i32> {
+/// `placed`: children of this process have namespaces already.
+fn clone_process(placed: bool) -> io::Result<i32> {
     let base = libc::CLONE_FILES | libc::SIGCHLD;
-    for extra in [libc::CLONE_NEWPID, libc::CLONE_NEWUSER | libc::CLONE_NEWPID] {
+    let own = [libc::CLONE_NEWPID, libc::CLONE_NEWUSER | libc::CLONE_NEWPID];
+    for extra in if placed { &[0][..] } else { &own } {
         // SAFETY: as fork; the child makes plain system calls until it jumps into the stub's page.
         let pid = unsafe { libc::syscall(libc::SYS_clone, base | extra, 0, 0, 0, 0) };
         if pid >= 0 {
@@ -97,8 +101,9 @@ pub fn first_ops() -> io::Result<Vec<Op>> {
 }
 
 /// In the child: no allocation, no library but system calls.
-fn become_stub(slots: BorrowedFd<'_>, program: &[libc::sock_filter]) -> ! {
-    let done = prepare(slots).and_then(|()| install(program));
+fn become_stub(slots: BorrowedFd<'_>, program: &[libc::sock_filter], identity: Option<&Identity>) -> ! {
+    let assumed = || identity.map_or(Ok(()), |identity| identity.assume().map_err(|error| code(&error)));
+    let done = prepare(slots, assumed).and_then(|()| install(program));
     let word = (SLOTS as usize + layout::READY) as *mut i64;
     // SAFETY: the slots are mapped there, unless `prepare` failed before; then this faults and the parent sees it.
     unsafe { word.write_volatile(done.map_or_else(|errno| -i64::from(errno), |fd| i64::from(fd) + 1)) };
@@ -109,8 +114,12 @@ fn become_stub(slots: BorrowedFd<'_>, program: &[libc::sock_filter]) -> ! {
     }
 }
 
+fn code(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
 fn last_errno() -> i32 {
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+    code(&io::Error::last_os_error())
 }
 
 fn done(result: libc::c_long) -> Result<libc::c_long, i32> {
@@ -122,8 +131,9 @@ fn done(result: libc::c_long) -> Result<libc::c_long, i32> {
 }
 
 /// Everything but the filter.
-fn prepare(slots: BorrowedFd<'_>) -> Result<(), i32> {
+fn prepare(slots: BorrowedFd<'_>, assume: impl FnOnce() -> Result<(), i32>) -> Result<(), i32> {
     map_fixed(SLOTS, SLOTS_SIZE, libc::MAP_SHARED, slots.as_raw_fd())?;
+    assume()?;
     map_fixed(CODE, CODE_SIZE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
     let code = stub::code();
     let table = inputs::table();

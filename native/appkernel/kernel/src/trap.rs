@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_core::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
+use drupe_appkernel_hostsys::identity::Identity;
 use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_BORN, CALL_DOORBELL, SLOTS};
 use drupe_appkernel_hostsys::notify::{Listener, Notification};
 use drupe_appkernel_hostsys::poll::{self, Poller};
 use drupe_appkernel_hostsys::slot::{Op, Slot};
-use drupe_appkernel_hostsys::{clock, memory, remote, stub, zygote};
+use drupe_appkernel_hostsys::{clock, files, memory, remote, stub, zygote};
 
 use crate::ops::{self, Expected};
 use crate::pace::Pace;
@@ -46,6 +47,8 @@ struct Thread {
     waiting: Option<Waiting>,
     pace: Pace,
     expected: VecDeque<Expected>,
+    /// An answer that found nobody in the doorbell: the host took the thread out of it (a freezer), and it rings again.
+    unheard: Option<i64>,
     /// Has called without a signal: there is no frame of the host's.
     is_fast: bool,
     /// The guest has set its gs base.
@@ -72,6 +75,7 @@ impl Thread {
             waiting: None,
             pace: Pace::default(),
             expected: VecDeque::new(),
+            unheard: None,
             is_fast: false,
             owns_gs: false,
             input: Default::default(),
@@ -108,6 +112,8 @@ const SERVE_BEFORE_POLL: u32 = 16;
 
 struct Space {
     process: i32,
+    /// Its number in the /proc that `Stubs::proc` is.
+    in_proc: i32,
     pidfd: OwnedFd,
     slots: OwnedFd,
     next_slot: u64,
@@ -125,6 +131,9 @@ pub struct Stubs {
     /// Came while something else was waited for.
     stash: VecDeque<Notification>,
     vdso: u64,
+    /// That of the stubs' PID namespace if `numbers_inside`, else the host's.
+    proc: OwnedFd,
+    numbers_inside: bool,
     /// 0 where the processor has no instructions for segment bases.
     call_entry: u64,
     /// Threads whose slots are looked at while this process does not sleep.
@@ -140,18 +149,25 @@ fn errno(error: std::io::Error) -> Errno {
 impl Stubs {
     /// Start the first stub process.
     pub fn start() -> std::io::Result<Stubs> {
-        Stubs::start_with(Arc::new(Poller::new()?))
+        Stubs::start_with(Arc::new(Poller::new()?), None)
     }
 
     /// As `start`, with a poller that others add descriptors to, with small words.
-    pub fn start_with(poller: Arc<Poller>) -> std::io::Result<Stubs> {
+    /// `identity`: who the stubs are; None: this process's user.
+    pub fn start_with(poller: Arc<Poller>, identity: Option<&Identity>) -> std::io::Result<Stubs> {
         let first = zygote::first_ops()?;
-        let zygote = zygote::start()?;
+        let zygote = zygote::start(identity)?;
         poller.add(zygote.listener.raw_fd(), libc::EPOLLIN as u32, WORD_LISTENER)?;
         let pidfd = poll::pidfd(zygote.process)?;
         let thread = Thread::new(zygote.process, SpaceId(0), 0, zygote.slot);
+        let numbers_inside = identity.is_some();
+        let proc = match identity {
+            Some(identity) => identity.proc.try_clone()?,
+            None => files::open_path(b"/proc", libc::O_PATH)?,
+        };
         let space = Space {
             process: zygote.process,
+            in_proc: if numbers_inside { 2 } else { zygote.process },
             pidfd,
             slots: zygote.slots,
             next_slot: 1,
@@ -167,6 +183,8 @@ impl Stubs {
             next: 1,
             stash: VecDeque::new(),
             vdso: zygote.vdso,
+            proc,
+            numbers_inside,
             call_entry: if memory::has_fsgsbase() { stub::fast() } else { 0 },
             watched: Vec::new(),
             wakes_here: true,
@@ -201,7 +219,9 @@ impl Stubs {
                     self.wakes_here = !watch;
                     self.listener.wake_here(!watch);
                 }
-                self.listener.answer(bell, how);
+                if !self.listener.answer(bell, how) {
+                    thread.unheard = Some(how);
+                }
             }
         }
         if watch {
@@ -266,29 +286,34 @@ impl Stubs {
     fn accept(&mut self, id: ThreadId, note: &Notification) -> bool {
         let Some(thread) = self.threads.get_mut(&id) else { return false };
         if note.number == CALL_DOORBELL {
-            thread.waiting = Some(Waiting::Bell(note.id));
-            return true;
+            let again = thread.waiting.replace(Waiting::Bell(note.id)).is_some();
+            return match thread.unheard.take() {
+                Some(how) => self.answer(id, how).is_err(),
+                None => !again,
+            };
         }
         match thread.expected.front() {
             Some(expected) if expected.is(note) => {
-                let expected = thread.expected.pop_front();
-                let file = expected.and_then(|e| e.file);
-                let given = file.map_or(Ok(0), |(file, at)| {
-                    memory::with_fd(file.raw_fd(), |fd| self.listener.add_fd(note.id, fd, Some(at)))
+                let given = expected.file.as_ref().map_or(Ok(0), |(file, at)| {
+                    memory::with_fd(file.raw_fd(), |fd| self.listener.add_fd(note.id, fd, Some(*at)))
                 });
-                match given {
+                let heard = match given {
                     Ok(_) => self.listener.let_pass(note.id),
                     Err(error) => self.listener.refuse(note.id, errno(error).0),
+                };
+                if heard {
+                    thread.expected.pop_front();
                 }
             }
             // Not what was ordered: guest code has jumped into the stub.
-            _ => self.listener.refuse(note.id, Errno::PERM.0),
+            _ => drop(self.listener.refuse(note.id, Errno::PERM.0)),
         }
         false
     }
 
     /// Wait for a process that `parent` has just forked, and give it slots of its own.
-    fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>) -> Result<(SpaceId, ThreadId)> {
+    /// `inside`: its number there, as the host told the parent; it lies in the parent's memory, and only /proc believes it.
+    fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>, inside: i64) -> Result<(SpaceId, ThreadId)> {
         let born = self.wait_for_stranger(CALL_BORN)?;
         let index = self.thread(parent)?.index;
         let slots = memory::memfd("drupe-slots", layout::SLOTS_SIZE).map_err(errno)?;
@@ -310,7 +335,8 @@ impl Stubs {
             .add(std::os::fd::AsRawFd::as_raw_fd(&pidfd), libc::EPOLLIN as u32, WORD_SPACE | u64::from(space.0))
             .map_err(errno)?;
         let resting = (0..index).collect();
-        let new = Space { process: born.thread, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
+        let in_proc = if self.numbers_inside { inside as i32 } else { born.thread };
+        let new = Space { process: born.thread, in_proc, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
         self.spaces.insert(space, new);
         let expected = VecDeque::from([Expected::slots(fd)]);
         let owns_gs = self.thread(parent)?.owns_gs;
@@ -345,7 +371,7 @@ impl Stubs {
         let results = self.run(parent, &[ops::fork()], vec![Expected::call(&ops::fork())])?;
         match results[0] {
             n if n < 0 => Err(Errno(-n as i32)),
-            _ => self.deliver(parent, made),
+            inside => self.deliver(parent, made, inside),
         }
     }
 
@@ -637,7 +663,7 @@ impl Platform for Stubs {
     }
 
     fn resident_bytes(&self, space: SpaceId) -> u64 {
-        self.spaces.get(&space).map_or(0, |space| memory::resident_bytes(space.process))
+        self.spaces.get(&space).map_or(0, |space| memory::resident_bytes(self.proc.as_fd(), space.in_proc))
     }
 
     fn address_end(&self) -> u64 {

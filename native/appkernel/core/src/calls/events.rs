@@ -41,7 +41,14 @@ pub fn pipe(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 impl Kernel {
-    fn install_event(&mut self, tid: Tid, file: Arc<dyn File>, label: &str, access: u32, flags: u64) -> Result<Done> {
+    pub(crate) fn install_event(
+        &mut self,
+        tid: Tid,
+        file: Arc<dyn File>,
+        label: &str,
+        access: u32,
+        flags: u64,
+    ) -> Result<Done> {
         let open = OpenFlags(access | (flags & NONBLOCK) as u32);
         let file = self.with_context(tid, |context| Ok(anonymous::open(context, file, label, open)))?;
         Ok(Done::Value(self.install(tid, file, flags & CLOEXEC != 0)?.into()))
