@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
-    descriptors as fd, events, files, identity as who, io, locks, memory, names, nothing, poll, signalfd, signals,
-    sockets, system, time,
+    descriptors as fd, events, files, identity as who, io, locks, memory, messages, names, nothing, poll, signalfd,
+    signals, sockets, system, time,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -228,27 +228,24 @@ fn add_attributes(t: &mut Table) {
 }
 
 fn add_sockets(t: &mut Table) {
-    const REACH: &str = "unix, and TCP and UDP between the pod's own processes; nothing beyond, no raw, no netlink";
+    const REACH: &str = "unix, TCP, UDP, ICMP echo, and questions to NETLINK_ROUTE; no raw, no packets";
     t.part(41, "socket", REACH, sockets::socket);
     t.full(42, "connect", sockets::connect);
     t.full(43, "accept", sockets::accept);
-    t.part(44, "sendto", "MSG_OOB, MSG_MORE", sockets::sendto);
-    t.part(45, "recvfrom", "MSG_OOB", sockets::recvfrom);
-    t.part(46, "sendmsg", "MSG_OOB, MSG_MORE", sockets::sendmsg);
-    t.part(47, "recvmsg", "MSG_OOB, error queues", sockets::recvmsg);
+    t.part(44, "sendto", "MSG_ZEROCOPY; to unix sockets MSG_OOB", sockets::sendto);
+    t.part(45, "recvfrom", "of unix sockets MSG_OOB", sockets::recvfrom);
+    t.part(46, "sendmsg", "MSG_ZEROCOPY; to unix sockets MSG_OOB", sockets::sendmsg);
+    t.part(47, "recvmsg", "of unix sockets MSG_OOB", sockets::recvmsg);
     t.full(48, "shutdown", sockets::shutdown);
     t.full(49, "bind", sockets::bind);
     t.full(50, "listen", sockets::listen);
     t.full(51, "getsockname", sockets::getsockname);
     t.full(52, "getpeername", sockets::getpeername);
     t.full(53, "socketpair", sockets::socketpair);
-    t.part(
-        54,
-        "setsockopt",
-        "what has no meaning between processes of one pod is kept or refused",
-        sockets::setsockopt,
-    );
+    t.part(54, "setsockopt", "filters, marks, devices, TLS, IPsec and zero copies are refused", sockets::setsockopt);
     t.part(55, "getsockopt", "as setsockopt", sockets::getsockopt);
+    t.full(307, "sendmmsg", messages::sendmmsg);
+    t.part(299, "recvmmsg", "waits for the first message alone", messages::recvmmsg);
     t.full(288, "accept4", sockets::accept4);
 }
 

@@ -6,6 +6,7 @@ pub mod files;
 pub mod filter;
 pub mod layout;
 pub mod memory;
+pub mod net;
 pub mod notify;
 pub mod poll;
 pub mod remote;

@@ -1,21 +1,25 @@
 //! The host as the core wants it: clocks, randomness, memory files.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_core::census::uuid;
 use drupe_appkernel_core::host::{Host, Processor};
+use drupe_appkernel_hostsys::poll::Poller;
 use drupe_appkernel_hostsys::{clock, files, memory};
 use drupe_appkernel_vfs::devices::Entropy;
 use drupe_appkernel_vfs::proc::System;
-use drupe_appkernel_vfs::{Backing, Backings, ClockId, Events, HostFile, Timestamp};
+use drupe_appkernel_vfs::{Backing, Backings, ClockId, Context, Events, HostFile, OpenFile, Timestamp};
 
+use crate::netsocket;
 use crate::streams::Watched;
 
 const AT_HWCAP: u64 = 16;
 const AT_HWCAP2: u64 = 26;
 const AT_MINSIGSTKSZ: u64 = 51;
+const NETWORK_FILE_STEP: usize = 64 << 10;
+const NETWORK_FILE_MAX: usize = 4 << 20;
 
 pub fn errno(error: std::io::Error) -> Errno {
     Errno(error.raw_os_error().unwrap_or(Errno::IO.0))
@@ -26,6 +30,21 @@ pub struct Machine {
     pub watched: Arc<Watched>,
     /// Memory that the pod may have; 0: all there is.
     pub memory_limit_bytes: u64,
+    /// The host's /proc/self/net, if TCP and UDP are sockets of this process's network namespace; else they end within the pod.
+    network: OnceLock<OwnedFd>,
+}
+
+impl Machine {
+    pub fn new(poller: Arc<Poller>, memory_limit_bytes: u64) -> Machine {
+        Machine { watched: Watched::new(poller), memory_limit_bytes, network: OnceLock::new() }
+    }
+
+    /// From now on the pod's network is the namespace that this process is in.
+    pub fn join_network(&self) -> std::io::Result<()> {
+        let directory = files::open_path(b"/proc/self/net", libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let _joined = self.network.set(directory);
+        Ok(())
+    }
 }
 
 /// A file of the host that pages may be mapped from.
@@ -121,6 +140,22 @@ impl Host for Machine {
 
     fn pump(&self) -> bool {
         self.watched.pump()
+    }
+
+    fn socket(&self, context: &Context, domain: u64, kind: u64, protocol: u64) -> Option<Result<Arc<OpenFile>>> {
+        self.network.get().map(|_| netsocket::open(context, &self.watched, domain, kind, protocol))
+    }
+
+    fn network_file(&self, name: &str) -> Option<Vec<u8>> {
+        let file = files::open(self.network.get()?.as_fd(), name.as_bytes(), libc::O_RDONLY).ok()?;
+        let (mut text, mut chunk) = (Vec::new(), vec![0; NETWORK_FILE_STEP]);
+        while text.len() < NETWORK_FILE_MAX {
+            match files::read(file.as_fd(), &mut chunk) {
+                Ok(count) if count > 0 => text.extend(&chunk[..count]),
+                _ => break,
+            }
+        }
+        Some(text)
     }
 
     fn backings(&self) -> Arc<dyn Backings> {

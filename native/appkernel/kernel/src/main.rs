@@ -3,6 +3,8 @@
 mod hostfs;
 mod machine;
 mod manual;
+mod netoptions;
+mod netsocket;
 mod ops;
 mod pace;
 mod pod;

@@ -22,7 +22,7 @@ use drupe_appkernel_vfs::{
 
 use crate::hostfs::HostDirectory;
 use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
-use crate::streams::{Stream, Watched};
+use crate::streams::Stream;
 use crate::terminal::Console;
 use crate::trap::Stubs;
 
@@ -44,7 +44,7 @@ impl Pod {
     pub fn start(memory_limit_bytes: u64) -> io::Result<Pod> {
         let poller = Arc::new(Poller::new()?);
         let stubs = Stubs::start_with(Arc::clone(&poller))?;
-        let machine = Arc::new(Machine { watched: Watched::new(poller), memory_limit_bytes });
+        let machine = Arc::new(Machine::new(poller, memory_limit_bytes));
         let entropy = Arc::new(HostEntropy);
         let terminals = Board::new();
         let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: terminals.clone() });

@@ -14,7 +14,7 @@ use crate::pod::{root_at, Pod};
 use crate::terminal::Console;
 
 pub const USAGE: &str =
-    "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--env NAME=VALUE]... [--user UID[:GID]] \
+    "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--network host|none] [--env NAME=VALUE]... [--user UID[:GID]] \
 [--verbose] [--trace] -- PROGRAM [ARGUMENT]...";
 
 /// What the command line asks for.
@@ -24,6 +24,7 @@ struct Options {
     environment: Vec<Vec<u8>>,
     user: (u32, u32),
     terminal: bool,
+    network: bool,
     verbose: bool,
     trace: bool,
     command: Vec<Vec<u8>>,
@@ -45,6 +46,7 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
             b"--env" => options.environment.push(value()?),
             b"--user" => options.user = user(&value()?)?,
             b"-t" | b"--tty" => options.terminal = true,
+            b"--network" => options.network = network(&value()?)?,
             b"--trace" => options.trace = true,
             b"--verbose" => options.verbose = true,
             _ => return Err(format!("unknown option {}", String::from_utf8_lossy(&word))),
@@ -54,6 +56,15 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
         return Err(String::from("a root and a program are needed"));
     }
     Ok(options)
+}
+
+/// Whether the pod's network is the namespace that this program was started in, or ends within the pod.
+fn network(word: &[u8]) -> Result<bool, String> {
+    match word {
+        b"host" => Ok(true),
+        b"none" => Ok(false),
+        other => Err(format!("{} is no network: host or none", String::from_utf8_lossy(other))),
+    }
 }
 
 fn user(text: &[u8]) -> Result<(u32, u32), String> {
@@ -70,6 +81,9 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, S
     let name = String::from_utf8_lossy(&options.root).into_owned();
     let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
     let mut pod = Pod::start(0).map_err(|error| failed("the trap platform does not work here", &error))?;
+    if options.network {
+        pod.machine.join_network().map_err(|error| failed("the network", &error))?;
+    }
     pod.kernel.trace = options.trace;
     let streams = [0, 1, 2].map(files::inherited);
     let [Ok(a), Ok(b), Ok(c)] = streams else { return Err((1, String::from("standard streams must be open"))) };

@@ -9,7 +9,7 @@ use drupe_appkernel_vfs::pipe::PipeEnd;
 use drupe_appkernel_vfs::tmpfs::TmpFile;
 use drupe_appkernel_vfs::{OpenFile, OpenFlags};
 
-use super::{locks, Args};
+use super::{locks, messages, Args};
 use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::task::{Process, Tid};
@@ -169,6 +169,8 @@ fn ioctl_size(request: u32) -> usize {
         0x5421 | 0x5423 | 0x5452 | 0x5420 | 0x5415..=0x5418 => 4,
         0x5412 => 1, // TIOCSTI
         0x5400..=0x54ff => 0,
+        0x8905 => 4,
+        0x8910..=0x8971 => 40, // struct ifreq
         _ => (request >> 16 & 0x3fff) as usize,
     }
 }
@@ -191,6 +193,9 @@ pub fn ioctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
     if file.flags().has(OpenFlags::PATH) {
         return Err(Errno::BADF);
+    }
+    if request == 0x8912 {
+        return messages::interfaces(kernel, tid, fd, argument);
     }
     kernel.before_terminal(tid, &file, true);
     let size = ioctl_size(request);

@@ -7,6 +7,7 @@ pub mod identity;
 pub mod io;
 pub mod locks;
 pub mod memory;
+pub mod messages;
 pub mod names;
 pub mod poll;
 pub mod signalfd;
