@@ -48,7 +48,7 @@ pub struct HostSocket {
 /// socket(2) in the host's network. EAFNOSUPPORT, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT.
 pub fn open(context: &Context, watched: &Arc<Watched>, domain: u64, kind: u64, protocol: u64) -> Result<Arc<OpenFile>> {
     let nonblock = kind as u32 & OpenFlags::NONBLOCK;
-    let kind = check(domain, kind & 0xf, protocol)?;
+    let kind = check(domain, kind & !u64::from(OpenFlags::NONBLOCK), protocol)?;
     let number = match (domain, kind) {
         (AF_NETLINK, _) => libc::SOCK_RAW,
         (_, SocketKind::Stream) => libc::SOCK_STREAM,
@@ -66,7 +66,8 @@ fn check(domain: u64, kind: u64, protocol: u64) -> Result<SocketKind> {
         (AF_NETLINK, 2 | 3, _) => Err(Errno::PROTONOSUPPORT),
         (AF_INET | AF_INET6, 3, _) | (AF_PACKET, ..) => Err(Errno::PERM),
         (AF_INET | AF_INET6, 1 | 2, _) => Err(Errno::PROTONOSUPPORT),
-        (AF_INET | AF_INET6, ..) => Err(Errno::SOCKTNOSUPPORT),
+        (AF_INET | AF_INET6, ..=10, _) => Err(Errno::SOCKTNOSUPPORT),
+        (AF_INET | AF_INET6, ..) => Err(Errno::INVAL),
         _ => Err(Errno::AFNOSUPPORT),
     }
 }
@@ -115,11 +116,11 @@ fn check_questions(mut data: &[u8]) -> Result<()> {
     while data.len() >= 16 {
         let length = u32::from_ne_bytes([data[0], data[1], data[2], data[3]]) as usize;
         let kind = u16::from_ne_bytes([data[4], data[5]]);
+        if length < 16 || length > data.len() {
+            break; // as the host does: what follows is no message
+        }
         if !QUESTIONS.contains(&kind) {
             return Err(Errno::PERM);
-        }
-        if length < 16 {
-            return Err(Errno::INVAL);
         }
         data = data.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
