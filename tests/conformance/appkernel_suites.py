@@ -39,7 +39,7 @@ class Outcome:
 
 def here(command: list[str]) -> list[str]:
     """The command line that runs `command` in the application kernel over the host's files."""
-    return [str(KERNEL), "run", "--network", "host", "--root", "/", "--env", "HOME=/root", "--", *command]
+    return [str(KERNEL), "run", "--network", "--root", "/", "--env", "HOME=/root", "--", *command]
 
 
 def run(command: list[str], timeout_s: float) -> tuple[str, str]:

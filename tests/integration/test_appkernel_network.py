@@ -27,7 +27,7 @@ class Network:
         return [*self.enter, *command]
 
     def here(self, *command: str, user: str = "0") -> list[str]:
-        options = ["--network", "host", "--root", "/", "--user", user, "--env", "HOME=/tmp"]
+        options = ["--network", "--root", "/", "--user", user, "--env", "HOME=/tmp"]
         return [*self.enter, str(KERNEL), "run", *options, "--", *command]
 
     def output(self, command: list[str]) -> str:

@@ -137,7 +137,7 @@ impl Kernel {
         Record { threads, ..record }
     }
 
-    fn shown(&self, process: &Process, tid: Tid) -> Shown {
+    pub(crate) fn shown(&self, process: &Process, tid: Tid) -> Shown {
         let task = self.tasks.tasks.get(&tid);
         let state = match (process.exit, process.stopped, task.map(|t| t.state)) {
             (Some(_), ..) | (.., None) => b'Z',

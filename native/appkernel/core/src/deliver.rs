@@ -174,6 +174,7 @@ impl Kernel {
         let task = self.task(tid)?;
         let (thread, alt, mask) = (task.thread, task.alt_stack, task.saved_mask.unwrap_or(task.mask));
         let registers = self.platform.registers(thread)?;
+        let registers = self.as_written(tid, &registers);
         let state = self.platform.extended_state(thread);
         let onto_alt = action.flags & SA_ONSTACK != 0 && alt.size > 0 && !alt.contains(registers.rsp);
         let top = if onto_alt { alt.address + alt.size } else { registers.rsp.wrapping_sub(RED_ZONE) };
@@ -183,8 +184,8 @@ impl Kernel {
         let mut bytes = action.restorer.to_le_bytes().to_vec();
         bytes.extend(ucontext(&registers, alt, mask, state_at, info));
         bytes.extend(info.to_bytes());
-        self.put(tid, frame, &bytes)?;
-        self.put(tid, state_at, &state)?;
+        self.put_now(tid, frame, &bytes)?;
+        self.put_now(tid, state_at, &state)?;
         let entered = Registers {
             rip: action.handler,
             rsp: frame,
@@ -245,6 +246,7 @@ fn restore(kernel: &mut Kernel, tid: Tid) -> Result<()> {
         let state = kernel.get_bytes(tid, state_at, size)?;
         kernel.platform.set_extended_state(thread, &state);
     }
+    let registers = kernel.going_on(tid, &registers);
     kernel.platform.set_registers(thread, &registers)?;
     let task = kernel.task_mut(tid)?;
     task.mask = words[37] & !UNBLOCKABLE;

@@ -61,14 +61,18 @@ pub struct Kernel {
     pub(crate) board: Arc<Board>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
+    /// Rewrite places of programs that call often (rewrite.rs).
+    pub rewrites: bool,
     /// Tell the host of every call.
     pub trace: bool,
     pub(crate) hostname: Vec<u8>,
     pub(crate) next_mm: u32,
     pub(crate) table: &'static [Option<table::Entry>],
-    /// First processes that have ended, for whoever runs the kernel.
+    /// Processes from outside that have ended, for whoever runs the kernel.
     pub(crate) ended: BTreeMap<Pid, Exit>,
     pub(crate) is_first: BTreeSet<Pid>,
+    /// Further processes from outside: their ends are told too.
+    pub(crate) joined: BTreeSet<Pid>,
     /// Calls that are not there and were asked for.
     pub(crate) missed: BTreeSet<u64>,
     events: Vec<Event>,
@@ -83,6 +87,7 @@ impl Kernel {
             network: Network::new(),
             board: Board::new(),
             has_changed: true,
+            rewrites: true,
             trace: false,
             host,
             tasks: Tasks::default(),
@@ -95,6 +100,7 @@ impl Kernel {
             table: table::table(),
             ended: BTreeMap::new(),
             is_first: BTreeSet::new(),
+            joined: BTreeSet::new(),
             missed: BTreeSet::new(),
             events: Vec::new(),
         }
@@ -123,7 +129,7 @@ impl Kernel {
         self.missed.iter().copied()
     }
 
-    /// First processes that have ended since the last time.
+    /// Processes from outside that have ended since the last time.
     pub fn take_ended(&mut self) -> BTreeMap<Pid, Exit> {
         std::mem::take(&mut self.ended)
     }
@@ -191,8 +197,10 @@ impl Kernel {
         match trap {
             Trap::Call { number, args } => {
                 task.call = Some(PendingCall { number, args, ..PendingCall::default() });
+                self.count_site(tid, number);
                 self.call(tid);
             }
+            Trap::Fault { signal, .. } if self.redirect(tid, signal) => self.go_on(tid, None, Vec::new()),
             Trap::Fault { signal, code, address } => {
                 self.force_signal(tid, Info { signal, code, fields: [address, 0] });
                 self.go_on(tid, None, Vec::new());
@@ -265,6 +273,8 @@ impl Kernel {
             Ok(Done::Wait) => {
                 if let Some(task) = self.tasks.tasks.get_mut(&tid) {
                     task.state = State::Blocked;
+                    // What the call has given so far is there while it waits.
+                    let _nowhere = self.platform.change(task.thread, &[]);
                     self.platform.blocked(task.thread);
                 }
                 if self.has_signal(tid) {
@@ -299,11 +309,9 @@ impl Kernel {
         if undisturbed && process.is_some_and(|p| p.pending.is_empty() && !p.stopped) {
             return self.resume(tid, value, &ops);
         }
-        if !ops.is_empty() || value.is_some() {
-            let changed = self.platform.change(task.thread, &ops);
-            let value = changed.map_or_else(|errno| Some(errno.as_return()), |()| value);
-            self.set_result(tid, value);
-        }
+        let changed = self.platform.change(task.thread, &ops);
+        let value = changed.map_or_else(|errno| Some(errno.as_return()), |()| value);
+        self.set_result(tid, value);
         if self.deliver(tid) {
             self.resume(tid, None, &[]);
         }

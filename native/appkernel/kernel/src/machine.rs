@@ -1,6 +1,6 @@
 //! The host as the core wants it: clocks, randomness, memory files.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use drupe_appkernel_abi::{Errno, Result};
@@ -25,25 +25,37 @@ pub fn errno(error: std::io::Error) -> Errno {
     Errno(error.raw_os_error().unwrap_or(Errno::IO.0))
 }
 
-/// This process's host.
+/// This process's host. What is read of its /proc is opened when it is made: later no path of the host can be.
 pub struct Machine {
     pub watched: Arc<Watched>,
     /// Memory that the pod may have; 0: all there is.
     pub memory_limit_bytes: u64,
     /// The host's /proc/self/net, if TCP and UDP are sockets of this process's network namespace; else they end within the pod.
     network: OnceLock<OwnedFd>,
+    meminfo: OwnedFd,
+    cpuinfo: OwnedFd,
+    processors: usize,
 }
 
 impl Machine {
-    pub fn new(poller: Arc<Poller>, memory_limit_bytes: u64) -> Machine {
-        Machine { watched: Watched::new(poller), memory_limit_bytes, network: OnceLock::new() }
+    pub fn new(memory_limit_bytes: u64) -> std::io::Result<Machine> {
+        let watched = Watched::new(Arc::new(Poller::new()?));
+        let [meminfo, cpuinfo] = [&b"/proc/meminfo"[..], b"/proc/cpuinfo"].map(|path| files::open_path(path, 0));
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let network = OnceLock::new();
+        Ok(Machine { watched, memory_limit_bytes, network, meminfo: meminfo?, cpuinfo: cpuinfo?, processors })
     }
 
-    /// From now on the pod's network is the namespace that this process is in.
+    /// Have the pod's network be the namespace that this process is in. While paths of the host can still be opened.
     pub fn join_network(&self) -> std::io::Result<()> {
         let directory = files::open_path(b"/proc/self/net", libc::O_RDONLY | libc::O_DIRECTORY)?;
         let _joined = self.network.set(directory);
         Ok(())
+    }
+
+    /// The directory that /proc/net is read from, for whoever confines this process.
+    pub fn network_directory(&self) -> Option<BorrowedFd<'_>> {
+        self.network.get().map(AsFd::as_fd)
     }
 }
 
@@ -171,7 +183,7 @@ impl Host for Machine {
     }
 
     fn memory_bytes(&self) -> (u64, u64) {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let text = files::text(self.meminfo.as_fd());
         let (total, free) = (meminfo(&text, "MemTotal:"), meminfo(&text, "MemAvailable:"));
         match self.memory_limit_bytes {
             0 => (total, free),
@@ -180,11 +192,11 @@ impl Host for Machine {
     }
 
     fn processors(&self) -> usize {
-        std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+        self.processors
     }
 
     fn system(&self) -> System {
-        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let text = files::text(self.cpuinfo.as_fd());
         let field = |key: &str| {
             let line = text.lines().find(|line| line.starts_with(key));
             line.and_then(|line| line.split_once(": ")).map_or_else(String::new, |(_, value)| value.to_string())

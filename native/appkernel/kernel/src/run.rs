@@ -5,17 +5,22 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
 use drupe_appkernel_core::task::Exit;
-use drupe_appkernel_core::{default_limits, Program, Surroundings};
+use drupe_appkernel_core::{default_limits, Program, Rights, Surroundings};
 use drupe_appkernel_hostsys::files;
 use drupe_appkernel_hostsys::terminal::{self, Raw};
 use drupe_appkernel_vfs::{Credentials, WaitQueue};
+use drupe_sys::landlock::Access;
 
+use crate::confine::{self, Confinement};
+use crate::machine::Machine;
 use crate::pod::{root_at, Pod};
 use crate::terminal::Console;
 
-pub const USAGE: &str =
-    "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--network host|none] [--env NAME=VALUE]... [--user UID[:GID]] \
-[--verbose] [--trace] -- PROGRAM [ARGUMENT]...";
+pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--env NAME=VALUE]... [--user UID[:GID]] \
+[--uid UID] [--network] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
+       --uid: the host's user that the kernel runs as, and the next one for its stubs (by default by its process's number)
+       --network: TCP and UDP are sockets of this network namespace; without it they end within the pod
+       --no-confine: for debugging only: a guest that breaks out is who you are";
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -23,10 +28,13 @@ struct Options {
     root: Vec<u8>,
     environment: Vec<Vec<u8>>,
     user: (u32, u32),
-    terminal: bool,
+    uid: Option<u32>,
     network: bool,
+    no_confine: bool,
+    terminal: bool,
     verbose: bool,
     trace: bool,
+    no_rewriting: bool,
     command: Vec<Vec<u8>>,
 }
 
@@ -45,8 +53,11 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
             b"--root" => options.root = value()?,
             b"--env" => options.environment.push(value()?),
             b"--user" => options.user = user(&value()?)?,
+            b"--uid" => options.uid = Some(user(&value()?)?.0),
+            b"--network" => options.network = true,
+            b"--no-confine" => options.no_confine = true,
             b"-t" | b"--tty" => options.terminal = true,
-            b"--network" => options.network = network(&value()?)?,
+            b"--no-rewriting" => options.no_rewriting = true,
             b"--trace" => options.trace = true,
             b"--verbose" => options.verbose = true,
             _ => return Err(format!("unknown option {}", String::from_utf8_lossy(&word))),
@@ -58,15 +69,6 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
     Ok(options)
 }
 
-/// Whether the pod's network is the namespace that this program was started in, or ends within the pod.
-fn network(word: &[u8]) -> Result<bool, String> {
-    match word {
-        b"host" => Ok(true),
-        b"none" => Ok(false),
-        other => Err(format!("{} is no network: host or none", String::from_utf8_lossy(other))),
-    }
-}
-
 fn user(text: &[u8]) -> Result<(u32, u32), String> {
     let text = String::from_utf8_lossy(text);
     let (uid, gid) = text.split_once(':').unwrap_or((&text, &text));
@@ -74,19 +76,45 @@ fn user(text: &[u8]) -> Result<(u32, u32), String> {
     Ok((number(uid)?, number(gid)?))
 }
 
-/// The program's exit code; a message when it could not be run.
-pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, String)> {
-    let options = parse(words.map(OsStringExt::into_vec)).map_err(|message| (2, format!("{message}\n{USAGE}")))?;
-    let failed = |what: &str, why: &dyn std::fmt::Display| (1, format!("{what}: {why}"));
-    let name = String::from_utf8_lossy(&options.root).into_owned();
-    let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
-    let mut pod = Pod::start(0).map_err(|error| failed("the trap platform does not work here", &error))?;
+type Refusal = (u8, String);
+
+fn failed(what: &str, why: &dyn std::fmt::Display) -> Refusal {
+    (1, format!("{what}: {why}"))
+}
+
+/// The platform and a kernel, in a process that can do no more than it must.
+fn start(options: &Options) -> Result<Pod, Refusal> {
+    let machine = Machine::new(0).map_err(|error| failed("/proc", &error))?;
     if options.network {
-        pod.machine.join_network().map_err(|error| failed("the network", &error))?;
+        machine.join_network().map_err(|error| failed("/proc/self/net", &error))?;
     }
-    pod.kernel.trace = options.trace;
+    let no_platform = |error| failed("the trap platform does not work here", &error);
+    if options.no_confine {
+        eprintln!("drupe-appkernel: NOT CONFINED (--no-confine): this is no sandbox");
+        return Pod::start(machine, None).map_err(no_platform);
+    }
+    let directory = files::open_path(&options.root, libc::O_PATH | libc::O_DIRECTORY).ok();
+    let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
+    let network = network.map_err(|error| failed("/proc/self/net", &error))?;
+    let directories = directory.iter().chain(&network).map(|fd| (fd.as_fd(), Access::Read)).collect();
+    let uid = options.uid.unwrap_or_else(confine::own_uid);
+    let confinement = Confinement { uid, directories, network: options.network };
+    let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
+    let pod = Pod::start(machine, Some(&identity)).map_err(no_platform)?;
+    confinement.seal().map_err(|error| (1, error.to_string()))?;
+    Ok(pod)
+}
+
+/// The program's exit code; a message when it could not be run.
+pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, Refusal> {
+    let options = parse(words.map(OsStringExt::into_vec)).map_err(|message| (2, format!("{message}\n{USAGE}")))?;
     let streams = [0, 1, 2].map(files::inherited);
     let [Ok(a), Ok(b), Ok(c)] = streams else { return Err((1, String::from("standard streams must be open"))) };
+    let name = String::from_utf8_lossy(&options.root).into_owned();
+    let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
+    let mut pod = start(&options)?;
+    pod.kernel.trace = options.trace;
+    pod.kernel.rewrites = !options.no_rewriting;
     let (namespace, root) = pod.mount(root).map_err(|errno| failed(&name, &errno))?;
     let console = match options.terminal {
         true => Some(pod.console(&namespace, &root, true).map_err(|errno| failed("a terminal", &errno))?),
@@ -100,7 +128,8 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, S
     let (uid, gid) = options.user;
     let credentials = if uid == 0 { Credentials::root() } else { Credentials::new(uid, gid, 0) };
     let limits = default_limits();
-    let around = Surroundings { namespace, cwd: root.clone(), root, credentials, files, limits };
+    let rights = Rights::of(&credentials);
+    let around = Surroundings { namespace, cwd: root.clone(), root, credentials, rights, files, limits };
     let command = options.command[0].clone();
     let program = Program { path: command.clone(), arguments: options.command, environment: options.environment };
     let pid = pod.kernel.spawn(0, around, program).map_err(|errno| {

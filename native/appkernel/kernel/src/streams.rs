@@ -54,6 +54,10 @@ impl Watched {
         consoles.iter().fold(false, |moved, console| console.pump() || moved)
     }
 
+    pub fn poller(&self) -> Arc<Poller> {
+        Arc::clone(&self.poller)
+    }
+
     pub fn ready(&self, word: u64, events: Events) {
         let queue = self.queues.lock().get(&word).cloned();
         queue.into_iter().for_each(|queue| queue.wake(events));
@@ -73,6 +77,7 @@ impl Watched {
         }
     }
 
+    /// Watch it no longer.
     pub fn remove(&self, fd: i32, word: u64) {
         self.queues.lock().remove(&word);
         let _gone = self.poller.remove(fd);

@@ -142,6 +142,14 @@ impl Console {
         self.watched.set_due();
     }
 
+    /// Type the end of input (termios(3) VEOF), after what was typed so far.
+    pub fn end_input(&self) {
+        const END_OF_TRANSMISSION: &[u8] = &[4];
+        let credentials = Credentials::root();
+        self.pump();
+        let _full = self.terminal.write(&context(&credentials), END_OF_TRANSMISSION);
+    }
+
     /// Whether everything that was shown has been written, or nobody is there to whom.
     pub fn is_drained(&self) -> bool {
         let ends = self.ends.lock();

@@ -27,7 +27,7 @@ pub fn pipe2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let read = kernel.install(tid, read, flags & CLOEXEC != 0)?;
     let both = kernel.install(tid, write, flags & CLOEXEC != 0).and_then(|write| {
         let bytes = [read.to_le_bytes(), write.to_le_bytes()].concat();
-        kernel.put(tid, address, &bytes).map_err(|errno| (errno, write).0)
+        kernel.put_now(tid, address, &bytes).map_err(|errno| (errno, write).0)
     });
     if let Err(errno) = both {
         drop(kernel.process(tid)?.files.lock().remove(read));
