@@ -9,6 +9,16 @@ from pathlib import Path
 
 CACHE = Path.home() / ".cache/drupe/suites/busybox"
 SLOW = {"wget"}
+# an apt of its own that knows the sources of the mirror that this host uses
+FETCH = r"""
+mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+    awk '$2 ~ /^(bookworm|stable|oldstable)$/ && $3 == "main" && !found { print $1; found = 1 }')
+own=$(mktemp -d) && mkdir -p "$own/lists/partial" &&
+echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror bookworm main" >"$own/sources.list"
+apt=(apt-get -qq -o Dir::Etc::SourceList="$own/sources.list" -o Dir::Etc::SourceParts=/dev/null
+    -o Dir::State::Lists="$own/lists" -o APT::Sandbox::User=root)
+"${apt[@]}" update && "${apt[@]}" source --download-only busybox
+"""
 
 
 def source() -> Path:
@@ -20,11 +30,10 @@ def source() -> Path:
     found = sorted(CACHE.glob("busybox-*/testsuite"))
     if not found:
         CACHE.mkdir(parents=True, exist_ok=True)
-        argv = ["apt-get", "source", "--download-only", "-qq", "busybox"]
-        done = subprocess.run(argv, cwd=CACHE, capture_output=True, text=True, check=False)
+        done = subprocess.run(["bash", "-c", FETCH], cwd=CACHE, capture_output=True, text=True, check=False)
         archives = sorted(CACHE.glob("busybox_*.orig.tar.*"))
         if done.returncode or not archives:
-            raise RuntimeError(f"no sources of busybox: {done.stderr.strip().splitlines()[-1:]} (deb-src is needed)")
+            raise RuntimeError(f"no sources of busybox: {done.stderr.strip()[-200:]}")
         subprocess.run(["tar", "-xf", archives[0].name], cwd=CACHE, check=True)
         found = sorted(CACHE.glob("busybox-*/testsuite"))
     return found[0]

@@ -26,7 +26,14 @@ MODULES = """test_os test_posix test_threading test_socket test_subprocess test_
 test_shutil test_select test_epoll test_poll test_pty test_fcntl test_ioctl test_eintr test_selectors test_pathlib
 test_multiprocessing_fork test_timeout test_wait3 test_wait4 test_resource test_time""".split()
 # a network of its own with loopback alone, for both
-NETWORK = ["unshare", "--net", "/bin/sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+NETWORK = [
+    "unshare",
+    "--net",
+    "/bin/sh",
+    "-c",
+    'ip link set lo up && echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start && exec "$@"',
+    "sh",
+]
 
 
 @dataclass

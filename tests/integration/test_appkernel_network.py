@@ -69,7 +69,14 @@ def place() -> Iterator[Path]:
 def network() -> Iterator[Network]:
     """A fresh network namespace, as long as its holder sleeps."""
     holder = subprocess.Popen(
-        ["unshare", "--net", "sh", "-c", "ip link set lo up && echo && exec sleep 600"], stdout=-1
+        [
+            "unshare",
+            "--net",
+            "sh",
+            "-c",
+            "ip link set lo up && echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start && echo && exec sleep 600",
+        ],
+        stdout=-1,
     )
     assert holder.stdout is not None
     holder.stdout.readline()

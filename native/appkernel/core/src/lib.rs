@@ -19,6 +19,7 @@ pub mod kernel;
 pub mod mm;
 pub mod platform;
 mod rewrite;
+mod robust;
 mod seat;
 mod send;
 pub mod signal;

@@ -240,6 +240,9 @@ pub fn ftruncate(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if (args[1] as i64) < 0 {
         return Err(Errno::INVAL);
     }
+    if file.flags().writes() && file.file().can_seek() {
+        kernel.check_file_size(tid, args[1])?;
+    }
     kernel.with_context(tid, |context| file.truncate(context, args[1]))?;
     Ok(Done::Value(0))
 }
@@ -251,6 +254,9 @@ pub fn fallocate(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
     if (args[2] as i64) < 0 || (args[3] as i64) <= 0 {
         return Err(Errno::INVAL);
+    }
+    if file.file().can_seek() && args[1] & 1 == 0 {
+        kernel.check_file_size(tid, args[2].saturating_add(args[3]))?; // without FALLOC_FL_KEEP_SIZE it may grow
     }
     kernel.with_context(tid, |context| file.file().allocate(context, args[1] as u32, args[2], args[3]))?;
     Ok(Done::Value(0))
