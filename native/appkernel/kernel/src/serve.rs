@@ -2,9 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use drupe_appkernel_hostsys::files;
+use drupe_sys::landlock::Access;
 use drupe_sys::{fd, process};
 
 use crate::confine::Confinement;
@@ -79,8 +80,13 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
 fn start(options: &Options) -> Result<Pod, String> {
     let machine = Machine::new(0).map_err(|error| format!("/proc: {error}"))?;
     std::env::set_current_dir(&options.share).map_err(|error| format!("{}: {error}", options.share))?;
-    let network = options.netns.is_some();
-    let confinement = Confinement { uid: options.uid, directories: Vec::new(), network, share: true };
+    if options.netns.is_some() {
+        machine.join_network().map_err(|error| format!("/proc/self/net: {error}"))?;
+    }
+    let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
+    let network = network.map_err(|error| format!("/proc/self/net: {error}"))?;
+    let directories = network.iter().map(|fd| (fd.as_fd(), Access::Read)).collect();
+    let confinement = Confinement { uid: options.uid, directories, network: network.is_some(), share: true };
     let identity = confinement.enter().map_err(|error| error.to_string())?;
     let pod = Pod::start(machine, Some(&identity));
     let mut pod = pod.map_err(|error| format!("the trap platform does not work here: {error}"))?;
