@@ -27,6 +27,10 @@ from drupe.sandboxers.kinds import Means
 from drupe.spec.status import Stats
 
 
+# The kernel's process opens sockets for its pod, and has no right of its own: whether a program may is the kernel's say.
+_FOR_ANY_USER = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+
+
 class AppkernelSandboxer(KeptSandboxer):
     """Sandboxes whose kernel is drupe's own."""
 
@@ -57,7 +61,7 @@ class AppkernelSandboxer(KeptSandboxer):
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         """The network namespace only: the kernel starts when its addresses are in there."""
         self._configs[config.id] = config
-        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls={}))
+        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls=_FOR_ANY_USER))
         info = await make_namespaces(self._keeper, plain, network_types(config.spec))
         containers = config.spec.containers
         pod = self._pods.add(
