@@ -19,6 +19,7 @@ from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import KERNEL, PodRecord, TaskRecord
 from drupe.sandboxers.appkernel.tasks import KernelTasks, exec_status
+from drupe.sandboxers.appkernel.watching import Watch
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskExit, TaskState
 from drupe.sandboxers.kept.exits import exit_status
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, network_types
@@ -40,7 +41,8 @@ class AppkernelSandboxer(KeptSandboxer):
         self.wants_image = options.root == "image"
         self._pods = pods
         self._tasks = KernelTasks(pods=pods, cgroups=cgroups, on_exit=on_exit)
-        pods.on_exit = self._tasks.ended
+        pods.on_exit, pods.on_ready, pods.on_end = self._tasks.ended, self._watch, self._unwatch
+        self._watches: dict[str, Watch] = {}
         self._ending: set[asyncio.Task[None]] = set()
         super().__init__(keeper=pods.keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
 
@@ -54,6 +56,7 @@ class AppkernelSandboxer(KeptSandboxer):
         super().close()
         self._tasks.close()
         for pod in self._pods:
+            self._unwatch(pod)
             pod.line.close()
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
@@ -149,6 +152,14 @@ class AppkernelSandboxer(KeptSandboxer):
             return
         how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
         self._lose(pod, f"the kernel of the pod ended {how}")
+
+    def _watch(self, pod: KernelPod) -> None:
+        self._unwatch(pod)
+        self._watches[pod.record.id] = Watch(pod, self._lose)
+
+    def _unwatch(self, pod: KernelPod) -> None:
+        if (watch := self._watches.pop(pod.record.id, None)) is not None:
+            watch.stop()
 
     def _lose(self, pod: KernelPod, cause: str) -> None:
         pod.record.failed = cause
