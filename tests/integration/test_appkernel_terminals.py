@@ -91,15 +91,17 @@ def test_output_waits_for_its_reader() -> None:
 
 PROGRAMS = {
     "pty": """
-import os, pty, signal, struct, fcntl, termios, tty
+import os, pty, signal, struct, sys, fcntl, termios, tty
 pid, master = pty.fork()
 if pid == 0:
+    sys.stdout.reconfigure(line_buffering=True)
     print(os.isatty(0), os.tcgetpgrp(0) == os.getpgrp() == os.getsid(0) == os.getpid(), os.ttyname(0)[:9])
-    signal.signal(signal.SIGWINCH, lambda *_: print("size", os.get_terminal_size(), flush=True))
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
     print("ready", flush=True)
-    try:
-        while True: print("got", input())
-    except EOFError: print("end")
+    print("got", input(), flush=True)
+    print("size", signal.sigwait([signal.SIGWINCH]), os.get_terminal_size(), flush=True)
+    try: input()
+    except EOFError: print("end", flush=True)
     os._exit(5)
 def read(word):
     got = b""
