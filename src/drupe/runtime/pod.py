@@ -205,6 +205,10 @@ class Pod:
             await self.sandboxer.start(self.id)
         else:
             await self.sandboxer.restore(self.id, origin.memory, origin.ids_of(self))
+        self.note_phases()
+
+    def note_phases(self) -> None:
+        """What the kind says of how long parts of the last start took."""
         phases = self.sandboxer.phases(self.id)
         self.status.timings_ms |= {f"start {name}": took for name, took in phases.items()}
 
@@ -316,6 +320,7 @@ class Pod:
     # -- what happens to it -------------------------------------------------------------------------------------
 
     def container_started(self, container: Container) -> None:
+        self.note_phases()
         if container.spec.health is not None and container.spec.health.argv:
             from drupe.runtime.health import watch_health
 

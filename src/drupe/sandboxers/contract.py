@@ -61,7 +61,8 @@ class TaskConfig:
     """One container. oci: its runtime-spec config. bundle: directory for config.json and run-time files (exists).
     stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is
     recorded. resources: the limits, which `oci` has in its own words too. fds: what `attach` will be given before the
-    start; a kind may attach them now, and answer that then."""
+    start; a kind may attach them now, and answer that then. image, upper: digest of the image of which its root is,
+    and the directory with what is over it; "" and None where the root is made of anything else."""
 
     id: str
     sandbox: str
@@ -74,6 +75,8 @@ class TaskConfig:
     exit_file: Path
     resources: Resources = field(default_factory=Resources)
     fds: Mapping[str, int] = field(default_factory=dict)
+    image: str = ""
+    upper: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

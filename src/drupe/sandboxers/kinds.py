@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from drupe.errors import InvalidArgument, Unsupported
 from drupe.keeper.client import Keeper
@@ -17,6 +17,9 @@ from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.contract import OnExit, Sandboxer
 from drupe.spec.base import Spec
 from drupe.spec.node import Level
+
+if TYPE_CHECKING:
+    from drupe.images.store import ImageStore
 
 # How strong a boundary is, weakest first. What it takes to break out: nothing; a hole in the host's kernel, which
 # serves every system call of the workload; one in the engine that compiled the module; one in a kernel written for
@@ -27,7 +30,8 @@ LEVELS: tuple[str, ...] = get_args(Level)
 @dataclass(frozen=True, slots=True)
 class Means:
     """What a sandboxer is built from. run, root: the runtime's directories for what is lost and what is kept at a
-    reboot; a kind uses a directory of its own name below them. options: the struct of `Kind.options`."""
+    reboot; a kind uses a directory of its own name below them. options: the struct of `Kind.options`. images: the
+    node's image store."""
 
     keeper: Keeper
     cgroups: Cgroups
@@ -35,6 +39,7 @@ class Means:
     run: Path
     root: Path
     options: Spec
+    images: ImageStore
 
 
 class NoOptions(Spec):

@@ -125,6 +125,7 @@ def _open_kind(core: Core, keeper: Keeper, options: Spec, name: str) -> Sandboxe
         run=node.paths.run,
         root=node.paths.root,
         options=options,
+        images=node.storage.images,
     )
     try:
         sandboxer = kind.open(means)

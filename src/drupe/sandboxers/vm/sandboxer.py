@@ -14,6 +14,7 @@ import msgspec
 from drupe import guest as guests
 from drupe.errors import DrupeError, InvalidArgument
 from drupe.hypervisors.contract import Hypervisor
+from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
 from drupe.resources.cgroups import Cgroups
@@ -52,6 +53,7 @@ class VmSandboxer(Sandboxer):
         cgroups: Cgroups,
         hypervisor: Hypervisor,
         root: Path,
+        images: ImageStore,
         on_exit: OnExit,
         options: VmOptions,
     ) -> None:
@@ -60,7 +62,9 @@ class VmSandboxer(Sandboxer):
         self._root = root
         self._options = options
         self._configs: dict[str, SandboxConfig] = {}
-        self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
+        self._machines = Machines(
+            keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, images=images, options=options
+        )
         self._machines.on_ready = self._follow
         self._saver = Saver(keeper, self._machines.starter)
         self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
@@ -92,6 +96,8 @@ class VmSandboxer(Sandboxer):
         self._configs[config.id] = config
         info = await self._make_network(config)
         record.netns = info.netns
+        if not record.shares:
+            record.images = [one.image for one in config.spec.containers if one.image]
         pod = self._machines.add(record)
         if record.shares:
             await pod.share.make()
@@ -173,9 +179,8 @@ class VmSandboxer(Sandboxer):
         pod = self._machines.get(sandbox_id)
         require_saveable(pod)
         saved = guests_of(directory, ids)
-        guests = [one.guest for one in saved.values()]
         await self._tasks.restored(pod, saved)
-        await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory, guests))
+        await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory))
 
     async def stats(self, sandbox_id: str) -> Stats:
         """What the machine costs the host."""
@@ -277,6 +282,7 @@ def open_vm(means: Means) -> VmSandboxer:
         cgroups=means.cgroups,
         hypervisor=find_hypervisor(options),
         root=means.root,
+        images=means.images,
         on_exit=means.on_exit,
         options=options,
     )

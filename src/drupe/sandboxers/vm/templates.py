@@ -20,7 +20,8 @@ from drupe.hypervisors.qemu.machine import SAVED_MEMORY
 from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.template import TemplateInfo
 
-_LAYOUT = 1  # goes up when saved machines of before shall not be used any more
+SPARE_DISKS = 2  # roots that a machine has at once; more are plugged in
+_LAYOUT = 2  # goes up when saved machines of before shall not be used any more
 _ABOUT = "template.json"
 
 
@@ -81,4 +82,4 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "microcode", "Features")))
 
 
-__all__ = ["SAVED_MEMORY", "Templates", "copying"]
+__all__ = ["SAVED_MEMORY", "SPARE_DISKS", "Templates", "copying"]
