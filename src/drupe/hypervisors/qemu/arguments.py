@@ -91,7 +91,7 @@ def _guest(config: MachineConfig, machine: str) -> list[str]:
 def _clock(config: MachineConfig, machine: str) -> list[str]:
     """A busy emulator is late with its timer, and the kernel would take it for broken; holes of a processor that is not
     there need no mending. A microvm has no timer that a kernel could measure the processor's counter against, and waits
-    for ever where KVM does not tell it: the emulator hands out the host's counter, so its speed is what the host says."""
+    for ever where KVM does not tell it: the emulator hands out the host's counter, whose speed the host says."""
     if config.accelerator != "tcg":
         return []
     return ["no_timer_check", "mitigations=off", *([f"tsc_early_khz={host_khz()}"] if machine == "microvm" else [])]
