@@ -337,6 +337,7 @@ class Pod:
         """Called by the event loop when a container has ended: what follows runs in the background."""
         from drupe.runtime.supervision import after_end
 
+        self.note_phases()
         self.node.spawn(after_end(container), f"after the end of {container.what}")
 
     def fail(self, phase: str, cause: str) -> None:

@@ -26,6 +26,7 @@ from drupe.resources.process_tree import descendants
 from drupe.resources.processes import list_processes
 from drupe.sandboxers.bundles import BundleProgram
 from drupe.spec.container import LogSpec
+from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
@@ -308,6 +309,10 @@ class Sandboxer(ABC):
 
     def remove_template(self, template_id: str) -> None:  # noqa: B027 most kinds have none
         """Idempotent."""
+
+    async def prune_templates(self, *, everything: bool) -> Pruned:
+        """Remove those from which no pod can start any more, or all of them."""
+        return Pruned(removed=[])
 
     @abstractmethod
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:

@@ -58,8 +58,9 @@ class Kind:
     level: one of LEVELS. isolates: what stands between the workload and the host, in a sentence. needs: the doctor's
     checks that must pass (a tuple: one of these). wants: those that must be good where nobody named the kind: without
     them it runs, and is not what is meant by it. able: feature to "yes", "no: reason" or "limited: reason", the same
-    on every host. options: the struct of its table `[kinds.NAME]` in the node's configuration. open: makes its
-    sandboxer; raises DrupeError when something it needs is missing. A kind without `open` is planned.
+    on every host. options: the struct of its table `[kinds.NAME]` in the node's configuration. lacks: what is
+    missing below a node's root directory with these options, so that only who names the kind gets it; "" for nothing.
+    open: makes its sandboxer; raises DrupeError when something it needs is missing. A kind without `open` is planned.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Kind:
     wants: tuple[str, ...] = ()
     able: Callable[[], Mapping[str, str]] = dict
     options: Callable[[], type[Spec]] = lambda: NoOptions
+    lacks: Callable[[Path, Spec], str] = lambda root, options: ""
     open: Callable[[Means], Sandboxer] = _planned
 
     @property
@@ -143,6 +145,12 @@ def _vm_options() -> type[Spec]:
     return VmOptions
 
 
+def _vm_lacks(root: Path, options: Spec) -> str:
+    from drupe.sandboxers.vm.sandboxer import lacking
+
+    return lacking(root, options)
+
+
 def _vm_open(means: Means) -> Sandboxer:
     from drupe.sandboxers.vm.sandboxer import open_vm
 
@@ -181,6 +189,7 @@ KINDS: dict[str, Kind] = {
             wants=("KVM",),
             able=_vm_able,
             options=_vm_options,
+            lacks=_vm_lacks,
             open=_vm_open,
         ),
         Kind(

@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 
 from drupe import guest as guests
-from drupe.errors import DrupeError, InvalidArgument
+from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.hypervisors.contract import Hypervisor
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
@@ -32,6 +32,8 @@ from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
 from drupe.sandboxers.vm.snapshots import Saver, guests_of, require_saveable
 from drupe.sandboxers.vm.tasks import VmTasks
 from drupe.sandboxers.vm.watching import Watch
+from drupe.spec.base import Spec
+from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import Stats
@@ -120,6 +122,18 @@ class VmSandboxer(Sandboxer):
 
     def remove_template(self, template_id: str) -> None:
         self._machines.starter.templates.remove(template_id)
+
+    async def prune_templates(self, *, everything: bool) -> Pruned:
+        basis, templates = "", self._machines.starter.templates
+        like = SandboxConfig(id="template", spec=PodSpec(), dir=templates.directory, cgroup="", hostname="")
+        with contextlib.suppress(NotFound):  # without a guest image none is of use
+            record = await self._plan(like)
+            basis = templates.basis_of(record, self._machines.starter.program(record.machine()))
+        async with self._templating:
+            old = [one for one in templates if everything or one.basis != basis]
+            for one in old:
+                templates.remove(one.id)
+        return Pruned(removed=[one.id for one in old], reclaimed_bytes=sum(one.size_bytes for one in old))
 
     async def _make_network(self, config: SandboxConfig) -> SandboxInfo:
         """The pod's place in the host's network. Its sysctls are for the guest's kernel."""
@@ -286,6 +300,15 @@ def open_vm(means: Means) -> VmSandboxer:
         on_exit=means.on_exit,
         options=options,
     )
+
+
+def lacking(root: Path, options: Spec) -> str:
+    """That a node has no guest image to boot; "" when it has."""
+    try:
+        guests.find(root, cast(VmOptions, options).guest)
+    except DrupeError as error:
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return ""
 
 
 def find_hypervisor(options: VmOptions) -> Hypervisor:

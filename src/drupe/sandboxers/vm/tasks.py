@@ -29,6 +29,7 @@ from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, write_exi
 from drupe.sandboxers.vm.failures import explain, gone
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
+from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import VMM, TaskRecord, record_path
 from drupe.sandboxers.vm.snapshots import SavedTask, moved, thaw
@@ -107,7 +108,7 @@ class VmTasks(TaskService):
             raise InvalidState(f"container {task_id} was started before")
         pod.require()
         process = _process_of(record)
-        began = time.monotonic()
+        phases, began = Phases(pod.record.phases_ms), time.monotonic()
         try:
             await self._make(pod, record)
             if (window := self._windows.pop(task_id, None)) is not None and record.tty:
@@ -119,8 +120,10 @@ class VmTasks(TaskService):
             record.started = False
             await self._unmake(pod, record)
             raise explain(error, process) from None
-        pod.record.phases_ms["container"] = round((time.monotonic() - began) * 1000, 2)
-        self._streams[task_id, ""].begin()
+        phases.since("container", began)
+        streams, ready = self._streams[task_id, ""], time.monotonic()
+        streams.on_first = lambda: phases.since("output", ready)
+        streams.begin()
         return pod.pids.get(VMM, 0)
 
     async def restored(self, pod: VmPod, saved: Mapping[str, SavedTask]) -> None:
