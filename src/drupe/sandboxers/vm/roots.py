@@ -63,11 +63,11 @@ class Roots:
     async def of_task(self, task: TaskConfig, home: Path) -> list[RootDisk]:
         """Those of a container's root, the lowest first."""
         own = RootDisk(id=f"root-{task.id}"[:_SERIAL_BYTES], path=str(home / f"{task.id}.erofs"))
-        if not task.image:
+        if not task.image_digest:
             argv = [PROGRAM, "-T", "0", "--preserve-mtime", "--quiet", own.path, task.oci["root"]["path"]]
             await self._keeper.run(argv, timeout_s=_MAKES_WITHIN_S, check=True)  # the keeper has it mounted
             return [own]
-        disks = await self.of_images([task.image])
+        disks = await self.of_images([task.image_digest])
         if task.upper is not None and await asyncio.to_thread(_holds_something, task.upper):
             await asyncio.to_thread(tree_erofs, task.upper, Path(own.path), name=task.id)
             disks.append(own)
