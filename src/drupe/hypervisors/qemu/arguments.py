@@ -82,6 +82,9 @@ def _backend(config: MachineConfig) -> str:
 
 
 def _guest(config: MachineConfig, machine: str) -> list[str]:
+    """What is booted; a machine that goes on has it in its memory, and QEMU need not hold it once more."""
+    if config.saved is not None:
+        return []
     console = "ttyAMA0" if machine == "virt" else "ttyS0"
     words = [f"console={console}", "panic=-1", "quiet", *_QUICK, *_clock(config, machine), *config.append]
     initrd = ["-initrd", str(config.initrd)] if config.initrd else []
