@@ -37,7 +37,8 @@ def test_disks_sit_in_their_places_and_nothing_in_the_rest(tmp_path: Path) -> No
 
 
 def test_a_saved_machine_finds_its_disks_where_they_were(tmp_path: Path) -> None:
-    disks, places = [Disk("a", Path("/a"))], {"a": "bus=pcie.0,addr=0x11"}
+    disks = [Disk("a", Path("/a"))]
+    places = {"a": "bus=pcie.0,addr=0x11", "spare0": "bus=pcie.0,addr=0x10", "balloon": "bus=pcie.0,addr=0x9"}
     words = line(tmp_path, spare_disks=2, disks=disks, places=places, saved=tmp_path)
     assert "id=a,drive=n-a,serial=a,bus=pcie.0,addr=0x11" in words
     assert "id=spare0,drive=n-spare0,bus=pcie.0,addr=0x10" in words

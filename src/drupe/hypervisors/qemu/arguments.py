@@ -137,7 +137,8 @@ def _devices(config: MachineConfig, machine: str) -> list[str]:
         if place := places.get(device.id):
             words[-1] += f",{place}"
         found += words
-    return found + list(_empty_places(config, set(places.values())))
+    taken = {places.get(device.id, "") for device in devices}
+    return found + list(_empty_places(config, taken))
 
 
 def _spare_places(config: MachineConfig) -> dict[str, str]:
