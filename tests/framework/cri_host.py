@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -134,12 +134,9 @@ class CriHost(Containerd):
         return Channels(url, self.connect(address.hostname, address.port))
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """A TCP connection of a process in there."""
-        found: list[Any] = []
-        thread = threading.Thread(target=lambda: found.append(self._connect(host, port)))
-        thread.start()
-        thread.join()
-        return found[0]
+        """A TCP connection of a process in there. Raises OSError."""
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self._connect, host, port).result()
 
     def _connect(self, host: str, port: int) -> socket.socket:
         libc = ctypes.CDLL(None, use_errno=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -36,7 +37,8 @@ from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
-_WINDOW_CHANGED = 28  # SIGWINCH
+_WINDOW_CHANGED, _KILL = 28, 9  # signals
+_GOFER_ENDS_WITHIN_S = 0.5
 
 
 class GvisorTasks(KeptTasks):
@@ -51,7 +53,8 @@ class GvisorTasks(KeptTasks):
         self._records: dict[str, TaskRecord] = {}
         self._pending: dict[str, list[PendingAttachment]] = {}
         self._windows: dict[str, tuple[int, int]] = {}
-        self._statuses: dict[str, asyncio.Task[int]] = {}  # wait statuses of the only containers of their pods
+        self._statuses: dict[str, asyncio.Task[int]] = {}  # wait statuses of containers, as their sentries tell them
+        self._following: dict[str, asyncio.Task[None]] = {}
         self.execs = GuestExecs(on_exit)
 
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
@@ -112,9 +115,18 @@ class GvisorTasks(KeptTasks):
         record.started = True
         record.gofer = (gofer_of(pod.state, record.guest) if pod.record.sole else pid) or pid
         record.save()
-        if pod.record.sole:
-            self._statuses[record.id] = status = asyncio.ensure_future(pod.sentry.wait(record.guest))
-            status.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._statuses[record.id] = status = asyncio.ensure_future(pod.sentry.wait(record.guest))
+        status.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if not pod.record.sole:
+            self._following[record.id] = asyncio.ensure_future(self._follow(record, status))
+
+    async def _follow(self, record: TaskRecord, status: asyncio.Future[int]) -> None:
+        """A gofer ends with its container, unless the sentry has lost count of who uses the container's files, as it
+        does at an exec whose program is missing (MountNamespace.IncRef in control.Proc.execAsync): then we end it."""
+        with contextlib.suppress(DrupeError):
+            await asyncio.shield(status)
+            await asyncio.sleep(_GOFER_ENDS_WITHIN_S)
+            await self._keeper.kill(record.id, 9)
 
     async def _launch(self, pod: GvisorPod, record: TaskRecord, *, hold: bool) -> Created:
         bundle = Path(record.bundle)
@@ -167,7 +179,16 @@ class GvisorTasks(KeptTasks):
         else:
             with contextlib.suppress(DrupeError):
                 await pod.sentry.destroy(record.guest)
+            self._end_stray(pod, record)
             forget_guest(pod.state, record.guest)
+
+    def _end_stray(self, pod: GvisorPod, record: TaskRecord) -> None:
+        """The gofer of a container whose program is missing: the sentry does not let go of it, and no task has it."""
+        for pid in self._cgroups.pids(pod.record.leaf(record.cgroup)):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if words[0] == b"runsc-gofer" and f"--bundle={record.bundle}".encode() in words:
+                    os.kill(pid, _KILL)
 
     async def _join(self, record: TaskRecord, pending: list[PendingAttachment]) -> None:
         for attachment in [one for one in pending if one.waits]:
@@ -187,8 +208,9 @@ class GvisorTasks(KeptTasks):
             await self._unmake(pod, record)
         else:
             await self._pods.drop_task(task_id)
-        if status := self._statuses.pop(task_id, None):
-            status.cancel()
+        for waiting in (self._statuses.pop(task_id, None), self._following.pop(task_id, None)):
+            if waiting is not None:
+                waiting.cancel()
         if cgroup is not None:
             await asyncio.to_thread(self._drop_cgroup, cgroup)
         for path in [] if bundle is None else [bundle / name for name in ("pid", "create.log", "gvisor.json")]:
@@ -286,13 +308,14 @@ class GvisorTasks(KeptTasks):
 
     async def _told(self, pod: GvisorPod, record: TaskRecord) -> int | None:
         """The wait status as the sentry told or tells it; None when it cannot."""
-        try:
-            if not pod.record.sole:
-                return await pod.sentry.ended(record.guest)
-            asked = self._statuses.pop(record.id, None)
-            return None if asked is None else await asyncio.wait_for(asked, timeout=1.0)
-        except (DrupeError, TimeoutError, asyncio.CancelledError):
-            return None
+        asked, following = self._statuses.pop(record.id, None), self._following.pop(record.id, None)
+        if following is not None:
+            following.cancel()
+        with contextlib.suppress(DrupeError, TimeoutError, asyncio.CancelledError):
+            if asked is not None:
+                return await asyncio.wait_for(asked, timeout=1.0)
+            return None if pod.record.sole else await pod.sentry.ended(record.guest)
+        return None
 
     def mark_oom(self, task_id: str, status: ExitStatus) -> None:
         """The kernel kills the sentry or a process that lends it an address space: both end the sandbox."""

@@ -44,8 +44,8 @@ class Asked:
         """Whether further containers will join the pod that it makes."""
         return (self.config.annotations or {}).get(CONTAINER_TYPE) == "sandbox"
 
-    def container(self, cgroup: str) -> ContainerSpec:
-        """cgroup: of the container; "" is below its pod's."""
+    def container(self, cgroup: str, pod: PodSpec | None = None) -> ContainerSpec:
+        """cgroup: of the container; "" is below its pod's. pod: that it joins, and what was asked of that."""
         request, config, linux = self.request, self.config, self.config.linux or Linux()
         root = tuple(
             RootMount(type=one.type, source=one.source, target=one.target, options=tuple(one.options))
@@ -55,7 +55,7 @@ class Asked:
             path=request.bundle,
             root=root,
             cgroup=cgroup,
-            features=tuple(sorted(_features(config))),
+            features=tuple(sorted(_features(config) - _of_pod(pod))),
             checkpoint=request.checkpoint,
         )
         mounts = [msgspec.to_builtins(mount) for mount in config.mounts or ()]
@@ -107,6 +107,20 @@ def pod_of(asked: Asked, *, owner: str, namespace: str, kind: str) -> PodSpec:
     )
 
 
+def check_target(pod: PodSpec, sandboxer: Sandboxer, config: RuntimeConfig) -> None:
+    """Refuse the process table of one other container (`kubectl debug --target`) where only the sandbox's own kernel
+    has it: what it is called by, a pid of the host, means nothing there."""
+    spaces = (config.linux or Linux()).namespaces or ()
+    joins = pod.namespaces.pid != "pod" and any(space.type == "pid" and space.path for space in spaces)
+    if joins and sandboxer.capabilities()["host-pid"].startswith("no"):
+        raise Unsupported(
+            f"{sandboxer.kind} sandboxes cannot share one container's process table with another",
+            kind=sandboxer.kind,
+            feature="pid TARGET",
+            hint="share one among all containers of the pod (shareProcessNamespace)",
+        )
+
+
 async def check_program(sandboxer: Sandboxer, config: RuntimeConfig) -> None:
     """Refuse by name what the kind's OCI program would overlook, where it has one."""
     try:
@@ -125,6 +139,11 @@ def _features(config: RuntimeConfig) -> set[str]:
         if space.path and space.type in ("pid", "ipc", "uts") and not _is_of_pod(config):
             features.add(f"host-{space.type}")  # another's: outside of the pod, as the host's would be
     return features
+
+
+def _of_pod(pod: PodSpec | None) -> set[str]:
+    """What a container has because its pod has it."""
+    return {"host-network", "host-uts"} if pod is not None and pod.network.mode == "host" else set()
 
 
 def _is_of_pod(config: RuntimeConfig) -> bool:

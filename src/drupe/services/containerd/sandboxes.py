@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from drupe.errors import AlreadyExists, InvalidState, NotFound
+import msgspec
+
+from drupe.errors import AlreadyExists, InvalidState, NotFound, Unsupported
 from drupe.rpc.cri import api_pb2 as cri
 from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
@@ -21,12 +24,19 @@ from drupe.services.containerd.podspecs import limits
 from drupe.spec.base import check_id
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import Event, Stats
+from drupe.state.journal import Journal
 from drupe.state.machine import State
 
 _ASKED = "containerd-sandbox"  # the record of what was asked for
 _MOST_WAITING = 1024
 _LIVE = (State.RUNNING, State.PAUSED)
 _OVER = ("stop", "fail", "destroy")
+
+
+def config_made_of(journal: Journal, id_: str) -> cri.PodSandboxConfig:
+    """What the CRI asked for; an empty one where nobody did."""
+    record: dict[str, Any] = journal.get_record(_ASKED, id_) or {}
+    return cri.PodSandboxConfig.FromString(record.get("config", b""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +64,21 @@ class Sandboxes:
         id_ = check_id(str(asked.spec.id), "sandbox")
         if id_ in self._core.pods:
             raise AlreadyExists(f"sandbox {id_} exists")
-        await self._core.choose(asked.spec)
-        self._waiting[id_] = asked
+        self._waiting[id_] = replace(asked, spec=await self._fitted(asked.spec))
         while len(self._waiting) > _MOST_WAITING:  # whose containerd gave up
             self._waiting.popitem(last=False)
+
+    async def _fitted(self, spec: PodSpec) -> PodSpec:
+        """A pod on the node's network has the node's host name, too: a kernel of its own is given a copy of it."""
+        try:
+            await self._core.choose(spec)
+        except Unsupported as error:
+            if error.details.get("feature") != "host-uts":
+                raise
+            own = msgspec.structs.replace(spec.namespaces, uts="pod")
+            spec = msgspec.structs.replace(spec, namespaces=own, hostname=os.uname().nodename)
+            await self._core.choose(spec)
+        return spec
 
     async def start(self, id_: str) -> Pod:
         """Make it and have it ready for containers; a second time answers the same. NotFound, and what making a pod
@@ -124,7 +145,7 @@ class Sandboxes:
     def asked(self, id_: str) -> tuple[cri.PodSandboxConfig, str]:
         """What it was made of, and the name of its handler."""
         record: dict[str, Any] = self._core.node.journal.get_record(_ASKED, id_) or {}
-        return cri.PodSandboxConfig.FromString(record.get("config", b"")), str(record.get("handler", ""))
+        return config_made_of(self._core.node.journal, id_), str(record.get("handler", ""))
 
     async def stats(self, id_: str) -> Stats:
         """Counters of the pod as a whole."""
