@@ -59,7 +59,7 @@ _MORE_HANDLERS_V3 = """
   runtime_type = "io.containerd.drupe-runc.v2"
   sandboxer = "shim"
 """
-HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm")
+HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm", "drupe-vm")
 
 
 class CriHost(Containerd):
@@ -95,14 +95,17 @@ class CriHost(Containerd):
 
     def _load_pause(self) -> None:
         """What containerd starts in a pod of its own runtimes. It has a name that says how it is started."""
-        tree, store = self.directory / "pause", ImageStore(self.directory / "pause.images")
+        tree = self.directory / "pause"
         (tree / "bin").mkdir(parents=True)
         shutil.copy("/bin/busybox", tree / "bin/sleep")
-        config = {"Entrypoint": ["/bin/sleep", "2147483647"], "Env": ["PATH=/bin"]}
-        image_from_tree(store, tree, tag=PAUSE, config=config, created_s=0, progress=silent)
-        archive = self.directory / "pause.tar"
+        self.load_tree(tree, PAUSE, {"Entrypoint": ["/bin/sleep", "2147483647"], "Env": ["PATH=/bin"]})
+
+    def load_tree(self, tree: Path, tag: str, config: dict[str, Any]) -> None:
+        """Have an image of what is in a directory."""
+        store, archive = ImageStore(self.directory / f"{tree.name}.images"), self.directory / f"{tree.name}.tar"
+        image_from_tree(store, tree, tag=tag, config=config, created_s=0, progress=silent)
         with archive.open("wb") as file:
-            store.export(ImageExport(refs=(PAUSE,)), file)
+            store.export(ImageExport(refs=(tag,)), file)
         self.ctr("images", "import", str(archive), namespace="k8s.io")
 
     # -- pods ---------------------------------------------------------------------------------------------------
