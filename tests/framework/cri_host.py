@@ -59,6 +59,11 @@ _MORE_HANDLERS_V3 = """
   runtime_type = "io.containerd.drupe-runc.v2"
   sandboxer = "shim"
 """
+# 1.6 and 1.7 have our shim make their own sandboxes' first container
+_HANDLER_V2 = """
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
+  runtime_type = "io.containerd.{name}.v2"
+"""
 HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm", "drupe-vm")
 
 
@@ -70,8 +75,7 @@ class CriHost(Containerd):
             parent.mkdir(exist_ok=True)
         config = directory / "drupe.toml"
         config.write_text("[containerd]\nsandboxer = true\n")
-        handlers = "".join(_HANDLER_V3.format(name=name) for name in HANDLERS) + _MORE_HANDLERS_V3
-        super().__init__(directory, version, store, cri=True, extra=_SANDBOXER + handlers, drupe_config=config)
+        super().__init__(directory, version, store, cri=True, extra=_handlers(version), drupe_config=config)
         self.logs = directory / "pods"
         self.cri: Cri
 
@@ -155,6 +159,12 @@ class CriHost(Containerd):
         for parent in _parents():
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()
+
+
+def _handlers(version: Version) -> str:
+    if version.config == 2:
+        return "".join(_HANDLER_V2.format(name=name) for name in HANDLERS)
+    return _SANDBOXER + "".join(_HANDLER_V3.format(name=name) for name in HANDLERS) + _MORE_HANDLERS_V3
 
 
 def _parents() -> list[Path]:

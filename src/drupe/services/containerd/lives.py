@@ -93,8 +93,9 @@ async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) 
     made = await tasks.core.create_pod(spec, fds=fds)
     if not asked.makes_pod:
         return next(iter(made.containers.values())), Resources()
-    try:
-        return await tasks.core.create_container(made, shares.split(made, asked.container(""))[0], fds), Resources()
+    try:  # a pod's first container does nothing; where modules are run it could not
+        first, _ = shares.split(made, asked.container("", spec, idle=made.sandboxer.runs_modules))
+        return await tasks.core.create_container(made, first, fds), Resources()
     except BaseException:
         await tasks.core.delete_pod(made, force=True)
         raise

@@ -18,7 +18,7 @@ from drupe.runtime.names import new_id
 from drupe.sandboxers.contract import Sandboxer
 from drupe.services.oci.asked import features_of
 from drupe.services.oci.pods import cgroup_path, namespaces_of, network_of
-from drupe.spec.container import Bundle, ContainerSpec, LogSpec, RootMount
+from drupe.spec.container import IDLE, Bundle, ContainerSpec, LogSpec, RootMount
 from drupe.spec.pod import PodSpec
 
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
@@ -44,8 +44,9 @@ class Asked:
         """Whether further containers will join the pod that it makes."""
         return (self.config.annotations or {}).get(CONTAINER_TYPE) == "sandbox"
 
-    def container(self, cgroup: str, pod: PodSpec | None = None) -> ContainerSpec:
-        """cgroup: of the container; "" is below its pod's. pod: that it joins, and what was asked of that."""
+    def container(self, cgroup: str, pod: PodSpec | None = None, *, idle: bool = False) -> ContainerSpec:
+        """cgroup: of the container; "" is below its pod's. pod: that it joins, and what was asked of that. idle: its own
+        program is not run."""
         request, config, linux = self.request, self.config, self.config.linux or Linux()
         root = tuple(
             RootMount(type=one.type, source=one.source, target=one.target, options=tuple(one.options))
@@ -63,6 +64,7 @@ class Asked:
             id=new_id(),
             name=request.id,
             bundle=bundle,
+            annotations={IDLE: "true"} if idle else {},
             tty=request.terminal,
             stdin=bool(request.stdin),
             mounts=binds_of_config(mounts),
