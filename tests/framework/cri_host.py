@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import grpc
+
 from drupe.images.build import image_from_tree
 from drupe.images.progress import silent
 from drupe.images.store import ImageStore
@@ -64,6 +66,7 @@ _HANDLER_V2 = """
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
   runtime_type = "io.containerd.{name}.v2"
 """
+_HANDLERS_V2 = ("runc", "drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm")
 HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm", "drupe-vm")
 
 
@@ -95,7 +98,11 @@ class CriHost(Containerd):
 
     def ready(self) -> bool:
         """Whether runtime and network are."""
-        return all(condition.status for condition in self.cri.Status().status.conditions)
+        try:
+            return all(condition.status for condition in self.cri.Status().status.conditions)
+        except grpc.RpcError as error:  # 1.x answers before it has begun
+            assert "not initialized" in str(error), error
+            return False
 
     def _load_pause(self) -> None:
         """What containerd starts in a pod of its own runtimes. It has a name that says how it is started."""
@@ -163,7 +170,7 @@ class CriHost(Containerd):
 
 def _handlers(version: Version) -> str:
     if version.config == 2:
-        return "".join(_HANDLER_V2.format(name=name) for name in HANDLERS)
+        return "".join(_HANDLER_V2.format(name=name) for name in _HANDLERS_V2)
     return _SANDBOXER + "".join(_HANDLER_V3.format(name=name) for name in HANDLERS) + _MORE_HANDLERS_V3
 
 

@@ -40,9 +40,10 @@ class Daemon:
     def start(self, *, env: dict[str, str] | None = None, kept: bool = True) -> None:
         """Start it and wait until it answers; its log is the failure when it does not. kept: as systemd does it, who
         starts it again by himself."""
+        argv = self._inside(as_systemd(self.program) if kept else self.program)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._inside(as_systemd(self.program) if kept else self.program), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self.environment() | (env or {}),
             )  # fmt: skip
         wait_until(self._answers, what="the daemon answers", timeout_s=START_TIMEOUT_S)

@@ -74,6 +74,10 @@ def test_a_pod_and_its_containers_from_start_to_end(cri: CriHost, tmp_path: Path
     cri.cri.UpdateContainerResources(container_id=container, linux=limits | {"memory_limit_in_bytes": 96 << 20})
     shown = cri.cri.ContainerStatus(container_id=container).status.resources.linux
     assert shown.memory_limit_in_bytes == 96 << 20
+    target = {"namespace_options": {"pid": api.TARGET, "target_id": container}}
+    with pytest.raises(grpc.RpcError) as failure:
+        cri.run(pod, "target", *FOREVER, linux={"security_context": target})
+    assert "cannot share one container's process table" in failure.value.details()  # type: ignore[attr-defined]
     neighbour = cri.run(pod, "neighbour", "sh", "-c", "nc -l -p 9000 -e cat; sleep 100000")
     wait_until(lambda: "9000" in cri.cri.exec(container, "netstat", "-ltn"), what="its neighbour listens")
     stats = cri.cri.ContainerStats(container_id=container).stats

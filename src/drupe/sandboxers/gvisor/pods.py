@@ -121,7 +121,7 @@ class Pods:
 
     async def return_addresses(self, pod: GvisorPod) -> None:
         """Give a network namespace that is not the pod's own back as it was."""
-        if pod.record.netns and not Path(pod.record.netns).is_relative_to(pod.record.dir):
+        if pod.record.netns and pod.record.joins:
             with contextlib.suppress(DrupeError):
                 await addresses.put_back_or_note(self.keeper, pod.record.netns, pod.state / "addresses.json")
 

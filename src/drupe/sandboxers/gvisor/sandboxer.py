@@ -77,6 +77,7 @@ class GvisorSandboxer(KeptSandboxer):
             network=_network(config.spec),
             platform=platform,
             netns="" if config.spec.network.mode == "none" else info.netns,
+            joins=config.spec.network.mode == "path" and not config.held,
             debug=wants_debug(self._options, config.spec),
             seccomp=any(c.security.seccomp not in ("default", "unconfined") for c in config.spec.containers),
         )

@@ -24,7 +24,7 @@ from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit
 from drupe.sandboxers.gvisor.command import scored
-from drupe.sandboxers.gvisor.config import TMP, adapted
+from drupe.sandboxers.gvisor.config import POD_SPACE, TMP, adapted
 from drupe.sandboxers.gvisor.ends import from_wait_status, killed, write_exit_file
 from drupe.sandboxers.gvisor.execs import GuestExecs
 from drupe.sandboxers.gvisor.failures import explain, gone
@@ -45,6 +45,7 @@ class GvisorTasks(KeptTasks):
     """See the contract. A container's record is on disk; in memory are those that wait for something."""
 
     binds_until: ClassVar[str] = "start"  # a gofer takes them over
+    joins_by_pid: ClassVar[bool] = True
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
         super().__init__(keeper=pods.keeper, cgroups=cgroups)
@@ -72,16 +73,28 @@ class GvisorTasks(KeptTasks):
         others = [one for one in self._records.values() if one.sandbox == task.sandbox]
         _check_room(pod, task, others)
         first = pod.record.sole
-        shares_pid = any(space == {"type": "pid", "path": SHARE} for space in task.oci["linux"]["namespaces"])
+        pid_space = self._pid_space(task, others)
         own_tmp = self._has_tmp(task.oci["root"]["path"])
-        config = adapted(task.oci, pod.record, first=first, shares_pid=shares_pid, own_tmp=own_tmp)
+        config = adapted(task.oci, pod.record, first=first, pid_space=pid_space, own_tmp=own_tmp)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(config))
         super().know(task.id, cgroup=task.cgroup, bundle=task.bundle)
         self._records[task.id] = record = _record_of(task, ROOT_ID if first else task.id)
+        record.pid_space = pid_space
         record.save()
         self._cgroups.create(task.cgroup, task.resources)
         apply_verified(self._cgroups, task.cgroup, task.resources)
         return 0
+
+    def _pid_space(self, task: TaskConfig, others: list[TaskRecord]) -> str:
+        """What the container's process table is called: it is the pod's, its own, or that of a neighbour, which whoever
+        asks for it calls by the pid that he was told."""
+        path = next((space.get("path", "") for space in task.oci["linux"]["namespaces"] if space["type"] == "pid"), "")
+        if path in ("", SHARE):
+            return POD_SPACE if path else task.id
+        for one in others:
+            if one.gofer and path == f"/proc/{one.gofer}/ns/pid":
+                return one.pid_space
+        raise Unsupported(f"{path} is no process table of this sandbox", kind="gvisor", feature="host-pid")
 
     def _has_tmp(self, root: str) -> bool:
         """Whether a root has a directory /tmp, and no link that would lead out of it. As the keeper sees it, which has
@@ -516,4 +529,4 @@ def _shared_stats(counters: dict[str, Any], guest: str) -> Stats:
     data = counters["event"]["data"]
     usage = int(counters.get("containerUsage", {}).get(guest, 0))
     memory = int(data["memory"]["usage"].get("usage", 0))
-    return Stats(at=time.time(), cpu_usage_ns=usage, memory_usage_bytes=memory)
+    return Stats(at=time.time(), cpu_usage_ns=usage, memory_usage_bytes=memory, memory_working_set_bytes=memory)

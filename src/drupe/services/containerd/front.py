@@ -56,9 +56,7 @@ class Front:
                 node, paths = self._core.node, self._core.node.paths
                 relay = Relay(paths.run / "containerd", node)
                 await relay.open()
-                leave_word(
-                    relay.directory, root=paths.root, run=paths.run, socket=self._socket, config=self._config
-                )
+                leave_word(relay.directory, root=paths.root, run=paths.run, socket=self._socket, config=self._config)
                 self._hub = Hub(self._core, node.storage.keeper, relay)
                 await self._hub.open()
         return self._hub

@@ -16,6 +16,7 @@ from drupe.runtime.pod import Pod
 from drupe.services.containerd import opening, shares
 from drupe.services.containerd.making import Asked, check_program, check_target, pod_of, read_request
 from drupe.services.containerd.peers import Door, Peer
+from drupe.services.containerd.podspecs import fitted
 from drupe.services.containerd.records import Grave, Streams, TaskRecord
 from drupe.services.containerd.stdio import close_streams
 from drupe.services.containerd.tasks import Task, Tasks, deletion
@@ -25,7 +26,6 @@ from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus
 from drupe.state.machine import State
-
 
 Made = tuple[Container, Resources]
 
@@ -89,6 +89,7 @@ async def _add(tasks: Tasks, pod: Pod, asked: ContainerSpec, fds: dict[str, int]
 
 
 async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) -> Made:
+    spec = await fitted(tasks.core, spec) if asked.makes_pod else spec
     await check_program(tasks.node.sandboxer((await tasks.core.choose(spec)).kind), asked.config)
     made = await tasks.core.create_pod(spec, fds=fds)
     if not asked.makes_pod:

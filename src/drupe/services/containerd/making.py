@@ -45,8 +45,8 @@ class Asked:
         return (self.config.annotations or {}).get(CONTAINER_TYPE) == "sandbox"
 
     def container(self, cgroup: str, pod: PodSpec | None = None, *, idle: bool = False) -> ContainerSpec:
-        """cgroup: of the container; "" is below its pod's. pod: that it joins, and what was asked of that. idle: its own
-        program is not run."""
+        """cgroup: of the container; "" is below its pod's. pod: that it joins, and what was asked of that. idle: its
+        own program is not run."""
         request, config, linux = self.request, self.config, self.config.linux or Linux()
         root = tuple(
             RootMount(type=one.type, source=one.source, target=one.target, options=tuple(one.options))
@@ -114,7 +114,7 @@ def check_target(pod: PodSpec, sandboxer: Sandboxer, config: RuntimeConfig) -> N
     has it: what it is called by, a pid of the host, means nothing there."""
     spaces = (config.linux or Linux()).namespaces or ()
     joins = pod.namespaces.pid != "pod" and any(space.type == "pid" and space.path for space in spaces)
-    if joins and sandboxer.capabilities()["host-pid"].startswith("no"):
+    if joins and not sandboxer.tasks().joins_by_pid:
         raise Unsupported(
             f"{sandboxer.kind} sandboxes cannot share one container's process table with another",
             kind=sandboxer.kind,

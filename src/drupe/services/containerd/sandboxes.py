@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
-
-from drupe.errors import AlreadyExists, InvalidState, NotFound, Unsupported
+from drupe.errors import AlreadyExists, InvalidState, NotFound
 from drupe.rpc.cri import api_pb2 as cri
 from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
-from drupe.services.containerd.podspecs import limits
+from drupe.services.containerd.podspecs import fitted, limits
 from drupe.spec.base import check_id
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import Event, Stats
@@ -64,21 +61,9 @@ class Sandboxes:
         id_ = check_id(str(asked.spec.id), "sandbox")
         if id_ in self._core.pods:
             raise AlreadyExists(f"sandbox {id_} exists")
-        self._waiting[id_] = replace(asked, spec=await self._fitted(asked.spec))
+        self._waiting[id_] = replace(asked, spec=await fitted(self._core, asked.spec))
         while len(self._waiting) > _MOST_WAITING:  # whose containerd gave up
             self._waiting.popitem(last=False)
-
-    async def _fitted(self, spec: PodSpec) -> PodSpec:
-        """A pod on the node's network has the node's host name, too: a kernel of its own is given a copy of it."""
-        try:
-            await self._core.choose(spec)
-        except Unsupported as error:
-            if error.details.get("feature") != "host-uts":
-                raise
-            own = msgspec.structs.replace(spec.namespaces, uts="pod")
-            spec = msgspec.structs.replace(spec, namespaces=own, hostname=os.uname().nodename)
-            await self._core.choose(spec)
-        return spec
 
     async def start(self, id_: str) -> Pod:
         """Make it and have it ready for containers; a second time answers the same. NotFound, and what making a pod

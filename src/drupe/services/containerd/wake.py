@@ -1,4 +1,4 @@
-"""How the relay starts a daemon when this one has died: a script in the relay's directory (native/client/src/relay/wake.rs).
+"""How the relay starts a daemon when this one has died: a script in its directory (native/client/src/relay/wake.rs).
 
 One that leaves in order takes it away: whoever ended it wants none. systemd starts its own again.
 """
