@@ -138,8 +138,8 @@ async def hold(attachment: Attachment) -> None:
 
 class TaskService(ABC):
     """Containers of one sandbox kind; ids are unique per node. binds_until: the call by which what a container
-    bind-mounts has been taken over: "create" or "start". joins_by_pid: a container may have a neighbour's process table,
-    called by the pid that was told of that one (/proc/PID/ns/pid)."""
+    bind-mounts has been taken over: "create" or "start". joins_by_pid: a container may have a neighbour's process
+    table, called by the pid that was told of that one (/proc/PID/ns/pid)."""
 
     binds_until: ClassVar[str] = "create"
     joins_by_pid: ClassVar[bool] = False
