@@ -8,6 +8,7 @@ use drupe_appkernel_vfs::{Credentials, FdTable, MountNamespace, Path, WaitQueue}
 
 use crate::kernel::{Done, Kernel, Program};
 use crate::mm::{Mm, MmId};
+use crate::pids;
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
 use crate::signal::{Actions, COUNT, SIGCHLD};
 use crate::task::{FsState, Ids, Pid, Process, State, Task, Tid, LIMIT_COUNT};
@@ -46,8 +47,26 @@ pub struct Surroundings {
     pub root: Path,
     pub cwd: Path,
     pub credentials: Credentials,
+    pub rights: Rights,
     pub files: FdTable,
     pub limits: [(u64, u64); LIMIT_COUNT],
+}
+
+/// Capabilities beside the effective ones (capabilities(7)), and whether a program may gain any.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rights {
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub bounding: u64,
+    pub no_new_privileges: bool,
+}
+
+impl Rights {
+    /// What the user has now is all there is.
+    pub fn of(credentials: &Credentials) -> Rights {
+        let all = credentials.capabilities;
+        Rights { permitted: all, bounding: all, ..Rights::default() }
+    }
 }
 
 /// RLIM_INFINITY everywhere but for stack, processes and descriptors.
@@ -66,17 +85,34 @@ pub fn default_limits() -> [(u64, u64); LIMIT_COUNT] {
 }
 
 impl Kernel {
-    /// Start a container's first process. Its number.
-    pub fn spawn(&mut self, container: u32, around: Surroundings, program: Program) -> Result<Pid> {
-        let pid = self.tasks.fresh();
+    /// Start a container's first process, in this view of numbers. Its number.
+    pub fn spawn(&mut self, container: u32, view: u32, around: Surroundings, program: Program) -> Result<Pid> {
+        self.tasks.begin_view(view);
+        self.begin(container, view, around, program, true)
+    }
+
+    /// A process from outside; `first`: its container ends with it.
+    pub(crate) fn begin(
+        &mut self,
+        container: u32,
+        view: u32,
+        around: Surroundings,
+        program: Program,
+        first: bool,
+    ) -> Result<Pid> {
+        let pid = self.tasks.fresh(view);
         let mm = self.fresh_mm();
         // An empty space, replaced at once by the program's.
         self.mms.insert(mm, Mm::new(SpaceId(u32::MAX), self.platform.address_end()));
         self.tasks.tasks.insert(pid, new_task(pid, pid, ThreadId(u32::MAX), SpaceId(u32::MAX)));
         let process = self.first_process(pid, container, mm, around);
         self.tasks.processes.insert(pid, process);
-        self.is_first.insert(pid);
+        let outside = if first { &mut self.is_first } else { &mut self.joined };
+        outside.insert(pid);
         if let Err(errno) = self.exec_first(pid, program) {
+            self.is_first.remove(&pid);
+            self.joined.remove(&pid);
+            self.mms.remove(&mm);
             self.forget(pid);
             return Err(errno);
         }
@@ -84,7 +120,7 @@ impl Kernel {
     }
 
     fn first_process(&self, pid: Pid, container: u32, mm: MmId, around: Surroundings) -> Process {
-        let (uid, gid, all) = (around.credentials.uid, around.credentials.gid, around.credentials.capabilities);
+        let (uid, gid, rights) = (around.credentials.uid, around.credentials.gid, around.rights);
         Process {
             pid,
             parent: 0,
@@ -98,13 +134,22 @@ impl Kernel {
             actions: Arc::new(Mutex::new(Actions::default())),
             pending: Vec::new(),
             credentials: around.credentials,
-            ids: Ids { uid, saved_uid: uid, gid, saved_gid: gid, permitted: all, inheritable: 0, bounding: all },
+            ids: Ids {
+                uid,
+                saved_uid: uid,
+                gid,
+                saved_gid: gid,
+                permitted: rights.permitted,
+                inheritable: rights.inheritable,
+                bounding: rights.bounding,
+            },
             threads: vec![pid],
             exit: None,
             exit_signal: SIGCHLD,
             report: None,
             children: WaitQueue::new(),
             signals: WaitQueue::new(),
+            pending_set: None,
             vfork_waiter: None,
             limits: around.limits,
             executable: None,
@@ -115,7 +160,7 @@ impl Kernel {
             alarm: None,
             stopped: false,
             death_signal: 0,
-            no_new_privileges: false,
+            no_new_privileges: rights.no_new_privileges,
             subreaper: false,
             name: [0; 16],
             cpu_ns: 0,
@@ -137,7 +182,7 @@ impl Kernel {
         } else {
             (self.space(tid)?, self.platform.new_thread(parent)?)
         };
-        let child = self.tasks.fresh();
+        let child = self.tasks.fresh(pids::view_of(tid));
         let pid = if order.flags & CLONE_THREAD != 0 { self.pid(tid) } else { child };
         let mut task = new_task(child, pid, thread, space);
         let caller = self.task(tid)?;
@@ -202,6 +247,7 @@ impl Kernel {
             report: None,
             children: WaitQueue::new(),
             signals: WaitQueue::new(),
+            pending_set: None,
             vfork_waiter: shared(CLONE_VFORK).then_some(tid),
             executable: parent.executable.clone(),
             command_line: parent.command_line.clone(),
@@ -230,13 +276,13 @@ impl Kernel {
     }
 
     fn tell_numbers(&self, tid: Tid, child: Tid, order: &Order) {
-        let number = child.to_le_bytes();
+        let number = pids::seen(child).to_le_bytes();
         // As Linux does, without a word about addresses that are not there.
         if order.flags & CLONE_PARENT_SETTID != 0 {
-            let _none = self.put(tid, order.parent_tid, &number);
+            let _none = self.put_now(tid, order.parent_tid, &number);
         }
         if order.flags & CLONE_CHILD_SETTID != 0 {
-            let _none = self.put(child, order.child_tid, &number);
+            let _none = self.put_now(child, order.child_tid, &number);
         }
     }
 

@@ -5,6 +5,7 @@ use drupe_appkernel_vfs::wait;
 
 use crate::kernel::{Done, Kernel};
 use crate::mm::MmId;
+use crate::pids;
 use crate::platform::{MemoryOp, SpaceId};
 use crate::signal::{self, Info, SA_NOCLDSTOP, SA_NOCLDWAIT, SIGCHLD, SIGKILL, SIG_IGN, SI_KERNEL};
 use crate::task::{Exit, Pid, Process, Report, State, Tid};
@@ -52,7 +53,7 @@ impl Kernel {
     fn clear_tid(&mut self, tid: Tid) {
         let Ok(task) = self.task_mut(tid) else { return };
         let (address, thread) = (std::mem::take(&mut task.clear_tid), task.thread);
-        if address == 0 || self.put(tid, address, &[0; 4]).is_err() {
+        if address == 0 || self.put_now(tid, address, &[0; 4]).is_err() {
             return;
         }
         let _gone = self.platform.change(thread, &[MemoryOp::FutexWake { address, count: 1 }]);
@@ -123,9 +124,15 @@ impl Kernel {
         self.release_mm(mm);
         drop(files);
         self.end_vfork(pid);
+        if self.tasks.processes.get(&pid).is_some_and(|p| p.session == pid) {
+            self.leave_terminal(pid);
+        }
         self.orphan(pid);
         if self.is_first.remove(&pid) {
             self.end_container(pid, exit);
+        } else if self.joined.remove(&pid) {
+            self.forget(pid);
+            self.ended.insert(pid, exit);
         } else {
             self.announce(pid, exit);
         }
@@ -163,7 +170,7 @@ impl Kernel {
             }
             at = process.parent;
         }
-        0
+        self.first_beside(pid)
     }
 
     /// A container ends with its first process.
@@ -209,7 +216,7 @@ impl Kernel {
 
     pub(crate) fn child_info(&self, pid: Pid, code: i32, status: i32) -> Info {
         let uid = self.tasks.processes.get(&pid).map_or(0, |p| p.ids.uid);
-        Info { signal: SIGCHLD, code, fields: [u64::from(pid) | u64::from(uid) << 32, status as u32 as u64] }
+        Info { signal: SIGCHLD, code, fields: [u64::from(pids::seen(pid)) | u64::from(uid) << 32, status as u32 as u64] }
     }
 
     /// A child was stopped or goes on.
@@ -374,7 +381,7 @@ pub(crate) fn waitid(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
         None => return Ok(Done::Wait),
         Some(None) => kernel.put_if(tid, info, &[0; 128])?,
         Some(Some(found)) => {
-            let fields = [u64::from(found.pid) | u64::from(found.uid) << 32, found.status as u32 as u64];
+            let fields = [u64::from(pids::seen(found.pid)) | u64::from(found.uid) << 32, found.status as u32 as u64];
             let bytes = Info { signal: SIGCHLD, code: found.code, fields }.to_bytes();
             kernel.put_if(tid, info, &bytes)?;
             kernel.put_if(tid, usage, &rusage(found.cpu_ns))?;

@@ -1,0 +1,84 @@
+"""The contract on application kernels: the real keeper and kernel; pods of several containers, and of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kept_site import KeptSite, make_rootfs
+from sandboxer_suite import SandboxerSuite
+
+from drupe.errors import NotFound
+from drupe.images.erofs import tree_erofs
+from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
+from drupe.sandboxers.appkernel.pods import Pods
+from drupe.sandboxers.appkernel.sandboxer import AppkernelSandboxer
+from drupe.sandboxers.contract import SandboxConfig, TaskConfig
+from drupe.spec import ContainerSpec
+from framework import probes
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rootfs(tmp_path_factory.mktemp("rootfs"))
+
+
+@pytest.fixture(scope="module")
+def image(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same root as the image store gives it."""
+    probes.needs_program("mkfs.erofs")
+    return tree_erofs(rootfs, tmp_path_factory.mktemp("image") / "root.erofs", name="root")
+
+
+class AppkernelSite(KeptSite):
+    states = "appkernel"
+
+    def __init__(self, directory: Path, rootfs: Path, image: Path) -> None:
+        super().__init__(directory, rootfs)
+        self.image = image
+
+    def task(self, sandbox: str, line: str, **fields: Any) -> TaskConfig:
+        return replace(super().task(sandbox, line, **fields), image=self.image)
+
+    def make(self) -> AppkernelSandboxer:
+        pods = Pods(keeper=self.keeper, cgroups=self.cgroups, program=find_kernel(AppkernelOptions()))
+        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended)
+
+
+class SoleSite(AppkernelSite):
+    """Pods that are made with their one container, as `drupe run` makes them."""
+
+    def config(self, **spec: Any) -> SandboxConfig:
+        return super().config(**{"containers": (ContainerSpec(name="only"),)} | spec)
+
+    def needs(self, *features: str) -> None:
+        if "multi-container" in features:
+            pytest.skip("the other class has pods of several containers")
+        super().needs(*features)
+
+
+class AppkernelSuite(SandboxerSuite):
+    kind_of_site: type[AppkernelSite]
+
+    @pytest.fixture
+    def site(self, tmp_path: Path, rootfs: Path, image: Path) -> AppkernelSite:
+        probes.needs_root()
+        probes.needs_keeper()
+        return self.kind_of_site(tmp_path, rootfs, image)
+
+
+@pytest.mark.root
+class TestSeveral(AppkernelSuite):
+    kind_of_site = AppkernelSite
+
+
+@pytest.mark.root
+class TestSole(AppkernelSuite):
+    kind_of_site = SoleSite
+
+
+def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(NotFound, match="no program /nowhere"):
+        find_kernel(AppkernelOptions(program="/nowhere"))
