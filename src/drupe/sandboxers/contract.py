@@ -223,8 +223,13 @@ class TaskService(ABC):
         """Kill what lives and remove every trace. Idempotent."""
 
     async def checkpoint(self, task_id: str, path: Path) -> None:
-        """Write the container's state to `path`. Refused by kinds that cannot."""
-        raise Unsupported(f"container {task_id} cannot be checkpointed by this kind of sandbox", feature="checkpoint")
+        """Write the container's memory to the directory `path`; it goes on. Refused by kinds that cannot."""
+        raise _no_checkpoints(task_id)
+
+    async def go_on_from(self, task_id: str, path: Path) -> None:
+        """Have a container that was made go on, at its start, from what `checkpoint` wrote to `path`, of which a copy
+        is taken. Refused by kinds that cannot."""
+        raise _no_checkpoints(task_id)
 
 
 class Sandboxer(ABC):
@@ -315,6 +320,10 @@ class Sandboxer(ABC):
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
         """After a restart: take over the sandboxes that should live, answer what tasks are there (by task or
         "task.exec" id), and remove what belongs to none of them."""
+
+
+def _no_checkpoints(task_id: str) -> Unsupported:
+    return Unsupported(f"container {task_id} cannot be checkpointed by this kind of sandbox", feature="checkpoint")
 
 
 def _no_snapshots(kind: str) -> Unsupported:

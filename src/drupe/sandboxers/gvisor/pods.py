@@ -66,6 +66,11 @@ class Pods:
         record.write(pod.state / "pod.json")
         return pod
 
+    def note_paused(self, pod: GvisorPod, *, paused: bool) -> None:
+        """Write down whether the sentry has to be told to let its guest go on."""
+        pod.record.paused = paused
+        pod.record.write(pod.state / "pod.json")
+
     def load(self, pod_id: str) -> GvisorPod | None:
         """Know a sandbox of an earlier daemon."""
         record = PodRecord.read(self.state_of(pod_id) / "pod.json")

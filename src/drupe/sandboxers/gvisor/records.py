@@ -18,7 +18,7 @@ class PodRecord(Record, kw_only=True):
     """A sandbox. state: runsc's own directory for it. logs: where sentry and gofers write theirs. sole: it is made with
     its one container, and ends with it; otherwise a process that does nothing is its first. network, platform: of
     runsc. shm_bytes: size of /dev/shm. netns: where its addresses are, "" for none. joins: others have it, too. debug:
-    log much. seccomp: load the containers' filters."""
+    log much. seccomp: load the containers' filters. paused: the sentry, too, keeps its guest from running."""
 
     id: str
     dir: str
@@ -33,6 +33,7 @@ class PodRecord(Record, kw_only=True):
     joins: bool = False
     debug: bool = False
     seccomp: bool = False
+    paused: bool = False
 
     @property
     def socket(self) -> Path:

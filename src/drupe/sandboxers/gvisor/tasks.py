@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -18,7 +19,16 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from drupe.errors import AlreadyExists, DeadlineExceeded, DrupeError, HelperFailed, InvalidState, NotFound, Unsupported
+from drupe.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    DrupeError,
+    HelperFailed,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    Unsupported,
+)
 from drupe.keeper.records import Created, Io
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
@@ -32,7 +42,7 @@ from drupe.sandboxers.gvisor.pending import PendingAttachment
 from drupe.sandboxers.gvisor.pods import GvisorPod, Pods
 from drupe.sandboxers.gvisor.processes import family, process_infos
 from drupe.sandboxers.gvisor.records import ROOT_ID, TaskRecord, forget_guest, gofer_of, record_path
-from drupe.sandboxers.gvisor.snapshots import rename
+from drupe.sandboxers.gvisor.snapshots import MEMORY, rename, write_memory
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
@@ -178,6 +188,37 @@ class GvisorTasks(KeptTasks):
             record.guest, record.restore = guest, str(image)
             record.save()
 
+    async def checkpoint(self, task_id: str, path: Path) -> None:
+        record = self._record(task_id)
+        pod = self._pods.get(record.sandbox)
+        if not pod.record.sole:
+            raise Unsupported(
+                f"container {task_id} shares its gVisor sandbox with others",
+                kind="gvisor",
+                feature="checkpoint",
+                cause="they share one kernel, whose memory is one",
+                hint="snapshot the pod",
+            )
+        if not record.started or record.exit is not None:
+            raise InvalidState(f"container {task_id} does not run")
+        if not pod.frozen:
+            await write_memory(self._pods, pod, path)
+            return
+        leaf = pod.record.leaf(record.cgroup)
+        await self._thaw(pod, record)
+        await write_memory(self._pods, pod, path, lambda: asyncio.to_thread(self._cgroups.freeze, leaf), goes_on=False)
+        pod.frozen = True
+        self._pods.note_paused(pod, paused=True)
+
+    async def go_on_from(self, task_id: str, path: Path) -> None:
+        record = self._record(task_id)
+        if not (path / MEMORY).is_file():
+            raise InvalidArgument(f"{path} holds no checkpoint of gVisor's")
+        copy = Path(record.bundle) / "checkpoint"
+        await asyncio.to_thread(shutil.copytree, path, copy, dirs_exist_ok=True)
+        record.restore = str(copy)
+        record.save()
+
     async def _restored(self, pod: GvisorPod, record: TaskRecord) -> None:
         """The guest goes on once the last of its containers is back; only then it can be given a name."""
         record.restore = ""
@@ -228,6 +269,8 @@ class GvisorTasks(KeptTasks):
             await asyncio.to_thread(self._drop_cgroup, cgroup)
         for path in [] if bundle is None else [bundle / name for name in ("pid", "create.log", "gvisor.json")]:
             path.unlink(missing_ok=True)
+        if bundle is not None:
+            await asyncio.to_thread(shutil.rmtree, bundle / "checkpoint", ignore_errors=True)
 
     async def _unmake(self, pod: GvisorPod, record: TaskRecord) -> None:
         if pod.record.sole:
@@ -415,6 +458,9 @@ class GvisorTasks(KeptTasks):
         await asyncio.to_thread(self._cgroups.thaw, pod.record.cgroup)
         await asyncio.to_thread(self._cgroups.thaw, pod.record.leaf(record.cgroup))
         pod.frozen = False
+        if pod.record.paused:
+            await pod.sentry.call("containerManager.Resume")
+            self._pods.note_paused(pod, paused=False)
 
     async def update(self, task_id: str, resources: Resources) -> None:
         _, leaf = self._whole(self._record(task_id), "container-limits", "its containers share one kernel")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from drupe.errors import DrupeError, InvalidState, NotFound, PermissionDenied
+from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound, PermissionDenied
 from drupe.rpc.containerd import task_events_pb2 as events
-from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest, ResizePtyRequest
+from drupe.rpc.containerd.runc_options_pb2 import CheckpointOptions
+from drupe.rpc.containerd.task_v2_pb2 import CheckpointTaskRequest, CreateTaskRequest, ResizePtyRequest
 from drupe.runtime.container import Container, merged
 from drupe.runtime.pod import Pod
 from drupe.services.containerd import opening, shares
@@ -93,12 +94,23 @@ async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) 
     await check_program(tasks.node.sandboxer((await tasks.core.choose(spec)).kind), asked.config)
     made = await tasks.core.create_pod(spec, fds=fds)
     if not asked.makes_pod:
-        return next(iter(made.containers.values())), Resources()
+        container = next(iter(made.containers.values()))
+        if asked.request.checkpoint:
+            await _go_on(tasks, container, Path(asked.request.checkpoint))
+        return container, Resources()
     try:  # a pod's first container does nothing; where modules are run it could not
         first, _ = shares.split(made, asked.container("", spec, idle=made.sandboxer.runs_modules))
         return await tasks.core.create_container(made, first, fds), Resources()
     except BaseException:
         await tasks.core.delete_pod(made, force=True)
+        raise
+
+
+async def _go_on(tasks: Tasks, container: Container, checkpoint: Path) -> None:
+    try:
+        await container.tasks.go_on_from(container.id, checkpoint)
+    except BaseException:
+        await tasks.core.delete_pod(container.pod, force=True)
         raise
 
 
@@ -199,9 +211,19 @@ async def close_stdin(tasks: Tasks, task: Task, exec_id: str) -> None:
         close_streams({"stdin": holder})
 
 
-async def checkpoint(task: Task, path: str) -> None:
-    """Unsupported where the kind cannot."""
-    await task.container.tasks.checkpoint(task.container.id, Path(path))
+async def checkpoint(task: Task, request: CheckpointTaskRequest) -> None:
+    """Unsupported where the kind cannot. It goes on, unless the options have it end."""
+    container = task.container
+    container.check_allowed("a checkpoint of", {"checkpoint"})
+    if not request.path.startswith("/"):
+        raise InvalidArgument(f"checkpoint: {request.path!r} is no absolute path")
+    async with task.pod.lock:
+        await container.tasks.checkpoint(container.id, Path(request.path))
+    options = CheckpointOptions()
+    if request.options.type_url.endswith(options.DESCRIPTOR.full_name):
+        options.ParseFromString(request.options.value)
+    if options.exit:
+        await container.kill("KILL")
 
 
 @contextlib.contextmanager

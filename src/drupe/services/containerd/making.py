@@ -56,7 +56,7 @@ class Asked:
             path=request.bundle,
             root=root,
             cgroup=cgroup,
-            features=tuple(sorted(_features(config) - _of_pod(pod))),
+            features=tuple(sorted(_features(config, request) - _of_pod(pod))),
             checkpoint=request.checkpoint,
         )
         mounts = [msgspec.to_builtins(mount) for mount in config.mounts or ()]
@@ -132,9 +132,11 @@ async def check_program(sandboxer: Sandboxer, config: RuntimeConfig) -> None:
     refuse_unhonoured(config, program.name, await program.version())
 
 
-def _features(config: RuntimeConfig) -> set[str]:
+def _features(config: RuntimeConfig, request: CreateTaskRequest) -> set[str]:
     """What the capability table has a word for, beside what the spec's own fields say."""
     features = features_of(config)
+    if request.checkpoint:
+        features.add("checkpoint")
     if config.hooks and any(getattr(config.hooks, phase) for phase in config.hooks.__struct_fields__):
         features.add("hooks")
     for space in (config.linux or Linux()).namespaces or ():

@@ -226,7 +226,7 @@ async def resume(service: TaskService, request: task.ResumeRequest) -> Message:
 
 async def checkpoint(service: TaskService, request: task.CheckpointTaskRequest) -> Message:
     found = service.task(request.id)
-    await lives.checkpoint(found, request.path)
+    await lives.checkpoint(found, request)
     event = events.TaskCheckpointed(container_id=request.id, checkpoint=request.path)
     service.tasks.tell(found, "checkpointed", event)
     return Empty()
