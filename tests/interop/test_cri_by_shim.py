@@ -157,6 +157,10 @@ def test_pods_outlive_restarts_of_both(own_host: CriHost, handler: str) -> None:
     cri.end_daemon(signal.SIGKILL)
     cri.start_daemon()
     assert cri.cri.exec(lives, "echo", "in exec") == "in exec\n"
+    server = cri.run(pod, "server", "sh", "-c", "while :; do echo served | nc -l -p 8080; done")
+    wait_until(lambda: "8080" in cri.cri.exec(server, "netstat", "-ltn"), what="it listens")
+    with cri.stream(cri.cri.PortForward(pod_sandbox_id=pod[0], port=[8080]).url) as channels:
+        assert b"served\n" in channels.read_until(b"served\n", channel=0)
     assert cri.cri.wait_exited(ends).exit_code == 5 and cri.log("outlives", "ends") == ["begun", "done"]
     cri.cri.StopContainer(container_id=lives, timeout=10)
     assert cri.cri.wait_exited(lives).exit_code == 7

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
@@ -238,6 +239,7 @@ class Sandboxer(ABC):
     kind: ClassVar[str]
     runs_modules: ClassVar[bool] = False  # its programs are WebAssembly modules, not Linux's
     wants_image: ClassVar[bool] = False  # it reads images itself: as EROFS files
+    dials: ClassVar[bool] = False  # the loopback of a pod is its own kernel's, and `dial` reaches it
     on_failed: OnFailed = staticmethod(lambda sandbox_id, cause: None)
 
     @abstractmethod
@@ -283,6 +285,10 @@ class Sandboxer(ABC):
         """The limits of the pod's cgroup on the host for those that the pod is to have: what its boundary itself needs
         comes on top."""
         return resources
+
+    async def dial(self, sandbox_id: str, port: int) -> socket.socket:
+        """A connection to a TCP port on the loopback of a running sandbox. Refused by kinds without one of their own."""
+        raise Unsupported(f"{self.kind} sandboxes have the loopback of their network namespace", kind=self.kind)
 
     def phases(self, sandbox_id: str) -> Mapping[str, float]:
         """What parts of the last start took, in milliseconds by name; empty where a start has none."""
