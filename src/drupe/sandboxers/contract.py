@@ -287,7 +287,7 @@ class Sandboxer(ABC):
         return resources
 
     async def dial(self, sandbox_id: str, port: int) -> socket.socket:
-        """A connection to a TCP port on the loopback of a running sandbox. Refused by kinds without one of their own."""
+        """A connection to a TCP port on the loopback of a running sandbox. Refused by kinds without one of theirs."""
         raise Unsupported(f"{self.kind} sandboxes have the loopback of their network namespace", kind=self.kind)
 
     def phases(self, sandbox_id: str) -> Mapping[str, float]:

@@ -1,7 +1,7 @@
 """Port-forward for pods whose loopback is their own kernel's.
 
-containerd dials 127.0.0.1 in the pod's network namespace of the host, where nobody listens of such a pod. So there a rule
-leads all that is dialled on the loopback to one socket of ours, and what comes is dialled again inside.
+containerd dials 127.0.0.1 in the pod's network namespace of the host, where nobody listens of such a pod. So there a
+rule leads all that is dialled on the loopback to one socket of ours, and what comes is dialled again inside.
 """
 
 from __future__ import annotations
