@@ -135,7 +135,8 @@ impl Containers {
         builder.make_directory(&settings.cwd)?;
         let (namespace, root) = builder.finish(tree.read_only);
         self.last += 1;
-        let fresh = || pod.kernel.fresh_view().ok_or_else(|| Failure::new("EUSERS", "there are too many PID namespaces"));
+        let fresh =
+            || pod.kernel.fresh_view().ok_or_else(|| Failure::new("EUSERS", "there are too many PID namespaces"));
         let view = if tree.share_pid { 0 } else { fresh()? };
         let container = Container { number: self.last, view, namespace, root };
         let (pid, console) = run(pod, &container, settings, &mut fds, true)?;
