@@ -66,7 +66,9 @@ class KernelTasks(KeptTasks):
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._pods.get(task.sandbox)
         _check_room(pod, task)
-        container_config(task.oci, task=task.id, shm_bytes=pod.record.shm_bytes)  # what it refuses is refused before anything is made
+        container_config(
+            task.oci, task=task.id, shm_bytes=pod.record.shm_bytes
+        )  # what it refuses is refused before anything is made
         if pod.record.sole:
             pod.record.only, pod.record.only_cgroup = task.id, task.cgroup
             pod.record.save()
