@@ -38,8 +38,8 @@ OPS = [
 ]
 FIELDS = ["id", "op", "protocol", "fds", "container", "exec", "signal", "reach", "rows", "cols", "after", "name"]
 CONFIG = [
-    "args", "env", "cwd", "uid", "gid", "groups", "effective", "permitted", "inheritable", "bounding", "rlimits", "terminal",
-    "rows", "cols", "root", "read_only", "share_pid", "mounts", "no_new_privileges",
+    "args", "env", "cwd", "uid", "gid", "groups", "effective", "permitted", "inheritable", "bounding", "rlimits",
+    "terminal", "rows", "cols", "root", "read_only", "share_pid", "mounts", "no_new_privileges",
 ]  # fmt: skip
 WORDS = st.text("ab\0\n{}é./", max_size=6)
 LEAVES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | WORDS
