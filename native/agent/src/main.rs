@@ -43,6 +43,7 @@ mod stats;
 mod streams;
 mod sync;
 mod task;
+mod threads;
 mod ttrpc;
 mod wire;
 
@@ -115,6 +116,7 @@ fn be_init() -> Reply<()> {
 /// Until the channel fails.
 fn serve(options: &Options, owns_machine: bool) -> Reply<()> {
     drupe_sys::machine::share_arena();
+    threads::stay_in_memory();
     // Of every thread: only the reaper takes it.
     process::set_blocked_signals(1 << (libc::SIGCHLD - 1)).during(|| "cannot block SIGCHLD")?;
     process::set_child_subreaper().during(|| "cannot become a reaper of orphans")?;
@@ -125,5 +127,6 @@ fn serve(options: &Options, owns_machine: bool) -> Reply<()> {
     children::start_reaper(&agent).during(|| "cannot reap")?;
     devices::start_watch(&agent)?;
     oom::start_watch(&agent).during(|| "cannot watch for lack of memory")?;
+    threads::come_first();
     channel.serve(&agent)
 }
