@@ -235,7 +235,9 @@ class VmSandboxer(Sandboxer):
         if pod.pids.get(suffix) != pid:
             return
         if suffix == SHARE and not lives(pod.pids.get(VMM, 0)):
-            asyncio.get_running_loop().call_later(_FOLLOWS_WITHIN_S, self._lost_with, pod, VMM, pod.pids.get(VMM), cause)
+            asyncio.get_running_loop().call_later(
+                _FOLLOWS_WITHIN_S, self._lost_with, pod, VMM, pod.pids.get(VMM), cause
+            )
             return
         self._lost(pod, cause)
 

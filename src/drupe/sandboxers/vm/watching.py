@@ -34,6 +34,7 @@ class Watch:
         self._pod = pod
         self._on_lost = on_lost
         self._stopped: set[str] = set()
+        self._children: dict[int, list[int]] = {}
         self._watching = [asyncio.ensure_future(self._look())]
 
     def listen(self) -> None:
@@ -49,11 +50,17 @@ class Watch:
         """A stopped process ends nothing and says nothing: its state is read. One that is seen so twice stays so."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            stopped = {suffix for suffix, pid in self._pod.pids.items() if is_stopped(pid)}
+            stopped = {suffix for suffix, pid in self._pod.pids.items() if self._is_stopped(pid)}
             for suffix in sorted(stopped & self._stopped):
                 self._on_lost(self._pod, f"{NAMES[suffix]} (pid {self._pod.pids[suffix]}) was stopped by a signal")
                 return
             self._stopped = stopped
+
+    def _is_stopped(self, pid: int) -> bool:
+        """It, or what it has started to do its work: virtiofsd is two processes, of which one only waits."""
+        if not self._children.get(pid):
+            self._children[pid] = children_of(pid)
+        return any(is_stopped(one) for one in (pid, *self._children[pid]))
 
     async def _ping(self) -> None:
         """A guest answers at once, however busy it is, or it hangs."""
@@ -95,6 +102,14 @@ class Watch:
                     return
             except DrupeError:
                 pass  # of a connection that is made anew, which `_ping` sees to
+
+
+def children_of(pid: int) -> list[int]:
+    """Those of its first thread (proc_pid_task_tid_children(5))."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def is_stopped(pid: int) -> bool:
