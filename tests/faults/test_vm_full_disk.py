@@ -38,7 +38,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[
 
 def run(daemon: Daemon, name: str, script: str, *flags: str) -> subprocess.CompletedProcess[str]:
     words = ("run", "-d", "--name", name, "--sandbox", "vm", "--network", "none", *flags, "busybox", "sh", "-c", script)
-    return daemon.command(*words)
+    done: subprocess.CompletedProcess[str] = daemon.command(*words)
+    return done
 
 
 def test_a_full_disk_and_a_flooded_console(daemon: Daemon) -> None:

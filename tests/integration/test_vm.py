@@ -84,9 +84,8 @@ def test_what_the_programs_of_a_machine_may_do(daemon: Daemon) -> None:
     Both are where nothing of the host is, in the pod's cgroup, behind a filter."""
     run(daemon, "one")
     pod = json.loads(out(daemon, "inspect", "--type", "pod", "one"))[0]
-    monitor, waits = (
-        int((daemon.run / f"pods/{pod['id']}/vm/{name}.pid").read_text()) for name in ("vmm", "virtiofsd")
-    )
+    home = daemon.run / "pods" / pod["id"] / "vm"
+    monitor, waits = (int((home / f"{name}.pid").read_text()) for name in ("vmm", "virtiofsd"))
     serves = int(Path(f"/proc/{waits}/task/{waits}/children").read_text())
     told = {pid: status(pid) for pid in (monitor, waits, serves)}
     uid = told[monitor]["Uid"].split()
