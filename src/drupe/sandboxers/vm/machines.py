@@ -13,8 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from drupe.errors import DrupeError, NotFound
+from drupe.errors import DrupeError, NotFound, ResourceExhausted
 from drupe.hypervisors.contract import Hypervisor
+from drupe.images.files import storage_errors
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.guest import guest_pb2 as pb
@@ -31,6 +32,15 @@ from drupe.sandboxers.vm.starting import CONNECTS_WITHIN_S, Starter
 from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates
 from drupe.spec.resources import Resources
 from drupe.spec.template import TemplateInfo
+
+
+def require_room(directory: Path, size_bytes: int) -> None:
+    """ResourceExhausted when a file of that size does not get into a directory: it is written by mapping it, which
+    has no error for a disk that is full."""
+    free = shutil.disk_usage(directory).free
+    if free < size_bytes:
+        cause = f"it takes up to {size_bytes} bytes, {free} are free"
+        raise ResourceExhausted(f"no space for the memory of a machine below {directory.parent}", cause=cause)
 
 
 class Machines:
@@ -99,11 +109,12 @@ class Machines:
             if pod.machine is not None:
                 return
             try:
-                self._make_place(pod)
-                pod.begins()
-                self.on_begun(pod)
-                await pod.unless_lost(work(), while_="it started")
-                self.on_ready(pod)
+                with storage_errors("cannot start the machine"):
+                    self._make_place(pod)
+                    pod.begins()
+                    self.on_begun(pod)
+                    await pod.unless_lost(work(), while_="it started")
+                    self.on_ready(pod)
             except DrupeError as error:
                 await self.end(pod)
                 if not error.cause and (words := last_words(pod.console)):
@@ -114,12 +125,18 @@ class Machines:
                 raise
 
     async def make_template(self, like: PodRecord) -> TemplateInfo:
-        """Boot a machine that is like a pod's up to its waiting agent, and save it."""
+        """Boot a machine that is like a pod's up to its waiting agent, and save it. ResourceExhausted when the disk has
+        no room for its memory."""
+        with storage_errors("cannot make a template"):
+            return await self._make_template(like)
+
+    async def _make_template(self, like: PodRecord) -> TemplateInfo:
         templates = self.starter.templates
         program = self.starter.program(like.machine())
         scratch = templates.directory / f".making-{templates.key_of(like, program)[:12]}"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700, parents=True)
+        require_room(scratch, like.memory_bytes)
         record = msgspec.structs.replace(
             like, id=f"template-{scratch.name[8:]}", dir=str(scratch), netns="", sysctls={},
             cgroup=f"{Path(like.cgroup).parent}/template-{scratch.name[8:]}",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from drupe.errors import DeadlineExceeded, Unavailable
+from drupe.errors import DeadlineExceeded, Unavailable, from_os_error
 from drupe.hypervisors.contract import Machine
 from drupe.sandboxers.vm.agent import Agent
 from drupe.sandboxers.vm.records import PodRecord
@@ -63,9 +63,11 @@ class VmPod:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Errors of a machine that is lost meanwhile say why it is."""
+        """Errors of a machine that is lost meanwhile say why it is; those of a disk are ours."""
         try:
             yield
+        except OSError as error:
+            raise from_os_error(error) from None
         except (Unavailable, DeadlineExceeded):
             if not self.trouble:
                 raise
