@@ -111,7 +111,7 @@ fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
     let read = directory.iter().chain(&network).map(|fd| (fd.as_fd(), Access::Read));
     let directories = read.chain(binds.iter().map(|fd| (fd.as_fd(), Access::Change))).collect();
     let uid = options.uid.unwrap_or_else(confine::own_uid);
-    let confinement = Confinement { uid, directories, network: options.network };
+    let confinement = Confinement { uid, directories, network: options.network, share: false };
     let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
     let pod = Pod::start(machine, Some(&identity)).map_err(no_platform)?;
     confinement.seal().map_err(|error| (1, error.to_string()))?;
