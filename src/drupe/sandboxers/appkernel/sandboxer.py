@@ -89,8 +89,8 @@ class AppkernelSandboxer(KeptSandboxer):
             self._pods.make_leaf(pod)
             await self._pods.start(pod)
 
-    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
-        home = self._pods.get(sandbox_id).record.home
+    def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
+        home = self._pods.get(config.id).record.home
         return {path.stem: path for path in sorted(home.glob("*.log"))}
 
     async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:

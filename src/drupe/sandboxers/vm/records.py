@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,11 @@ class TaskRecord(Record, kw_only=True):
 
     def save(self) -> None:
         self.write(self.path)
+
+    def note(self) -> None:
+        """Save what a daemon that comes back could do without: a disk that is full keeps nobody from his work."""
+        with contextlib.suppress(OSError):
+            self.save()
 
 
 def record_path(bundle: Path) -> Path:

@@ -181,7 +181,7 @@ class VmTasks(TaskService):
         with contextlib.suppress(DrupeError):
             await self._delete_in_guest(pod, record)
         record.made = False
-        record.save()
+        record.note()
 
     async def _delete_in_guest(self, pod: VmPod, record: TaskRecord) -> None:
         """Its death may take the guest a moment."""
@@ -247,7 +247,7 @@ class VmTasks(TaskService):
         try:
             await pod.agent.task("Exec", request)
             record.execs[config.id] = 0
-            record.save()
+            record.note()
             start = tasks_pb.StartRequest(id=record.guest, exec_id=config.id)
             pid = (await pod.agent.task("Start", start, tasks_pb.StartResponse)).pid
             if config.tty and config.rows and config.cols:
@@ -257,14 +257,14 @@ class VmTasks(TaskService):
             await self._forget_exec(pod, record, config.id)
             raise explain(error, config.process) from None
         record.execs[config.id] = pid
-        record.save()
+        record.note()
         streams.begin()
         return int(pid)
 
     async def _forget_exec(self, pod: VmPod, record: TaskRecord, exec_id: str) -> None:
         record.execs.pop(exec_id, None)
         if record.id in self._records:
-            record.save()
+            record.note()
         if (streams := self._streams.pop((record.id, exec_id), None)) is not None:
             streams.forget()
         with contextlib.suppress(DrupeError):
