@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
-    descriptors as fd, events, files, identity as who, io, locks, memory, messages, names, nothing, pidfd, poll,
-    signalfd, signals, sockets, splice, system, time, timers,
+    descriptors as fd, events, files, identity as who, io, locks, memory, messages, msg, names, nothing, pidfd, poll,
+    sem, shm, signalfd, signals, sockets, splice, system, time, timers,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -59,7 +59,7 @@ impl Table {
 }
 
 /// Calls that a signal's handler always ends with EINTR.
-const NEVER_RESTART: [u64; 15] = [7, 23, 34, 35, 128, 130, 230, 232, 270, 271, 281, 441, 43, 202, 240];
+const NEVER_RESTART: [u64; 19] = [65, 69, 70, 220, 7, 23, 34, 35, 128, 130, 230, 232, 270, 271, 281, 441, 43, 202, 240];
 /// Calls that move bytes.
 const COUNT_PROGRESS: [u64; 8] = [1, 18, 20, 40, 44, 275, 296, 328];
 
@@ -72,6 +72,7 @@ pub fn table() -> &'static [Option<Entry>] {
         add_files(&mut table);
         add_attributes(&mut table);
         add_sockets(&mut table);
+        add_sysv(&mut table);
         add_memory(&mut table);
         add_processes(&mut table);
         add_signals_and_time(&mut table);
@@ -251,6 +252,26 @@ fn add_sockets(t: &mut Table) {
     t.full(307, "sendmmsg", messages::sendmmsg);
     t.part(299, "recvmmsg", "waits for the first message alone", messages::recvmmsg);
     t.full(288, "accept4", sockets::accept4);
+}
+
+fn add_sysv(t: &mut Table) {
+    t.part(29, "shmget", "huge pages", shm::shmget);
+    t.full(30, "shmat", shm::shmat);
+    t.part(31, "shmctl", "IPC_INFO, SHM_INFO, SHM_STAT", shm::shmctl);
+    t.full(67, "shmdt", shm::shmdt);
+    t.full(64, "semget", sem::semget);
+    t.full(65, "semop", sem::semop);
+    t.part(
+        66,
+        "semctl",
+        "IPC_INFO, SEM_INFO, SEM_STAT; GETNCNT and GETZCNT count all who wait for the set",
+        sem::semctl,
+    );
+    t.full(220, "semtimedop", sem::semtimedop);
+    t.full(68, "msgget", msg::msgget);
+    t.full(69, "msgsnd", msg::msgsnd);
+    t.part(70, "msgrcv", "MSG_COPY", msg::msgrcv);
+    t.part(71, "msgctl", "IPC_INFO, MSG_INFO, MSG_STAT", msg::msgctl);
 }
 
 fn add_memory(t: &mut Table) {

@@ -288,7 +288,7 @@ pub fn memfd_create(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> 
 }
 
 impl Kernel {
-    fn new_memfd(&self, tid: Tid, name: &[u8], sealable: bool) -> Result<Arc<OpenFile>> {
+    pub(crate) fn new_memfd(&self, tid: Tid, name: &[u8], sealable: bool) -> Result<Arc<OpenFile>> {
         use drupe_appkernel_vfs::inode::NewNode;
         use drupe_appkernel_vfs::tmpfs::{Limits, Tmpfs};
         use drupe_appkernel_vfs::{FileType, Inode, Mount, Path};
