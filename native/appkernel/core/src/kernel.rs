@@ -1,6 +1,6 @@
 //! The kernel: what there is, and the loop that turns traps into calls and answers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use crate::census::Census;
 use crate::host::Host;
 use crate::jobs::Board;
 use crate::mm::{Mm, MmId};
+use crate::pids;
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
 use crate::signal::{self, Info};
@@ -52,8 +53,8 @@ pub struct Kernel {
     pub(crate) platform: Box<dyn Platform>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) tasks: Tasks,
-    pub(crate) mms: HashMap<MmId, Mm>,
-    pub(crate) by_thread: HashMap<ThreadId, Tid>,
+    pub(crate) mms: BTreeMap<MmId, Mm>,
+    pub(crate) by_thread: BTreeMap<ThreadId, Tid>,
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) specials: Arc<dyn SpecialFiles>,
@@ -94,8 +95,8 @@ impl Kernel {
             trace: false,
             host,
             tasks: Tasks::default(),
-            mms: HashMap::new(),
-            by_thread: HashMap::new(),
+            mms: BTreeMap::new(),
+            by_thread: BTreeMap::new(),
             ready: Arc::default(),
             specials,
             hostname: b"drupe".to_vec(),
@@ -217,7 +218,8 @@ impl Kernel {
     /// Do the call that the task is in, as far as it goes now.
     fn call(&mut self, tid: Tid) {
         let Some(call) = self.tasks.tasks.get(&tid).and_then(|task| task.call.as_ref()) else { return };
-        let (number, args) = (call.number, call.args);
+        let (number, view) = (call.number, pids::view_of(tid));
+        let args = pids::inward(view, number, &call.args);
         let entry = usize::try_from(number).ok().and_then(|n| self.table.get(n)).and_then(Option::as_ref);
         let answer = match entry.and_then(|entry| entry.handler) {
             Some(handler) => {
@@ -232,6 +234,7 @@ impl Kernel {
                 Err(Errno::NOSYS)
             }
         };
+        let answer = pids::outward(view, number, &args, answer);
         self.take_names();
         self.take_signals_of_terminals();
         if self.trace {

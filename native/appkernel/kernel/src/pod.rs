@@ -20,7 +20,7 @@ use drupe_appkernel_vfs::{
     ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles, Timestamp, View,
 };
 
-use crate::hostfs::HostDirectory;
+use crate::hostfs::{HostDirectory, Sharing};
 use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
 use crate::streams::Stream;
 use crate::terminal::Console;
@@ -119,8 +119,8 @@ impl Pod {
     }
 
     /// The root of a container: what is written to it stays in this kernel's memory.
-    pub fn writable(&self, directory: OwnedFd) -> Result<Arc<dyn FileSystem>> {
-        self.over(HostDirectory::new(directory)?)
+    pub fn writable(&self, root: OwnedFd) -> Result<Arc<dyn FileSystem>> {
+        self.over(file_system_of(root)?)
     }
 
     fn over(&self, image: Arc<dyn FileSystem>) -> Result<Arc<dyn FileSystem>> {
@@ -164,10 +164,13 @@ impl Pod {
 
 /// The file system at a path of the host: a directory, or an EROFS image.
 pub fn root_at(path: &[u8]) -> Result<Arc<dyn FileSystem>> {
-    let fd = files::open_path(path, 0).map_err(errno)?;
+    file_system_of(files::open_path(path, 0).map_err(errno)?)
+}
+
+fn file_system_of(fd: OwnedFd) -> Result<Arc<dyn FileSystem>> {
     let stat = files::stat(fd.as_fd(), b"").map_err(errno)?;
     match FileType::from_mode(stat.mode) {
-        Some(FileType::Directory) => Ok(HostDirectory::new(fd)?),
+        Some(FileType::Directory) => Ok(HostDirectory::new(fd, Sharing::Image)?),
         Some(FileType::Regular) => {
             let size = usize::try_from(stat.size_bytes).map_err(|_| Errno::FBIG)?;
             let bytes = files::map(fd.as_fd(), size).map_err(errno)?;

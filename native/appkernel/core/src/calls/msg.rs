@@ -8,6 +8,7 @@ use drupe_appkernel_vfs::{wait, WaitQueue};
 use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
+use crate::pids;
 use crate::sysv::{IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, Tid};
 
@@ -144,7 +145,8 @@ pub fn msgctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
             let mut bytes = permissions.encode(0);
             bytes.extend(encode::words(&own.times));
             bytes.extend(encode::words(&[own.size_bytes(), own.messages.len() as u64, own.limit_bytes]));
-            bytes.extend(own.last.iter().flat_map(|pid| pid.to_le_bytes()));
+            let seen = |pid: &Pid| pids::seen_from(kernel.view(tid), *pid).to_le_bytes();
+            bytes.extend(own.last.iter().flat_map(seen));
             bytes.extend(encode::words(&[0, 0]));
             kernel.put(tid, address, &bytes)?;
         }

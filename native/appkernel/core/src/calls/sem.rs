@@ -8,6 +8,7 @@ use drupe_appkernel_vfs::{wait, WaitQueue};
 use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
+use crate::pids;
 use crate::sysv::{IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, Tid};
 
@@ -149,7 +150,7 @@ pub fn semctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
             set.changed = now;
         }
         IPC_RMID => drop(kernel.sysv.semaphores.remove(id)),
-        11 => return Ok(Done::Value(value?.1.into())),
+        11 => return Ok(Done::Value(pids::seen_from(kernel.view(tid), value?.1).into())),
         12 => return Ok(Done::Value(value?.0.into())),
         13 => {
             let bytes: Vec<u8> = set.values.iter().flat_map(|(value, _)| value.to_le_bytes()).collect();

@@ -9,6 +9,7 @@ use super::{memory, Args};
 use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::mm::{round_up, PAGE};
+use crate::pids;
 use crate::platform::MemoryOp;
 use crate::sysv::{IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, Tid};
@@ -127,7 +128,8 @@ pub fn shmctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
             let mut bytes = permissions.encode(if segment.is_removed { SHM_DEST } else { 0 });
             bytes.extend(encode::words(&[segment.size_bytes]));
             bytes.extend(encode::words(&segment.times));
-            bytes.extend([segment.creator, segment.last].iter().flat_map(|pid| pid.to_le_bytes()));
+            let seen = |pid| pids::seen_from(kernel.view(tid), pid).to_le_bytes();
+            bytes.extend([segment.creator, segment.last].into_iter().flat_map(seen));
             bytes.extend(encode::words(&[kernel.attached(segment), 0, 0]));
             kernel.put(tid, address, &bytes)?;
         }
