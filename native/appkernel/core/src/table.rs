@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
     descriptors as fd, events, files, identity as who, io, locks, memory, messages, msg, names, nothing, pidfd, poll,
-    sem, shm, signalfd, signals, sockets, splice, system, time, timers,
+    schedule, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -140,8 +140,8 @@ fn add_io(t: &mut Table) {
     t.full(296, "pwritev", io::pwritev);
     t.full(306, "syncfs", fd::hint);
     t.full(326, "copy_file_range", io::copy_file_range);
-    t.part(327, "preadv2", "no flags", io::preadv2);
-    t.part(328, "pwritev2", "no flags", io::pwritev2);
+    t.part(327, "preadv2", "RWF_NOWAIT", io::preadv2);
+    t.part(328, "pwritev2", "RWF_NOWAIT, RWF_APPEND", io::pwritev2);
     t.full(436, "close_range", fd::close_range);
     t.part(319, "memfd_create", "MFD_HUGETLB", fd::memfd_create);
     t.full(7, "poll", poll::poll);
@@ -390,15 +390,16 @@ fn add_system(t: &mut Table) {
     t.part(302, "prlimit64", "kept; FSIZE, NOFILE, NPROC, AS and DATA are enforced", system::prlimit64);
     t.full(170, "sethostname", system::sethostname);
     t.full(318, "getrandom", system::getrandom);
-    t.part(203, "sched_setaffinity", "no effect", nothing);
-    t.full(204, "sched_getaffinity", system::sched_getaffinity);
+    t.part(203, "sched_setaffinity", "kept, no effect; of whole processes", schedule::sched_setaffinity);
+    t.full(204, "sched_getaffinity", schedule::sched_getaffinity);
     t.part(309, "getcpu", "always the first", system::getcpu);
-    t.part(140, "getpriority", "always 0", system::getpriority);
-    t.part(141, "setpriority", "no effect", nothing);
-    t.part(142, "sched_setparam", "no effect", nothing);
-    t.part(143, "sched_getparam", "always 0", system::sched_getparam);
-    t.part(144, "sched_setscheduler", "SCHED_OTHER alone", system::sched_setscheduler);
-    t.part(145, "sched_getscheduler", "always SCHED_OTHER", nothing);
+    t.full(140, "getpriority", schedule::getpriority);
+    t.part(141, "setpriority", "kept, no effect", schedule::setpriority);
+    t.part(142, "sched_setparam", "without real time always 0", schedule::sched_setparam);
+    t.full(143, "sched_getparam", schedule::sched_getparam);
+    t.part(144, "sched_setscheduler", "kept, no effect; no real time", schedule::sched_setscheduler);
+    t.full(145, "sched_getscheduler", schedule::sched_getscheduler);
+    t.full(148, "sched_rr_get_interval", schedule::sched_rr_get_interval);
     t.full(146, "sched_get_priority_max", |k, tid, a| system::sched_priority(k, tid, a, true));
     t.full(147, "sched_get_priority_min", |k, tid, a| system::sched_priority(k, tid, a, false));
     t.part(324, "membarrier", "no command is offered", system::membarrier);
