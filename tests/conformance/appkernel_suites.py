@@ -2,8 +2,8 @@
 
     python -m tests.conformance.appkernel_suites [--timeout-s N] [--out FILE] [SUITE|SUITE:MODULE ...]
 
-Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where
-the package manager has it), ltp (where it was built). What fails on Linux, too, is not counted.
+Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where the
+package manager has it), ltp (where it was built). What fails on Linux, too, is not counted. The table is written as Markdown.
 """
 
 from __future__ import annotations
@@ -25,34 +25,31 @@ ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / "src/drupe/_bin/drupe-appkernel"
 PYTHON = "/usr/bin/python3"
 MODULES = [
-    f"test_{name}"
-    for name in (
-        "os",
-        "posix",
-        "threading",
-        "socket",
-        "subprocess",
-        "signal",
-        "asyncio",
-        "mmap",
-        "tempfile",
-        "shutil",
-        "select",
-        "epoll",
-        "poll",
-        "pty",
-        "fcntl",
-        "ioctl",
-        "eintr",
-        "selectors",
-        "pathlib",
-        "multiprocessing_fork",
-        "timeout",
-        "wait3",
-        "wait4",
-        "resource",
-        "time",
-    )
+    "test_os",
+    "test_posix",
+    "test_threading",
+    "test_socket",
+    "test_subprocess",
+    "test_signal",
+    "test_asyncio",
+    "test_mmap",
+    "test_tempfile",
+    "test_shutil",
+    "test_select",
+    "test_epoll",
+    "test_poll",
+    "test_pty",
+    "test_fcntl",
+    "test_ioctl",
+    "test_eintr",
+    "test_selectors",
+    "test_pathlib",
+    "test_multiprocessing_fork",
+    "test_timeout",
+    "test_wait3",
+    "test_wait4",
+    "test_resource",
+    "test_time",
 ]
 # a network of its own with loopback alone, for both
 NETWORK = [

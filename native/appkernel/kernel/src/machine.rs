@@ -48,7 +48,10 @@ impl Machine {
 
     /// Have the pod's network be the namespace that this process is in. While paths of the host can still be opened.
     pub fn join_network(&self) -> std::io::Result<()> {
-        let directory = files::open_path(b"/proc/self/net", libc::O_RDONLY | libc::O_DIRECTORY)?;
+        // Of a copy that is mounted nowhere: no ".." leads out of it.
+        let proc = drupe_sys::mount::open_tree(std::path::Path::new("/proc"))?;
+        let own = format!("{}/net", std::process::id());
+        let directory = files::below(proc.as_fd(), own.as_bytes(), libc::O_RDONLY | libc::O_DIRECTORY)?;
         let _joined = self.network.set(directory);
         Ok(())
     }
