@@ -31,6 +31,9 @@ const WRONLY: u32 = 1;
 /// Directories that get a tmpfs of their own, if they are there: mode.
 const SCRATCH: [(&[u8], u32); 4] = [(b"/tmp", 0o1777), (b"/var/tmp", 0o1777), (b"/run", 0o755), (b"/dev/shm", 0o1777)];
 
+/// Place, source, what is mounted, its flags.
+type PseudoMount<'a> = (&'a [u8], &'a [u8], Arc<dyn FileSystem>, u32);
+
 /// A kernel and what it stands on.
 pub struct Pod {
     pub kernel: Kernel,
@@ -71,7 +74,7 @@ impl Pod {
             namespace.mount(Mount::new(dev, b"dev", MS_NOSUID), place)?;
         }
         let source: Arc<dyn Processes> = self.kernel.census();
-        let pseudo: [(&[u8], &[u8], Arc<dyn FileSystem>, u32); 3] = [
+        let pseudo: [PseudoMount<'_>; 3] = [
             (b"/proc", b"proc", procfs(Arc::clone(&source), context.now), MS_NODEV),
             (b"/sys", b"sysfs", sysfs(&source, context.now), MS_NODEV),
             (b"/dev/pts", b"devpts", self.terminals.new_devpts(), 0),
