@@ -35,7 +35,9 @@ class Captive:
         self._scratch = (self._saved["rsp"] - 65536) & ~4095
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._memory)
         if kind is not Killed:
             self._set(self._saved)

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from framework.appkernels import JUMP, KERNEL, run, skip_without_platform, small_image
 from framework.taken_over import Captive, Killed
 
 pytestmark = pytest.mark.root
-KERNEL = Path(__file__).parents[2] / "src/drupe/_bin/drupe-appkernel"
-PYTHON = "/usr/bin/python3"
 TIMEOUT_S = 60
 LONG = os.environ.get("DRUPE_TEST_FULL") == "1"
 ENOENT, EPERM, EACCES, EXDEV = -2, -1, -13, -18
@@ -25,21 +24,7 @@ FIRST_UID = 1_900_000_000
 
 @pytest.fixture(scope="module", autouse=True)
 def _platform() -> None:
-    if not KERNEL.exists():
-        pytest.skip("the application kernel is not built (scripts/build-native.sh appkernel)")
-    probed = subprocess.run([KERNEL, "probe"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    if probed.returncode != 0:
-        pytest.skip(probed.stderr.strip())
-
-
-def run(*words: str, program: str = "", root: Path | str = "/") -> subprocess.CompletedProcess[str]:
-    """Run Python in the application kernel; `words` are options of it."""
-    argv = [KERNEL, "run", "--root", root, *words, "--", PYTHON, "-I", "-c", program]
-    done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL, cwd="/"
-    )
-    assert "a bug of the kernel" not in done.stderr and "panicked" not in done.stderr
-    return done
+    skip_without_platform()
 
 
 @contextmanager
@@ -89,7 +74,17 @@ def test_without_directories_of_the_host_it_has_no_right_at_all(tmp_path: Path) 
 
 @contextmanager
 def idle_image(tmp_path: Path) -> Iterator[int]:
-    argv = [KERNEL, "run", "--root", small_image(tmp_path), "--", "/busybox", "sh", "-c", "echo up; exec /busybox sleep 100"]
+    argv = [
+        KERNEL,
+        "run",
+        "--root",
+        small_image(tmp_path),
+        "--",
+        "/busybox",
+        "sh",
+        "-c",
+        "echo up; exec /busybox sleep 100",
+    ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None and running.stdout.readline() == "up\n"
@@ -101,7 +96,10 @@ def idle_image(tmp_path: Path) -> Iterator[int]:
 def test_stubs_are_somebody_else_and_see_nobody() -> None:
     """Another user in a user and a PID namespace of theirs: they could not name the kernel's process, nor signal it."""
     with idle() as pid:
-        kernel, stubs = status_of(pid), [child for child in descendants(pid) if status_of(child)["Name"] == "drupe-guest"]
+        kernel, stubs = (
+            status_of(pid),
+            [child for child in descendants(pid) if status_of(child)["Name"] == "drupe-guest"],
+        )
         assert stubs
         for stub in stubs:
             status = status_of(stub)
@@ -168,7 +166,12 @@ def test_a_taken_kernel_reaches_shared_directories_only(tmp_path: Path) -> None:
         fd = directory_of(pid, share)
         assert kernel.call(OPENAT2, fd, b"in\0", how(os.O_RDWR), 24) > 2
         assert kernel.call(FCHOWNAT, fd, b"in\0", 1234, 1234, 0) == 0
-        for path in (b"../out\0", b"../../../../../../../etc/passwd\0", b"/etc/passwd\0", bytes(str(tmp_path / "out"), "ascii") + b"\0"):
+        for path in (
+            b"../out\0",
+            b"../../../../../../../etc/passwd\0",
+            b"/etc/passwd\0",
+            bytes(str(tmp_path / "out"), "ascii") + b"\0",
+        ):
             assert kernel.call(OPENAT2, fd, path, how(os.O_RDONLY), 24) in (ENOENT, EACCES), path
             assert kernel.call(FCHOWNAT, fd, path, 1234, 1234, 0) in (ENOENT, EACCES, EPERM), path
             assert kernel.call(NEWFSTATAT, fd, path, b"\0" * 144, 0) == ENOENT, path
@@ -224,37 +227,6 @@ def test_a_taken_kernel_dies_of_what_it_never_needs(name: str) -> None:
 
 # -- guest code that jumps into the stub -------------------------------------------------------------------------------
 
-JUMP = """
-import ctypes, mmap, os, signal, struct, sys
-libc = ctypes.CDLL(None)
-STUB, CALLS = 0x7e0000000000, b"\\x0f\\x05\\x41\\x83\\xff\\x38"   # syscall; cmp r15d, 56: of the stub's operations
-code = mmap.mmap(-1, 4096, prot=7)
-code.write(bytes.fromhex("488b07488b7710488b57184c8b57204c8b47284c8b4f304c8b77404c89f341bd010000004531e44989c74c8b5f38488b7f0841ffe3"))
-own = 128
-code[own:own + 8] = bytes.fromhex("0f05498946380f0b")           # syscall; mov [r14 + 56], rax; ud2
-base = ctypes.addressof(ctypes.c_char.from_buffer(code))
-jump = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(base)
-shared = mmap.mmap(-1, 65536)
-place = ctypes.addressof(ctypes.c_char.from_buffer(shared))
-def call(where, number, *arguments):
-    'What the call returned to a child that jumped there; None: it never came back.'
-    shared[56:64] = struct.pack("q", 0x7777)
-    words = struct.pack("9Q", *(n % 2**64 for n in (number, *arguments, *[0] * (6 - len(arguments)), where, place)))
-    shared[1024:1024 + len(words)] = words
-    pid = os.fork()
-    if pid == 0:
-        for number in (signal.SIGILL, signal.SIGSEGV): signal.signal(number, signal.SIG_DFL)
-        jump(place + 1024)
-        os._exit(0)
-    os.waitpid(pid, 0)
-    got = struct.unpack("q", shared[56:64])[0]
-    return None if got == 0x7777 else got
-def text(words, at=4096):
-    shared[at:at + len(words) + 1] = words + b"\\0"
-    return place + at
-inside = STUB + ctypes.string_at(STUB, 4096).index(CALLS) if len(sys.argv) < 2 else base + own
-"""
-
 
 def test_a_jump_into_the_stub_calls_the_kernel_and_not_the_host(tmp_path: Path) -> None:
     """From there every call is what it is from anywhere: the kernel's, on the pod's files and processes."""
@@ -268,7 +240,11 @@ def test_a_jump_into_the_stub_calls_the_kernel_and_not_the_host(tmp_path: Path) 
             "print(call(inside, 101, 16, 1, 0, 0), call(inside, 310, 1, text(b''), 1, text(b''), 1, 0))\n"
             "print(call(inside, 59, text(b'/bin/true'), 0, 0), call(inside, 165, 0, 0, 0, 0, 0))\n"
         )
-        done = run("--bind", f"{empty(tmp_path)}:{tmp_path.parent if tmp_path.parent.name == 'tmp' else '/mnt'}", program=program)
+        done = run(
+            "--bind",
+            f"{empty(tmp_path)}:{tmp_path.parent if tmp_path.parent.name == 'tmp' else '/mnt'}",
+            program=program,
+        )
         lines = done.stdout.splitlines()
         assert lines[0] == "True True", done.stderr
         assert lines[1] == "-2 True"
@@ -328,33 +304,6 @@ def test_what_was_opened_to_be_read_is_not_written_through_a_mapping(tmp_path: P
     assert (tmp_path / "empty/r").read_bytes()[:6] == b"before"
 
 
-def test_nonsense_in_its_slots_ends_a_process_and_nobody_else() -> None:
-    """The memory that stub and kernel share is filled with anything, while threads call."""
-    program = JUMP + (
-        "import random, threading\n"
-        "SLOTS = 0x7e0010000000\n"
-        "def child(seed):\n"
-        "    rng = random.Random(seed)\n"
-        "    for _ in range(3): threading.Thread(target=lambda: [os.getppid() for _ in range(10**6)], daemon=True).start()\n"
-        "    for _ in range(400):\n"
-        "        slot = SLOTS + 65536 * rng.randrange(5)\n"
-        "        at = slot + rng.choice([rng.randrange(0, 2048), rng.randrange(0, 65536 - 64)]) // 8 * 8\n"
-        "        word = rng.choice([0, 1, 2**64 - 1, slot + 0x8000, slot + rng.randrange(65536), rng.getrandbits(64)])\n"
-        "        ctypes.memmove(at, struct.pack('Q', word), 8)\n"
-        "        os.getppid()\n"
-        "ended = set()\n"
-        f"for seed in range({60 if LONG else 12}):\n"
-        "    pid = os.fork()\n"
-        "    if pid == 0:\n"
-        "        signal.alarm(2)\n"
-        "        try: child(seed)\n"
-        "        finally: os._exit(0)\n"
-        "    ended.add(os.waitpid(pid, 0)[1])\n"
-        "print('alive', os.system('true'), len(ended) > 1)\n"
-    )
-    assert run(program=program).stdout.split()[:2] == ["alive", "0"]
-
-
 # -- too much of everything ------------------------------------------------------------------------------------------
 
 
@@ -400,62 +349,3 @@ def test_who_takes_too_much_is_refused_and_the_others_go_on(name: str) -> None:
     )
     done = run("--memory", str(512 << 20), program=program)
     assert done.stdout.split() == ["7", "0"], done.stderr
-
-
-# -- hostile programs and images ----------------------------------------------------------------------------------------
-
-
-def test_hostile_programs_are_refused_or_die() -> None:
-    """Damaged ELF files: the kernel's loader says ENOEXEC or the like, or the program dies of it; the kernel stays."""
-    program = (
-        "import os, random, signal\n"
-        "good = open('/bin/busybox', 'rb').read()\n"
-        "def damaged(seed):\n"
-        "    rng, data = random.Random(seed), bytearray(good[:rng.choice([100, 400, 70000, len(good)])])\n"
-        "    for _ in range(rng.randint(1, 8)):\n"
-        "        at = rng.randrange(min(len(data), 64 + 56 * 10)); data[at] = rng.choice([0, 1, 127, 128, 255, rng.getrandbits(8)])\n"
-        "    return data\n"
-        f"for seed in range({400 if LONG else 60}):\n"
-        "    with open('/tmp/bad', 'wb') as file: file.write(damaged(seed))\n"
-        "    os.chmod('/tmp/bad', 0o755)\n"
-        "    pid = os.fork()\n"
-        "    if pid == 0:\n"
-        "        signal.alarm(1)\n"
-        "        os.dup2(os.open('/dev/null', os.O_RDWR), 0); os.dup2(0, 1); os.dup2(0, 2)\n"
-        "        try: os.execv('/tmp/bad', ['busybox', 'true'])\n"
-        "        except OSError: os._exit(9)\n"
-        "    os.waitpid(pid, 0)\n"
-        "with open('/tmp/bad', 'wb') as file: file.write(good)\n"
-        "print('alive', os.spawnv(os.P_WAIT, '/tmp/bad', ['busybox', 'true']))\n"
-    )
-    assert run(program=program).stdout == "alive 0\n"
-
-
-def small_image(tmp_path: Path) -> Path:
-    tree, image = tmp_path / "tree", tmp_path / "image.erofs"
-    (tree / "etc").mkdir(parents=True)
-    (tree / "busybox").write_bytes(Path("/bin/busybox").read_bytes())
-    (tree / "busybox").chmod(0o755)
-    for number in range(100):
-        (tree / "etc" / f"file{number}").write_text("x" * number * 50)
-        (tree / "etc" / f"link{number}").symlink_to(f"file{number}")
-    subprocess.run(["mkfs.erofs", "--quiet", image, tree], check=True, capture_output=True)
-    return image
-
-
-def test_hostile_images_are_refused_or_read_wrong(tmp_path: Path) -> None:
-    """Damaged EROFS images: an error, or other bytes; no crash, no hang. The undamaged one is read."""
-    image = small_image(tmp_path)
-    good = image.read_bytes()
-    argv = [KERNEL, "run", "--root", image, "--", "/busybox", "sh", "-c", "/busybox ls -lR /; /busybox cat /etc/* | /busybox wc -c"]
-    assert b"495000" in subprocess.run(argv, capture_output=True, timeout=TIMEOUT_S, check=True).stdout
-    for seed in range(60 if LONG else 12):
-        rng, data = random.Random(seed), bytearray(good)
-        for _ in range(rng.randint(1, 20)):
-            at = rng.choice([1024 + rng.randrange(128), rng.randrange(len(data)), rng.randrange(1024, min(len(data), 65536))])
-            data[at] = rng.choice([0, 255, rng.getrandbits(8)])
-        image.write_bytes(data[: rng.choice([len(data), len(data), rng.randrange(1100, len(data))])])
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        assert done.returncode >= 0 and "panicked" not in done.stderr, (seed, done.returncode, done.stderr)
-
-
