@@ -10,7 +10,7 @@ import pytest
 KERNEL = Path(__file__).parents[2] / "src/drupe/_bin/drupe-appkernel"
 PYTHON = "/usr/bin/python3"
 
-# Guest code that jumps to a system call instruction of the stub (`inside`), or to one of its own (`base + own`, the control).
+# Guest code that jumps to a system call instruction of the stub (`inside`), or to one of its own (`base + own`).
 JUMP = """
 import ctypes, mmap, os, signal, struct, sys
 libc = ctypes.CDLL(None)

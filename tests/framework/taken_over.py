@@ -6,13 +6,15 @@ import ctypes
 import os
 import signal
 import struct
+from pathlib import Path
 from types import TracebackType
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _ATTACH, _DETACH, _STEP, _GETREGS, _SETREGS = 16, 17, 9, 12, 13
 _NAMES = (
-    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs"
-).split()
+    *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
+    *("orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
+)
 _SYSCALL = b"\x0f\x05"
 
 
@@ -64,7 +66,7 @@ class Captive:
 
     def _find(self) -> int:
         """An instruction of its own that calls the host."""
-        with open(f"/proc/{self.pid}/maps") as maps:
+        with Path(f"/proc/{self.pid}/maps").open() as maps:
             for line in maps:
                 span, protection, *_ = line.split()
                 start, end = (int(word, 16) for word in span.split("-"))

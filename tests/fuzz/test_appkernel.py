@@ -1,5 +1,5 @@
-"""The application kernel under nonsense: calls, programs, images, and the memory that it shares with its stubs. Seconds in the
-suite, as long as you like by `make fuzz-appkernel MINUTES=30`, then with seeds that nobody has seen."""
+"""The application kernel under nonsense: calls, programs, images, and the memory that it shares with its stubs. Seconds
+in the suite, as long as you like by `make fuzz-appkernel MINUTES=30`, then with seeds that nobody has seen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from framework.appkernels import JUMP, KERNEL, run, skip_without_platform, small_image
 
 pytestmark = pytest.mark.root
@@ -49,7 +50,8 @@ libc, buffer = ctypes.CDLL(None), ctypes.create_string_buffer(65536)
 at = ctypes.addressof(buffer)
 SIGNALLING = {62, 129, 200, 234, 297, 424}
 def argument(rng):
-    return rng.choice([0, 1, rng.randrange(10), rng.randrange(4096), at, at + rng.randrange(60000), rng.randrange(2**20),
+    return rng.choice([0, 1, rng.randrange(10), rng.randrange(4096), at, at + rng.randrange(60000),
+                       rng.randrange(2**20),
                        2**64 - 1 - rng.randrange(4096), rng.getrandbits(64), rng.getrandbits(32)])
 def child(rng):
     for _ in range(40):
@@ -89,7 +91,8 @@ def child(rng):
         os.getppid()
 def jump_to(rng):
     numbers = [0x5d00, 0x5d01, 15, 56, 9, 10, 11, 25, 131, 158, 202, 436, rng.randrange(470)]
-    words = [rng.choice(numbers), *(rng.choice([0, 1, 17, place, rng.getrandbits(64)]) for _ in range(6)), inside, place]
+    arguments = (rng.choice([0, 1, 17, place, rng.getrandbits(64)]) for _ in range(6))
+    words = [rng.choice(numbers), *arguments, inside, place]
     shared[1024:1096] = struct.pack('9Q', *words)
     if os.fork() == 0:
         jump(place + 1024)
