@@ -230,7 +230,7 @@ class Sandboxer(ABC):
 
     kind: ClassVar[str]
     runs_modules: ClassVar[bool] = False  # its programs are WebAssembly modules, not Linux's
-    wants_image: ClassVar[bool] = False  # it reads images itself: as EROFS files
+    wants_image: bool = False  # it reads images itself: as EROFS files
     on_failed: OnFailed = staticmethod(lambda sandbox_id, cause: None)
 
     @abstractmethod

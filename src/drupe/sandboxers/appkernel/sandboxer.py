@@ -19,6 +19,7 @@ from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import KERNEL, PodRecord, TaskRecord
 from drupe.sandboxers.appkernel.tasks import KernelTasks, exec_status
+from drupe.sandboxers.appkernel.watching import Watch
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskExit, TaskState
 from drupe.sandboxers.kept.exits import exit_status
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, network_types
@@ -27,16 +28,21 @@ from drupe.sandboxers.kinds import Means
 from drupe.spec.status import Stats
 
 
+# The kernel's process opens sockets for its pod, and has no right of its own: whether a program may is the kernel's say.
+_FOR_ANY_USER = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+
+
 class AppkernelSandboxer(KeptSandboxer):
     """Sandboxes whose kernel is drupe's own."""
 
     kind = "appkernel"
-    wants_image = True
 
-    def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
+    def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit, options: AppkernelOptions) -> None:
+        self.wants_image = options.root == "image"
         self._pods = pods
         self._tasks = KernelTasks(pods=pods, cgroups=cgroups, on_exit=on_exit)
-        pods.on_exit = self._tasks.ended
+        pods.on_exit, pods.on_ready, pods.on_end = self._tasks.ended, self._watch, self._unwatch
+        self._watches: dict[str, Watch] = {}
         self._ending: set[asyncio.Task[None]] = set()
         super().__init__(keeper=pods.keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
 
@@ -50,6 +56,7 @@ class AppkernelSandboxer(KeptSandboxer):
         super().close()
         self._tasks.close()
         for pod in self._pods:
+            self._unwatch(pod)
             pod.line.close()
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
@@ -57,10 +64,10 @@ class AppkernelSandboxer(KeptSandboxer):
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         """The network namespace only: the kernel starts when its addresses are in there."""
         self._configs[config.id] = config
-        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls={}))
+        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls=_FOR_ANY_USER))
         info = await make_namespaces(self._keeper, plain, network_types(config.spec))
         containers = config.spec.containers
-        self._pods.add(
+        pod = self._pods.add(
             PodRecord(
                 id=config.id,
                 dir=str(config.dir),
@@ -72,6 +79,7 @@ class AppkernelSandboxer(KeptSandboxer):
                 shm_bytes=max((c.shm_size_bytes for c in containers), default=64 << 20),
             )
         )
+        await pod.share.make()
         return SandboxInfo(netns=info.netns, pid=info.pid)
 
     async def start(self, sandbox_id: str) -> None:
@@ -144,6 +152,14 @@ class AppkernelSandboxer(KeptSandboxer):
             return
         how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
         self._lose(pod, f"the kernel of the pod ended {how}")
+
+    def _watch(self, pod: KernelPod) -> None:
+        self._unwatch(pod)
+        self._watches[pod.record.id] = Watch(pod, self._lose)
+
+    def _unwatch(self, pod: KernelPod) -> None:
+        if (watch := self._watches.pop(pod.record.id, None)) is not None:
+            watch.stop()
 
     def _lose(self, pod: KernelPod, cause: str) -> None:
         pod.record.failed = cause
@@ -233,6 +249,6 @@ class AppkernelSandboxer(KeptSandboxer):
 
 def open_appkernel(means: Means) -> AppkernelSandboxer:
     """The kind on this host. Raises NotFound when its program was not built."""
-    program = find_kernel(cast(AppkernelOptions, means.options))
-    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=program)
-    return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit)
+    options = cast(AppkernelOptions, means.options)
+    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=find_kernel(options))
+    return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit, options=options)
