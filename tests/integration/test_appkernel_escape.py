@@ -31,8 +31,8 @@ def _platform() -> None:
 @contextmanager
 def idle(*words: str) -> Iterator[int]:
     """A kernel whose pod sleeps; its process."""
-    argv = [KERNEL, "run", "--root", "/", *words, "--", "/bin/sh", "-c", "echo up; exec sleep 100"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+    argv = [KERNEL, "run", "--root", "/", *words, "--", "/bin/sh", "-c", "echo up; read line"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None and running.stdout.readline() == "up\n"
             yield running.pid
@@ -84,9 +84,9 @@ def idle_image(tmp_path: Path) -> Iterator[int]:
         "/busybox",
         "sh",
         "-c",
-        "echo up; exec /busybox sleep 100",
+        "echo up; read line",
     ]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None and running.stdout.readline() == "up\n"
             yield running.pid
