@@ -22,9 +22,33 @@ from tests.conformance import appkernel_busybox, appkernel_ltp
 ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / "src/drupe/_bin/drupe-appkernel"
 PYTHON = "/usr/bin/python3"
-MODULES = """test_os test_posix test_threading test_socket test_subprocess test_signal test_asyncio test_mmap test_tempfile
-test_shutil test_select test_epoll test_poll test_pty test_fcntl test_ioctl test_eintr test_selectors test_pathlib
-test_multiprocessing_fork test_timeout test_wait3 test_wait4 test_resource test_time""".split()
+MODULES = [
+    "test_os",
+    "test_posix",
+    "test_threading",
+    "test_socket",
+    "test_subprocess",
+    "test_signal",
+    "test_asyncio",
+    "test_mmap",
+    "test_tempfile",
+    "test_shutil",
+    "test_select",
+    "test_epoll",
+    "test_poll",
+    "test_pty",
+    "test_fcntl",
+    "test_ioctl",
+    "test_eintr",
+    "test_selectors",
+    "test_pathlib",
+    "test_multiprocessing_fork",
+    "test_timeout",
+    "test_wait3",
+    "test_wait4",
+    "test_resource",
+    "test_time",
+]
 # a network of its own with loopback alone, for both
 NETWORK = [
     "unshare",

@@ -23,12 +23,12 @@ WITHIN_S = 20.0
 
 
 @pytest.fixture
-def daemon(open_daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
+def daemon(fresh_daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
     if cause := why_not(KINDS["appkernel"], cache=tmp_path / "doctor.json", named=True):
         pytest.skip(f"appkernel cannot run here: {cause}")
-    yield open_daemon
-    open_daemon.delete_pods()
-    assert residue(open_daemon) == {}
+    yield fresh_daemon
+    fresh_daemon.delete_pods()
+    assert residue(fresh_daemon) == {}
 
 
 def run(daemon: Daemon, name: str, script: str = "exec sleep 1000", *flags: str) -> int:

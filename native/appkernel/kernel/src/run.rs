@@ -125,8 +125,8 @@ fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
     let directory = files::open_path(&options.root, libc::O_PATH | libc::O_DIRECTORY).ok();
     let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
     let network = network.map_err(|error| failed("/proc/self/net", &error))?;
-    let directories = directory.iter().chain(&network).map(|fd| (fd.as_fd(), Access::Read));
-    let directories = directories.chain(binds.iter().map(|fd| (fd.as_fd(), Access::Change))).collect();
+    let read = directory.iter().chain(&network).map(|fd| (fd.as_fd(), Access::Read));
+    let directories = read.chain(binds.iter().map(|fd| (fd.as_fd(), Access::Change))).collect();
     let uid = options.uid.unwrap_or_else(confine::own_uid);
     let confinement = Confinement { uid, directories, network: options.network, share: false };
     let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
