@@ -354,3 +354,39 @@ def test_who_takes_too_much_is_refused_and_the_others_go_on(name: str) -> None:
     )
     done = run("--memory", str(512 << 20), program=program)
     assert done.stdout.split() == ["7", "0"], done.stderr
+
+
+@contextmanager
+def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
+    """A cgroup v1 with this much memory; its file of members."""
+    home = Path("/sys/fs/cgroup/memory")
+    if not (home / "memory.limit_in_bytes").exists():
+        pytest.skip("needs the memory controller of cgroup v1")
+    group = home / f"drupe-escape-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(limit_bytes))
+        yield group / "cgroup.procs"
+    finally:
+        deadline = time.monotonic() + 10
+        while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        group.rmdir()
+
+
+def test_memory_at_an_end_costs_one_program() -> None:
+    """The largest is killed, the kernel and the others stay; the pod sees the limit."""
+    program = (
+        "import os\npid = os.fork()\n"
+        "if pid == 0:\n    held = []\n    while True: held.append(bytearray(os.urandom(1 << 20)))\n"
+        "killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "total = int(open('/proc/meminfo').readline().split()[1]) >> 10\n"
+        "print(killed, os.system('true'), total)\n"
+    )
+    with memory_cgroup(160 << 20) as members:
+        argv = ["/bin/sh", "-c", f'echo $$ >{members}; exec "$@"', "sh", str(KERNEL), "run", "--root", "/", "--"]
+        done = subprocess.run(
+            [*argv, "/usr/bin/python3", "-I", "-c", program],
+            capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    assert done.stdout.split() == ["-9", "0", "160"], done.stderr

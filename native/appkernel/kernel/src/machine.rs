@@ -40,11 +40,16 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// A limit of 0 is that of the cgroup.
     pub fn new(memory_limit_bytes: u64) -> std::io::Result<Machine> {
         let watched = Watched::new(Arc::new(Poller::new()?));
         let [meminfo, cpuinfo] = [&b"/proc/meminfo"[..], b"/proc/cpuinfo"].map(|path| files::open_path(path, 0));
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let (meminfo, cpuinfo) = (meminfo?, cpuinfo?);
+        let memory_limit_bytes = match memory_limit_bytes {
+            0 => crate::cgroup::memory_limit_bytes(),
+            limit => limit,
+        };
         let total = total_bytes(&files::text(meminfo.as_fd()), memory_limit_bytes);
         let memfds = Memfds::new(total / 4 * 3);
         let network = OnceLock::new();
