@@ -96,7 +96,7 @@ impl Confinement<'_> {
     /// None, unless there are directories: whose files any user's may be. What the rights can be used on, Landlock says.
     fn capabilities(&self) -> Capabilities {
         let of = |access: &Access| if *access == Access::Read { READS } else { READS | CHANGES };
-        let kept = self.directories.iter().fold(0, |all, (_, access)| all | of(access));
+        let kept = self.directories.iter().map(|(_, access)| of(access)).fold(0, |all, bits| all | bits);
         Capabilities { effective: kept, permitted: kept, ..Capabilities::default() }
     }
 }
