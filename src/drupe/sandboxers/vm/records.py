@@ -6,6 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from drupe.hypervisors.contract import Accelerator, MachineConfig
 from drupe.sandboxers.kept.records import Record
 from drupe.sandboxers.vm.roots import RootDisk, RootOf
@@ -114,7 +116,7 @@ class TaskRecord(Record, kw_only=True):
     started: bool = False
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}
-    root: RootOf = RootOf()
+    root: RootOf = msgspec.field(default_factory=RootOf)
     disks: list[RootDisk] = []
 
     @property
