@@ -84,7 +84,7 @@ class VmTasks(TaskService):
             root, binds = await pod.share.add(task.id, task.oci)
         else:
             root, binds = "/", roots.binds_of(task.oci)
-            record.disks = await self._machines.roots.of_task(task, pod.record.home)
+            record.root = roots.RootOf.task(task)
         config = adapted(task.oci, guest=record.guest, root=root, binds=binds)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         (task.bundle / "guest.json").write_bytes(msgspec.json.encode(config))
@@ -160,6 +160,7 @@ class VmTasks(TaskService):
         config = (Path(record.bundle) / "guest.json").read_bytes()
         bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
         if not pod.record.shares:
+            record.disks = await self._machines.roots.make(record.id, record.root, pod.record.home)
             for disk in record.disks:
                 await pod.plug(disk)
             roots.plan(bundle, record.disks, read_only=json.loads(config)["root"].get("readonly", False))
