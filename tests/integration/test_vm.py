@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +75,29 @@ def test_forks_are_not_alike(daemon: Daemon) -> None:
     assert len(told[0]) == 5
     for same in zip(*told, strict=True):
         assert len(set(same)) == 3, same
+
+
+def test_a_root_by_block_has_what_was_copied_in_before(daemon: Daemon, tmp_path: Path) -> None:
+    """The image's disk, which every pod of the image shares, and a small one over it."""
+    (tmp_path / "note").write_text("copied in\n")
+    out(daemon, "create", "--name", "noted", "--sandbox", "vm", "--network", "none", *BLOCK, "busybox", "cat", "/note")
+    out(daemon, "cp", str(tmp_path / "note"), "noted:/note")
+    out(daemon, "start", "noted")
+    out(daemon, "wait", "noted")
+    assert out(daemon, "logs", "noted") == "copied in"
+    files = list((daemon.root / "images/erofs").iterdir())
+    assert len(files) == 1
+    daemon.delete_pods()
+    os.utime(files[0], (0, 0))
+    out(daemon, "image", "prune", "--force")
+    assert not files[0].exists()
+
+
+def test_templates_of_before_are_pruned(daemon: Daemon) -> None:
+    """What nobody starts from goes, and what pods start from stays. (The last test here: it takes the template.)"""
+    (kept,) = out(daemon, "template", "ls", "--quiet").splitlines()
+    assert kept not in out(daemon, "template", "prune", "--force")
+    about = daemon.root / "vm/templates" / kept / "template.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"basis": "of before"}))
+    assert kept in out(daemon, "system", "prune", "--force")
+    assert out(daemon, "template", "ls", "--quiet") == ""

@@ -92,6 +92,12 @@ pub fn base_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// Looks again at what is plugged in: a machine that was made of another's memory has devices that its kernel was never
+/// told of.
+pub fn rescan() {
+    let _ = fs::write("/sys/bus/pci/rescan", "1"); // a machine without PCI has none to look for
+}
+
 /// Listens to the kernel's uevents: loads the modules that new devices want, and tells who waits for a device.
 pub fn start_watch(agent: &Arc<Agent>) -> Reply<()> {
     let words = || "cannot listen to uevents";

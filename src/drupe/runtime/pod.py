@@ -205,6 +205,10 @@ class Pod:
             await self.sandboxer.start(self.id)
         else:
             await self.sandboxer.restore(self.id, origin.memory, origin.ids_of(self))
+        self.note_phases()
+
+    def note_phases(self) -> None:
+        """What the kind says of how long parts of the last start took."""
         phases = self.sandboxer.phases(self.id)
         self.status.timings_ms |= {f"start {name}": took for name, took in phases.items()}
 
@@ -316,6 +320,7 @@ class Pod:
     # -- what happens to it -------------------------------------------------------------------------------------
 
     def container_started(self, container: Container) -> None:
+        self.note_phases()
         if container.spec.health is not None and container.spec.health.argv:
             from drupe.runtime.health import watch_health
 
@@ -332,6 +337,7 @@ class Pod:
         """Called by the event loop when a container has ended: what follows runs in the background."""
         from drupe.runtime.supervision import after_end
 
+        self.note_phases()
         self.node.spawn(after_end(container), f"after the end of {container.what}")
 
     def fail(self, phase: str, cause: str) -> None:

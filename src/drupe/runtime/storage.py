@@ -197,6 +197,14 @@ class Storage:
         argv = ["cp", "-a", "--reflink=auto", "--sparse=always", f"{source}/.", str(target)]
         await self._keeper.run(argv, timeout_s=COPY_TIMEOUT_S, check=True)
 
+    def made_of(self, container: Container) -> dict[str, Any]:
+        """Image and upper directory of a container's root, for its `TaskConfig`; nothing where it is of anything
+        else."""
+        spec, user = container.spec, container.pod.spec.namespaces.user
+        if not spec.image or spec.bundle is not None or user is not None:
+            return {}
+        return {"image_digest": container.status.image_digest, "upper": self.paths.layer(container.id) / "upper"}
+
     def _image_mount(self, container: Container, number: int, mount: Mount) -> KeeperMount:
         info = self.images.resolve(mount.source)
         target = container.bundle / f"image-{number}"

@@ -27,6 +27,7 @@ from drupe.resources.process_tree import descendants
 from drupe.resources.processes import list_processes
 from drupe.sandboxers.bundles import BundleProgram
 from drupe.spec.container import LogSpec
+from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
@@ -63,7 +64,8 @@ class TaskConfig:
     stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is
     recorded. resources: the limits, which `oci` has in its own words too. fds: what `attach` will be given before the
     start; a kind may attach them now, and answer that then. image: an EROFS file of its image, for kinds that want
-    one, where it has an image."""
+    one, where it has an image. image_digest, upper: the image of which its root is, and the directory with what is
+    over it; "" and None where the root is made of anything else."""
 
     id: str
     sandbox: str
@@ -77,6 +79,8 @@ class TaskConfig:
     resources: Resources = field(default_factory=Resources)
     fds: Mapping[str, int] = field(default_factory=dict)
     image: Path | None = None
+    image_digest: str = ""
+    upper: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +325,10 @@ class Sandboxer(ABC):
 
     def remove_template(self, template_id: str) -> None:  # noqa: B027 most kinds have none
         """Idempotent."""
+
+    async def prune_templates(self, *, everything: bool) -> Pruned:
+        """Remove those from which no pod can start any more, or all of them."""
+        return Pruned(removed=[])
 
     @abstractmethod
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:

@@ -1,6 +1,6 @@
 //! The kernel: what there is, and the loop that turns traps into calls and answers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
 use crate::signal::{self, Info};
 use crate::table;
-use crate::task::{Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, ALARM};
+use crate::task::{Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, ALARM, TIMER};
 use crate::timers::Timers;
 
 /// How a call ended, if not with an error.
@@ -52,8 +52,8 @@ pub struct Kernel {
     pub(crate) platform: Box<dyn Platform>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) tasks: Tasks,
-    pub(crate) mms: HashMap<MmId, Mm>,
-    pub(crate) by_thread: HashMap<ThreadId, Tid>,
+    pub(crate) mms: BTreeMap<MmId, Mm>,
+    pub(crate) by_thread: BTreeMap<ThreadId, Tid>,
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) specials: Arc<dyn SpecialFiles>,
@@ -92,8 +92,8 @@ impl Kernel {
             trace: false,
             host,
             tasks: Tasks::default(),
-            mms: HashMap::new(),
-            by_thread: HashMap::new(),
+            mms: BTreeMap::new(),
+            by_thread: BTreeMap::new(),
             ready: Arc::default(),
             specials,
             hostname: b"drupe".to_vec(),
@@ -168,9 +168,11 @@ impl Kernel {
     fn serve_ready(&mut self) {
         while !self.ready.is_empty() {
             for tid in self.ready.take() {
-                self.carefully(tid & !ALARM, |kernel| match tid & ALARM {
+                let number = tid & !(ALARM | TIMER);
+                self.carefully(number, |kernel| match tid & (ALARM | TIMER) {
                     0 => kernel.try_again(tid),
-                    _ => kernel.alarm_due(tid & !ALARM),
+                    TIMER => kernel.timers_due(number),
+                    _ => kernel.alarm_due(number),
                 });
             }
         }

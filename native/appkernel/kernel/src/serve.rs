@@ -12,7 +12,8 @@ use crate::control::Control;
 use crate::machine::Machine;
 use crate::pod::Pod;
 
-pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DESCRIPTOR --uid UID --pidfile FILE \
+pub const USAGE: &str =
+    "usage: drupe-appkernel serve --control DESCRIPTOR --share DESCRIPTOR --uid UID --pidfile FILE \
 [--netns DESCRIPTOR] [--hostname NAME]";
 
 #[derive(Default)]
@@ -78,8 +79,15 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
 /// The platform and a kernel, in a process that can do no more than it must.
 fn start(share: &OwnedFd, options: &Options) -> Result<Pod, String> {
     let machine = Machine::new(0).map_err(|error| format!("/proc: {error}"))?;
-    let directories = vec![(share.as_fd(), Access::Change)];
-    let confinement = Confinement { uid: options.uid, directories, network: false };
+    let joined = options.netns.is_some();
+    if joined {
+        machine.join_network().map_err(|error| format!("/proc/self/net: {error}"))?;
+    }
+    let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
+    let network = network.map_err(|error| format!("/proc/self/net: {error}"))?;
+    let mut directories = vec![(share.as_fd(), Access::Change)];
+    directories.extend(network.iter().map(|fd| (fd.as_fd(), Access::Read)));
+    let confinement = Confinement { uid: options.uid, directories, network: joined };
     let identity = confinement.enter().map_err(|error| error.to_string())?;
     let pod = Pod::start(machine, Some(&identity));
     let pod = pod.map_err(|error| format!("the trap platform does not work here: {error}"))?;

@@ -15,6 +15,7 @@ import msgspec
 
 from drupe.errors import DrupeError, NotFound
 from drupe.hypervisors.contract import Hypervisor
+from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.guest import guest_pb2 as pb
@@ -27,8 +28,10 @@ from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
+from drupe.sandboxers.vm.rehearsal import make_disk, rehearse
+from drupe.sandboxers.vm.roots import Roots
 from drupe.sandboxers.vm.starting import CONNECTS_WITHIN_S, Starter
-from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates
+from drupe.sandboxers.vm.templates import SAVED_MEMORY, SPARE_DISKS, Templates
 from drupe.spec.resources import Resources
 from drupe.spec.template import TemplateInfo
 
@@ -37,7 +40,14 @@ class Machines:
     """By the pods' ids."""
 
     def __init__(
-        self, *, keeper: Keeper, cgroups: Cgroups, hypervisor: Hypervisor, root: Path, options: VmOptions
+        self,
+        *,
+        keeper: Keeper,
+        cgroups: Cgroups,
+        hypervisor: Hypervisor,
+        root: Path,
+        images: ImageStore,
+        options: VmOptions,
     ) -> None:
         self.keeper = keeper
         self.cgroups = cgroups
@@ -45,8 +55,9 @@ class Machines:
         self._agent_timeout_s = options.agent_timeout_s
         self._from_templates = options.template
         self._launcher = Launcher(keeper, cgroups)
+        self.roots = Roots(keeper, images)
         self.starter = Starter(
-            keeper=keeper, launcher=self._launcher, hypervisor=hypervisor,
+            keeper=keeper, launcher=self._launcher, hypervisor=hypervisor, roots=self.roots,
             templates=Templates(root / "vm" / "templates"), agent_timeout_s=options.agent_timeout_s,
         )  # fmt: skip
         self._pods: dict[str, VmPod] = {}
@@ -114,7 +125,7 @@ class Machines:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700, parents=True)
         record = msgspec.structs.replace(
-            like, id=f"template-{scratch.name[8:]}", dir=str(scratch), netns="", sysctls={},
+            like, id=f"template-{scratch.name[8:]}", dir=str(scratch), netns="", sysctls={}, spare_disks=SPARE_DISKS,
             cgroup=f"{Path(like.cgroup).parent}/template-{scratch.name[8:]}",
         )  # fmt: skip
         pod = self.add(record)
@@ -135,7 +146,10 @@ class Machines:
         os.truncate(memory, pod.record.memory_bytes)
         self._make_place(pod)
         pod.ending = True  # nobody is to be told of its end
-        await self.starter.boot(pod, replace(pod.record.machine(), memory_file=memory), Phases())
+        disk = await asyncio.to_thread(make_disk, pod.record.home)
+        config = replace(pod.record.machine(), memory_file=memory, disks=[disk.disk()])
+        await self.starter.boot(pod, config, Phases())
+        await rehearse(pod.agent, disk)
         machine = pod.require()
         await pod.agent.close()
         await machine.pause()

@@ -10,6 +10,7 @@ from drupe.errors import Unavailable
 from drupe.hypervisors.contract import Machine
 from drupe.sandboxers.vm.agent import Agent
 from drupe.sandboxers.vm.records import PodRecord
+from drupe.sandboxers.vm.roots import RootDisk
 from drupe.sandboxers.vm.share import Share
 
 
@@ -24,6 +25,7 @@ class VmPod:
     ending: bool = False
     pids: dict[str, int] = field(default_factory=dict)
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    plugging: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def console(self) -> Path:
@@ -35,6 +37,22 @@ class VmPod:
             return (Path(self.record.dir) / name).read_bytes()
         except OSError:
             return b""
+
+    async def plug(self, disk: RootDisk) -> None:
+        """Have a disk in the machine; one that is there already is shared."""
+        async with self.plugging:
+            if all(one.id != disk.id for one in self.record.disks):
+                await self.require().add(disk.disk())
+                self.record.disks.append(disk)
+                self.record.save()
+
+    async def unplug(self, disk: RootDisk, *, timeout_s: float) -> None:
+        """Take a disk away that was plugged in while it ran."""
+        async with self.plugging:
+            if self.machine is not None and not self.record.paused:
+                await self.machine.remove(disk.id, timeout_s=timeout_s)
+            self.record.disks = [one for one in self.record.disks if one.id != disk.id]
+            self.record.save()
 
     def require(self) -> Machine:
         """The machine that runs. Unavailable says why there is none."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from drupe.hypervisors.contract import Accelerator, MachineConfig
 from drupe.sandboxers.kept.records import Record
+from drupe.sandboxers.vm.roots import RootDisk
 from drupe.spec.container import LogSpec
 from drupe.spec.status import ExitStatus
 
@@ -16,7 +17,8 @@ VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no
 class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
     the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
-    not as usual. nics: id and MAC of each of its interfaces."""
+    not as usual. nics: id and MAC of each of its interfaces. images: those whose disks it has from its start. disks:
+    that are plugged in. spare_disks: see MachineConfig."""
 
     id: str
     dir: str
@@ -42,6 +44,9 @@ class PodRecord(Record, kw_only=True):
     failed: str = ""
     notes: list[str] = []
     nics: list[tuple[str, str]] = []
+    images: list[str] = []
+    disks: list[RootDisk] = []
+    spare_disks: int = 0
     phases_ms: dict[str, float] = {}
 
     @property
@@ -83,6 +88,7 @@ class PodRecord(Record, kw_only=True):
             accelerator=self.accelerator,
             machine_type=self.machine_type,
             shared_memory=self.rootfs == "virtiofs",
+            spare_disks=self.spare_disks,
             **more,
         )
 
@@ -91,7 +97,8 @@ class PodRecord(Record, kw_only=True):
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. guest: its id for the agent. made: the agent knows it. exit: its end, once known."""
+    """A container. guest: its id for the agent. made: the agent knows it. exit: its end, once known. disks: of its
+    root, the lowest first."""
 
     id: str
     sandbox: str
@@ -106,6 +113,7 @@ class TaskRecord(Record, kw_only=True):
     started: bool = False
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}
+    disks: list[RootDisk] = []
 
     @property
     def path(self) -> Path:

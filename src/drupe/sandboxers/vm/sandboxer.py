@@ -12,8 +12,9 @@ from typing import cast
 import msgspec
 
 from drupe import guest as guests
-from drupe.errors import DrupeError, InvalidArgument
+from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.hypervisors.contract import Hypervisor
+from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
 from drupe.resources.cgroups import Cgroups
@@ -31,6 +32,8 @@ from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
 from drupe.sandboxers.vm.snapshots import Saver, guests_of, require_saveable
 from drupe.sandboxers.vm.tasks import VmTasks
 from drupe.sandboxers.vm.watching import Watch
+from drupe.spec.base import Spec
+from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import Stats
@@ -52,6 +55,7 @@ class VmSandboxer(Sandboxer):
         cgroups: Cgroups,
         hypervisor: Hypervisor,
         root: Path,
+        images: ImageStore,
         on_exit: OnExit,
         options: VmOptions,
     ) -> None:
@@ -60,7 +64,9 @@ class VmSandboxer(Sandboxer):
         self._root = root
         self._options = options
         self._configs: dict[str, SandboxConfig] = {}
-        self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
+        self._machines = Machines(
+            keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, images=images, options=options
+        )
         self._machines.on_ready = self._follow
         self._saver = Saver(keeper, self._machines.starter)
         self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
@@ -92,6 +98,8 @@ class VmSandboxer(Sandboxer):
         self._configs[config.id] = config
         info = await self._make_network(config)
         record.netns = info.netns
+        if not record.shares:
+            record.images = [one.image for one in config.spec.containers if one.image]
         pod = self._machines.add(record)
         if record.shares:
             await pod.share.make()
@@ -114,6 +122,18 @@ class VmSandboxer(Sandboxer):
 
     def remove_template(self, template_id: str) -> None:
         self._machines.starter.templates.remove(template_id)
+
+    async def prune_templates(self, *, everything: bool) -> Pruned:
+        basis, templates = "", self._machines.starter.templates
+        like = SandboxConfig(id="template", spec=PodSpec(), dir=templates.directory, cgroup="", hostname="")
+        with contextlib.suppress(NotFound):  # without a guest image none is of use
+            record = await self._plan(like)
+            basis = templates.basis_of(record, self._machines.starter.program(record.machine()))
+        async with self._templating:
+            old = [one for one in templates if everything or one.basis != basis]
+            for one in old:
+                templates.remove(one.id)
+        return Pruned(removed=[one.id for one in old], reclaimed_bytes=sum(one.size_bytes for one in old))
 
     async def _make_network(self, config: SandboxConfig) -> SandboxInfo:
         """The pod's place in the host's network. Its sysctls are for the guest's kernel."""
@@ -173,9 +193,8 @@ class VmSandboxer(Sandboxer):
         pod = self._machines.get(sandbox_id)
         require_saveable(pod)
         saved = guests_of(directory, ids)
-        guests = [one.guest for one in saved.values()]
         await self._tasks.restored(pod, saved)
-        await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory, guests))
+        await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory))
 
     async def stats(self, sandbox_id: str) -> Stats:
         """What the machine costs the host."""
@@ -277,9 +296,19 @@ def open_vm(means: Means) -> VmSandboxer:
         cgroups=means.cgroups,
         hypervisor=find_hypervisor(options),
         root=means.root,
+        images=means.images,
         on_exit=means.on_exit,
         options=options,
     )
+
+
+def lacking(root: Path, options: Spec) -> str:
+    """That a node has no guest image to boot; "" when it has."""
+    try:
+        guests.find(root, cast(VmOptions, options).guest)
+    except DrupeError as error:
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return ""
 
 
 def find_hypervisor(options: VmOptions) -> Hypervisor:

@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from drupe.errors import Unavailable
-from drupe.hypervisors.contract import Hypervisor, MachineConfig, Nic
+from drupe.hypervisors.contract import Hypervisor, MachineConfig
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
-from drupe.linux import tuntap
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm import network, share
@@ -25,10 +24,12 @@ from drupe.sandboxers.vm.oci import GUEST_SHARE
 from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM
-from drupe.sandboxers.vm.templates import Templates, copying
+from drupe.sandboxers.vm.roots import Roots
+from drupe.sandboxers.vm.templates import SPARE_DISKS, Templates, copying
 
 CONNECTS_WITHIN_S = 30.0
 _LAST_WORDS_S = 0.1  # until what a program wrote before its end is in its log
+_DISKS_AT_BOOT = 8  # places on the root bus are few; more are plugged in
 _MEMORY_FD = 5  # of a VMM: after the listeners of `Launch`
 
 
@@ -41,12 +42,14 @@ class Starter:
         keeper: Keeper,
         launcher: Launcher,
         hypervisor: Hypervisor,
+        roots: Roots,
         templates: Templates,
         agent_timeout_s: float,
     ) -> None:
         self._keeper = keeper
         self._launcher = launcher
         self.hypervisor = hypervisor
+        self.roots = roots
         self.templates = templates
         self._agent_timeout_s = agent_timeout_s
 
@@ -57,15 +60,20 @@ class Starter:
             joined = await network.join(self._keeper, record.netns)
         with phases("share"):
             shares = await self._share(pod) if record.shares else []
-        config = record.machine()
-        saved = self.templates.find(record, self.program(config)) if from_template else None
-        record.saved = str(saved or "")
+        with phases("roots"):
+            record.disks = await self.roots.of_images(record.images)
+        saved = self.templates.find(record, self.program(record.machine())) if from_template else None
+        record.saved, record.spare_disks = str(saved or ""), SPARE_DISKS if saved else 0
+        record.disks = record.disks[: SPARE_DISKS if saved else _DISKS_AT_BOOT]
+        disks = [disk.disk() for disk in record.disks]
+        config = record.machine(disks=disks, nics=network.nics_of(joined))
         if saved is None:
-            await self.boot(pod, replace(config, nics=network.nics_of(joined), shares=shares), phases)
+            await self.boot(pod, replace(config, shares=shares), phases)
         else:
             await self._restore(pod, config, saved, phases)
             with phases("devices"):
-                await self._plug(pod, shares, joined)
+                for one in shares:  # a machine that has one could not have been saved
+                    await pod.require().add(one)
         with phases("agent"):
             await self.or_end(pod, pod.agent.guest("Setup", _setup(pod, joined)))
         record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
@@ -125,21 +133,6 @@ class Starter:
             await asyncio.sleep(_LAST_WORDS_S)
             said = last_words(pod.console) or error.cause
             raise Unavailable("the virtual machine monitor did not start", stage="vmm", cause=said) from None
-
-    async def _plug(self, pod: VmPod, shares: Sequence[SharedDirectory], joined: Sequence[Joined]) -> None:
-        """What a machine from a template could not have from the start."""
-        for one in shares:
-            await pod.require().add(one)
-        for nic in network.nics_of(joined):
-            await self._plug_nic(pod, nic)
-
-    async def _plug_nic(self, pod: VmPod, nic: Nic) -> None:
-        descriptor = await self._keeper.netns_open(pod.record.netns, tuntap.DEVICE)
-        try:
-            tuntap.attach_tap(descriptor, nic.tap, queues=nic.queues)
-            await pod.require().add(replace(nic, descriptor=descriptor))
-        finally:
-            os.close(descriptor)
 
     async def or_end(self, pod: VmPod, work: Awaitable[object]) -> None:
         """Wait for the guest, but not longer than there is a machine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from drupe.errors import DrupeError, Unavailable
@@ -35,6 +35,7 @@ class Streams:
         self._attached: list[VmAttachment] = []
         self._pulling: list[asyncio.Task[None]] = []
         self._heard = asyncio.Event()
+        self.on_first: Callable[[], None] = lambda: None  # called when the first byte is here
 
     def attach(self, fds: Mapping[str, int], *, close_stdin: bool) -> VmAttachment:
         attachment = VmAttachment(fds, feed=self.feed, close_stdin=close_stdin)
@@ -88,6 +89,8 @@ class Streams:
 
     async def _take(self, stream: str, data: bytes, offset: int) -> None:
         self._heard.set()
+        self.on_first()
+        self.on_first = lambda: None
         self._log.write(stream, data)
         self._place.offsets[stream] = offset
         if self._path is not None:

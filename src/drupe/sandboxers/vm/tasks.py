@@ -29,9 +29,10 @@ from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, write_exi
 from drupe.sandboxers.vm.failures import explain, gone
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
+from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import VMM, TaskRecord, record_path
-from drupe.sandboxers.vm.snapshots import SavedTask, thaw
+from drupe.sandboxers.vm.snapshots import SavedTask, moved, thaw
 from drupe.sandboxers.vm.streams import Streams
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
@@ -82,7 +83,8 @@ class VmTasks(TaskService):
         if pod.record.shares:
             root, binds = await pod.share.add(task.id, task.oci)
         else:
-            root, binds = "/", await roots.make(self._keeper, record.guest, pod.record.home, task.oci)
+            root, binds = "/", roots.binds_of(task.oci)
+            record.disks = await self._machines.roots.of_task(task, pod.record.home)
         config = adapted(task.oci, guest=record.guest, root=root, binds=binds)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         (task.bundle / "guest.json").write_bytes(msgspec.json.encode(config))
@@ -106,8 +108,9 @@ class VmTasks(TaskService):
             raise InvalidState(f"container {task_id} was started before")
         pod.require()
         process = _process_of(record)
+        phases, began = Phases(pod.record.phases_ms), time.monotonic()
         try:
-            await self._make(pod, record, process)
+            await self._make(pod, record)
             if (window := self._windows.pop(task_id, None)) is not None and record.tty:
                 await self._resize(pod, record, "", *window)
             record.started = True  # before it is: its end may be told first
@@ -117,15 +120,19 @@ class VmTasks(TaskService):
             record.started = False
             await self._unmake(pod, record)
             raise explain(error, process) from None
-        self._streams[task_id, ""].begin()
+        phases.since("container", began)
+        streams, ready = self._streams[task_id, ""], time.monotonic()
+        streams.on_first = lambda: phases.since("output", ready)
+        streams.begin()
         return pod.pids.get(VMM, 0)
 
     async def restored(self, pod: VmPod, saved: Mapping[str, SavedTask]) -> None:
         """Have containers be those of a saved machine: they stand still until the last of them is started."""
         for task_id, one in saved.items():
             record = self._record(task_id)
-            roots.image_of(record.guest, pod.record.home).unlink(missing_ok=True)
+            _remove_own(record)
             record.guest, record.made, record.started = one.guest, True, True
+            record.disks = [moved(disk, pod.record.home) for disk in one.disks]
             record.save()
             self._streams[task_id, ""].forget()
             streams = self._streams[task_id, ""] = self._streams_of(pod, record)
@@ -146,16 +153,16 @@ class VmTasks(TaskService):
         """How many bytes of each output of a container were taken."""
         return self._streams[task_id, ""].offsets()
 
-    async def _make(self, pod: VmPod, record: TaskRecord, process: dict[str, Any]) -> None:
+    async def _make(self, pod: VmPod, record: TaskRecord) -> None:
         """In the guest: bundle, then task."""
         if record.made:
             return
         config = (Path(record.bundle) / "guest.json").read_bytes()
         bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
         if not pod.record.shares:
-            disk = roots.disk_of(record.guest, pod.record.home)
-            await pod.require().add(disk)
-            roots.plan(bundle, disk, read_only=json.loads(config)["root"].get("readonly", False))
+            for disk in record.disks:
+                await pod.plug(disk)
+            roots.plan(bundle, record.disks, read_only=json.loads(config)["root"].get("readonly", False))
         put = await pod.agent.guest("PutBundle", bundle, pb.PutBundleResponse)
         record.made = True
         record.save()
@@ -217,11 +224,10 @@ class VmTasks(TaskService):
         if pod.record.shares:
             await pod.share.drop(record.id)
             return
-        disk = roots.disk_of(record.guest, pod.record.home)
-        if pod.machine is not None and not pod.record.paused:
+        for disk in (disk for disk in record.disks if not disk.image):  # an image's serves others
             with contextlib.suppress(DrupeError):  # its file goes anyhow
-                await pod.machine.remove(disk.id, timeout_s=_UNPLUGS_WITHIN_S)
-        disk.path.unlink(missing_ok=True)
+                await pod.unplug(disk, timeout_s=_UNPLUGS_WITHIN_S)
+        _remove_own(record)
 
     # -- execs ------------------------------------------------------------------------------------------------------
 
@@ -531,6 +537,13 @@ class VmTasks(TaskService):
         if not record.made:
             raise InvalidState(f"container {task_id} is not started yet")
         return pod, record
+
+
+def _remove_own(record: TaskRecord) -> None:
+    """The files of a container's own disks."""
+    for disk in record.disks:
+        if not disk.image:
+            Path(disk.path).unlink(missing_ok=True)
 
 
 def _process_of(record: TaskRecord) -> dict[str, Any]:
