@@ -33,6 +33,9 @@ const BYTES_PER_INODE: u64 = 4096;
 /// Directories that get a tmpfs of their own, if they are there: mode.
 const SCRATCH: [(&[u8], u32); 4] = [(b"/tmp", 0o1777), (b"/var/tmp", 0o1777), (b"/run", 0o755), (b"/dev/shm", 0o1777)];
 
+/// Where a file system that holds no files is mounted, its source, itself, flags.
+type Pseudo = (&'static [u8], &'static [u8], Arc<dyn FileSystem>, u32);
+
 /// A kernel and what it stands on.
 pub struct Pod {
     pub kernel: Kernel,
@@ -73,7 +76,7 @@ impl Pod {
             namespace.mount(Mount::new(dev, b"dev", MS_NOSUID), place)?;
         }
         let source: Arc<dyn Processes> = self.kernel.census();
-        let pseudo: [(&[u8], &[u8], Arc<dyn FileSystem>, u32); 3] = [
+        let pseudo: [Pseudo; 3] = [
             (b"/proc", b"proc", procfs(Arc::clone(&source), context.now), MS_NODEV),
             (b"/sys", b"sysfs", sysfs(&source, context.now), MS_NODEV),
             (b"/dev/pts", b"devpts", self.terminals.new_devpts(), 0),
