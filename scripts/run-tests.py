@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the tests in two lanes side by side: one that needs no root or has kernels of its own, and one for everything else.
+"""Run the tests in two lanes side by side: one without root or with its own kernels, and one for all others.
 
     scripts/run-tests.py [PYTEST ARGUMENT …]
 
