@@ -452,8 +452,10 @@ class VmTasks(TaskService):
         await pod.agent.task("Pause", tasks_pb.PauseRequest(id=record.guest))
 
     async def resume(self, task_id: str) -> None:
+        """One that stood still with its whole pod goes on by that: the guest knows of no pause."""
         pod, record = self._live(task_id)
-        await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
+        with contextlib.suppress(InvalidState):
+            await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
 
     async def update(self, task_id: str, resources: Resources) -> None:
         """In the guest; one that is not started yet has them from its start."""
