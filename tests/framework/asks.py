@@ -95,5 +95,5 @@ SPECS: dict[str, dict[str, Any]] = {
     "privileged": _security(privileged=True),
 }
 # features of calls on what runs, and of an image's platform
-CALLS = ("exec", "attach", "pause", "update", "stats", "processes", "files", "checkpoint", "snapshot")
+CALLS = ("exec", "attach", "pause", "update", "stats", "processes", "files", "checkpoint", "snapshot", "network-change")
 PLATFORMS = {"linux-programs": "linux", "wasm-modules": "wasi"}

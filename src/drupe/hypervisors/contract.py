@@ -62,7 +62,8 @@ class Disk:
 @dataclass(frozen=True, slots=True)
 class Nic:
     """tap: name of the device in the VMM's network namespace. queues: pairs. socket: vhost-user instead of `tap`.
-    descriptor: of an open tap, for one that is plugged into a running machine (whoever plugs it in closes it)."""
+    descriptor: of an open tap, for one that is plugged into a running machine (whoever plugs it in closes it); more:
+    of its further queues."""
 
     id: str
     mac: str
@@ -71,6 +72,7 @@ class Nic:
     queues: int = 1
     socket: Path | None = None
     descriptor: int = -1
+    more: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ FEATURES: dict[str, str] = {
     "container-limits": "limit each of several containers by itself",
     # the network and names
     "network": "join a network of the pod's own",
+    "network-change": "join and leave networks while it runs",
     "host-network": "use the host's network namespace",
     "ports": "publish ports on the host",
     "egress-policy": "hold the pod to a policy of what it may reach",

@@ -76,9 +76,15 @@ def _backend(config: MachineConfig) -> str:
 
 def _guest(config: MachineConfig, machine: str) -> list[str]:
     console = "ttyAMA0" if machine == "virt" else "ttyS0"
-    words = [f"console={console}", "panic=-1", "quiet", *_clock(config, machine), *config.append]
+    words = [f"console={console}", "panic=-1", "quiet", *_clock(config, machine), *_no_bounce(config), *config.append]
     initrd = ["-initrd", str(config.initrd)] if config.initrd else []
     return ["-kernel", str(config.kernel), *initrd, "-append", " ".join(words)]
+
+
+def _no_bounce(config: MachineConfig) -> list[str]:
+    """Where memory may grow beyond 4 GiB the kernel keeps 64 MiB to copy through, for hardware that cannot reach it.
+    There is none in a machine."""
+    return ["swiotlb=noforce"] if room_of(config) else []
 
 
 def _clock(config: MachineConfig, machine: str) -> list[str]:

@@ -158,10 +158,14 @@ class QemuMachine(QmpMachine):
 
     async def _add_nic(self, nic: Nic) -> None:
         name = f"n-{nic.id}"
-        await self._qmp.give(name, nic.descriptor)
-        await self._qmp.call("netdev_add", {"type": "tap", "id": name, "fd": name})
+        names = [f"{name}-{number}" for number in range(1 + len(nic.more))]
+        for queue, descriptor in zip(names, (nic.descriptor, *nic.more), strict=True):
+            await self._qmp.give(queue, descriptor)
+        await self._qmp.call("netdev_add", {"type": "tap", "id": name, "fds": ":".join(names)})
+        device: dict[str, Any] = {"driver": "virtio-net-pci", "id": nic.id, "netdev": name, "mac": nic.mac}
+        many = {"mq": True, "vectors": 2 * len(names) + 2} if nic.more else {}
         try:
-            await self._plug({"driver": "virtio-net-pci", "id": nic.id, "netdev": name, "mac": nic.mac, "romfile": ""})
+            await self._plug({**device, "host_mtu": nic.mtu, "romfile": "", **many})
         except DrupeError:
             with contextlib.suppress(DrupeError):
                 await self._qmp.call("netdev_del", {"id": name})

@@ -26,6 +26,7 @@ _SAID: dict[str, str] = {
     "huge-pages": "no: memory of the sandbox is the sentry's, huge pages of the host are not handed on",
     "cgroup-files": "limited: on hosts with cgroup v2",
     "container-limits": f"no: {_ONE_KERNEL}; limit the pod",
+    "network-change": "no: the sentry takes the interfaces over when it starts",
     "host-network": "limited: sockets are the host's, addresses and routes can only be read",
     "host-pid": "no: the sandbox has a process table of its own",
     "host-ipc": "no: System V and POSIX IPC are the sentry's own",

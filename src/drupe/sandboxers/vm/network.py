@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from drupe.hypervisors.contract import Nic
 from drupe.keeper.client import Keeper
+from drupe.linux.rtnetlink import Link
 from drupe.resources.network.endpoints import joining
 from drupe.resources.network.endpoints.contract import Joined, Wanted
 from drupe.rpc.guest import guest_pb2 as pb
@@ -30,7 +31,12 @@ async def part(keeper: Keeper, netns: str) -> None:
 def nics_of(joined: Sequence[Joined]) -> list[Nic]:
     """As the driver wants them."""
     links = [(one.endpoint.link, one.tap) for one in joined if one.tap]
-    return [Nic(id=f"nic{link.index}", mac=link.mac, tap=tap, mtu=link.mtu) for link, tap in links]
+    return [Nic(id=id_of(link), mac=link.mac, tap=tap, mtu=link.mtu) for link, tap in links]
+
+
+def id_of(link: Link) -> str:
+    """What the machine's interface is called by its program: follows from the link's index."""
+    return f"nic{link.index}"
 
 
 def interfaces_of(joined: Sequence[Joined]) -> list[pb.Interface]:

@@ -15,15 +15,18 @@ from drupe.sandboxers.vm.share import Share
 
 @dataclass(slots=True)
 class VmPod:
-    """ending: its end is our own work. pids: of the programs that run it, by their suffix."""
+    """ending: its end is our own work. pids: of the programs that run it, by their suffix. changing: held while devices
+    come and go, and while it grows and shrinks. told: what the guest knows of its interfaces (plugging.told)."""
 
     record: PodRecord
     agent: Agent
     share: Share
     machine: Machine | None = None
     ending: bool = False
+    told: bytes = b""
     pids: dict[str, int] = field(default_factory=dict)
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def console(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from drupe.hypervisors.contract import Accelerator, MachineConfig
 from drupe.sandboxers.kept.records import Record
 from drupe.spec.container import LogSpec
+from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus
 
 VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no id has a dot
@@ -16,7 +17,8 @@ VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no
 class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
     the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
-    not as usual. nics: id and MAC of each of its interfaces."""
+    not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given since
+    it started. limits: the pod's own."""
 
     id: str
     dir: str
@@ -42,6 +44,9 @@ class PodRecord(Record, kw_only=True):
     failed: str = ""
     notes: list[str] = []
     nics: list[tuple[str, str]] = []
+    memory_now: int = 0
+    processors_now: int = 0
+    limits: Resources = Resources()
     phases_ms: dict[str, float] = {}
 
     @property
@@ -102,6 +107,7 @@ class TaskRecord(Record, kw_only=True):
     log: LogSpec | None
     exit_file: str
     guest: str
+    resources: Resources = Resources()
     made: bool = False
     started: bool = False
     exit: ExitStatus | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -24,7 +24,9 @@ from drupe.sandboxers.vm.able import ABLE
 from drupe.sandboxers.vm.accelerator import choose_accelerator
 from drupe.sandboxers.vm.console import why
 from drupe.sandboxers.vm.machines import Machines
+from drupe.sandboxers.vm.measuring import describe
 from drupe.sandboxers.vm.options import VmOptions
+from drupe.sandboxers.vm.plugging import Interfaces, following
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
@@ -33,7 +35,7 @@ from drupe.sandboxers.vm.tasks import VmTasks
 from drupe.sandboxers.vm.watching import Watch
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
-from drupe.spec.status import Stats
+from drupe.spec.status import MachineInfo, Stats
 from drupe.spec.template import TemplateInfo
 
 _FOLLOWS_WITHIN_S = 0.5
@@ -63,9 +65,10 @@ class VmSandboxer(Sandboxer):
         self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
         self._machines.on_ready = self._follow
         self._saver = Saver(keeper, self._machines.starter)
-        self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
+        self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit, options=options)
+        self._interfaces = Interfaces(keeper, hypervisor)
         self._watches: dict[str, Watch] = {}
-        self._following: dict[str, asyncio.Task[None]] = {}
+        self._following: dict[str, list[asyncio.Task[None]]] = {}
         self._templating = asyncio.Lock()
         keeper.on_exit(self._exited)
 
@@ -101,7 +104,8 @@ class VmSandboxer(Sandboxer):
         """The machine for a pod, without its network."""
         guest = guests.find(self._root, self._options.guest)
         native = self._options.hypervisor == "uml"
-        return plan(config, self._options, guest, "native" if native else await choose_accelerator(self._keeper))
+        accelerator = "native" if native else await choose_accelerator(self._keeper)
+        return plan(config, self._options, guest, accelerator, self._machines.hypervisor)
 
     async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
         directory = self._root / "vm" / "templates"
@@ -163,6 +167,7 @@ class VmSandboxer(Sandboxer):
             pod.record.paused = False
             pod.record.save()
             await self._machines.set_clock(pod)
+            await self._interfaces.settle(pod, strictly=False)
 
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
         pod = self._machines.get(sandbox_id)
@@ -176,6 +181,29 @@ class VmSandboxer(Sandboxer):
         guests = [one.guest for one in saved.values()]
         await self._tasks.restored(pod, saved)
         await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory, guests))
+
+    async def update(
+        self, sandbox_id: str, spec: PodSpec, resources: Resources, apply: Callable[[Resources], None]
+    ) -> Sequence[str]:
+        """Memory is the host's to give before the machine gets it, and the machine's to give back before that."""
+        pod = self._machines.get(sandbox_id)
+        pod.record.limits = spec.resources
+        grows = memory_of(spec, self._options) > pod.record.memory_now
+        if grows:
+            apply(self.host_limits(spec, resources))
+        notes = await self._tasks.fit(pod, [one.resources for one in spec.containers])
+        if not grows:
+            apply(host_limits(resources, pod.record.memory_now, self._options))
+        return notes
+
+    async def network_changed(self, sandbox_id: str) -> None:
+        await self._interfaces.settle(self._machines.get(sandbox_id))
+
+    async def measure(self, sandbox_id: str) -> MachineInfo | None:
+        pod = self._machines.find(sandbox_id)
+        if pod is None or pod.machine is None:
+            return None
+        return await describe(pod, self._options, self._machines.hypervisor)
 
     async def stats(self, sandbox_id: str) -> Stats:
         """What the machine costs the host."""
@@ -191,13 +219,13 @@ class VmSandboxer(Sandboxer):
         """Hear its events and watch over it."""
         self._unfollow(pod)
         self._watches[pod.record.id] = Watch(pod, self._lost)
-        self._following[pod.record.id] = asyncio.ensure_future(self._hear(pod))
+        self._following[pod.record.id] = [asyncio.ensure_future(self._hear(pod)), following(self._interfaces, pod)]
 
     def _unfollow(self, pod: VmPod) -> None:
         if (watch := self._watches.pop(pod.record.id, None)) is not None:
             watch.stop()
-        if (following := self._following.pop(pod.record.id, None)) is not None:
-            following.cancel()
+        for one in self._following.pop(pod.record.id, ()):
+            one.cancel()
 
     async def _hear(self, pod: VmPod) -> None:
         async for event in pod.agent.events(0):  # those that an earlier daemon took are known by what they are about

@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from drupe.errors import Unavailable
-from drupe.hypervisors.contract import Hypervisor, MachineConfig, Nic
+from drupe.hypervisors.contract import Hypervisor, MachineConfig
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
-from drupe.linux import tuntap
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm import network, share
@@ -23,6 +22,7 @@ from drupe.sandboxers.vm.console import last_words, why
 from drupe.sandboxers.vm.launch import Launcher
 from drupe.sandboxers.vm.oci import GUEST_SHARE
 from drupe.sandboxers.vm.phases import Phases
+from drupe.sandboxers.vm.plugging import plug_nic, told
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM
 from drupe.sandboxers.vm.templates import Templates, copying
@@ -69,6 +69,7 @@ class Starter:
         with phases("agent"):
             await self.or_end(pod, pod.agent.guest("Setup", _setup(pod, joined)))
         record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
+        pod.told = told(joined)
         record.started, record.failed = True, ""
         record.phases_ms, record.notes = phases.told, network.left_out(joined)
         record.save()
@@ -131,15 +132,7 @@ class Starter:
         for one in shares:
             await pod.require().add(one)
         for nic in network.nics_of(joined):
-            await self._plug_nic(pod, nic)
-
-    async def _plug_nic(self, pod: VmPod, nic: Nic) -> None:
-        descriptor = await self._keeper.netns_open(pod.record.netns, tuntap.DEVICE)
-        try:
-            tuntap.attach_tap(descriptor, nic.tap, queues=nic.queues)
-            await pod.require().add(replace(nic, descriptor=descriptor))
-        finally:
-            os.close(descriptor)
+            await plug_nic(self._keeper, pod, nic)
 
     async def or_end(self, pod: VmPod, work: Awaitable[object]) -> None:
         """Wait for the guest, but not longer than there is a machine."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,11 +29,14 @@ from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, write_exi
 from drupe.sandboxers.vm.failures import explain, gone
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
+from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import VMM, TaskRecord, record_path
+from drupe.sandboxers.vm.resizing import resize
+from drupe.sandboxers.vm.sizing import memory_for, processors_for
 from drupe.sandboxers.vm.snapshots import SavedTask, thaw
 from drupe.sandboxers.vm.streams import Streams
-from drupe.spec.resources import Resources
+from drupe.spec.resources import Resources, merged
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
 _STREAM = "agent"
@@ -47,7 +50,10 @@ class VmTasks(TaskService):
 
     binds_until: ClassVar[str] = "create"
 
-    def __init__(self, *, keeper: Keeper, machines: Machines, cgroups: Cgroups, on_exit: OnExit) -> None:
+    def __init__(
+        self, *, keeper: Keeper, machines: Machines, cgroups: Cgroups, on_exit: OnExit, options: VmOptions
+    ) -> None:
+        self._options = options
         self._keeper = keeper
         self._machines = machines
         self._cgroups = cgroups
@@ -77,7 +83,7 @@ class VmTasks(TaskService):
         pod = self._machines.get(task.sandbox)
         record = TaskRecord(
             id=task.id, sandbox=task.sandbox, cgroup=task.cgroup, bundle=str(task.bundle), tty=task.tty,
-            stdin=task.stdin, log=task.log, exit_file=str(task.exit_file), guest=task.id,
+            stdin=task.stdin, log=task.log, exit_file=str(task.exit_file), guest=task.id, resources=task.resources,
         )  # fmt: skip
         if pod.record.shares:
             root, binds = await pod.share.add(task.id, task.oci)
@@ -107,6 +113,7 @@ class VmTasks(TaskService):
         pod.require()
         process = _process_of(record)
         try:
+            await self.fit(pod, grow_only=True)
             await self._make(pod, record, process)
             if (window := self._windows.pop(task_id, None)) is not None and record.tty:
                 await self._resize(pod, record, "", *window)
@@ -448,16 +455,42 @@ class VmTasks(TaskService):
         pod, record = self._live(task_id)
         await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
 
-    async def update(self, task_id: str, resources: Resources) -> None:
-        """In the guest; one that is not started yet has them from its start."""
-        record = self._record(task_id)
+    async def update(self, task_id: str, resources: Resources) -> Sequence[str]:
+        """In the guest; one that is not started yet has them from its start. The machine grows before its container
+        does, and gives back what no container may use any more."""
+        record, pod = self._record(task_id), self._machines.get(self._record(task_id).sandbox)
         limits = self._cgroups.resources_to_oci(resources)
-        if not record.made:
-            self._update_unmade(record, limits)
-            return
-        value = AnyMessage(type_url=_SPEC_TYPE.format("LinuxResources"), value=msgspec.json.encode(limits))
-        request = tasks_pb.UpdateTaskRequest(id=record.guest, resources=value)
-        await self._machines.get(record.sandbox).agent.task("Update", request)
+        before, record.resources = record.resources, merged(record.resources, resources)
+        try:
+            await self.fit(pod, grow_only=True)
+            if record.made:
+                value = AnyMessage(type_url=_SPEC_TYPE.format("LinuxResources"), value=msgspec.json.encode(limits))
+                await pod.agent.task("Update", tasks_pb.UpdateTaskRequest(id=record.guest, resources=value))
+            else:
+                self._update_unmade(record, limits)
+        except BaseException:
+            record.resources = before
+            raise
+        record.save()
+        return await self.fit(pod)
+
+    async def fit(
+        self, pod: VmPod, containers: Sequence[Resources] | None = None, *, grow_only: bool = False
+    ) -> Sequence[str]:
+        """Have a machine be as its pod and containers are limited now; answers, in words, what could not be had."""
+        record = pod.record
+        limits = [one.resources for one in self.records(record.id)] if containers is None else containers
+        memory, processors = memory_for(record.limits, limits, self._options), processors_for(record.limits, limits)
+        if pod.machine is None:
+            record.memory_bytes = record.memory_now = memory
+            record.processors = record.processors_now = processors
+            record.memory_max_bytes = max(record.memory_max_bytes, memory)
+            record.processors_max = max(record.processors_max, processors)
+            record.save()
+            return ()
+        if grow_only:
+            memory, processors = max(memory, record.memory_now), max(processors, record.processors_now)
+        return await resize(pod, self._machines.hypervisor, memory_bytes=memory, processors=processors)
 
     def _update_unmade(self, record: TaskRecord, limits: Mapping[str, Any]) -> None:
         path = Path(record.bundle) / "guest.json"

@@ -1,0 +1,81 @@
+"""Machines that change while they run: as a user asks for it, and as the workload sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from framework import machines
+from framework.daemon import Daemon
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def machine_daemon(open_daemon: Daemon) -> Daemon:
+    return machines.prepared(open_daemon)
+
+
+@pytest.fixture
+def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
+    yield machine_daemon
+    machine_daemon.delete_pods()
+
+
+def out(daemon: Daemon, *argv: str) -> str:
+    said: str = daemon.command(*argv, check=True, timeout_s=120).stdout.strip()
+    return said
+
+
+def run(daemon: Daemon, name: str, *words: str, script: str = "exec sleep 1000") -> None:
+    out(daemon, "run", "-d", "--name", name, "--sandbox", "vm", *words, "busybox", "sh", "-c", script)
+
+
+def inside(daemon: Daemon, name: str, script: str) -> str:
+    return out(daemon, "exec", name, "sh", "-c", script)
+
+
+def pod(daemon: Daemon, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(out(daemon, "inspect", "--type", "pod", name))[0]
+    return found
+
+
+def memory_mib(daemon: Daemon, name: str) -> int:
+    return int(inside(daemon, name, "awk '/^MemTotal/ {print int($2/1024)}' /proc/meminfo"))
+
+
+def processors(daemon: Daemon, name: str) -> int:
+    return int(inside(daemon, name, "grep -c ^processor /proc/cpuinfo"))
+
+
+def test_a_running_pod_gets_more_and_gives_it_back(daemon: Daemon) -> None:
+    """Memory is filled that was not there before; a restarted daemon goes on with the machine as it is."""
+    run(daemon, "sized", "--network", "none", "--memory", "64m", "--tmpfs", "/full:size=1g")
+    before = pod(daemon, "sized")["machine"]
+    assert (before["memory_bytes"], before["processors"]) == (64 * MIB + before["overhead_bytes"], 1)
+    assert 0 < before["guest_bytes"] < before["overhead_bytes"]
+    assert 0 < before["host_bytes"] < before["vmm_bytes"]
+    small = memory_mib(daemon, "sized")
+    assert inside(daemon, "sized", "cat /sys/fs/cgroup/memory.max") == str(64 * MIB)
+
+    out(daemon, "update", "--memory", "448m", "--cpus", "2", "sized")
+    grown = pod(daemon, "sized")["machine"]
+    assert (grown["memory_bytes"] - before["memory_bytes"], grown["processors"]) == (384 * MIB, 2)
+    assert (memory_mib(daemon, "sized") - small, processors(daemon, "sized")) == (384, 2)
+    assert inside(daemon, "sized", "cat /sys/fs/cgroup/memory.max") == str(448 * MIB)
+    inside(daemon, "sized", "head -c 314572800 /dev/zero >/full/it")
+
+    daemon.kill()
+    daemon.start()
+    inside(daemon, "sized", "rm -f /full/it")
+    out(daemon, "update", "--memory", "64m", "--cpus", "1", "sized")
+    back = pod(daemon, "sized")["machine"]
+    assert (back["memory_bytes"], back["processors"]) == (before["memory_bytes"], 1)
+    assert (memory_mib(daemon, "sized"), processors(daemon, "sized")) == (small, 1)
+    refused = daemon.command("update", "--memory", "9000g", "sized")
+    assert refused.returncode != 0
+    assert "at most" in refused.stderr
