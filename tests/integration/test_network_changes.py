@@ -1,4 +1,4 @@
-"""Pods join further networks and leave them while they run: the same for what shares the host's kernel and for machines."""
+"""Pods join further networks and leave them while they run: the same on the host's kernel and in machines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,21 @@ def network_daemon(open_daemon: Daemon) -> Daemon:
 def daemon(network_daemon: Daemon) -> Iterator[Daemon]:
     """With a network `back`, and a pod there that serves."""
     out(network_daemon, "network", "create", "--mtu", "1400", "back")
-    out(network_daemon, "run", "-d", "--sandbox", "runc", "--name", "server", "--network", "back", "busybox", "sh", "-c", SERVES)
+    out(
+        network_daemon,
+        "run",
+        "-d",
+        "--sandbox",
+        "runc",
+        "--name",
+        "server",
+        "--network",
+        "back",
+        "busybox",
+        "sh",
+        "-c",
+        SERVES,
+    )
     yield network_daemon
     network_daemon.delete_pods()
     out(network_daemon, "network", "rm", "back")
@@ -49,7 +63,7 @@ def test_a_network_is_joined_and_left(daemon: Daemon, kind: str) -> None:
     hosts = ("server", server["ipv4"], f"[{server['ipv6']}]")
 
     def asks(host: str) -> str:
-        argv = ("exec", "mover", "wget", "-T", "3", "-qO-", f"http://{host}")
+        argv = ("exec", "mover", "timeout", "5", "wget", "-qO-", f"http://{host}")
         return daemon.command(*argv, timeout_s=120).stdout.strip()
 
     def faces() -> set[str]:

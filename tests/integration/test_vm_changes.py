@@ -52,8 +52,11 @@ def processors(daemon: Daemon, name: str) -> int:
     return int(inside(daemon, name, "grep -c ^processor /proc/cpuinfo"))
 
 
-def test_a_running_pod_gets_more_and_gives_it_back(daemon: Daemon) -> None:
+def test_a_running_pod_gets_more_and_gives_it_back(fresh_daemon: Daemon) -> None:
     """Memory is filled that was not there before; a restarted daemon goes on with the machine as it is."""
+    machines.needs_machines()
+    machines.make_root(fresh_daemon.root)
+    daemon = fresh_daemon
     run(daemon, "sized", "--network", "none", "--memory", "64m", "--tmpfs", "/full:size=1g")
     before = pod(daemon, "sized")["machine"]
     assert (before["memory_bytes"], before["processors"]) == (64 * MIB + before["overhead_bytes"], 1)

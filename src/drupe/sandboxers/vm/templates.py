@@ -20,7 +20,7 @@ from drupe.hypervisors.qemu.machine import SAVED_MEMORY
 from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.template import TemplateInfo
 
-_LAYOUT = 1  # goes up when saved machines of before shall not be used any more
+_LAYOUT = 2  # goes up when saved machines of before shall not be used any more
 _ABOUT = "template.json"
 
 
