@@ -17,7 +17,7 @@ demo: setup ## Build the images `busybox` and `debian`, then show every main fea
 
 test: ## Run every test (installs what the tests need first); PYTEST_ARGS="-k name" narrows it
 	@scripts/setup.sh --tests
-	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+	@$(PYTHON) scripts/run-tests.py $(PYTEST_ARGS)
 
 test-cgroup2: ## Run the tests of limits in an emulated guest that has only cgroup v2 (minutes); TESTS="paths" for others
 	@scripts/setup.sh --tests

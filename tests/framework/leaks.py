@@ -24,6 +24,8 @@ MARK = os.environ.setdefault(MARK_NAME, uuid.uuid4().hex)
 CGROUP_PARENT = f"drupe-test-{os.getpid()}"
 SETTLE_S = 3.0
 STRICT = os.environ.get("CI") == "true"
+# the lanes of one run share the trees of cgroups, and nothing else that counts
+ALONE = "DRUPE_TEST_LANES" not in os.environ
 
 # file descriptors that the interpreter and its libraries open once and keep
 FD_CACHES = ("/dev/urandom", "/dev/null", ".mypy_cache", ".hypothesis", "/site-packages/", "anon_inode:[eventpoll]")
@@ -59,7 +61,7 @@ def snapshot(directory: Path) -> Snapshot:
         processes=frozenset(describe_process(pid) for pid in pids),
         mounts=frozenset(m for m in mounts("self") if STRICT or is_ours(m, directory)),
         keeper_mounts=frozenset(private_mounts(pids)),
-        cgroups=frozenset(c for c in cgroups() if (STRICT and "drupe" in c) or is_our_cgroup(c))
+        cgroups=frozenset(c for c in cgroups() if (STRICT and ALONE and "drupe" in c) or is_our_cgroup(c))
         | frozenset(private_cgroups(pids))
         | frozenset(delegated_controllers()),
         netns=frozenset(named_netns()) if STRICT else frozenset(n for n in named_netns() if "drupe-test" in n),

@@ -1,6 +1,8 @@
 """A layer or a whole image as one EROFS file: read-only, mountable, shareable with guests. Needs mkfs.erofs.
 
-The same layers give the same bytes: time, UUID and order are fixed.
+The same layers give the same bytes: time, UUID and order are fixed. Those of whole images are kept in the store by the
+images' digests (`erofs_of`): whoever maps or opens one shares its pages with all others. They go with their image, and
+`ImageStore.prune` removes those that nobody needs now.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drupe.errors import DeadlineExceeded, HelperFailed, Unsupported
-from drupe.images.files import remove_tree, storage_errors
+from drupe.images.files import flock, remove_tree, storage_errors, sync_dir
 from drupe.images.limits import Limits
+from drupe.images.media import hex_of
 from drupe.images.unpack import unpack_layer
 
 if TYPE_CHECKING:
@@ -34,7 +37,42 @@ def layer_erofs(store: ImageStore, diff_id: str, target: Path) -> Path:
 
     Raises Unsupported without mkfs.erofs, HelperFailed, DeadlineExceeded.
     """
-    return _make(store.layers.path(diff_id), target, name=diff_id)
+    return tree_erofs(store.layers.path(diff_id), target, name=diff_id)
+
+
+def erofs_of(store: ImageStore, info: ImageInfo) -> Path:
+    """The file with the whole image, which the store keeps: made when it is first asked for, once, also where several
+    processes ask. A broken-off one is never seen. Raises as `layer_erofs`."""
+    target = store.erofs / hex_of(info.digest)
+    with storage_errors("cannot use the image store"):
+        if _touched(target):
+            return target
+    lock = store.layers.locks / f"erofs.{target.name}"
+    with store.ingesting(), storage_errors("cannot keep the image's file system"), flock(lock):
+        if not _touched(target):
+            scratch = Path(tempfile.mkdtemp(dir=store.blobs.scratch, prefix="erofs."))
+            try:
+                _publish(image_erofs(store, info, scratch / "image"), target)
+            finally:
+                remove_tree(scratch)
+    return target
+
+
+def _touched(path: Path) -> bool:
+    """Whether it is there; if so, it is noted that it was asked for just now."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _publish(made: Path, target: Path) -> None:
+    """Durable before it has its name."""
+    with made.open("rb") as file:
+        os.fsync(file.fileno())
+    made.rename(target)
+    sync_dir(target.parent)
 
 
 def image_erofs(store: ImageStore, info: ImageInfo, target: Path) -> Path:
@@ -43,7 +81,7 @@ def image_erofs(store: ImageStore, info: ImageInfo, target: Path) -> Path:
         scratch = Path(tempfile.mkdtemp(dir=store.blobs.scratch, prefix="erofs."))
         try:
             merge_layers(store, info, scratch / "root")
-            return _make(scratch / "root", target, name=info.digest)
+            return tree_erofs(scratch / "root", target, name=info.digest)
         finally:
             remove_tree(scratch)
 
@@ -51,7 +89,7 @@ def image_erofs(store: ImageStore, info: ImageInfo, target: Path) -> Path:
 def merge_layers(store: ImageStore, info: ImageInfo, target: Path) -> None:
     """Unpack all layers on top of each other below the new directory `target`."""
     target.mkdir(mode=0o755)
-    record = store.index.read().images[info.digest]
+    record = store.record(info.digest)
     root_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for layer in record.layers:
@@ -62,7 +100,8 @@ def merge_layers(store: ImageStore, info: ImageInfo, target: Path) -> None:
         os.close(root_fd)
 
 
-def _make(tree: Path, target: Path, *, name: str) -> Path:
+def tree_erofs(tree: Path, target: Path, *, name: str) -> Path:
+    """Write a directory as it is to `target`; the path. name: what its UUID derives from. Raises as `layer_erofs`."""
     if shutil.which(PROGRAM) is None:
         raise Unsupported(f"{PROGRAM} is not installed", hint="apt-get install erofs-utils")
     partial = target.with_name(f".{target.name}.partial")

@@ -2,7 +2,8 @@
 
     index.json                 names and images          blobs/sha256/<hex>   manifests, configurations, layer tars
     layers/<hex>/diff          unpacked once, shared     l/<short>            links to them, for mount options
-    tmp/                       work in progress          locks/, *.lock       flock(2)
+    erofs/<hex>                whole images (erofs.py)   tmp/                 work in progress
+    locks/, *.lock             flock(2)
 
 Long work (`pull`, `push`, `import_image`, `export`, `build`) blocks and reports through `progress`: run it in a thread.
 Lookups are answered from memory as long as index.json is the file that was read.
@@ -11,6 +12,7 @@ Lookups are answered from memory as long as index.json is the file that was read
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ from drupe.images.index import Catalogue, ImageRecord, Index, LayerRecord
 from drupe.images.layers import LayerStore
 from drupe.images.limits import DEFAULT_LIMITS, Limits
 from drupe.images.lookup import familiar, find, has_labels
+from drupe.images.media import hex_of
 from drupe.images.progress import Meter, Report, silent
 from drupe.images.reference import parse
 from drupe.images.rootfs import EMPTY_LAYER
@@ -43,6 +46,8 @@ from drupe.spec.control import (
     Pruned,
 )
 
+_JUST_S = 60.0  # whoever asked for an EROFS file opens it soon
+
 
 class ImageStore:
     """All methods may be called from any thread. root: made on first write."""
@@ -52,6 +57,7 @@ class ImageStore:
         self.blobs = BlobStore(self.root)
         self.layers = LayerStore(self.root, limits=limits)
         self.index = Index(self.root)
+        self.erofs = self.root / "erofs"
         self._resolved: tuple[int, dict[str, ImageInfo]] = (-1, {})
         self._lowers: tuple[int, dict[str, tuple[str, ...]]] = (-1, {})
         self._documents: dict[str, tuple[dict[str, Any], ImageConfig]] = {}
@@ -98,7 +104,7 @@ class ImageStore:
             self._lowers = (self.index.generation, {})
         cache = self._lowers[1]
         if info.digest not in cache:
-            record = self._record(info.digest)
+            record = self.record(info.digest)
             if record.module:
                 return (EMPTY_LAYER,)
             for layer in record.layers:
@@ -132,7 +138,7 @@ class ImageStore:
         return self.resolve(target)
 
     def delete(self, ref: str, *, force: bool = False, in_use: Collection[str] = ()) -> Pruned:
-        """Take the name `ref` away, and with its last name the image, its blobs and layers.
+        """Take the name `ref` away, and with its last name the image, its blobs, layers and EROFS file.
 
         in_use: digests or ids of images that containers stand on; those stay. force: delete by id even if it has
         several names; of an image in use only the names go. Raises NotFound, InvalidState.
@@ -164,7 +170,8 @@ class ImageStore:
         return Pruned(removed=removed, reclaimed_bytes=self._sweep(partials=False))
 
     def prune(self, *, all: bool = False, in_use: Collection[str] = (), labels: Collection[str] = ()) -> Pruned:
-        """Remove images without a name (all: also named ones) that no container uses, and leftovers of killed work."""
+        """Remove images without a name (all: also named ones) that no container uses, EROFS files of images that none
+        uses now (they are made again), and leftovers of killed work."""
         dropped: list[ImageRecord] = []
 
         def change(catalogue: Catalogue) -> None:
@@ -176,10 +183,11 @@ class ImageStore:
 
         self._prepare()
         self.index.update(change)
-        return Pruned(removed=[record.digest for record in dropped], reclaimed_bytes=self._sweep(partials=True))
+        freed = self._sweep(partials=True, in_use=in_use)
+        return Pruned(removed=[record.digest for record in dropped], reclaimed_bytes=freed)
 
     def disk_usage(self, in_use: Collection[str] = ()) -> DiskUsage:
-        """Blobs and unpacked layers. Reclaimable: what only images without a container need."""
+        """Blobs, unpacked layers and EROFS files. Reclaimable: what only images without a container need."""
         catalogue = self.index.read()
         records = list(catalogue.images.values())
         active = [record for record in records if record.digest in in_use or record.id in in_use]
@@ -295,13 +303,15 @@ class ImageStore:
                 self.layers.links,
                 self.layers.locks,
                 self.blobs.scratch,
+                self.erofs,
             ):
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.root / EMPTY_LAYER).mkdir(exist_ok=True)
 
     # inside
 
-    def _record(self, digest: str) -> ImageRecord:
+    def record(self, digest: str) -> ImageRecord:
+        """What the index says of an image. NotFound."""
         try:
             return self.index.read().images[digest]
         except KeyError:
@@ -340,10 +350,12 @@ class ImageStore:
             sum(packed.values())
             + sum(map(self.layers.size, unpacked))
             + sum(self.blobs.size(digest) for digest in documents)
+            + sum(_disk_bytes(self.erofs / hex_of(record.digest)) for record in records)
         )
 
-    def _sweep(self, *, partials: bool) -> int:
-        """Remove blobs and layers that no image names; the bytes won. partials: broken-off downloads too.
+    def _sweep(self, *, partials: bool, in_use: Collection[str] | None = None) -> int:
+        """Remove blobs, layers and EROFS files that no image names; the bytes won. partials: broken-off downloads too.
+        in_use: and EROFS files of all other images, unless one was asked for just now.
 
         Nothing is removed while somebody brings something in, which may need it: then a later sweep finds it.
         """
@@ -351,9 +363,11 @@ class ImageStore:
             if not try_exclusive(fd):
                 return 0
             self._clear_scratch()
-            blobs, layers = _referenced(self.index.read())
+            catalogue = self.index.read()
+            blobs, layers = _referenced(catalogue)
             freed = sum(self._sweep_blob(path, partials) for path in _names_not_in(self.blobs.directory, blobs))
             freed += sum(self._sweep_layer(path.name) for path in _names_not_in(self.layers.directory, layers))
+            freed += sum(map(_remove_file, _spent_erofs(self.erofs, catalogue, in_use)))
             if partials:
                 for lock in list(self.layers.locks.iterdir()):
                     lock.unlink()
@@ -375,6 +389,30 @@ class ImageStore:
     def _clear_scratch(self) -> None:
         for path in list(self.blobs.scratch.iterdir()):
             remove_tree(path)
+
+
+def _spent_erofs(directory: Path, catalogue: Catalogue, in_use: Collection[str] | None) -> list[Path]:
+    """Files of images that are gone; and, where it is said which images are used, of those that are not."""
+    spent = _names_not_in(directory, catalogue.images)
+    if in_use is not None:
+        active = {record.digest for record in catalogue.images.values() if {record.digest, record.id} & set(in_use)}
+        idle = [path for path in _names_not_in(directory, active) if path not in spent]
+        spent += [path for path in idle if time.time() - path.stat().st_mtime > _JUST_S]
+    return spent
+
+
+def _disk_bytes(path: Path) -> int:
+    """What a file takes on disk; a missing one nothing."""
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def _remove_file(path: Path) -> int:
+    size = _disk_bytes(path)
+    path.unlink(missing_ok=True)
+    return size
 
 
 def _names_not_in(directory: Path, digests: Collection[str]) -> list[Path]:

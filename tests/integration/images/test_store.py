@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -318,6 +319,7 @@ def test_prune(store: ImageStore, tree: Path) -> None:
 
 CHILD = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from drupe.images.store import ImageStore
 from drupe.spec.control import *
@@ -545,6 +547,43 @@ def test_erofs(store: ImageStore, tree: Path, tmp_path: Path) -> None:
         'mount -t erofs -o loop,ro "$1" "$2"; stat -c %F "$2/sparse"', str(layer), str(tmp_path / "mnt")
     )
     assert out.strip() == "character special file"
+
+
+def test_an_image_has_one_erofs_file_as_long_as_it_is_needed(store: ImageStore, tree: Path) -> None:
+    """Made once, also by several at the same time; counted; gone with what needs it."""
+    needs_program("mkfs.erofs")
+    info = imported(store, tree)
+    before = store.disk_usage().size_bytes
+    with ThreadPoolExecutor(4) as pool:
+        files = list(pool.map(lambda _: erofs.erofs_of(ImageStore(store.root), info), range(4)))
+    assert len({(path, path.stat().st_ino) for path in files}) == 1
+    assert store.disk_usage().size_bytes - before == files[0].stat().st_blocks * 512 > 0
+    assert not any(store.blobs.scratch.iterdir())
+    store.prune()
+    assert files[0].exists()  # asked for just now
+    os.utime(files[0], (0, 0))
+    store.prune(in_use=[info.digest])
+    assert files[0].exists()
+    assert store.prune().reclaimed_bytes > 0
+    assert not files[0].exists()
+    made = erofs.erofs_of(store, info)
+    store.delete("img:1")
+    assert not made.exists()
+
+
+def test_an_erofs_file_that_was_broken_off_is_made_again(store: ImageStore, tree: Path) -> None:
+    """A maker that was killed leaves work in progress and no file; the next one does not trip over it."""
+    needs_program("mkfs.erofs")
+    info = imported(store, tree)
+    script = """import os, sys
+from drupe.images import erofs, store
+erofs._publish = lambda *_: os.kill(os.getpid(), 9)
+erofs.erofs_of(images := store.ImageStore(sys.argv[1]), images.resolve("img:1"))"""
+    done = subprocess.run([sys.executable, "-c", script, store.root], check=False)
+    assert done.returncode == -9
+    assert any(store.blobs.scratch.iterdir()) and not any(store.erofs.iterdir())
+    assert erofs.erofs_of(store, info).stat().st_size > 0
+    assert not any(store.blobs.scratch.iterdir())
 
 
 def test_tarfile_reads_our_layers(store: ImageStore, tree: Path) -> None:

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Run the tests in two lanes side by side: one that boots guests or needs no root, and one for everything else.
+
+    scripts/run-tests.py [PYTEST ARGUMENT …]
+
+A guest's boot keeps one processor busy and the tests of containers mostly wait, so that together they take little more
+than the longer of the two. Each lane has its own pytest, network namespace, mounts and cache; the second one's output
+follows when it is through, and the last line counts both. Arguments go to both lanes; paths, and `-k` and the like,
+leave one lane, which is all of pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CACHE = ROOT / ".pytest_cache"
+
+# what the lane "guests" runs; the lane "host" has all the rest
+GUESTS = (
+    "tests/style",
+    "tests/unit",
+    "tests/fuzz",
+    "tests/contract/test_vm.py",
+    "tests/contract/test_vm_features.py",
+    "tests/contract/test_qemu_hypervisor.py",
+    "tests/contract/test_qmp_hypervisors.py",
+    "tests/contract/test_rest_hypervisors.py",
+    "tests/contract/test_uml_hypervisor.py",
+    "tests/faults/test_vm.py",
+    "tests/integration/test_vm.py",
+    "tests/integration/test_guest_agent.py",
+    "tests/integration/test_guest_on_disk.py",
+    "tests/integration/test_agent_service.py",
+)
+# options that go to both lanes and choose nothing
+COMMON = ("--durations", "--last-failed", "--lf", "-x", "-v", "-q", "--maxfail", "--timeout", "-p", "--color")
+# in namespaces of its own a lane sees no interface, mount or named network namespace of the other
+APART = 'mkdir -p /run/netns && mount -t tmpfs drupe-test /run/netns && ip link set lo up && exec "$@"'
+NO_TESTS = 5
+
+
+def main() -> int:
+    """The exit code is pytest's; where the lanes' differ, the worse one."""
+    arguments = sys.argv[1:]
+    os.chdir(ROOT)
+    if any(not argument.startswith(COMMON) for argument in arguments):
+        return subprocess.run(pytest("one", arguments), check=False).returncode
+    if {"--last-failed", "--lf"} & set(arguments):
+        codes = [subprocess.run([*LANES[name], *arguments, "--lfnf=none"], check=False).returncode for name in LANES]
+        return max(0 if code == NO_TESTS else code for code in codes)
+    return side_by_side(arguments)
+
+
+def side_by_side(arguments: Sequence[str]) -> int:
+    """Both lanes at once, the first one's output as it comes."""
+    began = time.monotonic()
+    os.environ["DRUPE_TEST_LANES"] = str(len(LANES))
+    with tempfile.TemporaryFile("w+") as kept:
+        second = subprocess.Popen([*LANES["guests"], *arguments], stdout=kept, stderr=subprocess.STDOUT)
+        try:
+            code, said = followed([*LANES["host"], *arguments])
+            code = max(code, second.wait())
+        finally:
+            second.terminate()
+        kept.seek(0)
+        print(text := kept.read())
+    counts = Counter[str]()
+    for closing in (closing_line(said), closing_line(text)):
+        counts.update({word: int(number) for number, word in re.findall(r"(\d+) (\w+)", closing.partition(" in ")[0])})
+    words = ", ".join(f"{number} {word}" for word, number in sorted(counts.items()))
+    print(f"===== {words or 'no test ran'} in {time.monotonic() - began:.2f}s =====")
+    return code
+
+
+def followed(argv: Sequence[str]) -> tuple[int, str]:
+    """Run a program and pass on what it says: its exit code, and that."""
+    said = []
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            print(line, end="", flush=True)
+            said.append(line)
+    return program.returncode, "".join(said)
+
+
+def closing_line(text: str) -> str:
+    """pytest's last line, which counts; "" where it never came so far."""
+    lines = re.findall(r"^=+ (\d+ (?:passed|failed|error|skipped|deselected).* in [\d.]+s.*)$", text, re.MULTILINE)
+    return lines[-1] if lines else ""
+
+
+def pytest(cache: str, arguments: Sequence[str]) -> list[str]:
+    """pytest with a cache of its own, which `--last-failed` reads."""
+    return [sys.executable, "-m", "pytest", "-o", f"cache_dir={CACHE / cache}", *arguments]
+
+
+def apart(argv: Sequence[str]) -> list[str]:
+    """A program in mount and network namespaces of its own, if we may."""
+    if os.geteuid() != 0:
+        return list(argv)
+    return ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", APART, "lane", *argv]
+
+
+LANES = {
+    "host": pytest("host", [f"--ignore={path}" for path in GUESTS]),
+    "guests": apart(pytest("guests", GUESTS)),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
