@@ -58,6 +58,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "volumes": _mount(type="volume"),
     "tmpfs": _mount(),
     "image-mounts": _mount(type="image", source="x"),
+    "block-mounts": _mount(type="block", source="/b"),
     "read-only-mounts": _mount(read_only=True),
     "mount-propagation": _mount(propagation="rslave"),
     "mount-options": _mount(options=("noexec",)),

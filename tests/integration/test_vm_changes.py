@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from framework import machines
+from framework import machines, probes
 from framework.daemon import Daemon
+from framework.leaks import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 MIB = 1 << 20
@@ -82,3 +86,53 @@ def test_a_running_pod_gets_more_and_gives_it_back(fresh_daemon: Daemon) -> None
     refused = daemon.command("update", "--memory", "9000g", "sized")
     assert refused.returncode != 0
     assert "at most" in refused.stderr
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Disks with an ext4 file system each."""
+    probes.needs_program("mkfs.ext4", "debugfs", "losetup")
+    paths = [tmp_path / f"disk{number}" for number in range(8)]
+    for path in paths:
+        path.touch()
+        os.truncate(path, 8 * MIB)
+        subprocess.run(["mkfs.ext4", "-q", path], check=True)
+    return paths
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[str]:
+    """A block device of the host."""
+    backing = tmp_path / "backing"
+    backing.write_bytes(b"from the host".ljust(MIB, b"\0"))
+    done = subprocess.run(["losetup", "--find", "--show", backing], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr.strip()}")
+    yield done.stdout.strip()
+    subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+
+
+def test_disks_come_to_a_running_pod_and_go(daemon: Daemon, images: list[Path], loop: str) -> None:
+    """Eight file systems and a device, for one more container of a machine that runs; and what it wrote is on them."""
+    run(daemon, "first")
+    before = inside(daemon, "first", "ls /sys/block")
+    mounts = [f"--mount=type=block,source={path},target=/d{number}" for number, path in enumerate(images)]
+    script = "for n in 0 1 2 3 4 5 6 7; do echo disk $n >/d$n/said; done; head -c 13 /dev/extra; sleep 1000"
+    more = ("--pod", "first", "--name", "more", "--device", f"{loop}:/dev/extra:r")
+    out(daemon, "run", "-d", *more, *mounts, "busybox", "sh", "-c", script)
+    wait_until(lambda: out(daemon, "logs", "more") == "from the host", what="it has read the device")
+    assert daemon.command("exec", "more", "sh", "-c", "echo x >/dev/extra").returncode != 0  # for reading only
+    assert len(inside(daemon, "first", "ls /sys/block").split()) == len(before.split()) + 9
+    out(daemon, "rm", "-f", "more")
+    assert inside(daemon, "first", "ls /sys/block") == before
+    for number, path in enumerate(images):
+        said = subprocess.run(["debugfs", "-R", "cat /said", path], capture_output=True, text=True, check=True)
+        assert said.stdout == f"disk {number}\n"
+
+
+def test_what_is_no_disk_is_refused(daemon: Daemon) -> None:
+    """Before anything is made."""
+    refused = daemon.command("run", "--rm", "--sandbox", "vm", "--device", "/dev/null:/dev/sink", "busybox", "true")
+    assert (refused.returncode != 0, "no block device" in refused.stderr) == (True, True)
+    missing = ("--mount", "type=block,source=/nowhere,target=/d")
+    assert daemon.command("run", "--rm", "--sandbox", "vm", *missing, "busybox", "true").returncode != 0

@@ -33,6 +33,7 @@ FEATURES: dict[str, str] = {
     "volumes": "mount named volumes",
     "tmpfs": "mount memory file systems, with a size and a mode",
     "image-mounts": "mount other images",
+    "block-mounts": "mount a disk, or a file that is one, by the sandbox's own kernel",
     "read-only-mounts": "mount read-only",
     "mount-propagation": "propagate mounts to and from the host",
     "mount-options": "mount with options",

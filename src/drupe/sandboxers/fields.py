@@ -40,7 +40,8 @@ KEEPER = Everywhere("output goes through the keeper")
 
 
 def _mount(type_: str) -> Iterable[str]:
-    return ({"bind": "bind-mounts", "volume": "volumes", "tmpfs": "tmpfs", "image": "image-mounts"}[type_],)
+    words = {"bind": "bind-mounts", "volume": "volumes", "tmpfs": "tmpfs", "image": "image-mounts"}
+    return (words.get(type_, "block-mounts"),)
 
 
 def _seccomp(profile: str) -> Iterable[str]:
@@ -140,6 +141,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "size_bytes": "tmpfs",
         "mode": "tmpfs",
         "create": RUNTIME,
+        "filesystem": Everywhere("part of a block mount"),
     },
     container.SecuritySpec: {
         "cap_add": "add-capabilities",

@@ -174,7 +174,7 @@ def _nic(nic: Nic, transport: str, home: Path) -> Iterator[str]:
 
 
 def _modern(transport: str) -> str:
-    """Virtio 1.0 alone, as of what is plugged in later: behind the bridge there are no I/O ports for what was before."""
+    """Virtio 1.0 alone, as of what is plugged in later: behind the bridge there are no I/O ports for older ones."""
     return "pci-non-transitional" if transport == "pci" else transport
 
 

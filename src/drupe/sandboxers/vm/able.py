@@ -14,7 +14,7 @@ _SAID: dict[str, str] = {
     "snapshot": "limited: of pods whose roots are by block (annotation drupe.vm.rootfs=block)",
     "oom-score": "limited: it ranks processes of the guest among themselves",
     "mount-propagation": "no: mounts of the host and of the guest do not know of each other",
-    "devices": "no: device nodes of the host mean nothing to the guest",
+    "devices": "limited: block devices of the host, which are disks of the machine",
     "cgroup-files": "limited: those of the guest's kernel, which has cgroup v2",
     "huge-pages": "no: the guest's memory is not in huge pages",
     "cpu-sets": "limited: numbers are those of the guest's processors",

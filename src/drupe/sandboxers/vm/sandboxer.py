@@ -171,6 +171,7 @@ class VmSandboxer(Sandboxer):
 
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
         pod = self._machines.get(sandbox_id)
+        self._tasks.require_saveable(pod)
         tasks = list(self._tasks.records(sandbox_id))
         return await self._saver.save(pod, directory, tasks, self._tasks.offsets, meanwhile)
 

@@ -56,13 +56,19 @@ class SavedMachine(Record, kw_only=True):
 
 
 def require_saveable(pod: VmPod) -> None:
-    """Unsupported for a machine with a shared directory."""
+    """Unsupported for a machine with a shared directory, InvalidState for one that was resized."""
     if pod.record.shares:
         raise Unsupported(
             "a machine with a shared directory cannot be saved",
             kind="vm",
             feature="snapshot",
             hint=f"make the pod with the annotation {ROOTFS}=block",
+        )
+    record = pod.record
+    if (record.memory_now, record.processors_now) != (record.memory_bytes, record.processors):
+        raise InvalidState(
+            "a machine that has another size than it started with cannot be saved",
+            hint="give the pod its first limits again (drupe pod update)",
         )
 
 

@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
+from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound, Unsupported
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.containerd import task_v3_pb2 as tasks_pb
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit, TaskService, TaskState
-from drupe.sandboxers.vm import counters, roots
+from drupe.sandboxers.vm import counters, devices, roots
 from drupe.sandboxers.vm.attachments import VmAttachment
 from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, write_exit_file
 from drupe.sandboxers.vm.failures import explain, gone
@@ -81,6 +81,7 @@ class VmTasks(TaskService):
         if task.id in self._records:
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._machines.get(task.sandbox)
+        devices.wanted(task.oci, task.id)  # refused before anything is made
         record = TaskRecord(
             id=task.id, sandbox=task.sandbox, cgroup=task.cgroup, bundle=str(task.bundle), tty=task.tty,
             stdin=task.stdin, log=task.log, exit_file=str(task.exit_file), guest=task.id, resources=task.resources,
@@ -123,6 +124,7 @@ class VmTasks(TaskService):
         except DrupeError as error:
             record.started = False
             await self._unmake(pod, record)
+            await devices.unplug(pod, _oci_of(record), record.guest)
             raise explain(error, process) from None
         self._streams[task_id, ""].begin()
         return pod.pids.get(VMM, 0)
@@ -149,6 +151,16 @@ class VmTasks(TaskService):
             await thaw(pod)
         return pod.pids.get(VMM, 0)
 
+    def require_saveable(self, pod: VmPod) -> None:
+        """Unsupported for a machine with a container that has disks of the host: two machines would write to them."""
+        for record in self.records(pod.record.id):
+            if devices.wanted(_oci_of(record), record.guest):
+                raise Unsupported(
+                    f"container {record.id} has a disk of the host, which two machines cannot have",
+                    kind="vm",
+                    feature="snapshot",
+                )
+
     def offsets(self, task_id: str) -> dict[str, int]:
         """How many bytes of each output of a container were taken."""
         return self._streams[task_id, ""].offsets()
@@ -157,7 +169,7 @@ class VmTasks(TaskService):
         """In the guest: bundle, then task."""
         if record.made:
             return
-        config = (Path(record.bundle) / "guest.json").read_bytes()
+        config = await self._with_devices(pod, record)
         bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
         if not pod.record.shares:
             disk = roots.disk_of(record.guest, pod.record.home)
@@ -171,6 +183,12 @@ class VmTasks(TaskService):
             stdin=_STREAM if record.stdin or record.tty else "", stdout=_STREAM, stderr="" if record.tty else _STREAM,
         )  # fmt: skip
         await pod.agent.task("Create", request, tasks_pb.CreateTaskResponse)
+
+    async def _with_devices(self, pod: VmPod, record: TaskRecord) -> bytes:
+        """Its config for the guest, with the names that its disks have there; they are plugged in."""
+        config = json.loads((Path(record.bundle) / "guest.json").read_bytes())
+        await devices.plug(pod, _oci_of(record), config, record.guest)
+        return msgspec.json.encode(devices.settled(config))
 
     async def _unmake(self, pod: VmPod, record: TaskRecord) -> None:
         """Nothing of a container may stay in the guest."""
@@ -221,6 +239,8 @@ class VmTasks(TaskService):
             (Path(record.bundle) / name).unlink(missing_ok=True)
 
     async def _drop_root(self, pod: VmPod, record: TaskRecord) -> None:
+        if pod.machine is not None and not pod.record.paused and record.started:
+            await devices.unplug(pod, _oci_of(record), record.guest)
         if pod.record.shares:
             await pod.share.drop(record.id)
             return
@@ -566,6 +586,12 @@ class VmTasks(TaskService):
         return pod, record
 
 
+def _oci_of(record: TaskRecord) -> dict[str, Any]:
+    """Its config.json as the host has it."""
+    oci: dict[str, Any] = json.loads((Path(record.bundle) / "config.json").read_text())
+    return oci
+
+
 def _process_of(record: TaskRecord) -> dict[str, Any]:
-    process: dict[str, Any] = json.loads((Path(record.bundle) / "config.json").read_text())["process"]
+    process: dict[str, Any] = _oci_of(record)["process"]
     return process

@@ -102,7 +102,8 @@ async def part_orphans(keeper: Keeper, netns: Path | str) -> None:
         gone = [
             link for link in links if link.group == MACHINE_LINKS and link.kind == "tun" and link.name not in standing
         ]
-        netlink.batch([rtnetlink.delete_link(link.index) for link in gone])
+        if gone:
+            netlink.batch([rtnetlink.delete_link(link.index) for link in gone])
 
 
 def _part(netlink: Netlink, link: Link) -> None:
