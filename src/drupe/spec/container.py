@@ -16,7 +16,8 @@ class Mount(Spec):
 
     bind: host path `source`. volume: named volume `source` ("" is anonymous). tmpfs: memory, `size_bytes`, `mode`.
     image: another image, read-only. block: host file or block device `source` with a file system of kind `filesystem`
-    ("" is ext4), which the sandbox's own kernel mounts. Relative targets are refused. `create` makes a missing bind source a directory.
+    ("" is ext4), which the sandbox's own kernel mounts. Relative targets are refused. `create` makes a missing bind
+    source a directory.
     """
 
     target: str
