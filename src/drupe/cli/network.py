@@ -11,15 +11,8 @@ from drupe.cli.options import format_option, json_option, many, option, quiet_op
 from drupe.cli.output import show_list
 from drupe.cli.prune import prune as run_prune
 from drupe.spec import Attachment
-from drupe.spec.control import (
-    ListFilter,
-    NetworkConnect,
-    NetworkCreate,
-    NetworkDisconnect,
-    NetworkInfo,
-    Prune,
-    Ref,
-)
+from drupe.spec.control import ListFilter, NetworkCreate, NetworkInfo, Prune, Ref
+from drupe.spec.membership import NetworkConnect, NetworkDisconnect
 
 VERBS: dict[str, Verb] = {
     "create": Verb("network:create", "Create a network"),

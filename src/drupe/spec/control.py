@@ -14,7 +14,7 @@ from drupe.spec.changes import ChangeList, Commit, History, Rename
 from drupe.spec.container import ContainerSpec, ExecSpec
 from drupe.spec.containerd import ShimDelete, ShimDeleted, ShimStart, ShimStarted
 from drupe.spec.host import CapabilityTable, Doctor, ProbeList
-from drupe.spec.network import Attachment
+from drupe.spec.membership import NetworkConnect, NetworkDisconnect
 from drupe.spec.oci import OciAnswer, OciAsk
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
@@ -420,21 +420,6 @@ class NetworkCreate(Spec):
     mtu: int = 1500
     dns: bool = True
     labels: dict[str, str] = {}
-
-
-class NetworkConnect(Spec):
-    """Have a pod join a built-in network while it runs. ref: a pod, or a container of it. attachment: the network, and
-    what the pod wants there."""
-
-    ref: str
-    attachment: Attachment
-
-
-class NetworkDisconnect(Spec):
-    """Have a pod leave a network. ref: a pod, or a container of it."""
-
-    ref: str
-    network: str
 
 
 class NetworkInfo(Record):

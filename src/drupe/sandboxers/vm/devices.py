@@ -20,6 +20,7 @@ from drupe.sandboxers.vm.pods import VmPod
 
 _COMES_WITHIN_S = 20.0
 _GOES_WITHIN_S = 10.0
+_GUEST_DISKS = "/run/drupe/disks"  # where the agent mounts them
 _SYSFS = Path("/sys/dev/block")
 
 
@@ -84,51 +85,62 @@ def _mounts(oci: Mapping[str, Any]) -> Iterator[tuple[Path, bool, dict[str, Any]
 async def plug(pod: VmPod, oci: Mapping[str, Any], config: dict[str, Any], task: str) -> None:
     """Plug in what a container asks for, and have its config speak of what the guest has then. oci: as the host has
     it, config: as the guest's runtime will. On failure nothing is left."""
-    plugged: list[Disk] = []
+    plugged: list[Wanted] = []
     async with pod.changing:
         try:
             for one in wanted(oci, task):
                 await pod.require().add(one.disk)
-                plugged.append(one.disk)
-                request = pb.AwaitDeviceRequest(
-                    device=pb.Device(disk_serial=one.disk.id), timeout_ms=round(_COMES_WITHIN_S * 1000)
-                )
-                told = await pod.agent.guest("AwaitDevice", request, pb.AwaitDeviceResponse)
-                _rename(config, one.entry, told)
+                plugged.append(one)
+                await (_mount if "destination" in one.entry else _number_anew)(pod, one, config)
         except BaseException:
             await _remove(pod, plugged)
             raise
 
 
+async def _mount(pod: VmPod, one: Wanted, config: dict[str, Any]) -> None:
+    """By the agent: the container's own cgroup may not open the device."""
+    place = f"{_GUEST_DISKS}/{one.disk.id}"
+    options = [word for word in one.entry["options"] if word in ("ro", "nosuid", "nodev", "noexec")]
+    device = pb.Device(disk_serial=one.disk.id)
+    mount = pb.GuestMount(type=one.entry["type"], target=place, options=options, device=device)
+    await pod.agent.guest("Mount", pb.MountRequest(mount=mount))
+    here = next(entry for entry in config["mounts"] if entry["destination"] == one.entry["destination"])
+    here |= {"type": "bind", "source": place, "options": ["rbind", *here["options"]]}
+
+
+async def _number_anew(pod: VmPod, one: Wanted, config: dict[str, Any]) -> None:
+    """The guest's numbers for the host's."""
+    device = pb.Device(disk_serial=one.disk.id)
+    request = pb.AwaitDeviceRequest(device=device, timeout_ms=round(_COMES_WITHIN_S * 1000))
+    told = await pod.agent.guest("AwaitDevice", request, pb.AwaitDeviceResponse)
+    linux = config["linux"]
+    for entry in (*linux["devices"], *linux["resources"]["devices"]):
+        if _number(entry) == _number(one.entry) and not entry.get("renamed"):
+            entry |= {"major": told.major, "minor": told.minor, "renamed": True}
+
+
 async def unplug(pod: VmPod, oci: Mapping[str, Any], task: str) -> None:
     """Take them away again. Idempotent."""
-    disks: list[Disk] = []
+    found: list[Wanted] = []
     with contextlib.suppress(DrupeError):  # what has gone meanwhile
-        disks = [one.disk for one in wanted(oci, task)]
-    if disks:
+        found = wanted(oci, task)
+    if found:
         async with pod.changing:
-            await _remove(pod, disks)
+            await _remove(pod, found)
 
 
-async def _remove(pod: VmPod, disks: list[Disk]) -> None:
-    async def remove(disk: Disk) -> None:
-        if pod.machine is not None:
-            with contextlib.suppress(DrupeError):
-                await pod.machine.remove(disk.id, timeout_s=_GOES_WITHIN_S)
-
-    await asyncio.gather(*(remove(disk) for disk in disks))
+async def _remove(pod: VmPod, found: list[Wanted]) -> None:
+    """Unmounted first, so that what was written is on them."""
+    await asyncio.gather(*(_remove_one(pod, one) for one in found))
 
 
-def _rename(config: dict[str, Any], entry: Mapping[str, Any], told: pb.AwaitDeviceResponse) -> None:
-    """The guest's numbers and names for the host's."""
-    if "destination" in entry:
-        mount = next(one for one in config["mounts"] if one["destination"] == entry["destination"])
-        mount["source"] = f"/dev/{told.name}"
-        return
-    linux = config["linux"]
-    for one in (*linux["devices"], *linux["resources"]["devices"]):
-        if _number(one) == _number(entry) and not one.get("renamed"):
-            one |= {"major": told.major, "minor": told.minor, "renamed": True}
+async def _remove_one(pod: VmPod, one: Wanted) -> None:
+    if "destination" in one.entry:
+        with contextlib.suppress(DrupeError):
+            await pod.agent.guest("Unmount", pb.UnmountRequest(target=f"{_GUEST_DISKS}/{one.disk.id}"))
+    if pod.machine is not None:
+        with contextlib.suppress(DrupeError):
+            await pod.machine.remove(one.disk.id, timeout_s=_GOES_WITHIN_S)
 
 
 def settled(config: dict[str, Any]) -> dict[str, Any]:
