@@ -117,7 +117,7 @@ def test_disks_come_to_a_running_pod_and_go(daemon: Daemon, images: list[Path], 
     run(daemon, "first")
     before = inside(daemon, "first", "ls /sys/block")
     mounts = [f"--mount=type=block,source={path},target=/d{number}" for number, path in enumerate(images)]
-    script = "for n in 0 1 2 3 4 5 6 7; do echo disk $n >/d$n/said; done; head -c 13 /dev/extra; sleep 1000"
+    script = "for n in 0 1 2 3 4 5 6 7; do echo disk $n >/d$n/said; done; head -c 13 /dev/extra; echo; sleep 1000"
     more = ("--pod", "first", "--name", "more", "--device", f"{loop}:/dev/extra:r")
     out(daemon, "run", "-d", *more, *mounts, "busybox", "sh", "-c", script)
     wait_until(lambda: out(daemon, "logs", "more") == "from the host", what="it has read the device")

@@ -20,6 +20,8 @@ from drupe.hypervisors.lines import Line, open_socket
 
 Accelerator = Literal["kvm", "tcg", "native"]
 
+_SERIAL_BYTES = 20  # of a virtio disk
+
 ABILITIES: dict[str, str] = {
     "pause": "pause and resume a machine",
     "save": "write a machine's memory and devices to files, and start from them",
@@ -225,6 +227,10 @@ class Hypervisor(ABC):
     @abstractmethod
     def prepare(self, config: MachineConfig) -> Launch:
         """The program to start for `config`. Pure: touches nothing. Unsupported for what the program cannot do."""
+
+    def serial(self, disk: Disk) -> str:
+        """What the guest sees as the serial of a disk."""
+        return disk.id[:_SERIAL_BYTES]
 
     async def open_line(self, config: MachineConfig) -> Line:
         """A connection to the port or line of the guest's agent, which may be booting still. Raises OSError."""

@@ -7,14 +7,14 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from drupe.errors import DrupeError, NotFound
-from drupe.hypervisors.contract import Hypervisor
+from drupe.hypervisors.contract import Disk, Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.guest import guest_pb2 as pb
@@ -22,6 +22,7 @@ from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.vm import network, share
 from drupe.sandboxers.vm.agent import Agent
 from drupe.sandboxers.vm.console import last_words
+from drupe.sandboxers.vm.hypervisors import Hypervisors
 from drupe.sandboxers.vm.launch import Launcher
 from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.phases import Phases
@@ -41,12 +42,12 @@ class Machines:
     ) -> None:
         self.keeper = keeper
         self.cgroups = cgroups
-        self.hypervisor = hypervisor
+        self.hypervisors = Hypervisors(hypervisor, options.hypervisors)
         self._agent_timeout_s = options.agent_timeout_s
         self._from_templates = options.template
         self._launcher = Launcher(keeper, cgroups)
         self.starter = Starter(
-            keeper=keeper, launcher=self._launcher, hypervisor=hypervisor,
+            keeper=keeper, launcher=self._launcher, hypervisors=self.hypervisors,
             templates=Templates(root / "vm" / "templates"), agent_timeout_s=options.agent_timeout_s,
         )  # fmt: skip
         self._pods: dict[str, VmPod] = {}
@@ -71,7 +72,7 @@ class Machines:
         return pod
 
     def _agent_of(self, record: PodRecord) -> Agent:
-        return Agent(lambda: self.hypervisor.open_line(record.machine()))
+        return Agent(lambda: self.hypervisors.of(record.hypervisor).open_line(record.machine()))
 
     def get(self, pod_id: str) -> VmPod:
         try:
@@ -84,9 +85,11 @@ class Machines:
 
     # -- start ------------------------------------------------------------------------------------------------------
 
-    async def start(self, pod: VmPod) -> None:
-        """Boot it, and have its agent make the pod's part. On failure nothing is left running."""
-        await self.start_by(pod, lambda: self.starter.start(pod, from_template=self._from_templates))
+    async def start(self, pod: VmPod, disks: Sequence[Disk] = ()) -> None:
+        """Boot it, with disks where it takes none later, and have its agent make the pod's part. On failure nothing is
+        left running."""
+        usual = self._from_templates and not disks
+        await self.start_by(pod, lambda: self.starter.start(pod, from_template=usual, disks=disks))
 
     async def start_by(self, pod: VmPod, work: Callable[[], Awaitable[None]]) -> None:
         """Start it by `work`, once; on failure nothing is left running."""
@@ -109,7 +112,7 @@ class Machines:
     async def make_template(self, like: PodRecord) -> TemplateInfo:
         """Boot a machine that is like a pod's up to its waiting agent, and save it."""
         templates = self.starter.templates
-        program = self.starter.program(like.machine())
+        program = self.starter.program(like)
         scratch = templates.directory / f".making-{templates.key_of(like, program)[:12]}"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700, parents=True)
@@ -157,7 +160,8 @@ class Machines:
         """Take over a machine that runs. Raises what keeps it from being reached."""
         pod.pids = pids
         config = pod.record.machine()
-        pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
+        hypervisor = self.hypervisors.of(pod.record.hypervisor)
+        pod.machine = await hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
         if not pod.record.paused:
             await pod.agent.connect(timeout_s=self._agent_timeout_s)
 
@@ -191,8 +195,8 @@ class Machines:
         if self.cgroups.exists(pod.record.leaf):
             await asyncio.to_thread(self.cgroups.delete, pod.record.leaf)
         await network.part(self.keeper, pod.record.netns)
-        for name in ("qmp.sock", "agent.sock", "virtiofs.sock", "agent.in", "agent.out"):
-            (pod.record.home / name).unlink(missing_ok=True)
+        for path in (*pod.record.home.glob("*.sock"), pod.record.home / "agent.in", pod.record.home / "agent.out"):
+            path.unlink(missing_ok=True)
         if pod.record.started:
             pod.record.started = pod.record.paused = False
             pod.record.save()

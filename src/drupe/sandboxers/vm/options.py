@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
-from drupe.errors import InvalidArgument
+from drupe.errors import InvalidArgument, Unsupported
 from drupe.spec.base import Spec
 from drupe.spec.pod import PodSpec
 
@@ -13,14 +14,16 @@ ROOTFS = "drupe.vm.rootfs"
 
 
 class VmOptions(Spec):
-    """hypervisor: the program that runs machines: "qemu" ("uml", a kernel as a process
-    of the host, is for tests). machine_type: one of its own, "" for its first. program: its path.
+    """hypervisor: the program that runs machines: "qemu", "cloud-hypervisor", "firecracker" or "stratovirt" ("uml", a
+    kernel as a process of the host, is for tests). hypervisors: others of them that a pod's annotation may name.
+    machine_type: one of its own, "" for its first. program: its path.
     guest: the guest image, by name or digest. rootfs: how a container's root gets into the machine. memory_bytes: of a
     machine whose pod has no limit. overhead_bytes: what guest kernel and agent need beside the pod's limit.
     vmm_bytes: what the machine costs the host beside its memory. template: start from a booted machine that was saved.
     agent_timeout_s: how long a guest may take to boot. append: further words for the guest kernel's command line."""
 
     hypervisor: str = "qemu"
+    hypervisors: tuple[str, ...] = ()
     machine_type: str = ""
     program: str = ""
     guest: str = "default"
@@ -35,9 +38,27 @@ class VmOptions(Spec):
     append: tuple[str, ...] = ()
 
 
-def rootfs_for(options: VmOptions, spec: PodSpec) -> RootfsForm:
-    """The pod's wish or the node's. InvalidArgument for an unknown one, or one that the hypervisor has not."""
+def rootfs_for(options: VmOptions, spec: PodSpec, able: Mapping[str, str]) -> RootfsForm:
+    """The pod's wish or the node's; able: what the hypervisor can do. InvalidArgument for an unknown one, Unsupported
+    for one that the hypervisor has not."""
     wished = spec.annotations.get(ROOTFS, options.rootfs)
+    if able["virtiofs"].startswith("no") and options.hypervisor != "uml":
+        wished = wished if ROOTFS in spec.annotations else "block"
+        if wished == "virtiofs":
+            raise Unsupported(
+                "the machine of this pod shares no directories",
+                kind="vm",
+                feature="virtiofs",
+                cause=able["virtiofs"].partition(": ")[2],
+                hint=f"annotation {ROOTFS}=block",
+            )
+    if wished == "9p":
+        raise Unsupported(
+            "the guest's kernel has no 9p, and QEMU serves it with its own user's rights only",
+            kind="vm",
+            feature="9p",
+            hint=f"annotation {ROOTFS}=virtiofs",
+        )
     if options.hypervisor == "uml":
         wished = "hostfs" if ROOTFS not in spec.annotations else wished
     if (options.hypervisor == "uml") != (wished == "hostfs"):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from drupe.errors import DrupeError
-from drupe.hypervisors.contract import Hypervisor, Nic
+from drupe.hypervisors.contract import Nic
 from drupe.keeper.client import Keeper
 from drupe.linux import tuntap
 from drupe.resources.network.endpoints import joining
@@ -45,9 +45,8 @@ def told(joined: Sequence[Joined]) -> bytes:
 class Interfaces:
     """Keeps them the same for machines that run."""
 
-    def __init__(self, keeper: Keeper, hypervisor: Hypervisor) -> None:
+    def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        self._hypervisor = hypervisor
 
     async def follow(self, pod: VmPod) -> None:
         """As long as it runs; what cannot be plugged in is a note of its record."""

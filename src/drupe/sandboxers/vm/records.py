@@ -18,7 +18,7 @@ class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
     the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
     not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given since
-    it started. limits: the pod's own."""
+    it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's."""
 
     id: str
     dir: str
@@ -40,6 +40,7 @@ class PodRecord(Record, kw_only=True):
     sysctls: dict[str, str] = {}
     started: bool = False
     paused: bool = False
+    hypervisor: str = ""
     saved: str = ""
     failed: str = ""
     notes: list[str] = []
@@ -96,7 +97,8 @@ class PodRecord(Record, kw_only=True):
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. guest: its id for the agent. made: the agent knows it. exit: its end, once known."""
+    """A container. guest: its id for the agent. cold: its root is a disk from the
+    start. made: the agent knows it. exit: its end, once known."""
 
     id: str
     sandbox: str
@@ -108,6 +110,7 @@ class TaskRecord(Record, kw_only=True):
     exit_file: str
     guest: str
     resources: Resources = Resources()
+    cold: bool = False
     made: bool = False
     started: bool = False
     exit: ExitStatus | None = None

@@ -48,9 +48,9 @@ async def make(keeper: Keeper, task: str, home: Path, oci: Mapping[str, Any]) ->
     return binds
 
 
-def plan(bundle: pb.PutBundleRequest, disk: Disk, *, read_only: bool) -> pb.PutBundleRequest:
-    """Have the guest mount it."""
-    device = pb.Device(disk_serial=disk.id)
+def plan(bundle: pb.PutBundleRequest, serial: str, *, read_only: bool) -> pb.PutBundleRequest:
+    """Have the guest mount it. serial: what the guest knows the disk by."""
+    device = pb.Device(disk_serial=serial)
     bundle.rootfs.append(pb.GuestMount(type="erofs", device=device, options=["ro"]))
     bundle.writable_upper = not read_only
     return bundle

@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 
 from drupe import guest as guests
-from drupe.errors import DrupeError, InvalidArgument
+from drupe.errors import DrupeError
 from drupe.hypervisors.contract import Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
@@ -66,7 +66,7 @@ class VmSandboxer(Sandboxer):
         self._machines.on_ready = self._follow
         self._saver = Saver(keeper, self._machines.starter)
         self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit, options=options)
-        self._interfaces = Interfaces(keeper, hypervisor)
+        self._interfaces = Interfaces(keeper)
         self._watches: dict[str, Watch] = {}
         self._following: dict[str, list[asyncio.Task[None]]] = {}
         self._templating = asyncio.Lock()
@@ -105,7 +105,7 @@ class VmSandboxer(Sandboxer):
         guest = guests.find(self._root, self._options.guest)
         native = self._options.hypervisor == "uml"
         accelerator = "native" if native else await choose_accelerator(self._keeper)
-        return plan(config, self._options, guest, accelerator, self._machines.hypervisor)
+        return plan(config, self._options, guest, accelerator, self._machines.hypervisors.wished(config.spec))
 
     async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
         directory = self._root / "vm" / "templates"
@@ -125,7 +125,8 @@ class VmSandboxer(Sandboxer):
         return await make_namespaces(self._keeper, plain, network_types(config.spec))
 
     async def start(self, sandbox_id: str) -> None:
-        await self._machines.start(self._machines.get(sandbox_id))
+        pod = self._machines.get(sandbox_id)
+        await self._machines.start(pod, self._tasks.cold_disks(pod))
 
     def phases(self, sandbox_id: str) -> Mapping[str, float]:
         pod = self._machines.find(sandbox_id)
@@ -204,7 +205,7 @@ class VmSandboxer(Sandboxer):
         pod = self._machines.find(sandbox_id)
         if pod is None or pod.machine is None:
             return None
-        return await describe(pod, self._options, self._machines.hypervisor)
+        return await describe(pod, self._options, self._machines.hypervisors.of(pod.record.hypervisor))
 
     async def stats(self, sandbox_id: str) -> Stats:
         """What the machine costs the host."""
@@ -313,12 +314,11 @@ def open_vm(means: Means) -> VmSandboxer:
 
 def find_hypervisor(options: VmOptions) -> Hypervisor:
     """The one that the node's settings name. Raises NotFound when it or what it needs is not installed, InvalidArgument
-    for one that the kind does not offer: User-mode Linux is no machine, which is what the kind's level promises."""
-    from drupe.hypervisors.qemu.driver import Qemu, find_qemu
+    for one that the kind does not offer."""
+    from drupe.sandboxers.vm.hypervisors import open_hypervisor
     from drupe.sandboxers.vm.share import find_virtiofsd
 
-    if options.hypervisor != "qemu":
-        raise InvalidArgument(f"the vm kind does not offer {options.hypervisor!r}", hint="kinds.vm.hypervisor: qemu")
-    find_qemu(options.program)
-    find_virtiofsd()
-    return Qemu(options.program)
+    hypervisor = open_hypervisor(options.hypervisor, options.program)
+    if not hypervisor.abilities_of(options.machine_type)["virtiofs"].startswith("no"):
+        find_virtiofsd()
+    return hypervisor

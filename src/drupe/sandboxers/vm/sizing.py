@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from drupe.guest import Guest
 from drupe.hypervisors.contract import Accelerator, Hypervisor
@@ -25,7 +25,9 @@ def plan(
     """The machine for a pod, without its network."""
     spec = config.spec
     memory, processors = memory_of(spec, options), processors_of(spec)
-    memory_max, processors_max = _room(options, hypervisor)
+    machine_type = machine_type_of(options, hypervisor)
+    able = hypervisor.abilities_of(machine_type)
+    memory_max, processors_max = _room(options, able)
     return PodRecord(
         id=config.id,
         dir=str(config.dir),
@@ -36,7 +38,8 @@ def plan(
         initrd=str(guest.initrd or ""),
         append=list(options.append),
         accelerator=accelerator,
-        machine_type=options.machine_type,
+        machine_type=machine_type,
+        hypervisor=hypervisor.name,
         memory_bytes=memory,
         memory_max_bytes=max(memory_max, memory),
         processors=processors,
@@ -44,17 +47,21 @@ def plan(
         memory_now=memory,
         processors_now=processors,
         limits=spec.resources,
-        rootfs=rootfs_for(options, spec),
+        rootfs=rootfs_for(options, spec, able),
         share_pid=spec.namespaces.pid == "pod",
         shm_bytes=max((one.shm_size_bytes for one in spec.containers), default=_SHM_BYTES),
         sysctls=dict(spec.sysctls),
     )
 
 
-def _room(options: VmOptions, hypervisor: Hypervisor) -> tuple[int, int]:
+def machine_type_of(options: VmOptions, hypervisor: Hypervisor) -> str:
+    """The node's setting speaks of its own program."""
+    return options.machine_type if hypervisor.name == options.hypervisor else ""
+
+
+def _room(options: VmOptions, able: Mapping[str, str]) -> tuple[int, int]:
     """Up to what memory and how many processors a machine may grow: what the node says, or what the host has, as far
     as its program can."""
-    able = hypervisor.abilities_of(options.machine_type)
     memory = options.memory_max_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     processors = options.processors_max or min(os.cpu_count() or 1, _PROCESSORS_AT_MOST)
     grows = {word: not able[f"resize-{word}"].startswith("no") for word in ("memory", "processors")}

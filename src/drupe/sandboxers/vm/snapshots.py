@@ -89,7 +89,7 @@ class Saver:
     ) -> str:
         """Write it down while everything in it stands still; it goes on afterwards. Returns what can read it."""
         require_saveable(pod)
-        machine, program = pod.require(), self._starter.program(pod.record.machine())
+        machine, program = pod.require(), self._starter.program(pod.record)
         await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=True))
         try:
             await machine.pause()
@@ -120,7 +120,7 @@ class Saver:
         """Have what was saved go on as this machine, its containers standing still until `thaw`."""
         saved, record, phases = SavedMachine.of(directory), pod.record, Phases()
         config = record.machine()
-        if saved.key != self._starter.templates.key_of(record, self._starter.program(config)):
+        if saved.key != self._starter.templates.key_of(record, self._starter.program(record)):
             raise Unsupported(
                 "the snapshot is of another kind of machine", kind="vm", feature="snapshot",
                 cause="QEMU, the guest image or the size of the pod is not what it was",

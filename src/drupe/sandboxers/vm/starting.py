@@ -12,19 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from drupe.errors import Unavailable
-from drupe.hypervisors.contract import Hypervisor, MachineConfig
+from drupe.hypervisors.contract import Disk, MachineConfig
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm import network, share
 from drupe.sandboxers.vm.console import last_words, why
+from drupe.sandboxers.vm.hypervisors import Hypervisors, confinement
 from drupe.sandboxers.vm.launch import Launcher
 from drupe.sandboxers.vm.oci import GUEST_SHARE
 from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.plugging import plug_nic, told
 from drupe.sandboxers.vm.pods import VmPod
-from drupe.sandboxers.vm.records import SHARE, VMM
+from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.templates import Templates, copying
 
 CONNECTS_WITHIN_S = 30.0
@@ -33,24 +34,24 @@ _MEMORY_FD = 5  # of a VMM: after the listeners of `Launch`
 
 
 class Starter:
-    """Starts machines of one hypervisor. agent_timeout_s: how long a guest may boot."""
+    """Starts machines. agent_timeout_s: how long a guest may boot."""
 
     def __init__(
         self,
         *,
         keeper: Keeper,
         launcher: Launcher,
-        hypervisor: Hypervisor,
+        hypervisors: Hypervisors,
         templates: Templates,
         agent_timeout_s: float,
     ) -> None:
         self._keeper = keeper
         self._launcher = launcher
-        self.hypervisor = hypervisor
+        self._hypervisors = hypervisors
         self.templates = templates
         self._agent_timeout_s = agent_timeout_s
 
-    async def start(self, pod: VmPod, *, from_template: bool) -> None:
+    async def start(self, pod: VmPod, *, from_template: bool, disks: Sequence[Disk] = ()) -> None:
         """All of it. Raises DrupeError; what was started then is the caller's to end."""
         record, phases = pod.record, Phases()
         with phases("network"):
@@ -58,10 +59,11 @@ class Starter:
         with phases("share"):
             shares = await self._share(pod) if record.shares else []
         config = record.machine()
-        saved = self.templates.find(record, self.program(config)) if from_template else None
+        saved = self.templates.find(record, self.program(record)) if from_template else None
         record.saved = str(saved or "")
         if saved is None:
-            await self.boot(pod, replace(config, nics=network.nics_of(joined), shares=shares), phases)
+            nics = network.nics_of(joined)
+            await self.boot(pod, replace(config, disks=disks, nics=nics, shares=shares), phases)
         else:
             await self._restore(pod, config, saved, phases)
             with phases("devices"):
@@ -71,12 +73,15 @@ class Starter:
         record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
         pod.told = told(joined)
         record.started, record.failed = True, ""
-        record.phases_ms, record.notes = phases.told, network.left_out(joined)
+        record.phases_ms, record.notes = phases.told, [*network.left_out(joined), *self._confinement(record)]
         record.save()
 
-    def program(self, config: MachineConfig) -> str:
+    def program(self, record: PodRecord) -> str:
         """The VMM's path."""
-        return self.hypervisor.prepare(config).argv[0]
+        return self._hypervisors.of(record.hypervisor).prepare(record.machine()).argv[0]
+
+    def _confinement(self, record: PodRecord) -> list[str]:
+        return [said] if (said := confinement(self._hypervisors.of(record.hypervisor))) else []
 
     async def _share(self, pod: VmPod) -> list[SharedDirectory]:
         record = pod.record
@@ -109,7 +114,8 @@ class Starter:
 
     async def launch(self, pod: VmPod, config: MachineConfig) -> None:
         """Start the VMM and reach its monitor."""
-        record, launch = pod.record, self.hypervisor.prepare(config)
+        record, hypervisor = pod.record, self._hypervisors.of(pod.record.hypervisor)
+        launch = hypervisor.prepare(config)
         for path, content in launch.files.items():
             path.write_bytes(content)
             path.chmod(0o600)
@@ -119,9 +125,10 @@ class Starter:
             pod.pids[VMM] = await self._launcher.start(
                 record, record.id + VMM, [*(copying(copied, _MEMORY_FD) if copied else ()), *launch.argv],
                 launch.listeners, fifos=launch.fifos, files=memory, log=pod.console, netns=True,
+                bare=bool(confinement(hypervisor)),
             )  # fmt: skip
         try:
-            pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
+            pod.machine = await hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
         except Unavailable as error:
             await asyncio.sleep(_LAST_WORDS_S)
             said = last_words(pod.console) or error.cause

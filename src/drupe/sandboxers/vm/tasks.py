@@ -18,6 +18,7 @@ import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound, Unsupported
+from drupe.hypervisors.contract import Disk, Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.containerd import task_v3_pb2 as tasks_pb
@@ -161,6 +162,20 @@ class VmTasks(TaskService):
                     feature="snapshot",
                 )
 
+    def cold_disks(self, pod: VmPod) -> list[Disk]:
+        """The roots that a machine must have from its start, as its program adds none later."""
+        able = self._hypervisor(pod).abilities_of(pod.record.machine_type)
+        if pod.record.shares or not able["hotplug-disk"].startswith("no"):
+            return []
+        found = list(self.records(pod.record.id))
+        for record in found:
+            record.cold = True
+            record.save()
+        return [roots.disk_of(record.guest, pod.record.home) for record in found]
+
+    def _hypervisor(self, pod: VmPod) -> Hypervisor:
+        return self._machines.hypervisors.of(pod.record.hypervisor)
+
     def offsets(self, task_id: str) -> dict[str, int]:
         """How many bytes of each output of a container were taken."""
         return self._streams[task_id, ""].offsets()
@@ -173,8 +188,11 @@ class VmTasks(TaskService):
         bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
         if not pod.record.shares:
             disk = roots.disk_of(record.guest, pod.record.home)
-            await pod.require().add(disk)
-            roots.plan(bundle, disk, read_only=json.loads(config)["root"].get("readonly", False))
+            if not record.cold:
+                await pod.require().add(disk)
+            roots.plan(
+                bundle, self._hypervisor(pod).serial(disk), read_only=json.loads(config)["root"].get("readonly", False)
+            )
         put = await pod.agent.guest("PutBundle", bundle, pb.PutBundleResponse)
         record.made = True
         record.save()
@@ -510,7 +528,7 @@ class VmTasks(TaskService):
             return ()
         if grow_only:
             memory, processors = max(memory, record.memory_now), max(processors, record.processors_now)
-        return await resize(pod, self._machines.hypervisor, memory_bytes=memory, processors=processors)
+        return await resize(pod, self._hypervisor(pod), memory_bytes=memory, processors=processors)
 
     def _update_unmade(self, record: TaskRecord, limits: Mapping[str, Any]) -> None:
         path = Path(record.bundle) / "guest.json"
