@@ -7,9 +7,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # group: crates (directories of native/, the first ones with programs); programs
 GROUPS_='
-host:  keeper client sys; drupe-keeper drupe-client drupe-oci drupe-relay containerd-shim-drupe-v2
+host:  keeper client packets sys; drupe-keeper drupe-client drupe-oci drupe-relay containerd-shim-drupe-v2
 agent: agent sys;         drupe-agent
-appkernel: appkernel;     drupe-appkernel
+appkernel: appkernel packets sys; drupe-appkernel
 '
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/native
 

@@ -5,6 +5,7 @@ use crate::helper::{Program, Work};
 use crate::log::Log;
 use crate::protocol::{Failure, Fds, Fields, Outcome, Reply};
 use crate::server::{end, Asker, Child, Keeper};
+use crate::streams::THEIRS;
 use crate::task::{dev_null, make_pipes, Ends, Task};
 use crate::watch::{Source, Watch};
 use drupe_sys::process::{self, Ended, Pid};
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 /// How much of a failed helper's words an error carries.
 const STDERR_KEPT: u64 = 8 * 1024;
 const CONSOLE: &str = "{console}";
+/// The pid of a task that is no process here.
+pub const NO_PROCESS: Pid = 0;
 
 /// The socket on which an OCI runtime sends the master of a pty (runc's --console-socket).
 struct Console {
@@ -192,6 +195,18 @@ impl Creation {
             Mode::Tty { size } => Some(size.unwrap_or_default()),
             _ => None,
         }
+    }
+
+    /// The task, without a process, if its streams are pipes: with their other ends, and what is to be attached.
+    pub fn without_process(self) -> Outcome<(u64, Task, Ends, [OwnedFd; 3], Option<Attached>)> {
+        let Mode::Pipes { stdin } = self.mode else {
+            return Err(Failure::invalid("a task without a process has pipes"));
+        };
+        let (ends, theirs) = make_pipes(stdin)?;
+        let started_at = crate::clock::unix_seconds();
+        let mut task = Task::new(self.name, NO_PROCESS, self.log, self.exit_file, started_at);
+        task.mode = self.mode.name();
+        Ok((self.task_id, task, ends, theirs, self.attached))
     }
 
     /// A child of our own makes the process: where it tells the pid, and where it says what went wrong.
@@ -403,8 +418,12 @@ impl Keeper {
         let exit_file = fields.take("exit_file")?;
         let mode = Mode::from_fields(fields.need("io")?)?;
         let pidfd = fds.take("pidfd");
-        let pidfd = pidfd.ok_or_else(|| Failure::new("EBADF", "no descriptor \"pidfd\" was sent"))?;
+        if pid != NO_PROCESS && pidfd.is_none() {
+            return Err(Failure::new("EBADF", "no descriptor \"pidfd\" was sent"));
+        }
         let ends = Ends::take_from(fds);
+        let theirs = THEIRS.into_iter().filter_map(|name| Some((name.to_string(), fds.take(name)?)));
+        let theirs = Fds(theirs.collect());
         let attached = fields.take::<Fields>("attach")?;
         let attached = attached.map(|options| Attached::from_request(options, fds, "attach_")).transpose()?;
         self.check_free(&name)?;
@@ -421,8 +440,10 @@ impl Keeper {
         }
         let id = self.new_id();
         let mut task = Task::new(name.clone(), pid, log, exit_file, started_at);
-        task.mode = mode.name();
-        self.claim(&mut task, id, pidfd)?;
+        (task.mode, task.theirs) = (mode.name(), theirs);
+        if let Some(pidfd) = pidfd {
+            self.claim(&mut task, id, pidfd)?;
+        }
         let connected = task.connect(&self.epoll, id, ends);
         connected.map_err(|error| Failure::io("cannot take over the stdio of the task", &error))?;
         self.names.insert(name, id);

@@ -12,16 +12,18 @@ mod helper;
 mod log;
 mod mounts;
 mod namespaces;
-mod protocol;
 mod recent;
 mod server;
 mod start;
+mod streams;
 mod task;
 mod tasks;
 mod timers;
 mod watch;
 
 use std::process::ExitCode;
+
+use drupe_packets as protocol;
 
 const USAGE: &str = "usage: drupe-keeper --run-dir DIR [--log FILE] [--mount-namespace FD] [--version]";
 
@@ -54,7 +56,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Option<start::Option
 fn main() -> ExitCode {
     match parse(std::env::args().skip(1)) {
         Ok(None) => {
-            println!("drupe-keeper {} (protocol {})", env!("CARGO_PKG_VERSION"), protocol::VERSION);
+            println!("drupe-keeper {} (protocol {})", env!("CARGO_PKG_VERSION"), server::PROTOCOL);
             ExitCode::SUCCESS
         }
         Ok(Some(options)) => match start::start(&options) {

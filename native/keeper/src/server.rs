@@ -3,7 +3,7 @@
 use crate::attach::Attachment;
 use crate::helper::Helper;
 use crate::namespaces::Job;
-use crate::protocol::{reply, Failure, Fds, Fields, Outcome, Reply, MAX_PACKET, VERSION};
+use crate::protocol::{reply, Failure, Fds, Fields, Outcome, Reply, MAX_PACKET};
 use crate::recent::Recent;
 use crate::task::Task;
 use crate::timers::{Timer, Timers};
@@ -20,6 +20,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Of docs/keeper.md.
+pub const PROTOCOL: i64 = 1;
 /// The most a pipe is read per turn, so that one noisy task cannot starve the rest.
 pub const TURN: usize = 64 * 1024;
 /// Packets that may wait for a slow client before its connection is closed.
@@ -351,6 +353,9 @@ impl Keeper {
             "run" => self.run_helper(asker, &mut fields, &mut fds),
             "create" => self.create(asker, &mut fields, &mut fds),
             "exec" => self.exec(asker, &mut fields, &mut fds),
+            "streams" => self.streams(asker, &mut fields, &mut fds),
+            "take_streams" => self.take_streams(&mut fields),
+            "ended" => self.ended(&mut fields),
             "attach" => self.attach(asker, &mut fields, &mut fds),
             "flow" => self.flow(&mut fields),
             "detach" => self.detach(&mut fields),
@@ -370,13 +375,13 @@ impl Keeper {
     fn hello(&mut self, fields: &mut Fields) -> Outcome<Reply> {
         let protocol: i64 = fields.need("protocol")?;
         end(fields)?;
-        if protocol != VERSION {
-            let text = format!("the client speaks protocol {protocol}, this keeper speaks {VERSION}");
+        if protocol != PROTOCOL {
+            let text = format!("the client speaks protocol {protocol}, this keeper speaks {PROTOCOL}");
             return Err(Failure::new("EPROTONOSUPPORT", text));
         }
-        let features = ["cri", "json-file", "rotation", "adopt", "pidfd"];
+        let features = ["cri", "json-file", "rotation", "adopt", "pidfd", "streams"];
         reply(json!({
-            "protocol": VERSION, "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "features": features,
+            "protocol": PROTOCOL, "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id(), "features": features,
         }))
     }
 

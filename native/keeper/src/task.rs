@@ -64,6 +64,8 @@ pub struct Task {
     /// stdout (or the pty) and stderr.
     pub outputs: [Option<Output>; 2],
     pub stdin: Option<Input>,
+    /// The workload's ends of its streams, until whoever runs it takes them (op `take_streams`).
+    pub theirs: Fds,
     /// It has a stdin whose closing was not announced yet.
     pub had_stdin: bool,
     pub log: Option<Log>,
@@ -91,6 +93,7 @@ impl Task {
             hold: false,
             outputs: [None, None],
             stdin: None,
+            theirs: Fds::default(),
             had_stdin: false,
             log,
             exit_file,
@@ -139,6 +142,9 @@ impl Task {
             if let Some(output) = output {
                 fds.push(name, output.watch.file.as_fd().try_clone_to_owned()?);
             }
+        }
+        for (name, fd) in &self.theirs.0 {
+            fds.push(name, fd.try_clone()?);
         }
         if let Some(pidfd) = &self.pidfd {
             fds.push("pidfd", pidfd.file.as_fd().try_clone_to_owned()?);

@@ -1,6 +1,6 @@
 //! The life of tasks: their output, their end, and the ops on them.
 
-use crate::protocol::{reply, Failure, Fields, Outcome, Reply};
+use crate::protocol::{reply, Failure, Fds, Fields, Outcome, Reply};
 use crate::server::{end, Keeper, TURN};
 use crate::task::{Exit, Task};
 use crate::timers::Timer;
@@ -156,6 +156,7 @@ impl Keeper {
         }
         task.exit = Some(Exit { ended, at: crate::clock::unix_seconds(), unknown });
         task.exited = Some(Instant::now());
+        task.theirs = Fds::default();
         if let Some(pidfd) = &mut task.pidfd {
             let _ = pidfd.set(None);
         }

@@ -8,6 +8,7 @@ pub mod credentials;
 pub mod daemon;
 pub mod epoll;
 pub mod fd;
+pub mod landlock;
 pub mod machine;
 pub mod mount;
 pub mod net;

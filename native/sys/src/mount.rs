@@ -81,3 +81,15 @@ pub fn setns(fd: &impl AsFd, kind: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), kind) })?;
     Ok(())
 }
+
+/// pivot_root(2) of the directory that is the working directory now, onto itself, and the old root let go: from then on the
+/// caller's root is what is mounted there, and nothing else.
+pub fn make_root_of_here() -> io::Result<()> {
+    let here = c".".as_ptr();
+    // SAFETY: `here` is NUL-terminated and only read.
+    unsafe {
+        check_long(libc::syscall(libc::SYS_pivot_root, here, here))?;
+        check(libc::umount2(here, libc::MNT_DETACH))?;
+    }
+    std::env::set_current_dir("/")
+}

@@ -24,6 +24,8 @@ DEFAULT_TIMEOUT_S = 10.0
 HELPER_TIMEOUT_S = 30.0
 _MARGIN_S = 5.0  # the keeper's own deadline comes first; this is for a keeper that hangs
 
+_THEIRS = "their_"  # descriptors of an answer that are for who runs the task
+
 Callback = TypeVar("Callback", bound=Callable[..., None])
 
 
@@ -367,6 +369,49 @@ class Keeper:
         finally:
             os.close(content)
 
+    async def hold_streams(
+        self,
+        task: str,
+        *,
+        stdin: bool,
+        exit_file: Path | str,
+        log: LogFile | None = None,
+        attach: Mapping[str, int] | None = None,
+        close_stdin: bool = False,
+    ) -> Created:
+        """Holds the streams of a task that is no process of this kernel: `take_streams` gives whoever runs it their other
+        ends, `end_task` tells its end.
+
+        stdin: one that is written to, instead of /dev/null. attach, close_stdin, log, exit_file: as of `create_task`.
+        """
+        return await self._make_task(
+            "streams",
+            task,
+            exit_file=str(exit_file),
+            io=Io(mode="pipes", stdin=stdin),
+            log=log,
+            attach=attach,
+            close_stdin=close_stdin,
+            fds=None,
+            timeout_s=None,
+        )
+
+    async def take_streams(self, task: str) -> dict[str, int]:
+        """The other ends of the streams of `hold_streams`, once: stdin, stdout, stderr, which the caller owns.
+
+        Raises InvalidState when they were taken before.
+        """
+        answer = await self.call("take_streams", task=task)
+        self.escrow.let_go(task, answer.fds)
+        return {name.removeprefix(_THEIRS): fd for name, fd in answer.fds.items()}
+
+    async def end_task(self, task: str, *, code: int, signal: int) -> None:
+        """Says how a task of `hold_streams` has ended. code: 128 + signal for one that a signal ended.
+
+        Its end is told like any other once its output is complete. Idempotent: the first time counts.
+        """
+        await self.call("ended", task=task, code=code, signal=signal)
+
     async def _make_task(
         self,
         op: str,
@@ -378,7 +423,7 @@ class Keeper:
         attach: Mapping[str, int] | None,
         close_stdin: bool,
         fds: Mapping[str, int] | None,
-        timeout_s: float,
+        timeout_s: float | None,
         **fields: Any,
     ) -> Created:
         sent = dict(fds or {})
@@ -399,9 +444,9 @@ class Keeper:
             io=io,
             log=log,
             attach={"close_stdin": close_stdin} if attach else None,
-            timeout_ms=round(timeout_s * 1000),
+            timeout_ms=None if timeout_s is None else round(timeout_s * 1000),
             fds=sent,
-            timeout_s=timeout_s + _MARGIN_S,
+            timeout_s=(timeout_s or 0.0) + _MARGIN_S,
             on_answer=keep,
             **fields,
         )

@@ -1,4 +1,5 @@
-"""The control socket of the keeper: packets, descriptors, requests that wait for their answers."""
+"""A control socket (the keeper's, or that of a kernel it runs): packets, descriptors, requests that wait for their
+answers."""
 
 from __future__ import annotations
 
@@ -82,14 +83,20 @@ def open_socket(run_dir: Path, name: str = SOCKET_NAME) -> socket.socket:
 
 
 class Connection:
-    """Requests and answers over one socket. `on_event` gets each event, `on_lost` is called once when it closes."""
+    """Requests and answers over one socket. peer: who is at its other end, in words. `on_event` gets each event, `on_lost` is called once when it closes."""
 
     def __init__(
-        self, sock: socket.socket, on_event: Callable[[dict[str, Any]], None], on_lost: Callable[[], None]
+        self,
+        sock: socket.socket,
+        on_event: Callable[[dict[str, Any]], None],
+        on_lost: Callable[[], None],
+        *,
+        peer: str = "the keeper",
     ) -> None:
         self._sock = sock
         self._on_event = on_event
         self._on_lost = on_lost
+        self._peer = peer
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, tuple[asyncio.Future[Answer], Callable[[Answer], None] | None]] = {}
         self._queue: deque[tuple[bytes, list[int]]] = deque()
@@ -113,7 +120,7 @@ class Connection:
         Raises the drupe error that the answer carries, DeadlineExceeded, Unavailable when the keeper has gone.
         """
         if self.closed:
-            raise errors.Unavailable("the keeper's connection is closed")
+            raise errors.Unavailable(f"the connection to {self._peer} is closed")
         self._last_id += 1
         number = self._last_id
         packet: dict[str, Any] = {"id": number, "op": op, **fields}
@@ -121,7 +128,7 @@ class Connection:
             packet["fds"] = list(fds)
         data = msgspec.json.encode(packet)
         if len(data) > MAX_PACKET:
-            raise errors.InvalidArgument(f"keeper request {op} has {len(data)} bytes, {MAX_PACKET} at most")
+            raise errors.InvalidArgument(f"the request {op} to {self._peer} has {len(data)} bytes, {MAX_PACKET} at most")
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[number] = (future, on_answer)
         try:
@@ -133,7 +140,7 @@ class Connection:
             if future.done() and not future.cancelled() and future.exception() is None:
                 _close_all(future.result().fds.values())
             if isinstance(error, TimeoutError):
-                text = f"the keeper did not answer {op} within {timeout_s} s"
+                text = f"{self._peer} did not answer {op} within {timeout_s} s"
                 raise errors.DeadlineExceeded(text, may_have_run=True) from None
             raise
         finally:
@@ -152,7 +159,7 @@ class Connection:
         self._queue.clear()
         for future, _ in self._waiting.values():
             if not future.done():
-                future.set_exception(errors.Unavailable("the keeper has gone", may_have_run=True))
+                future.set_exception(errors.Unavailable(f"{self._peer} has gone", may_have_run=True))
 
     # ── the socket ──
 
@@ -170,7 +177,7 @@ class Connection:
         except BlockingIOError:
             return False
         except (BrokenPipeError, ConnectionError):
-            raise errors.Unavailable("the keeper has gone") from None
+            raise errors.Unavailable(f"{self._peer} has gone") from None
         return True
 
     def _writable(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,9 +33,14 @@ class Escrow:
         self.held[held.task] = held
 
     def close_stdin(self, task: str) -> None:
+        self.let_go(task, ("stdin",))
+
+    def let_go(self, task: str, names: Iterable[str]) -> None:
+        """Closes these of a task's descriptors, those that are held."""
         held = self.held.get(task)
-        if held and (fd := held.fds.pop("stdin", None)) is not None:
-            os.close(fd)
+        for name in names if held else ():
+            if (fd := held.fds.pop(name, None)) is not None:
+                os.close(fd)
 
     def drop(self, task: str) -> None:
         """Closes what is held of a task; nothing held is fine."""

@@ -6,6 +6,7 @@ read this table. A row costs nothing: the code of a kind is imported when its ta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,27 @@ def _vm_open(means: Means) -> Sandboxer:
     return open_vm(means)
 
 
+def _appkernel_able() -> Mapping[str, str]:
+    from drupe.sandboxers.appkernel.able import ABLE
+
+    return ABLE
+
+
+def _appkernel_options() -> type[Spec]:
+    from drupe.sandboxers.appkernel.options import AppkernelOptions
+
+    return AppkernelOptions
+
+
+def _appkernel_open(means: Means) -> Sandboxer:
+    from drupe.sandboxers.appkernel.sandboxer import open_appkernel
+
+    return open_appkernel(means)
+
+
+# Until the kernel's process is confined it is no boundary: only who builds it may run it.
+_UNCONFINED = os.environ.get("DRUPE_UNCONFINED_APPKERNEL") == "yes"
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -156,7 +178,15 @@ KINDS: dict[str, Kind] = {
             options=_vm_options,
             open=_vm_open,
         ),
-        Kind("appkernel", "kernel", "a kernel of its own, drupe's, in a process without rights"),
+        Kind(
+            "appkernel",
+            "kernel",
+            "a kernel of its own, drupe's, in a process without rights",
+            needs=("root", "keeper", "overlay", "cgroups", "appkernel") if _UNCONFINED else (),
+            able=_appkernel_able if _UNCONFINED else dict,
+            options=_appkernel_options if _UNCONFINED else lambda: NoOptions,
+            open=_appkernel_open if _UNCONFINED else _planned,
+        ),
         Kind(
             "gvisor",
             "kernel",

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from drupe.sandboxers.kinds import KINDS, Kind
-from drupe.services import probes_gvisor, probes_host, probes_kernel, probes_vm, probes_wasm
+from drupe.services import probes_appkernel, probes_gvisor, probes_host, probes_kernel, probes_vm, probes_wasm
 from drupe.services.probing import DEADLINE_S, Finding, Inconclusive, Problem
 from drupe.spec.host import Probe
 
@@ -47,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
     Check("crun", lambda: probes_kernel.oci_runtime("crun")),
     Check("runc", lambda: probes_kernel.oci_runtime("runc")),
     Check("runsc", probes_gvisor.runsc),
+    Check("appkernel", probes_appkernel.appkernel),
     Check("QEMU", probes_vm.qemu),
     Check("virtiofsd", probes_vm.virtiofsd),
     Check("wasm engine", probes_wasm.engine),

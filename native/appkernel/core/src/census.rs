@@ -137,7 +137,7 @@ impl Kernel {
         Record { threads, ..record }
     }
 
-    fn shown(&self, process: &Process, tid: Tid) -> Shown {
+    pub(crate) fn shown(&self, process: &Process, tid: Tid) -> Shown {
         let task = self.tasks.tasks.get(&tid);
         let state = match (process.exit, process.stopped, task.map(|t| t.state)) {
             (Some(_), ..) | (.., None) => b'Z',
@@ -151,6 +151,8 @@ impl Kernel {
         let (size, resident) = mm.map_or((0, 0), |mm| (mm.size_bytes(), self.platform.resident_bytes(mm.space)));
         let cpu = mm.map_or(process.cpu_ns, |mm| self.platform.cpu_ns(mm.space));
         let (ignored, caught) = dispositions(process);
+        let own = self.board.of_session(process.session);
+        let (terminal, terminal_group) = own.map_or((0, -1), |(device, group)| (device, group as i32));
         let (ids, credentials) = (&process.ids, &process.credentials);
         Shown {
             tid,
@@ -158,7 +160,8 @@ impl Kernel {
             parent: process.parent,
             group: process.group,
             session: process.session,
-            terminal_group: -1,
+            terminal,
+            terminal_group,
             state,
             name: name[..length].to_vec(),
             thread_count: process.threads.len() as u32,

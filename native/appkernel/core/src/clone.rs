@@ -46,8 +46,26 @@ pub struct Surroundings {
     pub root: Path,
     pub cwd: Path,
     pub credentials: Credentials,
+    pub rights: Rights,
     pub files: FdTable,
     pub limits: [(u64, u64); LIMIT_COUNT],
+}
+
+/// Capabilities beside the effective ones (capabilities(7)), and whether a program may gain any.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rights {
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub bounding: u64,
+    pub no_new_privileges: bool,
+}
+
+impl Rights {
+    /// What the user has now is all there is.
+    pub fn of(credentials: &Credentials) -> Rights {
+        let all = credentials.capabilities;
+        Rights { permitted: all, bounding: all, ..Rights::default() }
+    }
 }
 
 /// RLIM_INFINITY everywhere but for stack, processes and descriptors.
@@ -68,6 +86,17 @@ pub fn default_limits() -> [(u64, u64); LIMIT_COUNT] {
 impl Kernel {
     /// Start a container's first process. Its number.
     pub fn spawn(&mut self, container: u32, around: Surroundings, program: Program) -> Result<Pid> {
+        self.begin(container, around, program, true)
+    }
+
+    /// A process from outside; `first`: its container ends with it.
+    pub(crate) fn begin(
+        &mut self,
+        container: u32,
+        around: Surroundings,
+        program: Program,
+        first: bool,
+    ) -> Result<Pid> {
         let pid = self.tasks.fresh();
         let mm = self.fresh_mm();
         // An empty space, replaced at once by the program's.
@@ -75,8 +104,12 @@ impl Kernel {
         self.tasks.tasks.insert(pid, new_task(pid, pid, ThreadId(u32::MAX), SpaceId(u32::MAX)));
         let process = self.first_process(pid, container, mm, around);
         self.tasks.processes.insert(pid, process);
-        self.is_first.insert(pid);
+        let outside = if first { &mut self.is_first } else { &mut self.joined };
+        outside.insert(pid);
         if let Err(errno) = self.exec_first(pid, program) {
+            self.is_first.remove(&pid);
+            self.joined.remove(&pid);
+            self.mms.remove(&mm);
             self.forget(pid);
             return Err(errno);
         }
@@ -84,7 +117,7 @@ impl Kernel {
     }
 
     fn first_process(&self, pid: Pid, container: u32, mm: MmId, around: Surroundings) -> Process {
-        let (uid, gid, all) = (around.credentials.uid, around.credentials.gid, around.credentials.capabilities);
+        let (uid, gid, rights) = (around.credentials.uid, around.credentials.gid, around.rights);
         Process {
             pid,
             parent: 0,
@@ -98,13 +131,22 @@ impl Kernel {
             actions: Arc::new(Mutex::new(Actions::default())),
             pending: Vec::new(),
             credentials: around.credentials,
-            ids: Ids { uid, saved_uid: uid, gid, saved_gid: gid, permitted: all, inheritable: 0, bounding: all },
+            ids: Ids {
+                uid,
+                saved_uid: uid,
+                gid,
+                saved_gid: gid,
+                permitted: rights.permitted,
+                inheritable: rights.inheritable,
+                bounding: rights.bounding,
+            },
             threads: vec![pid],
             exit: None,
             exit_signal: SIGCHLD,
             report: None,
             children: WaitQueue::new(),
             signals: WaitQueue::new(),
+            pending_set: None,
             vfork_waiter: None,
             limits: around.limits,
             executable: None,
@@ -115,7 +157,7 @@ impl Kernel {
             alarm: None,
             stopped: false,
             death_signal: 0,
-            no_new_privileges: false,
+            no_new_privileges: rights.no_new_privileges,
             subreaper: false,
             name: [0; 16],
             cpu_ns: 0,
@@ -202,6 +244,7 @@ impl Kernel {
             report: None,
             children: WaitQueue::new(),
             signals: WaitQueue::new(),
+            pending_set: None,
             vfork_waiter: shared(CLONE_VFORK).then_some(tid),
             executable: parent.executable.clone(),
             command_line: parent.command_line.clone(),
@@ -233,10 +276,10 @@ impl Kernel {
         let number = child.to_le_bytes();
         // As Linux does, without a word about addresses that are not there.
         if order.flags & CLONE_PARENT_SETTID != 0 {
-            let _none = self.put(tid, order.parent_tid, &number);
+            let _none = self.put_now(tid, order.parent_tid, &number);
         }
         if order.flags & CLONE_CHILD_SETTID != 0 {
-            let _none = self.put(child, order.child_tid, &number);
+            let _none = self.put_now(child, order.child_tid, &number);
         }
     }
 

@@ -5,7 +5,7 @@ use drupe_appkernel_abi::{Errno, Registers, Result};
 use crate::kernel::{Done, Kernel};
 use crate::signal::{
     self, bit, default_of, take_pending, Action, AltStack, Effect, Info, SA_NODEFER, SA_ONSTACK, SA_RESETHAND,
-    SA_RESTART, SIGKILL, SIGSEGV, SIG_DFL, SIG_IGN, SI_KERNEL, UNBLOCKABLE,
+    SA_RESTART, SIGKILL, SIGSEGV, SIGSTOP, SIG_DFL, SIG_IGN, SI_KERNEL, UNBLOCKABLE,
 };
 use crate::table;
 use crate::task::{Exit, Report, State, Tid};
@@ -44,6 +44,7 @@ impl Kernel {
     /// Deliver what waits to a thread that stands still, on its way to guest code. False: it does not go on now.
     pub(crate) fn deliver(&mut self, tid: Tid) -> bool {
         while let Some(info) = self.take_signal(tid) {
+            self.note_pending(self.pid(tid));
             let action = self.action(tid, info.signal);
             match action.handler {
                 SIG_IGN => {}
@@ -89,6 +90,10 @@ impl Kernel {
             Effect::Terminate => {
                 self.end_process(pid, Exit::Signal(info.signal));
                 false
+            }
+            // Nobody would set an orphaned group going again.
+            Effect::Stop if info.signal != SIGSTOP && self.is_orphaned(self.process(tid).map_or(0, |p| p.group)) => {
+                true
             }
             Effect::Stop => {
                 self.stop(tid, info.signal);
@@ -169,6 +174,7 @@ impl Kernel {
         let task = self.task(tid)?;
         let (thread, alt, mask) = (task.thread, task.alt_stack, task.saved_mask.unwrap_or(task.mask));
         let registers = self.platform.registers(thread)?;
+        let registers = self.as_written(tid, &registers);
         let state = self.platform.extended_state(thread);
         let onto_alt = action.flags & SA_ONSTACK != 0 && alt.size > 0 && !alt.contains(registers.rsp);
         let top = if onto_alt { alt.address + alt.size } else { registers.rsp.wrapping_sub(RED_ZONE) };
@@ -178,8 +184,8 @@ impl Kernel {
         let mut bytes = action.restorer.to_le_bytes().to_vec();
         bytes.extend(ucontext(&registers, alt, mask, state_at, info));
         bytes.extend(info.to_bytes());
-        self.put(tid, frame, &bytes)?;
-        self.put(tid, state_at, &state)?;
+        self.put_now(tid, frame, &bytes)?;
+        self.put_now(tid, state_at, &state)?;
         let entered = Registers {
             rip: action.handler,
             rsp: frame,
@@ -240,6 +246,7 @@ fn restore(kernel: &mut Kernel, tid: Tid) -> Result<()> {
         let state = kernel.get_bytes(tid, state_at, size)?;
         kernel.platform.set_extended_state(thread, &state);
     }
+    let registers = kernel.going_on(tid, &registers);
     kernel.platform.set_registers(thread, &registers)?;
     let task = kernel.task_mut(tid)?;
     task.mask = words[37] & !UNBLOCKABLE;

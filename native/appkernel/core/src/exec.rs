@@ -22,6 +22,7 @@ const MAX_SCRIPTS: u32 = 5;
 /// Where programs that may lie anywhere go, before chance moves them.
 const PIE_BASE: u64 = 0x5555_5555_4000;
 const COPY_BYTES: usize = 1 << 20;
+const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
 
 /// A program, found and readable, with what it is to be given.
 struct Image {
@@ -73,6 +74,26 @@ fn open_program(seat: &Seat, path: &Path) -> Result<Arc<OpenFile>> {
 fn find(seat: &Seat, start: &Path, path: &[u8]) -> Result<Path> {
     let context = seat.context();
     seat.view(&context).walk(start, path, How::FOLLOW)
+}
+
+/// A program by its path, or by its name in the directories of PATH, as execvpe(3): ENOENT, or EACCES when one is there
+/// that may not be executed.
+fn search(seat: &Seat, program: &Program) -> Result<(Path, Vec<u8>)> {
+    let name = &program.path;
+    if name.contains(&b'/') {
+        return Ok((find(seat, &seat.cwd, name)?, name.clone()));
+    }
+    let variable = program.environment.iter().find_map(|entry| entry.strip_prefix(b"PATH="));
+    let mut refused = Errno::NOENT;
+    for directory in variable.unwrap_or(DEFAULT_PATH).split(|&byte| byte == b':') {
+        let whole = [if directory.is_empty() { b"." } else { directory }, b"/", name].concat();
+        match find(seat, &seat.cwd, &whole).and_then(|path| open_program(seat, &path).map(|_| path)) {
+            Ok(path) => return Ok((path, whole)),
+            Err(Errno::ACCES) => refused = Errno::ACCES,
+            Err(_) => {}
+        }
+    }
+    Err(refused)
 }
 
 /// The interpreter and argument of a `#!` line. ENOEXEC.
@@ -410,8 +431,8 @@ impl Kernel {
     /// Load the first program of a process made by `Kernel::spawn`, and start it.
     pub(crate) fn exec_first(&mut self, pid: Pid, program: Program) -> Result<()> {
         let seat = self.seat(pid)?;
-        let path = find(&seat, &seat.cwd, &program.path)?;
-        self.exec(pid, path, program.path, program.arguments, program.environment)?;
+        let (path, name) = search(&seat, &program)?;
+        self.exec(pid, path, name, program.arguments, program.environment)?;
         self.go_on(pid, None, Vec::new());
         Ok(())
     }

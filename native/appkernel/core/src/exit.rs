@@ -52,7 +52,7 @@ impl Kernel {
     fn clear_tid(&mut self, tid: Tid) {
         let Ok(task) = self.task_mut(tid) else { return };
         let (address, thread) = (std::mem::take(&mut task.clear_tid), task.thread);
-        if address == 0 || self.put(tid, address, &[0; 4]).is_err() {
+        if address == 0 || self.put_now(tid, address, &[0; 4]).is_err() {
             return;
         }
         let _gone = self.platform.change(thread, &[MemoryOp::FutexWake { address, count: 1 }]);
@@ -123,9 +123,15 @@ impl Kernel {
         self.release_mm(mm);
         drop(files);
         self.end_vfork(pid);
+        if self.tasks.processes.get(&pid).is_some_and(|p| p.session == pid) {
+            self.leave_terminal(pid);
+        }
         self.orphan(pid);
         if self.is_first.remove(&pid) {
             self.end_container(pid, exit);
+        } else if self.joined.remove(&pid) {
+            self.forget(pid);
+            self.ended.insert(pid, exit);
         } else {
             self.announce(pid, exit);
         }
@@ -163,7 +169,7 @@ impl Kernel {
             }
             at = process.parent;
         }
-        0
+        self.first_beside(pid)
     }
 
     /// A container ends with its first process.

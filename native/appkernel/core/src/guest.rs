@@ -26,11 +26,24 @@ pub struct Piece {
 impl Kernel {
     /// All of `out`, or EFAULT.
     pub(crate) fn get(&self, tid: Tid, address: u64, out: &mut [u8]) -> Result<()> {
+        if let Some(known) = self.platform.input(self.thread(tid)?, address).get(..out.len()) {
+            out.copy_from_slice(known);
+            return Ok(());
+        }
         let got = self.platform.read(self.space(tid)?, address, out)?;
         (got == out.len()).then_some(()).ok_or(Errno::FAULT)
     }
 
+    /// For the caller, on its way back to the guest. EFAULT, there or here: nothing may have to be undone then.
     pub(crate) fn put(&self, tid: Tid, address: u64, data: &[u8]) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.platform.stage(self.thread(tid)?, address, data)
+    }
+
+    /// As `put`, at once.
+    pub(crate) fn put_now(&self, tid: Tid, address: u64, data: &[u8]) -> Result<()> {
         if data.is_empty() {
             return Ok(());
         }
@@ -77,6 +90,10 @@ impl Kernel {
 
     /// A string that ends with a zero. `Err(too_long)` when it has none within `limit` bytes.
     pub(crate) fn text(&self, tid: Tid, address: u64, limit: usize, too_long: Errno) -> Result<Vec<u8>> {
+        let known = self.platform.input(self.thread(tid)?, address);
+        if let Some(end) = known.iter().take(limit).position(|&byte| byte == 0) {
+            return Ok(known[..end].to_vec());
+        }
         let space = self.space(tid)?;
         let mut text = Vec::new();
         while text.len() < limit {
@@ -165,13 +182,20 @@ impl Kernel {
             }
             let old = bytes.len();
             bytes.resize(old + size, 0);
-            let got = self.platform.read(self.space(tid)?, piece.address + start, &mut bytes[old..]).unwrap_or(0);
+            let got = self.get_some(tid, piece.address.wrapping_add(start), &mut bytes[old..]);
             bytes.truncate(old + got);
             if got < size {
                 return if bytes.is_empty() { Err(Errno::FAULT) } else { Ok(bytes) };
             }
         }
         Ok(bytes)
+    }
+
+    fn get_some(&self, tid: Tid, address: u64, out: &mut [u8]) -> usize {
+        match (self.get(tid, address, out), self.space(tid)) {
+            (Err(_), Ok(space)) => self.platform.read(space, address, out).unwrap_or(0),
+            (whole, _) => whole.map_or(0, |()| out.len()),
+        }
     }
 
     /// Put `data` into the pieces, `skip` bytes in. EFAULT.
@@ -181,7 +205,7 @@ impl Kernel {
             let start = skip.min(piece.size as u64);
             skip -= start;
             let (now, later) = rest.split_at(rest.len().min((piece.size as u64 - start) as usize));
-            self.put(tid, piece.address + start, now)?;
+            self.put(tid, piece.address.wrapping_add(start), now)?;
             rest = later;
         }
         Ok(())

@@ -22,6 +22,11 @@ pub trait Host: Send + Sync {
     /// A watched descriptor has become ready: `Event::Ready`.
     fn ready(&self, word: u64, events: Events);
 
+    /// Move what lies between objects of the kernel's and the host (terminals). True: somebody may be able to go on.
+    fn pump(&self) -> bool {
+        false
+    }
+
     fn backings(&self) -> Arc<dyn Backings>;
 
     fn processor(&self) -> Processor;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::socket::Network;
-use drupe_appkernel_vfs::SpecialFiles;
+use drupe_appkernel_vfs::{tty, SpecialFiles};
 
 use crate::census::Census;
 use crate::host::Host;
+use crate::jobs::Board;
 use crate::mm::{Mm, MmId};
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
@@ -57,16 +58,21 @@ pub struct Kernel {
     pub(crate) specials: Arc<dyn SpecialFiles>,
     pub(crate) network: Arc<Network>,
     pub(crate) census: Arc<Census>,
+    pub(crate) board: Arc<Board>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
+    /// Rewrite places of programs that call often (rewrite.rs).
+    pub rewrites: bool,
     /// Tell the host of every call.
     pub trace: bool,
     pub(crate) hostname: Vec<u8>,
     pub(crate) next_mm: u32,
     pub(crate) table: &'static [Option<table::Entry>],
-    /// First processes that have ended, for whoever runs the kernel.
+    /// Processes from outside that have ended, for whoever runs the kernel.
     pub(crate) ended: BTreeMap<Pid, Exit>,
     pub(crate) is_first: BTreeSet<Pid>,
+    /// Further processes from outside: their ends are told too.
+    pub(crate) joined: BTreeSet<Pid>,
     /// Calls that are not there and were asked for.
     pub(crate) missed: BTreeSet<u64>,
     events: Vec<Event>,
@@ -79,7 +85,9 @@ impl Kernel {
             timers: Timers::new(Arc::clone(&host)),
             census: Census::new(Arc::clone(&host)),
             network: Network::new(),
+            board: Board::new(),
             has_changed: true,
+            rewrites: true,
             trace: false,
             host,
             tasks: Tasks::default(),
@@ -92,6 +100,7 @@ impl Kernel {
             table: table::table(),
             ended: BTreeMap::new(),
             is_first: BTreeSet::new(),
+            joined: BTreeSet::new(),
             missed: BTreeSet::new(),
             events: Vec::new(),
         }
@@ -106,6 +115,11 @@ impl Kernel {
         Arc::clone(&self.census)
     }
 
+    /// Have terminals tell this board, which `specials` asks for them.
+    pub fn set_terminals(&mut self, board: Arc<Board>) {
+        self.board = board;
+    }
+
     pub fn set_hostname(&mut self, name: &[u8]) {
         self.hostname = name.to_vec();
     }
@@ -115,14 +129,14 @@ impl Kernel {
         self.missed.iter().copied()
     }
 
-    /// First processes that have ended since the last time.
+    /// Processes from outside that have ended since the last time.
     pub fn take_ended(&mut self) -> BTreeMap<Pid, Exit> {
         std::mem::take(&mut self.ended)
     }
 
     /// Serve what is to be done, then wait for what happens next, at most so long, and serve that.
     pub fn step(&mut self, limit_ns: Option<u64>) -> Result<()> {
-        self.serve_ready();
+        self.serve_all();
         let timeout = match (self.timers.until_next_ns(), limit_ns) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -135,8 +149,19 @@ impl Kernel {
             self.carefully(who, |kernel| kernel.serve(event));
         }
         self.events = events;
-        self.serve_ready();
+        self.serve_all();
         Ok(())
+    }
+
+    /// Until nobody can go on, and the host has nothing to move.
+    fn serve_all(&mut self) {
+        loop {
+            self.take_signals_of_terminals();
+            self.serve_ready();
+            if !self.host.pump() {
+                return;
+            }
+        }
     }
 
     fn serve_ready(&mut self) {
@@ -172,8 +197,10 @@ impl Kernel {
         match trap {
             Trap::Call { number, args } => {
                 task.call = Some(PendingCall { number, args, ..PendingCall::default() });
+                self.count_site(tid, number);
                 self.call(tid);
             }
+            Trap::Fault { signal, .. } if self.redirect(tid, signal) => self.go_on(tid, None, Vec::new()),
             Trap::Fault { signal, code, address } => {
                 self.force_signal(tid, Info { signal, code, fields: [address, 0] });
                 self.go_on(tid, None, Vec::new());
@@ -201,6 +228,7 @@ impl Kernel {
             }
         };
         self.take_names();
+        self.take_signals_of_terminals();
         if self.trace {
             self.tell(tid, number, &args, &answer);
         }
@@ -238,12 +266,15 @@ impl Kernel {
         match answer {
             Ok(Done::Value(value)) => self.finish(tid, Some(value), Vec::new()),
             Ok(Done::Change(value, ops)) => self.finish(tid, Some(value), ops),
+            Err(tty::RESTART) => self.signalled(tid),
             Err(errno) => self.finish(tid, Some(errno.as_return()), Vec::new()),
             Ok(Done::Registers) => self.finish(tid, None, Vec::new()),
             Ok(Done::Gone) => {}
             Ok(Done::Wait) => {
                 if let Some(task) = self.tasks.tasks.get_mut(&tid) {
                     task.state = State::Blocked;
+                    // What the call has given so far is there while it waits.
+                    let _nowhere = self.platform.change(task.thread, &[]);
                     self.platform.blocked(task.thread);
                 }
                 if self.has_signal(tid) {
@@ -251,6 +282,15 @@ impl Kernel {
                 }
             }
         }
+    }
+
+    /// A signal was sent to the caller instead: first that, then the call again.
+    fn signalled(&mut self, tid: Tid) {
+        if let Some(task) = self.tasks.tasks.get_mut(&tid) {
+            task.state = State::Blocked;
+            self.platform.blocked(task.thread);
+        }
+        self.ready.push(tid);
     }
 
     fn finish(&mut self, tid: Tid, value: Option<i64>, ops: Vec<MemoryOp>) {
@@ -269,11 +309,9 @@ impl Kernel {
         if undisturbed && process.is_some_and(|p| p.pending.is_empty() && !p.stopped) {
             return self.resume(tid, value, &ops);
         }
-        if !ops.is_empty() || value.is_some() {
-            let changed = self.platform.change(task.thread, &ops);
-            let value = changed.map_or_else(|errno| Some(errno.as_return()), |()| value);
-            self.set_result(tid, value);
-        }
+        let changed = self.platform.change(task.thread, &ops);
+        let value = changed.map_or_else(|errno| Some(errno.as_return()), |()| value);
+        self.set_result(tid, value);
         if self.deliver(tid) {
             self.resume(tid, None, &[]);
         }

@@ -7,6 +7,7 @@ use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::OpenFile;
 
 use crate::platform::SpaceId;
+use crate::rewrite::Sites;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MmId(pub u32);
@@ -46,12 +47,23 @@ pub struct Mm {
     pub end: u64,
     pub users: u32,
     pub auxiliary: Vec<u8>,
+    pub sites: Sites,
 }
 
 impl Mm {
     pub fn new(space: SpaceId, end: u64) -> Mm {
         let top = end - (1 << 34);
-        Mm { space, areas: BTreeMap::new(), brk_start: 0, brk: 0, top, end, users: 1, auxiliary: Vec::new() }
+        Mm {
+            space,
+            areas: BTreeMap::new(),
+            brk_start: 0,
+            brk: 0,
+            top,
+            end,
+            users: 1,
+            auxiliary: Vec::new(),
+            sites: Sites::default(),
+        }
     }
 
     /// A whole, non-empty range of pages of the guest's. EINVAL, ENOMEM.
@@ -114,6 +126,7 @@ impl Mm {
 
     /// Forget what is in the range.
     pub fn remove(&mut self, start: u64, end: u64) -> Vec<(u64, Area)> {
+        self.sites.forget(start, end);
         self.split(start);
         self.split(end);
         let inside: Vec<u64> = self.areas.range(start..end).map(|(at, _)| *at).collect();

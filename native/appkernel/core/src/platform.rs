@@ -95,15 +95,31 @@ pub trait Platform {
     /// A further thread, standing still with a copy of the other's registers.
     fn new_thread(&mut self, beside: ThreadId) -> Result<ThreadId>;
 
-    /// Do `ops` now; those after one that fails are not done.
+    /// Write what was staged, and do `ops` now; those after one that fails are not done.
     fn change(&mut self, thread: ThreadId, ops: &[MemoryOp]) -> Result<()>;
 
     fn registers(&self, thread: ThreadId) -> Result<Registers>;
 
     fn set_registers(&mut self, thread: ThreadId, registers: &Registers) -> Result<()>;
 
+    /// Where guest code may jump to for a call instead of trapping, with the address of a system call instruction in
+    /// r11: it goes on after that, which is executed where need be. Changes rcx, r11 and the arithmetic flags. 0: nowhere.
+    fn call_entry(&self) -> u64 {
+        0
+    }
+
+    /// The address after the instruction by which the thread has trapped, if it did for its call.
+    fn call_site(&self, _thread: ThreadId) -> Option<u64> {
+        None
+    }
+
+    /// Whether the thread's gs base is what the guest has set, and not the platform's own.
+    fn owns_gs(&self, _thread: ThreadId) -> bool {
+        true
+    }
+
     /// Floating-point and vector registers as in a signal frame (XSAVE); may be empty.
-    fn extended_state(&self, thread: ThreadId) -> Vec<u8>;
+    fn extended_state(&mut self, thread: ThreadId) -> Vec<u8>;
 
     /// False when it does not fit.
     fn set_extended_state(&mut self, thread: ThreadId, state: &[u8]) -> bool;
@@ -131,6 +147,14 @@ pub trait Platform {
     fn read(&self, space: SpaceId, address: u64, out: &mut [u8]) -> Result<usize>;
 
     fn write(&self, space: SpaceId, address: u64, data: &[u8]) -> Result<usize>;
+
+    /// What of guest memory from `address` on has come with the thread's call; may be nothing.
+    fn input(&self, _thread: ThreadId, _address: u64) -> &[u8] {
+        &[]
+    }
+
+    /// As `write`, at the latest when the thread, which is in a call, goes on; if that fails the guest sees EFAULT.
+    fn stage(&self, thread: ThreadId, address: u64, data: &[u8]) -> Result<()>;
 
     /// Processor time that the space's threads have had, in nanoseconds.
     fn cpu_ns(&self, space: SpaceId) -> u64;

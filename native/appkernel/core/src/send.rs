@@ -43,7 +43,9 @@ impl Kernel {
             return;
         }
         enqueue(&mut process.pending, info);
-        process.signals.wake(wait::IN);
+        let signals = process.signals.clone();
+        self.note_pending(pid);
+        signals.wake(wait::IN);
         if let Some(tid) = taker {
             self.notify(tid);
         }
@@ -65,6 +67,7 @@ impl Kernel {
         }
         enqueue(&mut task.pending, info);
         let signals = process.signals.clone();
+        self.note_pending(pid);
         signals.wake(wait::IN);
         self.notify(tid);
     }
@@ -98,6 +101,8 @@ impl Kernel {
                 }
             }
         }
+        self.note_pending(pid);
+        let Some(process) = self.tasks.processes.get(&pid) else { return };
         if (signal == SIGCONT || signal == SIGKILL) && process.stopped {
             self.unstop(pid, signal == SIGCONT);
         }

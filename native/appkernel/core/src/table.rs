@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
-    descriptors as fd, events, files, identity as who, io, locks, memory, names, nothing, poll, signals, sockets,
-    system, time,
+    descriptors as fd, events, files, identity as who, io, locks, memory, names, nothing, poll, signalfd, signals,
+    sockets, system, time,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -149,6 +149,8 @@ fn add_io(t: &mut Table) {
     t.full(281, "epoll_pwait", events::epoll_pwait);
     t.full(291, "epoll_create1", events::epoll_create1);
     t.full(441, "epoll_pwait2", events::epoll_pwait2);
+    t.part(282, "signalfd", "who inherits it polls what is pending for its maker", signalfd::signalfd);
+    t.part(289, "signalfd4", "as signalfd", signalfd::signalfd4);
     t.full(284, "eventfd", events::eventfd);
     t.full(290, "eventfd2", events::eventfd2);
     t.part(283, "timerfd_create", "alarm clocks are the plain ones", events::timerfd_create);

@@ -9,6 +9,7 @@ use drupe_appkernel_vfs::{
     Credentials, Events, FdTable, MountNamespace, OpenFile, Path, Registration, WaitQueue, Wake,
 };
 
+use crate::calls::signalfd::PendingSet;
 use crate::mm::MmId;
 use crate::platform::{SpaceId, ThreadId};
 use crate::signal::{Actions, AltStack, Info, Set};
@@ -117,6 +118,8 @@ pub struct Process {
     pub report: Option<Report>,
     pub children: WaitQueue,
     pub signals: WaitQueue,
+    /// Of signalfd(2), if it was used.
+    pub pending_set: Option<Arc<PendingSet>>,
     /// The thread that waits in vfork(2) for this process to exec or end.
     pub vfork_waiter: Option<Tid>,
     pub limits: [(u64, u64); LIMIT_COUNT],

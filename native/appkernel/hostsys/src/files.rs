@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::notify::own;
 
@@ -59,20 +59,29 @@ pub fn stat(at: BorrowedFd<'_>, path: &[u8]) -> io::Result<Stat> {
     })
 }
 
-/// One component below a directory, never through a link or another mount's magic.
+/// A path below a directory, never through a link, and never out of the directory (openat2(2)).
 pub fn open(at: BorrowedFd<'_>, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
-    let path = name(path)?;
-    open_c(at.as_raw_fd(), &path, flags | libc::O_NOFOLLOW)
+    open_below(at, &name(path)?, flags | libc::O_NOFOLLOW, 0)
+}
+
+pub(crate) fn open_below(at: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32) -> io::Result<OwnedFd> {
+    // SAFETY: zero is a valid value of this plain structure.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = (flags | libc::O_CLOEXEC) as u64;
+    how.mode = mode.into();
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS;
+    // SAFETY: `path` is a C string, `how` is ours and of the size that is said.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_openat2, at.as_raw_fd(), path.as_ptr(), &raw const how, size_of::<libc::open_how>())
+    };
+    own(fd as RawFd)
 }
 
 /// A file of the host by its whole path.
 pub fn open_path(path: &[u8], flags: i32) -> io::Result<OwnedFd> {
-    open_c(libc::AT_FDCWD, &name(path)?, flags)
-}
-
-fn open_c(at: RawFd, path: &CStr, flags: i32) -> io::Result<OwnedFd> {
+    let path = name(path)?;
     // SAFETY: `path` is a C string.
-    own(unsafe { libc::openat(at, path.as_ptr(), flags | libc::O_CLOEXEC) })
+    own(unsafe { libc::openat(libc::AT_FDCWD, path.as_ptr(), flags | libc::O_CLOEXEC) })
 }
 
 /// The text of a symbolic link that was opened with O_PATH.
@@ -86,7 +95,7 @@ pub fn read_link(link: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
 
 /// Entries from position `from` on (0: the start), some of them; none at the end.
 pub fn entries(directory: BorrowedFd<'_>, from: u64) -> io::Result<Vec<Entry>> {
-    let fd = open_c(directory.as_raw_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY)?;
+    let fd = open_below(directory, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
     let mut buffer = vec![0u8; 32 << 10];
     // SAFETY: no memory is involved; then `buffer` has the size that is said.
     let count = unsafe {
@@ -128,9 +137,34 @@ pub fn write(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     checked(unsafe { libc::write(fd.as_raw_fd(), data.as_ptr().cast(), data.len()) })
 }
 
+/// The start of a file as text, such as one of /proc, which is made anew at each reading; empty where that fails.
+pub fn text(fd: BorrowedFd<'_>) -> String {
+    let mut bytes = vec![0; 64 << 10];
+    let count = read_at(fd, 0, &mut bytes).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..count]).into_owned()
+}
+
 pub fn set_size(fd: BorrowedFd<'_>, size_bytes: u64) -> io::Result<()> {
     // SAFETY: no memory is involved.
     checked(unsafe { libc::ftruncate(fd.as_raw_fd(), size_bytes as libc::off_t) } as isize).map(drop)
+}
+
+/// All of a small file, whatever its position. EFBIG for one that is longer than `longest`.
+pub fn content(fd: &OwnedFd, longest: usize) -> io::Result<Vec<u8>> {
+    let size = stat(fd.as_fd(), b"")?.size_bytes;
+    if size > longest as u64 {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    let mut bytes = vec![0; size as usize];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match read_at(fd.as_fd(), filled as u64, &mut bytes[filled..])? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
 }
 
 /// Give the memory of a range of a memfd back.

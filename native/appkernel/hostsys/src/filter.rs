@@ -4,47 +4,10 @@
 //! stub's own calls from the guest's, which trap. Every rule must be safe when the guest makes the call.
 
 use crate::layout;
-
-/// What the filter answers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// The host does it.
-    Allow,
-    /// The kernel is asked, and lets it pass only if it has ordered exactly this call.
-    Ask,
-}
-
-/// A condition on an argument's low 32 bits.
-#[derive(Clone, Copy, Debug)]
-pub enum When {
-    Always,
-    /// (argument & mask) == value
-    Masked {
-        argument: u8,
-        mask: u32,
-        value: u32,
-    },
-    /// argument & mask is one of these
-    OneOf {
-        argument: u8,
-        mask: u32,
-        values: &'static [u32],
-    },
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Rule {
-    pub call: u32,
-    pub when: When,
-    pub action: Action,
-    pub why: &'static str,
-}
-
-const fn rule(call: libc::c_long, when: When, action: Action, why: &'static str) -> Rule {
-    Rule { call: call as u32, when, action, why }
-}
+use crate::rules::{compile_all, jump, op, rule, Action, Rule, When, AND, ARCH_X86_64, AT_ARCH, AT_IP, LD, RET};
 
 const MAP_ANONYMOUS: u32 = libc::MAP_ANONYMOUS as u32;
+const MAP_HUGETLB: u32 = libc::MAP_HUGETLB as u32;
 /// FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME may be set or not.
 const FUTEX_COMMAND: u32 = !(128 | 256);
 
@@ -56,9 +19,9 @@ pub const STUB: &[Rule] = &[
     rule(libc::SYS_clone, When::Always, Action::Ask, "a thread or process that the kernel ordered"),
     rule(
         libc::SYS_mmap,
-        When::Masked { argument: 3, mask: MAP_ANONYMOUS, value: MAP_ANONYMOUS },
+        When::Masked { argument: 3, mask: MAP_ANONYMOUS | MAP_HUGETLB, value: MAP_ANONYMOUS },
         Action::Allow,
-        "fresh memory of its own; its amount is the cgroup's business",
+        "fresh memory of its own; its amount is the cgroup's business. Huge pages would come from a pool of the host's",
     ),
     rule(libc::SYS_mmap, When::Always, Action::Ask, "pages of a file that the kernel put there for this call"),
     rule(libc::SYS_munmap, When::Always, Action::Allow, "its own memory"),
@@ -97,58 +60,9 @@ pub const GUEST: &[Rule] = &[
     ),
 ];
 
-const ARCH_X86_64: u32 = 0xc000_003e;
-const LD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
-const JEQ: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-const RET: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-const AT_NR: u32 = 0;
-const AT_ARCH: u32 = 4;
-const AT_IP: u32 = 8;
-const AT_ARGS: u32 = 16;
-
-fn op(code: u16, k: u32) -> libc::sock_filter {
-    libc::sock_filter { code, jt: 0, jf: 0, k }
-}
-
-fn jump(k: u32, jt: usize, jf: usize) -> libc::sock_filter {
-    let near = |n: usize| u8::try_from(n).expect("a jump of the filter is too far");
-    libc::sock_filter { code: JEQ, jt: near(jt), jf: near(jf), k }
-}
-
-fn answer(action: Action) -> libc::sock_filter {
-    op(RET, if action == Action::Allow { libc::SECCOMP_RET_ALLOW } else { libc::SECCOMP_RET_USER_NOTIF })
-}
-
-/// One rule; falls through when it does not match.
-fn compile(rule: &Rule, out: &mut Vec<libc::sock_filter>) {
-    let mut body = Vec::new();
-    match rule.when {
-        When::Always => body.push(answer(rule.action)),
-        When::Masked { argument, mask, value } => check(argument, mask, &[value], rule.action, &mut body),
-        When::OneOf { argument, mask, values } => check(argument, mask, values, rule.action, &mut body),
-    }
-    out.push(op(LD, AT_NR));
-    out.push(jump(rule.call, 0, body.len()));
-    out.extend(body);
-}
-
-fn check(argument: u8, mask: u32, values: &[u32], action: Action, body: &mut Vec<libc::sock_filter>) {
-    body.push(op(LD, AT_ARGS + 8 * u32::from(argument)));
-    body.push(op(AND, mask));
-    for (i, value) in values.iter().enumerate() {
-        let rest = values.len() - 1 - i;
-        body.push(jump(*value, rest, usize::from(rest == 0)));
-    }
-    body.push(answer(action));
-}
-
 /// The filter as the host takes it (seccomp(2)).
 pub fn program() -> Vec<libc::sock_filter> {
-    let mut stub = Vec::new();
-    STUB.iter().for_each(|rule| compile(rule, &mut stub));
-    let mut guest = Vec::new();
-    GUEST.iter().for_each(|rule| compile(rule, &mut guest));
+    let (stub, guest) = (compile_all(STUB), compile_all(GUEST));
     let trap = op(RET, libc::SECCOMP_RET_TRAP);
     let mut all = vec![op(LD, AT_ARCH), jump(ARCH_X86_64, 1, 0), trap];
     // Called from the stub's page? Else skip its rules; they may be too many for a short jump.

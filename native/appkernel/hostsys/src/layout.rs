@@ -38,6 +38,11 @@ pub const TURN_WATCHED: u32 = 4;
 pub const TURN_UNWATCHED: u32 = 5;
 /// It will take long: the stub shall not spin.
 pub const TURN_PARK: u32 = 6;
+/// A kick came during a call without a signal.
+pub const KICKED: usize = 0x68;
+/// What the stub has copied for the kernel while it was on its way there: guest address, bytes.
+pub const IN_ADDRESS: usize = 0x58;
+pub const IN_SIZE: usize = 0x60;
 /// How often a stub looks for its answer before it sleeps; each look is a PAUSE, up to 50 ns.
 pub const SPINS: u32 = 300;
 
@@ -45,6 +50,21 @@ pub const SPINS: u32 = 300;
 pub const OPS: usize = 0x100;
 pub const OP_SIZE: usize = 64;
 pub const OP_MAX: usize = 32;
+
+/// The registers of a thread that has called without a signal, laid out as a frame.
+pub const FAST: usize = 0xa00;
+
+/// Bytes from the guest's memory, put here by the stub as its table (inputs.rs) says.
+pub const IN_DATA: usize = 0x1000;
+pub const IN_MAX: usize = 0x2000;
+/// Of strings, which end with a zero.
+pub const IN_TEXT_MAX: usize = 0x400;
+/// Bytes for the guest's memory, which the stub puts there: operations with the number `CALL_COPY`.
+pub const OUT_DATA: usize = 0x3000;
+pub const OUT_MAX: usize = 0x5000;
+
+/// Where in the stub's page the table of inputs lies: 16 bits for each system call.
+pub const INPUTS: usize = 0xc00;
 
 /// The stack on which the host delivers signals; frames on it are how the kernel sees registers.
 pub const STACK: usize = 0x8000;
@@ -54,6 +74,10 @@ pub const STACK_SIZE: usize = 0x8000;
 pub const CALL_DOORBELL: u32 = 0x5d00;
 /// The same, of a process just forked, which must get slots of its own.
 pub const CALL_BORN: u32 = 0x5d01;
+/// An operation that the stub does itself: copy to a guest's address, from an address, so many bytes.
+pub const CALL_COPY: u32 = 0x5d02;
+/// "Give me a frame": traps.
+pub const CALL_FRAME: u32 = 0x5d03;
 
 /// Answers to a doorbell: run the operations, then go on in the guest or ring again.
 pub const ANSWER_RESUME: i64 = 0;

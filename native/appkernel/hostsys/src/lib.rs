@@ -4,11 +4,16 @@
 pub mod clock;
 pub mod files;
 pub mod filter;
+pub mod identity;
+pub mod inputs;
+pub mod kernel_calls;
 pub mod layout;
 pub mod memory;
 pub mod notify;
 pub mod poll;
 pub mod remote;
+pub mod rules;
 pub mod slot;
 pub mod stub;
+pub mod terminal;
 pub mod zygote;

@@ -3,8 +3,10 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
+use crate::files;
 use crate::notify::own;
 
 /// A file in memory (memfd_create(2)), of this size.
@@ -21,7 +23,17 @@ pub fn memfd(name: &str, size_bytes: u64) -> io::Result<OwnedFd> {
 }
 
 /// The vDSO's address, and the range that it and its data pages take in this process; zeros where there is none.
+/// Read once: later there may be no /proc to read it from.
 pub fn vdso() -> io::Result<(u64, u64, u64)> {
+    static KNOWN: OnceLock<(u64, u64, u64)> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let found = find_vdso()?;
+    Ok(*KNOWN.get_or_init(|| found))
+}
+
+fn find_vdso() -> io::Result<(u64, u64, u64)> {
     let maps = fs::read_to_string("/proc/self/maps")?;
     let range = |line: &str| {
         let (from, rest) = line.split_once('-')?;
@@ -33,6 +45,12 @@ pub fn vdso() -> io::Result<(u64, u64, u64)> {
     let Some(&(address, _)) = code.first() else { return Ok((0, 0, 0)) };
     let all = || code.iter().chain(&data);
     Ok((address, all().map(|r| r.0).min().unwrap_or(0), all().map(|r| r.1).max().unwrap_or(0)))
+}
+
+/// Whether programs may read and write segment bases themselves (HWCAP2_FSGSBASE).
+pub fn has_fsgsbase() -> bool {
+    // SAFETY: reads a word that the host gave this process.
+    unsafe { libc::getauxval(libc::AT_HWCAP2) & 2 != 0 }
 }
 
 unsafe extern "C" {
@@ -64,8 +82,10 @@ pub fn with_fd<T>(fd: RawFd, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>)
     call(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
-/// Memory that a process's pages take (proc_pid_statm(5)); 0 where that cannot be read.
-pub fn resident_bytes(process: i32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+/// Memory that a process's pages take, from its directory in a /proc (proc_pid_statm(5)); 0 where that cannot be read.
+pub fn resident_bytes(proc: BorrowedFd<'_>, process: i32) -> u64 {
+    let path = format!("{process}/statm");
+    let Ok(fd) = files::open(proc, path.as_bytes(), libc::O_RDONLY) else { return 0 };
+    let text = files::text(fd.as_fd());
     text.split(' ').nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0) * 4096
 }

@@ -24,10 +24,10 @@ const fn request(direction: libc::c_ulong, number: libc::c_ulong, size: usize) -
     direction << 30 | (size as libc::c_ulong) << 16 | (b'!' as libc::c_ulong) << 8 | number
 }
 
-const RECV: libc::c_ulong = request(IOWR, 0, size_of::<libc::seccomp_notif>());
-const SEND: libc::c_ulong = request(IOWR, 1, size_of::<libc::seccomp_notif_resp>());
-const ADDFD: libc::c_ulong = request(IOW, 3, size_of::<libc::seccomp_notif_addfd>());
-const SET_FLAGS: libc::c_ulong = request(IOW, 4, 8);
+pub(crate) const RECV: libc::c_ulong = request(IOWR, 0, size_of::<libc::seccomp_notif>());
+pub(crate) const SEND: libc::c_ulong = request(IOWR, 1, size_of::<libc::seccomp_notif_resp>());
+pub(crate) const ADDFD: libc::c_ulong = request(IOW, 3, size_of::<libc::seccomp_notif_addfd>());
+pub(crate) const SET_FLAGS: libc::c_ulong = request(IOW, 4, 8);
 const FLAG_CONTINUE: u32 = 1;
 const ADDFD_SETFD: u32 = 1;
 
@@ -72,22 +72,22 @@ impl Listener {
         }
     }
 
-    /// Answer with a value. A caller that is gone meanwhile is no error.
-    pub fn answer(&self, id: u64, value: i64) {
-        self.send(libc::seccomp_notif_resp { id, val: value, error: 0, flags: 0 });
+    /// Answer with a value. False: the caller is gone, or was taken out of the call by the host and makes it again.
+    pub fn answer(&self, id: u64, value: i64) -> bool {
+        self.send(libc::seccomp_notif_resp { id, val: value, error: 0, flags: 0 })
     }
 
-    pub fn refuse(&self, id: u64, errno: i32) {
-        self.send(libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 });
+    pub fn refuse(&self, id: u64, errno: i32) -> bool {
+        self.send(libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 })
     }
 
     /// Let the host do the call. Its arguments are in registers, which the caller, asleep, cannot change.
-    pub fn let_pass(&self, id: u64) {
-        self.send(libc::seccomp_notif_resp { id, val: 0, error: 0, flags: FLAG_CONTINUE });
+    pub fn let_pass(&self, id: u64) -> bool {
+        self.send(libc::seccomp_notif_resp { id, val: 0, error: 0, flags: FLAG_CONTINUE })
     }
 
-    fn send(&self, mut response: libc::seccomp_notif_resp) {
-        let _gone = ioctl(self.0.as_raw_fd(), SEND, &raw mut response);
+    fn send(&self, mut response: libc::seccomp_notif_resp) -> bool {
+        ioctl(self.0.as_raw_fd(), SEND, &raw mut response).is_ok()
     }
 
     /// Give the caller a descriptor: number `at`, replacing what was there, or any if None. Returns its number.

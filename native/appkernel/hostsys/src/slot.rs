@@ -71,7 +71,8 @@ impl Slot {
     /// Where in the slot the thread's frame is. None: the guest has written nonsense there.
     fn frame(&self) -> Option<usize> {
         let offset = self.load(layout::FRAME).checked_sub(self.address)? as usize;
-        let inside = offset >= layout::STACK && offset + layout::UC_SIZE <= SLOT_SIZE as usize;
+        let inside =
+            offset >= layout::STACK && offset + layout::UC_SIZE <= SLOT_SIZE as usize || offset == layout::FAST;
         (inside && offset % 8 == 0).then_some(offset)
     }
 
@@ -79,6 +80,11 @@ impl Slot {
     pub fn registers(&self) -> Option<Registers> {
         let at = self.frame()? + layout::UC_REGISTERS;
         Some(Registers::from_words(std::array::from_fn(|i| self.load(at + 8 * i))))
+    }
+
+    /// Those of a thread that has called without a signal.
+    pub fn fast_registers(&self) -> Registers {
+        Registers::from_words(std::array::from_fn(|i| self.load(layout::FAST + layout::UC_REGISTERS + 8 * i)))
     }
 
     /// False: the slot is not sound.
@@ -195,6 +201,28 @@ impl Slot {
         self.store(layout::OP_COUNT, ops.len() as u64);
     }
 
+    /// What the stub has brought along: where it lay, into `out`. Copied once; what it says is the guest's word.
+    pub fn input(&self, out: &mut Vec<u8>) -> u64 {
+        out.clear();
+        let size = self.load(layout::IN_SIZE) as usize;
+        if size > 0 && size <= layout::IN_MAX {
+            out.resize(size, 0);
+            // SAFETY: within the mapping.
+            unsafe { copy(self.memory.cast::<u8>().add(layout::IN_DATA), out.as_mut_ptr(), size) };
+        }
+        self.load(layout::IN_ADDRESS)
+    }
+
+    /// Put bytes for the guest's memory at an offset among them; the guest address of that place. None: no room.
+    pub fn set_output(&self, offset: usize, data: &[u8]) -> Option<u64> {
+        if offset.checked_add(data.len())? > layout::OUT_MAX {
+            return None;
+        }
+        // SAFETY: within the mapping.
+        unsafe { copy(data.as_ptr(), self.memory.cast::<u8>().add(layout::OUT_DATA + offset), data.len()) };
+        Some(self.address + (layout::OUT_DATA + offset) as u64)
+    }
+
     fn turn(&self) -> &AtomicU32 {
         // SAFETY: within the mapping, aligned; atomics may be shared with another process.
         unsafe { &*self.memory.cast::<AtomicU32>().add(layout::TURN / 4) }
@@ -241,6 +269,18 @@ impl Slot {
 
     pub fn failed(&self) -> bool {
         self.load(layout::FAILED) != 0
+    }
+}
+
+/// Copy memory that another process may be writing to, or reading: one instruction that the compiler knows nothing of.
+///
+/// # Safety
+/// Both ranges must be mapped here.
+unsafe fn copy(from: *const u8, to: *mut u8, size: usize) {
+    // SAFETY: as the caller promises; the direction flag is clear (the ABI).
+    unsafe {
+        std::arch::asm!("rep movsb", inout("rcx") size => _, inout("rsi") from => _, inout("rdi") to => _,
+            options(nostack, preserves_flags));
     }
 }
 

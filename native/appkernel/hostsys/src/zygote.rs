@@ -5,10 +5,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::filter;
-use crate::layout::{self, CODE, CODE_SIZE, KICK, SLOTS, SLOTS_SIZE, SLOT_SIZE, STACK, STACK_SIZE};
+use crate::identity::Identity;
+use crate::layout::{self, CODE, CODE_SIZE, INPUTS, KICK, SLOTS, SLOTS_SIZE, SLOT_SIZE, STACK, STACK_SIZE};
 use crate::notify::{own, Listener};
 use crate::slot::{Op, Slot};
-use crate::{memory, stub};
+use crate::{inputs, memory, stub};
 
 /// What a started zygote is known by.
 pub struct Zygote {
@@ -38,22 +39,25 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Start the zygote, in a PID namespace of its own where that is permitted: then no stub outlives it, nor it this process.
 /// The caller has one thread, whose death kills it. Its first doorbell is still to be answered, with `first_ops`.
-pub fn start() -> io::Result<Zygote> {
+/// `identity`: who it and all stubs are; the caller must be root. None: who the caller is.
+pub fn start(identity: Option<&Identity>) -> io::Result<Zygote> {
     let slots = memory::memfd("drupe-slots", SLOTS_SIZE)?;
     let slot = Slot::map(slots.as_fd(), 0)?;
     slot.prepare_stack();
     let program = filter::program();
-    let process = clone_process()?;
+    let process = clone_process(identity.is_some())?;
     if process == 0 {
-        become_stub(slots.as_fd(), &program);
+        become_stub(slots.as_fd(), &program, identity);
     }
     let fd = wait_for_listener(&slot, process)?;
     Ok(Zygote { process, listener: Listener::new(own(fd)?), slot, slots, vdso: memory::vdso()?.0 })
 }
 
-fn clone_process() -> io::Result<i32> {
+/// `placed`: children of this process have namespaces already.
+fn clone_process(placed: bool) -> io::Result<i32> {
     let base = libc::CLONE_FILES | libc::SIGCHLD;
-    for extra in [libc::CLONE_NEWPID, libc::CLONE_NEWUSER | libc::CLONE_NEWPID] {
+    let own = [libc::CLONE_NEWPID, libc::CLONE_NEWUSER | libc::CLONE_NEWPID];
+    for extra in if placed { &[0][..] } else { &own } {
         // SAFETY: as fork; the child makes plain system calls until it jumps into the stub's page.
         let pid = unsafe { libc::syscall(libc::SYS_clone, base | extra, 0, 0, 0, 0) };
         if pid >= 0 {
@@ -86,7 +90,8 @@ pub fn first_ops() -> io::Result<Vec<Op>> {
     let close = Op { number: libc::SYS_close_range as u64, args: [0, u64::from(u32::MAX), 2, 0, 0, 0] }; // UNSHARE
     let (_, kept_from, kept_to) = memory::vdso()?;
     let end = 0x7fff_ffff_f000;
-    let mut ops = vec![close, unmap(0, CODE), unmap(CODE + CODE_SIZE, SLOTS)];
+    let gs = Op { number: libc::SYS_arch_prctl as u64, args: [0x1001, SLOTS, 0, 0, 0, 0] };
+    let mut ops = vec![gs, close, unmap(0, CODE), unmap(CODE + CODE_SIZE, SLOTS)];
     if kept_from == 0 {
         ops.push(unmap(SLOTS + SLOTS_SIZE, end));
     } else {
@@ -96,8 +101,9 @@ pub fn first_ops() -> io::Result<Vec<Op>> {
 }
 
 /// In the child: no allocation, no library but system calls.
-fn become_stub(slots: BorrowedFd<'_>, program: &[libc::sock_filter]) -> ! {
-    let done = prepare(slots).and_then(|()| install(program));
+fn become_stub(slots: BorrowedFd<'_>, program: &[libc::sock_filter], identity: Option<&Identity>) -> ! {
+    let assumed = || identity.map_or(Ok(()), |identity| identity.assume().map_err(|error| code(&error)));
+    let done = prepare(slots, assumed).and_then(|()| install(program));
     let word = (SLOTS as usize + layout::READY) as *mut i64;
     // SAFETY: the slots are mapped there, unless `prepare` failed before; then this faults and the parent sees it.
     unsafe { word.write_volatile(done.map_or_else(|errno| -i64::from(errno), |fd| i64::from(fd) + 1)) };
@@ -108,8 +114,12 @@ fn become_stub(slots: BorrowedFd<'_>, program: &[libc::sock_filter]) -> ! {
     }
 }
 
+fn code(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
 fn last_errno() -> i32 {
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+    code(&io::Error::last_os_error())
 }
 
 fn done(result: libc::c_long) -> Result<libc::c_long, i32> {
@@ -121,12 +131,17 @@ fn done(result: libc::c_long) -> Result<libc::c_long, i32> {
 }
 
 /// Everything but the filter.
-fn prepare(slots: BorrowedFd<'_>) -> Result<(), i32> {
+fn prepare(slots: BorrowedFd<'_>, assume: impl FnOnce() -> Result<(), i32>) -> Result<(), i32> {
     map_fixed(SLOTS, SLOTS_SIZE, libc::MAP_SHARED, slots.as_raw_fd())?;
+    assume()?;
     map_fixed(CODE, CODE_SIZE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
     let code = stub::code();
-    // SAFETY: the page was mapped just now, and is longer than the code (asserted by a test).
-    unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), CODE as *mut u8, code.len()) };
+    let table = inputs::table();
+    // SAFETY: the page was mapped just now, and has room for the code and the table (asserted by a test).
+    unsafe {
+        std::ptr::copy_nonoverlapping(code.as_ptr(), CODE as *mut u8, code.len());
+        std::ptr::copy_nonoverlapping(table.as_ptr(), (CODE + INPUTS as u64) as *mut u16, table.len());
+    };
     // SAFETY: plain system calls on this process.
     unsafe {
         done(libc::mprotect(CODE as *mut libc::c_void, CODE_SIZE as usize, 5).into())?;
@@ -169,7 +184,9 @@ fn handle_signals() -> Result<(), i32> {
     // SAFETY: `stack` describes mapped memory.
     done(unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) }.into())?;
     let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART) as u64 | SA_RESTORER;
-    let handled = KernelSigaction { handler: stub::handler(), flags, restorer: CODE, mask: u64::MAX };
+    // Not these two: the stub's copies may meet memory that is not there.
+    let faults = 1 << (libc::SIGSEGV - 1) | 1 << (libc::SIGBUS - 1);
+    let handled = KernelSigaction { handler: stub::handler(), flags, restorer: CODE, mask: !faults };
     let ignored = KernelSigaction { handler: libc::SIG_IGN as u64, flags: 0, restorer: 0, mask: 0 };
     for signal in HANDLED {
         sigaction(signal, &handled)?;

@@ -22,7 +22,7 @@ struct Shared {
     nodes: Mutex<HashMap<(u64, u64), Weak<Node>>>,
 }
 
-/// The directory, to be mounted.
+/// The directory (or file), to be mounted.
 pub struct HostDirectory {
     root: Arc<Node>,
 }
@@ -43,9 +43,6 @@ impl HostDirectory {
         let stat = files::stat(root.as_fd(), b"").map_err(errno)?;
         let shared = Arc::new(Shared { device: anonymous_device(), nodes: Mutex::default() });
         let root = shared.node(&stat, root)?;
-        if root.kind != FileType::Directory {
-            return Err(Errno::NOTDIR);
-        }
         Ok(Arc::new(HostDirectory { root }))
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_core::census::uuid;
 use drupe_appkernel_core::host::{Host, Processor};
+use drupe_appkernel_hostsys::poll::Poller;
 use drupe_appkernel_hostsys::{clock, files, memory};
 use drupe_appkernel_vfs::devices::Entropy;
 use drupe_appkernel_vfs::proc::System;
@@ -21,11 +22,23 @@ pub fn errno(error: std::io::Error) -> Errno {
     Errno(error.raw_os_error().unwrap_or(Errno::IO.0))
 }
 
-/// This process's host.
+/// This process's host. What is read of its /proc is opened when it is made: later no path of the host can be.
 pub struct Machine {
     pub watched: Arc<Watched>,
     /// Memory that the pod may have; 0: all there is.
     pub memory_limit_bytes: u64,
+    meminfo: OwnedFd,
+    cpuinfo: OwnedFd,
+    processors: usize,
+}
+
+impl Machine {
+    pub fn new(memory_limit_bytes: u64) -> std::io::Result<Machine> {
+        let watched = Watched::new(Arc::new(Poller::new()?));
+        let [meminfo, cpuinfo] = [&b"/proc/meminfo"[..], b"/proc/cpuinfo"].map(|path| files::open_path(path, 0));
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        Ok(Machine { watched, memory_limit_bytes, meminfo: meminfo?, cpuinfo: cpuinfo?, processors })
+    }
 }
 
 /// A file of the host that pages may be mapped from.
@@ -119,6 +132,10 @@ impl Host for Machine {
         self.watched.ready(word, events);
     }
 
+    fn pump(&self) -> bool {
+        self.watched.pump()
+    }
+
     fn backings(&self) -> Arc<dyn Backings> {
         Arc::new(Memfds)
     }
@@ -132,7 +149,7 @@ impl Host for Machine {
     }
 
     fn memory_bytes(&self) -> (u64, u64) {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let text = files::text(self.meminfo.as_fd());
         let (total, free) = (meminfo(&text, "MemTotal:"), meminfo(&text, "MemAvailable:"));
         match self.memory_limit_bytes {
             0 => (total, free),
@@ -141,11 +158,11 @@ impl Host for Machine {
     }
 
     fn processors(&self) -> usize {
-        std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+        self.processors
     }
 
     fn system(&self) -> System {
-        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let text = files::text(self.cpuinfo.as_fd());
         let field = |key: &str| {
             let line = text.lines().find(|line| line.starts_with(key));
             line.and_then(|line| line.split_once(": ")).map_or_else(String::new, |(_, value)| value.to_string())

@@ -1,5 +1,8 @@
 //! `drupe-appkernel`: the kernel of one pod.
 
+mod confine;
+mod containers;
+mod control;
 mod hostfs;
 mod machine;
 mod manual;
@@ -8,10 +11,14 @@ mod pace;
 mod pod;
 mod probe;
 mod run;
+mod serve;
+mod settings;
 mod streams;
+mod terminal;
 mod trap;
 #[cfg(test)]
 mod trap_tests;
+mod tree;
 
 use std::process::ExitCode;
 
@@ -26,8 +33,12 @@ fn main() -> ExitCode {
             print!("{}", manual::page());
             Ok(0)
         }
-        Some("run") => run::run(words),
-        _ => Err((2, format!("{}\n       drupe-appkernel probe | syscalls", run::USAGE))),
+        Some("run") => match drupe_sys::process::shed_descriptors(None) {
+            Ok(_) => run::run(words),
+            Err(error) => Err((1, error.to_string())),
+        },
+        Some("serve") => serve::run(words),
+        _ => Err((2, format!("{}\n{}\n       drupe-appkernel probe | syscalls", run::USAGE, serve::USAGE))),
     };
     match answer {
         Ok(code) => ExitCode::from(code),

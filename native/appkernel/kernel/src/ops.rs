@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use drupe_appkernel_core::platform::MemoryOp;
-use drupe_appkernel_hostsys::layout::{SLOTS, SLOTS_SIZE};
+use drupe_appkernel_hostsys::layout::{self, SLOTS, SLOTS_SIZE};
 use drupe_appkernel_hostsys::notify::Notification;
 use drupe_appkernel_hostsys::slot::Op;
 use drupe_appkernel_vfs::HostFile;
@@ -58,6 +58,16 @@ pub fn new_thread(stack: u64) -> Op {
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM;
     op(libc::SYS_clone, [flags as u64, stack, 0, 0, 0, 0])
+}
+
+/// A copy that the stub makes, from its slot to a guest's address.
+pub fn copy(address: u64, from: u64, size: usize) -> Op {
+    Op { number: layout::CALL_COPY.into(), args: [address, from, size as u64, 0, 0, 0] }
+}
+
+/// Have the stub find the slot of a thread by its gs base.
+pub fn set_gs(slot: u64) -> Op {
+    op(libc::SYS_arch_prctl, [0x1001, slot, 0, 0, 0, 0])
 }
 
 pub fn exit() -> Op {

@@ -2,26 +2,29 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_core::jobs::Board;
 use drupe_appkernel_core::{Host, Kernel};
 use drupe_appkernel_erofs::{Erofs, Image};
 use drupe_appkernel_hostsys::files;
-use drupe_appkernel_hostsys::poll::Poller;
-use drupe_appkernel_vfs::devices::{self, Devices, NoTerminals};
+use drupe_appkernel_hostsys::identity::Identity;
+use drupe_appkernel_vfs::devices::{self, Devices};
 use drupe_appkernel_vfs::inode::{FileSystem, NewNode};
 use drupe_appkernel_vfs::mount::{MS_NODEV, MS_NOSUID};
 use drupe_appkernel_vfs::overlay::Overlay;
 use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
 use drupe_appkernel_vfs::tmpfs::{Limits, Tmpfs};
 use drupe_appkernel_vfs::{
-    ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles, View,
+    ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles,
+    Timestamp, View,
 };
 
 use crate::hostfs::HostDirectory;
 use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
-use crate::streams::{Stream, Watched};
+use crate::streams::Stream;
+use crate::terminal::Console;
 use crate::trap::Stubs;
 
 const RDONLY: u32 = 0;
@@ -34,59 +37,116 @@ pub struct Pod {
     pub kernel: Kernel,
     pub machine: Arc<Machine>,
     specials: Arc<dyn SpecialFiles>,
+    terminals: Arc<Board>,
+    shared_memory: OnceLock<Arc<dyn FileSystem>>,
 }
 
 impl Pod {
-    /// Start the platform and an empty kernel.
-    pub fn start(memory_limit_bytes: u64) -> io::Result<Pod> {
-        let poller = Arc::new(Poller::new()?);
-        let stubs = Stubs::start_with(Arc::clone(&poller))?;
-        let machine = Arc::new(Machine { watched: Watched::new(poller), memory_limit_bytes });
+    /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user).
+    pub fn start(machine: Machine, identity: Option<&Identity>) -> io::Result<Pod> {
+        let machine = Arc::new(machine);
+        let stubs = Stubs::start_with(machine.watched.poller(), identity)?;
         let entropy = Arc::new(HostEntropy);
-        let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: Arc::new(NoTerminals) });
+        let terminals = Board::new();
+        let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: terminals.clone() });
         let host: Arc<dyn Host> = machine.clone();
-        let kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
-        Ok(Pod { kernel, machine, specials })
+        let mut kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
+        kernel.set_terminals(Arc::clone(&terminals));
+        Ok(Pod { kernel, machine, specials, terminals, shared_memory: OnceLock::new() })
     }
 
     /// A container's files: its root, with fresh /dev and scratch directories.
     pub fn mount(&self, image: Arc<dyn FileSystem>) -> Result<(Arc<MountNamespace>, Path)> {
         let root_user = Credentials::root();
-        let upper = self.tmpfs(&self.context(&root_user), 0o755)?;
-        let root = Overlay::new(&self.context(&root_user), upper, vec![image.root()])?;
+        let root = self.over(image)?;
         let namespace = MountNamespace::new(Mount::new(root, b"root", 0));
         let root = namespace.root();
         let context = self.context(&root_user);
         let view =
             View { context: &context, namespace: &namespace, root: &root, umask: 0, specials: self.specials.as_ref() };
         if let Ok(place) = view.walk(&root, b"/dev", How::FOLLOW) {
-            let dev = self.tmpfs(&context, 0o755)?;
+            let dev = self.tmpfs(&context, 0o755, None)?;
             devices::populate(&context, &dev.root())?;
             namespace.mount(Mount::new(dev, b"dev", MS_NOSUID), place)?;
         }
         let source: Arc<dyn Processes> = self.kernel.census();
-        let pseudo: [(&[u8], Arc<dyn FileSystem>); 2] =
-            [(b"/proc", procfs(Arc::clone(&source), context.now)), (b"/sys", sysfs(&source, context.now))];
-        for (path, file_system) in pseudo {
+        let pseudo: [(&[u8], &[u8], Arc<dyn FileSystem>, u32); 3] = [
+            (b"/proc", b"proc", procfs(Arc::clone(&source), context.now), MS_NODEV),
+            (b"/sys", b"sysfs", sysfs(&source, context.now), MS_NODEV),
+            (b"/dev/pts", b"devpts", self.terminals.new_devpts(), 0),
+        ];
+        for (path, name, file_system, flags) in pseudo {
             if let Ok(place) = view.walk(&root, path, How::FOLLOW) {
-                namespace.mount(Mount::new(file_system, &path[1..], MS_NOSUID | MS_NODEV), place)?;
+                namespace.mount(Mount::new(file_system, name, MS_NOSUID | flags), place)?;
             }
         }
         for (path, mode) in SCRATCH {
             if let Ok(place) = view.walk(&root, path, How::FOLLOW) {
-                let scratch = self.tmpfs(&context, mode)?;
+                let scratch = self.tmpfs(&context, mode, None)?;
                 namespace.mount(Mount::new(scratch, b"tmpfs", MS_NOSUID | MS_NODEV), place)?;
             }
         }
         Ok((namespace, root))
     }
 
-    pub fn tmpfs(&self, context: &Context<'_>, mode: u32) -> Result<Arc<Tmpfs>> {
-        let root = NewNode::new(FileType::Directory, mode, 0, 0);
-        Tmpfs::new(Limits::default(), Arc::new(Memfds), &root, context.now)
+    /// A terminal for a container, which nobody is attached to; `is_main`: its /dev/console.
+    pub fn console(&self, namespace: &MountNamespace, root: &Path, is_main: bool) -> Result<Arc<Console>> {
+        let console = Console::open(namespace, root, self.specials.as_ref(), &self.machine.watched)?;
+        if is_main {
+            console.make_link(namespace, root, self.specials.as_ref())?;
+        }
+        Ok(console)
     }
 
-    fn context<'a>(&self, credentials: &'a Credentials) -> Context<'a> {
+    /// The terminals of one more container.
+    pub fn new_devpts(&self) -> Arc<dyn FileSystem> {
+        self.terminals.new_devpts()
+    }
+
+    /// A file system of its own; without a size, as Linux makes one.
+    pub fn tmpfs(&self, context: &Context<'_>, mode: u32, size_bytes: Option<u64>) -> Result<Arc<Tmpfs>> {
+        let root = NewNode::new(FileType::Directory, mode, 0, 0);
+        let limits = size_bytes.map_or_else(Limits::default, |size_bytes| Limits { size_bytes, ..Limits::default() });
+        Tmpfs::new(limits, Arc::new(Memfds), &root, context.now)
+    }
+
+    /// The /dev/shm that all containers have in common.
+    pub fn shared_memory(&self, context: &Context<'_>, size_bytes: u64) -> Result<Arc<dyn FileSystem>> {
+        if let Some(known) = self.shared_memory.get() {
+            return Ok(Arc::clone(known));
+        }
+        let made: Arc<dyn FileSystem> = self.tmpfs(context, 0o1777, Some(size_bytes))?;
+        Ok(Arc::clone(self.shared_memory.get_or_init(|| made)))
+    }
+
+    /// The root of a container: what is written to it stays in this kernel's memory.
+    pub fn writable(&self, directory: OwnedFd) -> Result<Arc<dyn FileSystem>> {
+        self.over(HostDirectory::new(directory)?)
+    }
+
+    fn over(&self, image: Arc<dyn FileSystem>) -> Result<Arc<dyn FileSystem>> {
+        let root = Credentials::root();
+        let context = self.context(&root);
+        let upper = self.tmpfs(&context, 0o755, None)?;
+        Ok(Overlay::new(&context, upper, vec![image.root()])?)
+    }
+
+    pub fn specials(&self) -> &dyn SpecialFiles {
+        self.specials.as_ref()
+    }
+
+    pub fn now(&self, clock: ClockId) -> Timestamp {
+        self.machine.now(clock)
+    }
+
+    /// What is at a path of a container's, as root.
+    pub fn walk(&self, namespace: &MountNamespace, root: &Path, path: &[u8]) -> Result<Path> {
+        let credentials = Credentials::root();
+        let context = self.context(&credentials);
+        View { context: &context, namespace, root, umask: 0, specials: self.specials() }.walk(root, path, How::FOLLOW)
+    }
+
+    pub fn context<'a>(&self, credentials: &'a Credentials) -> Context<'a> {
         Context { credentials, now: self.machine.now(ClockId::Realtime), pid: 0, session: 0 }
     }
 

@@ -1,16 +1,26 @@
 //! `drupe-appkernel run`: one program in a pod of its own, with this process's streams.
 
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
 
 use drupe_appkernel_core::task::Exit;
-use drupe_appkernel_core::{default_limits, Program, Surroundings};
+use drupe_appkernel_core::{default_limits, Program, Rights, Surroundings};
 use drupe_appkernel_hostsys::files;
-use drupe_appkernel_vfs::Credentials;
+use drupe_appkernel_hostsys::terminal::{self, Raw};
+use drupe_appkernel_vfs::{Credentials, WaitQueue};
+use drupe_sys::landlock::Access;
 
+use crate::confine::{self, Confinement};
+use crate::machine::Machine;
 use crate::pod::{root_at, Pod};
+use crate::terminal::Console;
 
-pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [--env NAME=VALUE]... [--user UID[:GID]] \
-[--verbose] [--trace] -- PROGRAM [ARGUMENT]...";
+pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--env NAME=VALUE]... [--user UID[:GID]] \
+[--uid UID] [--network] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
+       --uid: the host's user that the kernel runs as, and the next one for its stubs (by default by its process's number)
+       --network: stay in this network namespace
+       --no-confine: for debugging only: a guest that breaks out is who you are";
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -18,8 +28,13 @@ struct Options {
     root: Vec<u8>,
     environment: Vec<Vec<u8>>,
     user: (u32, u32),
+    uid: Option<u32>,
+    network: bool,
+    no_confine: bool,
+    terminal: bool,
     verbose: bool,
     trace: bool,
+    no_rewriting: bool,
     command: Vec<Vec<u8>>,
 }
 
@@ -38,6 +53,11 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
             b"--root" => options.root = value()?,
             b"--env" => options.environment.push(value()?),
             b"--user" => options.user = user(&value()?)?,
+            b"--uid" => options.uid = Some(user(&value()?)?.0),
+            b"--network" => options.network = true,
+            b"--no-confine" => options.no_confine = true,
+            b"-t" | b"--tty" => options.terminal = true,
+            b"--no-rewriting" => options.no_rewriting = true,
             b"--trace" => options.trace = true,
             b"--verbose" => options.verbose = true,
             _ => return Err(format!("unknown option {}", String::from_utf8_lossy(&word))),
@@ -56,29 +76,63 @@ fn user(text: &[u8]) -> Result<(u32, u32), String> {
     Ok((number(uid)?, number(gid)?))
 }
 
+type Refusal = (u8, String);
+
+fn failed(what: &str, why: &dyn std::fmt::Display) -> Refusal {
+    (1, format!("{what}: {why}"))
+}
+
+/// The platform and a kernel, in a process that can do no more than it must.
+fn start(options: &Options) -> Result<Pod, Refusal> {
+    let machine = Machine::new(0).map_err(|error| failed("/proc", &error))?;
+    let no_platform = |error| failed("the trap platform does not work here", &error);
+    if options.no_confine {
+        eprintln!("drupe-appkernel: NOT CONFINED (--no-confine): this is no sandbox");
+        return Pod::start(machine, None).map_err(no_platform);
+    }
+    let directory = files::open_path(&options.root, libc::O_PATH | libc::O_DIRECTORY).ok();
+    let directories = directory.iter().map(|fd| (fd.as_fd(), Access::Read)).collect();
+    let uid = options.uid.unwrap_or_else(confine::own_uid);
+    let confinement = Confinement { uid, directories, network: options.network };
+    let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
+    let pod = Pod::start(machine, Some(&identity)).map_err(no_platform)?;
+    confinement.seal().map_err(|error| (1, error.to_string()))?;
+    Ok(pod)
+}
+
 /// The program's exit code; a message when it could not be run.
-pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, String)> {
+pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, Refusal> {
     let options = parse(words.map(OsStringExt::into_vec)).map_err(|message| (2, format!("{message}\n{USAGE}")))?;
-    let failed = |what: &str, why: &dyn std::fmt::Display| (1, format!("{what}: {why}"));
-    let name = String::from_utf8_lossy(&options.root).into_owned();
-    let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
-    let mut pod = Pod::start(0).map_err(|error| failed("the trap platform does not work here", &error))?;
-    pod.kernel.trace = options.trace;
     let streams = [0, 1, 2].map(files::inherited);
     let [Ok(a), Ok(b), Ok(c)] = streams else { return Err((1, String::from("standard streams must be open"))) };
-    let files = pod.streams([a, b, c]).map_err(|errno| failed("standard streams", &errno))?;
+    let name = String::from_utf8_lossy(&options.root).into_owned();
+    let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
+    let mut pod = start(&options)?;
+    pod.kernel.trace = options.trace;
+    pod.kernel.rewrites = !options.no_rewriting;
     let (namespace, root) = pod.mount(root).map_err(|errno| failed(&name, &errno))?;
+    let console = match options.terminal {
+        true => Some(pod.console(&namespace, &root, true).map_err(|errno| failed("a terminal", &errno))?),
+        false => None,
+    };
+    let files = match &console {
+        Some(console) => console.streams(),
+        None => pod.streams([a, b, c]),
+    };
+    let files = files.map_err(|errno| failed("standard streams", &errno))?;
     let (uid, gid) = options.user;
     let credentials = if uid == 0 { Credentials::root() } else { Credentials::new(uid, gid, 0) };
     let limits = default_limits();
-    let around = Surroundings { namespace, cwd: root.clone(), root, credentials, files, limits };
+    let rights = Rights::of(&credentials);
+    let around = Surroundings { namespace, cwd: root.clone(), root, credentials, rights, files, limits };
     let command = options.command[0].clone();
     let program = Program { path: command.clone(), arguments: options.command, environment: options.environment };
     let pid = pod.kernel.spawn(0, around, program).map_err(|errno| {
         let code = if errno == drupe_appkernel_abi::Errno::NOENT { 127 } else { 126 };
         (code, format!("{}: {errno}", String::from_utf8_lossy(&command)))
     })?;
-    let exit = serve(&mut pod, pid)?;
+    let attached = console.map(|console| Attached::new(&pod, console, pid));
+    let exit = serve(&mut pod, pid, attached.transpose().map_err(|error| failed("the terminal", &error))?)?;
     if options.verbose {
         let missed: Vec<String> = pod.kernel.missed().map(|number| number.to_string()).collect();
         eprintln!("drupe-appkernel: calls asked for that are not there: {}", missed.join(" "));
@@ -86,9 +140,42 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, (u8, S
     Ok(exit)
 }
 
-fn serve(pod: &mut Pod, pid: u32) -> Result<u8, (u8, String)> {
+/// This process's terminal and the pod's, one behind the other.
+struct Attached {
+    console: Arc<Console>,
+    resizes: OwnedFd,
+    _watch: WaitQueue,
+    _raw: Option<Raw>,
+}
+
+impl Attached {
+    fn new(pod: &Pod, console: Arc<Console>, pid: u32) -> std::io::Result<Attached> {
+        let (resizes, watch) = (terminal::resizes()?, WaitQueue::new());
+        pod.machine.watched.add(resizes.as_raw_fd(), &watch);
+        console.lead(pid);
+        let raw = Raw::new(0);
+        console.attach(Some(files::inherited(0)?), Some(files::inherited(1)?));
+        let attached = Attached { console, resizes, _watch: watch, _raw: raw };
+        attached.resize();
+        Ok(attached)
+    }
+
+    fn resize(&self) {
+        if let Some((rows, columns)) = terminal::window_size(0) {
+            self.console.resize(rows, columns);
+        }
+    }
+}
+
+fn serve(pod: &mut Pod, pid: u32, attached: Option<Attached>) -> Result<u8, (u8, String)> {
     loop {
+        if let Some(attached) = attached.as_ref().filter(|a| terminal::take_resize(a.resizes.as_fd())) {
+            attached.resize();
+        }
         if let Some(exit) = pod.kernel.take_ended().remove(&pid) {
+            while attached.as_ref().is_some_and(|attached| !attached.console.is_drained()) {
+                pod.kernel.step(None).map_err(|errno| (1, format!("the terminal is lost: {errno}")))?;
+            }
             return Ok(match exit {
                 Exit::Code(code) => code,
                 Exit::Signal(signal) => 128 + signal as u8,

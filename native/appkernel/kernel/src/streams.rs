@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_hostsys::files;
@@ -14,6 +14,7 @@ use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::{wait, Context, Events, File, FileType, Metadata, OpenFile, OpenFlags, WaitQueue};
 
 use crate::machine::errno;
+use crate::terminal::Console;
 
 /// What a pipe takes at once without waiting, if it says that it can be written (pipe(7), PIPE_BUF).
 const CHUNK_BYTES: usize = 4096;
@@ -23,11 +24,38 @@ pub struct Watched {
     poller: Arc<Poller>,
     next: AtomicU64,
     queues: Mutex<HashMap<u64, WaitQueue>>,
+    consoles: Mutex<Vec<Weak<Console>>>,
+    /// Consoles may have something to move.
+    is_due: AtomicBool,
 }
 
 impl Watched {
     pub fn new(poller: Arc<Poller>) -> Arc<Watched> {
-        Arc::new(Watched { poller, next: AtomicU64::new(1), queues: Mutex::default() })
+        let (queues, consoles) = (Mutex::default(), Mutex::default());
+        Arc::new(Watched { poller, next: AtomicU64::new(1), queues, consoles, is_due: AtomicBool::new(false) })
+    }
+
+    pub fn set_due(&self) {
+        self.is_due.store(true, Ordering::Relaxed);
+    }
+
+    pub fn add_console(&self, console: &Arc<Console>) {
+        let mut consoles = self.consoles.lock();
+        consoles.retain(|console| console.strong_count() > 0);
+        consoles.push(Arc::downgrade(console));
+    }
+
+    /// Move what lies between terminals and the host. True: something was moved.
+    pub fn pump(&self) -> bool {
+        if !self.is_due.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        let consoles: Vec<_> = self.consoles.lock().iter().filter_map(Weak::upgrade).collect();
+        consoles.iter().fold(false, |moved, console| console.pump() || moved)
+    }
+
+    pub fn poller(&self) -> Arc<Poller> {
+        Arc::clone(&self.poller)
     }
 
     pub fn ready(&self, word: u64, events: Events) {
@@ -36,7 +64,7 @@ impl Watched {
     }
 
     /// Watch a descriptor; None: it is always ready, as regular files are.
-    fn add(&self, fd: i32, queue: &WaitQueue) -> Option<u64> {
+    pub fn add(&self, fd: i32, queue: &WaitQueue) -> Option<u64> {
         let word = self.next.fetch_add(1, Ordering::Relaxed);
         self.queues.lock().insert(word, queue.clone());
         let wanted = wait::IN | wait::OUT | wait::RDHUP;
@@ -49,7 +77,8 @@ impl Watched {
         }
     }
 
-    fn remove(&self, fd: i32, word: u64) {
+    /// Watch it no longer.
+    pub fn remove(&self, fd: i32, word: u64) {
         self.queues.lock().remove(&word);
         let _gone = self.poller.remove(fd);
     }

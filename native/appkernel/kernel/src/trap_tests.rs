@@ -138,3 +138,157 @@ fn the_stub_of_a_killed_process_is_told() {
     stubs.kill_host_process(space);
     assert_eq!(next(&mut stubs), Event::Died(space));
 }
+
+/// again: mov eax, 39; lea r11, [the call]; jmp [PAGE + 0x100]; the call: syscall; mov [PAGE + 0x800], rax; jmp again
+const FAST: &[u8] = &[
+    0xb8, 39, 0, 0, 0, 0x4c, 0x8d, 0x1d, 6, 0, 0, 0, 0xff, 0x25, 0xee, 0, 0, 0, 0x0f, 0x05, 0x48, 0x89, 0x04, 0x25, 0,
+    8, 0x40, 0, 0xeb, 0xe2,
+];
+
+/// A thread that has called without a signal; it may take some tries on a busy machine.
+fn called_fast(code: &[u8]) -> (Stubs, SpaceId, ThreadId) {
+    let (mut stubs, space, thread) = start(code);
+    assert_ne!(stubs.call_entry(), 0, "this processor has no segment base instructions");
+    stubs.write(space, PAGE + 0x100, &stubs.call_entry().to_le_bytes()).unwrap();
+    stubs.resume(thread, None, &[]).unwrap();
+    for round in 0..50_000 {
+        assert!(matches!(next(&mut stubs), Event::Trap(who, Trap::Call { number: 39, .. }) if who == thread));
+        if stubs.call_site(thread).is_none() {
+            return (stubs, space, thread);
+        }
+        stubs.be_quick(thread);
+        stubs.resume(thread, Some(round), &[]).unwrap();
+    }
+    panic!("no call came without a signal");
+}
+
+#[test]
+fn a_call_without_a_signal_gets_its_result_and_changes_no_other_register() {
+    let (mut stubs, space, thread) = called_fast(FAST);
+    let before = stubs.registers(thread).unwrap();
+    assert_eq!((before.rip, before.rax), (PAGE + 20, 39));
+    stubs.resume(thread, Some(0x5678), &[]).unwrap();
+    next(&mut stubs);
+    assert_eq!(word(&stubs, space), 0x5678);
+    let mut after = stubs.registers(thread).unwrap();
+    (after.rcx, after.r11, after.eflags) = (before.rcx, before.r11, before.eflags);
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_thread_that_called_without_a_signal_can_be_changed_forked_and_kicked() {
+    let (mut stubs, space, thread) = called_fast(FAST);
+    let registers = stubs.registers(thread).unwrap();
+    assert!(stubs.extended_state(thread).len() >= 512, "a frame of the host's");
+    assert_eq!(stubs.registers(thread).unwrap(), registers);
+    let (copy, child) = stubs.fork(thread).unwrap();
+    stubs.resume(child, Some(77), &[]).unwrap();
+    assert!(matches!(next(&mut stubs), Event::Trap(who, Trap::Call { number: 39, .. }) if who == child));
+    assert_eq!(word(&stubs, copy), 77);
+    stubs.set_registers(thread, &registers_at(&registers, PAGE + 28)).unwrap();
+    stubs.resume(thread, None, &[]).unwrap();
+    assert!(matches!(next(&mut stubs), Event::Trap(who, Trap::Call { number: 39, .. }) if who == thread));
+    assert_ne!(word(&stubs, space), 77);
+}
+
+fn registers_at(registers: &Registers, rip: u64) -> Registers {
+    Registers { rip, ..*registers }
+}
+
+#[test]
+fn a_kick_during_a_call_without_a_signal_comes_when_it_is_over() {
+    for _ in 0..20 {
+        let (mut stubs, _, thread) = called_fast(FAST);
+        stubs.kick(thread);
+        stubs.be_quick(thread);
+        stubs.resume(thread, Some(5), &[]).unwrap();
+        stubs.kick(thread);
+        let mut kicks = 0;
+        for _ in 0..4 {
+            match next(&mut stubs) {
+                Event::Trap(_, Trap::Kicked) => {
+                    kicks += 1;
+                    let registers = stubs.registers(thread).unwrap();
+                    assert!((PAGE..PAGE + 30).contains(&registers.rip), "{registers:x?}");
+                    stubs.resume(thread, None, &[]).unwrap();
+                }
+                Event::Trap(_, Trap::Call { number: 39, .. }) => stubs.resume(thread, Some(5), &[]).unwrap(),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(kicks > 0);
+    }
+}
+
+/// mov eax, 1; mov edi, 1; mov esi, ADDRESS; mov edx, SIZE; syscall; jmp $
+fn write_call(address: u32, size: u32) -> Vec<u8> {
+    let mut code = vec![0xb8, 1, 0, 0, 0, 0xbf, 1, 0, 0, 0, 0xbe];
+    code.extend(address.to_le_bytes());
+    code.push(0xba);
+    code.extend(size.to_le_bytes());
+    code.extend([0x0f, 0x05, 0xeb, 0xfe]);
+    code
+}
+
+fn input(address: u32, size: u32) -> Vec<u8> {
+    let (mut stubs, space, thread) = start(&write_call(address, size));
+    stubs.write(space, PAGE + 0xff0, b"0123456789abcdef").unwrap();
+    stubs.resume(thread, None, &[]).unwrap();
+    assert!(matches!(next(&mut stubs), Event::Trap(_, Trap::Call { number: 1, .. })));
+    stubs.input(thread, address.into()).to_vec()
+}
+
+#[test]
+fn what_a_call_reads_comes_with_it_as_far_as_it_is_there() {
+    let end = PAGE as u32 + 0xff0;
+    assert_eq!(input(end, 16), b"0123456789abcdef");
+    assert_eq!(input(end + 8, 20), b"89abcdef", "up to the end of the page");
+    assert_eq!(input(end + 8, 0), b"");
+    assert_eq!(input(8, 20), b"", "nothing is there");
+    assert_eq!(input(end, 1 << 30), b"", "too much to bring along");
+    assert_eq!(input(end, u32::MAX), b"");
+}
+
+#[test]
+fn what_is_staged_is_there_when_the_thread_goes_on_or_it_sees_efault() {
+    let (mut stubs, space, thread) = start(CALLS);
+    stubs.resume(thread, None, &[]).unwrap();
+    next(&mut stubs);
+    stubs.stage(thread, PAGE + 0x900, b"hello").unwrap();
+    stubs.stage(thread, PAGE + 0xa00, &[7; 0x8000]).expect_err("more than there is room for is written at once");
+    stubs.resume(thread, Some(3), &[]).unwrap();
+    next(&mut stubs);
+    let mut bytes = [0; 5];
+    stubs.read(space, PAGE + 0x900, &mut bytes).unwrap();
+    assert_eq!((&bytes, word(&stubs, space)), (b"hello", 3));
+    stubs.stage(thread, 8, b"nowhere").unwrap();
+    assert_eq!(stubs.change(thread, &[]), Err(drupe_appkernel_abi::Errno::FAULT));
+    stubs.stage(thread, 8, b"nowhere").unwrap();
+    let registers = stubs.registers(thread).unwrap();
+    stubs.set_registers(thread, &registers_at(&registers, PAGE + 12)).unwrap();
+    stubs.resume(thread, Some(3), &[]).unwrap();
+    next(&mut stubs);
+    assert_eq!(word(&stubs, space) as i64, -14);
+}
+
+#[test]
+fn a_slot_full_of_nonsense_is_no_danger() {
+    // again: getppid; the slot's header is written over by the guest
+    let slot = drupe_appkernel_hostsys::layout::SLOTS;
+    for offset in (0..0x80).step_by(8) {
+        // mov rax, SLOT; mov qword [rax + OFFSET], -1; mov eax, 39; syscall; jmp $
+        let mut code = vec![0x48, 0xb8];
+        code.extend((slot + offset).to_le_bytes());
+        code.extend([0x48, 0xc7, 0x00, 0xff, 0xff, 0xff, 0xff, 0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xfe]);
+        let (mut stubs, _, thread) = start(&code);
+        stubs.resume(thread, None, &[]).unwrap();
+        let mut events = Vec::new();
+        stubs.wait(Some(300_000_000), &mut events).unwrap();
+        if !events.is_empty() {
+            assert!(stubs.input(thread, 0).len() <= 0x2000);
+            let _whatever = stubs.resume(thread, Some(0), &[]);
+        }
+        stubs.kick(thread);
+        stubs.wait(Some(20_000_000), &mut events).unwrap();
+    }
+}

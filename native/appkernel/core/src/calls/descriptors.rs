@@ -192,6 +192,7 @@ pub fn ioctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if file.flags().has(OpenFlags::PATH) {
         return Err(Errno::BADF);
     }
+    kernel.before_terminal(tid, &file, true);
     let size = ioctl_size(request);
     let given = kernel.get_bytes(tid, argument, size).unwrap_or_default();
     let mut data = given.clone();

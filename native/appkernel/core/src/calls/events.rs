@@ -27,7 +27,7 @@ pub fn pipe2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let read = kernel.install(tid, read, flags & CLOEXEC != 0)?;
     let both = kernel.install(tid, write, flags & CLOEXEC != 0).and_then(|write| {
         let bytes = [read.to_le_bytes(), write.to_le_bytes()].concat();
-        kernel.put(tid, address, &bytes).map_err(|errno| (errno, write).0)
+        kernel.put_now(tid, address, &bytes).map_err(|errno| (errno, write).0)
     });
     if let Err(errno) = both {
         drop(kernel.process(tid)?.files.lock().remove(read));
@@ -41,7 +41,14 @@ pub fn pipe(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 impl Kernel {
-    fn install_event(&mut self, tid: Tid, file: Arc<dyn File>, label: &str, access: u32, flags: u64) -> Result<Done> {
+    pub(crate) fn install_event(
+        &mut self,
+        tid: Tid,
+        file: Arc<dyn File>,
+        label: &str,
+        access: u32,
+        flags: u64,
+    ) -> Result<Done> {
         let open = OpenFlags(access | (flags & NONBLOCK) as u32);
         let file = self.with_context(tid, |context| Ok(anonymous::open(context, file, label, open)))?;
         Ok(Done::Value(self.install(tid, file, flags & CLOEXEC != 0)?.into()))

@@ -1,9 +1,11 @@
 //! Reading and writing.
 
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::event::SignalFd;
+use drupe_appkernel_vfs::tty::Slave;
 use drupe_appkernel_vfs::{wait, OpenFile, SeekFrom};
 
-use super::Args;
+use super::{signalfd, Args};
 use crate::guest::{total, Piece, IO_MAX};
 use crate::kernel::{Done, Kernel};
 use crate::signal::{Info, SIGPIPE, SI_USER};
@@ -22,6 +24,10 @@ fn offset(value: u64) -> Result<u64> {
 
 fn read_into(kernel: &mut Kernel, tid: Tid, fd: u64, pieces: &[Piece], at: Option<u64>) -> Result<Done> {
     let file = kernel.file(tid, fd)?;
+    kernel.before_terminal(tid, &file, false);
+    if file.downcast::<SignalFd>().is_some() {
+        return signalfd::read(kernel, tid, &file, pieces);
+    }
     let want = total(pieces).min(RW_MAX);
     let mut done = 0;
     loop {
@@ -39,14 +45,29 @@ fn read_into(kernel: &mut Kernel, tid: Tid, fd: u64, pieces: &[Piece], at: Optio
                 }
             }
             Err(_) if done > 0 => return Ok(Done::Value(done as i64)),
-            Err(Errno::AGAIN) if !file.is_nonblocking() => return kernel.wait_for_file(tid, &file, wait::READABLE),
+            Err(Errno::AGAIN) if !file.is_nonblocking() => return wait_to_read(kernel, tid, &file),
             Err(errno) => return Err(errno),
         }
     }
 }
 
+/// A terminal may be set to wait for a while only.
+fn wait_to_read(kernel: &mut Kernel, tid: Tid, file: &OpenFile) -> Result<Done> {
+    let limit = file.downcast::<Slave>().and_then(Slave::read_limit);
+    if kernel.is_over(tid) {
+        return Ok(Done::Value(0));
+    }
+    kernel.wait_for_file(tid, file, wait::READABLE)?;
+    let deadline = match (kernel.pending(tid)?.deadline_ns, limit) {
+        (None, Some(limit)) => Some(kernel.timers.now_ns() + limit.as_nanos() as u64),
+        (known, _) => known,
+    };
+    kernel.wait_until(tid, deadline)
+}
+
 fn write_from(kernel: &mut Kernel, tid: Tid, fd: u64, pieces: &[Piece], at: Option<u64>) -> Result<Done> {
     let file = kernel.file(tid, fd)?;
+    kernel.before_terminal(tid, &file, false);
     let want = total(pieces).min(RW_MAX);
     loop {
         let done = kernel.pending(tid)?.progress;

@@ -284,7 +284,7 @@ pub fn mincore(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     Ok(Done::Value(0))
 }
 
-pub fn arch_prctl(kernel: &mut Kernel, _: Tid, args: &Args) -> Result<Done> {
+pub fn arch_prctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [code, address, ..] = *args;
     let end = kernel.platform.address_end();
     let op = match code {
@@ -292,6 +292,10 @@ pub fn arch_prctl(kernel: &mut Kernel, _: Tid, args: &Args) -> Result<Done> {
         0x1001 => MemoryOp::SetGs(address),
         0x1002 => MemoryOp::SetFs(address),
         0x1003 => MemoryOp::GetFs(address),
+        0x1004 if !kernel.platform.owns_gs(kernel.thread(tid)?) => {
+            kernel.put(tid, address, &[0; 8])?;
+            return Ok(Done::Value(0));
+        }
         0x1004 => MemoryOp::GetGs(address),
         _ => return Err(Errno::INVAL),
     };

@@ -9,6 +9,7 @@ pub mod locks;
 pub mod memory;
 pub mod names;
 pub mod poll;
+pub mod signalfd;
 pub mod signals;
 pub mod sockets;
 pub mod system;

@@ -55,6 +55,7 @@ impl Kernel {
         for thread in threads {
             self.task_mut(thread)?.pending.retain(|info| info.signal != signal);
         }
+        self.note_pending(self.pid(tid));
         Ok(())
     }
 
@@ -244,6 +245,7 @@ pub fn rt_sigtimedwait(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Don
         None => kernel.tasks.processes.get_mut(&process).and_then(|p| take_pending(&mut p.pending, !set)),
     };
     if let Some(info) = found {
+        kernel.note_pending(process);
         kernel.put_if(tid, info_address, &info.to_bytes())?;
         return Ok(Done::Value(info.signal.into()));
     }

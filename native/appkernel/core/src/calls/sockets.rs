@@ -92,7 +92,7 @@ pub fn socketpair(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         }
     }
     let bytes: Vec<u8> = fds.iter().flat_map(|fd| fd.to_le_bytes()).collect();
-    kernel.put(tid, args[3], &bytes)?;
+    kernel.put_now(tid, args[3], &bytes)?;
     Ok(Done::Value(0))
 }
 

@@ -48,8 +48,10 @@ impl Kernel {
             _ => return,
         };
         let left = call.deadline_ns.unwrap_or(0).saturating_sub(self.timers.now_ns());
-        let _nowhere = self.put_if(tid, rest_at, &encode::timespec(timestamp(left)));
-        // EFAULT would hide EINTR
+        if rest_at != 0 {
+            // EFAULT would hide EINTR
+            let _nowhere = self.put_now(tid, rest_at, &encode::timespec(timestamp(left)));
+        }
     }
 }
 

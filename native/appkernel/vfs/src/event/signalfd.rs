@@ -35,6 +35,10 @@ impl SignalFd {
         Arc::new(Self { mask: Mutex::new(mask), signals, queue })
     }
 
+    pub fn mask(&self) -> u64 {
+        *self.mask.lock()
+    }
+
     /// signalfd4(2) on a descriptor that exists.
     pub fn set_mask(&self, mask: u64) {
         *self.mask.lock() = mask;

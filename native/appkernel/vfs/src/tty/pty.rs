@@ -103,7 +103,8 @@ impl Pty {
         state.left = false;
         let leader = context.pid == context.session;
         if leader && free && state.session == 0 && !flags.has(OpenFlags::NOCTTY) {
-            (state.session, state.foreground) = (context.session, self.jobs.own_group());
+            (state.session, state.foreground) = (context.session, context.session);
+            // a leader leads its group, too
         }
         drop(state);
         self.master_queue.wake(wait::WRITABLE);
@@ -165,6 +166,22 @@ impl Master {
 
     pub fn index(&self) -> u32 {
         self.pty.index
+    }
+
+    /// Let the slave be opened (unlockpt(3)).
+    pub fn unlock(&self) {
+        self.pty.state.lock().locked = false;
+    }
+
+    /// Become the controlling terminal of a session, whose leader is in front.
+    pub fn set_session(&self, leader: u32) {
+        let mut state = self.pty.state.lock();
+        (state.session, state.foreground) = (leader, leader);
+    }
+
+    /// TIOCSWINSZ: rows and columns.
+    pub fn set_window_size(&self, rows: u16, columns: u16) {
+        self.pty.resize([rows, columns, 0, 0]);
     }
 }
 
@@ -246,6 +263,11 @@ pub struct Slave {
 }
 
 impl Slave {
+    /// The group in front; 0: none.
+    pub fn foreground(&self) -> u32 {
+        self.pty.state.lock().foreground
+    }
+
     /// How long a read of a terminal with VMIN 0 and VTIME waits at most before it answers 0; None: as long as it takes.
     pub fn read_limit(&self) -> Option<Duration> {
         let termios = self.pty.state.lock().discipline.termios;

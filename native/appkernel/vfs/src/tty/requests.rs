@@ -144,11 +144,15 @@ impl Pty {
         let data = data.first_chunk::<8>().ok_or(Errno::FAULT)?;
         let mut sides = data.chunks_exact(2).map(|side| u16::from_ne_bytes([side[0], side[1]]));
         let window = [(); 4].map(|()| sides.next().unwrap_or(0));
+        self.resize(window);
+        Ok(())
+    }
+
+    pub(super) fn resize(&self, window: [u16; 4]) {
         let changed = std::mem::replace(&mut self.state.lock().window, window) != window;
         if changed {
             self.signal_foreground(&[SIGWINCH]);
         }
-        Ok(())
     }
 
     fn flush(&self, what: u64) -> Result<()> {
@@ -207,7 +211,7 @@ impl Pty {
             self.signal_foreground(&[SIGHUP, SIGCONT]);
         }
         let mut state = self.state.lock();
-        (state.session, state.foreground) = (context.session, self.jobs.own_group());
+        (state.session, state.foreground) = (context.session, context.session);
         Ok(())
     }
 }

@@ -1,11 +1,13 @@
-//! What travels on the control socket: fields of requests, answers, failures.
+//! What travels on control sockets (the keeper's, an application kernel's): one JSON object a packet, with fields that are
+//! taken by name and type, descriptors by name, answers, failures.
+
+#![forbid(unsafe_code)]
 
 use serde_json::{json, Map, Value};
 use std::fmt::Display;
 use std::io;
 use std::os::fd::OwnedFd;
 
-pub const VERSION: i64 = 1;
 /// The longest packet, in either direction.
 pub const MAX_PACKET: usize = 192 * 1024;
 

@@ -1,0 +1,106 @@
+//! The kernel's process as a boundary: what it can still do when a guest has taken it over. Two steps, because the first
+//! stub process is made between them: `enter`, after which no path of the host can be opened, and `seal`.
+//!
+//! Afterwards it has a user of its own without capabilities, its descriptors, and the calls of
+//! `hostsys::kernel_calls`; nothing else.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use drupe_appkernel_hostsys::identity::Identity;
+use drupe_appkernel_hostsys::{kernel_calls, memory};
+use drupe_sys::credentials::{self, Capabilities};
+use drupe_sys::landlock::{self, Access};
+use drupe_sys::{mount, process};
+
+/// The host's own limit may be lower, and is kept then.
+const FILES_MAX: u64 = 65_536;
+const LIMIT_CORE: u32 = 4;
+const LIMIT_LOCKED: u32 = 8;
+const LIMIT_QUEUES: u32 = 12;
+const FIRST_UID: u32 = 1_900_000_000;
+const PAIRS: u32 = 50_000_000;
+
+/// What the process keeps.
+pub struct Confinement<'a> {
+    /// Its user and group; the stubs' are the next number. No other process of the host may have either.
+    pub uid: u32,
+    /// Directories that it opens files below, and whether it may change them.
+    pub directories: Vec<(BorrowedFd<'a>, Access)>,
+    /// Whether it keeps the network namespace that it was started in.
+    pub network: bool,
+}
+
+/// Why it could not be confined: nothing has been run then.
+#[derive(Debug)]
+pub struct Failed {
+    what: &'static str,
+    why: io::Error,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "the kernel's process cannot be confined: {}: {}", self.what, self.why)?;
+        match self.why.raw_os_error() {
+            Some(libc::EPERM) => write!(out, " (it must be started by root)"),
+            Some(libc::ENOSYS | libc::EOPNOTSUPP) => write!(out, " (the host's kernel lacks it)"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn step<T>(what: &'static str, result: io::Result<T>) -> Result<T, Failed> {
+    result.map_err(|why| Failed { what, why })
+}
+
+/// A user that no other kernel on this host has, for whoever was given none: by the process's number.
+pub fn own_uid() -> u32 {
+    FIRST_UID + 2 * (std::process::id() % PAIRS)
+}
+
+impl Confinement<'_> {
+    /// Namespaces, and a root in which there is nothing. The stubs are to be made with the identity.
+    pub fn enter(&self) -> Result<Identity, Failed> {
+        step("Landlock", landlock::version())?;
+        step("vDSO", memory::vdso())?;
+        let identity = step("/proc", Identity::new(self.uid))?;
+        let network = if self.network { 0 } else { libc::CLONE_NEWNET };
+        let others = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+        step("namespaces", mount::unshare(others | network))?;
+        step("an empty root", empty_root())?;
+        // Before there are stubs: whom it restricts reads the memory of none but those who are restricted likewise.
+        let mut directories = self.directories.clone();
+        directories.push((identity.proc.as_fd(), Access::Read));
+        step("Landlock", landlock::restrict(&directories, self.network))?;
+        Ok(identity)
+    }
+
+    /// Everything else. The process has one thread.
+    pub fn seal(&self) -> Result<(), Failed> {
+        step("limits", limit())?;
+        step("capabilities", credentials::limit_bounding(0))?;
+        step("groups", credentials::set_groups(&[]))?;
+        step("own user", credentials::set_ids(self.uid, self.uid))?;
+        step("capabilities", credentials::set_capabilities(&Capabilities::default()))?;
+        step("no new privileges", credentials::set_no_new_privileges())?;
+        step("no dumps", credentials::set_undumpable())?;
+        step("the filter of system calls", credentials::install_filter(&kernel_calls::program(self.network)))
+    }
+}
+
+fn empty_root() -> io::Result<()> {
+    let nowhere = Path::new("/proc"); // a directory that is there, for this process found it
+    let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    mount::mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")?;
+    mount::mount("empty", nowhere, "tmpfs", flags, "size=4k,nr_inodes=2,mode=555")?;
+    std::env::set_current_dir(nowhere)?;
+    mount::make_root_of_here()
+}
+
+fn limit() -> io::Result<()> {
+    let (_, hard) = process::nofile_limit()?;
+    let files = hard.min(FILES_MAX);
+    process::set_nofile_limit(files, files)?;
+    [LIMIT_CORE, LIMIT_LOCKED, LIMIT_QUEUES].into_iter().try_for_each(|limit| credentials::set_limit(limit, 0, 0))
+}

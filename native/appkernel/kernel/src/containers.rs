@@ -1,0 +1,371 @@
+//! The containers of the pod and their tasks: first processes and those that came from outside later. How a task ended is
+//! kept until whoever asked for it has it forgotten.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use drupe_appkernel_abi::Errno;
+use drupe_appkernel_core::task::{Exit, Pid};
+use drupe_appkernel_core::Surroundings;
+use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, Path};
+use drupe_packets::{errno_name, Failure, Outcome};
+use serde_json::{json, Value};
+
+use crate::pod::Pod;
+use crate::settings::{MountOrder, Settings};
+use crate::terminal::Console;
+use crate::tree::{failed, Builder};
+
+/// More would be a caller that never lets go.
+const MAX_CONTAINERS: usize = 1024;
+const MAX_TASKS: usize = 16_384;
+
+/// A container's id, and that of a process from outside in it; "": its first.
+pub type Key = (String, String);
+
+/// How a task ended, and when (Unix time).
+#[derive(Clone, Copy)]
+struct Ended {
+    exit: Exit,
+    at: f64,
+}
+
+struct Task {
+    pid: Pid,
+    started_at: f64,
+    ended: Option<Ended>,
+    console: Option<Arc<Console>>,
+}
+
+/// Its end is told once its terminal has shown everything, or nobody has looked for so long.
+struct Ending {
+    key: Key,
+    latest_ns: u64,
+}
+
+const SHOWN_WITHIN_NS: u64 = 5_000_000_000;
+/// How often terminals of what has ended are looked at.
+const LOOK_AGAIN_NS: u64 = 20_000_000;
+
+struct Container {
+    number: u32,
+    namespace: Arc<MountNamespace>,
+    root: Path,
+}
+
+#[derive(Default)]
+pub struct Containers {
+    containers: HashMap<String, Container>,
+    tasks: BTreeMap<Key, Task>,
+    by_pid: HashMap<Pid, Key>,
+    ending: Vec<Ending>,
+    last: u32,
+}
+
+fn unix_seconds(pod: &Pod) -> f64 {
+    pod.now(ClockId::Realtime).since_epoch().as_secs_f64()
+}
+
+fn monotonic_ns(pod: &Pod) -> u64 {
+    pod.now(ClockId::Monotonic).since_epoch().as_nanos() as u64
+}
+
+/// As of a shell: the code, or 128 and the signal.
+fn code_of(exit: Exit) -> (i32, i32) {
+    match exit {
+        Exit::Code(code) => (code.into(), 0),
+        Exit::Signal(signal) => (128 + signal, signal),
+    }
+}
+
+/// The program could not be run: its error by its own name.
+fn not_run(program: &[u8], errno: Errno) -> Failure {
+    Failure::new(&errno_name(errno.0), format!("cannot run {}", String::from_utf8_lossy(program)))
+}
+
+impl Task {
+    fn told(&self, key: &Key) -> Value {
+        let mut told = json!({"container": key.0, "exec": key.1, "pid": self.pid, "started_at": self.started_at});
+        // While its terminal shows what is left it counts as running.
+        if let (Some(ended), None) = (self.ended, &self.console) {
+            let (code, signal) = code_of(ended.exit);
+            told["exit"] = json!({"code": code, "signal": signal, "at": ended.at});
+        }
+        told
+    }
+}
+
+/// Descriptors by name.
+pub type Descriptors = HashMap<String, OwnedFd>;
+
+fn take_streams(fds: &mut Descriptors) -> Outcome<[OwnedFd; 3]> {
+    let mut take = |name: &str| {
+        fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?} was sent")))
+    };
+    Ok([take("stdin")?, take("stdout")?, take("stderr")?])
+}
+
+impl Containers {
+    /// Make a container and run its first process; its pid.
+    pub fn start(
+        &mut self,
+        pod: &mut Pod,
+        id: &str,
+        settings: Settings,
+        mounts: Vec<MountOrder>,
+        read_only: bool,
+        mut fds: Descriptors,
+    ) -> Outcome<Pid> {
+        if self.containers.contains_key(id) {
+            return Err(Failure::new("EEXIST", format!("container {id:?} exists")));
+        }
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err(Failure::new("EUSERS", format!("{MAX_CONTAINERS} containers are there already")));
+        }
+        let root = fds.remove("root").ok_or_else(|| Failure::new("EBADF", "no descriptor \"root\" was sent"))?;
+        let builder = Builder::new(pod, root)?;
+        builder.mount_all(mounts, &mut fds)?;
+        builder.make_directory(&settings.cwd)?;
+        let (namespace, root) = builder.finish(read_only);
+        self.last += 1;
+        let container = Container { number: self.last, namespace, root };
+        let (pid, console) = run(pod, &container, settings, &mut fds, true)?;
+        self.containers.insert(id.into(), container);
+        self.know(pod, (id.into(), String::new()), pid, console);
+        Ok(pid)
+    }
+
+    /// Run a further process in a container; its pid.
+    pub fn exec(
+        &mut self,
+        pod: &mut Pod,
+        key: Key,
+        settings: Settings,
+        mut fds: Descriptors,
+    ) -> Outcome<Pid> {
+        if key.1.is_empty() || self.tasks.contains_key(&key) {
+            return Err(Failure::new("EEXIST", format!("task {key:?} exists")));
+        }
+        if self.tasks.len() >= MAX_TASKS {
+            return Err(Failure::new("EUSERS", format!("{MAX_TASKS} tasks are there already")));
+        }
+        let container = self.running(pod, &key.0)?;
+        let (pid, console) = run(pod, container, settings, &mut fds, false)?;
+        self.know(pod, key, pid, console);
+        Ok(pid)
+    }
+
+    fn know(&mut self, pod: &Pod, key: Key, pid: Pid, console: Option<Arc<Console>>) {
+        self.by_pid.insert(pid, key.clone());
+        self.tasks.insert(key, Task { pid, started_at: unix_seconds(pod), ended: None, console });
+    }
+
+    fn container(&self, id: &str) -> Outcome<&Container> {
+        self.containers.get(id).ok_or_else(|| Failure::new("ENOENT", format!("no container {id:?}")))
+    }
+
+    fn running(&self, pod: &Pod, id: &str) -> Outcome<&Container> {
+        let container = self.container(id)?;
+        match pod.kernel.runs(container.number) {
+            true => Ok(container),
+            false => Err(Failure::new("EBUSY", format!("container {id:?} has ended"))),
+        }
+    }
+
+    fn live(&self, key: &Key) -> Outcome<Pid> {
+        let task = self.tasks.get(key).filter(|task| task.ended.is_none());
+        task.map(|task| task.pid).ok_or_else(|| Failure::new("ESRCH", format!("task {key:?} has ended")))
+    }
+
+    /// Take what has ended from the kernel; the events to tell.
+    pub fn take_ended(&mut self, pod: &mut Pod) -> Vec<Value> {
+        let at = unix_seconds(pod);
+        let latest_ns = monotonic_ns(pod) + SHOWN_WITHIN_NS;
+        for (pid, exit) in pod.kernel.take_ended() {
+            let Some(key) = self.by_pid.remove(&pid) else { continue };
+            if let Some(task) = self.tasks.get_mut(&key) {
+                task.ended = Some(Ended { exit, at });
+                self.ending.push(Ending { key, latest_ns });
+            }
+        }
+        self.take_shown(pod)
+    }
+
+    /// Those of which all output is out.
+    fn take_shown(&mut self, pod: &Pod) -> Vec<Value> {
+        let now_ns = monotonic_ns(pod);
+        let tasks = &self.tasks;
+        let waits = |ending: &Ending| {
+            let console = tasks.get(&ending.key).and_then(|task| task.console.as_ref());
+            now_ns < ending.latest_ns && console.is_some_and(|console| !console.is_drained())
+        };
+        let (waiting, shown) = std::mem::take(&mut self.ending).into_iter().partition(waits);
+        self.ending = waiting;
+        shown.into_iter().filter_map(|ending: Ending| self.tell(&ending.key)).collect()
+    }
+
+    fn tell(&mut self, key: &Key) -> Option<Value> {
+        let task = self.tasks.get_mut(key)?;
+        task.console = None;
+        let mut event = task.told(key);
+        event["event"] = json!("exit");
+        Some(event)
+    }
+
+    /// When to look again at what has ended; None: there is no need.
+    pub fn look_again_ns(&self) -> Option<u64> {
+        (!self.ending.is_empty()).then_some(LOOK_AGAIN_NS)
+    }
+
+    fn console(&self, key: &Key) -> Outcome<&Arc<Console>> {
+        self.live(key)?;
+        let console = self.tasks.get(key).and_then(|task| task.console.as_ref());
+        console.ok_or_else(|| Failure::new("ENOTTY", format!("task {key:?} has no terminal")))
+    }
+
+    pub fn resize(&self, key: &Key, rows: u16, columns: u16) -> Outcome<()> {
+        self.console(key).map(|console| console.resize(rows, columns))
+    }
+
+    /// The end of what is typed.
+    pub fn end_input(&self, key: &Key) -> Outcome<()> {
+        self.console(key).map(|console| console.end_input())
+    }
+
+    /// Tasks after this one, as many as `room` bytes take; whether there are more.
+    pub fn list(&self, after: &Key, mut room: usize) -> (Vec<Value>, bool) {
+        let mut told = Vec::new();
+        for (key, task) in self.tasks.range((std::ops::Bound::Excluded(after.clone()), std::ops::Bound::Unbounded)) {
+            let one = task.told(key);
+            let size = one.to_string().len() + 1;
+            if size > room && !told.is_empty() {
+                return (told, true);
+            }
+            room = room.saturating_sub(size);
+            told.push(one);
+        }
+        (told, false)
+    }
+
+    /// Signal one process (`family`: with all that descend from it), or everything in its container.
+    pub fn kill(&mut self, pod: &mut Pod, key: &Key, signal: i32, reach: Reach) -> Outcome<()> {
+        if !(0..=64).contains(&signal) {
+            return Err(Failure::invalid(format!("no signal {signal}")));
+        }
+        let pid = self.live(key)?;
+        let sent = match reach {
+            Reach::One => pod.kernel.signal_process(pid, signal),
+            Reach::Family => pod.kernel.signal_family(pid, signal),
+            Reach::All => {
+                let number = self.container(&key.0)?.number;
+                pod.kernel.signal_container(number, signal)
+            }
+        };
+        sent.map_err(|errno| Failure::new(&errno_name(errno.0), format!("cannot signal {key:?}")))
+    }
+
+    /// Processes of a container above this pid, as many as `room` bytes take; whether there are more.
+    pub fn processes(&self, pod: &Pod, id: &str, after: Pid, mut room: usize) -> Outcome<(Vec<Value>, bool)> {
+        const COMMAND_BYTES: usize = 512;
+        let number = self.container(id)?.number;
+        let now_ns = monotonic_ns(pod);
+        let now = unix_seconds(pod);
+        let mut told = Vec::new();
+        for one in pod.kernel.seen(number).into_iter().filter(|one| one.pid > after) {
+            let command = &one.command[..one.command.len().min(COMMAND_BYTES)];
+            let value = json!({
+                "pid": one.pid, "ppid": one.parent, "uid": one.uid, "state": char::from(one.state).to_string(),
+                "threads": one.threads, "cpu_ns": one.cpu_ns, "rss_bytes": one.resident_bytes,
+                "started_at": now - now_ns.saturating_sub(one.started_ns) as f64 / 1e9,
+                "command": String::from_utf8_lossy(command),
+            });
+            let size = value.to_string().len() + 1;
+            if size > room && !told.is_empty() {
+                return Ok((told, true));
+            }
+            room = room.saturating_sub(size);
+            told.push(value);
+        }
+        Ok((told, false))
+    }
+
+    /// Let go of how an exec ended.
+    pub fn forget(&mut self, key: &Key) -> Outcome<()> {
+        match self.tasks.get(key) {
+            Some(task) if task.ended.is_none() => Err(Failure::new("EBUSY", format!("task {key:?} has not ended"))),
+            _ if key.1.is_empty() => Err(Failure::invalid("a container is deleted, not forgotten")),
+            _ => {
+                self.tasks.remove(key);
+                Ok(())
+            }
+        }
+    }
+
+    /// Kill what lives of a container and let go of it. One that is not there is fine.
+    pub fn delete(&mut self, pod: &mut Pod, id: &str) {
+        let Some(container) = self.containers.remove(id) else { return };
+        let _ended = pod.kernel.signal_container(container.number, libc::SIGKILL);
+        let of_it: Vec<Key> = self.tasks.keys().filter(|key| key.0 == id).cloned().collect();
+        for key in of_it {
+            if let Some(task) = self.tasks.remove(&key) {
+                self.by_pid.remove(&task.pid);
+            }
+        }
+    }
+}
+
+/// Whom a signal is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    One,
+    Family,
+    All,
+}
+
+/// Where its input comes from and its output goes: three descriptors, or a terminal between two of them.
+fn files(
+    pod: &Pod,
+    container: &Container,
+    terminal: Option<(u16, u16)>,
+    fds: &mut Descriptors,
+    first: bool,
+) -> Outcome<(FdTable, Option<Arc<Console>>)> {
+    let [stdin, stdout, stderr] = take_streams(fds)?;
+    let Some((rows, columns)) = terminal else {
+        let files = pod.streams([stdin, stdout, stderr]).map_err(|errno| failed("standard streams", errno))?;
+        return Ok((files, None));
+    };
+    let made = |errno| failed("a terminal", errno);
+    let console = pod.console(&container.namespace, &container.root, first).map_err(made)?;
+    if rows > 0 && columns > 0 {
+        console.resize(rows, columns);
+    }
+    let files = console.streams().map_err(made)?;
+    console.attach(Some(stdin), Some(stdout));
+    Ok((files, Some(console)))
+}
+
+fn run(
+    pod: &mut Pod,
+    container: &Container,
+    settings: Settings,
+    fds: &mut Descriptors,
+    first: bool,
+) -> Outcome<(Pid, Option<Arc<Console>>)> {
+    let (files, console) = files(pod, container, settings.terminal, fds, first)?;
+    let namespace = Arc::clone(&container.namespace);
+    let root = container.root.clone();
+    let cwd = pod.walk(&namespace, &root, &settings.cwd);
+    let cwd = cwd.map_err(|errno| failed(&format!("cwd {}", String::from_utf8_lossy(&settings.cwd)), errno))?;
+    let Settings { program, credentials, rights, limits, .. } = settings;
+    let name = program.path.clone();
+    let around = Surroundings { namespace, root, cwd, credentials, rights, files, limits };
+    let begun = match first {
+        true => pod.kernel.spawn(container.number, around, program),
+        false => pod.kernel.enter(container.number, around, program),
+    };
+    let pid = begun.map_err(|errno| not_run(&name, errno))?;
+    console.iter().for_each(|console| console.lead(pid));
+    Ok((pid, console))
+}

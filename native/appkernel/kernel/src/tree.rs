@@ -1,0 +1,141 @@
+//! A container's tree of files: its root, and what is mounted in it, in the order given.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use drupe_appkernel_abi::Errno;
+use drupe_appkernel_core::Kernel;
+use drupe_appkernel_vfs::devices;
+use drupe_appkernel_vfs::inode::FileSystem;
+use drupe_appkernel_vfs::mount::MS_RDONLY;
+use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
+use drupe_appkernel_vfs::{Credentials, How, Mount, MountNamespace, Path, View};
+use drupe_packets::{errno_name, Failure, Outcome};
+
+use crate::hostfs::HostDirectory;
+use crate::pod::Pod;
+use crate::settings::{MountOrder, What};
+
+/// S_IFREG with the permissions of a new place for a file.
+const EMPTY_FILE: u32 = 0o100_644;
+
+/// What was asked for could not be made, and it was not the program's fault.
+pub fn failed(what: &str, errno: Errno) -> Failure {
+    Failure::new("EHELPER", format!("{what}: {}", errno_name(errno.0)))
+}
+
+/// Builds a tree, as root.
+pub struct Builder<'a> {
+    pod: &'a Pod,
+    credentials: Credentials,
+    namespace: Arc<MountNamespace>,
+    root: Path,
+}
+
+impl<'a> Builder<'a> {
+    /// A tree of nothing but the root that a descriptor of a directory stands for.
+    pub fn new(pod: &'a Pod, root: OwnedFd) -> Outcome<Builder<'a>> {
+        let file_system = pod.writable(root).map_err(|errno| failed("root", errno))?;
+        let namespace = MountNamespace::new(Mount::new(file_system, b"root", 0));
+        let root = namespace.root();
+        Ok(Builder { pod, credentials: Credentials::root(), namespace, root })
+    }
+
+    /// Mount all of these; their places are made where they are missing.
+    pub fn mount_all(&self, orders: Vec<MountOrder>, fds: &mut HashMap<String, OwnedFd>) -> Outcome<()> {
+        for order in orders {
+            let name = String::from_utf8_lossy(&order.target).into_owned();
+            let file_system = self.file_system(&order, fds)?;
+            let directory = file_system.root().kind() == drupe_appkernel_vfs::FileType::Directory;
+            let place = self.place(&order.target, directory);
+            let place = place.map_err(|errno| failed(&format!("the place of the mount {name}"), errno))?;
+            let mount = Mount::new(file_system, source(&order.what), order.flags);
+            self.namespace.mount(mount, place).map_err(|errno| failed(&format!("mount {name}"), errno))?;
+        }
+        Ok(())
+    }
+
+    /// Have a directory for the program to start in.
+    pub fn make_directory(&self, path: &[u8]) -> Outcome<()> {
+        let name = String::from_utf8_lossy(path).into_owned();
+        self.place(path, true).map(drop).map_err(|errno| failed(&format!("working directory {name}"), errno))
+    }
+
+    /// The tree; `read_only`: its root from now on.
+    pub fn finish(self, read_only: bool) -> (Arc<MountNamespace>, Path) {
+        if read_only {
+            self.root.mount.set_flags(self.root.mount.flags() | MS_RDONLY);
+        }
+        (self.namespace, self.root)
+    }
+
+    fn file_system(
+        &self,
+        order: &MountOrder,
+        fds: &mut HashMap<String, OwnedFd>,
+    ) -> Outcome<Arc<dyn FileSystem>> {
+        let context = self.pod.context(&self.credentials);
+        let made = |errno| failed("a file system", errno);
+        let kernel: &Kernel = &self.pod.kernel;
+        let source: Arc<dyn Processes> = kernel.census();
+        Ok(match &order.what {
+            What::Proc => procfs(source, context.now),
+            What::Sysfs => sysfs(&source, context.now),
+            What::Tmpfs { size_bytes, mode } => self.pod.tmpfs(&context, *mode, *size_bytes).map_err(made)?,
+            What::Shared { size_bytes } => self.pod.shared_memory(&context, *size_bytes).map_err(made)?,
+            What::Devices => {
+                let dev = self.pod.tmpfs(&context, 0o755, None).map_err(made)?;
+                devices::populate(&context, &dev.root()).map_err(made)?;
+                dev
+            }
+            What::Terminals => self.pod.new_devpts(),
+            What::Bind(name) => {
+                let fd = fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?}")))?;
+                HostDirectory::new(fd).map_err(|errno| failed("a directory of the host", errno))?
+            }
+        })
+    }
+
+    /// What is at a path; made, with what leads there, where nothing is.
+    fn place(&self, path: &[u8], directory: bool) -> drupe_appkernel_abi::Result<Path> {
+        let context = self.pod.context(&self.credentials);
+        let view = View {
+            context: &context,
+            namespace: &self.namespace,
+            root: &self.root,
+            umask: 0,
+            specials: self.pod.specials(),
+        };
+        match view.walk(&self.root, path, How::FOLLOW) {
+            Err(Errno::NOENT) => {}
+            found => return found,
+        }
+        for (at, _) in path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/') {
+            made(view.mkdir(&self.root, &path[..at], 0o755))?;
+        }
+        match directory {
+            true => made(view.mkdir(&self.root, path, 0o755))?,
+            false => made(view.mknod(&self.root, path, EMPTY_FILE, 0))?,
+        }
+        view.walk(&self.root, path, How::FOLLOW)
+    }
+}
+
+fn made(result: drupe_appkernel_abi::Result<Path>) -> drupe_appkernel_abi::Result<()> {
+    match result {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn source(what: &What) -> &'static [u8] {
+    match what {
+        What::Proc => b"proc",
+        What::Sysfs => b"sysfs",
+        What::Devices | What::Tmpfs { .. } => b"tmpfs",
+        What::Shared { .. } => b"shm",
+        What::Terminals => b"devpts",
+        What::Bind(_) => b"host",
+    }
+}

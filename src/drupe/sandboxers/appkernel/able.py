@@ -1,0 +1,41 @@
+"""What the application kernel's sandboxes can do: Linux as that kernel has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from drupe.sandboxers.features import FEATURES
+
+_ONE_KERNEL = "the containers of a pod share one kernel, which the host sees as one program"
+_SAID: dict[str, str] = {
+    "wasm-modules": "no: the kernel runs Linux programs and has no engine for WebAssembly",
+    "pause": f"limited: several containers of a pod only together; {_ONE_KERNEL}",
+    "update": f"limited: of a pod, or of its only container; {_ONE_KERNEL}",
+    "processes": "limited: pids are the kernel's own",
+    "files": "limited: what lies on a tmpfs is in the kernel's memory and cannot be reached from outside",
+    "checkpoint": "no: nothing of a running kernel can be saved yet",
+    "snapshot": "no: nothing of a running kernel can be saved yet",
+    "rlimits": "limited: nofile, nproc, as and data are enforced, the others are kept",
+    "oom-score": "no: the host's killer of processes sees the kernel's own only",
+    "mount-propagation": "no: mounts of the host and of the kernel do not know of each other",
+    "mount-options": "limited: ro, noexec, nosuid, nodev, noatime, size and mode",
+    "devices": "no: the kernel has no drivers, and shows no device of the host",
+    "pids-limit": "no: the host counts the kernel's own processes; ulimit nproc does for each user",
+    "huge-pages": "no: guests have pages of the ordinary size",
+    "cgroup-files": "limited: on hosts with cgroup v2",
+    "container-limits": f"no: {_ONE_KERNEL}; limit the pod",
+    "network": "no: there are no sockets beyond the pod yet",
+    "ports": "no: there are no sockets beyond the pod yet",
+    "egress-policy": "no: there are no sockets beyond the pod yet",
+    "host-network": "no: there are no sockets beyond the pod yet",
+    "host-pid": "no: the kernel has a process table of its own",
+    "host-ipc": "no: IPC is the kernel's own",
+    "host-uts": "no: the host name is the kernel's own",
+    "user-namespace": "no: ids in the pod are no ids of the host; they are as they are",
+    "sysctls": "no: the kernel has its own, which cannot be set",
+    "hooks": "no: programs of the host cannot run inside of the pod",
+    "seccomp": "no: the kernel has no filters of system calls",
+    "masked-paths": "no: /proc and /sys show nothing of the host that would need it",
+    "privileged": "no: there are no devices to give, and no way to turn the kernel off",
+}
+ABLE: Mapping[str, str] = {feature: _SAID.get(feature, "yes") for feature in FEATURES}

@@ -1,0 +1,99 @@
+"""A container's config.json in the words of its kernel (docs/appkernel.md).
+
+What the kernel has by itself, or has no need of, is left out here, where the capability table (`able`) has refused it
+to those who asked for it: cgroup file systems, namespaces, masked paths, the default system call filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from drupe.errors import Unsupported
+from drupe.sandboxers.runc.entering import process_fields
+
+_FLAGS = {"ro": "ro", "rro": "ro", "nosuid": "nosuid", "nodev": "nodev", "noexec": "noexec", "noatime": "noatime"}
+_LEFT_OUT = ("cgroup", "cgroup2", "mqueue")
+_SHM = "/dev/shm"  # noqa: S108 the container's
+_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """What is to be opened for a container. name: of the descriptor. source: as the keeper sees it."""
+
+    name: str
+    source: str
+    read_only: bool
+
+
+def process_config(process: Mapping[str, Any]) -> dict[str, Any]:
+    """A runtime-spec `process`."""
+    fields = process_fields(dict(process))
+    capabilities = fields["capabilities"]
+    size = process.get("consoleSize") or {}
+    return {
+        "args": fields["argv"],
+        "env": fields["env"],
+        "cwd": fields["cwd"],
+        "uid": fields["uid"],
+        "gid": fields["gid"],
+        "groups": fields["groups"],
+        **{name: capabilities[name] for name in ("effective", "permitted", "inheritable", "bounding")},
+        "no_new_privileges": fields["no_new_privileges"],
+        "rlimits": fields["rlimits"],
+        "terminal": bool(process.get("terminal")),
+        "rows": size.get("height", 0),
+        "cols": size.get("width", 0),
+    }
+
+
+def container_config(oci: Mapping[str, Any], *, shm_bytes: int) -> tuple[dict[str, Any], list[Bind]]:
+    """The kernel's config of a container, and what it is to be given. shm_bytes: of the memory that the pod's
+    containers share."""
+    mounts: list[dict[str, Any]] = []
+    binds: list[Bind] = []
+    for mount in oci.get("mounts", ()):
+        if mount.get("type") in _LEFT_OUT:
+            continue
+        mounts.append(_mount(mount, binds, shm_bytes))
+    config = process_config(oci["process"])
+    config["mounts"] = mounts
+    config["read_only"] = bool(oci["root"].get("readonly"))
+    return config, binds
+
+
+def _mount(mount: Mapping[str, Any], binds: list[Bind], shm_bytes: int) -> dict[str, Any]:
+    target, options = mount["destination"], mount.get("options") or ()
+    made = {"target": target, "flags": sorted({_FLAGS[option] for option in options if option in _FLAGS})}
+    if target == _SHM:
+        return made | {"type": "shm", "size_bytes": shm_bytes}
+    if _is_bind(mount):
+        name = f"bind{len(binds)}"
+        binds.append(Bind(name, mount["source"], read_only="ro" in made["flags"]))
+        return made | {"type": "bind", "fd": name}
+    kind = mount.get("type")
+    if kind == "tmpfs":
+        return made | _tmpfs(target, options)
+    if kind in ("proc", "sysfs", "devpts"):
+        return made | {"type": kind}
+    raise Unsupported(f"the application kernel has no file system {kind!r} for {target}", kind="appkernel")
+
+
+def _tmpfs(target: str, options: Any) -> dict[str, Any]:
+    if target == "/dev":
+        return {"type": "devices"}
+    given = dict(option.split("=", 1) for option in options if "=" in option)
+    made: dict[str, Any] = {"type": "tmpfs", "mode": int(given.get("mode", "1777"), 8)}
+    return made | ({"size_bytes": _size(given["size"])} if "size" in given else {})
+
+
+def _size(text: str) -> int:
+    """A size as mount(8) takes it: bytes, or with k, m, g."""
+    unit = _UNITS.get(text[-1:].lower(), 1)
+    return int(text[:-1] if unit > 1 else text) * unit
+
+
+def _is_bind(mount: Mapping[str, Any]) -> bool:
+    return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or ()))

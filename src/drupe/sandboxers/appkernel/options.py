@@ -1,0 +1,26 @@
+"""Settings of the appkernel kind: `[kinds.appkernel]` in the node's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from drupe.errors import NotFound
+from drupe.keeper.programs import find_program
+from drupe.spec.base import Spec
+
+PROGRAM = "drupe-appkernel"
+
+
+class AppkernelOptions(Spec):
+    """program: the kernel, by path; "": the one that came with this version."""
+
+    program: str = ""
+
+
+def find_kernel(options: AppkernelOptions) -> Path:
+    """Its path. NotFound says how to get it."""
+    if not options.program:
+        return find_program(PROGRAM)
+    if not Path(options.program).exists():
+        raise NotFound(f"no program {options.program}", hint="kinds.appkernel.program in the node's configuration")
+    return Path(options.program)

@@ -1,0 +1,198 @@
+"""The kernels that are there: how each is started, reached and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drupe.errors import DrupeError, NotFound, Unavailable
+from drupe.keeper.client import Keeper
+from drupe.keeper.records import Io, LogFile
+from drupe.keeper.start import mounts_root
+from drupe.linux.unix_sockets import short_name
+from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.appkernel.line import SOCKET, Event, KernelLine
+from drupe.sandboxers.appkernel.records import PodRecord
+from drupe.sandboxers.gvisor.command import entering
+from drupe.sandboxers.kept.dropping import drop_task
+from drupe.spec.resources import Resources
+
+_LOG_BYTES = 1 << 20
+_STARTS_WITHIN_S = 30.0
+
+
+@dataclass(slots=True)
+class KernelPod:
+    """One pod, in memory. ending: its end is our own work. frozen: it stands still. pid: of its kernel."""
+
+    record: PodRecord
+    line: KernelLine
+    pid: int = 0
+    ending: bool = False
+    frozen: bool = False
+    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def runs(self) -> bool:
+        return self.pid > 0 and not self.record.failed
+
+    def require(self) -> KernelLine:
+        """The line to the kernel that runs. Unavailable says why there is none."""
+        if self.record.failed:
+            raise Unavailable(f"the kernel of the pod is lost: {self.record.failed}", stage="kernel")
+        if self.pid == 0:
+            raise Unavailable("the kernel of the pod does not run", stage="kernel")
+        return self.line
+
+
+class Pods:
+    """By the pods' ids. on_exit: told each end of a task, with its pod."""
+
+    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, program: Path) -> None:
+        self.keeper = keeper
+        self.cgroups = cgroups
+        self._program = program
+        self._pods: dict[str, KernelPod] = {}
+        self.on_exit: Callable[[KernelPod, Event], None] = lambda pod, event: None
+
+    def __iter__(self) -> Iterator[KernelPod]:
+        return iter(list(self._pods.values()))
+
+    def add(self, record: PodRecord) -> KernelPod:
+        """Know a pod, and write it down."""
+        record.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        record.save()
+        return self._know(record)
+
+    def load(self, directory: Path) -> KernelPod | None:
+        """Know a pod of an earlier daemon."""
+        record = PodRecord.read(directory / "appkernel" / "pod.json")
+        return None if record is None else self._know(record)
+
+    def _know(self, record: PodRecord) -> KernelPod:
+        line = KernelLine(record.home, lambda event: self.on_exit(pod, event))
+        pod = self._pods[record.id] = KernelPod(record, line)
+        return pod
+
+    def get(self, pod_id: str) -> KernelPod:
+        """NotFound for one that is not here."""
+        try:
+            return self._pods[pod_id]
+        except KeyError:
+            raise NotFound(f"sandbox {pod_id} is not here") from None
+
+    def find(self, pod_id: str) -> KernelPod | None:
+        return self._pods.get(pod_id)
+
+    def forget(self, pod: KernelPod) -> None:
+        """Remove all that was written about it. Idempotent."""
+        self._pods.pop(pod.record.id, None)
+        shutil.rmtree(pod.record.home, ignore_errors=True)
+
+    # -- start and end ----------------------------------------------------------------------------------------------
+
+    async def start(self, pod: KernelPod) -> None:
+        """Start its kernel in its cgroup, which is there, once. On failure nothing is left running."""
+        async with pod.starting:
+            if pod.pid:
+                return
+            pod.record.started, pod.record.failed = True, ""
+            pod.record.save()
+            try:
+                pod.pid = await self._launch(pod.record)
+                await pod.line.connect()
+            except BaseException as error:
+                if isinstance(error, DrupeError) and not error.cause:
+                    error.cause = last_words(pod.record.home)
+                await self.end(pod)
+                raise
+
+    async def _launch(self, record: PodRecord) -> int:
+        """Its control socket listens before it starts: nobody waits for it to appear."""
+        pidfile = record.home / "kernel.pid"
+        with contextlib.ExitStack() as opened:
+            fds = {"control": opened.enter_context(_listen(record.home / SOCKET)).fileno()}
+            words = [str(self._program), "serve", "--control", "3", "--pidfile", str(pidfile)]
+            words += ["--hostname", record.hostname]
+            if record.netns:
+                fds["netns"] = self._open_netns(record.netns)
+                opened.callback(os.close, fds["netns"])
+                words += ["--netns", "4"]
+            join = self.cgroups.join_files(record.leaf)
+            created = await self.keeper.create_task(
+                record.key,
+                words if join else entering(self.cgroups.procs_file(record.leaf), words),
+                pidfile=pidfile,
+                exit_file=pidfile.with_suffix(".exit"),
+                io=Io(mode="pipes"),
+                log=LogFile(path=str(record.home / "kernel.log"), max_bytes=_LOG_BYTES, max_files=2),
+                fds=fds,
+                extra_fds=tuple(fds),
+                join=join,
+                cwd=record.home,
+                timeout_s=_STARTS_WITHIN_S,
+            )
+        return created.pid
+
+    def _open_netns(self, path: str) -> int:
+        """As the keeper sees it, which has pinned it."""
+        seen = path if path.startswith("/proc/") else f"{mounts_root(self.keeper)}{path}"
+        return os.open(seen, os.O_RDONLY | os.O_CLOEXEC)
+
+    async def take_over(self, pod: KernelPod, pid: int) -> None:
+        """Go on with a kernel that runs. Raises what keeps it from being reached."""
+        pod.pid = pid
+        await pod.line.connect()
+
+    async def kill(self, pod: KernelPod) -> None:
+        """End the kernel and all that it runs, as if it had been killed from outside."""
+        await asyncio.to_thread(self.cgroups.kill_all, pod.record.leaf, 9)
+        pod.frozen = False
+
+    async def end(self, pod: KernelPod) -> None:
+        """Kill the kernel and all that it runs, whatever state they are in, and let go. Idempotent."""
+        pod.ending = True
+        pod.line.close()
+        leaf = pod.record.leaf
+        if self.cgroups.exists(leaf):
+            await asyncio.to_thread(self.cgroups.kill_all, leaf, 9)
+        await drop_task(self.keeper, pod.record.key)
+        if not pod.record.sole and self.cgroups.exists(leaf):
+            await asyncio.to_thread(self.cgroups.delete, leaf)
+        (pod.record.home / SOCKET).unlink(missing_ok=True)
+        pod.pid, pod.frozen, pod.ending = 0, False, False
+        if pod.record.started:
+            pod.record.started = False
+            with contextlib.suppress(OSError):
+                pod.record.save()
+
+    def make_leaf(self, pod: KernelPod) -> None:
+        """The cgroup of a pod of several containers."""
+        if not pod.record.sole:
+            self.cgroups.create(pod.record.leaf, Resources())
+
+
+def last_words(home: Path) -> str:
+    """What a kernel that did not start said last."""
+    with contextlib.suppress(OSError, IndexError):
+        line = (home / "kernel.log").read_text(errors="replace").splitlines()[-1]
+        return line.split(" ", 3)[-1]
+    return ""
+
+
+@contextlib.contextmanager
+def _listen(path: Path) -> Iterator[socket.socket]:
+    """A listening socket of packets at a path, for root alone."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+        with short_name(path) as name:
+            sock.bind(name)
+        path.chmod(0o600)
+        sock.listen(16)
+        yield sock

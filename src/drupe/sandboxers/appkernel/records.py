@@ -1,0 +1,81 @@
+"""What is written down of pods and containers, so that another daemon can go on with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from drupe.sandboxers.kept.records import Record
+from drupe.spec.container import LogSpec
+from drupe.spec.status import ExitStatus
+
+KERNEL = ".kernel"  # suffix of the keeper's task that is a pod's kernel: no id has a dot
+
+
+class PodRecord(Record, kw_only=True):
+    """A pod's kernel. cgroup: of the pod. sole: it is made for one container, and runs in its cgroup; only: that
+    container, once it is made. netns: where its interfaces are, "" for none. started: it was, and not stopped. failed:
+    why it is lost."""
+
+    id: str
+    dir: str
+    cgroup: str
+    hostname: str
+    netns: str = ""
+    sole: bool = False
+    only: str = ""
+    only_cgroup: str = ""
+    share_pid: bool = False
+    shm_bytes: int = 64 << 20
+    started: bool = False
+    failed: str = ""
+
+    @property
+    def home(self) -> Path:
+        """Everything of the kernel: socket, log, records."""
+        return Path(self.dir) / "appkernel"
+
+    @property
+    def path(self) -> Path:
+        return self.home / "pod.json"
+
+    @property
+    def key(self) -> str:
+        """The keeper's name for the kernel."""
+        return self.id + KERNEL
+
+    @property
+    def leaf(self) -> str:
+        """The cgroup of the kernel and of all that it runs."""
+        return self.only_cgroup or f"{self.cgroup}/kernel"
+
+    def save(self) -> None:
+        self.write(self.path)
+
+
+class TaskRecord(Record, kw_only=True):
+    """A container. pid: as its kernel counts. exit: its end, once known. execs: pids of further processes by id."""
+
+    id: str
+    sandbox: str
+    cgroup: str
+    bundle: str
+    tty: bool
+    stdin: bool
+    log: LogSpec | None
+    exit_file: str
+    started: bool = False
+    pid: int = 0
+    exit: ExitStatus | None = None
+    execs: dict[str, int] = {}
+
+    @property
+    def path(self) -> Path:
+        return record_path(Path(self.bundle))
+
+    def save(self) -> None:
+        self.write(self.path)
+
+
+def record_path(bundle: Path) -> Path:
+    """Where a container's record is."""
+    return bundle / "appkernel.json"

@@ -1,0 +1,236 @@
+"""The appkernel kind: one kernel of drupe's own for each pod, a task of the keeper's, reached by its control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from drupe.errors import DrupeError
+from drupe.keeper.records import Exit, TaskInfo
+from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.appkernel.able import ABLE
+from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
+from drupe.sandboxers.appkernel.pods import KernelPod, Pods
+from drupe.sandboxers.appkernel.records import KERNEL, PodRecord, TaskRecord
+from drupe.sandboxers.appkernel.tasks import KernelTasks, exec_status
+from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskExit, TaskState
+from drupe.sandboxers.kept.exits import exit_status
+from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, network_types
+from drupe.sandboxers.kept.sandboxer import KeptSandboxer
+from drupe.sandboxers.kinds import Means
+from drupe.spec.status import Stats
+
+
+class AppkernelSandboxer(KeptSandboxer):
+    """Sandboxes whose kernel is drupe's own."""
+
+    kind = "appkernel"
+
+    def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
+        self._pods = pods
+        self._tasks = KernelTasks(pods=pods, cgroups=cgroups, on_exit=on_exit)
+        pods.on_exit = self._tasks.ended
+        self._ending: set[asyncio.Task[None]] = set()
+        super().__init__(keeper=pods.keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
+
+    def capabilities(self) -> Mapping[str, str]:
+        return ABLE
+
+    def tasks(self) -> KernelTasks:
+        return self._tasks
+
+    def close(self) -> None:
+        super().close()
+        self._tasks.close()
+        for pod in self._pods:
+            pod.line.close()
+
+    # -- sandboxes ----------------------------------------------------------------------------------------------------
+
+    async def create(self, config: SandboxConfig) -> SandboxInfo:
+        """The network namespace only: the kernel starts when its addresses are in there."""
+        self._configs[config.id] = config
+        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls={}))
+        info = await make_namespaces(self._keeper, plain, network_types(config.spec))
+        containers = config.spec.containers
+        self._pods.add(
+            PodRecord(
+                id=config.id,
+                dir=str(config.dir),
+                cgroup=config.cgroup,
+                hostname=config.hostname,
+                netns=info.netns,
+                sole=len(containers) == 1,
+                share_pid=config.spec.namespaces.pid == "pod",
+                shm_bytes=max((c.shm_size_bytes for c in containers), default=64 << 20),
+            )
+        )
+        return SandboxInfo(netns=info.netns, pid=info.pid)
+
+    async def start(self, sandbox_id: str) -> None:
+        """The kernel of a pod with one container starts with that."""
+        pod = self._pods.get(sandbox_id)
+        if not pod.record.sole:
+            self._pods.make_leaf(pod)
+            await self._pods.start(pod)
+
+    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
+        home = self._pods.get(sandbox_id).record.home
+        return {path.stem: path for path in sorted(home.glob("*.log"))}
+
+    async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:
+        pod = self._pods.find(sandbox_id)
+        if pod is not None:
+            await self._pods.end(pod)
+
+    async def delete(self, sandbox_id: str) -> None:
+        config = self._configs.pop(sandbox_id, None)
+        pod = self._pods.find(sandbox_id)
+        if pod is None and config is not None:
+            pod = self._pods.load(config.dir)
+        if pod is not None:
+            await self._pods.end(pod)
+            self._pods.forget(pod)
+        if config is not None:
+            await drop_namespaces(self._keeper, config)
+
+    async def pause(self, sandbox_id: str) -> None:
+        await super().pause(sandbox_id)
+        self._pods.get(sandbox_id).frozen = True
+
+    async def resume(self, sandbox_id: str) -> None:
+        await super().resume(sandbox_id)
+        self._pods.get(sandbox_id).frozen = False
+
+    async def stats(self, sandbox_id: str) -> Stats:
+        """What the pod costs the host, but for the number of processes."""
+        stats = await super().stats(sandbox_id)
+        pod = self._pods.get(sandbox_id)
+        running = [record for record in self._tasks.records(sandbox_id) if record.started and record.exit is None]
+        if pod.runs and not pod.frozen:
+            with contextlib.suppress(DrupeError):
+                stats.pids = sum([len(await pod.line.processes(record.id)) for record in running])
+        return stats
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    def _is_mine(self, key: str) -> bool:
+        if key.endswith(KERNEL):
+            return self._pods.find(key.removesuffix(KERNEL)) is not None
+        return super()._is_mine(key)
+
+    def _exited(self, record: Exit) -> None:
+        if not self._is_mine(record.task):
+            return
+        if record.task.endswith(KERNEL):
+            self._kernel_ended(self._pods.get(record.task.removesuffix(KERNEL)), record)
+            return
+        status = exit_status(record)
+        self._tasks.conclude(record.task, status)
+        self._tasks.note_end(record.task)
+        self._on_exit(TaskExit(task=record.task, exec_id="", status=status))
+
+    def _kernel_ended(self, pod: KernelPod, record: Exit) -> None:
+        """Unless that was our work, all that it ran is lost."""
+        if pod.ending or not pod.record.started or pod.record.failed:
+            return
+        how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
+        self._lose(pod, f"the kernel of the pod ended {how}")
+
+    def _lose(self, pod: KernelPod, cause: str) -> None:
+        pod.record.failed = cause
+        with contextlib.suppress(OSError):
+            pod.record.save()
+        self._tasks.kernel_lost(pod)
+        self._ending.add(ending := asyncio.ensure_future(self._end_lost(pod, cause)))
+        ending.add_done_callback(self._ending.discard)
+
+    async def _end_lost(self, pod: KernelPod, cause: str) -> None:
+        await self._tasks.told()
+        with contextlib.suppress(DrupeError):
+            await self._pods.end(pod)
+        self.on_failed(pod.record.id, cause)
+
+    # -- recovery -----------------------------------------------------------------------------------------------------
+
+    async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
+        for config in configs.values():
+            self._pods.load(config.dir)
+        found = await super().recover(configs)
+        for pod in self._pods:
+            found |= await self._recover_pod(pod, found.pop(pod.record.key, None))
+        return found
+
+    async def _task_state(self, entry: TaskInfo) -> TaskState:
+        record = self._tasks.record_of(entry.task)
+        if record is None:
+            exit_ = exit_status(entry.exit) if entry.exit else None
+            return TaskState(entry.task, entry.pid, started=True, exit=exit_)
+        if entry.exit is not None:
+            status = exit_status(entry.exit)
+            self._tasks.conclude(entry.task, status)
+            return TaskState(entry.task, 0, started=True, exit=status)
+        return TaskState(entry.task, entry.pid, started=record.started, exit=None)
+
+    async def _recover_pod(self, pod: KernelPod, kernel: TaskState | None) -> dict[str, TaskState]:
+        """What its kernel says of its tasks, or that it is gone."""
+        if kernel is None or kernel.exit is not None or not pod.record.started:
+            await self._pods.end(pod)
+            return await self._gone(pod)
+        try:
+            await self._pods.take_over(pod, kernel.pid)
+            listed = await pod.line.tasks()
+        except DrupeError as error:
+            pod.record.failed = f"the kernel cannot be reached after a restart: {error}"
+            await self._pods.end(pod)
+            return await self._gone(pod)
+        return await self._listed(pod, listed)
+
+    async def _gone(self, pod: KernelPod) -> dict[str, TaskState]:
+        """All that ran in it has ended."""
+        self._tasks.kernel_lost(pod)
+        await self._tasks.told()
+        return {}
+
+    async def _listed(self, pod: KernelPod, listed: list[dict[str, object]]) -> dict[str, TaskState]:
+        found: dict[str, TaskState] = {}
+        for task in listed:
+            record = self._tasks.record_of(str(task["container"]))
+            exec_id = str(task["exec"])
+            if record is None:
+                await pod.line.call("delete", container=task["container"])
+            elif exec_id and exec_id in record.execs:
+                found |= self._exec_state(record, exec_id, task)
+            elif not exec_id:
+                found |= await self._first_state(pod, record, task)
+        return found
+
+    async def _first_state(self, pod: KernelPod, record: TaskRecord, task: dict[str, object]) -> dict[str, TaskState]:
+        if not record.started:  # a start that was under way is taken back
+            await pod.line.call("delete", container=record.id)
+            return {}
+        if record.exit is not None:
+            return {}
+        if (how := task.get("exit")) is not None:
+            ended = exec_status(cast("dict[str, object]", how))
+            await self._keeper.end_task(record.id, code=ended.code, signal=ended.signal)
+        return {record.id: TaskState(record.id, pod.pid, started=True, exit=None)}
+
+    def _exec_state(self, record: TaskRecord, exec_id: str, task: dict[str, object]) -> dict[str, TaskState]:
+        key = f"{record.id}.{exec_id}"
+        how = task.get("exit")
+        exit_ = None if how is None else exec_status(cast("dict[str, object]", how))
+        return {key: TaskState(key, int(cast(int, task["pid"])), started=True, exit=exit_)}
+
+
+def open_appkernel(means: Means) -> AppkernelSandboxer:
+    """The kind on this host. Raises NotFound when its program was not built."""
+    program = find_kernel(cast(AppkernelOptions, means.options))
+    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=program)
+    return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit)

@@ -1,0 +1,435 @@
+"""Containers of application kernels: run by the pod's kernel, their streams held by the keeper.
+
+`create` has the keeper make the streams, and writes down what is to be run; `start` hands the kernel the other ends, the
+root and the mounts as open descriptors, and runs it. The kernel tells how a task ended; the keeper waits for the rest
+of its output, writes the end down and tells it, as of any other task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported, from_os_error
+from drupe.keeper.start import mounts_root
+from drupe.resources.cgroups import Cgroups
+from drupe.resources.limits import apply_verified
+from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
+from drupe.sandboxers.appkernel.counters import process_info
+from drupe.sandboxers.appkernel.failures import explain
+from drupe.sandboxers.appkernel.line import Event
+from drupe.sandboxers.appkernel.pods import KernelPod, Pods
+from drupe.sandboxers.appkernel.records import TaskRecord, record_path
+from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit
+from drupe.sandboxers.kept.exits import killed
+from drupe.sandboxers.kept.tasks import KeptAttachment, KeptTasks, log_file
+from drupe.spec.resources import Resources
+from drupe.spec.status import ExitStatus, ProcessInfo, Stats
+
+_HARMLESS = (0, 17, 18, 23, 28)  # signals that do nothing by default: CHLD, CONT, URG, WINCH
+_STREAMS = ("stdin", "stdout", "stderr")
+_LOST_CODE = 255
+
+
+class KernelTasks(KeptTasks):
+    """See the contract. A container's record is on disk, and its streams are the keeper's."""
+
+    def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
+        super().__init__(keeper=pods.keeper, cgroups=cgroups)
+        self._pods = pods
+        self._on_exit = on_exit
+        self._records: dict[str, TaskRecord] = {}
+        self._attached: dict[str, tuple[Mapping[str, int], Attachment]] = {}  # at creation, to whom
+        self._windows: dict[str, tuple[int, int]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
+        super().know(task_id, cgroup=cgroup, bundle=bundle)
+        record = TaskRecord.read(record_path(bundle))
+        if record is not None:
+            self._records[task_id] = record
+
+    # -- made, started, unmade --------------------------------------------------------------------------------------
+
+    async def create(self, task: TaskConfig) -> int:
+        if task.id in self._records:
+            raise AlreadyExists(f"container {task.id} exists already")
+        pod = self._pods.get(task.sandbox)
+        _check_room(pod, task)
+        if pod.record.sole:
+            pod.record.only, pod.record.only_cgroup = task.id, task.cgroup
+            pod.record.save()
+        (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
+        super().know(task.id, cgroup=task.cgroup, bundle=task.bundle)
+        self._ended.discard(task.id)
+        self._records[task.id] = record = TaskRecord(
+            id=task.id, sandbox=task.sandbox, cgroup=task.cgroup, bundle=str(task.bundle), tty=task.tty,
+            stdin=task.stdin, log=task.log, exit_file=str(task.exit_file),
+        )  # fmt: skip
+        record.save()
+        try:
+            await self._hold(record, task.fds)
+            self._cgroups.create(task.cgroup, task.resources)
+            apply_verified(self._cgroups, task.cgroup, task.resources)
+        except BaseException:
+            await self.delete(task.id)
+            raise
+        return 0
+
+    async def _hold(self, record: TaskRecord, attach: Mapping[str, int]) -> None:
+        created = await self._keeper.hold_streams(
+            record.id,
+            stdin=record.stdin or record.tty,
+            exit_file=record.exit_file,
+            log=log_file(record.log),
+            attach=attach,
+            close_stdin="stdin" in attach and not record.tty,
+        )
+        if created.attachment is not None:
+            self._attached[record.id] = (attach, KeptAttachment(self._keeper, record.id, created.attachment))
+
+    async def start(self, task_id: str) -> int:
+        record = self._record(task_id)
+        if record.started or record.exit is not None:
+            raise InvalidState(f"container {task_id} was started before")
+        pod = self._pods.get(record.sandbox)
+        await self._pods.start(pod)
+        oci = json.loads((Path(record.bundle) / "config.json").read_text())
+        record.started = True  # before it is: its end may be told first
+        record.save()
+        try:
+            record.pid = await self._run(pod, record, oci)
+        except DrupeError as error:
+            record.started = False
+            record.save()
+            raise explain(error, oci["process"]) from None
+        if record.id in self._records:
+            record.save()
+        return pod.pid
+
+    async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
+        config, binds = container_config(oci, shm_bytes=pod.record.shm_bytes)
+        if window := self._windows.pop(record.id, None):
+            config["rows"], config["cols"] = window
+        with contextlib.ExitStack() as opened:
+            fds = await self._keeper.take_streams(record.id)
+            for fd in fds.values():
+                opened.callback(os.close, fd)
+            fds |= self._open_all([Bind("root", oci["root"]["path"], read_only=False), *binds], opened)
+            answer = await pod.require().call("start", container=record.id, config=config, fds=fds)
+        return int(answer["pid"])
+
+    def _open_all(self, binds: list[Bind], opened: contextlib.ExitStack) -> dict[str, int]:
+        """As the keeper sees them, which has mounted them."""
+        found = {}
+        for bind in binds:
+            path = f"{mounts_root(self._keeper)}{bind.source}"
+            try:
+                found[bind.name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError as error:
+                raise from_os_error(error) from None
+            opened.callback(os.close, found[bind.name])
+        return found
+
+    async def delete(self, task_id: str) -> None:
+        record = self._records.pop(task_id, None)
+        cgroup = self._cgroup_of.pop(task_id, None)
+        bundle = self._bundle_of.pop(task_id, None)
+        self._attached.pop(task_id, None)
+        self._windows.pop(task_id, None)
+        if record is not None and (pod := self._pods.find(record.sandbox)) is not None:
+            await self._unmake(pod, record)
+        with contextlib.suppress(DrupeError):
+            await self._keeper.end_task(task_id, code=137, signal=9)
+        await self._forget(task_id, kill=False)
+        if cgroup is not None:
+            await asyncio.to_thread(self._drop_cgroup, cgroup)
+        if bundle is not None:
+            record_path(bundle).unlink(missing_ok=True)
+
+    async def _unmake(self, pod: KernelPod, record: TaskRecord) -> None:
+        """Nothing of a container may stay in the kernel; one that hangs, or that is this container's alone, is ended."""
+        if pod.record.sole:
+            await self._pods.end(pod)
+            return
+        if pod.frozen:
+            await self._thaw(pod, record)
+        if record.started and pod.runs:
+            try:
+                await pod.line.call("delete", container=record.id)
+            except DrupeError:
+                await self._pods.kill(pod)
+
+    # -- signals ----------------------------------------------------------------------------------------------------
+
+    async def kill(self, task_id: str, signal: int, *, exec_id: str = "", everything: bool = False) -> None:
+        record = self._record(task_id)
+        if record.exit is not None or task_id in self._ended:
+            raise NotFound(f"container {task_id} has ended")
+        if not record.started:
+            if signal not in _HARMLESS:
+                await self._keeper.end_task(task_id, code=128 + signal, signal=signal)
+            return
+        if exec_id and exec_id not in record.execs:
+            raise NotFound(f"container {task_id} has no exec {exec_id} now")
+        await self._signal(record, signal, exec_id, "all" if everything else "one")
+
+    async def _signal(self, record: TaskRecord, signal: int, exec_id: str, reach: str) -> None:
+        pod = self._pods.get(record.sandbox)
+        if signal == 9 and pod.frozen:  # only where nothing else lives in it is that allowed by the runtime
+            await self._pods.kill(pod)
+            return
+        try:
+            await pod.require().call("kill", container=record.id, exec=exec_id, signal=signal, reach=reach)
+        except NotFound:
+            raise NotFound("the process has ended") from None
+        except DrupeError:
+            if signal != 9 or exec_id:
+                raise
+            await self._pods.kill(pod)  # it hangs, and nothing else ends what it runs
+
+    async def kill_tree(self, task_id: str, signal: int, *, exec_id: str, pid: int) -> None:
+        """Pids are the kernel's, which knows who descends from whom."""
+        record = self._record(task_id)
+        with contextlib.suppress(NotFound):
+            await self._signal(record, signal, exec_id, "family")
+
+    # -- ends -------------------------------------------------------------------------------------------------------
+
+    def ended(self, pod: KernelPod, event: Event) -> None:
+        """The kernel tells an end."""
+        record = self._records.get(event["container"])
+        if record is None or record.sandbox != pod.record.id:
+            return
+        if not event["exec"]:
+            self._soon(self._end_first(record, event["exit"]))
+        elif event["exec"] in record.execs:
+            self._end_exec(pod, record, event["exec"], exec_status(event["exit"]))
+
+    async def _end_first(self, record: TaskRecord, how: Mapping[str, Any]) -> None:
+        """Have the keeper tell it when the output is complete."""
+        with contextlib.suppress(DrupeError):
+            await self._keeper.end_task(record.id, code=how["code"], signal=how["signal"])
+
+    def _end_exec(self, pod: KernelPod, record: TaskRecord, exec_id: str, status: ExitStatus) -> None:
+        record.execs.pop(exec_id, None)
+        if record.id in self._records:
+            with contextlib.suppress(OSError):
+                record.save()
+        self._soon(self._forget_exec(pod, record.id, exec_id))
+        self._on_exit(TaskExit(task=record.id, exec_id=exec_id, status=status))
+
+    async def _forget_exec(self, pod: KernelPod, task_id: str, exec_id: str) -> None:
+        with contextlib.suppress(DrupeError):
+            await pod.line.forget(task_id, exec_id)
+
+    def kernel_lost(self, pod: KernelPod) -> None:
+        """All that ran in it has ended with it."""
+        for record in self.records(pod.record.id):
+            if record.exit is not None or not record.started:
+                continue
+            for exec_id in list(record.execs):
+                self._end_exec(pod, record, exec_id, killed(at=time.time()))
+            self._soon(self._end_first(record, {"code": 137, "signal": 9}))
+
+    def conclude(self, task_id: str, status: ExitStatus) -> None:
+        """Complete what the keeper told of a container's end."""
+        record = self._records.get(task_id)
+        if record is None:
+            return
+        pod = self._pods.find(record.sandbox)
+        self.mark_oom(task_id, status)
+        if pod is not None and pod.record.failed and record.started and status.reason != "OOMKilled":
+            status.code, status.signal, status.reason = _LOST_CODE, 0, "Lost"
+            status.message = pod.record.failed
+        record.exit = status
+        with contextlib.suppress(OSError):
+            record.save()
+
+    def mark_oom(self, task_id: str, status: ExitStatus) -> None:
+        """The host kills whatever of a pod it likes for memory: the kernel, or a process that lends it a space."""
+        record = self._records.get(task_id)
+        pod = None if record is None else self._pods.find(record.sandbox)
+        if pod is None:
+            return
+        status.oom_kills = self._cgroups.oom_kills(pod.record.leaf)
+        if status.oom_kills and status.code == 137:
+            status.reason = "OOMKilled"
+
+    async def told(self) -> None:
+        """Until every end that is known was handed on."""
+        while self._telling:
+            await asyncio.gather(*self._telling, return_exceptions=True)
+
+    def _soon(self, work: Any) -> None:
+        self._telling.add(telling := asyncio.ensure_future(work))
+        telling.add_done_callback(self._telling.discard)
+
+    def close(self) -> None:
+        """Let go of what is held in this process."""
+        for telling in self._telling:
+            telling.cancel()
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    async def attach(
+        self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "", keep_stdin: bool = False
+    ) -> Attachment:
+        known, early = self._attached.get(task_id, (None, None))
+        if early is not None and known is fds:
+            del self._attached[task_id]
+            return early
+        return await super().attach(task_id, fds, exec_id=exec_id, keep_stdin=keep_stdin)
+
+    async def resize(self, task_id: str, rows: int, cols: int, *, exec_id: str = "") -> None:
+        record = self._record(task_id)
+        if not exec_id and not record.started:
+            self._windows[task_id] = (rows, cols)
+            return
+        line = self._pods.get(record.sandbox).require()
+        await line.call("resize", container=task_id, exec=exec_id, rows=rows, cols=cols)
+
+    async def close_stdin(self, task_id: str) -> None:
+        """Of a terminal it is a character that is typed."""
+        record = self._record(task_id)
+        if not record.tty or not record.started:
+            await super().close_stdin(task_id)
+            return
+        await self._pods.get(record.sandbox).require().call("end_input", container=task_id)
+
+    # -- execs ------------------------------------------------------------------------------------------------------
+
+    async def exec(self, config: ExecConfig) -> int:
+        record = self._record(config.task)
+        if not record.started or record.exit is not None:
+            raise InvalidState(f"container {config.task} does not run")
+        line = self._pods.get(record.sandbox).require()
+        record.execs[config.id] = 0
+        record.save()
+        wanted = process_config(config.process) | {"rows": config.rows or 0, "cols": config.cols or 0}
+        try:
+            with _filled(config.fds) as fds:
+                answer = await line.call("exec", container=record.id, exec=config.id, config=wanted, fds=fds)
+        except DrupeError as error:
+            record.execs.pop(config.id, None)
+            record.save()
+            raise explain(error, config.process) from None
+        pid = int(answer["pid"])
+        if config.id in record.execs:
+            record.execs[config.id] = pid
+            record.save()
+        return pid
+
+    # -- limits, counters -------------------------------------------------------------------------------------------
+
+    async def pause(self, task_id: str) -> None:
+        pod, leaf = self._whole(self._record(task_id), "pause", "its containers can only be paused together")
+        await asyncio.to_thread(self._cgroups.freeze, leaf)
+        pod.frozen = True
+
+    async def resume(self, task_id: str) -> None:
+        record = self._record(task_id)
+        await self._thaw(self._pods.get(record.sandbox), record)
+
+    async def _thaw(self, pod: KernelPod, record: TaskRecord) -> None:
+        await asyncio.to_thread(self._cgroups.thaw, pod.record.cgroup)
+        await asyncio.to_thread(self._cgroups.thaw, pod.record.leaf)
+        pod.frozen = False
+
+    async def update(self, task_id: str, resources: Resources) -> None:
+        _, leaf = self._whole(self._record(task_id), "container-limits", "its containers share one kernel")
+        apply_verified(self._cgroups, leaf, resources)
+
+    async def stats(self, task_id: str) -> Stats:
+        """Processes and, of one container among several, processor time and memory as the kernel counts them; the rest is
+        what it costs the host."""
+        record = self._record(task_id)
+        pod = self._pods.get(record.sandbox)
+        alone = bool(pod.record.sole) or not self._others(record)
+        stats = self._cgroups.stats(pod.record.leaf) if alone else Stats(at=time.time())
+        if pod.frozen or not record.started:
+            return stats
+        seen = await pod.require().processes(record.id)
+        stats.pids = sum(one["threads"] for one in seen)
+        if not alone:
+            stats.cpu_usage_ns = sum(one["cpu_ns"] for one in seen)
+            stats.memory_usage_bytes = sum(one["rss_bytes"] for one in seen)
+        return stats
+
+    def hidden(self, task_id: str) -> Collection[str]:
+        record = self._records.get(task_id)
+        config = {} if record is None else json.loads((Path(record.bundle) / "config.json").read_text())
+        return [mount["destination"] for mount in config.get("mounts", ()) if mount.get("type") != "bind"]
+
+    async def pids(self, task_id: str) -> list[int]:
+        return [process.pid for process in await self.processes(task_id)]
+
+    async def processes(self, task_id: str) -> list[ProcessInfo]:
+        record = self._record(task_id)
+        return [process_info(one) for one in await self._pods.get(record.sandbox).require().processes(record.id)]
+
+    # -- inner ------------------------------------------------------------------------------------------------------
+
+    def record_of(self, task_id: str) -> TaskRecord | None:
+        return self._records.get(task_id)
+
+    def records(self, sandbox: str) -> Iterator[TaskRecord]:
+        """Of the containers of one pod."""
+        return iter([record for record in self._records.values() if record.sandbox == sandbox])
+
+    def _record(self, task_id: str) -> TaskRecord:
+        try:
+            return self._records[task_id]
+        except KeyError:
+            raise NotFound(f"container {task_id} has no processes here") from None
+
+    def _others(self, record: TaskRecord) -> list[TaskRecord]:
+        """Its neighbours that live."""
+        return [one for one in self.records(record.sandbox) if one.id != record.id and one.started and not one.exit]
+
+    def _whole(self, record: TaskRecord, feature: str, why: str) -> tuple[KernelPod, str]:
+        """The pod of a container that is alone in it, and its cgroup. Unsupported when it is not."""
+        if self._others(record):
+            raise Unsupported(
+                f"container {record.id} shares its kernel with others",
+                kind="appkernel", feature=feature, cause=why, hint="do it to the pod",
+            )  # fmt: skip
+        pod = self._pods.get(record.sandbox)
+        return pod, pod.record.leaf
+
+
+@contextlib.contextmanager
+def _filled(fds: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """All three streams; what was not given is /dev/null."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield {name: fds.get(name, null) for name in _STREAMS}
+    finally:
+        os.close(null)
+
+
+def exec_status(how: Mapping[str, Any]) -> ExitStatus:
+    """A kernel's exit record in our words."""
+    return ExitStatus(code=how["code"], signal=how["signal"], at=how["at"], reason="Error" if how["code"] else "")
+
+
+def _check_room(pod: KernelPod, task: TaskConfig) -> None:
+    if pod.record.only not in ("", task.id):
+        raise Unsupported(
+            "a pod that was made for one container takes no further one",
+            kind="appkernel", feature="multi-container", cause="its kernel ends with that container",
+            hint="name all containers when the pod is made, or make it empty",
+        )  # fmt: skip
+    if not pod.record.sole and task.resources != Resources():
+        raise Unsupported(
+            "the containers of an appkernel pod cannot be limited one by one",
+            kind="appkernel", feature="container-limits", cause="they share one kernel", hint="limit the pod",
+        )  # fmt: skip

@@ -1,0 +1,24 @@
+"""Whether application kernels can run here: the platform under them, tried."""
+
+from __future__ import annotations
+
+import json
+
+from drupe.errors import NotFound
+from drupe.keeper.programs import find_program
+from drupe.services.probing import Problem, run
+
+_PATIENCE = "the host's kernel must have seccomp notifications (Linux 5.9) and let this user make PID namespaces"
+
+
+def appkernel() -> str:
+    """Run a guest that does nothing but call. Answers what a call costs."""
+    try:
+        program = find_program("drupe-appkernel")
+    except NotFound as error:
+        raise Problem(error.message, error.hint) from None
+    done = run([str(program), "probe"])
+    if done.code != 0:
+        raise Problem(done.last_line, _PATIENCE)
+    figures = json.loads(done.stdout)
+    return f"platform {figures['platform']}, {figures['call_ns'] / 1000:.1f} µs a call"

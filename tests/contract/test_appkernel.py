@@ -1,0 +1,68 @@
+"""The contract on application kernels: the real keeper and kernel; pods of several containers, and of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kept_site import KeptSite, make_rootfs
+from sandboxer_suite import SandboxerSuite
+
+from drupe.errors import NotFound
+from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
+from drupe.sandboxers.appkernel.pods import Pods
+from drupe.sandboxers.appkernel.sandboxer import AppkernelSandboxer
+from drupe.sandboxers.contract import SandboxConfig
+from drupe.spec import ContainerSpec
+from framework import probes
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rootfs(tmp_path_factory.mktemp("rootfs"))
+
+
+class AppkernelSite(KeptSite):
+    states = "appkernel"
+
+    def make(self) -> AppkernelSandboxer:
+        pods = Pods(keeper=self.keeper, cgroups=self.cgroups, program=find_kernel(AppkernelOptions()))
+        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended)
+
+
+class SoleSite(AppkernelSite):
+    """Pods that are made with their one container, as `drupe run` makes them."""
+
+    def config(self, **spec: Any) -> SandboxConfig:
+        return super().config(**{"containers": (ContainerSpec(name="only"),)} | spec)
+
+    def needs(self, *features: str) -> None:
+        if "multi-container" in features:
+            pytest.skip("the other class has pods of several containers")
+        super().needs(*features)
+
+
+class AppkernelSuite(SandboxerSuite):
+    kind_of_site: type[AppkernelSite]
+
+    @pytest.fixture
+    def site(self, tmp_path: Path, rootfs: Path) -> AppkernelSite:
+        probes.needs_root()
+        probes.needs_keeper()
+        return self.kind_of_site(tmp_path, rootfs)
+
+
+@pytest.mark.root
+class TestSeveral(AppkernelSuite):
+    kind_of_site = AppkernelSite
+
+
+@pytest.mark.root
+class TestSole(AppkernelSuite):
+    kind_of_site = SoleSite
+
+
+def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(NotFound, match="no program /nowhere"):
+        find_kernel(AppkernelOptions(program="/nowhere"))
