@@ -65,7 +65,7 @@ class Disk:
 class Nic:
     """tap: name of the device in the VMM's network namespace. queues: pairs. socket: vhost-user instead of `tap`.
     descriptor: of an open tap, for one that is plugged into a running machine (whoever plugs it in closes it); more:
-    of its further queues."""
+    of its further queues. node: of a macvtap, whose descriptors are those of this character device."""
 
     id: str
     mac: str
@@ -75,6 +75,7 @@ class Nic:
     socket: Path | None = None
     descriptor: int = -1
     more: tuple[int, ...] = ()
+    node: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import stat
 import time
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from drupe.rpc.timeouts import timeout
 
 # virtio 1.0 alone: behind the bridge there are no I/O ports for what was before
 _BLK, _NET = "virtio-blk-pci-non-transitional", "virtio-net-pci-non-transitional"
+_VHOST_BLK = "vhost-user-blk-pci-non-transitional"
 SAVED_STATE = "devices"
 SAVED_MEMORY = "memory"
 _SAVE_TIMEOUT_S = 300.0
@@ -140,6 +142,10 @@ class QemuMachine(QmpMachine):
 
     async def _add_disk(self, disk: Disk) -> None:
         """The file is opened here: the program has no file system any more."""
+        if disk.socket is not None:
+            await self._add_socket(disk.id, disk.socket)
+            await self._plug({"driver": _VHOST_BLK, "id": disk.id, "chardev": f"c-{disk.id}"})
+            return
         descriptor = os.open(disk.path, (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC)
         is_block = stat.S_ISBLK(os.fstat(descriptor).st_mode)
         try:
@@ -158,6 +164,11 @@ class QemuMachine(QmpMachine):
 
     async def _add_nic(self, nic: Nic) -> None:
         name = f"n-{nic.id}"
+        if nic.socket is not None:
+            await self._add_socket(nic.id, nic.socket)
+            await self._qmp.call("netdev_add", {"type": "vhost-user", "id": name, "chardev": f"c-{nic.id}"})
+            await self._plug({"driver": _NET, "id": nic.id, "netdev": name, "mac": nic.mac, "romfile": ""})
+            return
         names = [f"{name}-{number}" for number in range(1 + len(nic.more))]
         for queue, descriptor in zip(names, (nic.descriptor, *nic.more), strict=True):
             await self._qmp.give(queue, descriptor)
@@ -172,21 +183,24 @@ class QemuMachine(QmpMachine):
             raise
 
     async def _add_share(self, share: Share) -> None:
-        import socket
-
         if share.socket is None:
             raise Unsupported("9p shares are there from the start or not at all", feature="hotplug-share")
+        await self._add_socket(share.id, share.socket)
+        await self._plug({"driver": "vhost-user-fs-pci", "id": share.id, "chardev": f"c-{share.id}", "tag": share.tag})
+
+    async def _add_socket(self, device_id: str, path: Path) -> None:
+        """A vhost-user back-end's, connected here: the program has no file system any more."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
             try:
-                with short_name(share.socket) as name:
+                with short_name(path) as name:
                     sock.connect(name)
             except OSError as error:
-                raise Unavailable("virtiofsd is not there", stage="share", cause=error.strerror or "") from None
-            await self._qmp.give(f"s-{share.id}", sock.fileno())
-        address = {"type": "fd", "data": {"str": f"s-{share.id}"}}
+                what = f"nothing serves {path}"
+                raise Unavailable(what, stage="devices", cause=error.strerror or "") from None
+            await self._qmp.give(f"s-{device_id}", sock.fileno())
+        address = {"type": "fd", "data": {"str": f"s-{device_id}"}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        await self._qmp.call("chardev-add", {"id": f"c-{share.id}", "backend": backend})
-        await self._plug({"driver": "vhost-user-fs-pci", "id": share.id, "chardev": f"c-{share.id}", "tag": share.tag})
+        await self._qmp.call("chardev-add", {"id": f"c-{device_id}", "backend": backend})
 
     async def _plug(self, device: dict[str, Any], *, express: bool = False) -> None:
         """express: into a port of PCI Express, of which there are few."""

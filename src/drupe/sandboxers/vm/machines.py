@@ -194,7 +194,7 @@ class Machines:
             await self._launcher.end(pod.record.id + suffix)
         if self.cgroups.exists(pod.record.leaf):
             await asyncio.to_thread(self.cgroups.delete, pod.record.leaf)
-        await network.part(self.keeper, pod.record.netns)
+        await network.part(self.keeper, pod.record)
         for path in (*pod.record.home.glob("*.sock"), pod.record.home / "agent.in", pod.record.home / "agent.out"):
             path.unlink(missing_ok=True)
         if pod.record.started:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from drupe.errors import InvalidArgument, Unsupported
+from drupe.resources.network.endpoints.contract import Model
 from drupe.spec.base import Spec
 from drupe.spec.pod import PodSpec
 
 RootfsForm = Literal["virtiofs", "block", "hostfs"]
 ROOTFS = "drupe.vm.rootfs"
+NETWORK = "drupe.vm.network"
 
 
 class VmOptions(Spec):
@@ -20,6 +22,8 @@ class VmOptions(Spec):
     guest: the guest image, by name or digest. rootfs: how a container's root gets into the machine. memory_bytes: of a
     machine whose pod has no limit. overhead_bytes: what guest kernel and agent need beside the pod's limit.
     vmm_bytes: what the machine costs the host beside its memory. template: start from a booted machine that was saved.
+    network: how interfaces are joined to the machine (docs/hypervisors.md). queues: most pairs of queues of one.
+    vhost_user: directory with the sockets of interfaces that processes of the host serve.
     agent_timeout_s: how long a guest may take to boot. append: further words for the guest kernel's command line."""
 
     hypervisor: str = "qemu"
@@ -34,8 +38,23 @@ class VmOptions(Spec):
     memory_max_bytes: int = 0
     processors_max: int = 0
     template: bool = True
+    network: Model = "tc-filter"
+    queues: int = 1
+    vhost_user: str = ""
     agent_timeout_s: float = 60.0
     append: tuple[str, ...] = ()
+
+
+def network_for(options: VmOptions, spec: PodSpec) -> Model:
+    """The pod's wish or the node's. InvalidArgument for an unknown one."""
+    wished = spec.annotations.get(NETWORK, options.network)
+    for model in get_args(Model):
+        if model == wished:
+            found: Model = model
+            return found
+    raise InvalidArgument(
+        f"unknown model {wished!r} in annotation {NETWORK}", hint=f"one of: {', '.join(get_args(Model))}"
+    )
 
 
 def rootfs_for(options: VmOptions, spec: PodSpec, able: Mapping[str, str]) -> RootfsForm:

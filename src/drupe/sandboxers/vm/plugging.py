@@ -25,11 +25,17 @@ _LETS_GO_WITHIN_S = 30.0
 
 async def plug_nic(keeper: Keeper, pod: VmPod, nic: Nic) -> None:
     """Plug an interface in; its tap is opened once for each queue."""
+    if nic.socket is not None:
+        await pod.require().add(nic)
+        return
     descriptors: list[int] = []
     try:
         for _ in range(nic.queues):
-            descriptors.append(await keeper.netns_open(pod.record.netns, tuntap.DEVICE))
-            tuntap.attach_tap(descriptors[-1], nic.tap, queues=nic.queues)
+            if nic.node is not None:
+                descriptors.append(os.open(nic.node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            else:
+                descriptors.append(await keeper.netns_open(pod.record.netns, tuntap.DEVICE))
+            tuntap.attach_tap(descriptors[-1], nic.tap or nic.id, queues=nic.queues)
         await pod.require().add(replace(nic, descriptor=descriptors[0], more=tuple(descriptors[1:])))
     finally:
         for descriptor in descriptors:
@@ -85,10 +91,10 @@ class Interfaces:
                     raise
             finally:
                 self._note(pod, [nic for nic in mine.values() if nic.id in have], notes)
-            await self._tell(pod, [one for one in joined if one.tap and _nic_id(one) in have])
+            await self._tell(pod, [one for one in joined if _nic_id(one) in have])
 
     async def _join(self, pod: VmPod) -> tuple[list[Joined], list[str]]:
-        joined = await network.join(self._keeper, pod.record.netns)
+        joined = await network.join(self._keeper, pod.record)
         return joined, network.left_out(joined)
 
     def _note(self, pod: VmPod, nics: Sequence[Nic], notes: list[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drupe.hypervisors.contract import Accelerator, MachineConfig
+from drupe.resources.network.endpoints.contract import Model
 from drupe.sandboxers.kept.records import Record
 from drupe.spec.container import LogSpec
 from drupe.spec.resources import Resources
@@ -18,7 +19,8 @@ class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
     the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
     not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given since
-    it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's."""
+    it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's. network,
+    queues, vhost_user: how its interfaces are joined (endpoints.contract.Wanted)."""
 
     id: str
     dir: str
@@ -41,6 +43,9 @@ class PodRecord(Record, kw_only=True):
     started: bool = False
     paused: bool = False
     hypervisor: str = ""
+    network: Model = "tc-filter"
+    queues: int = 1
+    vhost_user: str = ""
     saved: str = ""
     failed: str = ""
     notes: list[str] = []

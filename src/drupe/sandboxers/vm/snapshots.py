@@ -128,7 +128,7 @@ class Saver:
         for guest in guests:
             await self._copy(directory / roots.image_of(guest, record.home).name, record.home)
         with phases("network"):
-            joined = await network.join(self._keeper, record.netns)
+            joined = await network.join(self._keeper, record)
         disks = [roots.disk_of(guest, record.home) for guest in guests]
         with phases("restore"):
             await self._starter.boot(pod, _config(config, directory, saved, disks, joined), phases)

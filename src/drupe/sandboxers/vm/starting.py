@@ -55,7 +55,7 @@ class Starter:
         """All of it. Raises DrupeError; what was started then is the caller's to end."""
         record, phases = pod.record, Phases()
         with phases("network"):
-            joined = await network.join(self._keeper, record.netns)
+            joined = await network.join(self._keeper, record)
         with phases("share"):
             shares = await self._share(pod) if record.shares else []
         config = record.machine()
@@ -63,7 +63,10 @@ class Starter:
         record.saved = str(saved or "")
         if saved is None:
             nics = network.nics_of(joined)
-            await self.boot(pod, replace(config, disks=disks, nics=nics, shares=shares), phases)
+            cold = [nic for nic in nics if nic.node is None]
+            await self.boot(pod, replace(config, disks=disks, nics=cold, shares=shares), phases)
+            for nic in (nic for nic in nics if nic.node is not None):
+                await plug_nic(self._keeper, pod, nic)
         else:
             await self._restore(pod, config, saved, phases)
             with phases("devices"):
