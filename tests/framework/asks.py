@@ -65,6 +65,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "secrets": _one(secrets=(Secret(name="a", value=b"x"),)),
     "shm-size": _one(shm_size_bytes=1 << 20),
     "devices": _one(devices=(Device(path="/dev/null"),)),
+    "host-hardware": _one(devices=(Device(path="vfio=0000:3b:00.0"),)),
     "cpu-limits": _limits(cpus=0.5),
     "cpu-sets": _limits(cpuset_cpus="0"),
     "memory-limit": _limits(memory_bytes=64 << 20),

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from drupe.cli.parse import fields, flag, integer, pair, refuse_rest, take
 from drupe.errors import InvalidArgument
 from drupe.spec import Device, IoLimit, LogSpec, Mount, RestartPolicy, Rlimit, Secret
-from drupe.spec.container import Propagation
+from drupe.spec.container import VFIO, Propagation
 from drupe.spec.units import parse_size
 
 _PROPAGATIONS = get_args(Propagation)
@@ -112,7 +112,9 @@ def octal(text: str, whole: str) -> int:
 
 
 def device(text: str) -> Device:
-    """--device PATH[:TARGET][:rwm]."""
+    """--device PATH[:TARGET][:rwm], or vfio=PCI-ADDRESS."""
+    if text.startswith(VFIO):
+        return Device(path=text)
     path, *rest = text.split(":")
     permissions = rest.pop() if rest and set(rest[-1]) <= set("rwm") and rest[-1] else "rwm"
     if not path.startswith("/") or len(rest) > 1 or (rest and not rest[0].startswith("/")):

@@ -40,6 +40,7 @@ FEATURES: dict[str, str] = {
     "secrets": "show secrets as files that live in memory only",
     "shm-size": "size /dev/shm",
     "devices": "use host devices",
+    "host-hardware": "have hardware of the host for its own (VFIO)",
     # limits
     "cpu-limits": "limit and weigh processor time",
     "cpu-sets": "choose processors and memory nodes",

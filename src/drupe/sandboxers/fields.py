@@ -44,6 +44,10 @@ def _mount(type_: str) -> Iterable[str]:
     return (words.get(type_, "block-mounts"),)
 
 
+def _devices(devices: tuple[container.Device, ...]) -> Iterable[str]:
+    return {"host-hardware" if one.path.startswith(container.VFIO) else "devices" for one in devices}
+
+
 def _seccomp(profile: str) -> Iterable[str]:
     if profile == "default":
         return ()
@@ -119,7 +123,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "init": "init",
         "mounts": INSIDE,
         "secrets": "secrets",
-        "devices": "devices",
+        "devices": _devices,
         "rlimits": "rlimits",
         "hooks": "hooks",
         "resources": INSIDE,

@@ -43,8 +43,11 @@ class Secret(Spec):
     mode: int = 0o400
 
 
+VFIO = "vfio="  # what a Device's path begins with when it is hardware on PCI: "vfio=0000:3b:00.1"
+
+
 class Device(Spec):
-    """A device node of the host. permissions: any of r, w, m."""
+    """A device node of the host, or (`VFIO`) hardware for the pod's own machine. permissions: any of r, w, m."""
 
     path: str
     target: str | None = None

@@ -17,6 +17,7 @@ _SAID: dict[str, str] = {
     "snapshot": "no: nothing of a running kernel can be saved yet",
     "rlimits": "limited: nofile, nproc, as and data are enforced, the others are kept",
     "oom-score": "no: the host's killer of processes sees the kernel's own only",
+    "host-hardware": "no: the kernel has no drivers",
     "block-mounts": "no: the kernel has no file systems for disks",
     "mount-propagation": "no: mounts of the host and of the kernel do not know of each other",
     "mount-options": "limited: ro, noexec, nosuid, nodev, noatime, size and mode",

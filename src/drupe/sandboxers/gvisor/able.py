@@ -19,6 +19,7 @@ _SAID: dict[str, str] = {
     "checkpoint": "no: the pod is checkpointed as a whole, see snapshot",
     "snapshot": "limited: of pods whose containers all run, from images, without secrets",
     "rlimits": "limited: those that the sentry enforces (nofile, nproc, fsize, as, data, stack, cpu)",
+    "host-hardware": "no: the sentry has no drivers",
     "block-mounts": "no: the sentry has no file systems for disks",
     "mount-propagation": "no: mounts of the host and of the sandbox do not know of each other",
     "mount-options": "limited: ro, noexec, noatime, size and mode; nosuid and nodev hold always",

@@ -15,6 +15,7 @@ _SAID: dict[str, str] = {
     "oom-score": "limited: it ranks processes of the guest among themselves",
     "mount-propagation": "no: mounts of the host and of the guest do not know of each other",
     "devices": "limited: block devices of the host, which are disks of the machine",
+    "host-hardware": "limited: of containers that are there when the machine starts; whole IOMMU groups",
     "cgroup-files": "limited: those of the guest's kernel, which has cgroup v2",
     "huge-pages": "no: the guest's memory is not in huge pages",
     "cpu-sets": "limited: numbers are those of the guest's processors",

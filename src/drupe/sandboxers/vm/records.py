@@ -20,7 +20,8 @@ class PodRecord(Record, kw_only=True):
     the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
     not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given since
     it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's. network,
-    queues, vhost_user: how its interfaces are joined (endpoints.contract.Wanted)."""
+    queues, vhost_user: how its interfaces are joined (endpoints.contract.Wanted). bound: hardware of the host that it
+    has, by PCI address, and what drove it before."""
 
     id: str
     dir: str
@@ -45,6 +46,7 @@ class PodRecord(Record, kw_only=True):
     hypervisor: str = ""
     network: Model = "tc-filter"
     queues: int = 1
+    bound: list[tuple[str, str]] = []
     vhost_user: str = ""
     saved: str = ""
     failed: str = ""

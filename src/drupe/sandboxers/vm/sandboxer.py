@@ -20,6 +20,7 @@ from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.contract import OnExit, SandboxConfig, Sandboxer, SandboxInfo, TaskState
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, network_types
 from drupe.sandboxers.kinds import Means
+from drupe.sandboxers.vm import hardware
 from drupe.sandboxers.vm.able import ABLE
 from drupe.sandboxers.vm.accelerator import choose_accelerator
 from drupe.sandboxers.vm.console import why
@@ -96,6 +97,7 @@ class VmSandboxer(Sandboxer):
         info = await self._make_network(config)
         record.netns = info.netns
         pod = self._machines.add(record)
+        await hardware.take(record, config.spec)
         if record.shares:
             await pod.share.make()
         return SandboxInfo(netns=info.netns, pid=info.pid)
@@ -149,6 +151,7 @@ class VmSandboxer(Sandboxer):
             await self._machines.end(pod)
             if pod.record.shares:
                 await pod.share.remove()
+            await hardware.give_back(pod.record)
             self._machines.forget(pod)
         if config is not None:
             await drop_namespaces(self._keeper, config)

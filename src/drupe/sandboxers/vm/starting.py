@@ -17,7 +17,7 @@ from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
-from drupe.sandboxers.vm import network, share
+from drupe.sandboxers.vm import hardware, network, share
 from drupe.sandboxers.vm.console import last_words, why
 from drupe.sandboxers.vm.hypervisors import Hypervisors, confinement
 from drupe.sandboxers.vm.launch import Launcher
@@ -59,12 +59,13 @@ class Starter:
         with phases("share"):
             shares = await self._share(pod) if record.shares else []
         config = record.machine()
-        saved = self.templates.find(record, self.program(record)) if from_template else None
+        hosts = hardware.host_devices(record)
+        saved = self.templates.find(record, self.program(record)) if from_template and not hosts else None
         record.saved = str(saved or "")
         if saved is None:
             nics = network.nics_of(joined)
             cold = [nic for nic in nics if nic.node is None]
-            await self.boot(pod, replace(config, disks=disks, nics=cold, shares=shares), phases)
+            await self.boot(pod, replace(config, disks=disks, nics=cold, shares=shares, host_devices=hosts), phases)
             for nic in (nic for nic in nics if nic.node is not None):
                 await plug_nic(self._keeper, pod, nic)
         else:
@@ -128,7 +129,7 @@ class Starter:
             pod.pids[VMM] = await self._launcher.start(
                 record, record.id + VMM, [*(copying(copied, _MEMORY_FD) if copied else ()), *launch.argv],
                 launch.listeners, fifos=launch.fifos, files=memory, log=pod.console, netns=True,
-                bare=bool(confinement(hypervisor)),
+                bare=bool(confinement(hypervisor)), locked_bytes=record.memory_max_bytes if record.bound else 0,
             )  # fmt: skip
         try:
             pod.machine = await hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)

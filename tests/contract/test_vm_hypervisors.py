@@ -11,19 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kept_site import KeptSite
 
-from contract.kept_site import KeptSite
-from drupe.errors import InvalidArgument, NotFound, PermissionDenied, Unsupported
+from drupe.errors import InvalidArgument, InvalidState, NotFound, PermissionDenied, Unsupported
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import SandboxConfig
-from drupe.sandboxers.vm import sandboxer, starting
+from drupe.sandboxers.vm import hardware, sandboxer, starting
 from drupe.sandboxers.vm.hypervisors import HYPERVISOR, Hypervisors, open_hypervisor
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.options import ROOTFS, VmOptions
 from drupe.sandboxers.vm.sandboxer import VmSandboxer
-from drupe.spec import NetworkSpec, PodSpec
+from drupe.spec import ContainerSpec, Device, NetworkSpec, PodSpec
 from framework import fakevmm, machines
 from framework.agentservice import AgentService
+from framework.fakesysfs import GPU, SOUND, FakeSysfs
 
 REST = ("cloud-hypervisor", "firecracker")
 
@@ -112,6 +113,64 @@ def test_a_pod_on_another_hypervisor(name: str, tmp_path: Path, agent: AgentServ
     asked = (bin_ / "asked").read_text()
     assert "drupe.channel=vsock:1024" in asked
     assert ("PATCH /vm" if name == "firecracker" else "PUT /vm.pause") in asked
+
+
+@pytest.mark.root
+def test_hardware_of_the_host(tmp_path: Path, agent: AgentService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device's whole group is the machine's from its start, and its drivers' again afterwards; on a tree of files."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (tmp_path / "root").mkdir()
+    site = OtherSite(tmp_path, "cloud-hypervisor", fakevmm.install("cloud-hypervisor", bin_, agent.path))
+    sysfs = FakeSysfs(tmp_path / "sys")
+    monkeypatch.setattr(hardware, "SYSFS", sysfs.root)
+    wanted = ContainerSpec(devices=(Device(path=f"vfio={GPU}"), Device(path=f"vfio={SOUND}")))
+    before = sysfs.drivers()
+
+    async def scenario() -> None:
+        kind = await site.open()
+        config = site.config(containers=(wanted,))
+        try:
+            await kind.create(config)
+            assert sysfs.drivers() == before | {GPU: "vfio-pci", SOUND: "vfio-pci"}
+            await kind.start("other")
+            kind = await site.reopen()
+            await kind.recover({"other": config})
+            await kind.stop("other", deadline_s=1.0)
+        finally:
+            await site.close()
+
+    try:
+        asyncio.run(scenario())
+        assert sysfs.drivers() == before
+        asked = (bin_ / "asked").read_text()
+        assert all(f"/sys/bus/pci/devices/{address}" in asked for address in (GPU, SOUND))
+    finally:
+        sysfs.close()
+
+
+@pytest.mark.root
+def test_hardware_that_the_host_uses(tmp_path: Path, agent: AgentService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One device of a group whose other one nobody asked for is refused, and nothing has changed."""
+    (tmp_path / "root").mkdir()
+    site = OtherSite(tmp_path, "cloud-hypervisor", fakevmm.install("cloud-hypervisor", tmp_path, agent.path))
+    sysfs = FakeSysfs(tmp_path / "sys")
+    monkeypatch.setattr(hardware, "SYSFS", sysfs.root)
+    before = sysfs.drivers()
+
+    async def scenario() -> None:
+        kind = await site.open()
+        try:
+            with pytest.raises(InvalidState, match="also has"):
+                await kind.create(site.config(containers=(ContainerSpec(devices=(Device(path=f"vfio={GPU}"),)),)))
+        finally:
+            await site.close()
+
+    try:
+        asyncio.run(scenario())
+        assert sysfs.drivers() == before
+    finally:
+        sysfs.close()
 
 
 @pytest.mark.parametrize("name", ["cloud-hypervisor", "firecracker", "stratovirt"])
