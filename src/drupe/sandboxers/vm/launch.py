@@ -23,6 +23,8 @@ _CONSOLE_BYTES = 1 << 20  # a guest that floods its console fills two files of t
 _DETACHED = 'pidfile=$1; shift; "$@" </dev/null & echo $! >"$pidfile"'
 _SLACK_BYTES = 256 << 20  # hardware reaches what QEMU maps beside the machine's memory too
 _WITHOUT_CAPABILITIES = ("--bounding-set=-all", "--inh-caps=-all")
+# what may be locked: as much as is needed, or as may be had
+_LOCKS = 'ulimit -l "$1" 2>/dev/null || ulimit -S -l "$(ulimit -H -l)"; shift; exec "$@"'
 _ENTER = 'echo 0 >"$1" || exit; shift; exec "$@"'
 
 
@@ -50,7 +52,7 @@ class Launcher:
         """Start a program as task `key`; returns its pid. listeners: sockets, handed on as descriptors 3, 4…; fifos
         (made here) and files: descriptors that are handed on after them. bare: without capabilities.
         locked_bytes: memory that hardware reaches cannot move."""
-        limit = ["prlimit", f"--memlock={locked_bytes + _SLACK_BYTES}", "--"] if locked_bytes else []
+        limit = ["/bin/sh", "-c", _LOCKS, "sh", str((locked_bytes + _SLACK_BYTES) >> 10)] if locked_bytes else []
         words = [*limit, "setpriv", "--no-new-privs", *(_WITHOUT_CAPABILITIES if bare else ()), "--", *argv]
         if netns and record.netns:
             words = ["nsenter", f"--net={record.netns}", "--", *words]
