@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from kept_site import KeptSite, make_rootfs
 from sandboxer_suite import SandboxerSuite
 
 from drupe.errors import NotFound
+from drupe.images.erofs import tree_erofs
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
 from drupe.sandboxers.appkernel.pods import Pods
 from drupe.sandboxers.appkernel.sandboxer import AppkernelSandboxer
-from drupe.sandboxers.contract import SandboxConfig
+from drupe.sandboxers.contract import SandboxConfig, TaskConfig
 from drupe.spec import ContainerSpec
 from framework import probes
 
@@ -23,8 +25,22 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_rootfs(tmp_path_factory.mktemp("rootfs"))
 
 
+@pytest.fixture(scope="module")
+def image(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same root as the image store gives it."""
+    probes.needs_program("mkfs.erofs")
+    return tree_erofs(rootfs, tmp_path_factory.mktemp("image") / "root.erofs", name="root")
+
+
 class AppkernelSite(KeptSite):
     states = "appkernel"
+
+    def __init__(self, directory: Path, rootfs: Path, image: Path) -> None:
+        super().__init__(directory, rootfs)
+        self.image = image
+
+    def task(self, sandbox: str, line: str, **fields: Any) -> TaskConfig:
+        return replace(super().task(sandbox, line, **fields), image=self.image)
 
     def make(self) -> AppkernelSandboxer:
         pods = Pods(keeper=self.keeper, cgroups=self.cgroups, program=find_kernel(AppkernelOptions()))
@@ -47,10 +63,10 @@ class AppkernelSuite(SandboxerSuite):
     kind_of_site: type[AppkernelSite]
 
     @pytest.fixture
-    def site(self, tmp_path: Path, rootfs: Path) -> AppkernelSite:
+    def site(self, tmp_path: Path, rootfs: Path, image: Path) -> AppkernelSite:
         probes.needs_root()
         probes.needs_keeper()
-        return self.kind_of_site(tmp_path, rootfs)
+        return self.kind_of_site(tmp_path, rootfs, image)
 
 
 @pytest.mark.root

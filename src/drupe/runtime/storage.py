@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound
+from drupe.images.erofs import erofs_of
 from drupe.images.config import ImageConfig
 from drupe.images.files import remove_tree, tree_bytes
 from drupe.images.rootfs import EMPTY_LAYER, RootfsPlan, plan_rootfs
@@ -153,6 +154,13 @@ class Storage:
             await self._keeper.mount(missing)
         if missing and self._needs_filling(container):
             await asyncio.to_thread(self._fill, container)
+
+    async def image_file(self, container: Container) -> Path | None:
+        """Its image as one EROFS file, made when the image is first asked for; None for a container without one."""
+        if not container.spec.image:
+            return None
+        info = self.images.resolve(container.spec.image)
+        return await asyncio.to_thread(erofs_of, self.images, info)
 
     async def umount_rootfs(self, container: Container) -> None:
         targets = [container.bundle / "rootfs", container.bundle / "secrets"]

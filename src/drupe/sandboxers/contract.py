@@ -61,7 +61,8 @@ class TaskConfig:
     """One container. oci: its runtime-spec config. bundle: directory for config.json and run-time files (exists).
     stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is
     recorded. resources: the limits, which `oci` has in its own words too. fds: what `attach` will be given before the
-    start; a kind may attach them now, and answer that then."""
+    start; a kind may attach them now, and answer that then. image: an EROFS file of its image, for kinds that want
+    one, where it has an image."""
 
     id: str
     sandbox: str
@@ -74,6 +75,7 @@ class TaskConfig:
     exit_file: Path
     resources: Resources = field(default_factory=Resources)
     fds: Mapping[str, int] = field(default_factory=dict)
+    image: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,7 @@ class Sandboxer(ABC):
 
     kind: ClassVar[str]
     runs_modules: ClassVar[bool] = False  # its programs are WebAssembly modules, not Linux's
+    wants_image: ClassVar[bool] = False  # it reads images itself: as EROFS files
     on_failed: OnFailed = staticmethod(lambda sandbox_id, cause: None)
 
     @abstractmethod

@@ -13,13 +13,13 @@ use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, OpenFile, Path};
 use crate::host::Host;
 use crate::kernel::Kernel;
 use crate::mm::Mm;
+use crate::pids;
 use crate::signal::{set_of, Set, COUNT, SIG_DFL, SIG_IGN};
 use crate::task::{FsState, Pid, Process, State, Tid, LIMIT_COUNT};
 
 const TICK_NS: u64 = 10_000_000;
 
 struct Record {
-    container: u32,
     threads: Vec<Shown>,
     command_line: Vec<u8>,
     environment: Vec<u8>,
@@ -50,8 +50,14 @@ impl Census {
         Arc::new(Census { host, pid: AtomicU32::new(0), tid: AtomicU32::new(0), records, system, names })
     }
 
+    /// The record of a process that the caller names.
     fn of<T>(&self, pid: u32, get: impl FnOnce(&Record) -> T) -> Option<T> {
-        self.records.lock().get(&pid).map(get)
+        self.records.lock().get(&pids::known(self.view(), pid)).map(get)
+    }
+
+    /// The caller's view of numbers: others' processes it cannot name.
+    fn view(&self) -> u32 {
+        pids::view_of(self.pid.load(Ordering::Relaxed))
     }
 }
 
@@ -100,7 +106,7 @@ impl Kernel {
         system.host_name = String::from_utf8_lossy(&self.hostname).into_owned();
         system.threads = self.tasks.tasks.len() as u32;
         system.running = self.tasks.tasks.values().filter(|t| t.state == State::Running).count() as u32;
-        system.last_pid = self.tasks.last();
+        system.last_pid = self.tasks.last(self.view(tid));
     }
 
     /// Names that were written to /proc.
@@ -117,7 +123,6 @@ impl Kernel {
         let fs = process.fs.lock();
         let mm = self.mms.get(&process.mm);
         let record = Record {
-            container: process.container,
             threads: Vec::new(),
             command_line: process.command_line.clone(),
             environment: process.environment.clone(),
@@ -152,14 +157,14 @@ impl Kernel {
         let cpu = mm.map_or(process.cpu_ns, |mm| self.platform.cpu_ns(mm.space));
         let (ignored, caught) = dispositions(process);
         let own = self.board.of_session(process.session);
-        let (terminal, terminal_group) = own.map_or((0, -1), |(device, group)| (device, group as i32));
+        let (terminal, terminal_group) = own.map_or((0, -1), |(device, group)| (device, pids::seen(group) as i32));
         let (ids, credentials) = (&process.ids, &process.credentials);
         Shown {
-            tid,
-            pid: process.pid,
-            parent: process.parent,
-            group: process.group,
-            session: process.session,
+            tid: pids::seen(tid),
+            pid: pids::seen(process.pid),
+            parent: pids::seen(process.parent),
+            group: pids::seen(process.group),
+            session: pids::seen(process.session),
             terminal,
             terminal_group,
             state,
@@ -193,13 +198,13 @@ impl Kernel {
 
 impl Processes for Census {
     fn current(&self) -> (u32, u32) {
-        (self.pid.load(Ordering::Relaxed), self.tid.load(Ordering::Relaxed))
+        (pids::seen(self.pid.load(Ordering::Relaxed)), pids::seen(self.tid.load(Ordering::Relaxed)))
     }
 
     fn pids(&self) -> Vec<u32> {
+        let view = self.view();
         let records = self.records.lock();
-        let own = records.get(&self.current().0).map(|record| record.container);
-        records.iter().filter(|(_, record)| Some(record.container) == own).map(|(pid, _)| *pid).collect()
+        records.keys().filter(|pid| pids::view_of(**pid) == view).map(|pid| pids::seen(*pid)).collect()
     }
 
     fn threads(&self, pid: u32) -> Vec<u32> {
@@ -207,9 +212,7 @@ impl Processes for Census {
     }
 
     fn process(&self, pid: u32, tid: u32) -> Option<Shown> {
-        let own = self.of(self.current().0, |record| record.container)?;
-        let find = |record: &Record| record.threads.iter().find(|thread| thread.tid == tid).cloned();
-        self.of(pid, |record| (record.container == own).then(|| find(record)))??
+        self.of(pid, |record| record.threads.iter().find(|thread| thread.tid == tid).cloned())?
     }
 
     fn command_line(&self, pid: u32) -> Option<Vec<u8>> {
@@ -251,11 +254,9 @@ impl Processes for Census {
         self.of(pid, |record| Arc::clone(&record.namespace))
     }
 
-    fn set_name(&self, _: u32, tid: u32, name: &[u8]) -> Result<()> {
-        if !self.records.lock().values().any(|record| record.threads.iter().any(|thread| thread.tid == tid)) {
-            return Err(Errno::SRCH);
-        }
-        self.names.lock().push((tid, name.to_vec()));
+    fn set_name(&self, pid: u32, tid: u32, name: &[u8]) -> Result<()> {
+        self.process(pid, tid).ok_or(Errno::SRCH)?;
+        self.names.lock().push((pids::known(self.view(), tid), name.to_vec()));
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use drupe_appkernel_vfs::{Credentials, FdTable, MountNamespace, Path, WaitQueue}
 
 use crate::kernel::{Done, Kernel, Program};
 use crate::mm::{Mm, MmId};
+use crate::pids;
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
 use crate::signal::{Actions, COUNT, SIGCHLD};
 use crate::task::{FsState, Ids, Pid, Process, State, Task, Tid, LIMIT_COUNT};
@@ -84,20 +85,22 @@ pub fn default_limits() -> [(u64, u64); LIMIT_COUNT] {
 }
 
 impl Kernel {
-    /// Start a container's first process. Its number.
-    pub fn spawn(&mut self, container: u32, around: Surroundings, program: Program) -> Result<Pid> {
-        self.begin(container, around, program, true)
+    /// Start a container's first process, in this view of numbers. Its number.
+    pub fn spawn(&mut self, container: u32, view: u32, around: Surroundings, program: Program) -> Result<Pid> {
+        self.tasks.begin_view(view);
+        self.begin(container, view, around, program, true)
     }
 
     /// A process from outside; `first`: its container ends with it.
     pub(crate) fn begin(
         &mut self,
         container: u32,
+        view: u32,
         around: Surroundings,
         program: Program,
         first: bool,
     ) -> Result<Pid> {
-        let pid = self.tasks.fresh();
+        let pid = self.tasks.fresh(view);
         let mm = self.fresh_mm();
         // An empty space, replaced at once by the program's.
         self.mms.insert(mm, Mm::new(SpaceId(u32::MAX), self.platform.address_end()));
@@ -179,7 +182,7 @@ impl Kernel {
         } else {
             (self.space(tid)?, self.platform.new_thread(parent)?)
         };
-        let child = self.tasks.fresh();
+        let child = self.tasks.fresh(pids::view_of(tid));
         let pid = if order.flags & CLONE_THREAD != 0 { self.pid(tid) } else { child };
         let mut task = new_task(child, pid, thread, space);
         let caller = self.task(tid)?;
@@ -273,7 +276,7 @@ impl Kernel {
     }
 
     fn tell_numbers(&self, tid: Tid, child: Tid, order: &Order) {
-        let number = child.to_le_bytes();
+        let number = pids::seen(child).to_le_bytes();
         // As Linux does, without a word about addresses that are not there.
         if order.flags & CLONE_PARENT_SETTID != 0 {
             let _none = self.put_now(tid, order.parent_tid, &number);

@@ -4,6 +4,7 @@ use drupe_appkernel_abi::{Errno, Result};
 
 use crate::clone::Surroundings;
 use crate::kernel::{Kernel, Program};
+use crate::pids;
 use crate::signal::{Info, SIGKILL, SI_USER};
 use crate::task::{Exit, Pid, Process};
 
@@ -23,10 +24,8 @@ pub struct Seen {
 impl Kernel {
     /// Start a further process from outside in a container that runs. ESRCH when it does not.
     pub fn enter(&mut self, container: u32, around: Surroundings, program: Program) -> Result<Pid> {
-        if !self.runs(container) {
-            return Err(Errno::SRCH);
-        }
-        self.begin(container, around, program, false)
+        let first = self.first_of(container).ok_or(Errno::SRCH)?;
+        self.begin(container, pids::view_of(first), around, program, false)
     }
 
     /// Whether a container's first process lives.
@@ -108,8 +107,8 @@ impl Kernel {
         let shown = self.shown(process, process.pid);
         let words = process.command_line.split(|&byte| byte == 0).filter(|word| !word.is_empty());
         Seen {
-            pid: process.pid,
-            parent: process.parent,
+            pid: pids::seen(process.pid),
+            parent: pids::seen(process.parent),
             uid: process.credentials.uid,
             state: shown.state,
             threads: process.threads.len(),

@@ -5,6 +5,7 @@ use drupe_appkernel_vfs::wait;
 
 use crate::kernel::{Done, Kernel};
 use crate::mm::MmId;
+use crate::pids;
 use crate::platform::{MemoryOp, SpaceId};
 use crate::signal::{self, Info, SA_NOCLDSTOP, SA_NOCLDWAIT, SIGCHLD, SIGKILL, SIG_IGN, SI_KERNEL};
 use crate::task::{Exit, Pid, Process, Report, State, Tid};
@@ -215,7 +216,7 @@ impl Kernel {
 
     pub(crate) fn child_info(&self, pid: Pid, code: i32, status: i32) -> Info {
         let uid = self.tasks.processes.get(&pid).map_or(0, |p| p.ids.uid);
-        Info { signal: SIGCHLD, code, fields: [u64::from(pid) | u64::from(uid) << 32, status as u32 as u64] }
+        Info { signal: SIGCHLD, code, fields: [u64::from(pids::seen(pid)) | u64::from(uid) << 32, status as u32 as u64] }
     }
 
     /// A child was stopped or goes on.
@@ -380,7 +381,7 @@ pub(crate) fn waitid(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
         None => return Ok(Done::Wait),
         Some(None) => kernel.put_if(tid, info, &[0; 128])?,
         Some(Some(found)) => {
-            let fields = [u64::from(found.pid) | u64::from(found.uid) << 32, found.status as u32 as u64];
+            let fields = [u64::from(pids::seen(found.pid)) | u64::from(found.uid) << 32, found.status as u32 as u64];
             let bytes = Info { signal: SIGCHLD, code: found.code, fields }.to_bytes();
             kernel.put_if(tid, info, &bytes)?;
             kernel.put_if(tid, usage, &rusage(found.cpu_ns))?;

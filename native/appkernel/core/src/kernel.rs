@@ -12,6 +12,7 @@ use crate::census::Census;
 use crate::host::Host;
 use crate::jobs::Board;
 use crate::mm::{Mm, MmId};
+use crate::pids;
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
 use crate::signal::{self, Info};
@@ -212,7 +213,8 @@ impl Kernel {
     /// Do the call that the task is in, as far as it goes now.
     fn call(&mut self, tid: Tid) {
         let Some(call) = self.tasks.tasks.get(&tid).and_then(|task| task.call.as_ref()) else { return };
-        let (number, args) = (call.number, call.args);
+        let (number, view) = (call.number, pids::view_of(tid));
+        let args = pids::inward(view, number, &call.args);
         let entry = usize::try_from(number).ok().and_then(|n| self.table.get(n)).and_then(Option::as_ref);
         let answer = match entry.and_then(|entry| entry.handler) {
             Some(handler) => {
@@ -227,6 +229,7 @@ impl Kernel {
                 Err(Errno::NOSYS)
             }
         };
+        let answer = pids::outward(view, number, &args, answer);
         self.take_names();
         self.take_signals_of_terminals();
         if self.trace {

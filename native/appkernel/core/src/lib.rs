@@ -17,6 +17,7 @@ pub mod host;
 pub mod jobs;
 pub mod kernel;
 pub mod mm;
+pub mod pids;
 pub mod platform;
 mod rewrite;
 mod seat;

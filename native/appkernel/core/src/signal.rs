@@ -116,7 +116,7 @@ impl Info {
     }
 
     pub fn from_process(signal: i32, code: i32, pid: u32, uid: u32) -> Info {
-        Info { signal, code, fields: [u64::from(pid) | u64::from(uid) << 32, 0] }
+        Info { signal, code, fields: [u64::from(crate::pids::seen(pid)) | u64::from(uid) << 32, 0] }
     }
 
     pub fn to_bytes(self) -> [u8; 128] {

@@ -11,6 +11,7 @@ use drupe_appkernel_vfs::{
 
 use crate::calls::signalfd::PendingSet;
 use crate::mm::MmId;
+use crate::pids;
 use crate::platform::{SpaceId, ThreadId};
 use crate::signal::{Actions, AltStack, Info, Set};
 
@@ -197,23 +198,34 @@ impl Wake for TaskWaker {
 pub struct Tasks {
     pub tasks: BTreeMap<Tid, Task>,
     pub processes: BTreeMap<Pid, Process>,
-    next: u32,
+    /// The number given last, by view.
+    last: BTreeMap<u32, u32>,
 }
 
 impl Tasks {
-    /// The number given last.
-    pub fn last(&self) -> u32 {
-        self.next
+    /// The number given last in a view.
+    pub fn last(&self, view: u32) -> u32 {
+        self.last.get(&view).copied().unwrap_or(0)
     }
 
-    /// A number that no task, process, group or session has.
-    pub fn fresh(&mut self) -> u32 {
+    /// Numbers of a view that nobody has begin anew.
+    pub fn begin_view(&mut self, view: u32) {
+        if !self.processes.keys().any(|pid| pids::view_of(*pid) == view) {
+            self.last.remove(&view);
+        }
+    }
+
+    /// A number that no task, process, group or session of its view has.
+    pub fn fresh(&mut self, view: u32) -> Pid {
+        let mut number = self.last(view);
         loop {
-            self.next = if self.next >= 4_000_000 { 2 } else { self.next + 1 };
-            let used = self.tasks.contains_key(&self.next)
-                || self.processes.values().any(|p| [p.pid, p.group, p.session].contains(&self.next));
+            number = if number >= 4_000_000 { 2 } else { number + 1 };
+            let pid = pids::known(view, number);
+            let used = self.tasks.contains_key(&pid)
+                || self.processes.values().any(|p| [p.pid, p.group, p.session].contains(&pid));
             if !used {
-                return self.next;
+                self.last.insert(view, number);
+                return pid;
             }
         }
     }

@@ -111,6 +111,7 @@ pub const KERNEL: &[Rule] = &[
     rule(libc::SYS_recvfrom, ANY, ALLOW, "the same"),
     rule(libc::SYS_sendto, ANY, ALLOW, "the same"),
     rule(libc::SYS_accept4, ANY, ALLOW, "a further connection to a socket that it was given"),
+    rule(libc::SYS_getsockopt, one_of(2, &[libc::SO_PEERCRED as u32]), ALLOW, "whose connection that is"),
     rule(libc::SYS_shutdown, ANY, ALLOW, "the end of one"),
     rule(libc::SYS_signalfd4, ANY, ALLOW, "hears of a terminal's new size and of its own end"),
     rule(libc::SYS_clock_gettime, ANY, ALLOW, "processor time of stubs"),

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use drupe_appkernel_abi::Errno;
+use drupe_appkernel_core::pids::seen;
 use drupe_appkernel_core::task::{Exit, Pid};
 use drupe_appkernel_core::Surroundings;
 use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, Path};
@@ -13,7 +14,7 @@ use drupe_packets::{errno_name, Failure, Outcome};
 use serde_json::{json, Value};
 
 use crate::pod::Pod;
-use crate::settings::{MountOrder, Settings};
+use crate::settings::{Settings, Tree};
 use crate::terminal::Console;
 use crate::tree::{failed, Builder};
 
@@ -50,6 +51,8 @@ const LOOK_AGAIN_NS: u64 = 20_000_000;
 
 struct Container {
     number: u32,
+    /// Its numbers of processes (`drupe_appkernel_core::pids`).
+    view: u32,
     namespace: Arc<MountNamespace>,
     root: Path,
 }
@@ -86,7 +89,7 @@ fn not_run(program: &[u8], errno: Errno) -> Failure {
 
 impl Task {
     fn told(&self, key: &Key) -> Value {
-        let mut told = json!({"container": key.0, "exec": key.1, "pid": self.pid, "started_at": self.started_at});
+        let mut told = json!({"container": key.0, "exec": key.1, "pid": seen(self.pid), "started_at": self.started_at});
         // While its terminal shows what is left it counts as running.
         if let (Some(ended), None) = (self.ended, &self.console) {
             let (code, signal) = code_of(ended.exit);
@@ -113,8 +116,7 @@ impl Containers {
         pod: &mut Pod,
         id: &str,
         settings: Settings,
-        mounts: Vec<MountOrder>,
-        read_only: bool,
+        tree: Tree,
         mut fds: Descriptors,
     ) -> Outcome<Pid> {
         if self.containers.contains_key(id) {
@@ -125,11 +127,13 @@ impl Containers {
         }
         let root = fds.remove("root").ok_or_else(|| Failure::new("EBADF", "no descriptor \"root\" was sent"))?;
         let builder = Builder::new(pod, root)?;
-        builder.mount_all(mounts, &mut fds)?;
+        builder.mount_all(tree.mounts, &mut fds)?;
         builder.make_directory(&settings.cwd)?;
-        let (namespace, root) = builder.finish(read_only);
+        let (namespace, root) = builder.finish(tree.read_only);
         self.last += 1;
-        let container = Container { number: self.last, namespace, root };
+        let fresh = || pod.kernel.fresh_view().ok_or_else(|| Failure::new("EUSERS", "there are too many PID namespaces"));
+        let view = if tree.share_pid { 0 } else { fresh()? };
+        let container = Container { number: self.last, view, namespace, root };
         let (pid, console) = run(pod, &container, settings, &mut fds, true)?;
         self.containers.insert(id.into(), container);
         self.know(pod, (id.into(), String::new()), pid, console);
@@ -362,7 +366,7 @@ fn run(
     let name = program.path.clone();
     let around = Surroundings { namespace, root, cwd, credentials, rights, files, limits };
     let begun = match first {
-        true => pod.kernel.spawn(container.number, around, program),
+        true => pod.kernel.spawn(container.number, container.view, around, program),
         false => pod.kernel.enter(container.number, around, program),
     };
     let pid = begun.map_err(|errno| not_run(&name, errno))?;

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
+use drupe_appkernel_core::pids::seen;
 use drupe_appkernel_hostsys::files;
 use drupe_appkernel_vfs::wait::{IN, OUT};
 use drupe_appkernel_vfs::{Events, Registration, WaitQueue, Wake};
@@ -16,7 +17,7 @@ use serde_json::{json, Value};
 
 use crate::containers::{Containers, Descriptors, Key, Reach};
 use crate::pod::Pod;
-use crate::settings::{MountOrder, Settings};
+use crate::settings::{Settings, Tree};
 use crate::streams::Watched;
 
 const PROTOCOL: i64 = 1;
@@ -126,9 +127,8 @@ impl Control {
 
     fn accept(&mut self) {
         while let Ok(fd) = socket::accept(&self.listener.fd) {
-            let uid = socket::peer_uid(&fd).unwrap_or(u32::MAX);
-            let allowed = uid == 0 || uid == drupe_sys::process::effective_uid();
-            if !allowed || self.connections.len() >= MAX_CONNECTIONS {
+            let is_root = socket::peer_uid(&fd).is_ok_and(|uid| uid == 0);
+            if !is_root || self.connections.len() >= MAX_CONNECTIONS {
                 continue;
             }
             if let Ok(watch) = Watch::new(fd, &self.watched, &self.rung) {
@@ -232,13 +232,11 @@ impl Control {
         let id: String = fields.need("container")?;
         let mut fds: Descriptors = fds.0.into_iter().collect();
         let mut config = take_config(fields, &mut fds)?;
-        let mounts: Vec<Fields> = config.take("mounts")?.unwrap_or_default();
-        let mounts = mounts.into_iter().map(MountOrder::take).collect::<Outcome<Vec<_>>>()?;
-        let read_only = config.take("read_only")?.unwrap_or(false);
+        let tree = Tree::take(&mut config)?;
         let settings = Settings::take(&mut config)?;
         config.finish()?;
-        let pid = self.containers.start(pod, &id, settings, mounts, read_only, fds)?;
-        reply(json!({"pid": pid}))
+        let pid = self.containers.start(pod, &id, settings, tree, fds)?;
+        reply(json!({"pid": seen(pid)}))
     }
 
     fn exec(&mut self, pod: &mut Pod, mut fields: Fields, fds: Fds) -> Outcome<Reply> {
@@ -248,7 +246,7 @@ impl Control {
         let settings = Settings::take(&mut config)?;
         config.finish()?;
         let pid = self.containers.exec(pod, key, settings, fds)?;
-        reply(json!({"pid": pid}))
+        reply(json!({"pid": seen(pid)}))
     }
 
     fn list(&self, mut fields: Fields) -> Outcome<Reply> {

@@ -120,8 +120,8 @@ impl Pod {
     }
 
     /// The root of a container: what is written to it stays in this kernel's memory.
-    pub fn writable(&self, directory: OwnedFd) -> Result<Arc<dyn FileSystem>> {
-        self.over(HostDirectory::new(directory)?)
+    pub fn writable(&self, root: OwnedFd) -> Result<Arc<dyn FileSystem>> {
+        self.over(file_system_of(root)?)
     }
 
     fn over(&self, image: Arc<dyn FileSystem>) -> Result<Arc<dyn FileSystem>> {
@@ -165,7 +165,10 @@ impl Pod {
 
 /// The file system at a path of the host: a directory, or an EROFS image.
 pub fn root_at(path: &[u8]) -> Result<Arc<dyn FileSystem>> {
-    let fd = files::open_path(path, 0).map_err(errno)?;
+    file_system_of(files::open_path(path, 0).map_err(errno)?)
+}
+
+fn file_system_of(fd: OwnedFd) -> Result<Arc<dyn FileSystem>> {
     let stat = files::stat(fd.as_fd(), b"").map_err(errno)?;
     match FileType::from_mode(stat.mode) {
         Some(FileType::Directory) => Ok(HostDirectory::new(fd)?),

@@ -127,7 +127,7 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, Refusa
     let around = Surroundings { namespace, cwd: root.clone(), root, credentials, rights, files, limits };
     let command = options.command[0].clone();
     let program = Program { path: command.clone(), arguments: options.command, environment: options.environment };
-    let pid = pod.kernel.spawn(0, around, program).map_err(|errno| {
+    let pid = pod.kernel.spawn(0, 0, around, program).map_err(|errno| {
         let code = if errno == drupe_appkernel_abi::Errno::NOENT { 127 } else { 126 };
         (code, format!("{}: {errno}", String::from_utf8_lossy(&command)))
     })?;

@@ -2,20 +2,27 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use drupe_sys::landlock::Access;
 use drupe_sys::{fd, process};
 
+use crate::confine::Confinement;
 use crate::control::Control;
+use crate::machine::Machine;
 use crate::pod::Pod;
 
-pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --pidfile FILE [--netns DESCRIPTOR] \
-[--hostname NAME]";
+pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DESCRIPTOR --uid UID --pidfile FILE \
+[--netns DESCRIPTOR] [--hostname NAME]";
 
-/// A listening SOCK_SEQPACKET socket by its number; where the pid of the kernel is written.
 #[derive(Default)]
 struct Options {
+    /// A listening SOCK_SEQPACKET socket, and the directory that holds all that the pod may open, by their numbers.
     control: i32,
+    share: i32,
+    /// The host's user that the kernel runs as; the next one is that of its stubs.
+    uid: u32,
+    /// Where the pid of the kernel is written.
     pidfile: String,
     hostname: String,
     /// The network namespace to be in.
@@ -23,20 +30,22 @@ struct Options {
 }
 
 fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
-    let mut options = Options { control: -1, ..Options::default() };
+    let mut options = Options { control: -1, share: -1, ..Options::default() };
     let mut words = words.map(|word| word.to_string_lossy().into_owned());
     while let Some(word) = words.next() {
         let value = words.next().ok_or(format!("{word} needs a value"))?;
         match word.as_str() {
             "--control" => options.control = descriptor(&value)?,
+            "--share" => options.share = descriptor(&value)?,
+            "--uid" => options.uid = value.parse().map_err(|_| format!("bad user {value}"))?,
             "--netns" => options.netns = Some(descriptor(&value)?),
             "--pidfile" => options.pidfile = value,
             "--hostname" => options.hostname = value,
             _ => return Err(format!("unknown option {word}")),
         }
     }
-    if options.control < 0 || options.pidfile.is_empty() {
-        return Err(String::from("a control socket and a pidfile are needed"));
+    if options.control < 0 || options.share < 0 || options.uid == 0 || options.pidfile.is_empty() {
+        return Err(String::from("a control socket, a directory, a user that is not root, and a pidfile are needed"));
     }
     Ok(options)
 }
@@ -53,7 +62,8 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
         let joined = fd::duplicate_number(number).and_then(|netns| drupe_sys::mount::setns(&netns, libc::CLONE_NEWNET));
         joined.map_err(|error| (1, format!("network namespace: {error}")))?;
     }
-    let child = process::fork_child(|| match serve(listener, &options) {
+    let share = fd::duplicate_number(options.share).map_err(|error| (1, format!("shared directory: {error}")))?;
+    let child = process::fork_child(|| match serve(listener, share, &options) {
         Ok(()) => 0,
         Err(message) => {
             eprintln!("drupe-appkernel: {message}");
@@ -65,9 +75,22 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
     Ok(0)
 }
 
-fn serve(listener: OwnedFd, options: &Options) -> Result<(), String> {
+/// The platform and a kernel, in a process that can do no more than it must.
+fn start(share: &OwnedFd, options: &Options) -> Result<Pod, String> {
+    let machine = Machine::new(0).map_err(|error| format!("/proc: {error}"))?;
+    let directories = vec![(share.as_fd(), Access::Change)];
+    let confinement = Confinement { uid: options.uid, directories, network: false };
+    let identity = confinement.enter().map_err(|error| error.to_string())?;
+    let pod = Pod::start(machine, Some(&identity));
+    let pod = pod.map_err(|error| format!("the trap platform does not work here: {error}"))?;
+    confinement.seal().map_err(|error| error.to_string())?;
+    Ok(pod)
+}
+
+fn serve(listener: OwnedFd, share: OwnedFd, options: &Options) -> Result<(), String> {
     fd::set_nonblocking(&listener).map_err(|error| format!("control socket: {error}"))?;
-    let mut pod = Pod::start(0).map_err(|error| format!("the trap platform does not work here: {error}"))?;
+    let mut pod = start(&share, options)?;
+    drop(share);
     if !options.hostname.is_empty() {
         pod.kernel.set_hostname(options.hostname.as_bytes());
     }

@@ -21,6 +21,24 @@ pub struct Settings {
     pub terminal: Option<(u16, u16)>,
 }
 
+/// What a container sees: mounts in their order; its root read-only; the pod's processes, not its own alone.
+pub struct Tree {
+    pub mounts: Vec<MountOrder>,
+    pub read_only: bool,
+    pub share_pid: bool,
+}
+
+impl Tree {
+    pub fn take(fields: &mut Fields) -> Outcome<Tree> {
+        let mounts: Vec<Fields> = fields.take("mounts")?.unwrap_or_default();
+        Ok(Tree {
+            mounts: mounts.into_iter().map(MountOrder::take).collect::<Outcome<Vec<_>>>()?,
+            read_only: fields.take("read_only")?.unwrap_or(false),
+            share_pid: fields.take("share_pid")?.unwrap_or(false),
+        })
+    }
+}
+
 /// Something that a container sees at a place of its own.
 pub struct MountOrder {
     pub target: Vec<u8>,

@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import socket
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,13 @@ from drupe.linux.unix_sockets import short_name
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.appkernel.line import SOCKET, Event, KernelLine
 from drupe.sandboxers.appkernel.records import PodRecord
+from drupe.sandboxers.appkernel.share import Share
 from drupe.sandboxers.gvisor.command import entering
 from drupe.sandboxers.kept.dropping import drop_task
 from drupe.spec.resources import Resources
 
 _LOG_BYTES = 1 << 20
+_FIRST_UID, _UIDS = 1_900_000_000, 50_000_000  # pairs of users that no account of a host has
 _STARTS_WITHIN_S = 30.0
 
 
@@ -33,6 +36,7 @@ class KernelPod:
 
     record: PodRecord
     line: KernelLine
+    share: Share
     pid: int = 0
     ending: bool = False
     frozen: bool = False
@@ -77,7 +81,7 @@ class Pods:
 
     def _know(self, record: PodRecord) -> KernelPod:
         line = KernelLine(record.home, lambda event: self.on_exit(pod, event))
-        pod = self._pods[record.id] = KernelPod(record, line)
+        pod = self._pods[record.id] = KernelPod(record, line, Share(self.keeper, record.home / "share"))
         return pod
 
     def get(self, pod_id: str) -> KernelPod:
@@ -105,7 +109,7 @@ class Pods:
             pod.record.started, pod.record.failed = True, ""
             pod.record.save()
             try:
-                pod.pid = await self._launch(pod.record)
+                pod.pid = await self._launch(pod)
                 await pod.line.connect()
             except BaseException as error:
                 if isinstance(error, DrupeError) and not error.cause:
@@ -113,17 +117,20 @@ class Pods:
                 await self.end(pod)
                 raise
 
-    async def _launch(self, record: PodRecord) -> int:
+    async def _launch(self, pod: KernelPod) -> int:
         """Its control socket listens before it starts: nobody waits for it to appear."""
+        record = pod.record
         pidfile = record.home / "kernel.pid"
         with contextlib.ExitStack() as opened:
             fds = {"control": opened.enter_context(_listen(record.home / SOCKET)).fileno()}
-            words = [str(self._program), "serve", "--control", "3", "--pidfile", str(pidfile)]
-            words += ["--hostname", record.hostname]
+            fds["share"] = pod.share.open()
+            opened.callback(os.close, fds["share"])
+            words = [str(self._program), "serve", "--control", "3", "--share", "4", "--pidfile", str(pidfile)]
+            words += ["--uid", str(uid_of(record.id)), "--hostname", record.hostname]
             if record.netns:
                 fds["netns"] = self._open_netns(record.netns)
                 opened.callback(os.close, fds["netns"])
-                words += ["--netns", "4"]
+                words += ["--netns", "5"]
             join = self.cgroups.join_files(record.leaf)
             created = await self.keeper.create_task(
                 record.key,
@@ -176,6 +183,11 @@ class Pods:
         """The cgroup of a pod of several containers."""
         if not pod.record.sole:
             self.cgroups.create(pod.record.leaf, Resources())
+
+
+def uid_of(pod_id: str) -> int:
+    """The host's user that a pod's kernel runs as; the next number is that of its stubs."""
+    return _FIRST_UID + 2 * (zlib.crc32(pod_id.encode()) % _UIDS)
 
 
 def last_words(home: Path) -> str:

@@ -53,7 +53,7 @@ class PodRecord(Record, kw_only=True):
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. pid: as its kernel counts. exit: its end, once known. execs: pids of further processes by id."""
+    """A container. image: its root, an EROFS file. pid: as its kernel counts. exit: its end, once known. execs: pids of further processes by id."""
 
     id: str
     sandbox: str
@@ -63,6 +63,7 @@ class TaskRecord(Record, kw_only=True):
     stdin: bool
     log: LogSpec | None
     exit_file: str
+    image: str = ""
     started: bool = False
     pid: int = 0
     exit: ExitStatus | None = None

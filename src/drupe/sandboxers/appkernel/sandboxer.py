@@ -31,6 +31,7 @@ class AppkernelSandboxer(KeptSandboxer):
     """Sandboxes whose kernel is drupe's own."""
 
     kind = "appkernel"
+    wants_image = True
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
         self._pods = pods
@@ -96,6 +97,7 @@ class AppkernelSandboxer(KeptSandboxer):
             pod = self._pods.load(config.dir)
         if pod is not None:
             await self._pods.end(pod)
+            await pod.share.remove()
             self._pods.forget(pod)
         if config is not None:
             await drop_namespaces(self._keeper, config)

@@ -14,15 +14,16 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
-from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported, from_os_error
+from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported
+from drupe.images.erofs import tree_erofs
 from drupe.keeper.start import mounts_root
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
-from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
+from drupe.sandboxers.appkernel.config import container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
 from drupe.sandboxers.appkernel.failures import explain
 from drupe.sandboxers.appkernel.line import Event
@@ -37,10 +38,13 @@ from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 _HARMLESS = (0, 17, 18, 23, 28)  # signals that do nothing by default: CHLD, CONT, URG, WINCH
 _STREAMS = ("stdin", "stdout", "stderr")
 _LOST_CODE = 255
+_OWN_IMAGE = "root.erofs"
 
 
 class KernelTasks(KeptTasks):
     """See the contract. A container's record is on disk, and its streams are the keeper's."""
+
+    binds_until: ClassVar[str] = "start"  # the kernel is given them opened
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
         super().__init__(keeper=pods.keeper, cgroups=cgroups)
@@ -74,8 +78,9 @@ class KernelTasks(KeptTasks):
             id=task.id, sandbox=task.sandbox, cgroup=task.cgroup, bundle=str(task.bundle), tty=task.tty,
             stdin=task.stdin, log=task.log, exit_file=str(task.exit_file),
         )  # fmt: skip
-        record.save()
         try:
+            record.image = str(task.image or await self._make_image(task))
+            record.save()
             await self._hold(record, task.fds)
             self._cgroups.create(task.cgroup, task.resources)
             apply_verified(self._cgroups, task.cgroup, task.resources)
@@ -83,6 +88,11 @@ class KernelTasks(KeptTasks):
             await self.delete(task.id)
             raise
         return 0
+
+    async def _make_image(self, task: TaskConfig) -> Path:
+        """A root that is no image of the store, as it is now: the kernel's user may not read files of every owner."""
+        root = f"{mounts_root(self._keeper)}{task.oci['root']['path']}"
+        return await asyncio.to_thread(tree_erofs, Path(root), task.bundle / _OWN_IMAGE, name=task.id)
 
     async def _hold(self, record: TaskRecord, attach: Mapping[str, int]) -> None:
         created = await self._keeper.hold_streams(
@@ -110,6 +120,7 @@ class KernelTasks(KeptTasks):
         except DrupeError as error:
             record.started = False
             record.save()
+            await pod.share.drop(task_id)
             raise explain(error, oci["process"]) from None
         if record.id in self._records:
             record.save()
@@ -117,27 +128,18 @@ class KernelTasks(KeptTasks):
 
     async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
         config, binds = container_config(oci, shm_bytes=pod.record.shm_bytes)
+        config["share_pid"] = pod.record.share_pid
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
+        await pod.share.add(record.id, binds)
         with contextlib.ExitStack() as opened:
-            fds = await self._keeper.take_streams(record.id)
-            for fd in fds.values():
+            fds = opened.enter_context(pod.share.opened(record.id, binds))
+            fds["root"] = opened.enter_context(Path(record.image).open("rb")).fileno()
+            streams = await self._keeper.take_streams(record.id)
+            for fd in streams.values():
                 opened.callback(os.close, fd)
-            fds |= self._open_all([Bind("root", oci["root"]["path"], read_only=False), *binds], opened)
-            answer = await pod.require().call("start", container=record.id, config=config, fds=fds)
+            answer = await pod.require().call("start", container=record.id, config=config, fds=streams | fds)
         return int(answer["pid"])
-
-    def _open_all(self, binds: list[Bind], opened: contextlib.ExitStack) -> dict[str, int]:
-        """As the keeper sees them, which has mounted them."""
-        found = {}
-        for bind in binds:
-            path = f"{mounts_root(self._keeper)}{bind.source}"
-            try:
-                found[bind.name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-            except OSError as error:
-                raise from_os_error(error) from None
-            opened.callback(os.close, found[bind.name])
-        return found
 
     async def delete(self, task_id: str) -> None:
         record = self._records.pop(task_id, None)
@@ -147,6 +149,7 @@ class KernelTasks(KeptTasks):
         self._windows.pop(task_id, None)
         if record is not None and (pod := self._pods.find(record.sandbox)) is not None:
             await self._unmake(pod, record)
+            await pod.share.drop(task_id)
         with contextlib.suppress(DrupeError):
             await self._keeper.end_task(task_id, code=137, signal=9)
         await self._forget(task_id, kill=False)
@@ -154,6 +157,7 @@ class KernelTasks(KeptTasks):
             await asyncio.to_thread(self._drop_cgroup, cgroup)
         if bundle is not None:
             record_path(bundle).unlink(missing_ok=True)
+            (bundle / _OWN_IMAGE).unlink(missing_ok=True)
 
     async def _unmake(self, pod: KernelPod, record: TaskRecord) -> None:
         """Nothing of a container may stay in the kernel; one that hangs, or that is this container's alone, is ended."""

@@ -12,6 +12,7 @@ use drupe_appkernel_vfs::{OpenFile, OpenFlags};
 use super::{locks, Args};
 use crate::encode;
 use crate::kernel::{Done, Kernel};
+use crate::pids;
 use crate::task::{Process, Tid};
 
 const NOFILE: usize = 7;
@@ -160,6 +161,10 @@ fn pipe_size(kernel: &Kernel, tid: Tid, file: &OpenFile, set: bool, argument: u6
 }
 
 /// How many bytes lie at the argument of an ioctl (asm-generic/ioctls.h; the rest say it in their number).
+const TIOCGPGRP: u32 = 0x540f;
+const TIOCSPGRP: u32 = 0x5410;
+const TIOCGSID: u32 = 0x5429;
+
 fn ioctl_size(request: u32) -> usize {
     match request {
         0x5401..=0x5404 => 36,                                    // struct termios
@@ -196,7 +201,15 @@ pub fn ioctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let size = ioctl_size(request);
     let given = kernel.get_bytes(tid, argument, size).unwrap_or_default();
     let mut data = given.clone();
+    if request == TIOCSPGRP {
+        pids::take(kernel.view(tid), &mut data);
+    }
     let value = kernel.with_context(tid, |context| file.file().ioctl(context, request, argument, &mut data))?;
+    match request {
+        TIOCSPGRP => data.clone_from(&given),
+        TIOCGPGRP | TIOCGSID => pids::show(kernel.view(tid), &mut data),
+        _ => {}
+    }
     if data != given || given.is_empty() {
         kernel.put(tid, argument, &data)?;
     }

@@ -6,6 +6,7 @@ use drupe_appkernel_abi::{Errno, Result};
 
 use super::Args;
 use crate::kernel::{Done, Kernel};
+use crate::pids;
 use crate::signal::COUNT;
 use crate::task::{Pid, Process, Tid};
 
@@ -181,7 +182,7 @@ fn header(kernel: &Kernel, tid: Tid, address: u64) -> Result<Option<Pid>> {
     let version = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let pid = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
     if version == CAPABILITY_VERSION {
-        return Ok(Some(if pid == 0 { kernel.pid(tid) } else { pid }));
+        return Ok(Some(if pid == 0 { kernel.pid(tid) } else { pids::known(kernel.view(tid), pid) }));
     }
     kernel.put(tid, address, &CAPABILITY_VERSION.to_le_bytes())?;
     Ok(None)

@@ -110,7 +110,7 @@ fn free(given: &[u8]) -> Vec<u8> {
 fn held_by(lock: &RecordLock) -> Vec<u8> {
     let kind = if lock.exclusive { F_WRLCK } else { F_RDLCK };
     let pid = match lock.owner {
-        Owner::Process { pid, .. } => pid,
+        Owner::Process { pid, .. } => crate::pids::seen(pid as u32) as i32,
         Owner::File(_) => -1,
     };
     let mut bytes = vec![0; 32];

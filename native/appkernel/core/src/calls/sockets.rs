@@ -15,6 +15,7 @@ use drupe_appkernel_vfs::{wait, Events, OpenFile, OpenFlags};
 use super::Args;
 use crate::guest::{total, Piece, IO_MAX};
 use crate::kernel::{Done, Kernel};
+use crate::pids;
 use crate::task::Tid;
 
 const NONBLOCK: u64 = OpenFlags::NONBLOCK as u64;
@@ -209,10 +210,16 @@ pub fn shutdown(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     Ok(Done::Value(0))
 }
 
+/// The credentials of who connected.
+const SO_PEERCRED: u64 = 17;
+
 pub fn getsockopt(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [fd, level, name, at, length_at, _] = *args;
     let file = kernel.file(tid, fd)?;
-    let value = of(&file)?.option(level as u32, name as u32)?;
+    let mut value = of(&file)?.option(level as u32, name as u32)?;
+    if (level as u32, name) == (SOL_SOCKET, SO_PEERCRED) {
+        pids::show(kernel.view(tid), &mut value);
+    }
     let room = kernel.get_u32(tid, length_at)? as usize;
     let size = value.len().min(room);
     kernel.put(tid, at, &value[..size])?;
@@ -312,7 +319,7 @@ fn sending(kernel: &Kernel, tid: Tid, message: &Message) -> Result<Sending> {
             (SOL_SOCKET, SCM_CREDENTIALS) => {
                 let ids: Vec<u32> = words.collect();
                 let [pid, uid, gid] = ids[..] else { return Err(Errno::INVAL) };
-                sending.credentials = Some(PeerCredentials { pid, uid, gid });
+                sending.credentials = Some(PeerCredentials { pid: pids::known(kernel.view(tid), pid), uid, gid });
             }
             _ => return Err(Errno::INVAL),
         }
@@ -398,7 +405,8 @@ fn answer(kernel: &mut Kernel, tid: Tid, at: u64, message: &Message, received: &
     let room = message.control.1.min(CONTROL_MAX) as usize;
     let (mut control, mut out_flags) = (Vec::new(), received.flags);
     if let Some(peer) = received.credentials {
-        let data = [peer.pid, peer.uid, peer.gid].map(u32::to_le_bytes).concat();
+        let pid = pids::seen_from(kernel.view(tid), peer.pid);
+        let data = [pid, peer.uid, peer.gid].map(u32::to_le_bytes).concat();
         let part = ControlMessage { level: SOL_SOCKET, kind: SCM_CREDENTIALS, data: &data };
         if !push_control_message(&mut control, room, part) {
             out_flags |= MSG_CTRUNC;
