@@ -95,7 +95,7 @@ class PodRecord(Record, kw_only=True):
             memory_max_bytes=self.memory_max_bytes,
             accelerator=self.accelerator,
             machine_type=self.machine_type,
-            shared_memory=self.rootfs == "virtiofs",
+            shared_memory=self.rootfs == "virtiofs" or bool(self.vhost_user),
             **more,
         )
 
