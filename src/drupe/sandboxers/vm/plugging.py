@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,10 +43,10 @@ async def plug_nic(keeper: Keeper, pod: VmPod, nic: Nic) -> None:
             os.close(descriptor)
 
 
-def told(joined: Sequence[Joined]) -> bytes:
-    """What a guest is told of its interfaces, to see whether it is something else now."""
+def told(joined: Sequence[Joined]) -> str:
+    """A digest of what a guest is told of its interfaces, to see whether it is something else now."""
     every = [*network.interfaces_of(joined), *network.routes_of(joined)]
-    return b"".join(one.SerializeToString(deterministic=True) for one in every)
+    return hashlib.sha256(b"".join(one.SerializeToString(deterministic=True) for one in every)).hexdigest()
 
 
 class Interfaces:
@@ -106,12 +107,13 @@ class Interfaces:
     async def _tell(self, pod: VmPod, joined: Sequence[Joined]) -> None:
         """The guest's names, addresses and routes."""
         news = told(joined)
-        if news == pod.told:
+        if news == pod.record.told:
             return
         faces = pb.SetInterfacesRequest(interfaces=network.interfaces_of(joined))
         await pod.agent.guest("SetInterfaces", faces)
         await pod.agent.guest("SetRoutes", pb.SetRoutesRequest(routes=network.routes_of(joined)))
-        pod.told = news
+        pod.record.told = news
+        pod.record.save()
 
 
 def following(interfaces: Interfaces, pod: VmPod) -> asyncio.Task[None]:

@@ -16,14 +16,13 @@ from drupe.sandboxers.vm.share import Share
 @dataclass(slots=True)
 class VmPod:
     """ending: its end is our own work. pids: of the programs that run it, by their suffix. changing: held while devices
-    come and go, and while it grows and shrinks. told: what the guest knows of its interfaces (plugging.told)."""
+    come and go, and while it grows and shrinks."""
 
     record: PodRecord
     agent: Agent
     share: Share
     machine: Machine | None = None
     ending: bool = False
-    told: bytes = b""
     pids: dict[str, int] = field(default_factory=dict)
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -21,7 +21,8 @@ class PodRecord(Record, kw_only=True):
     not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given since
     it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's. network,
     queues, vhost_user: how its interfaces are joined (endpoints.contract.Wanted). bound: hardware of the host that it
-    has, by PCI address, and what drove it before."""
+    has, by PCI address, and what drove it before. told: digest of what the guest knows of its
+    interfaces."""
 
     id: str
     dir: str
@@ -46,6 +47,7 @@ class PodRecord(Record, kw_only=True):
     hypervisor: str = ""
     network: Model = "tc-filter"
     queues: int = 1
+    told: str = ""
     bound: list[tuple[str, str]] = []
     vhost_user: str = ""
     saved: str = ""

@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 
 from drupe import guest as guests
-from drupe.errors import DrupeError
+from drupe.errors import DrupeError, Unsupported
 from drupe.hypervisors.contract import Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
@@ -110,6 +110,9 @@ class VmSandboxer(Sandboxer):
         return plan(config, self._options, guest, accelerator, self._machines.hypervisors.wished(config.spec))
 
     async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
+        first = self._machines.hypervisors.first
+        if first.name != "qemu" or first.abilities_of(self._options.machine_type)["save"].startswith("no"):
+            raise Unsupported("templates are of QEMU's machines that can be saved", kind="vm", feature="template")
         directory = self._root / "vm" / "templates"
         like = SandboxConfig(id="template", spec=spec, dir=directory, cgroup=cgroup, hostname="")
         async with self._templating:

@@ -20,6 +20,7 @@ from drupe.sandboxers.kept.records import Record
 from drupe.sandboxers.vm import network, roots
 from drupe.sandboxers.vm.options import ROOTFS
 from drupe.sandboxers.vm.phases import Phases
+from drupe.sandboxers.vm.plugging import told
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import TaskRecord
 
@@ -65,6 +66,10 @@ def require_saveable(pod: VmPod) -> None:
             hint=f"make the pod with the annotation {ROOTFS}=block",
         )
     record = pod.record
+    if record.hypervisor not in ("", "qemu"):
+        raise Unsupported(
+            "only machines of QEMU are saved here", kind="vm", feature="snapshot", cause=record.hypervisor
+        )
     if (record.memory_now, record.processors_now) != (record.memory_bytes, record.processors):
         raise InvalidState(
             "a machine that has another size than it started with cannot be saved",
@@ -134,7 +139,7 @@ class Saver:
             await self._starter.boot(pod, _config(config, directory, saved, disks, joined), phases)
         with phases("renew"):
             await self._starter.or_end(pod, renew(pod, _renewal(pod, saved, joined)))
-        record.nics = [(nic.id, nic.mac) for nic in _nics(saved, joined)]
+        record.nics, record.told = [(nic.id, nic.mac) for nic in _nics(saved, joined)], told(joined)
         record.started, record.failed, record.phases_ms = True, "", phases.told
         record.save()
 

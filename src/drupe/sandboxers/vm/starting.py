@@ -75,7 +75,7 @@ class Starter:
         with phases("agent"):
             await self.or_end(pod, pod.agent.guest("Setup", _setup(pod, joined)))
         record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
-        pod.told = told(joined)
+        record.told = told(joined)
         record.started, record.failed = True, ""
         record.phases_ms, record.notes = phases.told, [*network.left_out(joined), *self._confinement(record)]
         record.save()
