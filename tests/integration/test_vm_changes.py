@@ -136,3 +136,24 @@ def test_what_is_no_disk_is_refused(daemon: Daemon) -> None:
     assert (refused.returncode != 0, "no block device" in refused.stderr) == (True, True)
     missing = ("--mount", "type=block,source=/nowhere,target=/d")
     assert daemon.command("run", "--rm", "--sandbox", "vm", *missing, "busybox", "true").returncode != 0
+
+
+def test_a_machine_that_cannot_change(fresh_daemon: Daemon, tmp_path: Path) -> None:
+    """A microvm: roots are disks of its start, and each thing that it cannot do is said."""
+    machines.needs_machines()
+    machines.make_root(fresh_daemon.root)
+    config = tmp_path / "drupe.toml"
+    config.write_text('[kinds.vm]\nmachine_type = "microvm"\n')
+    fresh_daemon.kill()
+    fresh_daemon.start(env={"DRUPE_CONFIG": str(config)})
+    run(fresh_daemon, "small", "--memory", "64m")
+    assert inside(fresh_daemon, "small", "ls /sys/class/net").split() == ["eth0", "lo"]
+    less = fresh_daemon.command("update", "--memory", "32m", "small", check=True)
+    assert "the machine keeps its 160 MiB" in less.stderr
+    out(fresh_daemon, "network", "create", "back")
+    for argv in (("update", "--memory", "128m", "small"), ("network", "connect", "back", "small")):
+        refused = fresh_daemon.command(*argv)
+        assert (refused.returncode != 0, "machine" in refused.stderr) == (True, True)
+    assert len(pod(fresh_daemon, "small")["endpoints"]) == 1
+    again = fresh_daemon.command("restart", "-t", "1", "small")
+    assert (again.returncode != 0, "cannot be started again" in again.stderr) == (True, True)

@@ -42,6 +42,14 @@ def wanted(oci: Mapping[str, Any], task: str) -> list[Wanted]:
     ]
 
 
+def require_none(oci: Mapping[str, Any], task: str) -> None:
+    """Unsupported for a container that has disks of the host: two machines would write to them."""
+    if wanted(oci, task):
+        raise Unsupported(
+            f"container {task} has a disk of the host, which two machines cannot have", kind="vm", feature="snapshot"
+        )
+
+
 def _devices(oci: Mapping[str, Any]) -> Iterator[tuple[Path, bool, dict[str, Any]]]:
     """Those that were asked for one by one: they have a rule each."""
     linux = oci.get("linux", {})

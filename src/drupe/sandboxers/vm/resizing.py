@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from drupe.errors import DeadlineExceeded, InvalidState, ResourceExhausted, Unsupported
 from drupe.hypervisors.contract import Hypervisor, Machine
 from drupe.rpc.guest import guest_pb2 as pb
+from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.pods import VmPod
+from drupe.sandboxers.vm.sizing import memory_for, processors_for
+from drupe.spec.resources import Resources
 
 _MIB = 1 << 20
 _ONLINE_WITHIN_S = 20.0
@@ -17,6 +21,25 @@ _LOOK_EVERY_S = 0.05
 _HINT = (
     "kinds.vm.memory_max_bytes and processors_max say up to where; a pod that is stopped and started has its new size"
 )
+
+
+async def fit(
+    pod: VmPod, hypervisor: Hypervisor, containers: Sequence[Resources], options: VmOptions, *, grow_only: bool
+) -> Sequence[str]:
+    """Have a machine be as its pod and these containers are limited; one that does not run is noted so. Answers, in
+    words, what could not be had."""
+    record = pod.record
+    memory, processors = memory_for(record.limits, containers, options), processors_for(record.limits, containers)
+    if pod.machine is None:
+        record.memory_bytes = record.memory_now = memory
+        record.processors = record.processors_now = processors
+        record.memory_max_bytes = max(record.memory_max_bytes, memory)
+        record.processors_max = max(record.processors_max, processors)
+        record.save()
+        return ()
+    if grow_only:
+        memory, processors = max(memory, record.memory_now), max(processors, record.processors_now)
+    return await resize(pod, hypervisor, memory_bytes=memory, processors=processors)
 
 
 async def resize(pod: VmPod, hypervisor: Hypervisor, *, memory_bytes: int, processors: int) -> list[str]:

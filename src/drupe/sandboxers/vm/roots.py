@@ -3,7 +3,7 @@ guest's memory over it. Nothing of the host is shared then, so that the machine 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from drupe.keeper.client import Keeper
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm.oci import brings
 from drupe.sandboxers.vm.options import ROOTFS
+from drupe.sandboxers.vm.records import PodRecord, TaskRecord
 
 _MAKES_WITHIN_S = 600.0
 _SERIAL_BYTES = 20  # of a virtio disk
@@ -27,6 +28,25 @@ def disk_of(task: str, home: Path) -> Disk:
 
 def image_of(task: str, home: Path) -> Path:
     return home / f"{task}.erofs"
+
+
+def cold(pod: PodRecord, able: str, tasks: Sequence[TaskRecord]) -> list[Disk]:
+    """Those that a machine must have from its start, where its program adds no disks later (able: what it says of
+    that); their records say so then. Unsupported for a pod that ran before: its roots are made only after its machine."""
+    if pod.shares or not able.startswith("no"):
+        return []
+    if any(task.started or task.exit for task in tasks):
+        raise Unsupported(
+            "the machine of this pod has its disks from its start: it cannot be started again",
+            kind="vm",
+            feature="hotplug-disk",
+            cause=able.partition(": ")[2],
+            hint="make the pod anew",
+        )
+    for task in tasks:
+        task.cold = True
+        task.save()
+    return [disk_of(task.guest, pod.home) for task in tasks]
 
 
 async def make(keeper: Keeper, task: str, home: Path, oci: Mapping[str, Any]) -> dict[str, str]:

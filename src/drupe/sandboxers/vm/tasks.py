@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound, Unsupported
+from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
 from drupe.hypervisors.contract import Disk, Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
@@ -33,8 +33,7 @@ from drupe.sandboxers.vm.oci import adapted, brings
 from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import VMM, TaskRecord, record_path
-from drupe.sandboxers.vm.resizing import resize
-from drupe.sandboxers.vm.sizing import memory_for, processors_for
+from drupe.sandboxers.vm.resizing import fit
 from drupe.sandboxers.vm.snapshots import SavedTask, thaw
 from drupe.sandboxers.vm.streams import Streams
 from drupe.spec.resources import Resources, merged
@@ -155,23 +154,12 @@ class VmTasks(TaskService):
     def require_saveable(self, pod: VmPod) -> None:
         """Unsupported for a machine with a container that has disks of the host: two machines would write to them."""
         for record in self.records(pod.record.id):
-            if devices.wanted(_oci_of(record), record.guest):
-                raise Unsupported(
-                    f"container {record.id} has a disk of the host, which two machines cannot have",
-                    kind="vm",
-                    feature="snapshot",
-                )
+            devices.require_none(_oci_of(record), record.guest)
 
     def cold_disks(self, pod: VmPod) -> list[Disk]:
         """The roots that a machine must have from its start, as its program adds none later."""
-        able = self._hypervisor(pod).abilities_of(pod.record.machine_type)
-        if pod.record.shares or not able["hotplug-disk"].startswith("no"):
-            return []
-        found = list(self.records(pod.record.id))
-        for record in found:
-            record.cold = True
-            record.save()
-        return [roots.disk_of(record.guest, pod.record.home) for record in found]
+        able = self._hypervisor(pod).abilities_of(pod.record.machine_type)["hotplug-disk"]
+        return roots.cold(pod.record, able, list(self.records(pod.record.id)))
 
     def _hypervisor(self, pod: VmPod) -> Hypervisor:
         return self._machines.hypervisors.of(pod.record.hypervisor)
@@ -516,19 +504,8 @@ class VmTasks(TaskService):
         self, pod: VmPod, containers: Sequence[Resources] | None = None, *, grow_only: bool = False
     ) -> Sequence[str]:
         """Have a machine be as its pod and containers are limited now; answers, in words, what could not be had."""
-        record = pod.record
-        limits = [one.resources for one in self.records(record.id)] if containers is None else containers
-        memory, processors = memory_for(record.limits, limits, self._options), processors_for(record.limits, limits)
-        if pod.machine is None:
-            record.memory_bytes = record.memory_now = memory
-            record.processors = record.processors_now = processors
-            record.memory_max_bytes = max(record.memory_max_bytes, memory)
-            record.processors_max = max(record.processors_max, processors)
-            record.save()
-            return ()
-        if grow_only:
-            memory, processors = max(memory, record.memory_now), max(processors, record.processors_now)
-        return await resize(pod, self._hypervisor(pod), memory_bytes=memory, processors=processors)
+        limits = [one.resources for one in self.records(pod.record.id)] if containers is None else containers
+        return await fit(pod, self._hypervisor(pod), limits, self._options, grow_only=grow_only)
 
     def _update_unmade(self, record: TaskRecord, limits: Mapping[str, Any]) -> None:
         path = Path(record.bundle) / "guest.json"
