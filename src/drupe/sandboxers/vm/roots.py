@@ -32,7 +32,7 @@ def image_of(task: str, home: Path) -> Path:
 
 def cold(pod: PodRecord, able: str, tasks: Sequence[TaskRecord]) -> list[Disk]:
     """Those that a machine must have from its start, where its program adds no disks later (able: what it says of
-    that); their records say so then. Unsupported for a pod that ran before: its roots are made only after its machine."""
+    that); their records say so then. Unsupported for a pod that ran before: its roots come only after its machine."""
     if pod.shares or not able.startswith("no"):
         return []
     if any(task.started or task.exit for task in tasks):
