@@ -59,32 +59,36 @@ pub fn statfs(s: &StatFs, flags: u64) -> Vec<u8> {
     out
 }
 
-/// struct linux_dirent64, or None when it does not fit in `room`.
-pub fn dirent64(entry: &DirEntry<'_>, room: usize) -> Option<Vec<u8>> {
+/// Add a struct linux_dirent64; false when `out` would be longer than `room`.
+pub fn dirent64(entry: &DirEntry<'_>, room: usize, out: &mut Vec<u8>) -> bool {
     let length = (19 + entry.name.len() + 1).next_multiple_of(8);
-    if length > room {
-        return None;
+    let end = out.len() + length;
+    if end > room {
+        return false;
     }
-    let mut out = words(&[entry.inode, entry.next_cookie]);
-    out.extend((length as u16).to_le_bytes());
+    out.extend_from_slice(&entry.inode.to_le_bytes());
+    out.extend_from_slice(&entry.next_cookie.to_le_bytes());
+    out.extend_from_slice(&(length as u16).to_le_bytes());
     out.push(entry.kind.dirent_type());
-    out.extend(entry.name);
-    out.resize(length, 0);
-    Some(out)
+    out.extend_from_slice(entry.name);
+    out.resize(end, 0);
+    true
 }
 
 /// struct linux_dirent: the old one, its type at the end.
-pub fn dirent(entry: &DirEntry<'_>, room: usize) -> Option<Vec<u8>> {
+pub fn dirent(entry: &DirEntry<'_>, room: usize, out: &mut Vec<u8>) -> bool {
     let length = (18 + entry.name.len() + 2).next_multiple_of(8);
-    if length > room {
-        return None;
+    let end = out.len() + length;
+    if end > room {
+        return false;
     }
-    let mut out = words(&[entry.inode, entry.next_cookie]);
-    out.extend((length as u16).to_le_bytes());
-    out.extend(entry.name);
-    out.resize(length, 0);
-    out[length - 1] = entry.kind.dirent_type();
-    Some(out)
+    out.extend_from_slice(&entry.inode.to_le_bytes());
+    out.extend_from_slice(&entry.next_cookie.to_le_bytes());
+    out.extend_from_slice(&(length as u16).to_le_bytes());
+    out.extend_from_slice(entry.name);
+    out.resize(end, 0);
+    out[end - 1] = entry.kind.dirent_type();
+    true
 }
 
 /// struct utsname's six fields.

@@ -170,7 +170,8 @@ impl Kernel {
         } else {
             0
         };
-        self.map_program(seat, &mut mm, thread, &image.file, &image.elf, bias)?;
+        let mut ops = Vec::new();
+        self.map_program(seat, &mut mm, (thread, &mut ops), &image.file, &image.elf, bias)?;
         let (_, end) = image.elf.span();
         mm.brk_start = end.wrapping_add(bias) + (self.random_u64() & 0x1fff) * PAGE;
         mm.brk = mm.brk_start;
@@ -179,12 +180,17 @@ impl Kernel {
             Some((file, elf)) => {
                 let (start, end) = elf.span();
                 let base = if elf.relocatable { mm.place(end - start)?.wrapping_sub(start) } else { 0 };
-                self.map_program(seat, &mut mm, thread, file, elf, base)?;
+                self.map_program(seat, &mut mm, (thread, &mut ops), file, elf, base)?;
                 (elf.entry.wrapping_add(base), base)
             }
         };
         let stack = self.first_stack(seat, image, environment, &mut mm, bias, base);
-        self.map_stack(&mut mm, thread, &image.elf)?;
+        ops.push(map_stack(&mut mm, &image.elf));
+        self.platform.change(thread, &ops)?;
+        self.clear_tails(&mm, &image.elf, bias)?;
+        if let Some((_, elf)) = &image.interpreter {
+            self.clear_tails(&mm, elf, base)?;
+        }
         self.platform.write(space, stack.pointer, &stack.bytes)?;
         mm.auxiliary = stack.auxiliary;
         let registers = Registers { rip: entry, rsp: stack.pointer, eflags: 0x202, ..Registers::default() };
@@ -229,12 +235,17 @@ impl Kernel {
         auxv::build(top, &image.arguments, environment, &auxiliary, random, &name)
     }
 
-    fn map_stack(&mut self, mm: &mut Mm, thread: ThreadId, elf: &Elf) -> Result<()> {
-        let execute = if elf.executable_stack { PROT_EXEC } else { 0 };
-        let (address, protection) = (mm.end - PAGE - STACK_BYTES, PROT_READ | PROT_WRITE | execute);
-        let size = STACK_BYTES;
-        self.platform.change(thread, &[MemoryOp::MapAnonymous { address, size, protection, shared: false }])?;
-        mm.insert(address, Area { end: address + size, protection, shared: false, file: None, name: "[stack]" });
+    /// Zeros from the end of a segment's bytes to the end of their last page.
+    fn clear_tails(&self, mm: &Mm, elf: &Elf, bias: u64) -> Result<()> {
+        for segment in &elf.segments {
+            let (_, file_end, _) = segment.pages();
+            let data_end = segment.address + segment.file_size;
+            let writable = segment.protection & PROT_WRITE != 0;
+            if writable && segment.memory_size > segment.file_size && data_end < file_end {
+                let zeros = vec![0; (file_end - data_end) as usize];
+                self.platform.write(mm.space, data_end.wrapping_add(bias), &zeros)?;
+            }
+        }
         Ok(())
     }
 
@@ -242,7 +253,7 @@ impl Kernel {
         &mut self,
         seat: &Seat,
         mm: &mut Mm,
-        thread: ThreadId,
+        (thread, ops): (ThreadId, &mut Vec<MemoryOp>),
         file: &Arc<OpenFile>,
         elf: &Elf,
         bias: u64,
@@ -253,7 +264,7 @@ impl Kernel {
             return Err(Errno::NOMEM);
         }
         for segment in &elf.segments {
-            self.map_segment(seat, mm, thread, file, segment, bias)?;
+            self.map_segment(seat, mm, (thread, ops), file, segment, bias)?;
         }
         Ok(())
     }
@@ -262,7 +273,7 @@ impl Kernel {
         &mut self,
         seat: &Seat,
         mm: &mut Mm,
-        thread: ThreadId,
+        (thread, ops): (ThreadId, &mut Vec<MemoryOp>),
         file: &Arc<OpenFile>,
         segment: &Segment,
         bias: u64,
@@ -274,17 +285,14 @@ impl Kernel {
         let offset = segment.offset & !(PAGE - 1);
         if segment.file_size > 0 {
             match file.file().mapping(offset, from_file, false) {
-                Ok(mapping) => {
-                    let op = MemoryOp::MapFile {
-                        address,
-                        size: from_file,
-                        protection,
-                        shared,
-                        file: mapping.host,
-                        offset: mapping.offset,
-                    };
-                    self.platform.change(thread, &[op])?;
-                }
+                Ok(mapping) => ops.push(MemoryOp::MapFile {
+                    address,
+                    size: from_file,
+                    protection,
+                    shared,
+                    file: mapping.host,
+                    offset: mapping.offset,
+                }),
                 Err(_) => self.copy_segment(seat, mm.space, thread, file, (address, from_file, protection), offset)?,
             }
             let area =
@@ -293,16 +301,8 @@ impl Kernel {
         }
         if end > file_end || segment.file_size == 0 {
             let address = if segment.file_size == 0 { address } else { moved(file_end) };
-            self.platform.change(
-                thread,
-                &[MemoryOp::MapAnonymous { address, size: moved(end) - address, protection, shared }],
-            )?;
+            ops.push(MemoryOp::MapAnonymous { address, size: moved(end) - address, protection, shared });
             mm.insert(address, Area { end: moved(end), protection, shared, file: None, name: "" });
-        }
-        let (data_end, writable) = (segment.address + segment.file_size, protection & PROT_WRITE != 0);
-        if writable && segment.memory_size > segment.file_size && data_end < file_end {
-            let zeros = vec![0; (file_end - data_end) as usize];
-            self.platform.write(mm.space, moved(data_end), &zeros)?;
         }
         Ok(())
     }
@@ -436,6 +436,14 @@ impl Kernel {
         self.go_on(pid, None, Vec::new());
         Ok(())
     }
+}
+
+fn map_stack(mm: &mut Mm, elf: &Elf) -> MemoryOp {
+    let execute = if elf.executable_stack { PROT_EXEC } else { 0 };
+    let (address, protection) = (mm.end - PAGE - STACK_BYTES, PROT_READ | PROT_WRITE | execute);
+    let size = STACK_BYTES;
+    mm.insert(address, Area { end: address + size, protection, shared: false, file: None, name: "[stack]" });
+    MemoryOp::MapAnonymous { address, size, protection, shared: false }
 }
 
 fn joined(list: &[Vec<u8>]) -> Vec<u8> {

@@ -216,7 +216,11 @@ impl Kernel {
 
     pub(crate) fn child_info(&self, pid: Pid, code: i32, status: i32) -> Info {
         let uid = self.tasks.processes.get(&pid).map_or(0, |p| p.ids.uid);
-        Info { signal: SIGCHLD, code, fields: [u64::from(pids::seen(pid)) | u64::from(uid) << 32, status as u32 as u64] }
+        Info {
+            signal: SIGCHLD,
+            code,
+            fields: [u64::from(pids::seen(pid)) | u64::from(uid) << 32, status as u32 as u64],
+        }
     }
 
     /// A child was stopped or goes on.

@@ -1,6 +1,6 @@
 //! The kernel: what there is, and the loop that turns traps into calls and answers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
@@ -52,8 +52,8 @@ pub struct Kernel {
     pub(crate) platform: Box<dyn Platform>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) tasks: Tasks,
-    pub(crate) mms: HashMap<MmId, Mm>,
-    pub(crate) by_thread: HashMap<ThreadId, Tid>,
+    pub(crate) mms: BTreeMap<MmId, Mm>,
+    pub(crate) by_thread: BTreeMap<ThreadId, Tid>,
     pub(crate) ready: Arc<ReadyList>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) specials: Arc<dyn SpecialFiles>,
@@ -92,8 +92,8 @@ impl Kernel {
             trace: false,
             host,
             tasks: Tasks::default(),
-            mms: HashMap::new(),
-            by_thread: HashMap::new(),
+            mms: BTreeMap::new(),
+            by_thread: BTreeMap::new(),
             ready: Arc::default(),
             specials,
             hostname: b"drupe".to_vec(),

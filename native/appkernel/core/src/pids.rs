@@ -80,7 +80,8 @@ fn places(number: u64, args: &[u64; 6]) -> &'static [usize] {
 /// Whether a call answers with such a number.
 fn answers(number: u64, args: &[u64; 6]) -> bool {
     const F_GETOWN: u64 = 9;
-    matches!(number, 39 | 56..=58 | 61 | 110..=112 | 121 | 124 | 186 | 218 | 435) || (number == 72 && args[1] == F_GETOWN)
+    matches!(number, 39 | 56..=58 | 61 | 110..=112 | 121 | 124 | 186 | 218 | 435)
+        || (number == 72 && args[1] == F_GETOWN)
 }
 
 /// The arguments of a call made in `view`, with whole numbers.

@@ -117,6 +117,13 @@ pub fn entries(directory: BorrowedFd<'_>, from: u64) -> io::Result<Vec<Entry>> {
     Ok(list)
 }
 
+/// Whether a descriptor was opened to be written, too.
+pub fn is_writable(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: no memory is involved.
+    let flags = checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) } as isize)?;
+    Ok(flags as i32 & libc::O_ACCMODE == libc::O_RDWR)
+}
+
 pub fn read_at(fd: BorrowedFd<'_>, offset: u64, out: &mut [u8]) -> io::Result<usize> {
     // SAFETY: `out` has the size that is said.
     checked(unsafe { libc::pread(fd.as_raw_fd(), out.as_mut_ptr().cast(), out.len(), offset as libc::off_t) })

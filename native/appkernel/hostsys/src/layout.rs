@@ -43,8 +43,11 @@ pub const KICKED: usize = 0x68;
 /// What the stub has copied for the kernel while it was on its way there: guest address, bytes.
 pub const IN_ADDRESS: usize = 0x58;
 pub const IN_SIZE: usize = 0x60;
-/// How often a stub looks for its answer before it sleeps; each look is a PAUSE, up to 50 ns.
-pub const SPINS: u32 = 300;
+/// How often a stub looks for its answer before it sleeps; each look is a PAUSE, up to 50 ns. The kernel says when it
+/// will take longer (TURN_PARK).
+pub const SPINS: u32 = 1000;
+/// How often a thread looks at a futex before it sleeps.
+pub const LOOKS: u32 = 400;
 
 /// System calls that the stub makes for the kernel: number, six arguments, result.
 pub const OPS: usize = 0x100;

@@ -1,6 +1,7 @@
 //! The host, as the application kernel uses it. All of its `unsafe` is here: system calls, memory shared with stub
 //! processes, and the code that runs in these.
 
+pub mod changes;
 pub mod clock;
 pub mod files;
 pub mod filter;

@@ -82,6 +82,11 @@ impl Slot {
         Some(Registers::from_words(std::array::from_fn(|i| self.load(at + 8 * i))))
     }
 
+    /// Where the guest is; None: the slot is not sound.
+    pub fn instruction(&self) -> Option<u64> {
+        Some(self.load(self.frame()? + layout::UC_REGISTERS + 16 * 8))
+    }
+
     /// Those of a thread that has called without a signal.
     pub fn fast_registers(&self) -> Registers {
         Registers::from_words(std::array::from_fn(|i| self.load(layout::FAST + layout::UC_REGISTERS + 8 * i)))

@@ -13,8 +13,8 @@ global_asm!(
     ".pushsection .rodata.drupe_stub, \"a\"",
     ".globl drupe_stub_begin, drupe_stub_end, drupe_stub_handler, drupe_stub_enter",
     ".hidden drupe_stub_begin, drupe_stub_end, drupe_stub_handler, drupe_stub_enter",
-    ".globl drupe_stub_fast, drupe_stub_leave, drupe_stub_left",
-    ".hidden drupe_stub_fast, drupe_stub_leave, drupe_stub_left",
+    ".globl drupe_stub_fast, drupe_stub_leave, drupe_stub_left, drupe_stub_look, drupe_stub_looked",
+    ".hidden drupe_stub_fast, drupe_stub_leave, drupe_stub_left, drupe_stub_look, drupe_stub_looked",
     ".balign 16",
     "drupe_stub_begin:",
     // handler(signal, info, ucontext), on the slot's stack
@@ -56,6 +56,10 @@ global_asm!(
     "lea rcx, [rip + 51f]",
     "cmp rax, r8",
     "je 33f",
+    "lea r8, [rip + 72f]",
+    "lea rcx, [rip + 73f]",
+    "cmp rax, r8",
+    "je 33f",
     "lea r8, [rip + 43f]",
     "lea rcx, [rip + 45f]",
     "cmp rax, r8",
@@ -87,7 +91,7 @@ global_asm!(
     // guest has taken gs; then, and when nobody watches, or when the call is one that the host does, the instruction does it.
     "drupe_stub_fast:",
     "cmp eax, 202", // futex, sched_yield, madvise: the host's (filter.rs)
-    "je 60f",
+    "je drupe_stub_look",
     "cmp eax, 24",
     "je 60f",
     "cmp eax, 28",
@@ -309,6 +313,24 @@ global_asm!(
     "syscall",
     "ud2",
     "drupe_stub_left:",
+    // futex(2): before a thread sleeps it looks for a while whether the word changes, as a call made later would find.
+    "drupe_stub_look:",
+    "mov ecx, esi",
+    "and ecx, 0x7f", // not FUTEX_PRIVATE_FLAG, FUTEX_CLOCK_REALTIME
+    "jz 71f", // FUTEX_WAIT
+    "cmp ecx, 9", // FUTEX_WAIT_BITSET
+    "jne 73f",
+    "71:",
+    "mov ecx, {looks}",
+    "72:",
+    "cmp [rdi], edx",
+    "jne 73f",
+    "pause",
+    "dec ecx",
+    "jnz 72b",
+    "73:",
+    "jmp r11",
+    "drupe_stub_looked:",
     // the new thread (its stack pointer is in its slot) or process (in a slot of its parent's that has the same address)
     "6:",
     "mov rbx, rsp",
@@ -342,6 +364,7 @@ global_asm!(
     watched = const layout::TURN_WATCHED,
     park = const layout::TURN_PARK,
     spins = const layout::SPINS,
+    looks = const layout::LOOKS,
     frame = const layout::FRAME,
     signal = const layout::SIGNAL,
     info = const layout::INFO,
@@ -380,6 +403,8 @@ unsafe extern "C" {
     static drupe_stub_fast: u8;
     static drupe_stub_leave: u8;
     static drupe_stub_left: u8;
+    static drupe_stub_look: u8;
+    static drupe_stub_looked: u8;
 }
 
 /// The code, to be copied to `layout::CODE`.
@@ -407,6 +432,11 @@ pub fn fast() -> u64 {
 /// Whether a thread that is there is on its way back from a call without a signal: its registers are in its slot.
 pub fn is_leaving(rip: u64) -> bool {
     (place(&raw const drupe_stub_leave)..place(&raw const drupe_stub_left)).contains(&rip)
+}
+
+/// Whether a thread that is there looks at a futex; where its call is is in r11.
+pub fn is_looking(rip: u64) -> bool {
+    (place(&raw const drupe_stub_look)..place(&raw const drupe_stub_looked)).contains(&rip)
 }
 
 /// Where a thread starts that has its slot in rbx.

@@ -1,8 +1,8 @@
 //! The kernel's process as a boundary: what it can still do when a guest has taken it over. Two steps, because the first
 //! stub process is made between them: `enter`, after which no path of the host can be opened, and `seal`.
 //!
-//! Afterwards it has a user of its own without capabilities, its descriptors, and the calls of
-//! `hostsys::kernel_calls`; nothing else.
+//! Afterwards it has a user of its own, its descriptors, and the calls of `hostsys::kernel_calls`; nothing else. Only to serve
+//! directories of the host it keeps rights on files, which Landlock holds to these directories.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,6 +19,10 @@ const FILES_MAX: u64 = 65_536;
 const LIMIT_CORE: u32 = 4;
 const LIMIT_LOCKED: u32 = 8;
 const LIMIT_QUEUES: u32 = 12;
+/// CAP_DAC_READ_SEARCH
+const READS: u64 = 1 << 2;
+/// CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID
+const CHANGES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4;
 const FIRST_UID: u32 = 1_900_000_000;
 const PAIRS: u32 = 50_000_000;
 
@@ -78,14 +82,22 @@ impl Confinement<'_> {
 
     /// Everything else. The process has one thread.
     pub fn seal(&self) -> Result<(), Failed> {
+        process::set_umask(0); // the kernel has one for each process
         step("limits", limit())?;
         step("capabilities", credentials::limit_bounding(0))?;
         step("groups", credentials::set_groups(&[]))?;
         step("own user", credentials::set_ids(self.uid, self.uid))?;
-        step("capabilities", credentials::set_capabilities(&Capabilities::default()))?;
+        step("capabilities", credentials::set_capabilities(&self.capabilities()))?;
         step("no new privileges", credentials::set_no_new_privileges())?;
         step("no dumps", credentials::set_undumpable())?;
         step("the filter of system calls", credentials::install_filter(&kernel_calls::program(self.network)))
+    }
+
+    /// None, unless there are directories: whose files any user's may be. What the rights can be used on, Landlock says.
+    fn capabilities(&self) -> Capabilities {
+        let of = |access: &Access| if *access == Access::Read { READS } else { READS | CHANGES };
+        let kept = self.directories.iter().fold(0, |all, (_, access)| all | of(access));
+        Capabilities { effective: kept, permitted: kept, ..Capabilities::default() }
     }
 }
 

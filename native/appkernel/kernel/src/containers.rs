@@ -103,9 +103,8 @@ impl Task {
 pub type Descriptors = HashMap<String, OwnedFd>;
 
 fn take_streams(fds: &mut Descriptors) -> Outcome<[OwnedFd; 3]> {
-    let mut take = |name: &str| {
-        fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?} was sent")))
-    };
+    let mut take =
+        |name: &str| fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?} was sent")));
     Ok([take("stdin")?, take("stdout")?, take("stderr")?])
 }
 
@@ -131,7 +130,8 @@ impl Containers {
         builder.make_directory(&settings.cwd)?;
         let (namespace, root) = builder.finish(tree.read_only);
         self.last += 1;
-        let fresh = || pod.kernel.fresh_view().ok_or_else(|| Failure::new("EUSERS", "there are too many PID namespaces"));
+        let fresh =
+            || pod.kernel.fresh_view().ok_or_else(|| Failure::new("EUSERS", "there are too many PID namespaces"));
         let view = if tree.share_pid { 0 } else { fresh()? };
         let container = Container { number: self.last, view, namespace, root };
         let (pid, console) = run(pod, &container, settings, &mut fds, true)?;
@@ -141,13 +141,7 @@ impl Containers {
     }
 
     /// Run a further process in a container; its pid.
-    pub fn exec(
-        &mut self,
-        pod: &mut Pod,
-        key: Key,
-        settings: Settings,
-        mut fds: Descriptors,
-    ) -> Outcome<Pid> {
+    pub fn exec(&mut self, pod: &mut Pod, key: Key, settings: Settings, mut fds: Descriptors) -> Outcome<Pid> {
         if key.1.is_empty() || self.tasks.contains_key(&key) {
             return Err(Failure::new("EEXIST", format!("task {key:?} exists")));
         }

@@ -17,11 +17,10 @@ use drupe_appkernel_vfs::overlay::Overlay;
 use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
 use drupe_appkernel_vfs::tmpfs::{Limits, Tmpfs};
 use drupe_appkernel_vfs::{
-    ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles,
-    Timestamp, View,
+    ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles, Timestamp, View,
 };
 
-use crate::hostfs::HostDirectory;
+use crate::hostfs::{HostDirectory, Sharing};
 use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
 use crate::streams::Stream;
 use crate::terminal::Console;
@@ -171,7 +170,7 @@ pub fn root_at(path: &[u8]) -> Result<Arc<dyn FileSystem>> {
 fn file_system_of(fd: OwnedFd) -> Result<Arc<dyn FileSystem>> {
     let stat = files::stat(fd.as_fd(), b"").map_err(errno)?;
     match FileType::from_mode(stat.mode) {
-        Some(FileType::Directory) => Ok(HostDirectory::new(fd)?),
+        Some(FileType::Directory) => Ok(HostDirectory::new(fd, Sharing::Image)?),
         Some(FileType::Regular) => {
             let size = usize::try_from(stat.size_bytes).map_err(|_| Errno::FBIG)?;
             let bytes = files::map(fd.as_fd(), size).map_err(errno)?;

@@ -8,17 +8,20 @@ use drupe_appkernel_core::task::Exit;
 use drupe_appkernel_core::{default_limits, Program, Rights, Surroundings};
 use drupe_appkernel_hostsys::files;
 use drupe_appkernel_hostsys::terminal::{self, Raw};
-use drupe_appkernel_vfs::{Credentials, WaitQueue};
+use drupe_appkernel_vfs::mount::MS_NODEV;
+use drupe_appkernel_vfs::{Credentials, Mount, WaitQueue};
 use drupe_sys::landlock::Access;
 
 use crate::confine::{self, Confinement};
+use crate::hostfs::{HostDirectory, Sharing};
 use crate::machine::Machine;
 use crate::pod::{root_at, Pod};
 use crate::terminal::Console;
 
 pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--env NAME=VALUE]... [--user UID[:GID]] \
-[--uid UID] [--network] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
+[--uid UID] [--bind DIRECTORY:PLACE]... [--network] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
        --uid: the host's user that the kernel runs as, and the next one for its stubs (by default by its process's number)
+       --bind: a directory of the host, seen at a place of the pod that is there; both may change it
        --network: stay in this network namespace
        --no-confine: for debugging only: a guest that breaks out is who you are";
 
@@ -26,6 +29,8 @@ pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] 
 #[derive(Default)]
 struct Options {
     root: Vec<u8>,
+    /// Directories of the host that are shared, and their places.
+    binds: Vec<(Vec<u8>, Vec<u8>)>,
     environment: Vec<Vec<u8>>,
     user: (u32, u32),
     uid: Option<u32>,
@@ -53,6 +58,7 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
             b"--root" => options.root = value()?,
             b"--env" => options.environment.push(value()?),
             b"--user" => options.user = user(&value()?)?,
+            b"--bind" => options.binds.push(bind(&value()?)?),
             b"--uid" => options.uid = Some(user(&value()?)?.0),
             b"--network" => options.network = true,
             b"--no-confine" => options.no_confine = true,
@@ -69,6 +75,12 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
     Ok(options)
 }
 
+fn bind(text: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
+    let colon = text.iter().position(|byte| *byte == b':');
+    let at = colon.ok_or(format!("{} is no DIRECTORY:PLACE", String::from_utf8_lossy(text)))?;
+    Ok((text[..at].to_vec(), text[at + 1..].to_vec()))
+}
+
 fn user(text: &[u8]) -> Result<(u32, u32), String> {
     let text = String::from_utf8_lossy(text);
     let (uid, gid) = text.split_once(':').unwrap_or((&text, &text));
@@ -83,7 +95,7 @@ fn failed(what: &str, why: &dyn std::fmt::Display) -> Refusal {
 }
 
 /// The platform and a kernel, in a process that can do no more than it must.
-fn start(options: &Options) -> Result<Pod, Refusal> {
+fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
     let machine = Machine::new(0).map_err(|error| failed("/proc", &error))?;
     let no_platform = |error| failed("the trap platform does not work here", &error);
     if options.no_confine {
@@ -91,7 +103,8 @@ fn start(options: &Options) -> Result<Pod, Refusal> {
         return Pod::start(machine, None).map_err(no_platform);
     }
     let directory = files::open_path(&options.root, libc::O_PATH | libc::O_DIRECTORY).ok();
-    let directories = directory.iter().map(|fd| (fd.as_fd(), Access::Read)).collect();
+    let directories = directory.iter().map(|fd| (fd.as_fd(), Access::Read));
+    let directories = directories.chain(binds.iter().map(|fd| (fd.as_fd(), Access::Change))).collect();
     let uid = options.uid.unwrap_or_else(confine::own_uid);
     let confinement = Confinement { uid, directories, network: options.network };
     let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
@@ -107,10 +120,20 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, Refusa
     let [Ok(a), Ok(b), Ok(c)] = streams else { return Err((1, String::from("standard streams must be open"))) };
     let name = String::from_utf8_lossy(&options.root).into_owned();
     let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
-    let mut pod = start(&options)?;
+    let opened = |(host, _): &(Vec<u8>, Vec<u8>)| files::open_path(host, libc::O_DIRECTORY);
+    let binds = options.binds.iter().map(opened).collect::<std::io::Result<Vec<_>>>();
+    let binds = binds.map_err(|error| failed("--bind", &error))?;
+    let mut pod = start(&options, &binds)?;
     pod.kernel.trace = options.trace;
     pod.kernel.rewrites = !options.no_rewriting;
     let (namespace, root) = pod.mount(root).map_err(|errno| failed(&name, &errno))?;
+    for (fd, (_, place)) in binds.into_iter().zip(&options.binds) {
+        let share = HostDirectory::new(fd, Sharing::Change).and_then(|share| {
+            let at = pod.walk(&namespace, &root, place)?;
+            namespace.mount(Mount::new(share, b"host", MS_NODEV), at)
+        });
+        share.map_err(|errno| failed(&String::from_utf8_lossy(place), &errno))?;
+    }
     let console = match options.terminal {
         true => Some(pod.console(&namespace, &root, true).map_err(|errno| failed("a terminal", &errno))?),
         false => None,

@@ -12,7 +12,8 @@ use crate::control::Control;
 use crate::machine::Machine;
 use crate::pod::Pod;
 
-pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DESCRIPTOR --uid UID --pidfile FILE \
+pub const USAGE: &str =
+    "usage: drupe-appkernel serve --control DESCRIPTOR --share DESCRIPTOR --uid UID --pidfile FILE \
 [--netns DESCRIPTOR] [--hostname NAME]";
 
 #[derive(Default)]

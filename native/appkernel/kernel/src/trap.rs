@@ -5,7 +5,7 @@
 //! slot, and answers. Memory is the host's own: private pages, copied on write by the host when a space is forked.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -89,6 +89,12 @@ impl Thread {
         let _broken = self.slot.set_registers(&self.slot.fast_registers());
     }
 
+    /// It was kicked while it looked whether a futex changes: it is at its call still.
+    fn leave_loop(&self) {
+        let Some(registers) = self.slot.registers() else { return };
+        let _broken = self.slot.set_registers(&Registers { rip: registers.r11, ..registers });
+    }
+
     fn take_staged(&mut self) -> Vec<Op> {
         let staged = self.staged.get_mut();
         staged.size = 0;
@@ -118,9 +124,9 @@ struct Space {
 pub struct Stubs {
     listener: Listener,
     poller: Arc<Poller>,
-    threads: HashMap<ThreadId, Thread>,
-    by_host: HashMap<i32, ThreadId>,
-    spaces: HashMap<SpaceId, Space>,
+    threads: BTreeMap<ThreadId, Thread>,
+    by_host: BTreeMap<i32, ThreadId>,
+    spaces: BTreeMap<SpaceId, Space>,
     next: u32,
     /// Came while something else was waited for.
     stash: VecDeque<Notification>,
@@ -171,9 +177,9 @@ impl Stubs {
         let mut stubs = Stubs {
             listener: zygote.listener,
             poller,
-            by_host: HashMap::from([(thread.host, ZYGOTE)]),
-            threads: HashMap::from([(ZYGOTE, thread)]),
-            spaces: HashMap::from([(SpaceId(0), space)]),
+            by_host: BTreeMap::from([(thread.host, ZYGOTE)]),
+            threads: BTreeMap::from([(ZYGOTE, thread)]),
+            spaces: BTreeMap::from([(SpaceId(0), space)]),
             next: 1,
             stash: VecDeque::new(),
             vdso: zygote.vdso,
@@ -379,9 +385,13 @@ impl Stubs {
             let r = thread.slot.fast_registers();
             return Trap::Call { number: r.rax, args: [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] };
         }
-        if thread.slot.registers().is_some_and(|r| stub::is_leaving(r.rip)) {
-            thread.adopt();
-            return Trap::Kicked;
+        match thread.slot.instruction() {
+            Some(rip) if stub::is_leaving(rip) => {
+                thread.adopt();
+                return Trap::Kicked;
+            }
+            Some(rip) if stub::is_looking(rip) => thread.leave_loop(),
+            _ => {}
         }
         match signal {
             0 => Trap::Kicked,
@@ -541,7 +551,7 @@ impl Platform for Stubs {
 
     fn call_site(&self, thread: ThreadId) -> Option<u64> {
         let thread = self.threads.get(&thread).filter(|thread| !thread.is_fast)?;
-        Some(thread.slot.registers()?.rip)
+        thread.slot.instruction()
     }
 
     fn set_registers(&mut self, thread: ThreadId, registers: &Registers) -> Result<()> {

@@ -13,7 +13,7 @@ use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
 use drupe_appkernel_vfs::{Credentials, How, Mount, MountNamespace, Path, View};
 use drupe_packets::{errno_name, Failure, Outcome};
 
-use crate::hostfs::HostDirectory;
+use crate::hostfs::{HostDirectory, Sharing};
 use crate::pod::Pod;
 use crate::settings::{MountOrder, What};
 
@@ -70,11 +70,7 @@ impl<'a> Builder<'a> {
         (self.namespace, self.root)
     }
 
-    fn file_system(
-        &self,
-        order: &MountOrder,
-        fds: &mut HashMap<String, OwnedFd>,
-    ) -> Outcome<Arc<dyn FileSystem>> {
+    fn file_system(&self, order: &MountOrder, fds: &mut HashMap<String, OwnedFd>) -> Outcome<Arc<dyn FileSystem>> {
         let context = self.pod.context(&self.credentials);
         let made = |errno| failed("a file system", errno);
         let kernel: &Kernel = &self.pod.kernel;
@@ -92,7 +88,8 @@ impl<'a> Builder<'a> {
             What::Terminals => self.pod.new_devpts(),
             What::Bind(name) => {
                 let fd = fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?}")))?;
-                HostDirectory::new(fd).map_err(|errno| failed("a directory of the host", errno))?
+                let sharing = if order.flags & MS_RDONLY == 0 { Sharing::Change } else { Sharing::Read };
+                HostDirectory::new(fd, sharing).map_err(|errno| failed("a directory of the host", errno))?
             }
         })
     }

@@ -216,15 +216,16 @@ pub fn ioctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     Ok(Done::Value(value))
 }
 
-fn list(kernel: &mut Kernel, tid: Tid, args: &Args, encoded: Encoder) -> Result<Done> {
+/// What most directories need.
+const LISTING_BYTES: usize = 8 << 10;
+
+fn list(kernel: &mut Kernel, tid: Tid, args: &Args, add: Encoder) -> Result<Done> {
     let file = kernel.file(tid, args[0])?;
     let room = (args[2] as u32 as usize).min(crate::guest::IO_MAX);
-    let (mut out, mut any) = (Vec::new(), false);
+    let (mut out, mut any) = (Vec::with_capacity(room.min(LISTING_BYTES)), false);
     file.read_dir(&mut |entry| {
         any = true;
-        let bytes = encoded(&entry, room - out.len());
-        out.extend(bytes.iter().flatten());
-        bytes.is_some()
+        add(&entry, room, &mut out)
     })?;
     if out.is_empty() && any {
         return Err(Errno::INVAL);
@@ -233,7 +234,7 @@ fn list(kernel: &mut Kernel, tid: Tid, args: &Args, encoded: Encoder) -> Result<
     Ok(Done::Value(out.len() as i64))
 }
 
-type Encoder = fn(&drupe_appkernel_vfs::inode::DirEntry<'_>, usize) -> Option<Vec<u8>>;
+type Encoder = fn(&drupe_appkernel_vfs::inode::DirEntry<'_>, usize, &mut Vec<u8>) -> bool;
 
 pub fn getdents64(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     list(kernel, tid, args, encode::dirent64)
