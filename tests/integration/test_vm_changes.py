@@ -69,12 +69,12 @@ def test_a_running_pod_gets_more_and_gives_it_back(fresh_daemon: Daemon) -> None
     small = memory_mib(daemon, "sized")
     assert inside(daemon, "sized", "cat /sys/fs/cgroup/memory.max") == str(64 * MIB)
 
-    out(daemon, "update", "--memory", "448m", "--cpus", "2", "sized")
+    out(daemon, "update", "--memory", "256m", "--cpus", "2", "sized")
     grown = pod(daemon, "sized")["machine"]
-    assert (grown["memory_bytes"] - before["memory_bytes"], grown["processors"]) == (384 * MIB, 2)
-    assert (memory_mib(daemon, "sized") - small, processors(daemon, "sized")) == (384, 2)
-    assert inside(daemon, "sized", "cat /sys/fs/cgroup/memory.max") == str(448 * MIB)
-    inside(daemon, "sized", "head -c 314572800 /dev/zero >/full/it")
+    assert (grown["memory_bytes"] - before["memory_bytes"], grown["processors"]) == (192 * MIB, 2)
+    assert (memory_mib(daemon, "sized") - small, processors(daemon, "sized")) == (192, 2)
+    assert inside(daemon, "sized", "cat /sys/fs/cgroup/memory.max") == str(256 * MIB)
+    inside(daemon, "sized", "head -c 180000000 /dev/zero >/full/it")
 
     daemon.kill()
     daemon.start()

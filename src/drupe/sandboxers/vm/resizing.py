@@ -16,7 +16,8 @@ from drupe.spec.resources import Resources
 
 _MIB = 1 << 20
 _ONLINE_WITHIN_S = 20.0
-_BALLOON_WITHIN_S = 10.0
+_BALLOON_WITHIN_S = 30.0
+_BALLOON_STANDS_S = 3.0  # a guest that has not moved for so long has no more to give
 _LOOK_EVERY_S = 0.05
 _HINT = (
     "kinds.vm.memory_max_bytes and processors_max say up to where; a pod that is stopped and started has its new size"
@@ -102,7 +103,7 @@ async def _deflated(machine: Machine, wanted: int) -> int:
     while (now := round((await machine.metrics()).get("balloon_actual_bytes", wanted))) > wanted:
         if now != seen:
             seen, moved = now, time.monotonic()
-        if time.monotonic() > until or time.monotonic() > moved + _BALLOON_WITHIN_S / 4:
+        if time.monotonic() > until or time.monotonic() > moved + _BALLOON_STANDS_S:
             return now
         await asyncio.sleep(_LOOK_EVERY_S)
     return wanted
