@@ -41,7 +41,7 @@ class Plan:
     """How much to measure. n: samples of the main race, `start`; others: of every other one. bursts: (starts at once,
     rounds). pods, peer_pods: the numbers of pods at which memory is read. wasm_burst: Wasm pods at once. slow: samples
     of what takes seconds (gVisor's races). cri_burst: pods of containerd's CRI at once, and rounds; cycles: such pods
-    made and removed before what is left is counted.
+    made and removed before what is left is counted. machine_rounds: of several machines at once.
     """
 
     n: int
@@ -53,6 +53,7 @@ class Plan:
     slow: int = 30
     cri_burst: tuple[int, int] = (50, 5)
     cycles: int = 500
+    machine_rounds: int = 3
 
 
 QUICK = Plan(
@@ -65,6 +66,7 @@ QUICK = Plan(
     slow=2,
     cri_burst=(10, 1),
     cycles=10,
+    machine_rounds=1,
 )
 FULL = Plan(n=50, others=50, bursts=((10, 30), (50, 5)), pods=(1, 10, 50, 100), peer_pods=(1, 5, 10))
 
@@ -152,18 +154,11 @@ def race_vm(field: Field, plan: Plan, only: list[str], directory: Path, stack: E
     if lacking := [program for program in ("qemu-system-x86_64", "mkfs.erofs") if shutil.which(program) is None]:
         report.skip("vm-template", "a cold boot", f"{', '.join(lacking)} is not installed")
         return
-    from vm import VmDrupe, prepare
+    from vm import Races
 
-    prepare(field.ours.client)
-    cold = VmDrupe(field.ours, cold=True)
-    warm = {"": VmDrupe(field.ours, cold=False), "-block": VmDrupe(field.ours, cold=False, rootfs="block")}
-    stack.callback(cold.drop)
-    taken = interleave({"cold": cold.start} | {name: one.start for name, one in warm.items()}, plan.slow, warm_up=1)
-    for name in warm:
-        report.compare(f"vm-template{name}", taken[name], "a cold boot", taken["cold"])
-    for one in (cold, *warm.values()):
-        stack.callback(one.drop)
-        weigh_one(one, plan.peer_pods[:2], report, name="vm-memory")
+    machines = Races(field.ours, report, wanted)
+    stack.callback(machines.drop)
+    machines.run(plan.slow, rounds=plan.machine_rounds, pods=plan.peer_pods[:2])
 
 
 def race_containerd(field: Field, plan: Plan, only: list[str], directory: Path, stack: ExitStack) -> None:

@@ -97,8 +97,18 @@ class Report:
             {"ours_ms": list(ours), "peer_ms": list(theirs)},
         )
 
-    def memory(self, name: str, *, pods: Sequence[int], pss: Sequence[int], helpers: int, peer: str) -> None:
-        """One line of memory: the slope of PSS over the number of pods, and the processes beside the workloads."""
+    def memory(
+        self,
+        name: str,
+        *,
+        pods: Sequence[int],
+        pss: Sequence[int],
+        helpers: int,
+        peer: str,
+        programs: Mapping[str, float] | None = None,
+    ) -> None:
+        """One line of memory: the slope of PSS over the number of pods, and the processes beside the workloads.
+        programs: the same slope, in MB, of each program."""
         line = {
             "name": name,
             "kind": self._kind,
@@ -107,7 +117,16 @@ class Report:
             "pss_mb_per_pod": round(slope(pods, [value / 1e6 for value in pss]), 4),
             "helper_processes_per_pod": round(helpers / max(pods), 3),
         }
+        if programs:
+            line["programs_mb_per_pod"] = {program: round(each, 2) for program, each in programs.items()}
         self._write(line, {"pods": list(pods), "pss_bytes": list(pss)})
+
+    def phases(
+        self, name: str, *, n: int, peer: str, p50_ms: Mapping[str, float], raw: Mapping[str, Sequence[float]]
+    ) -> None:
+        """One line of what the parts of a start took."""
+        line = {"name": name, "kind": self._kind, "n": n, "peer": peer, "phases_p50_ms": dict(p50_ms)}
+        self._write(line, {"phases_ms": {part: list(values) for part, values in raw.items()}})
 
     def leaks(self, name: str, *, cycles: int, left: Mapping[str, int], grown_bytes: int) -> None:
         """One line of what there was more of after making and removing `cycles` pods."""

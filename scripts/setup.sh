@@ -28,6 +28,8 @@ podman                     podman
 containerd                 containerd
 clang-14                   clang-14
 lld-14                     wasm-ld-14
+redis-server               redis-server
+nginx-light                nginx
 wasi-libc                  /usr/include/wasm32-wasi
 user-mode-linux            linux.uml
 cpio                       cpio

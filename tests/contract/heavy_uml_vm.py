@@ -15,6 +15,7 @@ from sandboxer_suite import SandboxerSuite
 from drupe.errors import InvalidArgument
 from drupe.guest import build, kernel
 from drupe.hypervisors.uml import Uml, find_uml
+from drupe.images.store import ImageStore
 from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.sandboxer import VmSandboxer, find_hypervisor
 from framework import probes
@@ -52,7 +53,7 @@ class UmlSite(KeptSite):
     def make(self) -> VmSandboxer:
         return VmSandboxer(
             keeper=self.keeper, cgroups=self.cgroups, hypervisor=Uml(find_uml()), root=self.root,
-            on_exit=self.ended, options=OPTIONS,
+            images=ImageStore(self.root / "images"), on_exit=self.ended, options=OPTIONS,
         )  # fmt: skip
 
 

@@ -408,6 +408,19 @@ class SandboxerSuite:
             await site.sandboxer.tasks().start(task.id)
         assert [(await site.end_of(task.id)).code for task in tasks] == [1, 2, 3]
 
+    async def test_one_that_cannot_be_started_leaves_nothing_to_its_neighbours(self, site: Site) -> None:
+        site.needs("multi-container")
+        sandbox = await site.sandbox()
+        wrong, other = site.task(sandbox, "no-such-program"), site.task(sandbox, "sleep 60")
+        with pytest.raises(NotFound):
+            await site.sandboxer.tasks().create(wrong)
+            await site.sandboxer.tasks().start(wrong.id)
+        await site.sandboxer.tasks().delete(wrong.id)
+        await site.sandboxer.tasks().create(other)
+        await site.sandboxer.tasks().start(other.id)
+        await site.sandboxer.tasks().kill(other.id, 9)
+        assert (await site.end_of(other.id)).code == 137
+
     # -- output and input ---------------------------------------------------------------------------------------
 
     async def test_the_log_is_complete_when_the_end_is_told(self, site: Site) -> None:
@@ -620,6 +633,8 @@ class SandboxerSuite:
         task = await site.running("sleep 60")
         with pytest.raises(NotFound):
             await site.exec(task, "no-such-program")
+        await site.sandboxer.tasks().kill(task.id, 9)
+        assert (await site.end_of(task.id)).code == 137
 
     async def test_exec_is_killed_alone(self, site: Site) -> None:
         site.needs("exec")

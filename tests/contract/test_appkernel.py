@@ -33,22 +33,27 @@ def image(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class AppkernelSite(KeptSite):
+    """Roots are images."""
+
     states = "appkernel"
+    by_image = True
 
     def __init__(self, directory: Path, rootfs: Path, image: Path) -> None:
         super().__init__(directory, rootfs)
         self.image = image
 
     def task(self, sandbox: str, line: str, **fields: Any) -> TaskConfig:
-        return replace(super().task(sandbox, line, **fields), image=self.image)
+        return replace(super().task(sandbox, line, **fields), image=self.image if self.by_image else None)
 
     def make(self) -> AppkernelSandboxer:
         pods = Pods(keeper=self.keeper, cgroups=self.cgroups, program=find_kernel(AppkernelOptions()))
-        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended)
+        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended, options=AppkernelOptions())
 
 
 class SoleSite(AppkernelSite):
-    """Pods that are made with their one container, as `drupe run` makes them."""
+    """Pods that are made with their one container, as `drupe run` makes them; roots are directories."""
+
+    by_image = False
 
     def config(self, **spec: Any) -> SandboxConfig:
         return super().config(**{"containers": (ContainerSpec(name="only"),)} | spec)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from kept_site import KeptSite, make_rootfs
-from sandboxer_suite import SandboxerSuite
+from sandboxer_suite import SandboxerSuite, until
 
 from drupe.errors import NotFound
 from drupe.sandboxers.contract import SandboxConfig
@@ -17,6 +17,7 @@ from drupe.sandboxers.gvisor.pods import Pods
 from drupe.sandboxers.gvisor.sandboxer import GvisorSandboxer
 from drupe.spec import ContainerSpec
 from framework import probes
+from framework.residue import children
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,15 @@ class GvisorSuite(SandboxerSuite):
 @pytest.mark.root
 class TestSeveral(GvisorSuite):
     kind_of_site = GvisorSite
+
+    async def test_no_gofer_is_left_of_one_that_cannot_be_started(self, site: GvisorSite) -> None:
+        sandbox = await site.sandbox()
+        before = children(site.keeper.pid)
+        wrong = site.task(sandbox, "no-such-program")
+        await site.sandboxer.tasks().create(wrong)
+        with pytest.raises(NotFound):
+            await site.sandboxer.tasks().start(wrong.id)
+        await until(lambda: children(site.keeper.pid) == before, "its gofer has ended")
 
 
 @pytest.mark.root

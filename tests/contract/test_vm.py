@@ -9,6 +9,7 @@ from kept_site import KeptSite, make_rootfs
 from sandboxer_suite import SandboxerSuite
 
 from drupe.hypervisors.qemu.driver import Qemu
+from drupe.images.store import ImageStore
 from drupe.sandboxers.vm.options import RootfsForm, VmOptions
 from drupe.sandboxers.vm.sandboxer import VmSandboxer
 from drupe.spec import PodSpec
@@ -55,6 +56,7 @@ class VmSite(KeptSite):
             cgroups=self.cgroups,
             hypervisor=Qemu(),
             root=self.root,
+            images=ImageStore(self.root / "images"),
             on_exit=self.ended,
             options=VmOptions(rootfs=self.form),
         )

@@ -14,6 +14,7 @@ import pytest
 from kept_site import KeptSite
 
 from drupe.errors import InvalidArgument, InvalidState, NotFound, PermissionDenied, Unsupported
+from drupe.images.store import ImageStore
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import SandboxConfig
 from drupe.sandboxers.vm import hardware, sandboxer, starting
@@ -40,11 +41,12 @@ class OtherSite(KeptSite):
 
     def make(self) -> VmSandboxer:
         hypervisor = open_hypervisor(self.options.hypervisor, self.options.program)
+        root = self.directory / "root"
+        if not (root / "guests").exists():
+            machines.make_root(root)
         return VmSandboxer(
-            keeper=self.keeper, cgroups=self.cgroups, hypervisor=hypervisor,
-            root=machines.make_root(self.directory / "root") if not (self.directory / "root/guests").exists() else
-            self.directory / "root",
-            on_exit=self.ended, options=self.options,
+            keeper=self.keeper, cgroups=self.cgroups, hypervisor=hypervisor, root=root,
+            images=ImageStore(root / "images"), on_exit=self.ended, options=self.options,
         )  # fmt: skip
 
     def config(self, **fields: object) -> SandboxConfig:

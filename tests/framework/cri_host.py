@@ -8,10 +8,12 @@ import json
 import os
 import shutil
 import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import grpc
 
 from drupe.images.build import image_from_tree
 from drupe.images.progress import silent
@@ -59,7 +61,13 @@ _MORE_HANDLERS_V3 = """
   runtime_type = "io.containerd.drupe-runc.v2"
   sandboxer = "shim"
 """
-HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm")
+# 1.6 and 1.7 have our shim make their own sandboxes' first container
+_HANDLER_V2 = """
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
+  runtime_type = "io.containerd.{name}.v2"
+"""
+_HANDLERS_V2 = ("runc", "drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm")
+HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm", "drupe-vm")
 
 
 class CriHost(Containerd):
@@ -70,8 +78,7 @@ class CriHost(Containerd):
             parent.mkdir(exist_ok=True)
         config = directory / "drupe.toml"
         config.write_text("[containerd]\nsandboxer = true\n")
-        handlers = "".join(_HANDLER_V3.format(name=name) for name in HANDLERS) + _MORE_HANDLERS_V3
-        super().__init__(directory, version, store, cri=True, extra=_SANDBOXER + handlers, drupe_config=config)
+        super().__init__(directory, version, store, cri=True, extra=_handlers(version), drupe_config=config)
         self.logs = directory / "pods"
         self.cri: Cri
 
@@ -91,18 +98,25 @@ class CriHost(Containerd):
 
     def ready(self) -> bool:
         """Whether runtime and network are."""
-        return all(condition.status for condition in self.cri.Status().status.conditions)
+        try:
+            return all(condition.status for condition in self.cri.Status().status.conditions)
+        except grpc.RpcError as error:  # 1.x answers before it has begun
+            assert "not initialized" in str(error), error
+            return False
 
     def _load_pause(self) -> None:
         """What containerd starts in a pod of its own runtimes. It has a name that says how it is started."""
-        tree, store = self.directory / "pause", ImageStore(self.directory / "pause.images")
+        tree = self.directory / "pause"
         (tree / "bin").mkdir(parents=True)
         shutil.copy("/bin/busybox", tree / "bin/sleep")
-        config = {"Entrypoint": ["/bin/sleep", "2147483647"], "Env": ["PATH=/bin"]}
-        image_from_tree(store, tree, tag=PAUSE, config=config, created_s=0, progress=silent)
-        archive = self.directory / "pause.tar"
+        self.load_tree(tree, PAUSE, {"Entrypoint": ["/bin/sleep", "2147483647"], "Env": ["PATH=/bin"]})
+
+    def load_tree(self, tree: Path, tag: str, config: dict[str, Any]) -> None:
+        """Have an image of what is in a directory."""
+        store, archive = ImageStore(self.directory / f"{tree.name}.images"), self.directory / f"{tree.name}.tar"
+        image_from_tree(store, tree, tag=tag, config=config, created_s=0, progress=silent)
         with archive.open("wb") as file:
-            store.export(ImageExport(refs=(PAUSE,)), file)
+            store.export(ImageExport(refs=(tag,)), file)
         self.ctr("images", "import", str(archive), namespace="k8s.io")
 
     # -- pods ---------------------------------------------------------------------------------------------------
@@ -134,12 +148,9 @@ class CriHost(Containerd):
         return Channels(url, self.connect(address.hostname, address.port))
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """A TCP connection of a process in there."""
-        found: list[Any] = []
-        thread = threading.Thread(target=lambda: found.append(self._connect(host, port)))
-        thread.start()
-        thread.join()
-        return found[0]
+        """A TCP connection of a process in there. Raises OSError."""
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self._connect, host, port).result()
 
     def _connect(self, host: str, port: int) -> socket.socket:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -155,6 +166,12 @@ class CriHost(Containerd):
         for parent in _parents():
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()
+
+
+def _handlers(version: Version) -> str:
+    if version.config == 2:
+        return "".join(_HANDLER_V2.format(name=name) for name in _HANDLERS_V2)
+    return _SANDBOXER + "".join(_HANDLER_V3.format(name=name) for name in HANDLERS) + _MORE_HANDLERS_V3
 
 
 def _parents() -> list[Path]:

@@ -37,11 +37,13 @@ class Daemon:
         daemon_cgroups.add(self.cgroup)
         self._netns = make_netns()
 
-    def start(self, *, env: dict[str, str] | None = None) -> None:
-        """Start it and wait until it answers; its log is the failure when it does not."""
+    def start(self, *, env: dict[str, str] | None = None, kept: bool = True) -> None:
+        """Start it and wait until it answers; its log is the failure when it does not. kept: as systemd does it, who
+        starts it again by himself."""
+        argv = self._inside(as_systemd(self.program) if kept else self.program)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._inside(self.program), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=self.environment() | (env or {}),
             )  # fmt: skip
         wait_until(self._answers, what="the daemon answers", timeout_s=START_TIMEOUT_S)
@@ -144,6 +146,11 @@ class Daemon:
 
     def _inside(self, argv: Sequence[object]) -> list[str]:
         return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._netns}", *map(str, argv)]
+
+
+def as_systemd(argv: Sequence[str]) -> list[str]:
+    """A service as systemd starts it (systemd.exec(5), $SYSTEMD_EXEC_PID)."""
+    return ["sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$@"', "sh", *argv]
 
 
 def make_netns() -> int:

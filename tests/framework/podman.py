@@ -42,13 +42,16 @@ class Podman(PrivateHost):
             "file",
             "--runtime",
             self.runtime,
+            "--network-config-dir",
+            self.directory / "networks",
         ]
         return self.inside("podman", *map(str, [*own, *ways]), *words, check=check, **options)
 
     def run(self, *words: str, check: bool = True, flags: Sequence[str] = (), **options: Any) -> Any:
-        """`podman run` without a network."""
+        """`podman run`, without a network unless the flags say otherwise."""
         own = () if "-d" in flags else ("--rm",)
-        parent = (*own, "--network", "none", "--cgroup-parent", f"/{CGROUP_PARENT}-podman")
+        own += () if "--network" in flags else ("--network", "none")
+        parent = (*own, "--cgroup-parent", f"/{CGROUP_PARENT}-podman")
         return self("run", *parent, *ULIMITS, *flags, IMAGE, *words, check=check, **options)
 
     def close(self) -> None:

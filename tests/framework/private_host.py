@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.bundles import COMMAND
+from framework.daemon import as_systemd
 from framework.leaks import wait_until
 
 TIMEOUT_S = 60.0
@@ -21,7 +22,10 @@ _MAKE = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && ip link set lo 
 
 class PrivateHost:
     """The namespaces live until `close`. The daemon is there from the start, at its default run directory: conmon waits
-    for every child that it gets, and gives its runtime no environment."""
+    for every child that it gets, and gives its runtime no environment. kept: whoever ends it starts it again, as
+    systemd does; else its relay may."""
+
+    kept = True
 
     def __init__(self, directory: Path, *, config: Path | None = None) -> None:
         self.directory = directory
@@ -38,7 +42,8 @@ class PrivateHost:
     def start_daemon(self) -> None:
         """Start our daemon, and do not wait for it."""
         where = ["--root", str(self.directory / "drupe"), "--run", "/run/drupe"]
-        self._daemon = self.serve(sys.executable, "-m", "drupe", *where, "serve", log="daemon.log")
+        argv = [sys.executable, "-m", "drupe", *where, "serve"]
+        self._daemon = self.serve(*(as_systemd(argv) if self.kept else argv), log="daemon.log")
         self._services.insert(0, self._daemon)
 
     def end_daemon(self, number: signal.Signals) -> None:

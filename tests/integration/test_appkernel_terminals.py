@@ -11,6 +11,7 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from tests.integration.test_appkernel import KERNEL, PYTHON, _platform, alike
@@ -166,6 +167,6 @@ print(len(poll.poll(5)), struct.unpack_from("i", os.read(fd, 128), 40), poll.pol
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_python(name: str) -> None:
     """Terminals and signalfd as CPython uses them."""
-    if not os.path.exists(PYTHON):
+    if not Path(PYTHON).exists():
         pytest.skip(f"{PYTHON} is not installed")
     alike(PYTHON, "-I", "-c", PROGRAMS[name])

@@ -17,6 +17,7 @@ from drupe.rpc.ttrpc import Client
 from drupe.spec.containerd import ShimStart
 from framework.aio import until
 from framework.daemon import CALL_TIMEOUT_S, Daemon
+from framework.leaks import wait_until
 
 pytestmark = pytest.mark.root
 CLIENTS = 50
@@ -89,3 +90,22 @@ def test_another_follows_one_that_was_killed(fresh_daemon: Daemon) -> None:
 
     asyncio.run(test())
     assert "relay for containerd died" in fresh_daemon.command("system", "info").stdout
+
+
+def test_a_daemon_that_died_is_started_again(fresh_daemon: Daemon) -> None:
+    """By nobody's command, while containerd is connected; what it had asked is answered by the next one."""
+    fresh_daemon.kill()
+    fresh_daemon.start(kept=False)
+    path = address(fresh_daemon)
+
+    async def test() -> None:
+        async with await Client.connect(path) as client:
+            await ask(client)
+            fresh_daemon.kill()
+            await ask(client)
+
+    asyncio.run(test())
+    fresh_daemon.command("system", "shutdown", check=True)
+    wait_until(lambda: not listens(str(fresh_daemon.run / "drupe.sock")), what="the other has ended")
+    fresh_daemon.start()
+    assert not (fresh_daemon.run / "containerd/wake").exists()  # one that leaves in order is left alone

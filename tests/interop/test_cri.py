@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ from framework.probes import needs_program
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 FOREVER = ("sleep", "100000")
+# containerd's own is the oracle. `make test-interop` holds the other kinds to the whole list, too
+LINUX = ["runc", "drupe-runc"]
+if os.environ.get("DRUPE_TEST_INTEROP"):
+    LINUX += ["drupe-gvisor"]
 
 
 def opened(directory: Path, store: Path) -> Iterator[CriHost]:
@@ -57,9 +62,11 @@ def cri(host: CriHost) -> Iterator[CriHost]:
     host.cri.remove_all()
 
 
-@pytest.fixture(params=["runc", "drupe-runc"])
+@pytest.fixture(params=LINUX)
 def handler(request: pytest.FixtureRequest) -> str:
     """Each handler that runs Linux programs, the oracle first."""
+    if request.param == "drupe-gvisor":
+        needs_program("runsc")
     return str(request.param)
 
 
@@ -177,6 +184,15 @@ def test_one_process_table_for_the_pod(cri: CriHost, handler: str) -> None:
         assert "sleep 100000" in seen and "sleep 99999" in seen
 
 
+def test_the_process_table_of_another_container(cri: CriHost, handler: str) -> None:
+    """As `kubectl debug --target` asks for it."""
+    pod = cri.pod("target", handler)
+    first = cri.run(pod, "first", *FOREVER)
+    options = {"namespace_options": {"pid": api.TARGET, "target_id": first}}
+    second = cri.run(pod, "second", "sleep", "99999", linux={"security_context": options})
+    assert "sleep 100000" in cri.cri.exec(second, "ps", "-o", "args")
+
+
 def test_names(cri: CriHost, handler: str) -> None:
     dns = {"servers": ["10.9.8.7"], "searches": ["one.test", "two.test"], "options": ["ndots:3"]}
     pod = cri.pod("names", handler, dns_config=dns)
@@ -193,9 +209,18 @@ def test_names(cri: CriHost, handler: str) -> None:
 def test_host_network(cri: CriHost, handler: str) -> None:
     pod = cri.pod("host", handler, host_network=True, hostname="")
     options = {"security_context": {"namespace_options": {"network": api.NODE, "pid": api.CONTAINER}}}
-    container = cri.run(pod, "main", *FOREVER, linux=options)
-    assert "cri0" in cri.cri.exec(container, "ls", "/sys/class/net") or handler == "drupe-gvisor"
+    server = "while :; do echo served | nc -l -p 9123; done"
+    container = cri.run(pod, "main", "sh", "-c", server, linux=options)
+    wait_until(lambda: _said_at(cri, 9123) == b"served\n", what="the node's loopback reaches it")
+    assert cri.cri.exec(container, "hostname").strip() == os.uname().nodename
     assert cri.cri.PodSandboxStatus(pod_sandbox_id=pod[0]).status.network.ip == ""
+
+
+def _said_at(cri: CriHost, port: int) -> bytes:
+    """What a server on the node's loopback says; nothing while nobody listens."""
+    with contextlib.suppress(OSError), cri.connect("127.0.0.1", port) as connection:
+        return connection.recv(100)
+    return b""
 
 
 def test_sysctls(cri: CriHost, native: str) -> None:
@@ -207,7 +232,7 @@ def test_sysctls(cri: CriHost, native: str) -> None:
 
 
 def test_what_a_container_is_given(cri: CriHost, handler: str, tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
+    tmp_path.chmod(0o777)
     (tmp_path / "data").write_text("from the host\n")
     pod = cri.pod("given", handler)
     security = {"run_as_user": {"value": 33}, "run_as_group": {"value": 34}, "readonly_rootfs": True}
@@ -219,9 +244,32 @@ def test_what_a_container_is_given(cri: CriHost, handler: str, tmp_path: Path) -
     )  # fmt: skip
     assert cri.cri.exec(container, "sh", "-c", "echo $(id -u):$(id -g) $NAME $PWD") == "33:34 value /tmp\n"
     assert cri.cri.exec(container, "cat", "/mnt/data") == "from the host\n"
-    for place in ("/mnt/x", "/x"):
+    for place in ("/mnt/x", "/tmp/x"):  # where the user might write; elsewhere gVisor names that reason first
         done = cri.cri.ExecSync(container_id=container, cmd=["touch", place], timeout=20)
         assert done.exit_code == 1 and b"Read-only file system" in done.stderr, place
+
+
+def test_limits_of_containers_that_share_a_kernel(cri: CriHost) -> None:
+    """The pod has the sums, which Status tells; one without a limit lifts it, as the kubelet has it."""
+    needs_program("runsc")
+    pod = cri.pod("sums", "drupe-gvisor")
+    small = {"memory_limit_in_bytes": 100 << 20, "cpu_period": 100000, "cpu_quota": 20000, "cpu_shares": 100}
+    first = cri.run(pod, "first", *FOREVER, linux={"resources": small})
+    assert _limits(first) == {"memory": 100 << 20, "quota": 20000, "shares": 100}
+    second = cri.run(pod, "second", *FOREVER, linux={"resources": small | {"cpu_period": 50000}})
+    assert _limits(second) == {"memory": 200 << 20, "quota": 60000, "shares": 200}
+    cri.cri.UpdateContainerResources(container_id=second, linux=small | {"memory_limit_in_bytes": 150 << 20})
+    told = json.loads(cri.cri.PodSandboxStatus(pod_sandbox_id=pod[0], verbose=True).info["info"])["drupe"]
+    assert told["limits"] == "pod" and told["resources"]["memory_bytes"] == 250 << 20
+    cri.cri.StopContainer(container_id=first, timeout=0)
+    again = cri.run(pod, "again", *FOREVER, linux={"resources": small})
+    assert _limits(again)["memory"] == 250 << 20
+    cri.run(pod, "free", *FOREVER)
+    told = json.loads(cri.cri.PodSandboxStatus(pod_sandbox_id=pod[0], verbose=True).info["info"])["drupe"]
+    assert told["resources"]["memory_bytes"] == told["resources"]["cpu_quota_us"] == -1
+    with pytest.raises(grpc.RpcError) as failure:
+        cri.run(pod, "set", *FOREVER, linux={"resources": {"cpuset_cpus": "0"}})
+    assert "cpuset_cpus of a container is not carried out by gvisor" in failure.value.details()  # type: ignore[attr-defined]
 
 
 def test_limits_and_their_update(cri: CriHost, handler: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from framework import guests
+from framework import guests, probes
 from framework.bundles import COMMAND
 from framework.leaks import CGROUP_PARENT, wait_until
 from framework.podman import IMAGE, ULIMITS, Podman
@@ -161,3 +162,28 @@ def test_modules(wasm: Podman) -> None:
     wasm("stop", "--time", "0", "c")
     assert wasm("inspect", "--format", "{{.State.ExitCode}}", "c").stdout in ("137\n", "143\n")
     wasm("rm", "c")
+
+
+@pytest.mark.skipif(not os.environ.get("DRUPE_TEST_INTEROP"), reason="what shows the least: make test-interop")
+@pytest.mark.parametrize("name", ["runc", "drupe-oci", "drupe-oci-gvisor"])
+def test_a_pair_on_a_network_and_who_attaches(tmp_path: Path, name: str) -> None:
+    """As Compose makes them, but for names, for which Podman 4.3 needs a plug-in that Debian has not. runc is the
+    oracle."""
+    needs_program("runc", "runsc")
+    runtime = Path(probes.program("runc")) if name == "runc" else COMMAND.with_name(name)
+    for podman in a_podman(tmp_path, runtime):
+        podman("network", "create", "pair")
+        server = "while :; do echo served | nc -l -p 8080; done"
+        podman.run("sh", "-c", server, flags=["-d", "--name", "server", "--network", "pair", "--memory", "256m"])
+        address = podman("inspect", "--format", "{{.NetworkSettings.Networks.pair.IPAddress}}", "server").stdout.strip()
+        ask = f"until nc {address} 8080 </dev/null | grep served; do sleep 0.1; done"
+        assert podman.run("sh", "-c", ask, flags=["--network", "pair"]).stdout == "served\n"
+        counted = json.loads(podman("stats", "--no-stream", "--format", "json", "server").stdout)[0]
+        assert counted["name"] == "server" and "268.4MB" in counted["mem_usage"]
+        podman("update", "--memory", "300m", "server", check=False)  # Podman 4.3 has the verb, and not each cgroup
+        podman.run("sh", "-c", "read word; echo got $word; exit 4", flags=["-d", "-i", "--name", "attached"])
+        attached = podman("attach", "attached", input="word\n", check=False)
+        assert attached.stdout.strip() == "got word" and podman("wait", "attached").stdout == "4\n"
+        assert podman("logs", "attached").stdout == "got word\n"
+        podman("rm", "--force", "--time", "0", "--all")
+        podman("network", "rm", "pair")

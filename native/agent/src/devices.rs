@@ -5,6 +5,7 @@ use crate::fault::{invalid, During, Reply};
 use crate::modules;
 use crate::proto::guest::{AwaitDeviceResponse, Device};
 use crate::streams::Patience;
+use crate::threads;
 use rustix::net::netlink::{SocketAddrNetlink, KOBJECT_UEVENT};
 use rustix::net::{bind, recv, socket_with, AddressFamily, RecvFlags, SocketFlags, SocketType};
 use std::collections::BTreeSet;
@@ -92,6 +93,12 @@ pub fn base_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// Looks again at what is plugged in: a machine that was made of another's memory has devices that its kernel was never
+/// told of.
+pub fn rescan() {
+    let _ = fs::write("/sys/bus/pci/rescan", "1"); // a machine without PCI has none to look for
+}
+
 /// Listens to the kernel's uevents: loads the modules that new devices want, and tells who waits for a device.
 pub fn start_watch(agent: &Arc<Agent>) -> Reply<()> {
     let words = || "cannot listen to uevents";
@@ -110,8 +117,7 @@ pub fn start_watch(agent: &Arc<Agent>) -> Reply<()> {
             }
         }
     };
-    let started = std::thread::Builder::new().name("uevents".into()).stack_size(64 << 10).spawn(work);
-    started.map(|_| ()).during(words)
+    threads::start("uevents", 64 << 10, work).during(words)
 }
 
 /// "add@/devices/…" and then KEY=value, each ended by NUL.

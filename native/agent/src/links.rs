@@ -63,6 +63,9 @@ fn await_name(agent: &Agent, wanted: &Interface, patience: &Patience) -> Reply<S
     if device.disk_serial.is_some() {
         return Err(invalid("a disk is no interface"));
     }
+    if device.mac.as_ref().is_some_and(|mac| devices::find_interface(mac).is_none()) {
+        devices::rescan();
+    }
     let found = devices::await_there(agent, device, patience)?;
     match &device.pci {
         Some(slots) => {

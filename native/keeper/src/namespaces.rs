@@ -122,7 +122,7 @@ impl Plan {
 
     fn check(&self) -> Outcome<()> {
         let user = self.flags & libc::CLONE_NEWUSER != 0;
-        let refusal = if self.flags == 0 {
+        let refusal = if self.flags == 0 && self.netns.is_none() {
             "no namespace types"
         } else if !self.dir.is_absolute() {
             "field \"dir\" must be an absolute path"

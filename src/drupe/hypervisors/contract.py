@@ -21,6 +21,7 @@ from drupe.hypervisors.lines import Line, open_socket
 Accelerator = Literal["kvm", "tcg", "native"]
 
 _SERIAL_BYTES = 20  # of a virtio disk
+SPARE_DISK_BYTES = 1 << 40  # what a guest has learned it does not ask again: none that takes the place is larger
 
 ABILITIES: dict[str, str] = {
     "pause": "pause and resume a machine",
@@ -106,7 +107,10 @@ class MachineConfig:
     kernel, initrd: files of the guest. append: further words of the kernel's command line. memory_max_bytes,
     processors_max: up to where it may grow later. saved: start from what `Machine.save` wrote there instead of booting;
     share_memory: copy-on-write from it. memory_file: memory is this file (exists, of that size) and not anonymous, so
-    that `Machine.save` need not write it. places: where devices sit, as `Machine.places` told it of the saved one."""
+    that `Machine.save` need not write it. places: where devices sit, as `Machine.places` told it of the saved one.
+    spare_disks: how many places for disks a machine has from its start that may hold none yet: the first of `disks`
+    sit there, and one that goes on from it may have others in them. A guest takes each for a disk of SPARE_DISK_BYTES,
+    provided that those of the first machine are of that size."""
 
     id: str
     dir: Path
@@ -128,6 +132,7 @@ class MachineConfig:
     share_memory: bool = False
     memory_file: Path | None = None
     places: Mapping[str, str] = field(default_factory=dict)
+    spare_disks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

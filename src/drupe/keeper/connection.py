@@ -128,7 +128,9 @@ class Connection:
             packet["fds"] = list(fds)
         data = msgspec.json.encode(packet)
         if len(data) > MAX_PACKET:
-            raise errors.InvalidArgument(f"the request {op} to {self._peer} has {len(data)} bytes, {MAX_PACKET} at most")
+            raise errors.InvalidArgument(
+                f"the request {op} to {self._peer} has {len(data)} bytes, {MAX_PACKET} at most"
+            )
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[number] = (future, on_answer)
         try:

@@ -23,7 +23,7 @@ from drupe.oci.host import host_limits
 from drupe.oci.process import oci_oom_score_adj, oci_rlimits
 from drupe.runtime import bundle as own_bundle
 from drupe.runtime.binds import places
-from drupe.spec.container import Bundle, Mount, Rlimit, RootMount
+from drupe.spec.container import IDLE, Bundle, Mount, Rlimit, RootMount
 
 if TYPE_CHECKING:
     from drupe.runtime.container import Container
@@ -170,6 +170,8 @@ def build(container: Container) -> dict[str, Any]:
     config["mounts"] = _mounts(config.get("mounts") or (), container)
     if container.pod.held:
         config["mounts"] = _with_names(config["mounts"], container, read_only=bool(config["root"].get("readonly")))
+    if container.spec.annotations.get(IDLE) == "true":
+        config["annotations"] = {**(config.get("annotations") or {}), IDLE: "true"}
     config["ociVersion"] = _VERSION
     _clamp(config["process"], container)
     return config

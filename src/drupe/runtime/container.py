@@ -373,6 +373,7 @@ class Container:
             exit_file=self.bundle / "exit.json",
             resources=self.spec.resources,
             fds=self.first_fds,
+            **self.node.storage.made_of(self),
             image=await self.node.storage.image_file(self) if self.pod.sandboxer.wants_image else None,
         )
         self.first_fds = {}

@@ -58,6 +58,7 @@ class Pod:
         self._deadline: asyncio.Task[None] | None = None
         self.lock = asyncio.Lock()
         self.gone = asyncio.Event()
+        self.over = asyncio.Event()  # it is gone, or could not be removed
         self.on_gone: Callable[[Pod], None] | None = None
         self.hostname = spec.hostname or id_[:12]
         self.status = PodStatus(
@@ -208,6 +209,10 @@ class Pod:
             await self.sandboxer.start(self.id)
         else:
             await self.sandboxer.restore(self.id, origin.memory, origin.ids_of(self))
+        self.note_phases()
+
+    def note_phases(self) -> None:
+        """What the kind says of how long parts of the last start took."""
         phases = self.sandboxer.phases(self.id)
         self.status.timings_ms |= {f"start {name}": took for name, took in phases.items()}
 
@@ -350,6 +355,7 @@ class Pod:
         self.set_state(State.DELETED, save=False)
         self.node.journal.remove("pod", self.id)
         self.gone.set()
+        self.over.set()
         if self.on_gone is not None:
             self.on_gone(self)
         self._event("destroy")
@@ -367,6 +373,7 @@ class Pod:
     # -- what happens to it -------------------------------------------------------------------------------------
 
     def container_started(self, container: Container) -> None:
+        self.note_phases()
         if container.spec.health is not None and container.spec.health.argv:
             from drupe.runtime.health import watch_health
 
@@ -383,12 +390,15 @@ class Pod:
         """Called by the event loop when a container has ended: what follows runs in the background."""
         from drupe.runtime.supervision import after_end
 
+        self.note_phases()
         self.node.spawn(after_end(container), f"after the end of {container.what}")
 
     def fail(self, phase: str, cause: str) -> None:
         """Enter `failed`; cause and phase stay to be inspected."""
         self.status.cause = cause
         self.set_state(State.FAILED, phase=phase)
+        if phase == "deleting":
+            self.over.set()
         self._event("fail", cause=cause)
 
     async def lose(self, cause: str) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound
-from drupe.images.erofs import erofs_of
 from drupe.images.config import ImageConfig
+from drupe.images.erofs import erofs_of
 from drupe.images.files import remove_tree, tree_bytes
 from drupe.images.rootfs import EMPTY_LAYER, RootfsPlan, plan_rootfs
 from drupe.images.store import ImageStore
@@ -196,6 +196,14 @@ class Storage:
         target.mkdir(parents=True, exist_ok=True)
         argv = ["cp", "-a", "--reflink=auto", "--sparse=always", f"{source}/.", str(target)]
         await self._keeper.run(argv, timeout_s=COPY_TIMEOUT_S, check=True)
+
+    def made_of(self, container: Container) -> dict[str, Any]:
+        """Image and upper directory of a container's root, for its `TaskConfig`; nothing where it is of anything
+        else."""
+        spec, user = container.spec, container.pod.spec.namespaces.user
+        if not spec.image or spec.bundle is not None or user is not None:
+            return {}
+        return {"image_digest": container.status.image_digest, "upper": self.paths.layer(container.id) / "upper"}
 
     def _image_mount(self, container: Container, number: int, mount: Mount) -> KeeperMount:
         info = self.images.resolve(mount.source)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from drupe.resources.process_tree import descendants
 from drupe.resources.processes import list_processes
 from drupe.sandboxers.bundles import BundleProgram
 from drupe.spec.container import LogSpec
+from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, MachineInfo, ProcessInfo, Stats
@@ -62,7 +64,8 @@ class TaskConfig:
     stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is
     recorded. resources: the limits, which `oci` has in its own words too. fds: what `attach` will be given before the
     start; a kind may attach them now, and answer that then. image: an EROFS file of its image, for kinds that want
-    one, where it has an image."""
+    one, where it has an image. image_digest, upper: the image of which its root is, and the directory with what is
+    over it; "" and None where the root is made of anything else."""
 
     id: str
     sandbox: str
@@ -76,6 +79,8 @@ class TaskConfig:
     resources: Resources = field(default_factory=Resources)
     fds: Mapping[str, int] = field(default_factory=dict)
     image: Path | None = None
+    image_digest: str = ""
+    upper: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +145,11 @@ async def hold(attachment: Attachment) -> None:
 
 class TaskService(ABC):
     """Containers of one sandbox kind; ids are unique per node. binds_until: the call by which what a container
-    bind-mounts has been taken over: "create" or "start"."""
+    bind-mounts has been taken over: "create" or "start". joins_by_pid: a container may have a neighbour's process
+    table, called by the pid that was told of that one (/proc/PID/ns/pid)."""
 
     binds_until: ClassVar[str] = "create"
+    joins_by_pid: ClassVar[bool] = False
 
     @abstractmethod
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
@@ -221,8 +228,13 @@ class TaskService(ABC):
         """Kill what lives and remove every trace. Idempotent."""
 
     async def checkpoint(self, task_id: str, path: Path) -> None:
-        """Write the container's state to `path`. Refused by kinds that cannot."""
-        raise Unsupported(f"container {task_id} cannot be checkpointed by this kind of sandbox", feature="checkpoint")
+        """Write the container's memory to the directory `path`; it goes on. Refused by kinds that cannot."""
+        raise _no_checkpoints(task_id)
+
+    async def go_on_from(self, task_id: str, path: Path) -> None:
+        """Have a container that was made go on, at its start, from what `checkpoint` wrote to `path`, of which a copy
+        is taken. Refused by kinds that cannot."""
+        raise _no_checkpoints(task_id)
 
 
 class Sandboxer(ABC):
@@ -230,7 +242,8 @@ class Sandboxer(ABC):
 
     kind: ClassVar[str]
     runs_modules: ClassVar[bool] = False  # its programs are WebAssembly modules, not Linux's
-    wants_image: ClassVar[bool] = False  # it reads images itself: as EROFS files
+    wants_image: bool = False  # it reads images itself: as EROFS files
+    dials: ClassVar[bool] = False  # the loopback of a pod is its own kernel's, and `dial` reaches it
     on_failed: OnFailed = staticmethod(lambda sandbox_id, cause: None)
 
     @abstractmethod
@@ -293,13 +306,17 @@ class Sandboxer(ABC):
         """What the machine of a running sandbox is and costs; None where there is none."""
         return None
 
+    async def dial(self, sandbox_id: str, port: int) -> socket.socket:
+        """A connection to a TCP port on the loopback of a running sandbox. Refused by kinds without one of theirs."""
+        raise Unsupported(f"{self.kind} sandboxes have the loopback of their network namespace", kind=self.kind)
+
     def phases(self, sandbox_id: str) -> Mapping[str, float]:
         """What parts of the last start took, in milliseconds by name; empty where a start has none."""
         return {}
 
-    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
-        """Where the sandbox itself, not its containers, writes what it does: a word for each file. NotFound;
-        Unsupported for a kind that writes none."""
+    def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
+        """Where the sandbox itself, not its containers, writes what it does: a word for each file; also when it
+        lives no more. NotFound; Unsupported for a kind that writes none."""
         raise Unsupported(f"{self.kind} sandboxes write no log of their own", kind=self.kind)
 
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
@@ -325,10 +342,18 @@ class Sandboxer(ABC):
     def remove_template(self, template_id: str) -> None:  # noqa: B027 most kinds have none
         """Idempotent."""
 
+    async def prune_templates(self, *, everything: bool) -> Pruned:
+        """Remove those from which no pod can start any more, or all of them."""
+        return Pruned(removed=[])
+
     @abstractmethod
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
         """After a restart: take over the sandboxes that should live, answer what tasks are there (by task or
         "task.exec" id), and remove what belongs to none of them."""
+
+
+def _no_checkpoints(task_id: str) -> Unsupported:
+    return Unsupported(f"container {task_id} cannot be checkpointed by this kind of sandbox", feature="checkpoint")
 
 
 def _no_snapshots(kind: str) -> Unsupported:

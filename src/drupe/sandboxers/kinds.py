@@ -1,4 +1,5 @@
-"""The kinds of sandbox: one row for each, strongest first. Whoever adds a kind adds it here, and only here.
+"""The kinds of sandbox: one row for each, strongest first, and of equals the one that can do more. Whoever adds a kind
+adds it here, and only here.
 
 The assembly (services/build.py), the doctor, the choice of a kind, `drupe system capabilities` and the pages under docs
 read this table. A row costs nothing: the code of a kind is imported when its table is asked for or its first pod made.
@@ -6,11 +7,10 @@ read this table. A row costs nothing: the code of a kind is imported when its ta
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from drupe.errors import InvalidArgument, Unsupported
 from drupe.keeper.client import Keeper
@@ -18,6 +18,9 @@ from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.contract import OnExit, Sandboxer
 from drupe.spec.base import Spec
 from drupe.spec.node import Level
+
+if TYPE_CHECKING:
+    from drupe.images.store import ImageStore
 
 # How strong a boundary is, weakest first. What it takes to break out: nothing; a hole in the host's kernel, which
 # serves every system call of the workload; one in the engine that compiled the module; one in a kernel written for
@@ -28,7 +31,8 @@ LEVELS: tuple[str, ...] = get_args(Level)
 @dataclass(frozen=True, slots=True)
 class Means:
     """What a sandboxer is built from. run, root: the runtime's directories for what is lost and what is kept at a
-    reboot; a kind uses a directory of its own name below them. options: the struct of `Kind.options`."""
+    reboot; a kind uses a directory of its own name below them. options: the struct of `Kind.options`. images: the
+    node's image store."""
 
     keeper: Keeper
     cgroups: Cgroups
@@ -36,6 +40,7 @@ class Means:
     run: Path
     root: Path
     options: Spec
+    images: ImageStore
 
 
 class NoOptions(Spec):
@@ -53,8 +58,9 @@ class Kind:
     level: one of LEVELS. isolates: what stands between the workload and the host, in a sentence. needs: the doctor's
     checks that must pass (a tuple: one of these). wants: those that must be good where nobody named the kind: without
     them it runs, and is not what is meant by it. able: feature to "yes", "no: reason" or "limited: reason", the same
-    on every host. options: the struct of its table `[kinds.NAME]` in the node's configuration. open: makes its
-    sandboxer; raises DrupeError when something it needs is missing. A kind without `open` is planned.
+    on every host. options: the struct of its table `[kinds.NAME]` in the node's configuration. lacks: what is
+    missing below a node's root directory with these options, so that only who names the kind gets it; "" for nothing.
+    open: makes its sandboxer; raises DrupeError when something it needs is missing. A kind without `open` is planned.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Kind:
     wants: tuple[str, ...] = ()
     able: Callable[[], Mapping[str, str]] = dict
     options: Callable[[], type[Spec]] = lambda: NoOptions
+    lacks: Callable[[Path, Spec], str] = lambda root, options: ""
     open: Callable[[Means], Sandboxer] = _planned
 
     @property
@@ -138,6 +145,12 @@ def _vm_options() -> type[Spec]:
     return VmOptions
 
 
+def _vm_lacks(root: Path, options: Spec) -> str:
+    from drupe.sandboxers.vm.sandboxer import lacking
+
+    return lacking(root, options)
+
+
 def _vm_open(means: Means) -> Sandboxer:
     from drupe.sandboxers.vm.sandboxer import open_vm
 
@@ -162,9 +175,6 @@ def _appkernel_open(means: Means) -> Sandboxer:
     return open_appkernel(means)
 
 
-# Until the kernel's process is confined it is no boundary: only who builds it may run it.
-_UNCONFINED = os.environ.get("DRUPE_UNCONFINED_APPKERNEL") == "yes"
-
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -176,16 +186,8 @@ KINDS: dict[str, Kind] = {
             wants=("KVM",),
             able=_vm_able,
             options=_vm_options,
+            lacks=_vm_lacks,
             open=_vm_open,
-        ),
-        Kind(
-            "appkernel",
-            "kernel",
-            "a kernel of its own, drupe's, in a process without rights",
-            needs=("root", "keeper", "overlay", "cgroups", "appkernel") if _UNCONFINED else (),
-            able=_appkernel_able if _UNCONFINED else dict,
-            options=_appkernel_options if _UNCONFINED else lambda: NoOptions,
-            open=_appkernel_open if _UNCONFINED else _planned,
         ),
         Kind(
             "gvisor",
@@ -195,6 +197,15 @@ KINDS: dict[str, Kind] = {
             able=_gvisor_able,
             options=_gvisor_options,
             open=_gvisor_open,
+        ),
+        Kind(
+            "appkernel",
+            "kernel",
+            "a kernel of its own, drupe's, in a process without rights",
+            needs=("root", "keeper", "overlay", "cgroups", "appkernel"),
+            able=_appkernel_able,
+            options=_appkernel_options,
+            open=_appkernel_open,
         ),
         Kind(
             "wasm",

@@ -111,7 +111,7 @@ def _assemble(paths: Paths, journal: Journal, keeper: Keeper, config: NodeConfig
     node.notes += journal.notes
     core = Core(node)
     node.open_kind = lambda name: _open_kind(core, keeper, kind_options(config, name), name)
-    node.probe = lambda name: _probe(name, paths.run / "doctor.json")
+    node.probe = lambda name: _probe(name, paths, kind_options(config, name))
     return core
 
 
@@ -125,6 +125,7 @@ def _open_kind(core: Core, keeper: Keeper, options: Spec, name: str) -> Sandboxe
         run=node.paths.run,
         root=node.paths.root,
         options=options,
+        images=node.storage.images,
     )
     try:
         sandboxer = kind.open(means)
@@ -139,11 +140,13 @@ def _open_kind(core: Core, keeper: Keeper, options: Spec, name: str) -> Sandboxe
     return sandboxer
 
 
-async def _probe(name: str, cache: Path) -> str:
+async def _probe(name: str, paths: Paths, options: Spec) -> str:
     """Why a kind cannot run here, "" when it can."""
     from drupe.services.doctor import why_not  # it is not asked for often, and loads what starts programs
 
-    return await asyncio.to_thread(why_not, kind_of(name), cache=cache)
+    kind = kind_of(name)
+    fault = await asyncio.to_thread(why_not, kind, cache=paths.run / "doctor.json")
+    return fault or kind.lacks(paths.root, options)
 
 
 def _open_used(node: Node) -> None:

@@ -62,7 +62,7 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_core(paths, journal=journal, config=config) as core:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _read_again, core, config)
-        front = Front(core)
+        front = Front(core, socket=socket or paths.socket, config=config)
         service = ControlService(core, on_shutdown=stop.set, containerd=front)
         server = Server(socket or paths.socket, service.handle)
         with warm_command_line(paths.run):

@@ -525,6 +525,7 @@ _TABLE: tuple[Method, ...] = (
     Method(name="template.create", params=TemplateCreate, result=TemplateInfo),
     Method(name="template.list", params=Empty, result=TemplateList),
     Method(name="template.delete", params=Ref, result=Empty),
+    Method(name="template.prune", params=Prune, result=Pruned),
     Method(name="container.create", params=ContainerCreate, result=ContainerStatus),
     Method(name="container.start", params=ContainerStart, result=ContainerStatus, fds=STDIO),
     Method(name="container.stop", params=Stop, result=ContainerStatus),

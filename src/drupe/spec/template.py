@@ -6,7 +6,8 @@ from drupe.spec.base import Record, Spec
 
 
 class TemplateInfo(Record):
-    """guest: digest of what it has booted. size_bytes: on disk."""
+    """guest: digest of what it has booted. size_bytes: on disk. basis: what it depends on beside the size of pods; with
+    another than the present one no pod starts from it any more."""
 
     id: str
     kind: str
@@ -16,6 +17,7 @@ class TemplateInfo(Record):
     accelerator: str
     created_at: float
     size_bytes: int = 0
+    basis: str = ""
 
 
 class TemplateCreate(Spec):

@@ -11,55 +11,24 @@ import sys
 import tarfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from drupe.errors import DataLoss, InvalidArgument, InvalidState, NotFound, Unavailable
-from drupe.images import erofs, media
+from drupe.images import media
 from drupe.images.exports import export_directory
 from drupe.images.files import remove_tree
 from drupe.images.progress import silent
 from drupe.images.rootfs import plan_rootfs
 from drupe.images.store import ImageStore
-from drupe.spec.control import ImageBuild, ImageExport, ImageImport, ImageInfo
-from framework.probes import needs_filesystem, needs_program
+from drupe.spec.control import ImageBuild, ImageExport, ImageImport
+from framework.imported import imported, in_mount_namespace
+from framework.probes import needs_program
 from framework.tars import archive, member
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path / "store")
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A root tree with everything a layer may hold."""
-    root = tmp_path / "tree"
-    (root / "usr/bin").mkdir(parents=True)
-    (root / "bin").symlink_to("usr/bin")
-    (root / "usr/bin/tool").write_bytes(b"#!tool\n" * 1000)
-    (root / "usr/bin/tool").chmod(0o4755)
-    os.link(root / "usr/bin/tool", root / "usr/bin/again")
-    os.mknod(root / "null", 0o20666, os.makedev(1, 3))
-    os.mkfifo(root / "pipe", 0o600)
-    with (root / "sparse").open("wb") as file:
-        file.write(b"begin")
-        file.truncate(5 << 20)
-    (root / "tmp").mkdir()
-    (root / "tmp").chmod(0o1777)
-    os.chown(root / "tmp", 12, 34)
-    os.setxattr(root / "usr/bin/tool", "user.note", b"\x00\xff bytes")
-    os.setxattr(root / "usr/bin/tool", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
-    (root / ("n" * 200)).mkdir()
-    (root / ("n" * 200) / ("m" * 200)).write_text("long")
-    (root / "new\nline ü").write_text("odd")
-    os.utime(root / "usr/bin/tool", ns=(1_234_567_890_123_456_789,) * 2)
-    return root
 
 
 def listing(root: Path) -> dict[str, tuple[object, ...]]:
@@ -83,10 +52,6 @@ def skopeo(*argv: str) -> str:
     done = subprocess.run(["skopeo", *argv], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def imported(store: ImageStore, tree: Path, tag: str = "img:1") -> ImageInfo:
-    return store.import_image(ImageImport(path=str(tree), tag=tag, config={"Cmd": ["sh"], "Env": ["A=b"]})).images[0]
 
 
 # in and out
@@ -319,7 +284,6 @@ def test_prune(store: ImageStore, tree: Path) -> None:
 
 CHILD = """
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from drupe.images.store import ImageStore
 from drupe.spec.control import *
@@ -484,13 +448,6 @@ def test_a_read_only_store(store: ImageStore, tree: Path) -> None:
 # mounting
 
 
-def in_mount_namespace(script: str, *argv: str) -> str:
-    line = ["unshare", "-m", "sh", "-ec", script, "sh", *argv]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_overlay_of_127_layers_shows_the_image(store: ImageStore, tmp_path: Path) -> None:
     """Whiteouts and opaque directories do what the layers say; every layer counts; the upper one takes the writes."""
     top = member("./", b"5", mode=0o711)
@@ -521,69 +478,6 @@ def test_overlay_of_127_layers_shows_the_image(store: ImageStore, tmp_path: Path
     in_mount_namespace(script, str(plan.cwd), plan.options, str(plan.target))
     plan.remove()
     assert not any((tmp_path / "c").iterdir())
-
-
-def test_erofs(store: ImageStore, tree: Path, tmp_path: Path) -> None:
-    """The file system holds the merged image, and the same image gives the same bytes elsewhere."""
-    needs_program("mkfs.erofs")
-    needs_filesystem("erofs")
-    imported(store, tree)
-    gone = archive(member(".wh.sparse"), member("added", data=b"1"))
-    info = store.build(ImageBuild(tag="two", base="img:1", source_date_epoch=5), io.BytesIO(gone))
-    first = erofs.image_erofs(store, info, tmp_path / "one.erofs")
-    data = io.BytesIO()
-    store.export(ImageExport(refs=("two",)), data)
-    other = ImageStore(tmp_path / "other")
-    data.seek(0)
-    again = other.import_image(ImageImport(), data).images[0]
-    second = erofs.image_erofs(other, again, tmp_path / "two.erofs")
-    assert first.read_bytes() == second.read_bytes()
-    (tmp_path / "mnt").mkdir()
-    script = 'mount -t erofs -o loop,ro "$1" "$2"; ls "$2"; stat -c "%a %u %g" "$2/tmp"; cmp "$2/usr/bin/tool" "$3"'
-    out = in_mount_namespace(script, str(first), str(tmp_path / "mnt"), str(tree / "usr/bin/tool"))
-    assert "added" in out and "sparse" not in out and "1777 12 34" in out
-    layer = erofs.layer_erofs(store, info.layers[1], tmp_path / "layer.erofs")
-    out = in_mount_namespace(
-        'mount -t erofs -o loop,ro "$1" "$2"; stat -c %F "$2/sparse"', str(layer), str(tmp_path / "mnt")
-    )
-    assert out.strip() == "character special file"
-
-
-def test_an_image_has_one_erofs_file_as_long_as_it_is_needed(store: ImageStore, tree: Path) -> None:
-    """Made once, also by several at the same time; counted; gone with what needs it."""
-    needs_program("mkfs.erofs")
-    info = imported(store, tree)
-    before = store.disk_usage().size_bytes
-    with ThreadPoolExecutor(4) as pool:
-        files = list(pool.map(lambda _: erofs.erofs_of(ImageStore(store.root), info), range(4)))
-    assert len({(path, path.stat().st_ino) for path in files}) == 1
-    assert store.disk_usage().size_bytes - before == files[0].stat().st_blocks * 512 > 0
-    assert not any(store.blobs.scratch.iterdir())
-    store.prune()
-    assert files[0].exists()  # asked for just now
-    os.utime(files[0], (0, 0))
-    store.prune(in_use=[info.digest])
-    assert files[0].exists()
-    assert store.prune().reclaimed_bytes > 0
-    assert not files[0].exists()
-    made = erofs.erofs_of(store, info)
-    store.delete("img:1")
-    assert not made.exists()
-
-
-def test_an_erofs_file_that_was_broken_off_is_made_again(store: ImageStore, tree: Path) -> None:
-    """A maker that was killed leaves work in progress and no file; the next one does not trip over it."""
-    needs_program("mkfs.erofs")
-    info = imported(store, tree)
-    script = """import os, sys
-from drupe.images import erofs, store
-erofs._publish = lambda *_: os.kill(os.getpid(), 9)
-erofs.erofs_of(images := store.ImageStore(sys.argv[1]), images.resolve("img:1"))"""
-    done = subprocess.run([sys.executable, "-c", script, store.root], check=False)
-    assert done.returncode == -9
-    assert any(store.blobs.scratch.iterdir()) and not any(store.erofs.iterdir())
-    assert erofs.erofs_of(store, info).stat().st_size > 0
-    assert not any(store.blobs.scratch.iterdir())
 
 
 def test_tarfile_reads_our_layers(store: ImageStore, tree: Path) -> None:

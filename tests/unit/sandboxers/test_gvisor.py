@@ -39,13 +39,13 @@ def test_what_runsc_would_leave_out_or_misread_is_not_in_its_config() -> None:
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"},
         seccomp={}, cgroupsPath="/c", resources={}, maskedPaths=[], sysctl={},
     )  # fmt: skip
-    made = adapted(given, pod(shm_bytes=4096), first=True, shares_pid=False, own_tmp=True)
+    made = adapted(given, pod(shm_bytes=4096), first=True, pid_space="", own_tmp=True)
     places = {mount["destination"]: mount for mount in made["mounts"]}
     assert places["/a"]["options"] == ["rbind", "ro"]
     assert places["/dev/shm"]["type"] == "tmpfs" and "size=4096" in places["/dev/shm"]["options"]
     assert places["/tmp"]["source"] == "/r/tmp" and "ro" in places["/tmp"]["options"]
     assert "/sys/fs/cgroup" not in places and list(made["linux"]) == ["namespaces"]
-    several = adapted(given, pod(sole=False, netns="/n", seccomp=True), first=False, shares_pid=True)
+    several = adapted(given, pod(sole=False, netns="/n", seccomp=True), first=False, pid_space="pod")
     spaces = {space["type"]: space.get("path") for space in several["linux"]["namespaces"]}
     assert spaces["network"] == "/n" and spaces["pid"] and "seccomp" in several["linux"]
     assert {mount["destination"]: mount for mount in several["mounts"]}["/dev/shm"]["type"] == "bind"

@@ -264,6 +264,10 @@ impl Processes for Census {
         self.system.lock().clone()
     }
 
+    fn network_file(&self, name: &str) -> Option<Vec<u8>> {
+        self.host.network_file(name)
+    }
+
     fn uuid(&self) -> String {
         let mut bytes = [0; 16];
         self.host.random(&mut bytes);

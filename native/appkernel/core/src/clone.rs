@@ -39,6 +39,8 @@ struct Order {
     child_tid: u64,
     tls: u64,
     exit_signal: i32,
+    /// Where the number of a descriptor of the child goes, with CLONE_PIDFD.
+    pidfd: u64,
 }
 
 /// A container's root, working directory, user, descriptors.
@@ -149,6 +151,8 @@ impl Kernel {
             report: None,
             children: WaitQueue::new(),
             signals: WaitQueue::new(),
+            posix_timers: Default::default(),
+            life: Arc::default(),
             pending_set: None,
             vfork_waiter: None,
             limits: around.limits,
@@ -203,6 +207,10 @@ impl Kernel {
         self.by_thread.insert(thread, child);
         self.tasks.tasks.insert(child, task);
         self.tell_numbers(tid, child, order);
+        if order.flags & CLONE_PIDFD != 0 {
+            let fd = self.new_pidfd(tid, child, 0)?;
+            self.put(tid, order.pidfd, &fd.to_le_bytes())?;
+        }
         self.start_child(child, thread, order)?;
         if order.flags & CLONE_VFORK != 0 {
             self.pending(tid)?.progress = u64::from(child);
@@ -247,6 +255,8 @@ impl Kernel {
             report: None,
             children: WaitQueue::new(),
             signals: WaitQueue::new(),
+            posix_timers: Default::default(),
+            life: Arc::default(),
             pending_set: None,
             vfork_waiter: shared(CLONE_VFORK).then_some(tid),
             executable: parent.executable.clone(),
@@ -352,7 +362,7 @@ fn check(flags: u64) -> Result<()> {
     if flags & CLONE_NEW != 0 {
         return Err(Errno::PERM);
     }
-    if flags & CLONE_PIDFD != 0 {
+    if flags & CLONE_PIDFD != 0 && flags & CLONE_THREAD != 0 {
         return Err(Errno::INVAL);
     }
     Ok(())
@@ -374,7 +384,8 @@ pub(crate) fn clone(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Do
     // As Linux: a number that no signal has is none.
     let exit_signal = Some((flags & EXIT_SIGNAL) as i32).filter(|&signal| signal <= COUNT).unwrap_or(0);
     let flags = flags & !EXIT_SIGNAL & 0xffff_ffff;
-    kernel.clone_task(tid, &Order { flags, stack, parent_tid, child_tid, tls, exit_signal })
+    let pidfd = parent_tid;
+    kernel.clone_task(tid, &Order { flags, stack, parent_tid, child_tid, tls, exit_signal, pidfd })
 }
 
 /// clone3(2), the first version's fields.
@@ -386,11 +397,11 @@ pub(crate) fn clone3(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
     if size > 4096 {
         return Err(Errno::TOOBIG);
     }
-    let [flags, _, child_tid, parent_tid, exit_signal, stack, stack_size, tls] = kernel.get_words(tid, address)?;
+    let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls] = kernel.get_words(tid, address)?;
     if exit_signal > 64 || (stack == 0) != (stack_size == 0) {
         return Err(Errno::INVAL);
     }
     let stack = stack.wrapping_add(stack_size);
     let exit_signal = exit_signal as i32;
-    kernel.clone_task(tid, &Order { flags, stack, parent_tid, child_tid, tls, exit_signal })
+    kernel.clone_task(tid, &Order { flags, stack, parent_tid, child_tid, tls, exit_signal, pidfd })
 }

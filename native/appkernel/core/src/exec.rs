@@ -411,6 +411,7 @@ impl Kernel {
         process.command_line = joined(&image.arguments);
         process.environment = joined(environment);
         process.has_execed = true;
+        process.posix_timers = Default::default();
         process.name = name;
         let mut actions = process.actions.lock().clone();
         actions.reset();

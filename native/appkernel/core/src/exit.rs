@@ -1,5 +1,7 @@
 //! The end of threads and processes, and waiting for it (wait(2)).
 
+use std::sync::Arc;
+
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::wait;
 
@@ -66,6 +68,7 @@ impl Kernel {
         if last {
             return self.end_process(pid, Exit::Code(code));
         }
+        self.leave_robust_list(tid);
         self.clear_tid(tid);
         if let Some(process) = self.tasks.processes.get_mut(&pid) {
             process.threads.retain(|other| *other != tid);
@@ -101,10 +104,14 @@ impl Kernel {
         process.exit = Some(exit);
         self.has_changed = true;
         (process.stopped, process.alarm) = (false, None);
+        let timers = std::mem::take(&mut process.posix_timers);
+        drop(timers);
+        let life = Arc::clone(&process.life);
         let (threads, mm) = (std::mem::take(&mut process.threads), process.mm);
         let files = std::mem::take(&mut process.files);
         let shared = self.mms.get(&mm).is_some_and(|mm| mm.users > 1);
         self.account(pid);
+        threads.iter().for_each(|tid| self.leave_robust_list(*tid));
         for tid in threads {
             match shared {
                 // Those who share the space go on.
@@ -123,6 +130,7 @@ impl Kernel {
         }
         self.release_mm(mm);
         drop(files);
+        life.end();
         self.end_vfork(pid);
         if self.tasks.processes.get(&pid).is_some_and(|p| p.session == pid) {
             self.leave_terminal(pid);
@@ -367,7 +375,7 @@ pub(crate) fn wait4(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Do
     }
 }
 
-/// waitid(2); P_ALL, P_PID, P_PGID.
+/// waitid(2).
 pub(crate) fn waitid(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Done> {
     let [kind, id, info, options, usage, _] = *args;
     let which = match (kind, id as i32) {
@@ -375,6 +383,11 @@ pub(crate) fn waitid(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
         (1, id) if id > 0 => i64::from(id),
         (2, 0) => 0,
         (2, id) if id > 0 => -i64::from(id),
+        (3, _) => {
+            i64::from(
+                kernel.pid_of_fd(tid, id).map_err(|errno| if errno == Errno::SRCH { Errno::CHILD } else { errno })?,
+            )
+        }
         _ => return Err(Errno::INVAL),
     };
     let known = WNOHANG | WUNTRACED | WEXITED | WCONTINUED | WNOWAIT;

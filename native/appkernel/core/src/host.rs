@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use drupe_appkernel_abi::Result;
 use drupe_appkernel_vfs::proc::System;
-use drupe_appkernel_vfs::{Backings, ClockId, Events, Timestamp};
+use drupe_appkernel_vfs::{Backings, ClockId, Context, Events, OpenFile, Timestamp};
 
 /// Words of the auxiliary vector that the processor decides (getauxval(3)).
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,6 +26,16 @@ pub trait Host: Send + Sync {
     /// Move what lies between objects of the kernel's and the host (terminals). True: somebody may be able to go on.
     fn pump(&self) -> bool {
         false
+    }
+
+    /// socket(2) in the pod's network; None: it has none beyond itself. `kind` with its flags, but for SOCK_CLOEXEC.
+    fn socket(&self, _context: &Context, _domain: u64, _kind: u64, _protocol: u64) -> Option<Result<Arc<OpenFile>>> {
+        None
+    }
+
+    /// What /proc/net/NAME says of the pod's network; None: it has none beyond itself.
+    fn network_file(&self, _name: &str) -> Option<Vec<u8>> {
+        None
     }
 
     fn backings(&self) -> Arc<dyn Backings>;

@@ -17,7 +17,7 @@ use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
 use crate::signal::{self, Info};
 use crate::table;
-use crate::task::{Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, ALARM};
+use crate::task::{Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, ALARM, TIMER};
 use crate::timers::Timers;
 
 /// How a call ended, if not with an error.
@@ -168,9 +168,11 @@ impl Kernel {
     fn serve_ready(&mut self) {
         while !self.ready.is_empty() {
             for tid in self.ready.take() {
-                self.carefully(tid & !ALARM, |kernel| match tid & ALARM {
+                let number = tid & !(ALARM | TIMER);
+                self.carefully(number, |kernel| match tid & (ALARM | TIMER) {
                     0 => kernel.try_again(tid),
-                    _ => kernel.alarm_due(tid & !ALARM),
+                    TIMER => kernel.timers_due(number),
+                    _ => kernel.alarm_due(number),
                 });
             }
         }

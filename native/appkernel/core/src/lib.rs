@@ -20,6 +20,7 @@ pub mod mm;
 pub mod pids;
 pub mod platform;
 mod rewrite;
+mod robust;
 mod seat;
 mod send;
 pub mod signal;

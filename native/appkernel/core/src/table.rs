@@ -4,11 +4,12 @@ use std::sync::OnceLock;
 
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
-    descriptors as fd, events, files, identity as who, io, locks, memory, names, nothing, poll, signalfd, signals,
-    sockets, system, time,
+    descriptors as fd, events, files, identity as who, io, locks, memory, messages, names, nothing, pidfd, poll,
+    signalfd, signals, sockets, splice, system, time, timers,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
+use crate::robust::get_robust_list;
 use crate::task::Tid;
 use crate::{clone, exec, exit};
 
@@ -127,6 +128,9 @@ fn add_io(t: &mut Table) {
     t.full(187, "readahead", fd::hint);
     t.full(217, "getdents64", fd::getdents64);
     t.full(221, "fadvise64", fd::hint);
+    t.part(275, "splice", "64 KiB at a time", splice::splice);
+    t.part(276, "tee", "64 KiB at a time", splice::tee);
+    t.part(278, "vmsplice", "copies, gives no pages", splice::vmsplice);
     t.part(277, "sync_file_range", "does not wait", fd::hint);
     t.full(285, "fallocate", fd::fallocate);
     t.full(292, "dup3", fd::dup3);
@@ -228,27 +232,24 @@ fn add_attributes(t: &mut Table) {
 }
 
 fn add_sockets(t: &mut Table) {
-    const REACH: &str = "unix, and TCP and UDP between the pod's own processes; nothing beyond, no raw, no netlink";
+    const REACH: &str = "unix, TCP, UDP, ICMP echo, and questions to NETLINK_ROUTE; no raw, no packets";
     t.part(41, "socket", REACH, sockets::socket);
     t.full(42, "connect", sockets::connect);
     t.full(43, "accept", sockets::accept);
-    t.part(44, "sendto", "MSG_OOB, MSG_MORE", sockets::sendto);
-    t.part(45, "recvfrom", "MSG_OOB", sockets::recvfrom);
-    t.part(46, "sendmsg", "MSG_OOB, MSG_MORE", sockets::sendmsg);
-    t.part(47, "recvmsg", "MSG_OOB, error queues", sockets::recvmsg);
+    t.part(44, "sendto", "MSG_ZEROCOPY; to unix sockets MSG_OOB", sockets::sendto);
+    t.part(45, "recvfrom", "of unix sockets MSG_OOB", sockets::recvfrom);
+    t.part(46, "sendmsg", "MSG_ZEROCOPY; to unix sockets MSG_OOB", sockets::sendmsg);
+    t.part(47, "recvmsg", "of unix sockets MSG_OOB", sockets::recvmsg);
     t.full(48, "shutdown", sockets::shutdown);
     t.full(49, "bind", sockets::bind);
     t.full(50, "listen", sockets::listen);
     t.full(51, "getsockname", sockets::getsockname);
     t.full(52, "getpeername", sockets::getpeername);
     t.full(53, "socketpair", sockets::socketpair);
-    t.part(
-        54,
-        "setsockopt",
-        "what has no meaning between processes of one pod is kept or refused",
-        sockets::setsockopt,
-    );
+    t.part(54, "setsockopt", "filters, marks, devices, TLS, IPsec and zero copies are refused", sockets::setsockopt);
     t.part(55, "getsockopt", "as setsockopt", sockets::getsockopt);
+    t.full(307, "sendmmsg", messages::sendmmsg);
+    t.part(299, "recvmmsg", "waits for the first message alone", messages::recvmmsg);
     t.full(288, "accept4", sockets::accept4);
 }
 
@@ -275,26 +276,27 @@ fn add_memory(t: &mut Table) {
 }
 
 fn add_processes(t: &mut Table) {
-    t.part(56, "clone", "new namespaces, CLONE_PIDFD, ptrace", clone::clone);
+    t.part(56, "clone", "new namespaces, ptrace", clone::clone);
     t.full(57, "fork", clone::fork);
     t.full(58, "vfork", clone::vfork);
     t.full(59, "execve", exec::execve);
     t.full(60, "exit", exit::exit);
     t.part(61, "wait4", "rusage has processor time alone", exit::wait4);
     t.full(231, "exit_group", exit::exit_group);
-    t.part(247, "waitid", "P_PIDFD; rusage has processor time alone", exit::waitid);
+    t.part(247, "waitid", "rusage has processor time alone", exit::waitid);
     t.full(322, "execveat", exec::execveat);
-    t.part(435, "clone3", "new namespaces, CLONE_PIDFD, set_tid, cgroup", clone::clone3);
+    t.part(435, "clone3", "new namespaces, set_tid, cgroup", clone::clone3);
     t.full(24, "sched_yield", nothing);
-    t.part(202, "futex", "priority inheritance, robust lists", |_, _, _| Err(drupe_appkernel_abi::Errno::NOSYS));
+    t.part(202, "futex", "priority inheritance", |_, _, _| Err(drupe_appkernel_abi::Errno::NOSYS));
     t.full(218, "set_tid_address", who::set_tid_address);
-    t.part(273, "set_robust_list", "kept, and not walked when a thread dies", who::set_robust_list);
+    t.full(273, "set_robust_list", who::set_robust_list);
     t.none(101, "ptrace", "no debugger in the pod");
     t.none(334, "rseq", "the C library does without");
     t.none(272, "unshare", "no namespaces in the pod");
     t.none(308, "setns", "no namespaces in the pod");
-    t.none(434, "pidfd_open", "to come");
-    t.none(424, "pidfd_send_signal", "to come");
+    t.part(434, "pidfd_open", "what is polled must be a whole process", pidfd::pidfd_open);
+    t.full(424, "pidfd_send_signal", pidfd::pidfd_send_signal);
+    t.full(274, "get_robust_list", get_robust_list);
 }
 
 fn add_signals_and_time(t: &mut Table) {
@@ -322,7 +324,11 @@ fn add_signals_and_time(t: &mut Table) {
     t.part(228, "clock_gettime", "processor clocks of other processes", time::clock_gettime);
     t.full(229, "clock_getres", time::clock_getres);
     t.part(230, "clock_nanosleep", "processor clocks", time::clock_nanosleep);
-    t.none(222, "timer_create", "to come; setitimer and timerfd are there");
+    t.part(222, "timer_create", "processor clocks", timers::timer_create);
+    t.full(223, "timer_settime", timers::timer_settime);
+    t.full(224, "timer_gettime", timers::timer_gettime);
+    t.full(225, "timer_getoverrun", timers::timer_getoverrun);
+    t.full(226, "timer_delete", timers::timer_delete);
 }
 
 fn add_identity(t: &mut Table) {
@@ -360,7 +366,7 @@ fn add_system(t: &mut Table) {
     t.part(99, "sysinfo", "load and swap are zero", system::sysinfo);
     t.full(97, "getrlimit", system::getrlimit);
     t.full(160, "setrlimit", system::setrlimit);
-    t.part(302, "prlimit64", "kept; NOFILE, NPROC, AS and DATA are enforced", system::prlimit64);
+    t.part(302, "prlimit64", "kept; FSIZE, NOFILE, NPROC, AS and DATA are enforced", system::prlimit64);
     t.full(170, "sethostname", system::sethostname);
     t.full(318, "getrandom", system::getrandom);
     t.part(203, "sched_setaffinity", "no effect", nothing);

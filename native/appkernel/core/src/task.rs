@@ -9,7 +9,9 @@ use drupe_appkernel_vfs::{
     Credentials, Events, FdTable, MountNamespace, OpenFile, Path, Registration, WaitQueue, Wake,
 };
 
+use crate::calls::pidfd::Life;
 use crate::calls::signalfd::PendingSet;
+use crate::calls::timers::PosixTimers;
 use crate::mm::MmId;
 use crate::pids;
 use crate::platform::{SpaceId, ThreadId};
@@ -119,6 +121,9 @@ pub struct Process {
     pub report: Option<Report>,
     pub children: WaitQueue,
     pub signals: WaitQueue,
+    pub posix_timers: PosixTimers,
+    /// For pidfd_open(2).
+    pub life: Arc<Life>,
     /// Of signalfd(2), if it was used.
     pub pending_set: Option<Arc<PendingSet>>,
     /// The thread that waits in vfork(2) for this process to exec or end.
@@ -180,6 +185,8 @@ impl ReadyList {
 
 /// Numbers on the list that stand for a process's alarm, not for a task.
 pub const ALARM: Tid = 1 << 31;
+/// And for its POSIX timers.
+pub const TIMER: Tid = 1 << 30;
 
 /// Puts one task on the list.
 pub struct TaskWaker {

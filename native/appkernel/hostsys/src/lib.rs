@@ -10,6 +10,7 @@ pub mod inputs;
 pub mod kernel_calls;
 pub mod layout;
 pub mod memory;
+pub mod net;
 pub mod notify;
 pub mod poll;
 pub mod remote;

@@ -1,7 +1,7 @@
 //! The host as the core wants it: clocks, randomness, memory files.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_core::census::uuid;
@@ -10,13 +10,16 @@ use drupe_appkernel_hostsys::poll::Poller;
 use drupe_appkernel_hostsys::{clock, files, memory};
 use drupe_appkernel_vfs::devices::Entropy;
 use drupe_appkernel_vfs::proc::System;
-use drupe_appkernel_vfs::{Backing, Backings, ClockId, Events, HostFile, Timestamp};
+use drupe_appkernel_vfs::{Backing, Backings, ClockId, Context, Events, HostFile, OpenFile, Timestamp};
 
+use crate::netsocket;
 use crate::streams::Watched;
 
 const AT_HWCAP: u64 = 16;
 const AT_HWCAP2: u64 = 26;
 const AT_MINSIGSTKSZ: u64 = 51;
+const NETWORK_FILE_STEP: usize = 64 << 10;
+const NETWORK_FILE_MAX: usize = 4 << 20;
 
 pub fn errno(error: std::io::Error) -> Errno {
     Errno(error.raw_os_error().unwrap_or(Errno::IO.0))
@@ -27,6 +30,8 @@ pub struct Machine {
     pub watched: Arc<Watched>,
     /// Memory that the pod may have; 0: all there is.
     pub memory_limit_bytes: u64,
+    /// The host's /proc/self/net, if TCP and UDP are sockets of this process's network namespace; else they end within the pod.
+    network: OnceLock<OwnedFd>,
     meminfo: OwnedFd,
     cpuinfo: OwnedFd,
     processors: usize,
@@ -37,7 +42,23 @@ impl Machine {
         let watched = Watched::new(Arc::new(Poller::new()?));
         let [meminfo, cpuinfo] = [&b"/proc/meminfo"[..], b"/proc/cpuinfo"].map(|path| files::open_path(path, 0));
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        Ok(Machine { watched, memory_limit_bytes, meminfo: meminfo?, cpuinfo: cpuinfo?, processors })
+        let network = OnceLock::new();
+        Ok(Machine { watched, memory_limit_bytes, network, meminfo: meminfo?, cpuinfo: cpuinfo?, processors })
+    }
+
+    /// Have the pod's network be the namespace that this process is in. While paths of the host can still be opened.
+    pub fn join_network(&self) -> std::io::Result<()> {
+        // Of a copy that is mounted nowhere: no ".." leads out of it.
+        let proc = drupe_sys::mount::open_tree(std::path::Path::new("/proc"))?;
+        let own = format!("{}/net", std::process::id());
+        let directory = files::below(proc.as_fd(), own.as_bytes(), libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let _joined = self.network.set(directory);
+        Ok(())
+    }
+
+    /// The directory that /proc/net is read from, for whoever confines this process.
+    pub fn network_directory(&self) -> Option<BorrowedFd<'_>> {
+        self.network.get().map(AsFd::as_fd)
     }
 }
 
@@ -134,6 +155,22 @@ impl Host for Machine {
 
     fn pump(&self) -> bool {
         self.watched.pump()
+    }
+
+    fn socket(&self, context: &Context, domain: u64, kind: u64, protocol: u64) -> Option<Result<Arc<OpenFile>>> {
+        self.network.get().map(|_| netsocket::open(context, &self.watched, domain, kind, protocol))
+    }
+
+    fn network_file(&self, name: &str) -> Option<Vec<u8>> {
+        let file = files::open(self.network.get()?.as_fd(), name.as_bytes(), libc::O_RDONLY).ok()?;
+        let (mut text, mut chunk) = (Vec::new(), vec![0; NETWORK_FILE_STEP]);
+        while text.len() < NETWORK_FILE_MAX {
+            match files::read(file.as_fd(), &mut chunk) {
+                Ok(count) if count > 0 => text.extend(&chunk[..count]),
+                _ => break,
+            }
+        }
+        Some(text)
     }
 
     fn backings(&self) -> Arc<dyn Backings> {

@@ -6,6 +6,8 @@ mod control;
 mod hostfs;
 mod machine;
 mod manual;
+mod netoptions;
+mod netsocket;
 mod ops;
 mod pace;
 mod pod;

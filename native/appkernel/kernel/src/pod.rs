@@ -35,6 +35,8 @@ const SCRATCH: [(&[u8], u32); 4] = [(b"/tmp", 0o1777), (b"/var/tmp", 0o1777), (b
 pub struct Pod {
     pub kernel: Kernel,
     pub machine: Arc<Machine>,
+    /// What of the host containers may be given lies below.
+    pub share: Option<OwnedFd>,
     specials: Arc<dyn SpecialFiles>,
     terminals: Arc<Board>,
     shared_memory: OnceLock<Arc<dyn FileSystem>>,
@@ -51,7 +53,7 @@ impl Pod {
         let host: Arc<dyn Host> = machine.clone();
         let mut kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
         kernel.set_terminals(Arc::clone(&terminals));
-        Ok(Pod { kernel, machine, specials, terminals, shared_memory: OnceLock::new() })
+        Ok(Pod { kernel, machine, share: None, specials, terminals, shared_memory: OnceLock::new() })
     }
 
     /// A container's files: its root, with fresh /dev and scratch directories.
@@ -116,6 +118,20 @@ impl Pod {
         }
         let made: Arc<dyn FileSystem> = self.tmpfs(context, 0o1777, Some(size_bytes))?;
         Ok(Arc::clone(self.shared_memory.get_or_init(|| made)))
+    }
+
+    /// A directory or file of the host, at this place below the shared directory.
+    pub fn of_host(&self, place: &[u8], sharing: Sharing) -> Result<Arc<dyn FileSystem>> {
+        let share = self.share.as_ref().ok_or(Errno::NOENT)?.as_fd();
+        let kind = files::below(share, place, libc::O_PATH).and_then(|fd| files::stat(fd.as_fd(), b""));
+        let kind = FileType::from_mode(kind.map_err(errno)?.mode);
+        let flags = match (kind, sharing) {
+            (Some(FileType::Directory), _) => libc::O_DIRECTORY,
+            (Some(FileType::Regular), Sharing::Change) => libc::O_RDWR,
+            (Some(FileType::Regular), _) => libc::O_RDONLY,
+            _ => return Err(Errno::NOTSUP),
+        };
+        Ok(HostDirectory::new(files::below(share, place, flags).map_err(errno)?, sharing)?)
     }
 
     /// The root of a container: what is written to it stays in this kernel's memory.

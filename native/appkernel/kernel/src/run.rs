@@ -22,7 +22,7 @@ pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] 
 [--uid UID] [--bind DIRECTORY:PLACE]... [--network] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
        --uid: the host's user that the kernel runs as, and the next one for its stubs (by default by its process's number)
        --bind: a directory of the host, seen at a place of the pod that is there; both may change it
-       --network: stay in this network namespace
+       --network: TCP and UDP are sockets of this network namespace; without it they end within the pod
        --no-confine: for debugging only: a guest that breaks out is who you are";
 
 /// What the command line asks for.
@@ -97,16 +97,21 @@ fn failed(what: &str, why: &dyn std::fmt::Display) -> Refusal {
 /// The platform and a kernel, in a process that can do no more than it must.
 fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
     let machine = Machine::new(0).map_err(|error| failed("/proc", &error))?;
+    if options.network {
+        machine.join_network().map_err(|error| failed("/proc/self/net", &error))?;
+    }
     let no_platform = |error| failed("the trap platform does not work here", &error);
     if options.no_confine {
         eprintln!("drupe-appkernel: NOT CONFINED (--no-confine): this is no sandbox");
         return Pod::start(machine, None).map_err(no_platform);
     }
     let directory = files::open_path(&options.root, libc::O_PATH | libc::O_DIRECTORY).ok();
-    let directories = directory.iter().map(|fd| (fd.as_fd(), Access::Read));
-    let directories = directories.chain(binds.iter().map(|fd| (fd.as_fd(), Access::Change))).collect();
+    let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
+    let network = network.map_err(|error| failed("/proc/self/net", &error))?;
+    let read = directory.iter().chain(&network).map(|fd| (fd.as_fd(), Access::Read));
+    let directories = read.chain(binds.iter().map(|fd| (fd.as_fd(), Access::Change))).collect();
     let uid = options.uid.unwrap_or_else(confine::own_uid);
-    let confinement = Confinement { uid, directories, network: options.network };
+    let confinement = Confinement { uid, directories, network: options.network, share: false };
     let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
     let pod = Pod::start(machine, Some(&identity)).map_err(no_platform)?;
     confinement.seal().map_err(|error| (1, error.to_string()))?;

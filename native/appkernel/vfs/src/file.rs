@@ -8,6 +8,7 @@ use drupe_appkernel_abi::{Errno, Result};
 use crate::inode::DirEntry;
 use crate::kind::FileType;
 use crate::open::OpenFlags;
+use crate::socket::Socket;
 use crate::wait::{self, Events, WaitQueue};
 
 /// Seconds and nanoseconds since the epoch.
@@ -169,6 +170,11 @@ pub trait File: Any + Send + Sync {
 
     /// F_SETFL changed the open file's flags, for files that pass them on to the host.
     fn flags_changed(&self, _flags: OpenFlags) {}
+
+    /// The file as a socket, if it is one.
+    fn as_socket(&self) -> Option<&dyn Socket> {
+        None
+    }
 
     fn as_any(&self) -> &dyn Any;
 }

@@ -196,6 +196,11 @@ impl PipeEnd {
         }
     }
 
+    /// What can be written now.
+    pub fn free_bytes(&self) -> usize {
+        self.pipe.state.lock().free()
+    }
+
     fn readable_bytes(&self) -> usize {
         self.pipe.state.lock().bytes.len()
     }

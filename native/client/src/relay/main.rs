@@ -10,6 +10,7 @@ mod frames;
 mod message;
 mod server;
 mod talk;
+mod wake;
 
 use drupe_sys::daemon::{self, context, Begun, Starter};
 use drupe_sys::{process, socket};

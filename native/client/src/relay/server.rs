@@ -2,6 +2,7 @@
 
 use crate::control::{Control, Order};
 use crate::talk::Talk;
+use crate::wake::Wake;
 use drupe_sys::epoll::{self, Epoll, Events};
 use drupe_sys::{process, socket};
 use std::collections::HashMap;
@@ -66,6 +67,7 @@ pub struct Relay {
     last_id: u64,
     /// Since when there is no daemon; None: there is one, or it has been given up.
     left_at: Option<Instant>,
+    wake: Wake,
     missed: bool,
     resting: bool,
     ended: bool,
@@ -78,6 +80,7 @@ impl Relay {
         epoll.add(&reception, token(Source::Reception, 0), epoll::IN)?;
         epoll.add(&signals, token(Source::Signals, 0), epoll::IN)?;
         Ok(Relay {
+            wake: Wake::new(&dir),
             dir,
             epoll,
             signals,
@@ -133,11 +136,11 @@ impl Relay {
     }
 
     fn wait_ms(&self) -> i32 {
-        let patience = self.left_at.map(|at| (at + PATIENCE).saturating_duration_since(Instant::now()));
-        let patience_ms = patience.map_or(-1, |left| left.as_millis().min(i32::MAX as u128 - 1) as i32 + 1);
+        let next = self.left_at.map(|at| at + PATIENCE).into_iter().chain(self.wake.next()).min();
+        let left = next.map(|at| at.saturating_duration_since(Instant::now()));
         match self.resting {
             true => REST_MS,
-            false => patience_ms,
+            false => left.map_or(-1, |left| left.as_millis().min(i32::MAX as u128 - 1) as i32 + 1),
         }
     }
 
@@ -147,6 +150,7 @@ impl Relay {
                 let _ = self.epoll.modify(&door.listener, token(Source::Door, *id), epoll::IN);
             }
         }
+        self.wake.look(!self.connections.is_empty());
         if self.left_at.is_some_and(|at| at.elapsed() >= PATIENCE) {
             self.left_at = None;
             self.missed = true;
@@ -226,6 +230,7 @@ impl Relay {
     fn daemon_left(&mut self) {
         if self.control.take().is_some() {
             self.left_at = Some(Instant::now());
+            self.wake.daemon_left();
         }
         for door in self.doors.values_mut() {
             door.served = false;
@@ -260,6 +265,7 @@ impl Relay {
 
     fn serve_door(&mut self, id: u64) {
         (self.left_at, self.missed) = (None, false);
+        self.wake.daemon_came();
         let Some(door) = self.doors.get_mut(&id) else { return };
         door.served = true;
         let mut waiting: Vec<u64> =

@@ -10,6 +10,8 @@ const MAX_CALLS: usize = 1024;
 const MAX_HELD: usize = 16 << 20;
 /// More than this is not read from one side while the other does not take it.
 const MAX_WAITING: usize = 1 << 20;
+/// Methods that are answered at the end of a task or a sandbox: containerd takes their failure for that end.
+const WAITS: [&[u8]; 2] = [b"Wait", b"WaitSandbox"];
 const GONE: &str = "drupe's daemon is not there";
 
 /// Bytes on their way to a side that takes them when it likes.
@@ -58,7 +60,7 @@ impl Call {
         Call {
             request: (!streams).then(|| request.clone()),
             sent: false,
-            waits: !streams && request.method() == Some(b"Wait"),
+            waits: !streams && request.method().is_some_and(|method| WAITS.contains(&method)),
         }
     }
 }
@@ -264,14 +266,14 @@ mod tests {
     #[test]
     fn a_daemon_that_stays_away_is_answered_for_but_ends_are_waited_for() {
         let mut talk = Talk::new(false);
-        talk.client_said(&[request(1, "Wait").0, request(3, "Kill").0].concat());
+        talk.client_said(&[request(1, "Wait").0, request(3, "Kill").0, request(7, "WaitSandbox").0].concat());
         assert_eq!(talk.to_client.waiting(), b"");
         talk.daemon_is_missed();
-        talk.client_said(&request(5, "State").0);
-        let refused = [3, 5].map(|stream| Frame::refusal(stream, UNAVAILABLE, GONE).0);
+        talk.client_said(&request(9, "State").0);
+        let refused = [3, 9].map(|stream| Frame::refusal(stream, UNAVAILABLE, GONE).0);
         assert_eq!(drained(&mut talk.to_client), refused.concat());
         talk.daemon_came();
-        assert_eq!(drained(&mut talk.to_daemon), request(1, "Wait").0);
+        assert_eq!(drained(&mut talk.to_daemon), [request(1, "Wait").0, request(7, "WaitSandbox").0].concat());
     }
 
     #[test]

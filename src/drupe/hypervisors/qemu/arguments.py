@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from drupe.hypervisors.contract import Device, Disk, MachineConfig, Nic, Share
+from drupe.hypervisors.contract import SPARE_DISK_BYTES, Device, Disk, MachineConfig, Nic, Share
 
 BRIDGE, BRIDGE_SLOTS = "more", range(1, 32)  # of q35: one bridge costs less boot time than a port for each device
 ROOT_PORTS = {"q35": 2, "virt": 6}  # q35 keeps them for devices of the host, which want PCI Express
+SPARE_SLOT = 0x10  # of the first spare disk, on the root bus; what has no place of its own sits below
 MEMORY_DEVICE = "growth"
 MEMORY_STEP_BYTES = 2 << 20
 MEMORY_ROOM_BYTES = 128 << 20  # Linux plugs memory in sections of that size
@@ -21,6 +22,12 @@ _MACHINES = {
     "microvm": "microvm,pit=off,pic=off,rtc=on,isa-serial=on,usb=off,pcie=off",
     "virt": "virt,gic-version=max,usb=off",
 }
+# A machine is one pod's: whoever waits for its kernel need not spare other pods.
+_QUICK = ("rcupdate.rcu_expedited=1",)
+# All that the emulator can do, but what tempts a kernel into copies byte by byte, each of which is emulated, and into a
+# page table deeper than needed.
+_EMULATED = {"virt": "max"}
+_EMULATED_X86 = "max,-erms,-fsrm,-la57"
 
 
 def uid_of(machine_id: str) -> int:
@@ -42,7 +49,7 @@ def command_line(config: MachineConfig, program: str, machine: str, empty: Path)
 
 def _machine(config: MachineConfig, machine: str) -> list[str]:
     kind = f"{_MACHINES[machine]},accel={config.accelerator},memory-backend=ram"
-    processor = "host" if config.accelerator == "kvm" else "max"
+    processor = "host" if config.accelerator == "kvm" else _EMULATED.get(machine, _EMULATED_X86)
     processors = f"{config.processors},maxcpus={max(config.processors, config.processors_max)}"
     return ["-M", kind, "-cpu", processor, "-smp", processors]
 
@@ -76,10 +83,13 @@ def _backend(config: MachineConfig) -> str:
 
 
 def _guest(config: MachineConfig, machine: str) -> list[str]:
+    """What is booted; a machine that goes on has it in its memory, and QEMU need not hold it once more."""
+    if config.saved is not None:
+        return []
     console = "ttyAMA0" if machine == "virt" else "ttyS0"
-    words = [f"console={console}", "panic=-1", "quiet", *_clock(config, machine), *_no_bounce(config), *config.append]
+    words = [f"console={console}", "panic=-1", "quiet", *_QUICK, *_clock(config, machine), *_no_bounce(config)]
     initrd = ["-initrd", str(config.initrd)] if config.initrd else []
-    return ["-kernel", str(config.kernel), *initrd, "-append", " ".join(words)]
+    return ["-kernel", str(config.kernel), *initrd, "-append", " ".join([*words, *config.append])]
 
 
 def _no_bounce(config: MachineConfig) -> list[str]:
@@ -89,12 +99,12 @@ def _no_bounce(config: MachineConfig) -> list[str]:
 
 
 def _clock(config: MachineConfig, machine: str) -> list[str]:
-    """A busy emulator is late with its timer, and the kernel would take it for broken. A microvm has no timer that a
-    kernel could measure the processor's counter against, and waits for ever where KVM does not tell it: the emulator
-    hands out the host's counter, so its speed is what the host says."""
+    """A busy emulator is late with its timer, and the kernel would take it for broken; holes of a processor that is not
+    there need no mending. A microvm has no timer that a kernel could measure the processor's counter against, and waits
+    for ever where KVM does not tell it: the emulator hands out the host's counter, whose speed the host says."""
     if config.accelerator != "tcg":
         return []
-    return ["no_timer_check", *([f"tsc_early_khz={host_khz()}"] if machine == "microvm" else [])]
+    return ["no_timer_check", "mitigations=off", *([f"tsc_early_khz={host_khz()}"] if machine == "microvm" else [])]
 
 
 @functools.cache
@@ -130,12 +140,37 @@ def _devices(config: MachineConfig, machine: str) -> list[str]:
     transport = "device" if machine == "microvm" else "pci"
     found: list[str] = []
     devices: list[Device] = [*config.disks, *config.nics, *config.shares, *config.host_devices]
+    places = {**_spare_places(config), **config.places}
     for device in devices:
         words = cold(device, transport, config.dir)
-        if place := config.places.get(device.id):
+        if place := places.get(device.id):
             words[-1] += f",{place}"
         found += words
-    return found
+    taken = {places.get(device.id, "") for device in devices}
+    return found + list(_empty_places(config, taken))
+
+
+def _spare_places(config: MachineConfig) -> dict[str, str]:
+    return {disk.id: _spare_place(number) for number, disk in enumerate(config.disks[: config.spare_disks])}
+
+
+def _spare_place(number: int) -> str:
+    return f"bus=pcie.0,addr={SPARE_SLOT + number:#x}"
+
+
+def _empty_places(config: MachineConfig, taken: set[str]) -> Iterator[str]:
+    """A disk of nothing for each place that holds none."""
+    for number in range(config.spare_disks):
+        place = _spare_place(number)
+        if place not in taken:
+            name = f"spare{number}"
+            nothing = f"driver=null-co,node-name=n-{name},size={SPARE_DISK_BYTES},read-zeroes=on,read-only=on"
+            yield from (
+                "-blockdev",
+                nothing,
+                "-device",
+                f"virtio-blk-{_modern('pci')},id={name},drive=n-{name},{place}",
+            )
 
 
 def cold(device: Device, transport: str, home: Path) -> list[str]:

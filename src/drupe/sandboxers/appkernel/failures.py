@@ -9,7 +9,12 @@ from drupe.errors import DrupeError
 from drupe.oci.programs import no_program, not_executable
 
 _ABSENT = ("ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG")
-_NOT_EXECUTABLE = {"EACCES": "", "EPERM": "", "ENOEXEC": "its format is unknown", "ELIBBAD": "its interpreter is broken"}
+_NOT_EXECUTABLE = {
+    "EACCES": "",
+    "EPERM": "",
+    "ENOEXEC": "its format is unknown",
+    "ELIBBAD": "its interpreter is broken",
+}
 
 
 def explain(error: DrupeError, process: Mapping[str, Any]) -> DrupeError:

@@ -16,18 +16,19 @@ _TYPE = "io.kubernetes.cri.container-type"
 _SANDBOX = "io.kubernetes.cri.sandbox-id"
 _SHM = "/dev/shm"  # noqa: S108 the container's
 TMP = "/tmp"  # noqa: S108 the container's
-_SHARED_PID = "/proc/drupe-pod/ns/pid"  # runsc compares the path only: containers that name the same one share
+POD_SPACE = "pod"  # what a process table that is shared by all is called
 # The sentry has its own, or the daemon does it: limits, devices, sysctls.
 _LEFT_OUT = ("cgroupsPath", "resources", "devices", "sysctl", "maskedPaths", "readonlyPaths", "rootfsPropagation")
 _OWN_TYPES = ("proc", "sysfs", "tmpfs", "devpts", "mqueue")
 
 
 def adapted(
-    oci: dict[str, Any], pod: PodRecord, *, first: bool, shares_pid: bool, own_tmp: bool = False
+    oci: dict[str, Any], pod: PodRecord, *, first: bool, pid_space: str, own_tmp: bool = False
 ) -> dict[str, Any]:
-    """The config of one container. first: it is the sandbox's first. own_tmp: its root has a directory /tmp."""
+    """The config of one container. first: it is the sandbox's first. pid_space: what its process table is called; those
+    with the same share it. own_tmp: its root has a directory /tmp."""
     linux = {key: value for key, value in oci.get("linux", {}).items() if key not in _LEFT_OUT}
-    linux["namespaces"] = _namespaces(pod, shares_pid=shares_pid)
+    linux["namespaces"] = _namespaces(pod, pid_space)
     if not pod.seccomp:
         linux.pop("seccomp", None)
     annotations = {_TYPE: "sandbox" if first else "container", _SANDBOX: ROOT_ID}
@@ -56,11 +57,12 @@ def holder(config: SandboxConfig, pod: PodRecord, rootfs: Path, init: str) -> di
             {"destination": "/proc", "type": "proc", "source": "proc"},
         ],
     }
-    return adapted(oci, pod, first=True, shares_pid=config.spec.namespaces.pid == "pod")
+    return adapted(oci, pod, first=True, pid_space=POD_SPACE if config.spec.namespaces.pid == "pod" else "")
 
 
-def _namespaces(pod: PodRecord, *, shares_pid: bool) -> list[dict[str, str]]:
-    pid = {"type": "pid", "path": _SHARED_PID} if shares_pid else {"type": "pid"}
+def _namespaces(pod: PodRecord, pid_space: str) -> list[dict[str, str]]:
+    """runsc compares the path of a process table, and opens nothing there."""
+    pid = {"type": "pid", "path": f"/proc/drupe-{pid_space}/ns/pid"} if pid_space else {"type": "pid"}
     spaces = [pid, *({"type": kind} for kind in ("mount", "ipc", "uts"))]
     if pod.netns:
         spaces.append({"type": "network", "path": pod.netns})

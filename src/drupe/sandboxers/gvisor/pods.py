@@ -66,6 +66,11 @@ class Pods:
         record.write(pod.state / "pod.json")
         return pod
 
+    def note_paused(self, pod: GvisorPod, *, paused: bool) -> None:
+        """Write down whether the sentry has to be told to let its guest go on."""
+        pod.record.paused = paused
+        pod.record.write(pod.state / "pod.json")
+
     def load(self, pod_id: str) -> GvisorPod | None:
         """Know a sandbox of an earlier daemon."""
         record = PodRecord.read(self.state_of(pod_id) / "pod.json")
@@ -121,7 +126,7 @@ class Pods:
 
     async def return_addresses(self, pod: GvisorPod) -> None:
         """Give a network namespace that is not the pod's own back as it was."""
-        if pod.record.netns and not Path(pod.record.netns).is_relative_to(pod.record.dir):
+        if pod.record.netns and pod.record.joins:
             with contextlib.suppress(DrupeError):
                 await addresses.put_back_or_note(self.keeper, pod.record.netns, pod.state / "addresses.json")
 

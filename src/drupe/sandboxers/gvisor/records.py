@@ -17,8 +17,8 @@ ROOT_ID = "s"  # how runsc calls the first container of a sandbox: short, as its
 class PodRecord(Record, kw_only=True):
     """A sandbox. state: runsc's own directory for it. logs: where sentry and gofers write theirs. sole: it is made with
     its one container, and ends with it; otherwise a process that does nothing is its first. network, platform: of
-    runsc. shm_bytes: size of /dev/shm. netns: where its addresses are, "" for none. debug: log much. seccomp: load the
-    containers' filters."""
+    runsc. shm_bytes: size of /dev/shm. netns: where its addresses are, "" for none. joins: others have it, too. debug:
+    log much. seccomp: load the containers' filters. paused: the sentry, too, keeps its guest from running."""
 
     id: str
     dir: str
@@ -30,8 +30,10 @@ class PodRecord(Record, kw_only=True):
     hostname: str = ""
     shm_bytes: int = 64 << 20
     netns: str = ""
+    joins: bool = False
     debug: bool = False
     seccomp: bool = False
+    paused: bool = False
 
     @property
     def socket(self) -> Path:
@@ -53,7 +55,7 @@ class PodRecord(Record, kw_only=True):
 
 class TaskRecord(Record, kw_only=True):
     """A container. guest: its id for runsc. gofer: pid of the process that serves its files. exit: its end, once known.
-    restore: directory of the checkpoint that it starts from."""
+    restore: directory of the checkpoint that it starts from. pid_space: what its process table is called."""
 
     id: str
     sandbox: str
@@ -68,6 +70,7 @@ class TaskRecord(Record, kw_only=True):
     gofer: int = 0
     exit: ExitStatus | None = None
     restore: str = ""
+    pid_space: str = ""
 
     @property
     def path(self) -> Path:

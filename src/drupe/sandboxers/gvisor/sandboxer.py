@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -39,6 +40,7 @@ class GvisorSandboxer(KeptSandboxer):
     """Sandboxes whose kernel is runsc's sentry."""
 
     kind = "gvisor"
+    dials = True
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit, options: GvisorOptions) -> None:
         self._pods = pods
@@ -77,6 +79,7 @@ class GvisorSandboxer(KeptSandboxer):
             network=_network(config.spec),
             platform=platform,
             netns="" if config.spec.network.mode == "none" else info.netns,
+            joins=config.spec.network.mode == "path" and not config.held,
             debug=wants_debug(self._options, config.spec),
             seccomp=any(c.security.seccomp not in ("default", "unconfined") for c in config.spec.containers),
         )
@@ -117,8 +120,19 @@ class GvisorSandboxer(KeptSandboxer):
             await self._end(pod)
             raise explain(error, {}) from None
 
-    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
-        record = self._pods.get(sandbox_id).record
+    async def dial(self, sandbox_id: str, port: int) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                await self._pods.get(sandbox_id).sentry.forward(port, theirs.fileno())
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        return ours
+
+    def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
+        record = self._pods.get(config.id).record
         return {path.stem: path for path in sorted(record.logs.glob("*.log"))}
 
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:

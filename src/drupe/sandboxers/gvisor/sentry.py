@@ -18,6 +18,7 @@ from drupe.errors import DeadlineExceeded, HelperFailed, NotFound
 from drupe.linux.unix_sockets import send_fds, short_name
 from drupe.oci.capabilities import ALL
 from drupe.rpc.timeouts import timeout
+from drupe.sandboxers.gvisor.records import ROOT_ID
 
 ANSWERS_WITHIN_S = 3.0  # a sentry that lives answers at once; one that was stopped or hangs never
 _ONE, _ALL, _FOREGROUND = 0, 1, 2  # boot.SignalDeliveryMode
@@ -104,6 +105,10 @@ class Sentry:
         """What `runsc events --stats` is made from: `event` of the sandbox, `containerUsage` in ns of CPU."""
         found: dict[str, Any] = await self.call("containerManager.Event", container)
         return found
+
+    async def forward(self, port: int, fd: int) -> None:
+        """Connect a stream to a TCP port on the sandbox's loopback."""
+        await self.call("containerManager.PortForward", {"ContainerID": ROOT_ID, "Port": port}, fds=[fd])
 
     # -- execs --------------------------------------------------------------------------------------------------
 

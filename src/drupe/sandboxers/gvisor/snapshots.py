@@ -15,6 +15,7 @@ from drupe.sandboxers.kept.records import Record
 from drupe.sandboxers.kept.words import last_message
 
 _TIMEOUT_S = 300.0
+MEMORY = "checkpoint.img"  # what runsc calls the file
 
 
 class Guests(Record, kw_only=True):
@@ -32,8 +33,27 @@ async def write(
     pods: Pods, pod: GvisorPod, tasks: list[TaskRecord], directory: Path, meanwhile: Callable[[], Awaitable[None]]
 ) -> str:
     """Stop the guest, write its memory and what belongs to the moment, and let it go on. Returns runsc's version."""
-    image, log = directory / "image", pod.state / "checkpoint.log"
+    image = directory / "image"
     image.mkdir(mode=0o700)
+    await write_memory(pods, pod, image, meanwhile)
+    Guests(names={task.id: task.guest for task in tasks}).write(Guests.path(directory))
+    return await version(pods)
+
+
+async def _nothing() -> None:
+    """Nothing else belongs to the moment."""
+
+
+async def write_memory(
+    pods: Pods,
+    pod: GvisorPod,
+    image: Path,
+    meanwhile: Callable[[], Awaitable[None]] = _nothing,
+    *,
+    goes_on: bool = True,
+) -> None:
+    """Write the guest's memory to a directory, while it stands still; it goes on if that is said."""
+    log = pod.state / "checkpoint.log"
     await pod.sentry.call("containerManager.Pause")
     try:
         await pods.keeper.run(pods.command.checkpoint(pod.record, image, log), timeout_s=_TIMEOUT_S, check=True)
@@ -42,10 +62,9 @@ async def write(
         said = last_message(log.read_text(errors="replace")) if log.exists() else error.cause
         raise HelperFailed("gVisor cannot checkpoint the pod", stage="snapshot", cause=said) from None
     finally:
-        with contextlib.suppress(DrupeError):
-            await pod.sentry.call("containerManager.Resume")
-    Guests(names={task.id: task.guest for task in tasks}).write(Guests.path(directory))
-    return await version(pods)
+        if goes_on:
+            with contextlib.suppress(DrupeError):
+                await pod.sentry.call("containerManager.Resume")
 
 
 async def version(pods: Pods) -> str:

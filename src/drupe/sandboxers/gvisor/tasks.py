@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -17,13 +19,22 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from drupe.errors import AlreadyExists, DeadlineExceeded, DrupeError, HelperFailed, InvalidState, NotFound, Unsupported
+from drupe.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    DrupeError,
+    HelperFailed,
+    InvalidArgument,
+    InvalidState,
+    NotFound,
+    Unsupported,
+)
 from drupe.keeper.records import Created, Io
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit
 from drupe.sandboxers.gvisor.command import scored
-from drupe.sandboxers.gvisor.config import TMP, adapted
+from drupe.sandboxers.gvisor.config import POD_SPACE, TMP, adapted
 from drupe.sandboxers.gvisor.ends import from_wait_status, killed, write_exit_file
 from drupe.sandboxers.gvisor.execs import GuestExecs
 from drupe.sandboxers.gvisor.failures import explain, gone
@@ -31,18 +42,20 @@ from drupe.sandboxers.gvisor.pending import PendingAttachment
 from drupe.sandboxers.gvisor.pods import GvisorPod, Pods
 from drupe.sandboxers.gvisor.processes import family, process_infos
 from drupe.sandboxers.gvisor.records import ROOT_ID, TaskRecord, forget_guest, gofer_of, record_path
-from drupe.sandboxers.gvisor.snapshots import rename
+from drupe.sandboxers.gvisor.snapshots import MEMORY, rename, write_memory
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
-_WINDOW_CHANGED = 28  # SIGWINCH
+_WINDOW_CHANGED, _KILL = 28, 9  # signals
+_GOFER_ENDS_WITHIN_S = 0.5
 
 
 class GvisorTasks(KeptTasks):
     """See the contract. A container's record is on disk; in memory are those that wait for something."""
 
     binds_until: ClassVar[str] = "start"  # a gofer takes them over
+    joins_by_pid: ClassVar[bool] = True
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
         super().__init__(keeper=pods.keeper, cgroups=cgroups)
@@ -51,7 +64,8 @@ class GvisorTasks(KeptTasks):
         self._records: dict[str, TaskRecord] = {}
         self._pending: dict[str, list[PendingAttachment]] = {}
         self._windows: dict[str, tuple[int, int]] = {}
-        self._statuses: dict[str, asyncio.Task[int]] = {}  # wait statuses of the only containers of their pods
+        self._statuses: dict[str, asyncio.Task[int]] = {}  # wait statuses of containers, as their sentries tell them
+        self._following: dict[str, asyncio.Task[None]] = {}
         self.execs = GuestExecs(on_exit)
 
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:
@@ -69,16 +83,28 @@ class GvisorTasks(KeptTasks):
         others = [one for one in self._records.values() if one.sandbox == task.sandbox]
         _check_room(pod, task, others)
         first = pod.record.sole
-        shares_pid = any(space == {"type": "pid", "path": SHARE} for space in task.oci["linux"]["namespaces"])
+        pid_space = self._pid_space(task, others)
         own_tmp = self._has_tmp(task.oci["root"]["path"])
-        config = adapted(task.oci, pod.record, first=first, shares_pid=shares_pid, own_tmp=own_tmp)
+        config = adapted(task.oci, pod.record, first=first, pid_space=pid_space, own_tmp=own_tmp)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(config))
         super().know(task.id, cgroup=task.cgroup, bundle=task.bundle)
         self._records[task.id] = record = _record_of(task, ROOT_ID if first else task.id)
+        record.pid_space = pid_space
         record.save()
         self._cgroups.create(task.cgroup, task.resources)
         apply_verified(self._cgroups, task.cgroup, task.resources)
         return 0
+
+    def _pid_space(self, task: TaskConfig, others: list[TaskRecord]) -> str:
+        """What the container's process table is called: it is the pod's, its own, or that of a neighbour, which whoever
+        asks for it calls by the pid that he was told."""
+        path = next((space.get("path", "") for space in task.oci["linux"]["namespaces"] if space["type"] == "pid"), "")
+        if path in ("", SHARE):
+            return POD_SPACE if path else task.id
+        for one in others:
+            if one.gofer and path == f"/proc/{one.gofer}/ns/pid":
+                return one.pid_space
+        raise Unsupported(f"{path} is no process table of this sandbox", kind="gvisor", feature="host-pid")
 
     def _has_tmp(self, root: str) -> bool:
         """Whether a root has a directory /tmp, and no link that would lead out of it. As the keeper sees it, which has
@@ -112,9 +138,18 @@ class GvisorTasks(KeptTasks):
         record.started = True
         record.gofer = (gofer_of(pod.state, record.guest) if pod.record.sole else pid) or pid
         record.save()
-        if pod.record.sole:
-            self._statuses[record.id] = status = asyncio.ensure_future(pod.sentry.wait(record.guest))
-            status.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._statuses[record.id] = status = asyncio.ensure_future(pod.sentry.wait(record.guest))
+        status.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if not pod.record.sole:
+            self._following[record.id] = asyncio.ensure_future(self._follow(record, status))
+
+    async def _follow(self, record: TaskRecord, status: asyncio.Future[int]) -> None:
+        """A gofer ends with its container, unless the sentry has lost count of who uses the container's files, as it
+        does at an exec whose program is missing (MountNamespace.IncRef in control.Proc.execAsync): then we end it."""
+        with contextlib.suppress(DrupeError):
+            await asyncio.shield(status)
+            await asyncio.sleep(_GOFER_ENDS_WITHIN_S)
+            await self._keeper.kill(record.id, 9)
 
     async def _launch(self, pod: GvisorPod, record: TaskRecord, *, hold: bool) -> Created:
         bundle = Path(record.bundle)
@@ -153,6 +188,37 @@ class GvisorTasks(KeptTasks):
             record.guest, record.restore = guest, str(image)
             record.save()
 
+    async def checkpoint(self, task_id: str, path: Path) -> None:
+        record = self._record(task_id)
+        pod = self._pods.get(record.sandbox)
+        if not pod.record.sole:
+            raise Unsupported(
+                f"container {task_id} shares its gVisor sandbox with others",
+                kind="gvisor",
+                feature="checkpoint",
+                cause="they share one kernel, whose memory is one",
+                hint="snapshot the pod",
+            )
+        if not record.started or record.exit is not None:
+            raise InvalidState(f"container {task_id} does not run")
+        if not pod.frozen:
+            await write_memory(self._pods, pod, path)
+            return
+        leaf = pod.record.leaf(record.cgroup)
+        await self._thaw(pod, record)
+        await write_memory(self._pods, pod, path, lambda: asyncio.to_thread(self._cgroups.freeze, leaf), goes_on=False)
+        pod.frozen = True
+        self._pods.note_paused(pod, paused=True)
+
+    async def go_on_from(self, task_id: str, path: Path) -> None:
+        record = self._record(task_id)
+        if not (path / MEMORY).is_file():
+            raise InvalidArgument(f"{path} holds no checkpoint of gVisor's")
+        copy = Path(record.bundle) / "checkpoint"
+        await asyncio.to_thread(shutil.copytree, path, copy, dirs_exist_ok=True)
+        record.restore = str(copy)
+        record.save()
+
     async def _restored(self, pod: GvisorPod, record: TaskRecord) -> None:
         """The guest goes on once the last of its containers is back; only then it can be given a name."""
         record.restore = ""
@@ -167,7 +233,16 @@ class GvisorTasks(KeptTasks):
         else:
             with contextlib.suppress(DrupeError):
                 await pod.sentry.destroy(record.guest)
+            self._end_stray(pod, record)
             forget_guest(pod.state, record.guest)
+
+    def _end_stray(self, pod: GvisorPod, record: TaskRecord) -> None:
+        """The gofer of a container whose program is missing: the sentry does not let go of it, and no task has it."""
+        for pid in self._cgroups.pids(pod.record.leaf(record.cgroup)):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if words[0] == b"runsc-gofer" and f"--bundle={record.bundle}".encode() in words:
+                    os.kill(pid, _KILL)
 
     async def _join(self, record: TaskRecord, pending: list[PendingAttachment]) -> None:
         for attachment in [one for one in pending if one.waits]:
@@ -187,12 +262,15 @@ class GvisorTasks(KeptTasks):
             await self._unmake(pod, record)
         else:
             await self._pods.drop_task(task_id)
-        if status := self._statuses.pop(task_id, None):
-            status.cancel()
+        for waiting in (self._statuses.pop(task_id, None), self._following.pop(task_id, None)):
+            if waiting is not None:
+                waiting.cancel()
         if cgroup is not None:
             await asyncio.to_thread(self._drop_cgroup, cgroup)
         for path in [] if bundle is None else [bundle / name for name in ("pid", "create.log", "gvisor.json")]:
             path.unlink(missing_ok=True)
+        if bundle is not None:
+            await asyncio.to_thread(shutil.rmtree, bundle / "checkpoint", ignore_errors=True)
 
     async def _unmake(self, pod: GvisorPod, record: TaskRecord) -> None:
         if pod.record.sole:
@@ -286,13 +364,14 @@ class GvisorTasks(KeptTasks):
 
     async def _told(self, pod: GvisorPod, record: TaskRecord) -> int | None:
         """The wait status as the sentry told or tells it; None when it cannot."""
-        try:
-            if not pod.record.sole:
-                return await pod.sentry.ended(record.guest)
-            asked = self._statuses.pop(record.id, None)
-            return None if asked is None else await asyncio.wait_for(asked, timeout=1.0)
-        except (DrupeError, TimeoutError, asyncio.CancelledError):
-            return None
+        asked, following = self._statuses.pop(record.id, None), self._following.pop(record.id, None)
+        if following is not None:
+            following.cancel()
+        with contextlib.suppress(DrupeError, TimeoutError, asyncio.CancelledError):
+            if asked is not None:
+                return await asyncio.wait_for(asked, timeout=1.0)
+            return None if pod.record.sole else await pod.sentry.ended(record.guest)
+        return None
 
     def mark_oom(self, task_id: str, status: ExitStatus) -> None:
         """The kernel kills the sentry or a process that lends it an address space: both end the sandbox."""
@@ -379,6 +458,9 @@ class GvisorTasks(KeptTasks):
         await asyncio.to_thread(self._cgroups.thaw, pod.record.cgroup)
         await asyncio.to_thread(self._cgroups.thaw, pod.record.leaf(record.cgroup))
         pod.frozen = False
+        if pod.record.paused:
+            await pod.sentry.call("containerManager.Resume")
+            self._pods.note_paused(pod, paused=False)
 
     async def update(self, task_id: str, resources: Resources) -> None:
         _, leaf = self._whole(self._record(task_id), "container-limits", "its containers share one kernel")
@@ -493,4 +575,4 @@ def _shared_stats(counters: dict[str, Any], guest: str) -> Stats:
     data = counters["event"]["data"]
     usage = int(counters.get("containerUsage", {}).get(guest, 0))
     memory = int(data["memory"]["usage"].get("usage", 0))
-    return Stats(at=time.time(), cpu_usage_ns=usage, memory_usage_bytes=memory)
+    return Stats(at=time.time(), cpu_usage_ns=usage, memory_usage_bytes=memory, memory_working_set_bytes=memory)

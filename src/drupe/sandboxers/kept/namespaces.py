@@ -14,17 +14,19 @@ _OCI_NAME = {"net": "network", "ipc": "ipc", "uts": "uts", "user": "user"}
 
 
 async def make_namespaces(keeper: Keeper, config: SandboxConfig, types: list[str]) -> SandboxInfo:
-    """Make them in ``config.dir/ns``; a network namespace that the pod joins is among them. Where the pod is to be
-    held, a process lives in them: the first of a PID namespace that nothing else is in. Undone by `drop_namespaces`."""
+    """Make them in ``config.dir/ns``; a network namespace that the pod joins is among them, if it has a name among the
+    files: its mount need not be seen by the keeper. Where the pod is to be held, a process lives in them: the first of
+    a PID namespace that nothing else is in. Undone by `drop_namespaces`."""
     directory = config.dir / "ns"
     user = config.spec.namespaces.user
     joined = config.spec.network.netns_path if config.spec.network.mode == "path" else ""
+    named = bool(joined) and (config.held or not joined.startswith("/proc/"))
     pid = None
-    if types or config.held:
+    if types or config.held or named:
         pid = await keeper.create_namespaces(
             directory,
             [*types, "pid"] if config.held else types,
-            netns=_as_seen_here(joined) if joined and config.held else None,
+            netns=_as_seen_here(joined) if named else None,
             hostname=config.hostname if "uts" in types else None,
             sysctls=dict(config.spec.sysctls) or None,
             uid_map=_plain_map(user.uids) if user else None,
@@ -32,7 +34,7 @@ async def make_namespaces(keeper: Keeper, config: SandboxConfig, types: list[str
         )
     paths = {_OCI_NAME[kind]: str(directory / kind) for kind in types}
     if joined:
-        paths["network"] = str(directory / "net") if config.held else joined
+        paths["network"] = str(directory / "net") if named else joined
     return SandboxInfo(netns=paths.get("network", ""), namespaces=paths, pid=pid or 0)
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Set
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -34,6 +34,8 @@ _NOT_EXECUTABLE = ("permission denied", "exec format error", "is a directory", "
 
 class RuncTasks(KeptTasks):
     """See the contract. Holds what could start and end without crun; everything else lives in crun and the keeper."""
+
+    joins_by_pid: ClassVar[bool] = True
 
     def __init__(self, *, keeper: Keeper, command: RuntimeCommand, cgroups: Cgroups) -> None:
         super().__init__(keeper=keeper, cgroups=cgroups)

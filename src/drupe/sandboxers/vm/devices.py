@@ -94,7 +94,7 @@ async def plug(pod: VmPod, oci: Mapping[str, Any], config: dict[str, Any], task:
     """Plug in what a container asks for, and have its config speak of what the guest has then. oci: as the host has
     it, config: as the guest's runtime will. On failure nothing is left."""
     plugged: list[Wanted] = []
-    async with pod.changing:
+    async with pod.plugging:
         try:
             for one in wanted(oci, task):
                 await pod.require().add(one.disk)
@@ -133,7 +133,7 @@ async def unplug(pod: VmPod, oci: Mapping[str, Any], task: str) -> None:
     with contextlib.suppress(DrupeError):  # what has gone meanwhile
         found = wanted(oci, task)
     if found:
-        async with pod.changing:
+        async with pod.plugging:
             await _remove(pod, found)
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from drupe.errors import DrupeError, NotFound
-from drupe.hypervisors.contract import Disk, Hypervisor
+from drupe.errors import DrupeError, NotFound, ResourceExhausted
+from drupe.hypervisors.contract import Hypervisor
+from drupe.images.files import storage_errors
+from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.guest import guest_pb2 as pb
@@ -28,17 +30,35 @@ from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
+from drupe.sandboxers.vm.rehearsal import make_disk, rehearse
+from drupe.sandboxers.vm.roots import RootDisk, Roots
 from drupe.sandboxers.vm.starting import CONNECTS_WITHIN_S, Starter
-from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates
+from drupe.sandboxers.vm.templates import SAVED_MEMORY, SPARE_DISKS, Templates
 from drupe.spec.resources import Resources
 from drupe.spec.template import TemplateInfo
+
+
+def require_room(directory: Path, size_bytes: int) -> None:
+    """ResourceExhausted when a file of that size does not get into a directory: it is written by mapping it, which
+    has no error for a disk that is full."""
+    free = shutil.disk_usage(directory).free
+    if free < size_bytes:
+        cause = f"it takes up to {size_bytes} bytes, {free} are free"
+        raise ResourceExhausted(f"no space for the memory of a machine below {directory.parent}", cause=cause)
 
 
 class Machines:
     """By the pods' ids."""
 
     def __init__(
-        self, *, keeper: Keeper, cgroups: Cgroups, hypervisor: Hypervisor, root: Path, options: VmOptions
+        self,
+        *,
+        keeper: Keeper,
+        cgroups: Cgroups,
+        hypervisor: Hypervisor,
+        root: Path,
+        images: ImageStore,
+        options: VmOptions,
     ) -> None:
         self.keeper = keeper
         self.cgroups = cgroups
@@ -46,12 +66,15 @@ class Machines:
         self._agent_timeout_s = options.agent_timeout_s
         self._from_templates = options.template
         self._launcher = Launcher(keeper, cgroups)
+        self.roots = Roots(keeper, images)
         self.starter = Starter(
-            keeper=keeper, launcher=self._launcher, hypervisors=self.hypervisors,
+            keeper=keeper, launcher=self._launcher, hypervisors=self.hypervisors, roots=self.roots,
             templates=Templates(root / "vm" / "templates"), agent_timeout_s=options.agent_timeout_s,
         )  # fmt: skip
         self._pods: dict[str, VmPod] = {}
+        self.on_begun: Callable[[VmPod], None] = lambda _: None
         self.on_ready: Callable[[VmPod], None] = lambda _: None
+        self.on_nonsense: Callable[[VmPod, str], None] = lambda _pod, _said: None
 
     def __iter__(self) -> Iterator[VmPod]:
         return iter(list(self._pods.values()))
@@ -72,7 +95,10 @@ class Machines:
         return pod
 
     def _agent_of(self, record: PodRecord) -> Agent:
-        return Agent(lambda: self.hypervisors.of(record.hypervisor).open_line(record.machine()))
+        return Agent(
+            lambda: self.hypervisors.of(record.hypervisor).open_line(record.machine()),
+            lambda said: self.on_nonsense(self.get(record.id), said),
+        )
 
     def get(self, pod_id: str) -> VmPod:
         try:
@@ -85,11 +111,11 @@ class Machines:
 
     # -- start ------------------------------------------------------------------------------------------------------
 
-    async def start(self, pod: VmPod, disks: Sequence[Disk] = ()) -> None:
+    async def start(self, pod: VmPod, cold: Sequence[RootDisk] = ()) -> None:
         """Boot it, with disks where it takes none later, and have its agent make the pod's part. On failure nothing is
         left running."""
-        usual = self._from_templates and not disks
-        await self.start_by(pod, lambda: self.starter.start(pod, from_template=usual, disks=disks))
+        usual = self._from_templates and not cold
+        await self.start_by(pod, lambda: self.starter.start(pod, from_template=usual, cold=cold))
 
     async def start_by(self, pod: VmPod, work: Callable[[], Awaitable[None]]) -> None:
         """Start it by `work`, once; on failure nothing is left running."""
@@ -97,9 +123,12 @@ class Machines:
             if pod.machine is not None:
                 return
             try:
-                self._make_place(pod)
-                await work()
-                self.on_ready(pod)
+                with storage_errors("cannot start the machine"):
+                    self._make_place(pod)
+                    pod.begins()
+                    self.on_begun(pod)
+                    await pod.unless_lost(work(), while_="it started")
+                    self.on_ready(pod)
             except DrupeError as error:
                 await self.end(pod)
                 if not error.cause and (words := last_words(pod.console)):
@@ -110,14 +139,20 @@ class Machines:
                 raise
 
     async def make_template(self, like: PodRecord) -> TemplateInfo:
-        """Boot a machine that is like a pod's up to its waiting agent, and save it."""
+        """Boot a machine that is like a pod's up to its waiting agent, and save it. ResourceExhausted when the disk has
+        no room for its memory."""
+        with storage_errors("cannot make a template"):
+            return await self._make_template(like)
+
+    async def _make_template(self, like: PodRecord) -> TemplateInfo:
         templates = self.starter.templates
         program = self.starter.program(like)
         scratch = templates.directory / f".making-{templates.key_of(like, program)[:12]}"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700, parents=True)
+        require_room(scratch, like.memory_bytes)
         record = msgspec.structs.replace(
-            like, id=f"template-{scratch.name[8:]}", dir=str(scratch), netns="", sysctls={},
+            like, id=f"template-{scratch.name[8:]}", dir=str(scratch), netns="", sysctls={}, spare_disks=SPARE_DISKS,
             cgroup=f"{Path(like.cgroup).parent}/template-{scratch.name[8:]}",
         )  # fmt: skip
         pod = self.add(record)
@@ -138,7 +173,10 @@ class Machines:
         os.truncate(memory, pod.record.memory_bytes)
         self._make_place(pod)
         pod.ending = True  # nobody is to be told of its end
-        await self.starter.boot(pod, replace(pod.record.machine(), memory_file=memory), Phases())
+        disk = await asyncio.to_thread(make_disk, pod.record.home)
+        config = replace(pod.record.machine(), memory_file=memory, disks=[disk.disk()])
+        await self.starter.boot(pod, config, Phases())
+        await rehearse(pod.agent, disk)
         machine = pod.require()
         await pod.agent.close()
         await machine.pause()
@@ -159,6 +197,11 @@ class Machines:
     async def attach(self, pod: VmPod, pids: dict[str, int]) -> None:
         """Take over a machine that runs. Raises what keeps it from being reached."""
         pod.pids = pids
+        pod.begins()
+        self.on_begun(pod)
+        await pod.unless_lost(self._attach(pod), while_="nobody looked")
+
+    async def _attach(self, pod: VmPod) -> None:
         config = pod.record.machine()
         hypervisor = self.hypervisors.of(pod.record.hypervisor)
         pod.machine = await hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
@@ -177,19 +220,19 @@ class Machines:
                 await machine.resume()
             request = pb.ShutdownRequest(timeout_ms=round(deadline_s * 1000))
             async with timeout(deadline_s):
-                await pod.agent.guest("Shutdown", request, timeout_s=deadline_s)
-                await machine.wait()
+                await pod.unless_lost(pod.agent.guest("Shutdown", request, timeout_s=deadline_s), while_="it ended")
+                await pod.unless_lost(machine.wait(), while_="it ended")
 
     async def end(self, pod: VmPod) -> None:
         """Kill what runs it, and let go. Idempotent."""
         pod.ending = True
         machine, pod.machine = pod.machine, None
+        if self.cgroups.exists(pod.record.leaf):  # before all talk: what hangs does not even take a good-bye
+            await asyncio.to_thread(self.cgroups.kill_all, pod.record.leaf)
         await pod.agent.close()
         pod.agent = self._agent_of(pod.record)
         if machine is not None:
             await machine.close()
-        if self.cgroups.exists(pod.record.leaf):
-            await asyncio.to_thread(self.cgroups.kill_all, pod.record.leaf)
         for suffix in (VMM, SHARE):
             await self._launcher.end(pod.record.id + suffix)
         if self.cgroups.exists(pod.record.leaf):
@@ -199,20 +242,25 @@ class Machines:
             path.unlink(missing_ok=True)
         if pod.record.started:
             pod.record.started = pod.record.paused = False
-            pod.record.save()
-        pod.ending = False
+            with contextlib.suppress(OSError):  # a full disk: the next daemon finds it ended by itself
+                pod.record.save()
+        pod.pids, pod.ending = {}, False
 
     def lost(self, pod: VmPod, cause: str) -> None:
         """Note that it has failed, and why."""
         pod.record.failed = cause
-        pod.agent.gone()
+        pod.agent.gone(cause)
         with contextlib.suppress(OSError):
             pod.record.save()
 
     def forget(self, pod: VmPod) -> None:
-        """Remove all that was written about it. Idempotent."""
+        """Remove all that was written about it but its logs, which say why it ended. Idempotent."""
         self._pods.pop(pod.record.id, None)
-        shutil.rmtree(pod.record.home, ignore_errors=True)
+        for path in pod.record.home.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif ".log" not in path.name:
+                path.unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Let go of all; they go on."""

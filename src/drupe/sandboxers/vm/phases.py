@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """Milliseconds by name; a name may come several times."""
+    """Milliseconds by name, added to `told`; a name may come several times."""
 
-    def __init__(self) -> None:
-        self.told: dict[str, float] = {}
+    def __init__(self, told: dict[str, float] | None = None) -> None:
+        self.told = {} if told is None else told
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -19,4 +19,8 @@ class Phases:
         try:
             yield
         finally:
-            self.told[name] = round(self.told.get(name, 0.0) + (time.monotonic() - began) * 1000, 2)
+            self.since(name, began)
+
+    def since(self, name: str, began: float) -> None:
+        """One that began at that time (time.monotonic) and ends now."""
+        self.told[name] = round(self.told.get(name, 0.0) + (time.monotonic() - began) * 1000, 2)

@@ -73,7 +73,7 @@ class Interfaces:
 
     async def settle(self, pod: VmPod, *, strictly: bool = True) -> None:
         """Have the guest see what the namespace holds now. strictly: raise what cannot be plugged in."""
-        async with pod.changing:
+        async with pod.plugging:
             if pod.machine is None or pod.record.paused or pod.ending:
                 return
             joined, notes = await self._join(pod)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from drupe.hypervisors.contract import Accelerator, MachineConfig
 from drupe.resources.network.endpoints.contract import Model
 from drupe.sandboxers.kept.records import Record
+from drupe.sandboxers.vm.roots import RootDisk
 from drupe.spec.container import LogSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus
@@ -19,10 +21,10 @@ class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
     the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
     not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given since
-    it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's. network,
-    queues, vhost_user: how its interfaces are joined (endpoints.contract.Wanted). bound: hardware of the host that it
-    has, by PCI address, and what drove it before. told: digest of what the guest knows of its
-    interfaces."""
+    it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's. network, queues, vhost_user:
+    how its interfaces are joined (endpoints.contract.Wanted). bound: hardware of the host that it has, by PCI address,
+    and what drove it before. told: digest of what the guest knows of its interfaces. images: those whose disks it has
+    from its start. disks: that are plugged in. spare_disks: see MachineConfig."""
 
     id: str
     dir: str
@@ -57,6 +59,9 @@ class PodRecord(Record, kw_only=True):
     memory_now: int = 0
     processors_now: int = 0
     limits: Resources = Resources()
+    images: list[str] = []
+    disks: list[RootDisk] = []
+    spare_disks: int = 0
     phases_ms: dict[str, float] = {}
 
     @property
@@ -98,6 +103,7 @@ class PodRecord(Record, kw_only=True):
             accelerator=self.accelerator,
             machine_type=self.machine_type,
             shared_memory=self.rootfs == "virtiofs" or bool(self.vhost_user),
+            spare_disks=self.spare_disks,
             **more,
         )
 
@@ -106,8 +112,8 @@ class PodRecord(Record, kw_only=True):
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. guest: its id for the agent. cold: its root is a disk from the
-    start. made: the agent knows it. exit: its end, once known."""
+    """A container. guest: its id for the agent. made: the agent knows it. exit: its end, once known. disks: of its
+    root, the lowest first."""
 
     id: str
     sandbox: str
@@ -119,11 +125,11 @@ class TaskRecord(Record, kw_only=True):
     exit_file: str
     guest: str
     resources: Resources = Resources()
-    cold: bool = False
     made: bool = False
     started: bool = False
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}
+    disks: list[RootDisk] = []
 
     @property
     def path(self) -> Path:
@@ -131,6 +137,11 @@ class TaskRecord(Record, kw_only=True):
 
     def save(self) -> None:
         self.write(self.path)
+
+    def note(self) -> None:
+        """Save what a daemon that comes back could do without: a disk that is full keeps nobody from his work."""
+        with contextlib.suppress(OSError):
+            self.save()
 
 
 def record_path(bundle: Path) -> Path:

@@ -52,7 +52,7 @@ async def resize(pod: VmPod, hypervisor: Hypervisor, *, memory_bytes: int, proce
     if record.paused:
         raise InvalidState("a paused machine keeps its size", hint="resume the pod first")
     able = hypervisor.abilities_of(record.machine_type)
-    async with pod.changing:
+    async with pod.plugging:
         notes = await _set_processors(pod, able["resize-processors"], processors)
         notes += await _set_memory(pod, able["resize-memory"], memory_bytes)
         record.save()

@@ -1,19 +1,31 @@
-"""A container's root by block: an EROFS image of what the host shows, a disk of the machine, and what is written in the
-guest's memory over it. Nothing of the host is shared then, so that the machine can be saved."""
+"""A container's root by block: disks with EROFS images, and what is written in the guest's memory over them. Nothing of
+the host is shared then, so that the machine can be saved.
+
+The lowest disk is the container's image, from the image store, where every machine that has it open shares its pages;
+above it is what the container had before its start (files that were copied in). A root that is of no image is one disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drupe.errors import Unsupported
 from drupe.hypervisors.contract import Disk
+from drupe.images.erofs import PROGRAM, erofs_of, tree_erofs
+from drupe.images.media import hex_of
+from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.rpc.guest import guest_pb2 as pb
+from drupe.sandboxers.contract import TaskConfig
+from drupe.sandboxers.kept.records import Record
 from drupe.sandboxers.vm.oci import brings
 from drupe.sandboxers.vm.options import ROOTFS
-from drupe.sandboxers.vm.records import PodRecord, TaskRecord
+
+if TYPE_CHECKING:
+    from drupe.sandboxers.vm.records import PodRecord, TaskRecord
 
 _MAKES_WITHIN_S = 600.0
 _SERIAL_BYTES = 20  # of a virtio disk
@@ -21,18 +33,53 @@ _GUEST_ETC = "/run/drupe/etc"  # where the agent has the pod's files of /etc
 _ETC = ("hosts", "hostname", "resolv.conf")
 
 
-def disk_of(task: str, home: Path) -> Disk:
-    """The disk with a container's root. task: the id that the guest knows."""
-    return Disk(id=f"root-{task}"[:_SERIAL_BYTES], path=image_of(task, home), read_only=True)
+class RootDisk(Record, kw_only=True):
+    """id: its serial. image: digest of the image that it is; "" for one of a container's own."""
+
+    id: str
+    path: str
+    image: str = ""
+
+    def disk(self) -> Disk:
+        """As the driver wants it."""
+        return Disk(id=self.id, path=Path(self.path), read_only=True)
 
 
-def image_of(task: str, home: Path) -> Path:
-    return home / f"{task}.erofs"
+class Roots:
+    """Makes disks. images: the node's image store."""
+
+    def __init__(self, keeper: Keeper, images: ImageStore) -> None:
+        self._keeper = keeper
+        self._images = images
+
+    async def of_images(self, refs: Sequence[str]) -> list[RootDisk]:
+        """The disks of some images, each once. NotFound, and what `erofs_of` raises."""
+        found: dict[str, RootDisk] = {}
+        for ref in refs:
+            info = self._images.resolve(ref)
+            if info.digest not in found and not info.module:
+                path = await asyncio.to_thread(erofs_of, self._images, info)
+                name = f"image-{hex_of(info.digest)}"[:_SERIAL_BYTES]
+                found[info.digest] = RootDisk(id=name, path=str(path), image=info.digest)
+        return list(found.values())
+
+    async def of_task(self, task: TaskConfig, home: Path) -> list[RootDisk]:
+        """Those of a container's root, the lowest first."""
+        own = RootDisk(id=f"root-{task.id}"[:_SERIAL_BYTES], path=str(home / f"{task.id}.erofs"))
+        if not task.image_digest:
+            argv = [PROGRAM, "-T", "0", "--preserve-mtime", "--quiet", own.path, task.oci["root"]["path"]]
+            await self._keeper.run(argv, timeout_s=_MAKES_WITHIN_S, check=True)  # the keeper has it mounted
+            return [own]
+        disks = await self.of_images([task.image_digest])
+        if task.upper is not None and await asyncio.to_thread(_holds_something, task.upper):
+            await asyncio.to_thread(tree_erofs, task.upper, Path(own.path), name=task.id)
+            disks.append(own)
+        return disks
 
 
-def cold(pod: PodRecord, able: str, tasks: Sequence[TaskRecord]) -> list[Disk]:
+def cold(pod: PodRecord, able: str, tasks: Sequence[TaskRecord]) -> list[RootDisk]:
     """Those that a machine must have from its start, where its program adds no disks later (able: what it says of
-    that); their records say so then. Unsupported for a pod that ran before: its roots come only after its machine."""
+    that). Unsupported for a pod that ran before: its roots come only after its machine."""
     if pod.shares or not able.startswith("no"):
         return []
     if any(task.started or task.exit for task in tasks):
@@ -43,15 +90,16 @@ def cold(pod: PodRecord, able: str, tasks: Sequence[TaskRecord]) -> list[Disk]:
             cause=able.partition(": ")[2],
             hint="make the pod anew",
         )
-    for task in tasks:
-        task.cold = True
-        task.save()
-    return [disk_of(task.guest, pod.home) for task in tasks]
+    return [disk for task in tasks for disk in task.disks]
 
 
-async def make(keeper: Keeper, task: str, home: Path, oci: Mapping[str, Any]) -> dict[str, str]:
-    """Make the image; answers where the guest has what is bind-mounted. Unsupported for what a machine without a
-    shared directory cannot have."""
+def _holds_something(directory: Path) -> bool:
+    return directory.is_dir() and any(directory.iterdir())
+
+
+def binds_of(oci: Mapping[str, Any]) -> dict[str, str]:
+    """Where the guest has what is bind-mounted. Unsupported for what a machine without a shared directory cannot
+    have."""
     binds: dict[str, str] = {}
     for mount in (mount for mount in oci.get("mounts", ()) if brings(mount)):
         name = mount["destination"].removeprefix("/etc/")
@@ -60,17 +108,22 @@ async def make(keeper: Keeper, task: str, home: Path, oci: Mapping[str, Any]) ->
                 f"{mount['destination']} cannot be mounted: the machine has its roots by block and shares no directory",
                 kind="vm",
                 feature="bind-mounts",
-                hint=f"annotation {ROOTFS}=virtiofs, which is the default",
+                hint=f"annotation {ROOTFS}=virtiofs",
             )
         binds[mount["source"]] = f"{_GUEST_ETC}/{name}"
-    argv = ["mkfs.erofs", "-T", "0", "--preserve-mtime", "--quiet", str(image_of(task, home)), oci["root"]["path"]]
-    await keeper.run(argv, timeout_s=_MAKES_WITHIN_S, check=True)
     return binds
 
 
-def plan(bundle: pb.PutBundleRequest, serial: str, *, read_only: bool) -> pb.PutBundleRequest:
-    """Have the guest mount it. serial: what the guest knows the disk by."""
-    device = pb.Device(disk_serial=serial)
-    bundle.rootfs.append(pb.GuestMount(type="erofs", device=device, options=["ro"]))
+def plan(
+    bundle: pb.PutBundleRequest,
+    disks: Sequence[RootDisk],
+    *,
+    read_only: bool,
+    serial: Callable[[Disk], str] = lambda disk: disk.id,
+) -> pb.PutBundleRequest:
+    """Have the guest mount them. serial: what the guest knows a disk by."""
+    for one in disks:
+        device = pb.Device(disk_serial=serial(one.disk()))
+        bundle.rootfs.append(pb.GuestMount(type="erofs", device=device, options=["ro"]))
     bundle.writable_upper = not read_only
     return bundle

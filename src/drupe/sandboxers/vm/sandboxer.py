@@ -12,8 +12,9 @@ from typing import cast
 import msgspec
 
 from drupe import guest as guests
-from drupe.errors import DrupeError, Unsupported
+from drupe.errors import DrupeError, NotFound, Unsupported
 from drupe.hypervisors.contract import Hypervisor
+from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Exit
 from drupe.resources.cgroups import Cgroups
@@ -23,7 +24,7 @@ from drupe.sandboxers.kinds import Means
 from drupe.sandboxers.vm import hardware
 from drupe.sandboxers.vm.able import ABLE
 from drupe.sandboxers.vm.accelerator import choose_accelerator
-from drupe.sandboxers.vm.console import why
+from drupe.sandboxers.vm.console import named_logs, why
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.measuring import describe
 from drupe.sandboxers.vm.options import VmOptions
@@ -33,7 +34,9 @@ from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
 from drupe.sandboxers.vm.snapshots import Saver, guests_of, require_saveable
 from drupe.sandboxers.vm.tasks import VmTasks
-from drupe.sandboxers.vm.watching import Watch
+from drupe.sandboxers.vm.watching import Watch, lives
+from drupe.spec.base import Spec
+from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import MachineInfo, Stats
@@ -55,6 +58,7 @@ class VmSandboxer(Sandboxer):
         cgroups: Cgroups,
         hypervisor: Hypervisor,
         root: Path,
+        images: ImageStore,
         on_exit: OnExit,
         options: VmOptions,
     ) -> None:
@@ -63,8 +67,12 @@ class VmSandboxer(Sandboxer):
         self._root = root
         self._options = options
         self._configs: dict[str, SandboxConfig] = {}
-        self._machines = Machines(keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, options=options)
+        self._machines = Machines(
+            keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, images=images, options=options
+        )
+        self._machines.on_begun = self._watch
         self._machines.on_ready = self._follow
+        self._machines.on_nonsense = self._lost
         self._saver = Saver(keeper, self._machines.starter)
         self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit, options=options)
         self._interfaces = Interfaces(keeper)
@@ -96,6 +104,8 @@ class VmSandboxer(Sandboxer):
         self._configs[config.id] = config
         info = await self._make_network(config)
         record.netns = info.netns
+        if not record.shares:
+            record.images = [one.image for one in config.spec.containers if one.image]
         pod = self._machines.add(record)
         await hardware.take(record, config.spec)
         if record.shares:
@@ -124,6 +134,18 @@ class VmSandboxer(Sandboxer):
     def remove_template(self, template_id: str) -> None:
         self._machines.starter.templates.remove(template_id)
 
+    async def prune_templates(self, *, everything: bool) -> Pruned:
+        basis, templates = "", self._machines.starter.templates
+        like = SandboxConfig(id="template", spec=PodSpec(), dir=templates.directory, cgroup="", hostname="")
+        with contextlib.suppress(NotFound):  # without a guest image none is of use
+            record = await self._plan(like)
+            basis = templates.basis_of(record, self._machines.starter.program(record))
+        async with self._templating:
+            old = [one for one in templates if everything or one.basis != basis]
+            for one in old:
+                templates.remove(one.id)
+        return Pruned(removed=[one.id for one in old], reclaimed_bytes=sum(one.size_bytes for one in old))
+
     async def _make_network(self, config: SandboxConfig) -> SandboxInfo:
         """The pod's place in the host's network. Its sysctls are for the guest's kernel."""
         plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls={}))
@@ -140,8 +162,8 @@ class VmSandboxer(Sandboxer):
     async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:
         pod = self._machines.find(sandbox_id)
         if pod is not None:
-            self._unfollow(pod)
             await self._machines.shut_down(pod, deadline_s=deadline_s)
+            self._unfollow(pod)
             await self._machines.end(pod)
 
     async def delete(self, sandbox_id: str) -> None:
@@ -161,15 +183,17 @@ class VmSandboxer(Sandboxer):
 
     async def pause(self, sandbox_id: str) -> None:
         pod = self._machines.get(sandbox_id)
-        await pod.require().pause()
-        pod.record.paused = True
+        with pod.explained(), pod.standing_still():
+            await pod.require().pause()
+            pod.record.paused = True
         pod.record.save()
 
     async def resume(self, sandbox_id: str) -> None:
         pod = self._machines.get(sandbox_id)
         if pod.machine is None or pod.record.failed:
             return
-        await pod.machine.resume()
+        with pod.explained():
+            await pod.machine.resume()
         if pod.record.paused:
             pod.record.paused = False
             pod.record.save()
@@ -180,15 +204,15 @@ class VmSandboxer(Sandboxer):
         pod = self._machines.get(sandbox_id)
         self._tasks.require_saveable(pod)
         tasks = list(self._tasks.records(sandbox_id))
-        return await self._saver.save(pod, directory, tasks, self._tasks.offsets, meanwhile)
+        with pod.explained():
+            return await self._saver.save(pod, directory, tasks, self._tasks.offsets, meanwhile)
 
     async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:
         pod = self._machines.get(sandbox_id)
         require_saveable(pod)
         saved = guests_of(directory, ids)
-        guests = [one.guest for one in saved.values()]
         await self._tasks.restored(pod, saved)
-        await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory, guests))
+        await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory))
 
     async def update(
         self, sandbox_id: str, spec: PodSpec, resources: Resources, apply: Callable[[Resources], None]
@@ -217,16 +241,20 @@ class VmSandboxer(Sandboxer):
         """What the machine costs the host."""
         return self._cgroups.stats(self._machines.get(sandbox_id).record.cgroup)
 
-    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
-        home = self._machines.get(sandbox_id).record.home
-        return {path.name.removesuffix(".log"): path for path in sorted(home.glob("*.log"))}
+    def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
+        """The console, and what virtiofsd said; what was rotated away comes before what followed it."""
+        return dict(named_logs(config.dir / "vm"))
 
     # -- what happens to them ---------------------------------------------------------------------------------------
 
-    def _follow(self, pod: VmPod) -> None:
-        """Hear its events and watch over it."""
+    def _watch(self, pod: VmPod) -> None:
+        """Look at its programs, from the first one on."""
         self._unfollow(pod)
         self._watches[pod.record.id] = Watch(pod, self._lost)
+
+    def _follow(self, pod: VmPod) -> None:
+        """Hear its events, expect it to answer, and keep its interfaces those of its namespace."""
+        self._watches[pod.record.id].listen()
         self._following[pod.record.id] = [asyncio.ensure_future(self._hear(pod)), following(self._interfaces, pod)]
 
     def _unfollow(self, pod: VmPod) -> None:
@@ -247,18 +275,34 @@ class VmSandboxer(Sandboxer):
         for suffix, words in _LOST.items():
             if record.task.endswith(suffix):
                 pod = self._machines.find(record.task.removesuffix(suffix))
-                if pod is not None and pod.record.started and not pod.ending and not pod.record.failed:
+                if pod is not None and pod.pids.get(suffix) == record.pid:
                     how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
                     said = why("", pod.console).removeprefix(": ") if suffix == VMM and not record.signal else ""
                     cause = f"{words} {how}" + (f": {said}" if said else "")
-                    # virtiofsd ends when its VMM has: the end that says why comes with it, before or after
-                    wait_s = _FOLLOWS_WITHIN_S if suffix == SHARE and not record.signal else 0.0
-                    asyncio.get_running_loop().call_later(wait_s, self._lost, pod, cause)
+                    # virtiofsd ends when its VMM has: the end that says why comes with it, before or after; and who
+                    # starts a machine knows better why it ended
+                    waits = (suffix == SHARE and not record.signal) or not pod.record.started
+                    wait_s = _FOLLOWS_WITHIN_S if waits else 0.0
+                    asyncio.get_running_loop().call_later(wait_s, self._lost_with, pod, suffix, record.pid, cause)
+
+    def _lost_with(self, pod: VmPod, suffix: str, pid: int | None, cause: str) -> None:
+        """Unless it runs with another program by now, or its monitor has ended, which the keeper is about to tell."""
+        if pod.pids.get(suffix) != pid:
+            return
+        if suffix == SHARE and not lives(pod.pids.get(VMM, 0)):
+            asyncio.get_running_loop().call_later(
+                _FOLLOWS_WITHIN_S, self._lost_with, pod, VMM, pod.pids.get(VMM), cause
+            )
+            return
+        self._lost(pod, cause)
 
     def _lost(self, pod: VmPod, cause: str) -> None:
         """It has failed: all that ran in it is told to have ended, and what is left of it is killed."""
-        if pod.record.failed or pod.ending or pod.machine is None:
+        if pod.trouble:
             return
+        pod.loses(cause)
+        if pod.ending or not pod.record.started or pod.machine is None:
+            return  # who starts or ends it sees to that
         self._machines.lost(pod, cause)
         self._tasks.machine_lost(pod, cause)
         self.on_failed(pod.record.id, cause)
@@ -313,9 +357,19 @@ def open_vm(means: Means) -> VmSandboxer:
         cgroups=means.cgroups,
         hypervisor=find_hypervisor(options),
         root=means.root,
+        images=means.images,
         on_exit=means.on_exit,
         options=options,
     )
+
+
+def lacking(root: Path, options: Spec) -> str:
+    """That a node has no guest image to boot; "" when it has."""
+    try:
+        guests.find(root, cast(VmOptions, options).guest)
+    except DrupeError as error:
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return ""
 
 
 def find_hypervisor(options: VmOptions) -> Hypervisor:

@@ -17,12 +17,13 @@ from drupe.keeper.client import Keeper
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.kept.records import Record
-from drupe.sandboxers.vm import network, roots
+from drupe.sandboxers.vm import network
 from drupe.sandboxers.vm.options import ROOTFS
 from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.plugging import told
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import TaskRecord
+from drupe.sandboxers.vm.roots import RootDisk
 
 if TYPE_CHECKING:
     from drupe.sandboxers.vm.starting import Starter
@@ -36,16 +37,20 @@ class SavedTask(Record, kw_only=True):
 
     guest: str
     offsets: dict[str, int] = {}
+    disks: list[RootDisk] = []
 
 
 class SavedMachine(Record, kw_only=True):
     """key: of what can go on from it (Templates.key_of). places: where its devices sit. nics: id and MAC of each.
-    tasks: by the ids that they had."""
+    tasks: by the ids that they had. disks: all that it had; those that are no image's lie beside it. spare_disks: see
+    MachineConfig."""
 
     key: str
     places: dict[str, str]
     nics: list[tuple[str, str]]
     tasks: dict[str, SavedTask]
+    disks: list[RootDisk] = []
+    spare_disks: int = 0
 
     @classmethod
     def of(cls, directory: Path) -> SavedMachine:
@@ -97,6 +102,7 @@ class Saver:
         machine, program = pod.require(), self._starter.program(pod.record)
         await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=True))
         try:
+            pod.saving = True
             await machine.pause()
             try:
                 await machine.save(directory)
@@ -104,15 +110,21 @@ class Saver:
                     key=self._starter.templates.key_of(pod.record, program),
                     places=dict(await machine.places()),
                     nics=pod.record.nics,
-                    tasks={one.id: SavedTask(guest=one.guest, offsets=offsets(one.id)) for one in tasks},
+                    tasks={
+                        one.id: SavedTask(guest=one.guest, offsets=offsets(one.id), disks=one.disks) for one in tasks
+                    },
+                    disks=pod.record.disks,
+                    spare_disks=pod.record.spare_disks,
                 )
-                for one in tasks:
-                    await self._copy(roots.image_of(one.guest, pod.record.home), directory)
+                for disk in pod.record.disks:
+                    if not disk.image:  # an image lasts as long as a snapshot needs it
+                        await self._copy(Path(disk.path), directory)
                 about.write(directory / _ABOUT)
                 await meanwhile()
             finally:
                 await machine.resume()
         finally:
+            pod.saving = False
             with contextlib.suppress(Unavailable):
                 await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=False))
         return f"{Path(program).name} {about.key[:12]}"
@@ -121,20 +133,20 @@ class Saver:
         argv = ["cp", "--reflink=auto", "--sparse=always", str(source), str(target)]
         await self._keeper.run(argv, timeout_s=_COPIES_WITHIN_S, check=True)
 
-    async def restore(self, pod: VmPod, directory: Path, guests: Sequence[str]) -> None:
+    async def restore(self, pod: VmPod, directory: Path) -> None:
         """Have what was saved go on as this machine, its containers standing still until `thaw`."""
         saved, record, phases = SavedMachine.of(directory), pod.record, Phases()
+        record.spare_disks = saved.spare_disks
         config = record.machine()
         if saved.key != self._starter.templates.key_of(record, self._starter.program(record)):
             raise Unsupported(
                 "the snapshot is of another kind of machine", kind="vm", feature="snapshot",
                 cause="QEMU, the guest image or the size of the pod is not what it was",
             )  # fmt: skip
-        for guest in guests:
-            await self._copy(directory / roots.image_of(guest, record.home).name, record.home)
+        record.disks = await self._disks(saved, directory, record.home)
         with phases("network"):
             joined = await network.join(self._keeper, record)
-        disks = [roots.disk_of(guest, record.home) for guest in guests]
+        disks = [one.disk() for one in record.disks]
         with phases("restore"):
             await self._starter.boot(pod, _config(config, directory, saved, disks, joined), phases)
         with phases("renew"):
@@ -142,6 +154,22 @@ class Saver:
         record.nics, record.told = [(nic.id, nic.mac) for nic in _nics(saved, joined)], told(joined)
         record.started, record.failed, record.phases_ms = True, "", phases.told
         record.save()
+
+    async def _disks(self, saved: SavedMachine, directory: Path, home: Path) -> list[RootDisk]:
+        """The same disks, where this machine finds them."""
+        found: list[RootDisk] = []
+        for disk in saved.disks:
+            if disk.image:
+                found += await self._starter.roots.of_images([disk.image])
+                continue
+            await self._copy(directory / Path(disk.path).name, home)
+            found.append(moved(disk, home))
+        return found
+
+
+def moved(disk: RootDisk, home: Path) -> RootDisk:
+    """The same disk in another directory, unless it is an image's."""
+    return disk if disk.image else RootDisk(id=disk.id, path=str(home / Path(disk.path).name))
 
 
 def _config(
@@ -198,4 +226,4 @@ def guests_of(directory: Path, ids: Mapping[str, str]) -> dict[str, SavedTask]:
         raise InvalidState(f"the snapshot has no container {error.args[0]}") from None
 
 
-__all__ = ["SavedMachine", "Saver", "guests_of", "renew", "require_saveable", "thaw"]
+__all__ = ["SavedMachine", "Saver", "guests_of", "moved", "renew", "require_saveable", "thaw"]

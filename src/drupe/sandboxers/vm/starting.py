@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from drupe.errors import Unavailable
-from drupe.hypervisors.contract import Disk, MachineConfig
+from drupe.hypervisors.contract import MachineConfig
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
 from drupe.resources.network.endpoints.contract import Joined
@@ -26,10 +26,12 @@ from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.plugging import plug_nic, told
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
-from drupe.sandboxers.vm.templates import Templates, copying
+from drupe.sandboxers.vm.roots import RootDisk, Roots
+from drupe.sandboxers.vm.templates import SPARE_DISKS, Templates, copying
 
 CONNECTS_WITHIN_S = 30.0
 _LAST_WORDS_S = 0.1  # until what a program wrote before its end is in its log
+_DISKS_AT_BOOT = 8  # places on the root bus are few; more are plugged in
 _MEMORY_FD = 5  # of a VMM: after the listeners of `Launch`
 
 
@@ -42,36 +44,41 @@ class Starter:
         keeper: Keeper,
         launcher: Launcher,
         hypervisors: Hypervisors,
+        roots: Roots,
         templates: Templates,
         agent_timeout_s: float,
     ) -> None:
         self._keeper = keeper
         self._launcher = launcher
         self._hypervisors = hypervisors
+        self.roots = roots
         self.templates = templates
         self._agent_timeout_s = agent_timeout_s
 
-    async def start(self, pod: VmPod, *, from_template: bool, disks: Sequence[Disk] = ()) -> None:
+    async def start(self, pod: VmPod, *, from_template: bool, cold: Sequence[RootDisk] = ()) -> None:
         """All of it. Raises DrupeError; what was started then is the caller's to end."""
         record, phases = pod.record, Phases()
         with phases("network"):
             joined = await network.join(self._keeper, record)
         with phases("share"):
             shares = await self._share(pod) if record.shares else []
-        config = record.machine()
-        hosts = hardware.host_devices(record)
+        with phases("roots"):
+            record.disks = await self.roots.of_images(record.images)
+        hosts, nics = hardware.host_devices(record), network.nics_of(joined)
         saved = self.templates.find(record, self.program(record)) if from_template and not hosts else None
-        record.saved = str(saved or "")
+        record.saved, record.spare_disks = str(saved or ""), SPARE_DISKS if saved else 0
+        record.disks = _all(record.disks, cold) if cold else record.disks[: SPARE_DISKS if saved else _DISKS_AT_BOOT]
+        disks, taps = [disk.disk() for disk in record.disks], [nic for nic in nics if nic.node is None]
+        config = record.machine(disks=disks, nics=taps, host_devices=hosts)
         if saved is None:
-            nics = network.nics_of(joined)
-            cold = [nic for nic in nics if nic.node is None]
-            await self.boot(pod, replace(config, disks=disks, nics=cold, shares=shares, host_devices=hosts), phases)
-            for nic in (nic for nic in nics if nic.node is not None):
-                await plug_nic(self._keeper, pod, nic)
+            await self.boot(pod, replace(config, shares=shares), phases)
         else:
             await self._restore(pod, config, saved, phases)
             with phases("devices"):
-                await self._plug(pod, shares, joined)
+                for one in shares:  # a machine that has one could not have been saved
+                    await pod.require().add(one)
+        for nic in (nic for nic in nics if nic.node is not None):
+            await plug_nic(self._keeper, pod, nic)
         with phases("agent"):
             await self.or_end(pod, pod.agent.guest("Setup", _setup(pod, joined)))
         record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
@@ -138,13 +145,6 @@ class Starter:
             said = last_words(pod.console) or error.cause
             raise Unavailable("the virtual machine monitor did not start", stage="vmm", cause=said) from None
 
-    async def _plug(self, pod: VmPod, shares: Sequence[SharedDirectory], joined: Sequence[Joined]) -> None:
-        """What a machine from a template could not have from the start."""
-        for one in shares:
-            await pod.require().add(one)
-        for nic in network.nics_of(joined):
-            await plug_nic(self._keeper, pod, nic)
-
     async def or_end(self, pod: VmPod, work: Awaitable[object]) -> None:
         """Wait for the guest, but not longer than there is a machine."""
         asked = asyncio.ensure_future(work)
@@ -159,6 +159,11 @@ class Starter:
         finally:
             asked.cancel()
             end.cancel()
+
+
+def _all(disks: Sequence[RootDisk], more: Sequence[RootDisk]) -> list[RootDisk]:
+    """Each once."""
+    return list({disk.id: disk for disk in (*disks, *more)}.values())
 
 
 def _memory(opened: ExitStack) -> int:

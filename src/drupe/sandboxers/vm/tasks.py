@@ -18,7 +18,7 @@ import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
-from drupe.hypervisors.contract import Disk, Hypervisor
+from drupe.hypervisors.contract import Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.containerd import task_v3_pb2 as tasks_pb
@@ -31,10 +31,12 @@ from drupe.sandboxers.vm.failures import explain, gone
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
 from drupe.sandboxers.vm.options import VmOptions
+from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import VMM, TaskRecord, record_path
 from drupe.sandboxers.vm.resizing import fit
-from drupe.sandboxers.vm.snapshots import SavedTask, thaw
+from drupe.sandboxers.vm.roots import RootDisk
+from drupe.sandboxers.vm.snapshots import SavedTask, moved, thaw
 from drupe.sandboxers.vm.streams import Streams
 from drupe.spec.resources import Resources, merged
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
@@ -89,7 +91,8 @@ class VmTasks(TaskService):
         if pod.record.shares:
             root, binds = await pod.share.add(task.id, task.oci)
         else:
-            root, binds = "/", await roots.make(self._keeper, record.guest, pod.record.home, task.oci)
+            root, binds = "/", roots.binds_of(task.oci)
+            record.disks = await self._machines.roots.of_task(task, pod.record.home)
         config = adapted(task.oci, guest=record.guest, root=root, binds=binds)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         (task.bundle / "guest.json").write_bytes(msgspec.json.encode(config))
@@ -113,9 +116,10 @@ class VmTasks(TaskService):
             raise InvalidState(f"container {task_id} was started before")
         pod.require()
         process = _process_of(record)
+        phases, began = Phases(pod.record.phases_ms), time.monotonic()
         try:
             await self.fit(pod, grow_only=True)
-            await self._make(pod, record, process)
+            await self._make(pod, record)
             if (window := self._windows.pop(task_id, None)) is not None and record.tty:
                 await self._resize(pod, record, "", *window)
             record.started = True  # before it is: its end may be told first
@@ -126,15 +130,19 @@ class VmTasks(TaskService):
             await self._unmake(pod, record)
             await devices.unplug(pod, _oci_of(record), record.guest)
             raise explain(error, process) from None
-        self._streams[task_id, ""].begin()
+        phases.since("container", began)
+        streams, ready = self._streams[task_id, ""], time.monotonic()
+        streams.on_first = lambda: phases.since("output", ready)
+        streams.begin()
         return pod.pids.get(VMM, 0)
 
     async def restored(self, pod: VmPod, saved: Mapping[str, SavedTask]) -> None:
         """Have containers be those of a saved machine: they stand still until the last of them is started."""
         for task_id, one in saved.items():
             record = self._record(task_id)
-            roots.image_of(record.guest, pod.record.home).unlink(missing_ok=True)
+            _remove_own(record)
             record.guest, record.made, record.started = one.guest, True, True
+            record.disks = [moved(disk, pod.record.home) for disk in one.disks]
             record.save()
             self._streams[task_id, ""].forget()
             streams = self._streams[task_id, ""] = self._streams_of(pod, record)
@@ -156,7 +164,7 @@ class VmTasks(TaskService):
         for record in self.records(pod.record.id):
             devices.require_none(_oci_of(record), record.guest)
 
-    def cold_disks(self, pod: VmPod) -> list[Disk]:
+    def cold_disks(self, pod: VmPod) -> list[RootDisk]:
         """The roots that a machine must have from its start, as its program adds none later."""
         able = self._hypervisor(pod).abilities_of(pod.record.machine_type)["hotplug-disk"]
         return roots.cold(pod.record, able, list(self.records(pod.record.id)))
@@ -168,19 +176,17 @@ class VmTasks(TaskService):
         """How many bytes of each output of a container were taken."""
         return self._streams[task_id, ""].offsets()
 
-    async def _make(self, pod: VmPod, record: TaskRecord, process: dict[str, Any]) -> None:
+    async def _make(self, pod: VmPod, record: TaskRecord) -> None:
         """In the guest: bundle, then task."""
         if record.made:
             return
         config = await self._with_devices(pod, record)
         bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
         if not pod.record.shares:
-            disk = roots.disk_of(record.guest, pod.record.home)
-            if not record.cold:
-                await pod.require().add(disk)
-            roots.plan(
-                bundle, self._hypervisor(pod).serial(disk), read_only=json.loads(config)["root"].get("readonly", False)
-            )
+            for disk in record.disks:
+                await pod.plug(disk)
+            only = json.loads(config)["root"].get("readonly", False)
+            roots.plan(bundle, record.disks, read_only=only, serial=self._hypervisor(pod).serial)
         put = await pod.agent.guest("PutBundle", bundle, pb.PutBundleResponse)
         record.made = True
         record.save()
@@ -205,7 +211,7 @@ class VmTasks(TaskService):
         with contextlib.suppress(DrupeError):
             await self._delete_in_guest(pod, record)
         record.made = False
-        record.save()
+        record.note()
 
     async def _delete_in_guest(self, pod: VmPod, record: TaskRecord) -> None:
         """Its death may take the guest a moment."""
@@ -250,11 +256,10 @@ class VmTasks(TaskService):
         if pod.record.shares:
             await pod.share.drop(record.id)
             return
-        disk = roots.disk_of(record.guest, pod.record.home)
-        if pod.machine is not None and not pod.record.paused:
+        for disk in (disk for disk in record.disks if not disk.image):  # an image's serves others
             with contextlib.suppress(DrupeError):  # its file goes anyhow
-                await pod.machine.remove(disk.id, timeout_s=_UNPLUGS_WITHIN_S)
-        disk.path.unlink(missing_ok=True)
+                await pod.unplug(disk, timeout_s=_UNPLUGS_WITHIN_S)
+        _remove_own(record)
 
     # -- execs ------------------------------------------------------------------------------------------------------
 
@@ -274,7 +279,7 @@ class VmTasks(TaskService):
         try:
             await pod.agent.task("Exec", request)
             record.execs[config.id] = 0
-            record.save()
+            record.note()
             start = tasks_pb.StartRequest(id=record.guest, exec_id=config.id)
             pid = (await pod.agent.task("Start", start, tasks_pb.StartResponse)).pid
             if config.tty and config.rows and config.cols:
@@ -284,14 +289,14 @@ class VmTasks(TaskService):
             await self._forget_exec(pod, record, config.id)
             raise explain(error, config.process) from None
         record.execs[config.id] = pid
-        record.save()
+        record.note()
         streams.begin()
         return int(pid)
 
     async def _forget_exec(self, pod: VmPod, record: TaskRecord, exec_id: str) -> None:
         record.execs.pop(exec_id, None)
         if record.id in self._records:
-            record.save()
+            record.note()
         if (streams := self._streams.pop((record.id, exec_id), None)) is not None:
             streams.forget()
         with contextlib.suppress(DrupeError):
@@ -585,6 +590,13 @@ def _oci_of(record: TaskRecord) -> dict[str, Any]:
     """Its config.json as the host has it."""
     oci: dict[str, Any] = json.loads((Path(record.bundle) / "config.json").read_text())
     return oci
+
+
+def _remove_own(record: TaskRecord) -> None:
+    """The files of a container's own disks."""
+    for disk in record.disks:
+        if not disk.image:
+            Path(disk.path).unlink(missing_ok=True)
 
 
 def _process_of(record: TaskRecord) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from drupe.hypervisors.qemu.machine import SAVED_MEMORY
 from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.template import TemplateInfo
 
-_LAYOUT = 2  # goes up when saved machines of before shall not be used any more
+SPARE_DISKS = 2  # roots that a machine has at once; more are plugged in
+_LAYOUT = 3  # goes up when saved machines of before shall not be used any more
 _ABOUT = "template.json"
 
 
@@ -32,13 +33,16 @@ class Templates:
 
     def key_of(self, record: PodRecord, program: str) -> str:
         """What a machine must have in common with another to go on from what that was."""
+        size = (record.memory_bytes, record.memory_max_bytes, record.processors, record.processors_max)
+        return _hash(self.basis_of(record, program), *size)
+
+    def basis_of(self, record: PodRecord, program: str) -> str:
+        """The same without its size."""
         binary = Path(program).stat()
-        parts = (
-            _LAYOUT, record.kernel, record.initrd, record.append, record.accelerator, record.machine_type,
-            record.memory_bytes, record.memory_max_bytes, record.processors, record.processors_max, program,
+        return _hash(
+            _LAYOUT, record.kernel, record.initrd, record.append, record.accelerator, record.machine_type, program,
             binary.st_size, binary.st_mtime_ns, _processor() if record.accelerator == "kvm" else "",
         )  # fmt: skip
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def find(self, record: PodRecord, program: str) -> Path | None:
         """The saved machine for a pod."""
@@ -52,6 +56,7 @@ class Templates:
             id=key, kind="vm", memory_bytes=record.memory_bytes, processors=record.processors,
             guest=Path(record.kernel).parent.name, accelerator=record.accelerator, created_at=time.time(),
             size_bytes=sum(path.stat().st_blocks * 512 for path in scratch.iterdir()),
+            basis=self.basis_of(record, program),
         )  # fmt: skip
         (scratch / _ABOUT).write_bytes(msgspec.json.encode(about))
         target = self.directory / key
@@ -69,6 +74,10 @@ class Templates:
         shutil.rmtree(self.directory / key, ignore_errors=True)
 
 
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
 def copying(saved: Path, descriptor: int) -> list[str]:
     """The words before a command line that fill memory, an open file, with a template's."""
     fill = 'cp --sparse=always -- "$1" /proc/self/fd/"$2" || exit; shift 2; exec "$@"'
@@ -81,4 +90,4 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "microcode", "Features")))
 
 
-__all__ = ["SAVED_MEMORY", "Templates", "copying"]
+__all__ = ["SAVED_MEMORY", "SPARE_DISKS", "Templates", "copying"]

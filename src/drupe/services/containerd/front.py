@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drupe.errors import DrupeError
 from drupe.runtime.core import Core
 from drupe.services.containerd.peers import Peers
+from drupe.services.containerd.wake import leave_word, take_word
 
 if TYPE_CHECKING:
     from drupe.services.containerd.hub import Hub
@@ -20,10 +22,12 @@ log = logging.getLogger("drupe")
 
 
 class Front:
-    """One per daemon."""
+    """One per daemon. socket, config: of that, for the one after it."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, *, socket: Path, config: Path | None) -> None:
         self._core = core
+        self._socket = socket
+        self._config = config
         self._hub: Hub | None = None
         self._opening = asyncio.Lock()
 
@@ -49,9 +53,10 @@ class Front:
                 from drupe.services.containerd.hub import Hub
                 from drupe.services.containerd.relay import Relay
 
-                node = self._core.node
-                relay = Relay(node.paths.run / "containerd", node)
+                node, paths = self._core.node, self._core.node.paths
+                relay = Relay(paths.run / "containerd", node)
                 await relay.open()
+                leave_word(relay.directory, root=paths.root, run=paths.run, socket=self._socket, config=self._config)
                 self._hub = Hub(self._core, node.storage.keeper, relay)
                 await self._hub.open()
         return self._hub
@@ -59,4 +64,5 @@ class Front:
     async def close(self) -> None:
         """Stop serving."""
         if self._hub is not None:
+            take_word(self._core.node.paths.run / "containerd")
             await self._hub.close()

@@ -14,6 +14,7 @@ from drupe.keeper.client import Keeper
 from drupe.rpc.ttrpc import Server, Services
 from drupe.runtime.core import Core
 from drupe.sandboxers.kinds import kind_of
+from drupe.services.containerd.doors import Doors
 from drupe.services.containerd.peers import Door, Peer
 from drupe.services.containerd.relay import Relay
 from drupe.services.containerd.sandboxes import Sandboxes
@@ -32,12 +33,14 @@ class Hub:
         self._relay = relay
         self._servers: dict[str, Server] = {}
         self.sandboxes = Sandboxes(core)
+        self._doors = Doors(core, keeper)
 
     async def open(self) -> None:
         """Serve all containerds that have used this daemon before. Raises Unavailable without a relay."""
         await self.tasks.remove_strays()
         self.core.node.spawn(self.tasks.tell_memory(), "OOM events for containerd")
         self.core.node.spawn(self.sandboxes.watch(), "ends of containerd's sandboxes")
+        self.core.node.spawn(self._doors.watch(), "ports of containerd's pods")
         for peer in self.tasks.peers:
             self.tasks.outbox(peer)
             for door in peer.doors:
@@ -46,6 +49,7 @@ class Hub:
     async def close(self) -> None:
         """Let go. The relay is needed until the last task is gone."""
         await self.tasks.settle()
+        self._doors.close()
         for server in self._servers.values():
             await server.close()
         self._relay.close(end=not self.tasks.needed)

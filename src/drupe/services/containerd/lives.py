@@ -8,21 +8,27 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from drupe.errors import DrupeError, InvalidState, NotFound, PermissionDenied
+from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound, PermissionDenied
 from drupe.rpc.containerd import task_events_pb2 as events
-from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest, ResizePtyRequest
+from drupe.rpc.containerd.runc_options_pb2 import CheckpointOptions
+from drupe.rpc.containerd.task_v2_pb2 import CheckpointTaskRequest, CreateTaskRequest, ResizePtyRequest
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
-from drupe.services.containerd import opening
-from drupe.services.containerd.making import Asked, check_program, pod_of, read_request
+from drupe.services.containerd import opening, shares
+from drupe.services.containerd.making import Asked, check_program, check_target, pod_of, read_request
 from drupe.services.containerd.peers import Door, Peer
+from drupe.services.containerd.podspecs import fitted
 from drupe.services.containerd.records import Grave, Streams, TaskRecord
 from drupe.services.containerd.stdio import close_streams
 from drupe.services.containerd.tasks import Task, Tasks, deletion
 from drupe.services.oci.pods import cgroup_path
+from drupe.spec.container import ContainerSpec
 from drupe.spec.pod import PodSpec
+from drupe.spec.resources import Resources, merged
 from drupe.spec.status import ExitStatus
 from drupe.state.machine import State
+
+Made = tuple[Container, Resources]
 
 
 async def create(tasks: Tasks, peer: Peer, door: Door, request: CreateTaskRequest) -> Task:
@@ -36,7 +42,7 @@ async def create(tasks: Tasks, peer: Peer, door: Door, request: CreateTaskReques
     try:
         with failures_are_plain():
             make = _join(tasks, asked, pod, fds) if pod else _make(tasks, asked, _pod_of(asked, peer, door), fds)
-            container = await make
+            container, limits = await make
     except BaseException:
         close_streams(fds)
         tasks.forget_streams(peer.key, door.namespace, streams)
@@ -51,6 +57,7 @@ async def create(tasks: Tasks, peer: Peer, door: Door, request: CreateTaskReques
         streams=streams,
         whole=pod is None,
         pid=container.status.pid,
+        limits=limits,
     )
     task = Task(record, container)
     task.fds = fds
@@ -67,22 +74,43 @@ def _pod_of(asked: Asked, peer: Peer, door: Door) -> PodSpec:
     return pod_of(asked, owner=peer.owner, namespace=door.namespace, kind=door.kind)
 
 
-async def _join(tasks: Tasks, asked: Asked, pod: Pod, fds: dict[str, int]) -> Container:
+async def _join(tasks: Tasks, asked: Asked, pod: Pod, fds: dict[str, int]) -> Made:
     await check_program(pod.sandboxer, asked.config)
+    check_target(pod.spec, pod.sandboxer, asked.config)
     linux = asked.config.linux
     cgroup = cgroup_path((linux.cgroups_path if linux else "") or "")
-    return await tasks.core.create_container(pod, asked.container("" if pod.held else cgroup), fds)
+    return await _add(tasks, pod, asked.container("" if pod.held else cgroup, pod.spec), fds)
 
 
-async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) -> Container:
+async def _add(tasks: Tasks, pod: Pod, asked: ContainerSpec, fds: dict[str, int]) -> Made:
+    """One more container in a pod, and the limits that the pod has for it."""
+    spec, limits = shares.split(pod, asked)
+    await shares.hold(tasks, pod, limits)
+    return await tasks.core.create_container(pod, spec, fds), limits
+
+
+async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) -> Made:
+    spec = await fitted(tasks.core, spec) if asked.makes_pod else spec
     await check_program(tasks.node.sandboxer((await tasks.core.choose(spec)).kind), asked.config)
     made = await tasks.core.create_pod(spec, fds=fds)
     if not asked.makes_pod:
-        return next(iter(made.containers.values()))
-    try:
-        return await tasks.core.create_container(made, asked.container(""), fds)
+        container = next(iter(made.containers.values()))
+        if asked.request.checkpoint:
+            await _go_on(tasks, container, Path(asked.request.checkpoint))
+        return container, Resources()
+    try:  # a pod's first container does nothing; where modules are run it could not
+        first, _ = shares.split(made, asked.container("", spec, idle=made.sandboxer.runs_modules))
+        return await tasks.core.create_container(made, first, fds), Resources()
     except BaseException:
         await tasks.core.delete_pod(made, force=True)
+        raise
+
+
+async def _go_on(tasks: Tasks, container: Container, checkpoint: Path) -> None:
+    try:
+        await container.tasks.go_on_from(container.id, checkpoint)
+    except BaseException:
+        await tasks.core.delete_pod(container.pod, force=True)
         raise
 
 
@@ -156,6 +184,19 @@ async def resize(task: Task, request: ResizePtyRequest) -> None:
     await task.container.tasks.resize(task.container.id, rows, cols, exec_id=ours)
 
 
+async def update(tasks: Tasks, task: Task, resources: Resources) -> None:
+    """New limits: of the container, or for it of its pod."""
+    if not shares.are_shared(task.pod) or task.record.whole:
+        async with task.pod.lock:
+            await task.container.update(resources)
+        return
+    _, more = shares.split(task.pod, ContainerSpec(resources=resources))
+    limits = merged(task.record.limits, more)
+    await shares.hold(tasks, task.pod, limits, without=task)
+    task.record.limits = limits
+    task.record.save(tasks.node.journal)
+
+
 async def close_stdin(tasks: Tasks, task: Task, exec_id: str) -> None:
     """No more input comes. What is there already is read."""
     if not exec_id:
@@ -170,9 +211,19 @@ async def close_stdin(tasks: Tasks, task: Task, exec_id: str) -> None:
         close_streams({"stdin": holder})
 
 
-async def checkpoint(task: Task, path: str) -> None:
-    """Unsupported where the kind cannot."""
-    await task.container.tasks.checkpoint(task.container.id, Path(path))
+async def checkpoint(task: Task, request: CheckpointTaskRequest) -> None:
+    """Unsupported where the kind cannot. It goes on, unless the options have it end."""
+    container = task.container
+    container.check_allowed("a checkpoint of", {"checkpoint"})
+    if not request.path.startswith("/"):
+        raise InvalidArgument(f"checkpoint: {request.path!r} is no absolute path")
+    async with task.pod.lock:
+        await container.tasks.checkpoint(container.id, Path(request.path))
+    options = CheckpointOptions()
+    if request.options.type_url.endswith(options.DESCRIPTOR.full_name):
+        options.ParseFromString(request.options.value)
+    if options.exit:
+        await container.kill("KILL")
 
 
 @contextlib.contextmanager

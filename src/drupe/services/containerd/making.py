@@ -18,7 +18,7 @@ from drupe.runtime.names import new_id
 from drupe.sandboxers.contract import Sandboxer
 from drupe.services.oci.asked import features_of
 from drupe.services.oci.pods import cgroup_path, namespaces_of, network_of
-from drupe.spec.container import Bundle, ContainerSpec, LogSpec, RootMount
+from drupe.spec.container import IDLE, Bundle, ContainerSpec, LogSpec, RootMount
 from drupe.spec.pod import PodSpec
 
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
@@ -44,8 +44,9 @@ class Asked:
         """Whether further containers will join the pod that it makes."""
         return (self.config.annotations or {}).get(CONTAINER_TYPE) == "sandbox"
 
-    def container(self, cgroup: str) -> ContainerSpec:
-        """cgroup: of the container; "" is below its pod's."""
+    def container(self, cgroup: str, pod: PodSpec | None = None, *, idle: bool = False) -> ContainerSpec:
+        """cgroup: of the container; "" is below its pod's. pod: that it joins, and what was asked of that. idle: its
+        own program is not run."""
         request, config, linux = self.request, self.config, self.config.linux or Linux()
         root = tuple(
             RootMount(type=one.type, source=one.source, target=one.target, options=tuple(one.options))
@@ -55,7 +56,7 @@ class Asked:
             path=request.bundle,
             root=root,
             cgroup=cgroup,
-            features=tuple(sorted(_features(config))),
+            features=tuple(sorted(_features(config, request) - _of_pod(pod))),
             checkpoint=request.checkpoint,
         )
         mounts = [msgspec.to_builtins(mount) for mount in config.mounts or ()]
@@ -63,6 +64,7 @@ class Asked:
             id=new_id(),
             name=request.id,
             bundle=bundle,
+            annotations={IDLE: "true"} if idle else {},
             tty=request.terminal,
             stdin=bool(request.stdin),
             mounts=binds_of_config(mounts),
@@ -107,6 +109,20 @@ def pod_of(asked: Asked, *, owner: str, namespace: str, kind: str) -> PodSpec:
     )
 
 
+def check_target(pod: PodSpec, sandboxer: Sandboxer, config: RuntimeConfig) -> None:
+    """Refuse the process table of one other container (`kubectl debug --target`) where only the sandbox's own kernel
+    has it: what it is called by, a pid of the host, means nothing there."""
+    spaces = (config.linux or Linux()).namespaces or ()
+    joins = pod.namespaces.pid != "pod" and any(space.type == "pid" and space.path for space in spaces)
+    if joins and not sandboxer.tasks().joins_by_pid:
+        raise Unsupported(
+            f"{sandboxer.kind} sandboxes cannot share one container's process table with another",
+            kind=sandboxer.kind,
+            feature="pid TARGET",
+            hint="share one among all containers of the pod (shareProcessNamespace)",
+        )
+
+
 async def check_program(sandboxer: Sandboxer, config: RuntimeConfig) -> None:
     """Refuse by name what the kind's OCI program would overlook, where it has one."""
     try:
@@ -116,15 +132,22 @@ async def check_program(sandboxer: Sandboxer, config: RuntimeConfig) -> None:
     refuse_unhonoured(config, program.name, await program.version())
 
 
-def _features(config: RuntimeConfig) -> set[str]:
+def _features(config: RuntimeConfig, request: CreateTaskRequest) -> set[str]:
     """What the capability table has a word for, beside what the spec's own fields say."""
     features = features_of(config)
+    if request.checkpoint:
+        features.add("checkpoint")
     if config.hooks and any(getattr(config.hooks, phase) for phase in config.hooks.__struct_fields__):
         features.add("hooks")
     for space in (config.linux or Linux()).namespaces or ():
         if space.path and space.type in ("pid", "ipc", "uts") and not _is_of_pod(config):
             features.add(f"host-{space.type}")  # another's: outside of the pod, as the host's would be
     return features
+
+
+def _of_pod(pod: PodSpec | None) -> set[str]:
+    """What a container has because its pod has it."""
+    return {"host-network", "host-uts"} if pod is not None and pod.network.mode == "host" else set()
 
 
 def _is_of_pod(config: RuntimeConfig) -> bool:

@@ -3,11 +3,15 @@ name."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from drupe.errors import InvalidArgument, Unsupported
 from drupe.rpc.cri import api_pb2 as cri
+from drupe.runtime.core import Core
 from drupe.services.oci.pods import slice_path
 from drupe.spec.network import DnsSpec, NetworkSpec
 from drupe.spec.pod import Namespaces, PodSpec
@@ -46,6 +50,20 @@ def pod_spec(id_: str, config: cri.PodSandboxConfig, *, owner: str, namespace: s
         cgroup_parent=cgroup_path(config.linux.cgroup_parent) or None,
         resources=Resources() if config.linux.cgroup_parent else limits(config.linux),
     )
+
+
+async def fitted(core: Core, spec: PodSpec) -> PodSpec:
+    """A pod that some kind can have, or what `Core.choose` raises. On the node's network a pod has the node's host
+    name, too: a kernel of its own is given a copy of it."""
+    try:
+        await core.choose(spec)
+    except Unsupported as error:
+        if error.details.get("feature") != "host-uts" or spec.network.mode != "host":
+            raise
+        own = msgspec.structs.replace(spec.namespaces, uts="pod")
+        spec = msgspec.structs.replace(spec, namespaces=own, hostname=os.uname().nodename)
+        await core.choose(spec)
+    return spec
 
 
 def _refuse(config: cri.PodSandboxConfig) -> None:

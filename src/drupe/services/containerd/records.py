@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from drupe.rpc.containerd.task_v2_pb2 import CreateTaskRequest, ExecProcessRequest
+from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus
 from drupe.state.journal import Journal
 
@@ -50,7 +51,8 @@ class ExecRecord(msgspec.Struct, kw_only=True):
 
 class TaskRecord(msgspec.Struct, kw_only=True):
     """peer: key of its containerd. id: containerd's, unique in its namespace; container: ours, unique everywhere.
-    pod: ours. whole: the pod was made for it, and goes with it. start_told, exit_told: put among the events."""
+    pod: ours. whole: the pod was made for it, and goes with it. limits: what the pod is held to for it, where it is not
+    limited by itself. start_told, exit_told: put among the events."""
 
     peer: str
     namespace: str
@@ -61,6 +63,7 @@ class TaskRecord(msgspec.Struct, kw_only=True):
     streams: Streams
     whole: bool
     pid: int = 0
+    limits: Resources = Resources()
     start_told: bool = False
     exit_told: bool = False
     execs: dict[str, ExecRecord] = {}

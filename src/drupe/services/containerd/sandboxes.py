@@ -10,23 +10,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from drupe.errors import AlreadyExists, InvalidState, NotFound
 from drupe.rpc.cri import api_pb2 as cri
 from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
-from drupe.services.containerd.podspecs import limits
+from drupe.services.containerd.podspecs import fitted, limits
 from drupe.spec.base import check_id
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import Event, Stats
+from drupe.state.journal import Journal
 from drupe.state.machine import State
 
 _ASKED = "containerd-sandbox"  # the record of what was asked for
 _MOST_WAITING = 1024
 _LIVE = (State.RUNNING, State.PAUSED)
 _OVER = ("stop", "fail", "destroy")
+
+
+def config_made_of(journal: Journal, id_: str) -> cri.PodSandboxConfig:
+    """What the CRI asked for; an empty one where nobody did."""
+    record: dict[str, Any] = journal.get_record(_ASKED, id_) or {}
+    return cri.PodSandboxConfig.FromString(record.get("config", b""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +61,7 @@ class Sandboxes:
         id_ = check_id(str(asked.spec.id), "sandbox")
         if id_ in self._core.pods:
             raise AlreadyExists(f"sandbox {id_} exists")
-        await self._core.choose(asked.spec)
-        self._waiting[id_] = asked
+        self._waiting[id_] = replace(asked, spec=await fitted(self._core, asked.spec))
         while len(self._waiting) > _MOST_WAITING:  # whose containerd gave up
             self._waiting.popitem(last=False)
 
@@ -124,7 +130,7 @@ class Sandboxes:
     def asked(self, id_: str) -> tuple[cri.PodSandboxConfig, str]:
         """What it was made of, and the name of its handler."""
         record: dict[str, Any] = self._core.node.journal.get_record(_ASKED, id_) or {}
-        return cri.PodSandboxConfig.FromString(record.get("config", b"")), str(record.get("handler", ""))
+        return config_made_of(self._core.node.journal, id_), str(record.get("handler", ""))
 
     async def stats(self, id_: str) -> Stats:
         """Counters of the pod as a whole."""

@@ -16,6 +16,7 @@ from drupe.rpc.containerd.metrics_pb2 import Metric
 from drupe.rpc.containerd.platform_pb2 import Platform
 from drupe.rpc.cri import api_pb2 as cri
 from drupe.runtime.pod import Pod
+from drupe.services.containerd import shares
 from drupe.services.containerd.events import stamp
 from drupe.services.containerd.metrics import metrics
 from drupe.services.containerd.sandboxes import Sandboxes
@@ -66,9 +67,14 @@ def _info(sandboxes: Sandboxes, pod: Pod) -> dict[str, str]:
         "runtimeHandler": handler,
         "runtimeType": f"drupe-{pod.kind}",
         "config": json_format.MessageToDict(config, preserving_proto_field_name=True),
-        "drupe": {**plain(pod.record()), "cgroup": pod.cgroup, "namespaces": pod.info.namespaces},
+        "drupe": {**plain(pod.record()), "cgroup": pod.cgroup, "namespaces": pod.info.namespaces, **_limits_of(pod)},
     }
     return {"info": json.dumps(info)}
+
+
+def _limits_of(pod: Pod) -> dict[str, Any]:
+    """What the pod as a whole is held to, and whether that is the sum of what its containers have."""
+    return {"resources": plain(pod.spec.resources), "limits": "pod" if shares.are_shared(pod) else "container"}
 
 
 def end_of(pod: Pod) -> dict[str, Any]:

@@ -226,7 +226,7 @@ async def resume(service: TaskService, request: task.ResumeRequest) -> Message:
 
 async def checkpoint(service: TaskService, request: task.CheckpointTaskRequest) -> Message:
     found = service.task(request.id)
-    await lives.checkpoint(found, request.path)
+    await lives.checkpoint(found, request)
     event = events.TaskCheckpointed(container_id=request.id, checkpoint=request.path)
     service.tasks.tell(found, "checkpointed", event)
     return Empty()
@@ -251,8 +251,7 @@ async def close_io(service: TaskService, request: task.CloseIORequest) -> Messag
 async def update(service: TaskService, request: task.UpdateTaskRequest) -> Message:
     found = service.task(request.id)
     limits = parse(LinuxResources, request.resources.value, where="update")
-    async with found.pod.lock:
-        await found.container.update(resources_of(limits))
+    await lives.update(service.tasks, found, resources_of(limits))
     return Empty()
 
 

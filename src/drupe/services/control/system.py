@@ -152,8 +152,8 @@ async def _send(call: Call, event: Event, wanted: Events) -> None:
 
 @method("system.prune", changes=True)
 async def prune(service: ControlService, call: Call) -> Pruned:
-    """Stopped and failed pods, unused networks, dangling images (with `all`: every unused one), anonymous volumes and
-    compiled modules."""
+    """Stopped and failed pods, unused networks, dangling images (with `all`: every unused one), anonymous volumes,
+    compiled modules, and templates from which no pod can start any more (with `all`: all of them)."""
     from drupe.services.control.images import prune as prune_images
     from drupe.services.control.networks import prune as prune_networks
     from drupe.services.control.volumes import prune as prune_volumes
@@ -162,7 +162,7 @@ async def prune(service: ControlService, call: Call) -> Pruned:
     for pod in pods:
         await service.core.delete_pod(pod)
     total = Pruned(removed=[pod.id for pod in pods])
-    for work in (prune_networks, prune_images, prune_volumes, _prune_compiled):
+    for work in (prune_networks, prune_images, prune_volumes, _prune_compiled, _prune_templates):
         part = await work(service, call)
         total.removed += part.removed
         total.reclaimed_bytes += part.reclaimed_bytes
@@ -172,6 +172,15 @@ async def prune(service: ControlService, call: Call) -> Pruned:
 async def _prune_compiled(service: ControlService, call: Call) -> Pruned:
     """All compiled modules: what runs goes on, and what starts is compiled again."""
     return await asyncio.to_thread(CodeCache(service.node.paths.root / "wasm").prune)
+
+
+async def _prune_templates(service: ControlService, call: Call) -> Pruned:
+    from drupe.services.control.templates import prune
+
+    if not (service.node.paths.root / "vm").exists():
+        return Pruned(removed=[])
+    pruned: Pruned = await prune(service, call)
+    return pruned
 
 
 @method("system.shutdown")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from drupe.errors import InvalidArgument, NotFound
 from drupe.rpc.call import Call
 from drupe.services.control.registry import method
+from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.template import TemplateInfo, TemplateList
@@ -27,6 +28,16 @@ async def create(service: ControlService, call: Call) -> TemplateInfo:
 @method("template.list")
 async def list_(service: ControlService, call: Call) -> TemplateList:
     return TemplateList(templates=[one for kind in _KINDS for one in service.node.sandboxer(kind).templates()])
+
+
+@method("template.prune", changes=True)
+async def prune(service: ControlService, call: Call) -> Pruned:
+    total = Pruned(removed=[])
+    for kind in _KINDS:
+        part = await service.node.sandboxer(kind).prune_templates(everything=call.params.all)
+        total.removed += part.removed
+        total.reclaimed_bytes += part.reclaimed_bytes
+    return total
 
 
 @method("template.delete", changes=True)

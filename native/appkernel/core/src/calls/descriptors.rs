@@ -9,7 +9,7 @@ use drupe_appkernel_vfs::pipe::PipeEnd;
 use drupe_appkernel_vfs::tmpfs::TmpFile;
 use drupe_appkernel_vfs::{OpenFile, OpenFlags};
 
-use super::{locks, Args};
+use super::{locks, messages, Args};
 use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
@@ -174,6 +174,8 @@ fn ioctl_size(request: u32) -> usize {
         0x5421 | 0x5423 | 0x5452 | 0x5420 | 0x5415..=0x5418 => 4,
         0x5412 => 1, // TIOCSTI
         0x5400..=0x54ff => 0,
+        0x8905 => 4,
+        0x8910..=0x8971 => 40, // struct ifreq
         _ => (request >> 16 & 0x3fff) as usize,
     }
 }
@@ -196,6 +198,9 @@ pub fn ioctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
     if file.flags().has(OpenFlags::PATH) {
         return Err(Errno::BADF);
+    }
+    if request == 0x8912 {
+        return messages::interfaces(kernel, tid, fd, argument);
     }
     kernel.before_terminal(tid, &file, true);
     let size = ioctl_size(request);
@@ -249,6 +254,9 @@ pub fn ftruncate(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if (args[1] as i64) < 0 {
         return Err(Errno::INVAL);
     }
+    if file.flags().writes() && file.file().can_seek() {
+        kernel.check_file_size(tid, args[1])?;
+    }
     kernel.with_context(tid, |context| file.truncate(context, args[1]))?;
     Ok(Done::Value(0))
 }
@@ -260,6 +268,9 @@ pub fn fallocate(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
     if (args[2] as i64) < 0 || (args[3] as i64) <= 0 {
         return Err(Errno::INVAL);
+    }
+    if file.file().can_seek() && args[1] & 1 == 0 {
+        kernel.check_file_size(tid, args[2].saturating_add(args[3]))?; // without FALLOC_FL_KEEP_SIZE it may grow
     }
     kernel.with_context(tid, |context| file.file().allocate(context, args[1] as u32, args[2], args[3]))?;
     Ok(Done::Value(0))

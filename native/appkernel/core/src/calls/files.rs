@@ -212,6 +212,7 @@ pub fn truncate(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if (args[1] as i64) < 0 {
         return Err(Errno::INVAL);
     }
+    kernel.check_file_size(tid, args[1])?;
     change(kernel, tid, CWD, args[0], 0, |view, path| view.truncate(path, args[1]))
 }
 

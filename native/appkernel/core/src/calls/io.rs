@@ -3,7 +3,7 @@
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::event::SignalFd;
 use drupe_appkernel_vfs::tty::Slave;
-use drupe_appkernel_vfs::{wait, OpenFile, SeekFrom};
+use drupe_appkernel_vfs::{wait, OpenFile, OpenFlags, SeekFrom};
 
 use super::{signalfd, Args};
 use crate::guest::{total, Piece, IO_MAX};
@@ -13,12 +13,14 @@ use crate::task::Tid;
 
 /// As Linux: what one call moves at most.
 const RW_MAX: u64 = 0x7fff_f000;
+const LIMIT_FSIZE: usize = 1;
+const SIGXFSZ: i32 = 25;
 
 fn one(address: u64, size: u64) -> [Piece; 1] {
     [Piece { address, size: size.min(RW_MAX) as usize }]
 }
 
-fn offset(value: u64) -> Result<u64> {
+pub(super) fn offset(value: u64) -> Result<u64> {
     ((value as i64) >= 0).then_some(value).ok_or(Errno::INVAL)
 }
 
@@ -71,7 +73,14 @@ fn write_from(kernel: &mut Kernel, tid: Tid, fd: u64, pieces: &[Piece], at: Opti
     let want = total(pieces).min(RW_MAX);
     loop {
         let done = kernel.pending(tid)?.progress;
-        let data = kernel.gather(tid, pieces, done, ((want - done) as usize).min(IO_MAX))?;
+        let limit = kernel.room_in_file(tid, &file, at.map(|offset| offset + done))?;
+        if limit == 0 && want > done {
+            if done > 0 {
+                return Ok(Done::Value(done as i64));
+            }
+            kernel.check_file_size(tid, u64::MAX)?;
+        }
+        let data = kernel.gather(tid, pieces, done, ((want - done).min(limit) as usize).min(IO_MAX))?;
         let wrote = kernel.with_context(tid, |context| match at {
             Some(offset) => file.pwrite(context, offset + done, &data),
             None => file.write(context, &data),
@@ -93,6 +102,28 @@ fn write_from(kernel: &mut Kernel, tid: Tid, fd: u64, pieces: &[Piece], at: Opti
 }
 
 impl Kernel {
+    /// What may be written to a file at this offset (None: its own) before it gets larger than RLIMIT_FSIZE.
+    fn room_in_file(&self, tid: Tid, file: &OpenFile, at: Option<u64>) -> Result<u64> {
+        let limit = self.process(tid)?.limits[LIMIT_FSIZE].0;
+        if limit == u64::MAX || !file.file().can_seek() {
+            return Ok(u64::MAX);
+        }
+        let appends = file.flags().has(OpenFlags::APPEND);
+        let start = if appends { file.file().size_bytes()? } else { at.unwrap_or(file.position()) };
+        Ok(limit.saturating_sub(start))
+    }
+
+    /// EFBIG, with SIGXFSZ, for a size beyond RLIMIT_FSIZE.
+    pub(crate) fn check_file_size(&mut self, tid: Tid, size_bytes: u64) -> Result<()> {
+        if size_bytes <= self.process(tid)?.limits[LIMIT_FSIZE].0 {
+            return Ok(());
+        }
+        let process = self.process(tid)?;
+        let info = Info::from_process(SIGXFSZ, SI_USER, process.pid, process.ids.uid);
+        self.send_to_task(tid, info);
+        Err(Errno::FBIG)
+    }
+
     pub(crate) fn broken_pipe(&mut self, tid: Tid) -> Errno {
         let from = self.process(tid).map_or((0, 0), |p| (p.pid, p.ids.uid));
         self.send_to_task(tid, Info::from_process(SIGPIPE, SI_USER, from.0, from.1));

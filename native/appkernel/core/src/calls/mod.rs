@@ -7,13 +7,17 @@ pub mod identity;
 pub mod io;
 pub mod locks;
 pub mod memory;
+pub mod messages;
 pub mod names;
+pub mod pidfd;
 pub mod poll;
 pub mod signalfd;
 pub mod signals;
 pub mod sockets;
+pub mod splice;
 pub mod system;
 pub mod time;
+pub mod timers;
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::{Events, OpenFile};

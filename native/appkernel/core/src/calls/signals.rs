@@ -19,7 +19,7 @@ fn check_size(size: u64) -> Result<()> {
     (size == SET_BYTES).then_some(()).ok_or(Errno::INVAL)
 }
 
-fn check_signal(signal: u64) -> Result<i32> {
+pub(super) fn check_signal(signal: u64) -> Result<i32> {
     let signal = signal as i32;
     (0..=COUNT).contains(&signal).then_some(signal).ok_or(Errno::INVAL)
 }
@@ -138,7 +138,7 @@ pub fn sigaltstack(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     Ok(Done::Value(0))
 }
 
-fn own_info(kernel: &Kernel, tid: Tid, signal: i32, code: i32) -> Result<Info> {
+pub(super) fn own_info(kernel: &Kernel, tid: Tid, signal: i32, code: i32) -> Result<Info> {
     let process = kernel.process(tid)?;
     Ok(Info::from_process(signal, code, process.pid, process.ids.uid))
 }
@@ -208,7 +208,7 @@ pub fn tkill(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 /// The siginfo_t that a program gives; it may not pretend to be the kernel to others.
-fn given_info(kernel: &Kernel, tid: Tid, target: Pid, signal: i32, address: u64) -> Result<Info> {
+pub(super) fn given_info(kernel: &Kernel, tid: Tid, target: Pid, signal: i32, address: u64) -> Result<Info> {
     let [first, code, fields @ ..]: [u64; 4] = kernel.get_words(tid, address)?;
     let _ = first;
     let code = code as i32;

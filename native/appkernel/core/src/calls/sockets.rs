@@ -1,4 +1,4 @@
-//! Sockets between the pod's own processes.
+//! Sockets: unix ones of the pod's own, and those of its network.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use drupe_appkernel_vfs::socket::{
     control_messages, push_control_message, ControlMessage, SCM_CREDENTIALS, SCM_RIGHTS, SOL_SOCKET,
 };
 use drupe_appkernel_vfs::socket::{
-    Address, Caller, Family, LocalSocket, Outgoing, PeerCredentials, Received, SocketKind, MSG_CTRUNC, MSG_PEEK,
-    MSG_TRUNC,
+    Address, Caller, Family, LocalSocket, Outgoing, PeerCredentials, Received, Socket, SocketKind, MSG_CTRUNC,
+    MSG_PEEK, MSG_TRUNC, SO_RCVTIMEO, SO_SNDTIMEO,
 };
 use drupe_appkernel_vfs::{wait, Events, OpenFile, OpenFlags};
 
@@ -20,12 +20,10 @@ use crate::task::Tid;
 
 const NONBLOCK: u64 = OpenFlags::NONBLOCK as u64;
 const CLOEXEC: u64 = OpenFlags::CLOEXEC as u64;
-const MSG_DONTWAIT: u64 = 0x40;
+pub(super) const MSG_DONTWAIT: u64 = 0x40;
 const MSG_WAITALL: u64 = 0x100;
 const MSG_NOSIGNAL: u64 = 0x4000;
 const MSG_CMSG_CLOEXEC: u64 = 0x4000_0000;
-const SO_RCVTIMEO: u32 = 20;
-const SO_SNDTIMEO: u32 = 21;
 const ADDRESS_MAX: u64 = 128;
 const CONTROL_MAX: u64 = 20_480;
 const OPTION_MAX: u64 = 1024;
@@ -64,6 +62,14 @@ fn open_flags(kind: u64) -> OpenFlags {
 }
 
 pub fn socket(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    const UNIX: u64 = 1;
+    if args[0] != UNIX {
+        let kind = args[1] & !CLOEXEC;
+        let made = kernel.with_context(tid, |context| Ok(kernel.host.socket(context, args[0], kind, args[2])))?;
+        if let Some(made) = made {
+            return Ok(Done::Value(kernel.install(tid, made?, args[1] & CLOEXEC != 0)?.into()));
+        }
+    }
     let (family, sort) = (family(args[0])?, kind(args[1])?);
     check_protocol(family, sort, args[2])?;
     let socket = LocalSocket::new(&kernel.network, family, sort)?;
@@ -97,8 +103,8 @@ pub fn socketpair(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     Ok(Done::Value(0))
 }
 
-fn of(file: &OpenFile) -> Result<&LocalSocket> {
-    file.downcast::<LocalSocket>().ok_or(Errno::NOTSOCK)
+fn of(file: &OpenFile) -> Result<&dyn Socket> {
+    file.file().as_socket().ok_or(Errno::NOTSOCK)
 }
 
 fn address(kernel: &Kernel, tid: Tid, at: u64, size: u64) -> Result<Address> {
@@ -135,7 +141,7 @@ impl Kernel {
             return Err(Errno::AGAIN);
         }
         let option = if events & wait::IN != 0 { SO_RCVTIMEO } else { SO_SNDTIMEO };
-        let limit = of(file)?.option(SOL_SOCKET, option).unwrap_or_default();
+        let limit = of(file)?.option(SOL_SOCKET, option, 16).unwrap_or_default();
         let word = |i: usize| limit.get(8 * i..8 * i + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
         let limit_ns = word(0).saturating_mul(1_000_000_000).saturating_add(word(1) * 1000);
         self.wait_for_file(tid, file, events)?;
@@ -166,6 +172,9 @@ pub fn connect(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let (socket, address) = (of(&file)?, address(kernel, tid, args[1], args[2])?);
     match kernel.as_caller(tid, |caller| socket.connect(caller, &address)) {
         Err(Errno::AGAIN) => kernel.wait_for_socket(tid, &file, wait::OUT, 0),
+        Err(on_its_way @ (Errno::INPROGRESS | Errno::ALREADY)) if !file.is_nonblocking() => {
+            kernel.wait_for_socket(tid, &file, wait::OUT, 0).map_err(|_| on_its_way)
+        }
         other => other.map(|()| Done::Value(0)),
     }
 }
@@ -194,7 +203,7 @@ pub fn accept(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn getsockname(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = kernel.file(tid, args[0])?;
-    put_address(kernel, tid, args[1], args[2], &of(&file)?.name())?;
+    put_address(kernel, tid, args[1], args[2], &of(&file)?.name()?)?;
     Ok(Done::Value(0))
 }
 
@@ -216,11 +225,14 @@ const SO_PEERCRED: u64 = 17;
 pub fn getsockopt(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [fd, level, name, at, length_at, _] = *args;
     let file = kernel.file(tid, fd)?;
-    let mut value = of(&file)?.option(level as u32, name as u32)?;
+    let room = kernel.get_u32(tid, length_at)? as usize;
+    if (room as i32) < 0 {
+        return Err(Errno::INVAL);
+    }
+    let mut value = of(&file)?.option(level as u32, name as u32, room)?;
     if (level as u32, name) == (SOL_SOCKET, SO_PEERCRED) {
         pids::show(kernel.view(tid), &mut value);
     }
-    let room = kernel.get_u32(tid, length_at)? as usize;
     let size = value.len().min(room);
     kernel.put(tid, at, &value[..size])?;
     kernel.put(tid, length_at, &(size as u32).to_le_bytes())?;
@@ -250,6 +262,7 @@ struct Sending {
     to: Option<Address>,
     files: Vec<Arc<OpenFile>>,
     credentials: Option<PeerCredentials>,
+    control: Vec<u8>,
 }
 
 /// Bytes sent, or the wait for room.
@@ -261,7 +274,9 @@ fn send(kernel: &mut Kernel, tid: Tid, file: &OpenFile, pieces: &[Piece], flags:
         let files = if done == 0 { with.files.clone() } else { Vec::new() };
         let sent = kernel.as_caller(tid, |caller| {
             let to = with.to.as_ref().map(|address| (caller, address));
-            socket.send(caller.view.context, &data, Outgoing { to, files, credentials: with.credentials })
+            let (credentials, control) = (with.credentials, with.control.as_slice());
+            let outgoing = Outgoing { to, files, credentials, control, flags: flags as u32 };
+            socket.send(caller.view.context, &data, outgoing)
         });
         match sent {
             Ok(count) => {
@@ -289,7 +304,7 @@ pub fn sendto(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = kernel.file(tid, fd)?;
     let to = if name == 0 { None } else { Some(address(kernel, tid, name, name_size)?) };
     let pieces = [Piece { address: at, size: size as usize }];
-    send(kernel, tid, &file, &pieces, flags, &Sending { to, files: Vec::new(), credentials: None })
+    send(kernel, tid, &file, &pieces, flags, &Sending { to, files: Vec::new(), credentials: None, control: Vec::new() })
 }
 
 fn message(kernel: &Kernel, tid: Tid, at: u64) -> Result<Message> {
@@ -303,7 +318,7 @@ fn message(kernel: &Kernel, tid: Tid, at: u64) -> Result<Message> {
 
 fn sending(kernel: &Kernel, tid: Tid, message: &Message) -> Result<Sending> {
     let to = if message.name.0 == 0 { None } else { Some(address(kernel, tid, message.name.0, message.name.1)?) };
-    let mut sending = Sending { to, files: Vec::new(), credentials: None };
+    let mut sending = Sending { to, files: Vec::new(), credentials: None, control: Vec::new() };
     if message.control.1 > CONTROL_MAX {
         return Err(Errno::NOBUFS);
     }
@@ -321,9 +336,11 @@ fn sending(kernel: &Kernel, tid: Tid, message: &Message) -> Result<Sending> {
                 let [pid, uid, gid] = ids[..] else { return Err(Errno::INVAL) };
                 sending.credentials = Some(PeerCredentials { pid: pids::known(kernel.view(tid), pid), uid, gid });
             }
-            _ => return Err(Errno::INVAL),
+            (SOL_SOCKET, _) => return Err(Errno::INVAL),
+            _ => {} // of a protocol: the socket knows
         }
     }
+    sending.control = control;
     Ok(sending)
 }
 
@@ -341,7 +358,7 @@ fn receive(kernel: &mut Kernel, tid: Tid, file: &OpenFile, pieces: &[Piece], fla
     let all = flags & MSG_WAITALL != 0 && streams && flags & u64::from(MSG_PEEK) == 0;
     let done = kernel.pending(tid)?.progress;
     let mut buffer = vec![0; (want - done).min(IO_MAX as u64) as usize];
-    let got = kernel.with_context(tid, |context| socket.receive(context, &mut buffer, flags as u32 & MSG_PEEK));
+    let got = kernel.with_context(tid, |context| socket.receive(context, &mut buffer, flags as u32));
     match got {
         Ok(mut received) => {
             kernel.scatter(tid, pieces, done, &buffer[..received.count])?;
@@ -403,7 +420,10 @@ fn answer(kernel: &mut Kernel, tid: Tid, at: u64, message: &Message, received: &
         kernel.put(tid, at + 8, &(name.len() as u32).to_le_bytes())?;
     }
     let room = message.control.1.min(CONTROL_MAX) as usize;
-    let (mut control, mut out_flags) = (Vec::new(), received.flags);
+    let (mut control, mut out_flags) = (received.control.clone(), received.flags);
+    if control.len() > room {
+        (control, out_flags) = (Vec::new(), out_flags | MSG_CTRUNC);
+    }
     if let Some(peer) = received.credentials {
         let pid = pids::seen_from(kernel.view(tid), peer.pid);
         let data = [pid, peer.uid, peer.gid].map(u32::to_le_bytes).concat();

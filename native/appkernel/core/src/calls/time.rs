@@ -10,7 +10,7 @@ use crate::kernel::{Done, Kernel};
 use crate::task::{PendingCall, Tid};
 use crate::timers::{nanoseconds, timestamp};
 
-const ABSOLUTE: u64 = 1;
+pub(super) const ABSOLUTE: u64 = 1;
 pub const NANOSLEEP: u64 = 35;
 pub const CLOCK_NANOSLEEP: u64 = 230;
 
@@ -28,6 +28,14 @@ fn kind(id: u64) -> Result<Kind> {
         2 | 3 => Ok(Kind::Processor),
         id if id < 0 => Ok(Kind::Processor),
         _ => Err(Errno::INVAL),
+    }
+}
+
+/// A clock of the host's. EINVAL; EOPNOTSUPP for processor clocks.
+pub(super) fn clock(id: u64) -> Result<ClockId> {
+    match kind(id)? {
+        Kind::Host(id) => Ok(id),
+        Kind::Processor => Err(Errno::NOTSUP),
     }
 }
 

@@ -145,6 +145,11 @@ pub trait Processes: Send + Sync {
 
     fn system(&self) -> System;
 
+    /// A file of the host's /proc/net for the pod's network; None: it has none beyond itself.
+    fn network_file(&self, _name: &str) -> Option<Vec<u8>> {
+        None
+    }
+
     /// A random UUID.
     fn uuid(&self) -> String;
 }

@@ -1,6 +1,7 @@
 //! procfs (proc(5)): processes and the system as files. What they are the core tells, by `Processes`.
 
 mod data;
+mod net;
 mod process;
 mod stat;
 mod sys;

@@ -32,6 +32,7 @@ pub(super) fn entries(source: &Source) -> Fixed {
         ("diskstats", Item::fixed("")),
         ("modules", Item::fixed("")),
         ("mounts", Item::link_to("self/mounts")),
+        ("net", Item::directory(super::net::directory(source))),
         ("sys", Item::directory(kernel_settings(source))),
     ])
 }

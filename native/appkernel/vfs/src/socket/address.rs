@@ -9,6 +9,7 @@ use super::Family;
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
+const AF_NETLINK: u16 = 16;
 const PATH_MAX_BYTES: usize = 108;
 
 /// Where a socket is.
@@ -22,6 +23,10 @@ pub enum Address {
     Path(Vec<u8>),
     Abstract(Vec<u8>),
     Inet(SocketAddr),
+    Netlink {
+        port: u32,
+        groups: u32,
+    },
 }
 
 impl Address {
@@ -33,6 +38,7 @@ impl Address {
             AF_UNIX => Self::decode_unix(rest),
             AF_INET => Self::decode_v4(rest),
             AF_INET6 => Self::decode_v6(rest),
+            AF_NETLINK => Self::decode_netlink(rest),
             _ => Err(Errno::AFNOSUPPORT),
         }
     }
@@ -57,7 +63,16 @@ impl Address {
     fn decode_v6(rest: &[u8]) -> Result<Self> {
         let port = rest.first_chunk::<2>().ok_or(Errno::INVAL)?;
         let ip = rest.get(6..22).and_then(|ip| ip.first_chunk::<16>()).ok_or(Errno::INVAL)?;
-        Ok(Self::Inet((Ipv6Addr::from(*ip), u16::from_be_bytes(*port)).into()))
+        let word = |at: usize| rest.get(at..at + 4).and_then(|word| word.first_chunk::<4>());
+        let flow = word(2).map_or(0, |flow| u32::from_be_bytes(*flow));
+        let scope = word(22).map_or(0, |scope| u32::from_ne_bytes(*scope));
+        Ok(Self::Inet(SocketAddrV6::new(Ipv6Addr::from(*ip), u16::from_be_bytes(*port), flow, scope).into()))
+    }
+
+    fn decode_netlink(rest: &[u8]) -> Result<Self> {
+        let words = rest.get(2..10).and_then(|words| words.first_chunk::<8>()).ok_or(Errno::INVAL)?;
+        let word = |at: usize| u32::from_ne_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
+        Ok(Self::Netlink { port: word(0), groups: word(4) })
     }
 
     /// As struct sockaddr, with the zero after a path.
@@ -73,7 +88,11 @@ impl Address {
             }
             Self::Inet(SocketAddr::V6(v6)) => {
                 let port = v6.port().to_be_bytes();
-                [&AF_INET6.to_ne_bytes()[..], &port, &[0; 4], &v6.ip().octets(), &[0; 4]].concat()
+                let (flow, scope) = (v6.flowinfo().to_be_bytes(), v6.scope_id().to_ne_bytes());
+                [&AF_INET6.to_ne_bytes()[..], &port, &flow, &v6.ip().octets(), &scope].concat()
+            }
+            Self::Netlink { port, groups } => {
+                [&AF_NETLINK.to_ne_bytes()[..], &[0; 2], &port.to_ne_bytes(), &groups.to_ne_bytes()].concat()
             }
         }
     }

@@ -267,6 +267,10 @@ impl File for LocalSocket {
         ioctl::answer_readable(request, state.inbox.readable_bytes(self.kind), data)
     }
 
+    fn as_socket(&self) -> Option<&dyn super::Socket> {
+        Some(self)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -2,6 +2,7 @@
 //! end sends lies in the other's inbox.
 
 mod address;
+mod all;
 mod connect;
 mod control;
 mod inbox;
@@ -17,6 +18,7 @@ use crate::open::OpenFile;
 use crate::walk::View;
 
 pub use address::Address;
+pub use all::Socket;
 pub use control::{control_messages, push_control_message, ControlMessage, SCM_CREDENTIALS, SCM_RIGHTS, SOL_SOCKET};
 pub use local::LocalSocket;
 pub use network::Network;
@@ -26,6 +28,9 @@ pub const MSG_PEEK: u32 = 0x2;
 pub const MSG_TRUNC: u32 = 0x20;
 pub const MSG_CTRUNC: u32 = 0x8;
 pub const MSG_EOR: u32 = 0x80;
+
+pub const SO_RCVTIMEO: u32 = 20;
+pub const SO_SNDTIMEO: u32 = 21;
 
 pub const SHUT_RD: u32 = 0;
 pub const SHUT_WR: u32 = 1;
@@ -76,6 +81,9 @@ pub struct Outgoing<'a> {
     pub files: Vec<Arc<OpenFile>>,
     /// SCM_CREDENTIALS; None: the caller's.
     pub credentials: Option<PeerCredentials>,
+    /// All control messages as they were given, and MSG_* flags: for sockets of the host's.
+    pub control: &'a [u8],
+    pub flags: u32,
 }
 
 /// What recvmsg(2) answers beside the bytes.
@@ -88,6 +96,8 @@ pub struct Received {
     pub files: Vec<Arc<OpenFile>>,
     /// With SO_PASSCRED.
     pub credentials: Option<PeerCredentials>,
+    /// Control messages of the host's, encoded.
+    pub control: Vec<u8>,
     /// MSG_TRUNC, MSG_EOR.
     pub flags: u32,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use drupe_appkernel_abi::{Errno, Result};
 
 use super::local::{LocalSocket, Stage};
-use super::{Family, SocketKind};
+use super::{Family, SocketKind, SO_RCVTIMEO, SO_SNDTIMEO};
 
 const SOL_SOCKET: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -18,8 +18,6 @@ const SO_LINGER: u32 = 13;
 const SO_REUSEPORT: u32 = 15;
 const SO_PASSCRED: u32 = 16;
 const SO_PEERCRED: u32 = 17;
-const SO_RCVTIMEO: u32 = 20;
-const SO_SNDTIMEO: u32 = 21;
 const SO_ACCEPTCONN: u32 = 30;
 const SO_PROTOCOL: u32 = 38;
 const SO_DOMAIN: u32 = 39;

@@ -1,0 +1,166 @@
+//! POSIX timers (timer_create(2) and its kin), on clocks of the host's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::time::Armed;
+use drupe_appkernel_vfs::ClockId;
+
+use super::time::{clock, ABSOLUTE};
+use super::Args;
+use crate::encode;
+use crate::kernel::{Done, Kernel};
+use crate::signal::{Info, COUNT, SIGALRM};
+use crate::task::{Pid, TaskWaker, Tid, TIMER};
+use crate::timers::{nanoseconds, timestamp};
+
+const SI_TIMER: i32 = -2;
+const SIGEV_SIGNAL: u32 = 0;
+const SIGEV_NONE: u32 = 1;
+const SIGEV_THREAD_ID: u32 = 4;
+const MAX_TIMERS: usize = 4096;
+
+/// Whom a timer tells, and how.
+#[derive(Clone, Copy)]
+struct Notice {
+    how: u32,
+    signal: i32,
+    value: u64,
+    thread: Tid,
+}
+
+/// One timer of a process.
+pub struct PosixTimer {
+    clock: ClockId,
+    notice: Notice,
+    interval_ns: u64,
+    due_ns: Option<u64>,
+    armed: Option<Box<dyn Armed>>,
+    overrun: u32,
+}
+
+/// A process's timers, by their numbers.
+pub type PosixTimers = BTreeMap<i32, PosixTimer>;
+
+fn notice(kernel: &Kernel, tid: Tid, address: u64, id: i32) -> Result<Notice> {
+    if address == 0 {
+        return Ok(Notice { how: SIGEV_SIGNAL, signal: SIGALRM, value: id as u64, thread: 0 });
+    }
+    let [value, second, third] = kernel.get_words(tid, address)?;
+    let (signal, how, thread) = (second as i32, (second >> 32) as u32, third as u32);
+    let known = matches!(how, SIGEV_SIGNAL | SIGEV_NONE | SIGEV_THREAD_ID);
+    if !known || (how != SIGEV_NONE && !(1..=COUNT).contains(&signal)) {
+        return Err(Errno::INVAL);
+    }
+    if how == SIGEV_THREAD_ID && kernel.task(thread).map_or(0, |task| task.pid) != kernel.pid(tid) {
+        return Err(Errno::INVAL);
+    }
+    Ok(Notice { how, signal, value, thread })
+}
+
+pub fn timer_create(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let clock = clock(args[0])?;
+    let timers = &kernel.process(tid)?.posix_timers;
+    let id = (0..).zip(timers.keys().copied().chain([i32::MAX])).find(|(free, used)| free != used);
+    let (id, _) = id.filter(|_| timers.len() < MAX_TIMERS).ok_or(Errno::AGAIN)?;
+    let notice = notice(kernel, tid, args[1], id)?;
+    kernel.put(tid, args[2], &id.to_le_bytes())?;
+    let timer = PosixTimer { clock, notice, interval_ns: 0, due_ns: None, armed: None, overrun: 0 };
+    kernel.process_mut(tid)?.posix_timers.insert(id, timer);
+    Ok(Done::Value(0))
+}
+
+fn timer(kernel: &mut Kernel, tid: Tid, id: u64) -> Result<&mut PosixTimer> {
+    kernel.process_mut(tid)?.posix_timers.get_mut(&(id as i32)).ok_or(Errno::INVAL)
+}
+
+/// struct itimerspec: interval and what is left.
+fn setting(now_ns: u64, timer: &PosixTimer) -> Vec<u8> {
+    let left = timer.due_ns.map_or(0, |due| due.saturating_sub(now_ns).max(1));
+    [encode::timespec(timestamp(timer.interval_ns)), encode::timespec(timestamp(left))].concat()
+}
+
+pub fn timer_settime(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [id, flags, new, old, ..] = *args;
+    let (interval, value) = (kernel.get_time(tid, new)?, kernel.get_time(tid, new.wrapping_add(16))?);
+    let (now, pid) = (kernel.timers.now_ns(), kernel.pid(tid));
+    let clock = timer(kernel, tid, id)?.clock;
+    let due = match nanoseconds(value) {
+        0 => None,
+        _ if flags & ABSOLUTE != 0 => Some(kernel.timers.to_monotonic_ns(clock, value)),
+        ns => Some(now.saturating_add(ns)),
+    };
+    let armed = due.map(|due| kernel.arm_timer(pid, due));
+    let timer = timer(kernel, tid, id)?;
+    let before = setting(now, timer);
+    (timer.interval_ns, timer.due_ns, timer.overrun) = (nanoseconds(interval), due, 0);
+    let replaced = std::mem::replace(&mut timer.armed, armed);
+    drop(replaced);
+    kernel.put_if(tid, old, &before)?;
+    Ok(Done::Value(0))
+}
+
+pub fn timer_gettime(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let now = kernel.timers.now_ns();
+    let bytes = setting(now, timer(kernel, tid, args[0])?);
+    kernel.put(tid, args[1], &bytes)?;
+    Ok(Done::Value(0))
+}
+
+pub fn timer_getoverrun(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    Ok(Done::Value(timer(kernel, tid, args[0])?.overrun.into()))
+}
+
+pub fn timer_delete(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let removed = kernel.process_mut(tid)?.posix_timers.remove(&(args[0] as i32));
+    removed.map(|_| Done::Value(0)).ok_or(Errno::INVAL)
+}
+
+impl Kernel {
+    fn arm_timer(&self, pid: Pid, due_ns: u64) -> Box<dyn Armed> {
+        self.timers.at(due_ns, Arc::new(TaskWaker { tid: pid | TIMER, ready: Arc::clone(&self.ready) }))
+    }
+
+    /// A timer of the process may be due.
+    pub(crate) fn timers_due(&mut self, pid: Pid) {
+        let now = self.timers.now_ns();
+        let Some(process) = self.tasks.processes.get(&pid) else { return };
+        let is_due = |(_, timer): &(&i32, &PosixTimer)| timer.due_ns.is_some_and(|due| due <= now);
+        let due: Vec<i32> = process.posix_timers.iter().filter(is_due).map(|(id, _)| *id).collect();
+        due.into_iter().for_each(|id| self.fire_timer(pid, id, now));
+    }
+
+    fn fire_timer(&mut self, pid: Pid, id: i32, now: u64) {
+        let timer = |kernel: &Self| {
+            kernel.tasks.processes.get(&pid)?.posix_timers.get(&id).map(|t| (t.due_ns, t.interval_ns, t.notice))
+        };
+        let Some((Some(due), interval, notice)) = timer(self) else { return };
+        let missed = (now - due).checked_div(interval).unwrap_or(0);
+        let next = (interval > 0).then(|| due + (missed + 1) * interval);
+        let armed = next.map(|next| self.arm_timer(pid, next));
+        let waiting = self.count_overrun(pid, id, notice, missed);
+        let Some(timer) = self.tasks.processes.get_mut(&pid).and_then(|p| p.posix_timers.get_mut(&id)) else { return };
+        (timer.due_ns, timer.armed) = (next, armed);
+        timer.overrun = waiting.unwrap_or(missed as u32);
+        let fields = [u64::from(id as u32) | missed << 32, notice.value];
+        let info = Info { signal: notice.signal, code: SI_TIMER, fields };
+        match notice.how {
+            _ if waiting.is_some() => {}
+            SIGEV_SIGNAL => self.send_to_process(pid, info),
+            SIGEV_THREAD_ID => self.send_to_task(notice.thread, info),
+            _ => {}
+        }
+    }
+
+    /// If the timer's last signal still waits: it counts this expiry, too. How often it has then.
+    fn count_overrun(&mut self, pid: Pid, id: i32, notice: Notice, missed: u64) -> Option<u32> {
+        let of_thread = self.tasks.tasks.get_mut(&notice.thread).map(|task| &mut task.pending);
+        let of_process = self.tasks.processes.get_mut(&pid).map(|process| &mut process.pending);
+        let mut all = of_thread.into_iter().chain(of_process).flatten();
+        let same = |info: &&mut Info| info.code == SI_TIMER && info.fields[0] as u32 == id as u32;
+        let info = all.find(same)?;
+        info.fields[0] = info.fields[0].saturating_add((missed + 1) << 32);
+        Some((info.fields[0] >> 32) as u32)
+    }
+}

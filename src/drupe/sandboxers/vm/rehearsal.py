@@ -1,0 +1,70 @@
+"""A container that runs once in a machine before it is saved as a template: what a first container makes a guest load
+(modules, the runtime's program and libraries) is in its memory then, and no pod that starts from it waits for that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drupe.guest.build import find_agent
+from drupe.hypervisors.contract import SPARE_DISK_BYTES
+from drupe.images.erofs import tree_erofs
+from drupe.rpc.containerd import task_v3_pb2 as tasks_pb
+from drupe.rpc.guest import guest_pb2 as pb
+from drupe.sandboxers.vm.agent import Agent
+from drupe.sandboxers.vm.oci import adapted
+from drupe.sandboxers.vm.roots import RootDisk, plan
+
+_ID = "rehearsal"
+_PROGRAM = "drupe-agent"
+_STREAM = "agent"
+_DEV = ["nosuid", "strictatime", "mode=755", "size=65536k"]
+_PTS = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+_PLAIN = ["nosuid", "noexec", "nodev"]
+_OCI: dict[str, Any] = {
+    "ociVersion": "1.0.2",
+    "process": {
+        "terminal": False, "user": {"uid": 0, "gid": 0}, "args": [f"/{_PROGRAM}", "--version"], "env": [], "cwd": "/",
+        "noNewPrivileges": True,
+    },
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": _PLAIN},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": _DEV},
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": _PTS},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*_PLAIN, "ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*_PLAIN, "ro"]},
+    ],
+    "linux": {"resources": {}, "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"]},
+}  # fmt: skip
+
+
+def make_disk(directory: Path) -> RootDisk:
+    """The root of that container, below `directory`: the agent's program, which also tells its version."""
+    tree = directory / _ID
+    tree.mkdir(mode=0o755)
+    for name in ("proc", "dev", "sys"):
+        (tree / name).mkdir(mode=0o755)
+    shutil.copyfile(find_agent(), tree / _PROGRAM)
+    (tree / _PROGRAM).chmod(0o755)
+    image = tree_erofs(tree, directory / f"{_ID}.erofs", name=_ID)
+    os.truncate(image, SPARE_DISK_BYTES)  # a hole: the place that it leaves is for disks of any size
+    shutil.rmtree(tree)
+    return RootDisk(id=_ID, path=str(image))
+
+
+async def rehearse(agent: Agent, disk: RootDisk) -> None:
+    """Run it to its end and remove it. Raises what the agent says."""
+    config = adapted(_OCI, guest=_ID, root="/", binds={})
+    bundle = pb.PutBundleRequest(id=_ID, config_json=msgspec.json.encode(config))
+    put = await agent.guest("PutBundle", plan(bundle, [disk], read_only=False), pb.PutBundleResponse)
+    request = tasks_pb.CreateTaskRequest(id=_ID, bundle=put.bundle, stdout=_STREAM, stderr=_STREAM)
+    await agent.task("Create", request, tasks_pb.CreateTaskResponse)
+    await agent.task("Start", tasks_pb.StartRequest(id=_ID))
+    output = pb.ReadOutputRequest(id=_ID, stream=pb.STDOUT, max_bytes=4096)
+    await agent.guest("ReadOutput", output, pb.ReadOutputResponse)
+    await agent.task("Wait", tasks_pb.WaitRequest(id=_ID), tasks_pb.WaitResponse)
+    await agent.task("Delete", tasks_pb.DeleteRequest(id=_ID), tasks_pb.DeleteResponse)

@@ -1,0 +1,168 @@
+"""Suites by others on the application kernel: each test on Linux first, then here (`make test-appkernel-suites`).
+
+    python -m tests.conformance.appkernel_suites [--timeout-s N] [--out FILE] [SUITE|SUITE:MODULE ...]
+
+Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where the
+package manager has it), ltp (where it was built). What fails on Linux, too, is not counted. The table is written as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.conformance import appkernel_busybox, appkernel_ltp
+
+ROOT = Path(__file__).parents[2]
+KERNEL = ROOT / "src/drupe/_bin/drupe-appkernel"
+PYTHON = "/usr/bin/python3"
+MODULES = [
+    "test_os",
+    "test_posix",
+    "test_threading",
+    "test_socket",
+    "test_subprocess",
+    "test_signal",
+    "test_asyncio",
+    "test_mmap",
+    "test_tempfile",
+    "test_shutil",
+    "test_select",
+    "test_epoll",
+    "test_poll",
+    "test_pty",
+    "test_fcntl",
+    "test_ioctl",
+    "test_eintr",
+    "test_selectors",
+    "test_pathlib",
+    "test_multiprocessing_fork",
+    "test_timeout",
+    "test_wait3",
+    "test_wait4",
+    "test_resource",
+    "test_time",
+]
+# a network of its own with loopback alone, for both
+NETWORK = [
+    "unshare",
+    "--net",
+    "/bin/sh",
+    "-c",
+    'ip link set lo up && echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start && exec "$@"',
+    "sh",
+]
+
+
+@dataclass
+class Outcome:
+    """Results of one module in one place: name of the test to passed, failed or skipped."""
+
+    tests: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+def here(command: list[str]) -> list[str]:
+    """The command line that runs `command` in the application kernel over the host's files."""
+    return [str(KERNEL), "run", "--network", "--root", "/", "--env", "HOME=/root", "--", *command]
+
+
+def run(command: list[str], timeout_s: float) -> tuple[str, str]:
+    """Output of a command in a network of its own, and a word about how it ended if not well."""
+    started = subprocess.Popen(
+        [*NETWORK, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+    )
+    try:
+        output, _ = started.communicate(timeout=timeout_s)
+        return output.decode(errors="replace"), ""
+    except subprocess.TimeoutExpired:
+        started.kill()
+        output, _ = started.communicate()
+        return output.decode(errors="replace"), f"not ended after {timeout_s:.0f} s"
+
+
+def python_module(module: str, timeout_s: float, on_linux: bool) -> Outcome:
+    """One module of CPython's regression tests, by its JUnit report."""
+    script = (
+        f"cd $(mktemp -d) && {PYTHON} -m test --timeout {timeout_s / 3:.0f} --junit-xml r.xml {module} >log 2>&1; "
+        "tail -n 40 log; echo '<!-- RESULTS -->'; cat r.xml"
+    )
+    command = ["/bin/sh", "-c", script]
+    output, note = run(command if on_linux else here(command), timeout_s)
+    log, _, report = output.partition("<!-- RESULTS -->\n")
+    try:
+        tree = ElementTree.fromstring(report)
+    except ElementTree.ParseError:
+        return Outcome(note=note or (log.strip().splitlines() or ["no report"])[-1][:120])
+    return Outcome({case.get("name", "?"): state(case) for case in tree.iter("testcase")}, note)
+
+
+def state(case: ElementTree.Element) -> str:
+    """What a test case of a JUnit report came to."""
+    if case.find("skipped") is not None:
+        return "skipped"
+    failed = case.find("failure") is not None or case.find("error") is not None
+    return "failed" if failed else "passed"
+
+
+@dataclass
+class Row:
+    """One module in both places."""
+
+    suite: str
+    module: str
+    linux: Outcome
+    ours: Outcome
+
+    def worse(self) -> list[str]:
+        """Tests that pass on Linux and not here."""
+        passed = [name for name, result in self.linux.tests.items() if result == "passed"]
+        return [name for name in passed if self.ours.tests.get(name) != "passed"]
+
+    def line(self) -> str:
+        passed = sum(result == "passed" for result in self.linux.tests.values())
+        note = "; ".join(word for word in (self.linux.note, self.ours.note) if word)
+        return f"| {self.suite} | {self.module} | {passed} | {passed - len(self.worse())} | {note} |"
+
+
+def rows(wanted: list[str], timeout_s: float) -> Iterator[Row]:
+    """The suites that were asked for, one module after the other."""
+    chosen = [(name.partition(":")[0], name.partition(":")[2]) for name in wanted]
+    for suite, module in chosen:
+        if suite == "python":
+            for name in [module] if module else MODULES:
+                linux = python_module(name, timeout_s, on_linux=True)
+                yield Row(suite, name, linux, python_module(name, timeout_s, on_linux=False))
+        else:
+            runner = {"busybox": appkernel_busybox, "ltp": appkernel_ltp}[suite]
+            for name, command in runner.modules(module):
+                results = [run(place, timeout_s) for place in (command, here(command))]
+                linux, ours = (Outcome(runner.results(text), note) for text, note in results)
+                yield Row(suite, name, linux, ours)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("suites", nargs="*", default=["python", "busybox", "ltp"])
+    parser.add_argument("--timeout-s", type=float, default=600)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    table = ["| suite | module | pass on Linux | of these here | note |", "|---|---|---|---|---|"]
+    details = []
+    for row in rows(options.suites or ["python", "busybox", "ltp"], options.timeout_s):
+        table.append(row.line())
+        print(time.strftime("%H:%M:%S"), row.line(), flush=True)
+        details += [f"- {row.module}: `{name}`: {row.ours.tests.get(name, 'no result')}" for name in row.worse()]
+    if options.out:
+        options.out.write_text("\n".join([*table, "", *details, ""]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

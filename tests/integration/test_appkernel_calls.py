@@ -1,0 +1,101 @@
+"""Calls that few programs make, in the application kernel: what they say here is what they say on Linux."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.integration.test_appkernel import PYTHON, _platform, alike
+
+pytestmark = pytest.mark.root
+__all__ = ["_platform"]
+
+PROGRAMS = {
+    "timers": """
+import ctypes, signal, struct, time
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *args): return libc.syscall(number, *args), ctypes.get_errno()
+def make(clock, signal_number, how=0, value=77):
+    timer = ctypes.c_int(); event = ctypes.create_string_buffer(struct.pack("Qii", value, signal_number, how), 64)
+    return call(222, clock, event, ctypes.byref(timer)), timer.value
+def spec(interval, first): return struct.pack("qqqq", 0, int(interval * 1e9), 0, int(first * 1e9))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGRTMIN])
+done, timer = make(1, signal.SIGRTMIN)
+print(done[0], make(1, 99)[0], make(77, 1)[0], call(223, 99, 0, spec(0, 1), None))
+print(call(223, timer, 0, spec(0, 0.02), None)[0])
+info = signal.sigwaitinfo([signal.SIGRTMIN]); print(info.si_signo, info.si_code)
+old = ctypes.create_string_buffer(32)
+print(call(223, timer, 0, spec(0.005, 0.005), None)[0]); time.sleep(0.2)
+info = signal.sigwaitinfo([signal.SIGRTMIN])
+print(call(223, timer, 0, spec(0, 0), old)[0], struct.unpack("qqqq", old)[:2])
+print(call(225, timer)[0], call(226, timer)[0], call(226, timer))
+first, second = make(0, signal.SIGUSR1)[1], make(0, signal.SIGUSR1)[1]
+print(second - first, call(224, first, old)[0], struct.unpack("qqqq", old))
+print(call(223, first, 1, spec(0, 0.001), None)[0], signal.sigtimedwait([signal.SIGUSR1], 5).si_signo)
+""",
+    "pidfd": """
+import os, select, signal
+def of(call, *args):
+    try: return call(*args)
+    except OSError as error: return error.errno
+pid = os.fork()
+if pid == 0: signal.pause()
+fd = os.pidfd_open(pid); poll = select.poll(); poll.register(fd, select.POLLIN)
+print(poll.poll(0), of(os.pidfd_open, 2**22), of(os.pidfd_open, -1), of(os.read, fd, 1), os.get_inheritable(fd))
+signal.pidfd_send_signal(fd, 0); signal.pidfd_send_signal(fd, signal.SIGTERM)
+print([events for _, events in poll.poll(5000)])
+done = os.waitid(os.P_PIDFD, fd, os.WEXITED); print(done.si_pid == pid, done.si_status, done.si_code)
+print(of(signal.pidfd_send_signal, fd, 0), of(os.waitid, os.P_PIDFD, fd, os.WEXITED), len(poll.poll(0)))
+""",
+    "splice": """
+import os, tempfile
+def of(call, *args, **more):
+    try: return call(*args, **more)
+    except OSError as error: return error.errno
+r, w = os.pipe(); other, into = os.pipe()
+file = tempfile.TemporaryFile(buffering=0); file.write(b"abcdefgh"); file.seek(2)
+print(os.splice(file.fileno(), w, 4), os.read(r, 9), file.tell(), os.splice(file.fileno(), w, 100, offset_src=1), file.tell())
+print(os.splice(r, into, 3), os.read(other, 9), os.splice(r, file.fileno(), 100, offset_dst=20), os.pread(file.fileno(), 9, 18))
+print(of(os.splice, r, w, 1), of(os.splice, file.fileno(), file.fileno(), 1), of(os.splice, w, r, 1))
+print(of(os.splice, r, into, 1, offset_src=0), of(os.splice, r, into, 5, flags=2))
+os.set_blocking(r, False); print(of(os.splice, r, into, 5)); os.close(w); print(os.splice(r, into, 5))
+import ctypes; libc = ctypes.CDLL(None)
+r, w = os.pipe(); os.write(w, b"twice"); print(libc.tee(r, into, 3, 0), os.read(r, 9), os.read(other, 9))
+data = ctypes.create_string_buffer(b"mapped"); vector = (ctypes.c_ulong * 2)(ctypes.addressof(data), 6)
+print(libc.vmsplice(w, vector, 1, 0), os.read(r, 9)); os.close(r)
+print(of(os.splice, os.open("/etc/passwd", 0), w, 5), libc.vmsplice(file.fileno(), vector, 1, 0))
+""",
+    "limits": """
+import os, resource, signal, tempfile
+def of(call, *args):
+    try: return call(*args)
+    except OSError as error: return error.errno
+got = []; signal.signal(signal.SIGXFSZ, lambda *_: got.append("signal"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 20))
+file = tempfile.TemporaryFile(buffering=0); fd = file.fileno()
+print(os.write(fd, b"x" * 15), of(os.write, fd, b"y"), of(os.pwrite, fd, b"abc", 9), of(os.ftruncate, fd, 11), got)
+print(of(os.posix_fallocate, fd, 0, 30), os.ftruncate(fd, 10), len(got), os.write(os.pipe()[1], b"z" * 99))
+""",
+    "robust": """
+import ctypes, mmap, os
+libc = ctypes.CDLL(None)
+memory = mmap.mmap(-1, 4096); lock = ctypes.c_char.from_buffer(memory)
+kind = ctypes.create_string_buffer(64); libc.pthread_mutexattr_init(kind)
+print(libc.pthread_mutexattr_setpshared(kind, 1), libc.pthread_mutexattr_setrobust(kind, 1))
+libc.pthread_mutex_init(ctypes.byref(lock), kind)
+r, w = os.pipe()
+if os.fork() == 0:
+    libc.pthread_mutex_lock(ctypes.byref(lock)); os.write(w, b"x"); os._exit(0)
+os.read(r, 1)
+print(libc.pthread_mutex_lock(ctypes.byref(lock)), libc.pthread_mutex_consistent(ctypes.byref(lock)))
+print(libc.pthread_mutex_unlock(ctypes.byref(lock)), libc.pthread_mutex_trylock(ctypes.byref(lock)), os.wait()[1])
+""",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_as_on_linux(name: str) -> None:
+    """Values, errors, signals."""
+    if not Path(PYTHON).exists():
+        pytest.skip(f"{PYTHON} is not installed")
+    alike(PYTHON, "-I", "-c", PROGRAMS[name])
