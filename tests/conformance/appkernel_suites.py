@@ -2,13 +2,15 @@
 
     python -m tests.conformance.appkernel_suites [--timeout-s N] [--out FILE] [SUITE|SUITE:MODULE ...]
 
-Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where the
-package manager has it), ltp (where it was built). What fails on Linux, too, is not counted. The table is written as Markdown.
+Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where
+the package manager has it), ltp (where it was built). What fails on Linux, too, is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,13 +78,17 @@ def here(command: list[str]) -> list[str]:
 def run(command: list[str], timeout_s: float) -> tuple[str, str]:
     """Output of a command in a network of its own, and a word about how it ended if not well."""
     started = subprocess.Popen(
-        [*NETWORK, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        [*NETWORK, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         output, _ = started.communicate(timeout=timeout_s)
         return output.decode(errors="replace"), ""
     except subprocess.TimeoutExpired:
-        started.kill()
+        os.killpg(started.pid, signal.SIGKILL)
         output, _ = started.communicate()
         return output.decode(errors="replace"), f"not ended after {timeout_s:.0f} s"
 

@@ -45,7 +45,8 @@ impl<'a> Builder<'a> {
             Root::Shared(place) => pod.of_host(&place, Sharing::Change),
             Root::Image(fd) => pod.writable(fd),
         };
-        let namespace = MountNamespace::new(Mount::new(file_system.map_err(|errno| failed("root", errno))?, b"root", 0));
+        let namespace =
+            MountNamespace::new(Mount::new(file_system.map_err(|errno| failed("root", errno))?, b"root", 0));
         let root = namespace.root();
         Ok(Builder { pod, credentials: Credentials::root(), namespace, root })
     }
