@@ -2,8 +2,8 @@
 
     python -m tests.conformance.appkernel_suites [--timeout-s N] [--out FILE] [SUITE|SUITE:MODULE ...]
 
-Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where the
-package manager has it), ltp (where it was built). What fails on Linux, too, is not counted. The table is written as Markdown.
+Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where
+the package manager has it), ltp (where it was built). What fails on Linux, too, is not counted.
 """
 
 from __future__ import annotations
