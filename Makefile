@@ -4,7 +4,8 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-appkernel-suites test-cgroup2 test-hypervisors test-interop lint format bench bench-quick clean
+.PHONY: help setup demo test test-appkernel-suites test-cgroup2 test-hypervisors test-interop
+.PHONY: fuzz-appkernel lint format bench bench-quick clean
 
 help: ## Show these targets
 	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,10 @@ test-hypervisors: ## Hold every hypervisor that is installed to the contract; sa
 	@for program in qemu-system-x86_64 cloud-hypervisor firecracker stratovirt linux.uml; do \
 		command -v $$program >/dev/null && echo "found $$program" || echo "not found: $$program"; done
 	@$(PYTHON) -m pytest -rs tests/contract/test_*hypervisor*.py tests/contract/heavy_uml_vm.py
+
+fuzz-appkernel: ## Throw nonsense at the application kernel for MINUTES=30: calls, programs, images, shared memory
+	@scripts/setup.sh --tests
+	@DRUPE_FUZZ_MINUTES=$(or $(MINUTES),30) $(PYTHON) -m pytest -s tests/fuzz/test_appkernel.py $(PYTEST_ARGS)
 
 test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: also the cases that `make test` leaves out
 	@scripts/setup.sh --tests

@@ -1,4 +1,4 @@
-"""A pod's kernel is killed or stopped, and the daemon too: the pod says what happened, nothing is lost, nothing is left."""
+"""A pod's kernel is killed or stopped, and the daemon too: the pod says what happened, and nothing is left."""
 
 from __future__ import annotations
 

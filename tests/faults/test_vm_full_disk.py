@@ -14,6 +14,7 @@ from framework import images, machines
 from framework.daemon import Daemon
 from framework.disks import fill, small_disk
 from framework.leaks import wait_until
+from framework.probes import needs_full
 from framework.residue import residue
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
@@ -23,6 +24,7 @@ SMALL_BYTES = 3 << 20
 @pytest.fixture
 def daemon(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[Daemon]:
     """A daemon whose two directories are on a disk of their own, that is soon full."""
+    needs_full("machines on a disk that is full")
     machines.needs_machines()
     directory = tmp_path_factory.mktemp("d")
     with small_disk(directory, "500m"):

@@ -22,22 +22,45 @@ from framework.probes import needs_root
 
 pytestmark = pytest.mark.root
 
-OPS = ["hello", "subscribe", "start", "exec", "kill", "resize", "end_input", "list", "processes", "forget", "delete", "hostname"]
+OPS = [
+    "hello",
+    "subscribe",
+    "start",
+    "exec",
+    "kill",
+    "resize",
+    "end_input",
+    "list",
+    "processes",
+    "forget",
+    "delete",
+    "hostname",
+]
 FIELDS = ["id", "op", "protocol", "fds", "container", "exec", "signal", "reach", "rows", "cols", "after", "name"]
 CONFIG = [
-    "args", "env", "cwd", "uid", "gid", "groups", "effective", "permitted", "inheritable", "bounding", "rlimits", "terminal",
-    "rows", "cols", "root", "read_only", "share_pid", "mounts", "no_new_privileges",
+    "args", "env", "cwd", "uid", "gid", "groups", "effective", "permitted", "inheritable", "bounding", "rlimits",
+    "terminal", "rows", "cols", "root", "read_only", "share_pid", "mounts", "no_new_privileges",
 ]  # fmt: skip
 WORDS = st.text("ab\0\n{}é./", max_size=6)
 LEAVES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | WORDS
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3))
 REQUESTS = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=6) | st.builds(
-    lambda op, fields: fields | {"op": op}, st.sampled_from(OPS), st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=5)
+    lambda op, fields: fields | {"op": op},
+    st.sampled_from(OPS),
+    st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=5),
 )
 MOUNTS = st.lists(
     st.fixed_dictionaries(
-        {"target": st.just("/m") | WORDS, "type": st.sampled_from(["proc", "tmpfs", "bind", "devices", "devpts", "shm", "x"])},
-        optional={"source": WORDS, "size_bytes": LEAVES, "mode": LEAVES, "flags": st.lists(st.just("ro") | WORDS, max_size=2)},
+        {
+            "target": st.just("/m") | WORDS,
+            "type": st.sampled_from(["proc", "tmpfs", "bind", "devices", "devpts", "shm", "x"]),
+        },
+        optional={
+            "source": WORDS,
+            "size_bytes": LEAVES,
+            "mode": LEAVES,
+            "flags": st.lists(st.just("ro") | WORDS, max_size=2),
+        },
     ),
     max_size=3,
 )

@@ -1,4 +1,4 @@
-"""`drupe-oci-vm`: bundles of others in machines, behind stand-ins. Seconds each, so `make test-interop` alone runs it."""
+"""`drupe-oci-vm`: bundles of others in machines, behind stand-ins; seconds each, so for `make test-interop` alone."""
 
 from __future__ import annotations
 

@@ -21,13 +21,15 @@ use drupe_appkernel_vfs::{
 };
 
 use crate::hostfs::{HostDirectory, Sharing};
-use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
+use crate::machine::{errno, HostEntropy, Machine, Owned};
 use crate::streams::Stream;
 use crate::terminal::Console;
 use crate::trap::Stubs;
 
 const RDONLY: u32 = 0;
 const WRONLY: u32 = 1;
+/// As Linux counts a tmpfs's inodes: one for each page of memory that it may have.
+const BYTES_PER_INODE: u64 = 4096;
 /// Directories that get a tmpfs of their own, if they are there: mode.
 const SCRATCH: [(&[u8], u32); 4] = [(b"/tmp", 0o1777), (b"/var/tmp", 0o1777), (b"/run", 0o755), (b"/dev/shm", 0o1777)];
 
@@ -107,11 +109,12 @@ impl Pod {
         self.terminals.new_devpts()
     }
 
-    /// A file system of its own; without a size, as Linux makes one.
+    /// A file system of its own; without a size it has half of the memory, as Linux makes one.
     pub fn tmpfs(&self, context: &Context<'_>, mode: u32, size_bytes: Option<u64>) -> Result<Arc<Tmpfs>> {
         let root = NewNode::new(FileType::Directory, mode, 0, 0);
-        let limits = size_bytes.map_or_else(Limits::default, |size_bytes| Limits { size_bytes, ..Limits::default() });
-        Tmpfs::new(limits, Arc::new(Memfds), &root, context.now)
+        let half = self.machine.memory_bytes().0 / 2;
+        let limits = Limits { size_bytes: size_bytes.unwrap_or(half), inodes: half / BYTES_PER_INODE };
+        Tmpfs::new(limits, self.machine.backings(), &root, context.now)
     }
 
     /// The /dev/shm that all containers have in common.

@@ -21,8 +21,8 @@ _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """What a container is given of the host. name: of its place in the pod's shared directory. source: as the keeper sees
-    it."""
+    """What a container is given of the host. name: of its place in the pod's shared directory. source: as the keeper
+    sees it."""
 
     name: str
     source: str
@@ -51,8 +51,8 @@ def process_config(process: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def container_config(oci: Mapping[str, Any], *, task: str, shm_bytes: int) -> tuple[dict[str, Any], list[Bind]]:
-    """The kernel's config of a container, but for its root, and what it is to be given. shm_bytes: of the memory that the
-    pod's containers share."""
+    """The kernel's config of a container, but for its root, and what it is to be given. shm_bytes: of the memory that
+    the pod's containers share."""
     mounts: list[dict[str, Any]] = []
     binds: list[Bind] = []
     for mount in oci.get("mounts", ()):

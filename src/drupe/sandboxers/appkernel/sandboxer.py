@@ -28,8 +28,7 @@ from drupe.sandboxers.kept.sandboxer import KeptSandboxer
 from drupe.sandboxers.kinds import Means
 from drupe.spec.status import ExitStatus, Stats
 
-
-# The kernel's process opens sockets for its pod, and has no right of its own: whether a program may is the kernel's say.
+# The kernel's process opens sockets for its pod, without a right to any: whether a program may is the kernel's say.
 _FOR_ANY_USER = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 
 

@@ -1,5 +1,5 @@
-"""What of the host a pod's kernel can see: one directory of the pod, a mount that is the root of the kernel's process, into
-which the keeper mounts what its containers are given."""
+"""What of the host a pod's kernel can see: one directory of the pod, a mount that is the root of the kernel's process,
+into which the keeper mounts what its containers are given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Share:
         self.root = root
 
     async def make(self) -> None:
-        """A mount of its own, so that what is mounted into it later reaches the kernel's namespace (shared subtrees)."""
+        """A mount of its own, so that what is mounted into it later reaches the kernel's namespace (slave)."""
         self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
         root = str(self.root)
         await self._keeper.mount(

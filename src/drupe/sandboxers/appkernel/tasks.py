@@ -1,8 +1,8 @@
 """Containers of application kernels: run by the pod's kernel, their streams held by the keeper.
 
-`create` has the keeper make the streams, and writes down what is to be run; `start` hands the kernel the other ends, the
-root and the mounts as open descriptors, and runs it. The kernel tells how a task ended; the keeper waits for the rest
-of its output, writes the end down and tells it, as of any other task.
+`create` has the keeper make the streams, and writes down what is to be run; `start` mounts root and
+binds where the kernel sees them, hands it the other ends of the streams, and has it run. The kernel tells how a task
+ended; the keeper waits for the rest of its output, writes the end down and tells it, as of any other task.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class KernelTasks(KeptTasks):
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._pods.get(task.sandbox)
         _check_room(pod, task)
-        container_config(task.oci, task=task.id, shm_bytes=pod.record.shm_bytes)  # what it refuses is refused before anything is made
+        container_config(
+            task.oci, task=task.id, shm_bytes=pod.record.shm_bytes
+        )  # what it refuses is refused before anything is made
         if pod.record.sole:
             pod.record.only, pod.record.only_cgroup = task.id, task.cgroup
             pod.record.save()
@@ -128,7 +130,8 @@ class KernelTasks(KeptTasks):
         with contextlib.ExitStack() as opened:
             fds = {}
             if record.image:
-                fds["root"] = opened.enter_context(Path(record.image).open("rb")).fileno()
+                fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, fds["root"])
             else:
                 binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
                 config["root"] = f"{record.id}/{_ROOT}"
@@ -157,7 +160,7 @@ class KernelTasks(KeptTasks):
             record_path(bundle).unlink(missing_ok=True)
 
     async def _unmake(self, pod: KernelPod, record: TaskRecord) -> None:
-        """Nothing of a container may stay in the kernel; one that hangs, or that is this container's alone, is ended."""
+        """Nothing of a container may stay in the kernel; one that hangs, or is this container's alone, is ended."""
         if pod.record.sole:
             await self._pods.end(pod)
             return
@@ -350,8 +353,8 @@ class KernelTasks(KeptTasks):
         apply_verified(self._cgroups, leaf, resources)
 
     async def stats(self, task_id: str) -> Stats:
-        """Processes and, of one container among several, processor time and memory as the kernel counts them; the rest is
-        what it costs the host."""
+        """Processes and, of one container among several, time and memory as the kernel counts them; the rest is what
+        it costs the host."""
         record = self._record(task_id)
         pod = self._pods.get(record.sandbox)
         alone = bool(pod.record.sole) or not self._others(record)

@@ -43,7 +43,7 @@ def require_room(directory: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < size_bytes:
         cause = f"it takes up to {size_bytes} bytes, {free} are free"
-        raise ResourceExhausted(f"no space for the memory of a machine below {directory.parent}", cause=cause)
+        raise ResourceExhausted(f"no space for the memory of a machine in {directory}", cause=cause)
 
 
 class Machines:
@@ -146,8 +146,9 @@ class Machines:
         program = self.starter.program(like.machine())
         scratch = templates.directory / f".making-{templates.key_of(like, program)[:12]}"
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(mode=0o700, parents=True)
-        require_room(scratch, like.memory_bytes)
+        templates.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        require_room(templates.directory, like.memory_bytes)
+        scratch.mkdir(mode=0o700)
         record = msgspec.structs.replace(
             like, id=f"template-{scratch.name[8:]}", dir=str(scratch), netns="", sysctls={}, spare_disks=SPARE_DISKS,
             cgroup=f"{Path(like.cgroup).parent}/template-{scratch.name[8:]}",

@@ -84,7 +84,7 @@ class VmTasks(TaskService):
             root, binds = await pod.share.add(task.id, task.oci)
         else:
             root, binds = "/", roots.binds_of(task.oci)
-            record.disks = await self._machines.roots.of_task(task, pod.record.home)
+            record.root = roots.RootOf.task(task)
         config = adapted(task.oci, guest=record.guest, root=root, binds=binds)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         (task.bundle / "guest.json").write_bytes(msgspec.json.encode(config))
@@ -160,6 +160,7 @@ class VmTasks(TaskService):
         config = (Path(record.bundle) / "guest.json").read_bytes()
         bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
         if not pod.record.shares:
+            record.disks = await self._machines.roots.make(record.id, record.root, pod.record.home)
             for disk in record.disks:
                 await pod.plug(disk)
             roots.plan(bundle, record.disks, read_only=json.loads(config)["root"].get("readonly", False))
@@ -451,8 +452,10 @@ class VmTasks(TaskService):
         await pod.agent.task("Pause", tasks_pb.PauseRequest(id=record.guest))
 
     async def resume(self, task_id: str) -> None:
+        """One that stood still with its whole pod goes on by that: the guest knows of no pause."""
         pod, record = self._live(task_id)
-        await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
+        with contextlib.suppress(InvalidState):
+            await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
 
     async def update(self, task_id: str, resources: Resources) -> None:
         """In the guest; one that is not started yet has them from its start."""

@@ -122,7 +122,11 @@ fn map_file(
     match file.file().mapping(offset, size, shared && file.flags().writes()) {
         Ok(mapping) => {
             kernel.mm_mut(tid)?.insert(address, area);
-            let (file, offset) = (mapping.host, mapping.offset);
+            let (host, offset) = (mapping.host, mapping.offset);
+            // What may only be read is the same either way, and guest code that raises the protection itself, by a jump into
+            // the stub, then changes a copy of its own.
+            let shared = shared && file.flags().writes();
+            let file = host;
             let op = MemoryOp::MapFile { address, size, protection, shared, file, offset };
             Ok(Done::Change(address as i64, vec![op]))
         }
