@@ -4,10 +4,11 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cgroup2 test-hypervisors test-interop lint format bench bench-quick clean
+.PHONY: help setup demo test test-appkernel-suites test-cgroup2 test-hypervisors test-interop
+.PHONY: fuzz-appkernel lint format bench bench-quick clean
 
 help: ## Show these targets
-	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing (Debian packages, .venv, native keeper); instant when nothing is
 	@scripts/setup.sh
@@ -29,9 +30,18 @@ test-hypervisors: ## Hold every hypervisor that is installed to the contract; sa
 		command -v $$program >/dev/null && echo "found $$program" || echo "not found: $$program"; done
 	@$(PYTHON) -m pytest -rs tests/contract/test_*hypervisor*.py tests/contract/heavy_uml_vm.py
 
+fuzz-appkernel: ## Throw nonsense at the application kernel for MINUTES=30: calls, programs, images, shared memory
+	@scripts/setup.sh --tests
+	@DRUPE_FUZZ_MINUTES=$(or $(MINUTES),30) $(PYTHON) -m pytest -s tests/fuzz/test_appkernel.py $(PYTEST_ARGS)
+
 test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: also the cases that `make test` leaves out
 	@scripts/setup.sh --tests
 	@DRUPE_TEST_INTEROP=1 $(PYTHON) -m pytest tests/interop $(PYTEST_ARGS)
+
+test-appkernel-suites: ## Hold the application kernel to suites by others (busybox, CPython), on Linux first; SUITES="python:test_os" narrows it
+	@scripts/setup.sh --tests
+	@ls /usr/lib/python3.11/test/test_os.py >/dev/null 2>&1 || apt-get install -qq -y --no-install-recommends libpython3.11-testsuite
+	@$(PYTHON) -m tests.conformance.appkernel_suites --out docs/appkernel-suites.new.md $(SUITES)
 
 lint: ## Run only the style tests: ruff, mypy --strict, layers, docs
 	@scripts/setup.sh

@@ -109,7 +109,7 @@ class VmDrupe:
         if not seen:
             raise BenchError(f"pod {pod.id} wrote nothing")
         client.call("container.wait", Wait(ref=pod.containers[0].id), timeout_s=STEP_TIMEOUT_S)
-        told = client.call("pod.inspect", Ref(ref=pod.id), timeout_s=STEP_TIMEOUT_S).timings_ms
+        told = client.call("pod.status", Ref(ref=pod.id), timeout_s=STEP_TIMEOUT_S).timings_ms
         client.call("pod.delete", Delete(ref=pod.id, force=True), timeout_s=STEP_TIMEOUT_S)
         parts = {part: sum(told.get(phase, 0.0) for phase in phases) for part, phases in PARTS.items()}
         return parts | {"own": took_ms - sum(parts[part] for part in NOT_OURS)}

@@ -45,9 +45,9 @@ def modules(wanted: str = "") -> Iterator[tuple[str, list[str]]]:
     names = sorted({path.name.removesuffix(".tests") for path in suite.iterdir() if "." in path.name or path.is_dir()})
     names = [n for n in names if (suite / f"{n}.tests").exists() or (suite / n).is_dir()]
     script = (
-        f"d=$(mktemp -d) && cp -r {suite} $d/testsuite && cd $d/testsuite && cp /bin/busybox $d/busybox && "
-        "busybox --list | sed 's/-/_/g; s/.*/CONFIG_\\U&=y/' > $d/.config && "
-        "export bindir=$d tsdir=$d/testsuite VERBOSE=1; "
+        f"d=$(mktemp -d) && cp -r {suite} $d/testsuite && cp -r {suite.parent}/scripts $d/scripts && "
+        "cd $d/testsuite && cp /bin/busybox $d/busybox && export bindir=$d tsdir=$d/testsuite && "
+        "$d/busybox --list | tr a-z- A-Z_ | sed 's/.*/CONFIG_&=y/' >$d/.config; "
         'for n in "$@"; do echo "== $n"; timeout 60 ./runtest -v "$n" </dev/null 2>&1; done'
     )
     chosen = [wanted] if wanted else [name for name in names if name not in SLOW]

@@ -2,13 +2,15 @@
 
     python -m tests.conformance.appkernel_suites [--timeout-s N] [--out FILE] [SUITE|SUITE:MODULE ...]
 
-Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where the
-package manager has it), ltp (where it was built). What fails on Linux, too, is not counted. The table is written as Markdown.
+Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where
+the package manager has it), ltp (where it was built). What fails on Linux, too, is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,9 +24,33 @@ from tests.conformance import appkernel_busybox, appkernel_ltp
 ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / "src/drupe/_bin/drupe-appkernel"
 PYTHON = "/usr/bin/python3"
-MODULES = """test_os test_posix test_threading test_socket test_subprocess test_signal test_asyncio test_mmap test_tempfile
-test_shutil test_select test_epoll test_poll test_pty test_fcntl test_ioctl test_eintr test_selectors test_pathlib
-test_multiprocessing_fork test_timeout test_wait3 test_wait4 test_resource test_time""".split()
+MODULES = [
+    "test_os",
+    "test_posix",
+    "test_threading",
+    "test_socket",
+    "test_subprocess",
+    "test_signal",
+    "test_asyncio",
+    "test_mmap",
+    "test_tempfile",
+    "test_shutil",
+    "test_select",
+    "test_epoll",
+    "test_poll",
+    "test_pty",
+    "test_fcntl",
+    "test_ioctl",
+    "test_eintr",
+    "test_selectors",
+    "test_pathlib",
+    "test_multiprocessing_fork",
+    "test_timeout",
+    "test_wait3",
+    "test_wait4",
+    "test_resource",
+    "test_time",
+]
 # a network of its own with loopback alone, for both
 NETWORK = [
     "unshare",
@@ -52,13 +78,17 @@ def here(command: list[str]) -> list[str]:
 def run(command: list[str], timeout_s: float) -> tuple[str, str]:
     """Output of a command in a network of its own, and a word about how it ended if not well."""
     started = subprocess.Popen(
-        [*NETWORK, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        [*NETWORK, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         output, _ = started.communicate(timeout=timeout_s)
         return output.decode(errors="replace"), ""
     except subprocess.TimeoutExpired:
-        started.kill()
+        os.killpg(started.pid, signal.SIGKILL)
         output, _ = started.communicate()
         return output.decode(errors="replace"), f"not ended after {timeout_s:.0f} s"
 

@@ -33,22 +33,27 @@ def image(rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class AppkernelSite(KeptSite):
+    """Roots are images."""
+
     states = "appkernel"
+    by_image = True
 
     def __init__(self, directory: Path, rootfs: Path, image: Path) -> None:
         super().__init__(directory, rootfs)
         self.image = image
 
     def task(self, sandbox: str, line: str, **fields: Any) -> TaskConfig:
-        return replace(super().task(sandbox, line, **fields), image=self.image)
+        return replace(super().task(sandbox, line, **fields), image=self.image if self.by_image else None)
 
     def make(self) -> AppkernelSandboxer:
         pods = Pods(keeper=self.keeper, cgroups=self.cgroups, program=find_kernel(AppkernelOptions()))
-        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended)
+        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended, options=AppkernelOptions())
 
 
 class SoleSite(AppkernelSite):
-    """Pods that are made with their one container, as `drupe run` makes them."""
+    """Pods that are made with their one container, as `drupe run` makes them; roots are directories."""
+
+    by_image = False
 
     def config(self, **spec: Any) -> SandboxConfig:
         return super().config(**{"containers": (ContainerSpec(name="only"),)} | spec)
@@ -59,24 +64,38 @@ class SoleSite(AppkernelSite):
         super().needs(*features)
 
 
-class AppkernelSuite(SandboxerSuite):
-    kind_of_site: type[AppkernelSite]
-
+@pytest.mark.root
+class TestSeveral(SandboxerSuite):
     @pytest.fixture
     def site(self, tmp_path: Path, rootfs: Path, image: Path) -> AppkernelSite:
         probes.needs_root()
         probes.needs_keeper()
-        return self.kind_of_site(tmp_path, rootfs, image)
+        return AppkernelSite(tmp_path, rootfs, image)
 
 
 @pytest.mark.root
-class TestSeveral(AppkernelSuite):
-    kind_of_site = AppkernelSite
+class TestSole:
+    """What differs when a pod has one container, and its root is a directory."""
 
+    test_many_at_once = SandboxerSuite.test_many_at_once
+    test_what_it_says_comes_out = SandboxerSuite.test_attached_before_the_start_no_byte_is_missed
+    test_exit_codes = SandboxerSuite.test_exit_codes
+    test_a_missing_program = SandboxerSuite.test_a_missing_program
+    test_a_deleted_task_can_be_made_again = SandboxerSuite.test_a_deleted_task_can_be_made_again
+    test_kill_of_one_that_was_never_started = SandboxerSuite.test_kill_of_one_that_was_never_started
+    test_pause_and_resume_of_a_task = SandboxerSuite.test_pause_and_resume_of_a_task
+    test_a_paused_task_can_be_deleted = SandboxerSuite.test_a_paused_task_can_be_deleted
+    test_update_is_seen_in_stats = SandboxerSuite.test_update_is_seen_in_stats
+    test_the_end_of_a_task_ends_its_execs = SandboxerSuite.test_the_end_of_a_task_ends_its_execs
+    test_recover_finds_what_lives_and_what_ended = SandboxerSuite.test_recover_finds_what_lives_and_what_ended
+    test_recovered_tasks_can_be_served_on = SandboxerSuite.test_recovered_tasks_can_be_served_on
+    _config = staticmethod(SandboxerSuite._config)
 
-@pytest.mark.root
-class TestSole(AppkernelSuite):
-    kind_of_site = SoleSite
+    @pytest.fixture
+    def site(self, tmp_path: Path, rootfs: Path, image: Path) -> SoleSite:
+        probes.needs_root()
+        probes.needs_keeper()
+        return SoleSite(tmp_path, rootfs, image)
 
 
 def test_a_program_that_is_not_there() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from drupe.spec import ContainerSpec, ContainerStatus, ExitStatus, Hook, Hooks, 
 from drupe.spec.control import Empty, ListFilter, PodCreate, Ref, Wait
 from framework import images, probes
 from framework.daemon import CALL_TIMEOUT_S, COMMAND, Daemon
+from framework.disks import fill, small_disk
 from framework.leaks import wait_until
 from framework.residue import is_alive, residue, rss_kib
 
@@ -223,28 +224,6 @@ def test_death_of_keeper_and_daemon(fresh_daemon: Daemon) -> None:
 
 
 # -- disk ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def small_disk(path: Path, size: str) -> Iterator[None]:
-    path.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "small", path], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
-
-
-def fill(path: Path) -> Path:
-    """Use up all space below `path`."""
-    ballast = path / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(b"\0" * 65536)
-    with ballast.open("ab", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(b"\0" * 512)
-    return ballast
 
 
 def test_a_full_disk(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> None:

@@ -36,6 +36,12 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
+def needs_full(what: str) -> None:
+    """Skip what takes long, unless DRUPE_TEST_FULL is set."""
+    if not os.environ.get("DRUPE_TEST_FULL"):
+        pytest.skip(f"{what}: takes long, DRUPE_TEST_FULL=1 runs it")
+
+
 def needs_path(path: str, *, package: str = "") -> None:
     """Skip unless `path` exists; `package` is what to install."""
     if not Path(path).exists():

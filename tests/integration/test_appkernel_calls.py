@@ -54,8 +54,10 @@ def of(call, *args, **more):
     except OSError as error: return error.errno
 r, w = os.pipe(); other, into = os.pipe()
 file = tempfile.TemporaryFile(buffering=0); file.write(b"abcdefgh"); file.seek(2)
-print(os.splice(file.fileno(), w, 4), os.read(r, 9), file.tell(), os.splice(file.fileno(), w, 100, offset_src=1), file.tell())
-print(os.splice(r, into, 3), os.read(other, 9), os.splice(r, file.fileno(), 100, offset_dst=20), os.pread(file.fileno(), 9, 18))
+print(os.splice(file.fileno(), w, 4), os.read(r, 9), file.tell())
+print(os.splice(file.fileno(), w, 100, offset_src=1), file.tell())
+print(os.splice(r, into, 3), os.read(other, 9), os.splice(r, file.fileno(), 100, offset_dst=20))
+print(os.pread(file.fileno(), 9, 18))
 print(of(os.splice, r, w, 1), of(os.splice, file.fileno(), file.fileno(), 1), of(os.splice, w, r, 1))
 print(of(os.splice, r, into, 1, offset_src=0), of(os.splice, r, into, 5, flags=2))
 os.set_blocking(r, False); print(of(os.splice, r, into, 5)); os.close(w); print(os.splice(r, into, 5))
@@ -75,6 +77,45 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (10, 20))
 file = tempfile.TemporaryFile(buffering=0); fd = file.fileno()
 print(os.write(fd, b"x" * 15), of(os.write, fd, b"y"), of(os.pwrite, fd, b"abc", 9), of(os.ftruncate, fd, 11), got)
 print(of(os.posix_fallocate, fd, 0, 30), os.ftruncate(fd, 10), len(got), os.write(os.pipe()[1], b"z" * 99))
+""",
+    "sysv": """
+import ctypes, os, struct, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+def of(name, *args):
+    ctypes.set_errno(0)
+    value = getattr(libc, name)(*args)
+    return ctypes.get_errno() or value
+memory = of("shmget", 0, 5000, 0o600); at = libc.shmat(memory, None, 0)
+print(memory >= 0, of("shmget", 1234, 99, 0o600), at % 4096)
+if os.fork() == 0: ctypes.memmove(at + 4990, b"child", 5); os._exit(0)
+os.wait(); print(ctypes.string_at(at + 4990, 5))
+status = ctypes.create_string_buffer(112)
+print(of("shmctl", memory, 2, status), struct.unpack_from("Q", status, 48), struct.unpack_from("Q", status, 88))
+print(of("shmctl", memory, 0, None), of("shmdt", ctypes.c_void_p(at)), of("shmdt", ctypes.c_void_p(at)))
+print(of("shmctl", memory, 2, status))
+def operate(one, *operations, limit=None):
+    packed = b"".join(struct.pack("Hhh", *operation) for operation in operations)
+    spec = struct.pack("qq", 0, int(limit * 1e9)) if limit else None
+    return of("semtimedop", one, packed, len(operations), spec)
+one = of("semget", 0x77, 2, 0o1600)
+print(of("semget", 0x77, 3, 0), of("semget", 0x77, 1, 0o3600), of("semctl", one, 0, 16, 2), of("semctl", one, 0, 12))
+print(operate(one, (0, -1, 0), (1, 1, 0)), operate(one, (0, -5, 0o4000)), operate(one, (0, -5, 0), limit=0.02))
+if os.fork() == 0: operate(one, (0, 1, 0x1000), (1, -1, 0)); os._exit(0)
+os.wait(); print(of("semctl", one, 0, 12), of("semctl", one, 1, 12), of("semctl", one, 9, 12))
+child = os.fork()
+if child == 0: os._exit(operate(one, (1, -1, 0)))
+time.sleep(0.1); print(of("semctl", one, 0, 0))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), operate(one, (0, 1, 0)))
+queue = of("msgget", 0, 0o600)
+def send(kind, text): return of("msgsnd", queue, struct.pack("q", kind) + text, len(text), 0o4000)
+def take(kind, size=99, flags=0o4000):
+    room = ctypes.create_string_buffer(200); got = of("msgrcv", queue, room, size, kind, flags)
+    return got, room.raw[:16]
+print(send(3, b"three"), send(1, b"one"), send(2, b"two"), send(0, b"x"))
+print(take(2), take(-3), take(0, 2), take(0, 2, 0o14000), take(0))
+if os.fork() == 0: time.sleep(0.05); send(5, b"late"); os._exit(0)
+print(take(5, flags=0), os.wait()[1], of("msgctl", queue, 0, None), take(0))
 """,
     "robust": """
 import ctypes, mmap, os

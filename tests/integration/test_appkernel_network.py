@@ -131,6 +131,7 @@ print(socket.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)[0][4], socket
 asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 print(fcntl.ioctl(asker, 0x8915, struct.pack("40s", b"lo"))[20:24])
 print(fcntl.ioctl(asker, 0x8912, struct.pack("iPP", 0, 0, 0))[:4])
+print(fcntl.ioctl(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), 0x8933, struct.pack("40s", b"lo"))[16:20])
 print(open("/proc/net/tcp").readline(), "lo:" in open("/proc/net/dev").read())
 """,
 }

@@ -67,6 +67,18 @@ for _ in range(200): os.readv(zero, [bytearray(1)])
 os.write(w, b"x"); waiting.join()
 print(got)
 """,
+    "while others run there": """
+def read_on(call, count):
+    for _ in range(count):
+        buffer = bytearray(64)
+        assert call(file, [buffer], 0) == 64 and bytes(buffer) == first
+idle = threading.Event()
+for call in (os.preadv, lambda fd, b, o: os.pread(fd, 64, o) and os.preadv(fd, b, o)):
+    threads = [threading.Thread(target=read_on, args=(call, 400)) for _ in range(4)]
+    threads.append(threading.Thread(target=idle.wait))
+    [t.start() for t in threads]; [t.join() for t in threads[:4]]; idle.set()
+print("read on")
+""",
     "bad addresses": """
 def fails(*arguments):
     assert libc.syscall(*arguments) == -1

@@ -35,7 +35,6 @@ def test_a_host_that_can_run_pods(tmp_path: Path) -> None:
         assert found[name].state == "ok", found[name]
     assert found["crun"].cause.startswith("crun version")
     assert found["KVM"].state == "warn"
-    assert all(probe.took_ms < 1500 for probe in found.values())
 
 
 @pytest.mark.root

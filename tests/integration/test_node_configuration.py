@@ -137,9 +137,7 @@ def test_python_says_what_was_chosen(strict: Daemon) -> None:
             assert sandbox.kind == sandbox.status().sandbox == sandbox.choice.kind
             assert api.Sandbox.connect(sandbox.id, runtime=runtime).choice == sandbox.choice
         states = {kind.name: kind.state for kind in runtime.system.kinds()}
-        assert states["runc"] == "ok" and states["appkernel"] == "planned"
+        assert states["runc"] == "ok"
         spec = api.PodSpec(sandbox="runc", namespace="tenant-a", network=api.NetworkSpec(mode="none"))
         with pytest.raises(api.PermissionDenied, match="policy rule 'tenants'"):
             runtime.system.choose(spec)
-        with pytest.raises(api.Unsupported, match="'appkernel' is not built in this version"):
-            runtime.sandbox("busybox", isolation="appkernel").start()

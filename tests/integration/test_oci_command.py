@@ -227,9 +227,9 @@ def test_the_name_or_an_annotation_chooses_the_kind(daemon: Daemon, oci: Runtime
     made = bundle(tmp_path, "echo", "fine", annotations={"drupe.kind": "runc"})
     assert by_name("run", "--bundle", made, "c1").stdout == "fine\n"
     assert oci("run", "--bundle", made, "c1").stdout == "fine\n"
-    for kind, words in (("appkernel", "'appkernel'"), ("nonsense", "unknown sandbox kind 'nonsense'")):
-        refused = oci("run", "--bundle", bundle(tmp_path, "x", annotations={"drupe.kind": kind}), "c1", check=False)
-        assert refused.returncode == 1 and words in refused.stderr
+    other = bundle(tmp_path, "x", annotations={"drupe.kind": "nonsense"})
+    refused = oci("run", "--bundle", other, "c1", check=False)
+    assert refused.returncode == 1 and "unknown sandbox kind 'nonsense'" in refused.stderr
     refused = by_name("run", "--bundle", made.parent / "bundle", "c1", check=False)
     assert refused.returncode == 1 and "drupe-oci-runc" in refused.stderr  # another kind than its name says
 

@@ -93,6 +93,44 @@ def test_a_root_by_block_has_what_was_copied_in_before(daemon: Daemon, tmp_path:
     assert not files[0].exists()
 
 
+FILE_RIGHTS = {0, 1, 3, 4, 6, 7, 31}  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SETFCAP (capabilities(7))
+
+
+def test_what_the_programs_of_a_machine_may_do(daemon: Daemon) -> None:
+    """The monitor: a user of its own and nothing else. virtiofsd: to hand out files of any owner, of one directory.
+    Both are where nothing of the host is, in the pod's cgroup, behind a filter."""
+    run(daemon, "one")
+    pod = json.loads(out(daemon, "inspect", "--type", "pod", "one"))[0]
+    home = daemon.run / "pods" / pod["id"] / "vm"
+    monitor, waits = (int((home / f"{name}.pid").read_text()) for name in ("vmm", "virtiofsd"))
+    serves = int(Path(f"/proc/{waits}/task/{waits}/children").read_text())
+    told = {pid: status(pid) for pid in (monitor, waits, serves)}
+    uid = told[monitor]["Uid"].split()
+    assert len(set(uid)) == 1 and int(uid[0]) > 1_000_000_000 and told[monitor]["Gid"].split() == uid
+    assert rights(told[monitor]) == rights(told[waits]) == set()
+    assert rights(told[serves]) <= FILE_RIGHTS
+    for pid in (monitor, serves):
+        assert (told[pid]["NoNewPrivs"], told[pid]["Seccomp"]) == ("1", "2")
+        assert not Path(f"/proc/{pid}/root/etc").exists()
+        assert pod["id"] in Path(f"/proc/{pid}/cgroup").read_text()
+    assert not list(Path(f"/proc/{monitor}/root").iterdir())
+    for space in ("mnt", "net", "pid"):
+        assert Path(f"/proc/{serves}/ns/{space}").readlink() != Path(f"/proc/self/ns/{space}").readlink()
+    refused = daemon.command("exec", "one", "mknod", "/dev-node", "b", "8", "0")
+    assert refused.returncode, "a device node of the host's"
+
+
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def rights(told: dict[str, str]) -> set[int]:
+    """Capabilities that it has or could get."""
+    bits = int(told["CapEff"], 16) | int(told["CapPrm"], 16) | int(told["CapInh"], 16) | int(told["CapAmb"], 16)
+    return {bit for bit in range(64) if bits >> bit & 1}
+
+
 def test_templates_of_before_are_pruned(daemon: Daemon) -> None:
     """What nobody starts from goes, and what pods start from stays. (The last test here: it takes the template.)"""
     (kept,) = out(daemon, "template", "ls", "--quiet").splitlines()

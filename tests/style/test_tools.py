@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,9 +21,14 @@ UNSAFE_HOMES = {
 }
 
 
+# what clippy learns of the crates of others is the same for every clone
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drupe/native/clippy"
+
+
 def check(*argv: str, cwd: Path = ROOT) -> None:
     """Run a linter; its output is the failure."""
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+    env = os.environ | {"CARGO_TARGET_DIR": str(CACHE)}
+    done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{' '.join(argv)}\n{done.stdout}{done.stderr}"
 
 

@@ -1,6 +1,7 @@
 //! A container's cgroup (v2).
 
 use crate::fault::{fault, Code, During, Reply};
+use crate::service::own_cgroup;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -15,17 +16,17 @@ pub struct Cgroup(PathBuf);
 
 /// What config.json says for a container: below the top of the tree that the agent sees.
 pub fn path_of(id: &str) -> String {
-    format!("/{PARENT}/{id}")
+    format!("{}/{PARENT}/{id}", own_cgroup())
 }
 
 impl Cgroup {
     pub fn of(id: &str) -> Self {
-        Cgroup(Path::new(TOP).join(PARENT).join(id))
+        Cgroup(format!("{TOP}{}", path_of(id)).into())
     }
 
     /// Above those of all containers.
     pub fn all() -> Self {
-        Cgroup(Path::new(TOP).join(PARENT))
+        Cgroup(format!("{TOP}{}/{PARENT}", own_cgroup()).into())
     }
 
     pub fn file(&self, name: &str) -> PathBuf {

@@ -8,7 +8,7 @@
 use crate::agent::Agent;
 use crate::fault::{invalid, During, Reply};
 use crate::sync::{mark, Marked, TOKEN_BYTES};
-use crate::{devices, server};
+use crate::{devices, server, threads};
 use rustix::event::{epoll, poll, PollFd, PollFlags, Timespec};
 use rustix::termios::{tcgetattr, tcsetattr, OptionalActions};
 use std::io::{self, Write};
@@ -127,6 +127,6 @@ fn accept_all(agent: &Arc<Agent>, accept: impl Fn() -> io::Result<OwnedFd>) -> i
             let _ = serve_line(&agent, &socket); // its end, whatever the cause, is all there is to say
             let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
         };
-        std::thread::Builder::new().name("connection".into()).stack_size(256 << 10).spawn(work)?;
+        threads::start("connection", 256 << 10, work)?;
     }
 }

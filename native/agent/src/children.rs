@@ -1,7 +1,7 @@
 //! Who has ended: the programs that the agent starts, the containers' processes, which become its children, and orphans.
 
 use crate::agent::{Agent, State};
-use crate::clock;
+use crate::{clock, threads};
 use drupe_sys::process::{self, Ended, Pid};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -60,7 +60,7 @@ pub fn start_reaper(agent: &Arc<Agent>) -> io::Result<()> {
             agent.change(|state| take_end(state, pid, ended));
         }
     };
-    std::thread::Builder::new().name("reaper".into()).stack_size(64 << 10).spawn(work).map(|_| ())
+    threads::start("reaper", 64 << 10, work)
 }
 
 pub fn wait_readable(fd: &impl AsFd) {

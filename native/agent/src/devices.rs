@@ -5,6 +5,7 @@ use crate::fault::{invalid, During, Reply};
 use crate::modules;
 use crate::proto::guest::{AwaitDeviceResponse, Device};
 use crate::streams::Patience;
+use crate::threads;
 use rustix::net::netlink::{SocketAddrNetlink, KOBJECT_UEVENT};
 use rustix::net::{bind, recv, socket_with, AddressFamily, RecvFlags, SocketFlags, SocketType};
 use std::collections::BTreeSet;
@@ -116,8 +117,7 @@ pub fn start_watch(agent: &Arc<Agent>) -> Reply<()> {
             }
         }
     };
-    let started = std::thread::Builder::new().name("uevents".into()).stack_size(64 << 10).spawn(work);
-    started.map(|_| ()).during(words)
+    threads::start("uevents", 64 << 10, work).during(words)
 }
 
 /// "add@/devices/…" and then KEY=value, each ended by NUL.

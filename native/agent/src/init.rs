@@ -39,7 +39,7 @@ pub fn begin() {
     say("let the kernel ask for modules", fs::write("/proc/sys/kernel/modprobe", "/sbin/modprobe"));
     modules::load_boot();
     devices::load_present();
-    say("hand controllers on", enable_controllers());
+    say("hand controllers on", crate::service::hand_on(Path::new(crate::cgroup::TOP)));
     say("choose where memory goes", crate::online::set_policy());
     say("start lo", drupe_sys::net::loopback_up());
 }
@@ -110,12 +110,6 @@ fn await_disk(serial: &str) -> Reply<String> {
         }
         std::thread::sleep(LOOK_AGAIN);
     }
-}
-
-fn enable_controllers() -> io::Result<()> {
-    let there = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?;
-    let words: Vec<String> = there.split_whitespace().map(|name| format!("+{name}")).collect();
-    fs::write("/sys/fs/cgroup/cgroup.subtree_control", words.join(" "))
 }
 
 /// The value of a word of the kernel's command line: `drupe.channel=serial`.

@@ -37,12 +37,14 @@ mod renew;
 mod rootfs;
 mod routes;
 mod server;
+mod service;
 mod setup;
 mod shutdown;
 mod stats;
 mod streams;
 mod sync;
 mod task;
+mod threads;
 mod ttrpc;
 mod wire;
 
@@ -54,13 +56,15 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-const USAGE: &str = "usage: drupe-agent --service [--channel CHANNEL] [--run-dir DIR] | --version
+const USAGE: &str = "usage: drupe-agent --service [--machine] [--channel CHANNEL] [--run-dir DIR] | --version
+--machine: the machine is there for the pod alone, and is powered off with it
 as PID 1 it takes `drupe.channel=CHANNEL` from the kernel's command line
 channels: serial[:NAME] vsock[:PORT] tty:PATH unix:PATH";
 
 struct Options {
     channel: String,
     run_dir: String,
+    machine: bool,
 }
 
 fn main() -> ExitCode {
@@ -74,7 +78,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Some(pidns::WORD) => pidns::hold(),
-        Some("--service") => parse(&words[2..]).and_then(|options| serve(&options, false)),
+        Some("--service") => parse(&words[2..]).and_then(|options| serve(&options)),
         _ if std::process::id() == 1 => be_init(),
         _ => Err(fault::invalid("as what? I am not PID 1")),
     };
@@ -93,9 +97,13 @@ fn load(alias: &str) -> ExitCode {
 }
 
 fn parse(words: &[String]) -> Reply<Options> {
-    let mut options = Options { channel: "serial".into(), run_dir: "/run/drupe".into() };
+    let mut options = Options { channel: "serial".into(), run_dir: "/run/drupe".into(), machine: false };
     let mut words = words.iter();
     while let Some(word) = words.next() {
+        if word == "--machine" {
+            options.machine = true;
+            continue;
+        }
         let value = words.next().ok_or_else(|| fault::invalid(format!("{word} needs a value")))?;
         match word.as_str() {
             "--channel" => options.channel = value.clone(),
@@ -109,11 +117,11 @@ fn parse(words: &[String]) -> Reply<Options> {
 fn be_init() -> Reply<()> {
     init::begin();
     let channel = init::command_line("drupe.channel").unwrap_or_else(|| "serial".into());
-    serve(&Options { channel, run_dir: "/run/drupe".into() }, true)
+    serve(&Options { channel, run_dir: "/run/drupe".into(), machine: true })
 }
 
 /// Until the channel fails.
-fn serve(options: &Options, owns_machine: bool) -> Reply<()> {
+fn serve(options: &Options) -> Reply<()> {
     drupe_sys::machine::share_arena();
     // Of every thread: only the reaper takes it.
     process::set_blocked_signals(1 << (libc::SIGCHLD - 1)).during(|| "cannot block SIGCHLD")?;
@@ -121,7 +129,13 @@ fn serve(options: &Options, owns_machine: bool) -> Reply<()> {
     let run = Path::new(&options.run_dir).to_path_buf();
     std::fs::create_dir_all(&run).during(|| format!("cannot make {}", run.display()))?;
     let channel = Channel::parse(&options.channel)?;
-    let agent = Arc::new(Agent::new(Place { run, owns_machine }));
+    if !matches!(channel, Channel::Unix(_)) {
+        threads::come_first();
+    }
+    if options.machine {
+        service::settle()?;
+    }
+    let agent = Arc::new(Agent::new(Place { run, owns_machine: options.machine }));
     children::start_reaper(&agent).during(|| "cannot reap")?;
     devices::start_watch(&agent)?;
     oom::start_watch(&agent).during(|| "cannot watch for lack of memory")?;

@@ -2,6 +2,7 @@
 
 use crate::agent::Agent;
 use crate::cgroup::Cgroup;
+use crate::threads;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -41,7 +42,7 @@ pub fn start_watch(agent: &Arc<Agent>) -> std::io::Result<()> {
             }
         }
     };
-    std::thread::Builder::new().name("oom".into()).stack_size(64 << 10).spawn(work).map(|_| ())
+    threads::start("oom", 64 << 10, work)
 }
 
 fn look(agent: &Agent) {

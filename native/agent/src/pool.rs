@@ -1,6 +1,7 @@
 //! Threads for calls: most calls are short, and some wait for hours. One that is idle takes the next; one that stays
 //! idle ends.
 
+use crate::threads;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -35,11 +36,11 @@ impl Pool {
             return Ok(());
         }
         let shared = self.0.clone();
-        let started = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || work(&shared));
+        let started = threads::start("call", STACK_BYTES, move || work(&shared));
         if started.is_err() {
             queue.jobs.pop_back();
         }
-        started.map(|_| ())
+        started
     }
 }
 

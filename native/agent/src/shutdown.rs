@@ -1,9 +1,11 @@
 //! The end: all containers, then what is mounted, then the power.
 
 use crate::agent::Agent;
+use crate::children;
 use crate::fault::Reply;
 use crate::mounts;
 use rustix::system::{reboot, RebootCommand};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,9 +31,14 @@ pub fn begin(agent: &Arc<Agent>, deadline: Option<Instant>, restart: bool) -> Re
     rustix::fs::sync();
     agent
         .pool
-        .run(move || {
-            std::thread::sleep(ANSWER);
-            power_off(restart);
+        .run({
+            let agent = agent.clone();
+            move || {
+                std::thread::sleep(ANSWER);
+                if std::process::id() == 1 || !ask_init(&agent, restart) {
+                    power_off(restart);
+                }
+            }
         })
         .ok();
     Ok(())
@@ -53,6 +60,14 @@ fn end_containers(agent: &Agent, deadline: Instant) {
         agent.state().containers.values().for_each(|container| container.cgroup.kill());
         let _ = all_ended(Instant::now() + Duration::from_secs(2));
     }
+}
+
+/// Has the first process end the machine, with all else that runs in it. Whether there is a way to ask.
+fn ask_init(agent: &Agent, restart: bool) -> bool {
+    let word = if restart { "reboot" } else { "poweroff" };
+    let Ok(null) = std::fs::File::open("/dev/null") else { return false };
+    let started = children::spawn(agent, &[word.into()], [null.as_fd(); 3]);
+    started.is_ok_and(|pid| children::wait(agent, pid).status == 0)
 }
 
 /// Ends the machine.

@@ -30,6 +30,13 @@ pub fn add_entropy(data: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// mlockall(2), MCL_ONFAULT: what of this program's memory was used once stays in memory.
+pub fn keep_in_memory() -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) })?;
+    Ok(())
+}
+
 /// mallopt(3): all threads allocate from one arena. For a program whose threads mostly wait.
 pub fn share_arena() {
     // SAFETY: no pointers; called before there are threads, or it applies to those to come.

@@ -64,6 +64,11 @@ fn set_scheduler(pid: Pid, policy: i32, priority: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets this thread run before all ordinary ones, whatever they do. What it starts, threads too, is ordinary again.
+pub fn be_prompt() -> io::Result<()> {
+    set_scheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1)
+}
+
 pub(crate) fn c_strings(list: &[String]) -> io::Result<(Vec<CString>, Vec<*mut libc::c_char>)> {
     let strings: Result<Vec<CString>, _> = list.iter().map(|text| CString::new(text.as_bytes())).collect();
     let strings = strings.map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;

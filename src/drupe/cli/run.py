@@ -216,7 +216,9 @@ class Plan:
                 started.append(self.start(given))
                 signals.ready()
                 self.window.ready(started[0].id)
-                end = self.client.call("container.wait", Wait(ref=started[0].id))
+                # not before all of it has gone: what it used is free for the next command
+                condition = "removed" if self.remove and self.join is None else "stopped"
+                end = self.client.call("container.wait", Wait(ref=started[0].id, condition=condition))
         except session.Detached:
             return session.detached(started[0].name if started else self.image)
         if self.remove and self.join is not None:

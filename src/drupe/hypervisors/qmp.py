@@ -12,17 +12,43 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
 
 from drupe.errors import DeadlineExceeded, HelperFailed, Unavailable
 from drupe.linux.unix_sockets import short_name
+from drupe.rpc.pace import Pace
 from drupe.rpc.timeouts import timeout
 
 ANSWERS_WITHIN_S = 10.0
 _EVENTS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "STOP", "RESUME")
 
-# The last two: a line without an end, or nested without one, which the library takes no care of.
-_LOST = (ExecInterruptedError, QMPError, OSError, EOFError, ValueError, RecursionError)
+_EVENTS_PER_S, _EVENTS_AT_ONCE = 100.0, 1000.0
+
+# From ValueError on: a line without an end or nested without one, and what is no message, of which the library takes no
+# care.
+_LOST = (
+    ExecInterruptedError,
+    QMPError,
+    OSError,
+    EOFError,
+    ValueError,
+    RecursionError,
+    TypeError,
+    KeyError,
+    AttributeError,
+)
+
+
+class Events(EventListener):
+    """Those that matter here. A monitor that floods us waits."""
+
+    def __init__(self) -> None:
+        super().__init__(names=_EVENTS)
+        self._pace = Pace(_EVENTS_PER_S, _EVENTS_AT_ONCE)
+
+    async def put(self, event: Message) -> None:
+        await self._pace.take()
+        await super().put(event)
 
 
 class Qmp:
@@ -40,7 +66,7 @@ class Qmp:
         client.logger = logging.getLogger("drupe.qmp")
         client.logger.propagate = False  # it logs each lost connection, which is told as an error here
         client.logger.addHandler(logging.NullHandler())
-        listener = EventListener(names=_EVENTS)
+        listener = Events()
         client.register_listener(listener)
         with _translated("qmp_capabilities", timeout_s), short_name(path) as name:
             async with timeout(timeout_s):
@@ -94,6 +120,17 @@ class Qmp:
         with contextlib.suppress(*_LOST, TimeoutError):
             async with timeout(ANSWERS_WITHIN_S):
                 await self._client.disconnect()
+
+
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """HelperFailed for answers that have not the form which the reference gives them."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise HelperFailed(
+            "the monitor answered what it never does", stage="vmm", cause=f"{type(error).__name__}: {error}"[:200]
+        ) from None
 
 
 @contextlib.contextmanager

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from typing import Any
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from drupe.errors import DrupeError, Unavailable
 from drupe.hypervisors.contract import Machine, MachineConfig
-from drupe.hypervisors.qmp import Qmp
+from drupe.hypervisors.qmp import Qmp, understood
+
+M = TypeVar("M", bound=type[Machine])
+
+
+def wary(machine: M) -> M:
+    """Of a class: its calls raise HelperFailed where the monitor's answers make no sense."""
+    for name, call in list(vars(machine).items()):
+        if inspect.iscoroutinefunction(call) and not name.startswith("_"):
+            setattr(machine, name, _wary(call))
+    return machine
+
+
+def _wary(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(call)
+    async def asked(*arguments: Any, **named: Any) -> Any:
+        with understood():
+            return await call(*arguments, **named)
+
+    return asked
 
 
 class QmpMachine(Machine):
@@ -41,7 +62,7 @@ class QmpMachine(Machine):
 
     async def _listen(self) -> None:
         why = "killed"
-        with contextlib.suppress(DrupeError):
+        with contextlib.suppress(DrupeError), understood():
             while True:
                 event = await self._qmp.event()
                 why = self._heard(str(event["event"]), event.get("data", {})) or why

@@ -23,7 +23,7 @@ from drupe.hypervisors.contract import (
     said,
 )  # fmt: skip
 from drupe.hypervisors.qmp import ANSWERS_WITHIN_S, Qmp
-from drupe.hypervisors.qmpmachine import QmpMachine
+from drupe.hypervisors.qmpmachine import QmpMachine, wary
 from drupe.rpc.timeouts import timeout
 
 MOST_DISKS, MOST_NICS = 4, 2  # places that a microvm has for devices which come and go
@@ -147,6 +147,7 @@ def _serial(disk: Disk) -> str:
     return f"serial={disk.id[:20]}"
 
 
+@wary
 class StratoMachine(QmpMachine):
     """See the contract. Which places are taken is beside it in files, for another daemon: its QMP does not tell."""
 

@@ -379,8 +379,8 @@ class Keeper:
         attach: Mapping[str, int] | None = None,
         close_stdin: bool = False,
     ) -> Created:
-        """Holds the streams of a task that is no process of this kernel: `take_streams` gives whoever runs it their other
-        ends, `end_task` tells its end.
+        """Holds the streams of a task that is no process of this kernel: `take_streams` gives whoever runs it their
+        other ends, `end_task` tells its end.
 
         stdin: one that is written to, instead of /dev/null. attach, close_stdin, log, exit_file: as of `create_task`.
         """

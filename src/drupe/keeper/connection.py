@@ -83,7 +83,8 @@ def open_socket(run_dir: Path, name: str = SOCKET_NAME) -> socket.socket:
 
 
 class Connection:
-    """Requests and answers over one socket. peer: who is at its other end, in words. `on_event` gets each event, `on_lost` is called once when it closes."""
+    """Requests and answers over one socket. peer: who is at its other end, in words. `on_event` gets each event,
+    `on_lost` is called once when it closes."""
 
     def __init__(
         self,

@@ -38,8 +38,8 @@ class Escrow:
     def let_go(self, task: str, names: Iterable[str]) -> None:
         """Closes these of a task's descriptors, those that are held."""
         held = self.held.get(task)
-        for name in names if held else ():
-            if (fd := held.fds.pop(name, None)) is not None:
+        for name in names:
+            if held is not None and (fd := held.fds.pop(name, None)) is not None:
                 os.close(fd)
 
     def drop(self, task: str) -> None:

@@ -231,6 +231,11 @@ class Core:
         self.pods[pod.id] = pod
         self._forget_when_gone(pod)
 
+    def pod_removed_with(self, container_id: str) -> Pod | None:
+        """The pod that goes when this container has ended (`--rm`), or is about to go."""
+        pods = (pod for pod in self.pods.values() if pod.spec.remove)
+        return next((pod for pod in pods if any(spec.id == container_id for spec in pod.spec.containers)), None)
+
     def images_in_use(self) -> set[str]:
         """Manifest digests that containers stand on."""
         running = {c.status.image_digest for p in self.pods.values() for c in p.containers.values()} - {""}

@@ -56,6 +56,7 @@ class Pod:
         self._deadline: asyncio.Task[None] | None = None
         self.lock = asyncio.Lock()
         self.gone = asyncio.Event()
+        self.over = asyncio.Event()  # it is gone, or could not be removed
         self.on_gone: Callable[[Pod], None] | None = None
         self.hostname = spec.hostname or id_[:12]
         self.status = PodStatus(
@@ -303,6 +304,7 @@ class Pod:
         self.set_state(State.DELETED, save=False)
         self.node.journal.remove("pod", self.id)
         self.gone.set()
+        self.over.set()
         if self.on_gone is not None:
             self.on_gone(self)
         self._event("destroy")
@@ -344,6 +346,8 @@ class Pod:
         """Enter `failed`; cause and phase stay to be inspected."""
         self.status.cause = cause
         self.set_state(State.FAILED, phase=phase)
+        if phase == "deleting":
+            self.over.set()
         self._event("fail", cause=cause)
 
     async def lose(self, cause: str) -> None:

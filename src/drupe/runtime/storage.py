@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound
-from drupe.images.erofs import erofs_of
 from drupe.images.config import ImageConfig
+from drupe.images.erofs import erofs_of
 from drupe.images.files import remove_tree, tree_bytes
 from drupe.images.rootfs import EMPTY_LAYER, RootfsPlan, plan_rootfs
 from drupe.images.store import ImageStore

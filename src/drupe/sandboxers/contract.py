@@ -242,7 +242,7 @@ class Sandboxer(ABC):
 
     kind: ClassVar[str]
     runs_modules: ClassVar[bool] = False  # its programs are WebAssembly modules, not Linux's
-    wants_image: ClassVar[bool] = False  # it reads images itself: as EROFS files
+    wants_image: bool = False  # it reads images itself: as EROFS files
     dials: ClassVar[bool] = False  # the loopback of a pod is its own kernel's, and `dial` reaches it
     on_failed: OnFailed = staticmethod(lambda sandbox_id, cause: None)
 
@@ -298,9 +298,9 @@ class Sandboxer(ABC):
         """What parts of the last start took, in milliseconds by name; empty where a start has none."""
         return {}
 
-    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
-        """Where the sandbox itself, not its containers, writes what it does: a word for each file. NotFound;
-        Unsupported for a kind that writes none."""
+    def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
+        """Where the sandbox itself, not its containers, writes what it does: a word for each file; also when it
+        lives no more. NotFound; Unsupported for a kind that writes none."""
         raise Unsupported(f"{self.kind} sandboxes write no log of their own", kind=self.kind)
 
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:

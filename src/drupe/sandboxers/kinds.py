@@ -1,4 +1,5 @@
-"""The kinds of sandbox: one row for each, strongest first. Whoever adds a kind adds it here, and only here.
+"""The kinds of sandbox: one row for each, strongest first, and of equals the one that can do more. Whoever adds a kind
+adds it here, and only here.
 
 The assembly (services/build.py), the doctor, the choice of a kind, `drupe system capabilities` and the pages under docs
 read this table. A row costs nothing: the code of a kind is imported when its table is asked for or its first pod made.
@@ -6,7 +7,6 @@ read this table. A row costs nothing: the code of a kind is imported when its ta
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,9 +175,6 @@ def _appkernel_open(means: Means) -> Sandboxer:
     return open_appkernel(means)
 
 
-# Until the kernel's process is confined it is no boundary: only who builds it may run it.
-_UNCONFINED = os.environ.get("DRUPE_UNCONFINED_APPKERNEL") == "yes"
-
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -193,15 +190,6 @@ KINDS: dict[str, Kind] = {
             open=_vm_open,
         ),
         Kind(
-            "appkernel",
-            "kernel",
-            "a kernel of its own, drupe's, in a process without rights",
-            needs=("root", "keeper", "overlay", "cgroups", "appkernel") if _UNCONFINED else (),
-            able=_appkernel_able if _UNCONFINED else dict,
-            options=_appkernel_options if _UNCONFINED else lambda: NoOptions,
-            open=_appkernel_open if _UNCONFINED else _planned,
-        ),
-        Kind(
             "gvisor",
             "kernel",
             "a kernel of its own, gVisor's, in a process without rights",
@@ -209,6 +197,15 @@ KINDS: dict[str, Kind] = {
             able=_gvisor_able,
             options=_gvisor_options,
             open=_gvisor_open,
+        ),
+        Kind(
+            "appkernel",
+            "kernel",
+            "a kernel of its own, drupe's, in a process without rights",
+            needs=("root", "keeper", "overlay", "cgroups", "appkernel"),
+            able=_appkernel_able,
+            options=_appkernel_options,
+            open=_appkernel_open,
         ),
         Kind(
             "wasm",

@@ -7,6 +7,7 @@ import json
 from drupe.errors import NotFound
 from drupe.keeper.programs import find_program
 from drupe.services.probing import Problem, run
+from drupe.services.probing import program as find
 
 _PATIENCE = "the host's kernel must have seccomp notifications (Linux 5.9) and let this user make PID namespaces"
 
@@ -14,10 +15,11 @@ _PATIENCE = "the host's kernel must have seccomp notifications (Linux 5.9) and l
 def appkernel() -> str:
     """Run a guest that does nothing but call. Answers what a call costs."""
     try:
-        program = find_program("drupe-appkernel")
+        kernel = find_program("drupe-appkernel")
     except NotFound as error:
         raise Problem(error.message, error.hint) from None
-    done = run([str(program), "probe"])
+    find("mkfs.erofs", package="erofs-utils")
+    done = run([str(kernel), "probe"])
     if done.code != 0:
         raise Problem(done.last_line, _PATIENCE)
     figures = json.loads(done.stdout)

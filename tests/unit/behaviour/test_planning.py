@@ -24,6 +24,7 @@ from drupe.spec import (
 )
 from framework.bench import Bench
 
+pytestmark = pytest.mark.usefixtures("planned")
 C = ContainerSpec(image="busybox", argv=("sleep", "60"))
 
 
@@ -65,7 +66,7 @@ BAD: list[tuple[PodSpec, type[DrupeError], str]] = [
         "host port 8080/tcp is published twice",
     ),
     (pod(sandbox="jail"), InvalidArgument, "unknown sandbox kind 'jail'"),
-    (pod(sandbox="appkernel"), Unsupported, "sandbox kind 'appkernel' is not built in this version"),
+    (pod(sandbox="someday"), Unsupported, "sandbox kind 'someday' is not built in this version"),
     (with_container(image=""), InvalidArgument, "a container needs an image or a rootfs, and not both"),
     (with_container(rootfs="/"), InvalidArgument, "a container needs an image or a rootfs, and not both"),
     (with_container(image="", rootfs="/no/such"), NotFound, "rootfs '/no/such' is not a directory"),

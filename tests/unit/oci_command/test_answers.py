@@ -49,9 +49,9 @@ class Site:
         self.version = "crun version 1.8.1\ncommit: x"
 
     def sandboxer(self, kind: str) -> Any:
-        if kind not in ("runc", "appkernel"):
+        if kind not in ("runc", "someday"):
             raise InvalidArgument(f"unknown sandbox kind {kind!r}")
-        if kind == "appkernel":
+        if kind == "someday":
             raise Unsupported("not here")
         keeper: Any = Keeper(self.version)
         found = BundleProgram(kind, self.program, path="/path", executable=lambda: "/exe", keeper=keeper)
@@ -127,15 +127,16 @@ def test_unknown_properties_are_ignored_as_the_specification_says(site: Site) ->
     assert site.ask("create", "c1").execute
 
 
+@pytest.mark.usefixtures("planned")
 def test_the_kind(site: Site) -> None:
     assert site.ask("create", "c1", name="drupe-oci-runc").execute
-    assert "sandbox kind 'appkernel'" in site.ask("create", "c1", name="drupe-oci-appkernel").stderr
-    site.bundle(annotations={"drupe.kind": "appkernel"})
-    assert "sandbox kind 'appkernel'" in site.ask("create", "c1").stderr
-    assert "says 'appkernel', and this is drupe-oci-runc" in site.ask("create", "c1", name="drupe-oci-runc").stderr
+    assert "sandbox kind 'someday'" in site.ask("create", "c1", name="drupe-oci-someday").stderr
+    site.bundle(annotations={"drupe.kind": "someday"})
+    assert "sandbox kind 'someday'" in site.ask("create", "c1").stderr
+    assert "says 'someday', and this is drupe-oci-runc" in site.ask("create", "c1", name="drupe-oci-runc").stderr
     site.bundle()
-    site.config = NodeConfig(sandbox="appkernel")
-    assert "sandbox kind 'appkernel'" in site.ask("create", "c1").stderr
+    site.config = NodeConfig(sandbox="someday")
+    assert "sandbox kind 'someday'" in site.ask("create", "c1").stderr
     site.config = NodeConfig(sandbox="auto")
     assert site.ask("create", "c1").execute
 

@@ -131,6 +131,8 @@ impl Kernel {
         self.release_mm(mm);
         drop(files);
         life.end();
+        self.undo_semaphores(pid);
+        self.drop_removed_segments();
         self.end_vfork(pid);
         if self.tasks.processes.get(&pid).is_some_and(|p| p.session == pid) {
             self.leave_terminal(pid);

@@ -16,6 +16,7 @@ use crate::pids;
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
 use crate::signal::{self, Info};
+use crate::sysv::SysV;
 use crate::table;
 use crate::task::{Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, ALARM, TIMER};
 use crate::timers::Timers;
@@ -60,6 +61,7 @@ pub struct Kernel {
     pub(crate) network: Arc<Network>,
     pub(crate) census: Arc<Census>,
     pub(crate) board: Arc<Board>,
+    pub(crate) sysv: SysV,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
     /// Rewrite places of programs that call often (rewrite.rs).
@@ -87,6 +89,7 @@ impl Kernel {
             census: Census::new(Arc::clone(&host)),
             network: Network::new(),
             board: Board::new(),
+            sysv: SysV::default(),
             has_changed: true,
             rewrites: true,
             trace: false,

@@ -24,6 +24,7 @@ mod robust;
 mod seat;
 mod send;
 pub mod signal;
+mod sysv;
 pub mod table;
 pub mod task;
 pub mod timers;

@@ -46,6 +46,10 @@ pub enum MemoryOp {
         to: u64,
         to_size: u64,
     },
+    /// Have all threads of the space look anew at code that was written (membarrier(2)); to be registered for once.
+    SyncCode {
+        register: bool,
+    },
     /// Segment bases of the calling thread.
     SetFs(u64),
     SetGs(u64),

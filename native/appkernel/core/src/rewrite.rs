@@ -6,8 +6,9 @@
 //! jump) finds there the second byte of the jump's distance, which is chosen so that it is no instruction: the fault is seen
 //! here, and the thread goes on in the trampoline. So at any moment every address of the program means what it did.
 //!
-//! Only private pages of files are written to, whose copies are the process's own, and only while no other thread of the
-//! space runs.
+//! Only private pages of files are written to, whose copies are the process's own. Where other threads of the space run,
+//! what they may be at is first made to fault by single bytes, a breakpoint and the byte of no instruction; the rest is
+//! written when every processor has seen those.
 
 use std::collections::HashMap;
 
@@ -15,7 +16,7 @@ use drupe_appkernel_abi::{Registers, Result};
 
 use crate::kernel::Kernel;
 use crate::mm::{Area, Mm, LOWEST, PAGE, PROT_EXEC, PROT_READ, PROT_WRITE};
-use crate::platform::MemoryOp;
+use crate::platform::{MemoryOp, SpaceId, ThreadId};
 use crate::task::Tid;
 
 /// Traps at one place after which it is rewritten, or looked at again: each power of two from here on. Writing costs as
@@ -36,7 +37,10 @@ const MOVED_AT: u64 = 15;
 /// The longest instruction that is moved.
 const MOVED_MAX: usize = 6;
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
+const BREAKPOINT: u8 = 0xcc;
+const JUMP: u8 = 0xe9;
 const SIGILL: i32 = 4;
+const SIGTRAP: i32 = 5;
 /// First bytes that are no instruction in 64-bit mode.
 const NOTHING: [u8; 16] =
     [0x06, 0x07, 0x0e, 0x16, 0x17, 0x1e, 0x1f, 0x27, 0x2f, 0x37, 0x3f, 0x60, 0x61, 0x82, 0x9a, 0xce];
@@ -162,7 +166,7 @@ impl Kernel {
         let Some(after) = self.thread(tid).ok().and_then(|thread| self.platform.call_site(thread)) else { return };
         let site = after.wrapping_sub(CALL_BYTES);
         let due = self.mm_mut(tid).is_ok_and(|mm| mm.sites.is_due(site));
-        if due && self.stands_alone(tid) {
+        if due {
             let _not_this_one = self.rewrite(tid, site);
         }
     }
@@ -204,21 +208,38 @@ impl Kernel {
 
     fn write_site(&mut self, tid: Tid, site: u64, at: u64, moved: &[u8], protection: u32) -> Result<()> {
         let (thread, space) = (self.thread(tid)?, self.space(tid)?);
-        let (page, text) = (at & !(PAGE - 1), site & !(PAGE - 1));
+        let (page, text, alone) = (at & !(PAGE - 1), site & !(PAGE - 1), self.stands_alone(tid));
         let text_size = (site + JUMP_BYTES - text).next_multiple_of(PAGE);
         let protect = |text: (u64, u64, u32), page: (u64, u32)| {
             let text = MemoryOp::Protect { address: text.0, size: text.1, protection: text.2 };
             [text, MemoryOp::Protect { address: page.0, size: PAGE, protection: page.1 }]
         };
-        let open = PROT_READ | PROT_WRITE;
+        if !alone {
+            self.platform.change(thread, &[MemoryOp::SyncCode { register: true }])?;
+        }
+        let open = PROT_READ | PROT_WRITE | PROT_EXEC; // others may be in the same pages
         self.platform.change(thread, &protect((text, text_size, protection | open), (page, open)))?;
-        let mut jump = vec![0xe9];
-        jump.extend(distance(site, at).to_le_bytes());
         let entry = self.platform.call_entry().to_le_bytes();
-        let written = [(page, entry.to_vec()), (at, trampoline(site, at, moved)), (site, jump)];
+        let written = [(page, entry.to_vec()), (at, trampoline(site, at, moved))];
         let written = written.iter().try_for_each(|(at, bytes)| self.platform.write(space, *at, bytes).map(drop));
+        let written = written.and_then(|()| self.write_jump(thread, space, (site, at), alone));
         self.platform.change(thread, &protect((text, text_size, protection), (page, PROT_READ | PROT_EXEC)))?;
         written
+    }
+
+    fn write_jump(&mut self, thread: ThreadId, space: SpaceId, (site, at): (u64, u64), alone: bool) -> Result<()> {
+        let [a, b, c, d] = distance(site, at).to_le_bytes();
+        if alone {
+            return self.platform.write(space, site, &[JUMP, a, b, c, d]).map(drop);
+        }
+        let steps: [&[(u64, u8)]; 3] = [&[(0, BREAKPOINT), (2, b)], &[(1, a), (3, c), (4, d)], &[(0, JUMP)]];
+        for step in steps {
+            for (offset, byte) in step {
+                self.platform.write(space, site + offset, &[*byte])?;
+            }
+            self.platform.change(thread, &[MemoryOp::SyncCode { register: false }])?;
+        }
+        Ok(())
     }
 
     fn new_region(&mut self, tid: Tid, site: u64) -> Option<()> {
@@ -238,8 +259,19 @@ impl Kernel {
     pub(crate) fn redirect(&mut self, tid: Tid, signal: i32) -> bool {
         let Ok(thread) = self.thread(tid) else { return false };
         let Ok(registers) = self.platform.registers(thread) else { return false };
-        let there = self.going_on(tid, &registers);
-        signal == SIGILL && there.rip != registers.rip && self.platform.set_registers(thread, &there).is_ok()
+        let there = match signal {
+            SIGILL => self.going_on(tid, &registers),
+            SIGTRAP => self.at_jump(tid, &registers),
+            _ => return false,
+        };
+        there.rip != registers.rip && self.platform.set_registers(thread, &there).is_ok()
+    }
+
+    /// A breakpoint was met while the place was written.
+    fn at_jump(&self, tid: Tid, registers: &Registers) -> Registers {
+        let site = registers.rip.wrapping_sub(1);
+        let known = self.mm(tid).is_ok_and(|mm| mm.sites.rewritten.contains_key(&site));
+        Registers { rip: if known { site } else { registers.rip }, ..*registers }
     }
 
     /// Registers as the program knows them, and back.

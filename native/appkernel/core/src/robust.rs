@@ -3,6 +3,7 @@
 use drupe_appkernel_abi::{Errno, Result};
 
 use crate::kernel::{Done, Kernel};
+use crate::pids::seen;
 use crate::platform::MemoryOp;
 use crate::task::Tid;
 
@@ -44,7 +45,7 @@ impl Kernel {
 
     fn owner_died(&mut self, tid: Tid, address: u64) -> Result<()> {
         let word = self.get_u32(tid, address)?;
-        if word & OWNER != tid {
+        if word & OWNER != seen(tid) {
             return Ok(());
         }
         self.put(tid, address, &(word & WAITERS | OWNER_DIED).to_le_bytes())?;

@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
-    descriptors as fd, events, files, identity as who, io, locks, memory, messages, names, nothing, pidfd, poll,
-    signalfd, signals, sockets, splice, system, time, timers,
+    descriptors as fd, events, files, identity as who, io, locks, memory, messages, msg, names, nothing, pidfd, poll,
+    schedule, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -59,7 +59,7 @@ impl Table {
 }
 
 /// Calls that a signal's handler always ends with EINTR.
-const NEVER_RESTART: [u64; 15] = [7, 23, 34, 35, 128, 130, 230, 232, 270, 271, 281, 441, 43, 202, 240];
+const NEVER_RESTART: [u64; 19] = [65, 69, 70, 220, 7, 23, 34, 35, 128, 130, 230, 232, 270, 271, 281, 441, 43, 202, 240];
 /// Calls that move bytes.
 const COUNT_PROGRESS: [u64; 8] = [1, 18, 20, 40, 44, 275, 296, 328];
 
@@ -72,6 +72,7 @@ pub fn table() -> &'static [Option<Entry>] {
         add_files(&mut table);
         add_attributes(&mut table);
         add_sockets(&mut table);
+        add_sysv(&mut table);
         add_memory(&mut table);
         add_processes(&mut table);
         add_signals_and_time(&mut table);
@@ -139,8 +140,8 @@ fn add_io(t: &mut Table) {
     t.full(296, "pwritev", io::pwritev);
     t.full(306, "syncfs", fd::hint);
     t.full(326, "copy_file_range", io::copy_file_range);
-    t.part(327, "preadv2", "no flags", io::preadv2);
-    t.part(328, "pwritev2", "no flags", io::pwritev2);
+    t.part(327, "preadv2", "RWF_NOWAIT", io::preadv2);
+    t.part(328, "pwritev2", "RWF_NOWAIT, RWF_APPEND", io::pwritev2);
     t.full(436, "close_range", fd::close_range);
     t.part(319, "memfd_create", "MFD_HUGETLB", fd::memfd_create);
     t.full(7, "poll", poll::poll);
@@ -251,6 +252,26 @@ fn add_sockets(t: &mut Table) {
     t.full(307, "sendmmsg", messages::sendmmsg);
     t.part(299, "recvmmsg", "waits for the first message alone", messages::recvmmsg);
     t.full(288, "accept4", sockets::accept4);
+}
+
+fn add_sysv(t: &mut Table) {
+    t.part(29, "shmget", "huge pages", shm::shmget);
+    t.full(30, "shmat", shm::shmat);
+    t.part(31, "shmctl", "IPC_INFO, SHM_INFO, SHM_STAT", shm::shmctl);
+    t.full(67, "shmdt", shm::shmdt);
+    t.full(64, "semget", sem::semget);
+    t.full(65, "semop", sem::semop);
+    t.part(
+        66,
+        "semctl",
+        "IPC_INFO, SEM_INFO, SEM_STAT; GETNCNT and GETZCNT count all who wait for the set",
+        sem::semctl,
+    );
+    t.full(220, "semtimedop", sem::semtimedop);
+    t.full(68, "msgget", msg::msgget);
+    t.full(69, "msgsnd", msg::msgsnd);
+    t.part(70, "msgrcv", "MSG_COPY", msg::msgrcv);
+    t.part(71, "msgctl", "IPC_INFO, MSG_INFO, MSG_STAT", msg::msgctl);
 }
 
 fn add_memory(t: &mut Table) {
@@ -369,15 +390,16 @@ fn add_system(t: &mut Table) {
     t.part(302, "prlimit64", "kept; FSIZE, NOFILE, NPROC, AS and DATA are enforced", system::prlimit64);
     t.full(170, "sethostname", system::sethostname);
     t.full(318, "getrandom", system::getrandom);
-    t.part(203, "sched_setaffinity", "no effect", nothing);
-    t.full(204, "sched_getaffinity", system::sched_getaffinity);
+    t.part(203, "sched_setaffinity", "kept, no effect; of whole processes", schedule::sched_setaffinity);
+    t.full(204, "sched_getaffinity", schedule::sched_getaffinity);
     t.part(309, "getcpu", "always the first", system::getcpu);
-    t.part(140, "getpriority", "always 0", system::getpriority);
-    t.part(141, "setpriority", "no effect", nothing);
-    t.part(142, "sched_setparam", "no effect", nothing);
-    t.part(143, "sched_getparam", "always 0", system::sched_getparam);
-    t.part(144, "sched_setscheduler", "SCHED_OTHER alone", system::sched_setscheduler);
-    t.part(145, "sched_getscheduler", "always SCHED_OTHER", nothing);
+    t.full(140, "getpriority", schedule::getpriority);
+    t.part(141, "setpriority", "kept, no effect", schedule::setpriority);
+    t.part(142, "sched_setparam", "without real time always 0", schedule::sched_setparam);
+    t.full(143, "sched_getparam", schedule::sched_getparam);
+    t.part(144, "sched_setscheduler", "kept, no effect; no real time", schedule::sched_setscheduler);
+    t.full(145, "sched_getscheduler", schedule::sched_getscheduler);
+    t.full(148, "sched_rr_get_interval", schedule::sched_rr_get_interval);
     t.full(146, "sched_get_priority_max", |k, tid, a| system::sched_priority(k, tid, a, true));
     t.full(147, "sched_get_priority_min", |k, tid, a| system::sched_priority(k, tid, a, false));
     t.part(324, "membarrier", "no command is offered", system::membarrier);

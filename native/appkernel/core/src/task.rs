@@ -10,6 +10,7 @@ use drupe_appkernel_vfs::{
 };
 
 use crate::calls::pidfd::Life;
+use crate::calls::schedule::Schedule;
 use crate::calls::signalfd::PendingSet;
 use crate::calls::timers::PosixTimers;
 use crate::mm::MmId;
@@ -122,6 +123,7 @@ pub struct Process {
     pub children: WaitQueue,
     pub signals: WaitQueue,
     pub posix_timers: PosixTimers,
+    pub schedule: Schedule,
     /// For pidfd_open(2).
     pub life: Arc<Life>,
     /// Of signalfd(2), if it was used.

@@ -77,6 +77,11 @@ pub(crate) fn open_below(at: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32)
     own(fd as RawFd)
 }
 
+/// A file at a path below a directory, without links on the way.
+pub fn below(at: BorrowedFd<'_>, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
+    open_below(at, &name(path)?, flags | libc::O_NOFOLLOW, 0)
+}
+
 /// A file of the host by its whole path.
 pub fn open_path(path: &[u8], flags: i32) -> io::Result<OwnedFd> {
     let path = name(path)?;

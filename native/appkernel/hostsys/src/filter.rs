@@ -32,6 +32,12 @@ pub const STUB: &[Rule] = &[
         "its own memory; a shared file's pages keep what open allowed",
     ),
     rule(libc::SYS_mremap, When::Always, Action::Allow, "its own memory"),
+    rule(
+        libc::SYS_membarrier,
+        When::OneOf { argument: 0, mask: u32::MAX, values: &[32, 64] },
+        Action::Allow,
+        "its own threads see code that the kernel has written",
+    ),
     rule(libc::SYS_sigaltstack, When::Always, Action::Allow, "where its own handler runs"),
     rule(
         libc::SYS_arch_prctl,

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use drupe_sys::credentials::{self, Capabilities};
 use drupe_sys::{fd, process};
@@ -13,6 +14,7 @@ use drupe_sys::{fd, process};
 #[derive(Debug)]
 pub struct Identity {
     namespace: OwnedFd,
+    oom_score: File,
     /// /proc of that PID namespace, with its processes only.
     pub proc: OwnedFd,
 }
@@ -25,6 +27,7 @@ impl Identity {
     /// `kernel` is the user that the kernel's process will be, stubs are the next one. From now on children of this process are
     /// in the PID namespace. Reads /proc, and wants to be root.
     pub fn new(kernel: u32) -> io::Result<Identity> {
+        let oom_score = File::options().read(true).write(true).open("/proc/self/oom_score_adj")?;
         let (mut hears, says) = fd::pipe().map(|(r, w)| (File::from(r), File::from(w)))?;
         let (waits, goes) = fd::pipe()?;
         let mut goes = Some(goes);
@@ -43,7 +46,17 @@ impl Identity {
         let namespace = File::open(format!("/proc/{holder}/ns/user"))?.into();
         drop(goes.take());
         hears.read_exact(&mut [0])?;
-        Ok(Identity { namespace, proc })
+        Ok(Identity { namespace, oom_score, proc })
+    }
+
+    /// Run `make`, which makes the first stub: when memory is short the host ends stubs, the largest first, and this process last.
+    pub(crate) fn expendable<T>(&self, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let mut own = [0; 8];
+        let count = self.oom_score.read_at(&mut own, 0)?;
+        self.oom_score.write_at(b"1000", 0)?;
+        let made = make();
+        self.oom_score.write_at(&own[..count], 0)?;
+        made
     }
 
     /// In the first stub: the user inside, and no capability there either.

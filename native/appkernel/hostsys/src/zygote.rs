@@ -45,7 +45,10 @@ pub fn start(identity: Option<&Identity>) -> io::Result<Zygote> {
     let slot = Slot::map(slots.as_fd(), 0)?;
     slot.prepare_stack();
     let program = filter::program();
-    let process = clone_process(identity.is_some())?;
+    let process = match identity {
+        Some(identity) => identity.expendable(|| clone_process(true))?,
+        None => clone_process(false)?,
+    };
     if process == 0 {
         become_stub(slots.as_fd(), &program, identity);
     }

@@ -5,11 +5,11 @@
 //! directories of the host it keeps rights on files, which Landlock holds to these directories.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use drupe_appkernel_hostsys::identity::Identity;
-use drupe_appkernel_hostsys::{kernel_calls, memory};
+use drupe_appkernel_hostsys::{files, kernel_calls, memory};
 use drupe_sys::credentials::{self, Capabilities};
 use drupe_sys::landlock::{self, Access};
 use drupe_sys::{mount, process};
@@ -34,6 +34,9 @@ pub struct Confinement<'a> {
     pub directories: Vec<(BorrowedFd<'a>, Access)>,
     /// Whether it keeps the network namespace that it was started in.
     pub network: bool,
+    /// The working directory, a mount, becomes its root; else there is nothing in that. What the host mounts there later it
+    /// sees, and may change.
+    pub share: bool,
 }
 
 /// Why it could not be confined: nothing has been run then.
@@ -72,10 +75,14 @@ impl Confinement<'_> {
         let network = if self.network { 0 } else { libc::CLONE_NEWNET };
         let others = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
         step("namespaces", mount::unshare(others | network))?;
-        step("an empty root", empty_root())?;
+        let here = if self.share { Some(step("its root", share_root())?) } else { None };
+        if here.is_none() {
+            step("an empty root", empty_root())?;
+        }
         // Before there are stubs: whom it restricts reads the memory of none but those who are restricted likewise.
         let mut directories = self.directories.clone();
         directories.push((identity.proc.as_fd(), Access::Read));
+        directories.extend(here.as_ref().map(|root| (root.as_fd(), Access::Change)));
         step("Landlock", landlock::restrict(&directories, self.network))?;
         Ok(identity)
     }
@@ -96,9 +103,21 @@ impl Confinement<'_> {
     /// None, unless there are directories: whose files any user's may be. What the rights can be used on, Landlock says.
     fn capabilities(&self) -> Capabilities {
         let of = |access: &Access| if *access == Access::Read { READS } else { READS | CHANGES };
-        let kept = self.directories.iter().fold(0, |all, (_, access)| all | of(access));
+        let share = if self.share { READS | CHANGES } else { 0 };
+        let kept = self.directories.iter().fold(share, |all, (_, access)| all | of(access));
         Capabilities { effective: kept, permitted: kept, ..Capabilities::default() }
     }
+}
+
+/// ".." ends there: Landlock alone would say nothing about a change of owner or mode on a path that leads out. The directory
+/// itself cannot be changed, what is mounted below it can.
+fn share_root() -> io::Result<OwnedFd> {
+    let here = Path::new(".");
+    let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
+    mount::mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_SLAVE, "")?;
+    mount::mount("none", here, "", flags, "")?;
+    mount::make_root_of_here()?;
+    files::open_path(b"/", libc::O_PATH | libc::O_DIRECTORY)
 }
 
 fn empty_root() -> io::Result<()> {

@@ -16,7 +16,7 @@ use serde_json::{json, Value};
 use crate::pod::Pod;
 use crate::settings::{Settings, Tree};
 use crate::terminal::Console;
-use crate::tree::{failed, Builder};
+use crate::tree::{failed, Builder, Root};
 
 /// More would be a caller that never lets go.
 const MAX_CONTAINERS: usize = 1024;
@@ -102,10 +102,12 @@ impl Task {
 /// Descriptors by name.
 pub type Descriptors = HashMap<String, OwnedFd>;
 
+fn take_fd(fds: &mut Descriptors, name: &str) -> Outcome<OwnedFd> {
+    fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?} was sent")))
+}
+
 fn take_streams(fds: &mut Descriptors) -> Outcome<[OwnedFd; 3]> {
-    let mut take =
-        |name: &str| fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?} was sent")));
-    Ok([take("stdin")?, take("stdout")?, take("stderr")?])
+    Ok([take_fd(fds, "stdin")?, take_fd(fds, "stdout")?, take_fd(fds, "stderr")?])
 }
 
 impl Containers {
@@ -124,9 +126,12 @@ impl Containers {
         if self.containers.len() >= MAX_CONTAINERS {
             return Err(Failure::new("EUSERS", format!("{MAX_CONTAINERS} containers are there already")));
         }
-        let root = fds.remove("root").ok_or_else(|| Failure::new("EBADF", "no descriptor \"root\" was sent"))?;
+        let root = match tree.root {
+            Some(place) => Root::Shared(place),
+            None => Root::Image(take_fd(&mut fds, "root")?),
+        };
         let builder = Builder::new(pod, root)?;
-        builder.mount_all(tree.mounts, &mut fds)?;
+        builder.mount_all(tree.mounts)?;
         builder.make_directory(&settings.cwd)?;
         let (namespace, root) = builder.finish(tree.read_only);
         self.last += 1;

@@ -1,6 +1,7 @@
 //! The host as the core wants it: clocks, randomness, memory files.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use drupe_appkernel_abi::{Errno, Result};
@@ -35,20 +36,32 @@ pub struct Machine {
     meminfo: OwnedFd,
     cpuinfo: OwnedFd,
     processors: usize,
+    memfds: Arc<Memfds>,
 }
 
 impl Machine {
+    /// A limit of 0 is that of the cgroup.
     pub fn new(memory_limit_bytes: u64) -> std::io::Result<Machine> {
         let watched = Watched::new(Arc::new(Poller::new()?));
         let [meminfo, cpuinfo] = [&b"/proc/meminfo"[..], b"/proc/cpuinfo"].map(|path| files::open_path(path, 0));
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let (meminfo, cpuinfo) = (meminfo?, cpuinfo?);
+        let memory_limit_bytes = match memory_limit_bytes {
+            0 => crate::cgroup::memory_limit_bytes(),
+            limit => limit,
+        };
+        let total = total_bytes(&files::text(meminfo.as_fd()), memory_limit_bytes);
+        let memfds = Memfds::new(total / 4 * 3);
         let network = OnceLock::new();
-        Ok(Machine { watched, memory_limit_bytes, network, meminfo: meminfo?, cpuinfo: cpuinfo?, processors })
+        Ok(Machine { watched, memory_limit_bytes, network, meminfo, cpuinfo, processors, memfds })
     }
 
     /// Have the pod's network be the namespace that this process is in. While paths of the host can still be opened.
     pub fn join_network(&self) -> std::io::Result<()> {
-        let directory = files::open_path(b"/proc/self/net", libc::O_RDONLY | libc::O_DIRECTORY)?;
+        // Of a copy that is mounted nowhere: no ".." leads out of it.
+        let proc = drupe_sys::mount::open_tree(std::path::Path::new("/proc"))?;
+        let own = format!("{}/net", std::process::id());
+        let directory = files::below(proc.as_fd(), own.as_bytes(), libc::O_RDONLY | libc::O_DIRECTORY)?;
         let _joined = self.network.set(directory);
         Ok(())
     }
@@ -104,10 +117,30 @@ impl Backing for Owned {
     }
 }
 
-/// Makes a memfd for each file that is mapped.
-pub struct Memfds;
+/// Makes a memfd for each file that is mapped, and counts what all files in memory take: a part of the pod's memory, so that
+/// who fills them is told so before the host ends the kernel that holds them.
+pub struct Memfds {
+    used_bytes: AtomicU64,
+    limit_bytes: u64,
+}
+
+impl Memfds {
+    fn new(limit_bytes: u64) -> Arc<Memfds> {
+        Arc::new(Memfds { used_bytes: AtomicU64::new(0), limit_bytes })
+    }
+}
 
 impl Backings for Memfds {
+    fn reserve(&self, size_bytes: u64) -> Result<()> {
+        let fits = |used: u64| used.checked_add(size_bytes).filter(|&sum| sum <= self.limit_bytes);
+        let done = self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        done.map(drop).map_err(|_| Errno::NOSPC)
+    }
+
+    fn release(&self, size_bytes: u64) {
+        self.used_bytes.fetch_sub(size_bytes, Ordering::Relaxed);
+    }
+
     fn create(&self) -> Result<Arc<dyn Backing>> {
         Ok(Arc::new(Owned(memory::memfd("drupe-file", 0).map_err(errno)?)))
     }
@@ -130,6 +163,14 @@ fn meminfo(text: &str, key: &str) -> u64 {
     let line = text.lines().find(|line| line.starts_with(key));
     let kib = line.and_then(|line| line.split_whitespace().nth(1)).and_then(|word| word.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+/// Memory that there is for a pod of this limit (0: none).
+fn total_bytes(meminfo_text: &str, limit_bytes: u64) -> u64 {
+    match (meminfo(meminfo_text, "MemTotal:"), limit_bytes) {
+        (total, 0) => total,
+        (total, limit) => total.min(limit),
+    }
 }
 
 impl Host for Machine {
@@ -171,7 +212,7 @@ impl Host for Machine {
     }
 
     fn backings(&self) -> Arc<dyn Backings> {
-        Arc::new(Memfds)
+        self.memfds.clone()
     }
 
     fn processor(&self) -> Processor {
@@ -184,11 +225,9 @@ impl Host for Machine {
 
     fn memory_bytes(&self) -> (u64, u64) {
         let text = files::text(self.meminfo.as_fd());
-        let (total, free) = (meminfo(&text, "MemTotal:"), meminfo(&text, "MemAvailable:"));
-        match self.memory_limit_bytes {
-            0 => (total, free),
-            limit => (limit.min(total), free.min(limit)),
-        }
+        let free = meminfo(&text, "MemAvailable:");
+        let limit = total_bytes(&text, self.memory_limit_bytes);
+        (limit, free.min(limit))
     }
 
     fn processors(&self) -> usize {

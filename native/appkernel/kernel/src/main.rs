@@ -1,5 +1,6 @@
 //! `drupe-appkernel`: the kernel of one pod.
 
+mod cgroup;
 mod confine;
 mod containers;
 mod control;

@@ -104,6 +104,10 @@ fn call(change: &MemoryOp, fd: u64) -> Op {
             let flags = libc::MREMAP_MAYMOVE as u64 | if from == to { 0 } else { libc::MREMAP_FIXED as u64 };
             op(libc::SYS_mremap, [from, from_size, to_size, flags, to, 0])
         }
+        MemoryOp::SyncCode { register } => {
+            // MEMBARRIER_CMD_(REGISTER_)PRIVATE_EXPEDITED_SYNC_CORE
+            op(libc::SYS_membarrier, [if register { 64 } else { 32 }, 0, 0, 0, 0, 0])
+        }
         MemoryOp::SetGs(base) => op(libc::SYS_arch_prctl, [0x1001, base, 0, 0, 0, 0]),
         MemoryOp::SetFs(base) => op(libc::SYS_arch_prctl, [0x1002, base, 0, 0, 0, 0]),
         MemoryOp::GetFs(at) => op(libc::SYS_arch_prctl, [0x1003, at, 0, 0, 0, 0]),

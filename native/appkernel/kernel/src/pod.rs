@@ -21,20 +21,27 @@ use drupe_appkernel_vfs::{
 };
 
 use crate::hostfs::{HostDirectory, Sharing};
-use crate::machine::{errno, HostEntropy, Machine, Memfds, Owned};
+use crate::machine::{errno, HostEntropy, Machine, Owned};
 use crate::streams::Stream;
 use crate::terminal::Console;
 use crate::trap::Stubs;
 
 const RDONLY: u32 = 0;
 const WRONLY: u32 = 1;
+/// As Linux counts a tmpfs's inodes: one for each page of memory that it may have.
+const BYTES_PER_INODE: u64 = 4096;
 /// Directories that get a tmpfs of their own, if they are there: mode.
 const SCRATCH: [(&[u8], u32); 4] = [(b"/tmp", 0o1777), (b"/var/tmp", 0o1777), (b"/run", 0o755), (b"/dev/shm", 0o1777)];
+
+/// Place, source, what is mounted, its flags.
+type PseudoMount<'a> = (&'a [u8], &'a [u8], Arc<dyn FileSystem>, u32);
 
 /// A kernel and what it stands on.
 pub struct Pod {
     pub kernel: Kernel,
     pub machine: Arc<Machine>,
+    /// What of the host containers may be given lies below.
+    pub share: Option<OwnedFd>,
     specials: Arc<dyn SpecialFiles>,
     terminals: Arc<Board>,
     shared_memory: OnceLock<Arc<dyn FileSystem>>,
@@ -51,7 +58,7 @@ impl Pod {
         let host: Arc<dyn Host> = machine.clone();
         let mut kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
         kernel.set_terminals(Arc::clone(&terminals));
-        Ok(Pod { kernel, machine, specials, terminals, shared_memory: OnceLock::new() })
+        Ok(Pod { kernel, machine, share: None, specials, terminals, shared_memory: OnceLock::new() })
     }
 
     /// A container's files: its root, with fresh /dev and scratch directories.
@@ -69,7 +76,7 @@ impl Pod {
             namespace.mount(Mount::new(dev, b"dev", MS_NOSUID), place)?;
         }
         let source: Arc<dyn Processes> = self.kernel.census();
-        let pseudo: [(&[u8], &[u8], Arc<dyn FileSystem>, u32); 3] = [
+        let pseudo: [PseudoMount<'_>; 3] = [
             (b"/proc", b"proc", procfs(Arc::clone(&source), context.now), MS_NODEV),
             (b"/sys", b"sysfs", sysfs(&source, context.now), MS_NODEV),
             (b"/dev/pts", b"devpts", self.terminals.new_devpts(), 0),
@@ -102,11 +109,12 @@ impl Pod {
         self.terminals.new_devpts()
     }
 
-    /// A file system of its own; without a size, as Linux makes one.
+    /// A file system of its own; without a size it has half of the memory, as Linux makes one.
     pub fn tmpfs(&self, context: &Context<'_>, mode: u32, size_bytes: Option<u64>) -> Result<Arc<Tmpfs>> {
         let root = NewNode::new(FileType::Directory, mode, 0, 0);
-        let limits = size_bytes.map_or_else(Limits::default, |size_bytes| Limits { size_bytes, ..Limits::default() });
-        Tmpfs::new(limits, Arc::new(Memfds), &root, context.now)
+        let half = self.machine.memory_bytes().0 / 2;
+        let limits = Limits { size_bytes: size_bytes.unwrap_or(half), inodes: half / BYTES_PER_INODE };
+        Tmpfs::new(limits, self.machine.backings(), &root, context.now)
     }
 
     /// The /dev/shm that all containers have in common.
@@ -116,6 +124,20 @@ impl Pod {
         }
         let made: Arc<dyn FileSystem> = self.tmpfs(context, 0o1777, Some(size_bytes))?;
         Ok(Arc::clone(self.shared_memory.get_or_init(|| made)))
+    }
+
+    /// A directory or file of the host, at this place below the shared directory.
+    pub fn of_host(&self, place: &[u8], sharing: Sharing) -> Result<Arc<dyn FileSystem>> {
+        let share = self.share.as_ref().ok_or(Errno::NOENT)?.as_fd();
+        let kind = files::below(share, place, libc::O_PATH).and_then(|fd| files::stat(fd.as_fd(), b""));
+        let kind = FileType::from_mode(kind.map_err(errno)?.mode);
+        let flags = match (kind, sharing) {
+            (Some(FileType::Directory), _) => libc::O_DIRECTORY,
+            (Some(FileType::Regular), Sharing::Change) => libc::O_RDWR,
+            (Some(FileType::Regular), _) => libc::O_RDONLY,
+            _ => return Err(Errno::NOTSUP),
+        };
+        Ok(HostDirectory::new(files::below(share, place, flags).map_err(errno)?, sharing)?)
     }
 
     /// The root of a container: what is written to it stays in this kernel's memory.

@@ -1,13 +1,15 @@
 //! `drupe-appkernel run`: one program in a pod of its own, with this process's streams.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use drupe_appkernel_core::task::Exit;
 use drupe_appkernel_core::{default_limits, Program, Rights, Surroundings};
 use drupe_appkernel_hostsys::files;
 use drupe_appkernel_hostsys::terminal::{self, Raw};
+use drupe_appkernel_vfs::inode::FileSystem;
 use drupe_appkernel_vfs::mount::MS_NODEV;
 use drupe_appkernel_vfs::{Credentials, Mount, WaitQueue};
 use drupe_sys::landlock::Access;
@@ -19,7 +21,7 @@ use crate::pod::{root_at, Pod};
 use crate::terminal::Console;
 
 pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--env NAME=VALUE]... [--user UID[:GID]] \
-[--uid UID] [--bind DIRECTORY:PLACE]... [--network] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
+[--uid UID] [--bind DIRECTORY:PLACE]... [--memory BYTES] [--network] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
        --uid: the host's user that the kernel runs as, and the next one for its stubs (by default by its process's number)
        --bind: a directory of the host, seen at a place of the pod that is there; both may change it
        --network: TCP and UDP are sockets of this network namespace; without it they end within the pod
@@ -35,6 +37,7 @@ struct Options {
     user: (u32, u32),
     uid: Option<u32>,
     network: bool,
+    memory_bytes: u64,
     no_confine: bool,
     terminal: bool,
     verbose: bool,
@@ -60,6 +63,7 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
             b"--user" => options.user = user(&value()?)?,
             b"--bind" => options.binds.push(bind(&value()?)?),
             b"--uid" => options.uid = Some(user(&value()?)?.0),
+            b"--memory" => options.memory_bytes = number(&value()?)?,
             b"--network" => options.network = true,
             b"--no-confine" => options.no_confine = true,
             b"-t" | b"--tty" => options.terminal = true,
@@ -73,6 +77,11 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
         return Err(String::from("a root and a program are needed"));
     }
     Ok(options)
+}
+
+fn number(text: &[u8]) -> Result<u64, String> {
+    let text = String::from_utf8_lossy(text);
+    text.parse().map_err(|_| format!("{text} is no number"))
 }
 
 fn bind(text: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
@@ -94,9 +103,17 @@ fn failed(what: &str, why: &dyn std::fmt::Display) -> Refusal {
     (1, format!("{what}: {why}"))
 }
 
+/// A directory of the host as a tree of its own, mounted nowhere: nothing leads up from it.
+fn apart(path: &[u8]) -> std::io::Result<OwnedFd> {
+    let tree = drupe_sys::mount::open_tree(std::path::Path::new(OsStr::from_bytes(path)))?;
+    let directory = files::open(tree.as_fd(), b".", libc::O_DIRECTORY);
+    std::mem::forget(tree); // it is mounted nowhere but here
+    directory
+}
+
 /// The platform and a kernel, in a process that can do no more than it must.
 fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
-    let machine = Machine::new(0).map_err(|error| failed("/proc", &error))?;
+    let machine = Machine::new(options.memory_bytes).map_err(|error| failed("/proc", &error))?;
     if options.network {
         machine.join_network().map_err(|error| failed("/proc/self/net", &error))?;
     }
@@ -111,7 +128,7 @@ fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
     let read = directory.iter().chain(&network).map(|fd| (fd.as_fd(), Access::Read));
     let directories = read.chain(binds.iter().map(|fd| (fd.as_fd(), Access::Change))).collect();
     let uid = options.uid.unwrap_or_else(confine::own_uid);
-    let confinement = Confinement { uid, directories, network: options.network };
+    let confinement = Confinement { uid, directories, network: options.network, share: false };
     let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
     let pod = Pod::start(machine, Some(&identity)).map_err(no_platform)?;
     confinement.seal().map_err(|error| (1, error.to_string()))?;
@@ -124,9 +141,12 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, Refusa
     let streams = [0, 1, 2].map(files::inherited);
     let [Ok(a), Ok(b), Ok(c)] = streams else { return Err((1, String::from("standard streams must be open"))) };
     let name = String::from_utf8_lossy(&options.root).into_owned();
-    let root = root_at(&options.root).map_err(|errno| failed(&name, &errno))?;
-    let opened = |(host, _): &(Vec<u8>, Vec<u8>)| files::open_path(host, libc::O_DIRECTORY);
-    let binds = options.binds.iter().map(opened).collect::<std::io::Result<Vec<_>>>();
+    let root = match apart(&options.root) {
+        Ok(directory) => HostDirectory::new(directory, Sharing::Image).map(|tree| tree as Arc<dyn FileSystem>),
+        Err(_) => root_at(&options.root), // an image
+    };
+    let root = root.map_err(|errno| failed(&name, &errno))?;
+    let binds = options.binds.iter().map(|(host, _)| apart(host)).collect::<std::io::Result<Vec<_>>>();
     let binds = binds.map_err(|error| failed("--bind", &error))?;
     let mut pod = start(&options, &binds)?;
     pod.kernel.trace = options.trace;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
+use drupe_appkernel_hostsys::files;
 use drupe_sys::landlock::Access;
 use drupe_sys::{fd, process};
 
@@ -12,15 +13,15 @@ use crate::control::Control;
 use crate::machine::Machine;
 use crate::pod::Pod;
 
-pub const USAGE: &str =
-    "usage: drupe-appkernel serve --control DESCRIPTOR --share DESCRIPTOR --uid UID --pidfile FILE \
+pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DIRECTORY --uid UID --pidfile FILE \
 [--netns DESCRIPTOR] [--hostname NAME]";
 
 #[derive(Default)]
 struct Options {
-    /// A listening SOCK_SEQPACKET socket, and the directory that holds all that the pod may open, by their numbers.
+    /// A listening SOCK_SEQPACKET socket, by its number.
     control: i32,
-    share: i32,
+    /// A mount that holds all of the host that the pod may open, now or later.
+    share: String,
     /// The host's user that the kernel runs as; the next one is that of its stubs.
     uid: u32,
     /// Where the pid of the kernel is written.
@@ -31,13 +32,13 @@ struct Options {
 }
 
 fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
-    let mut options = Options { control: -1, share: -1, ..Options::default() };
+    let mut options = Options { control: -1, ..Options::default() };
     let mut words = words.map(|word| word.to_string_lossy().into_owned());
     while let Some(word) = words.next() {
         let value = words.next().ok_or(format!("{word} needs a value"))?;
         match word.as_str() {
             "--control" => options.control = descriptor(&value)?,
-            "--share" => options.share = descriptor(&value)?,
+            "--share" => options.share = value,
             "--uid" => options.uid = value.parse().map_err(|_| format!("bad user {value}"))?,
             "--netns" => options.netns = Some(descriptor(&value)?),
             "--pidfile" => options.pidfile = value,
@@ -45,7 +46,7 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
             _ => return Err(format!("unknown option {word}")),
         }
     }
-    if options.control < 0 || options.share < 0 || options.uid == 0 || options.pidfile.is_empty() {
+    if options.control < 0 || options.share.is_empty() || options.uid == 0 || options.pidfile.is_empty() {
         return Err(String::from("a control socket, a directory, a user that is not root, and a pidfile are needed"));
     }
     Ok(options)
@@ -63,8 +64,7 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
         let joined = fd::duplicate_number(number).and_then(|netns| drupe_sys::mount::setns(&netns, libc::CLONE_NEWNET));
         joined.map_err(|error| (1, format!("network namespace: {error}")))?;
     }
-    let share = fd::duplicate_number(options.share).map_err(|error| (1, format!("shared directory: {error}")))?;
-    let child = process::fork_child(|| match serve(listener, share, &options) {
+    let child = process::fork_child(|| match serve(listener, &options) {
         Ok(()) => 0,
         Err(message) => {
             eprintln!("drupe-appkernel: {message}");
@@ -77,28 +77,28 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
 }
 
 /// The platform and a kernel, in a process that can do no more than it must.
-fn start(share: &OwnedFd, options: &Options) -> Result<Pod, String> {
+fn start(options: &Options) -> Result<Pod, String> {
     let machine = Machine::new(0).map_err(|error| format!("/proc: {error}"))?;
-    let joined = options.netns.is_some();
-    if joined {
+    std::env::set_current_dir(&options.share).map_err(|error| format!("{}: {error}", options.share))?;
+    if options.netns.is_some() {
         machine.join_network().map_err(|error| format!("/proc/self/net: {error}"))?;
     }
     let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
     let network = network.map_err(|error| format!("/proc/self/net: {error}"))?;
-    let mut directories = vec![(share.as_fd(), Access::Change)];
-    directories.extend(network.iter().map(|fd| (fd.as_fd(), Access::Read)));
-    let confinement = Confinement { uid: options.uid, directories, network: joined };
+    let directories = network.iter().map(|fd| (fd.as_fd(), Access::Read)).collect();
+    let confinement = Confinement { uid: options.uid, directories, network: network.is_some(), share: true };
     let identity = confinement.enter().map_err(|error| error.to_string())?;
     let pod = Pod::start(machine, Some(&identity));
-    let pod = pod.map_err(|error| format!("the trap platform does not work here: {error}"))?;
+    let mut pod = pod.map_err(|error| format!("the trap platform does not work here: {error}"))?;
+    let share = files::open_path(b"/", libc::O_PATH | libc::O_DIRECTORY);
+    pod.share = Some(share.map_err(|error| format!("the shared directory: {error}"))?);
     confinement.seal().map_err(|error| error.to_string())?;
     Ok(pod)
 }
 
-fn serve(listener: OwnedFd, share: OwnedFd, options: &Options) -> Result<(), String> {
+fn serve(listener: OwnedFd, options: &Options) -> Result<(), String> {
     fd::set_nonblocking(&listener).map_err(|error| format!("control socket: {error}"))?;
-    let mut pod = start(&share, options)?;
-    drop(share);
+    let mut pod = start(options)?;
     if !options.hostname.is_empty() {
         pod.kernel.set_hostname(options.hostname.as_bytes());
     }

@@ -21,8 +21,10 @@ pub struct Settings {
     pub terminal: Option<(u16, u16)>,
 }
 
-/// What a container sees: mounts in their order; its root read-only; the pod's processes, not its own alone.
+/// What a container sees: its root, mounts in their order; the root read-only; the pod's processes, not its own alone.
 pub struct Tree {
+    /// Its place below the shared directory; None: an EROFS image was sent along, and changes are kept in memory.
+    pub root: Option<Vec<u8>>,
     pub mounts: Vec<MountOrder>,
     pub read_only: bool,
     pub share_pid: bool,
@@ -32,6 +34,7 @@ impl Tree {
     pub fn take(fields: &mut Fields) -> Outcome<Tree> {
         let mounts: Vec<Fields> = fields.take("mounts")?.unwrap_or_default();
         Ok(Tree {
+            root: fields.take("root")?.map(relative).transpose()?,
             mounts: mounts.into_iter().map(MountOrder::take).collect::<Outcome<Vec<_>>>()?,
             read_only: fields.take("read_only")?.unwrap_or(false),
             share_pid: fields.take("share_pid")?.unwrap_or(false),
@@ -60,8 +63,8 @@ pub enum What {
     Shared {
         size_bytes: u64,
     },
-    /// A directory or file of the host: the name of its descriptor.
-    Bind(String),
+    /// A directory or file of the host: its place below the shared directory.
+    Bind(Vec<u8>),
 }
 
 fn words(list: Vec<String>, what: &str) -> Outcome<Vec<Vec<u8>>> {
@@ -75,6 +78,14 @@ fn absolute(path: String, what: &str) -> Outcome<Vec<u8>> {
     match path.starts_with('/') {
         true => Ok(path.into_bytes()),
         false => Err(Failure::invalid(format!("{what} {path:?} is no absolute path"))),
+    }
+}
+
+fn relative(path: String) -> Outcome<Vec<u8>> {
+    let sound = |part: &str| !part.is_empty() && part != "." && part != "..";
+    match path.split('/').all(sound) {
+        true => Ok(path.into_bytes()),
+        false => Err(Failure::invalid(format!("source {path:?} is no path below the shared directory"))),
     }
 }
 
@@ -142,7 +153,7 @@ impl MountOrder {
                 mode: fields.take::<u32>("mode")?.unwrap_or(0o1777) & 0o7777,
             },
             "shm" => What::Shared { size_bytes: fields.need("size_bytes")? },
-            "bind" => What::Bind(fields.need("fd")?),
+            "bind" => What::Bind(relative(fields.need("source")?)?),
             _ => return Err(Failure::invalid(format!("unknown type of mount {kind:?}"))),
         };
         fields.finish()?;
@@ -197,10 +208,13 @@ mod tests {
     #[test]
     fn mounts() {
         let take = |text: &str| MountOrder::take(fields(text));
-        let order = take(r#"{"target": "/m", "type": "bind", "fd": "m0", "flags": ["ro", "noexec"]}"#).unwrap();
+        let order = take(r#"{"target": "/m", "type": "bind", "source": "c/m0", "flags": ["ro", "noexec"]}"#).unwrap();
         assert_eq!(order.flags, MS_RDONLY | MS_NOEXEC);
-        assert!(matches!(order.what, What::Bind(name) if name == "m0"));
+        assert!(matches!(order.what, What::Bind(name) if name == b"c/m0"));
         assert!(take(r#"{"target": "m", "type": "proc"}"#).is_err());
+        for source in ["../x", "/x", "a//b", "a/.", ""] {
+            assert!(take(&format!(r#"{{"target": "/m", "type": "bind", "source": "{source}"}}"#)).is_err());
+        }
         assert!(take(r#"{"target": "/m", "type": "nfs"}"#).is_err());
         assert!(take(r#"{"target": "/m", "type": "proc", "fd": "x"}"#).is_err());
         assert!(take(r#"{"target": "/m", "type": "proc", "flags": ["sync"]}"#).is_err());

@@ -51,7 +51,7 @@ impl Watched {
             return false;
         }
         let consoles: Vec<_> = self.consoles.lock().iter().filter_map(Weak::upgrade).collect();
-        consoles.iter().fold(false, |moved, console| console.pump() || moved)
+        consoles.iter().filter(|console| console.pump()).count() > 0
     }
 
     pub fn poller(&self) -> Arc<Poller> {

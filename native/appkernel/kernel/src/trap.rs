@@ -4,7 +4,9 @@
 //! the stub's handler, which rings a doorbell (a seccomp notification); this process reads the registers in the thread's
 //! slot, and answers. Memory is the host's own: private pages, copied on write by the host when a space is forked.
 
-use std::cell::RefCell;
+mod births;
+mod thread;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -12,14 +14,14 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_core::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use drupe_appkernel_hostsys::identity::Identity;
-use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_BORN, CALL_DOORBELL, SLOTS};
+use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_DOORBELL, SLOTS};
 use drupe_appkernel_hostsys::notify::{Listener, Notification};
 use drupe_appkernel_hostsys::poll::{self, Poller};
-use drupe_appkernel_hostsys::slot::{Op, Slot};
+use drupe_appkernel_hostsys::slot::Op;
 use drupe_appkernel_hostsys::{clock, files, memory, remote, stub, zygote};
 
 use crate::ops::{self, Expected};
-use crate::pace::Pace;
+use thread::{Space, Thread, Waiting};
 
 /// A stub that has been told to do something must come back within this time, or is killed.
 const PATIENCE_MS: i32 = 5_000;
@@ -27,80 +29,6 @@ const WORD_LISTENER: u64 = u64::MAX;
 /// Words of the poller: spaces have this bit.
 const WORD_SPACE: u64 = 1 << 63;
 const ZYGOTE: ThreadId = ThreadId(0);
-/// Slots are used again only when this many have been used since, so that their last thread is surely gone.
-const SLOT_REST: usize = 32;
-
-/// How a thread waits for our answer.
-#[derive(Clone, Copy)]
-enum Waiting {
-    /// In the doorbell of this number.
-    Bell(u64),
-    /// Looking at its slot.
-    Slot,
-}
-
-struct Thread {
-    host: i32,
-    space: SpaceId,
-    index: u64,
-    slot: Slot,
-    waiting: Option<Waiting>,
-    pace: Pace,
-    expected: VecDeque<Expected>,
-    /// An answer that found nobody in the doorbell: the host took the thread out of it (a freezer), and it rings again.
-    unheard: Option<i64>,
-    /// Has called without a signal: there is no frame of the host's.
-    is_fast: bool,
-    /// The guest has set its gs base.
-    owns_gs: bool,
-    /// What the stub has brought along: the guest's address, and bytes.
-    input: (u64, Vec<u8>),
-    staged: RefCell<Staged>,
-}
-
-/// What the stub is to write to the guest's memory when the thread goes on.
-#[derive(Default)]
-struct Staged {
-    copies: Vec<Op>,
-    size: usize,
-}
-
-impl Thread {
-    fn new(host: i32, space: SpaceId, index: u64, slot: Slot) -> Thread {
-        Thread {
-            host,
-            space,
-            index,
-            slot,
-            waiting: None,
-            pace: Pace::default(),
-            expected: VecDeque::new(),
-            unheard: None,
-            is_fast: false,
-            owns_gs: false,
-            input: Default::default(),
-            staged: RefCell::default(),
-        }
-    }
-
-    /// It has a frame of the host's now, made in the stub: the guest's registers are elsewhere.
-    fn adopt(&mut self) {
-        self.is_fast = false;
-        let _broken = self.slot.set_registers(&self.slot.fast_registers());
-    }
-
-    /// It was kicked while it looked whether a futex changes: it is at its call still.
-    fn leave_loop(&self) {
-        let Some(registers) = self.slot.registers() else { return };
-        let _broken = self.slot.set_registers(&Registers { rip: registers.r11, ..registers });
-    }
-
-    fn take_staged(&mut self) -> Vec<Op> {
-        let staged = self.staged.get_mut();
-        staged.size = 0;
-        std::mem::take(&mut staged.copies)
-    }
-}
 
 /// How long slots are looked at before this process sleeps; looks between two readings of the clock.
 const WATCH_NS: u64 = 40_000;
@@ -109,17 +37,6 @@ const LOOKS: u32 = 32;
 const STAGED_MAX: usize = layout::OP_MAX / 2;
 /// Traps that are served from slots before descriptors have their turn.
 const SERVE_BEFORE_POLL: u32 = 16;
-
-struct Space {
-    process: i32,
-    /// Its number in the /proc that `Stubs::proc` is.
-    in_proc: i32,
-    pidfd: OwnedFd,
-    slots: OwnedFd,
-    next_slot: u64,
-    resting: VecDeque<u64>,
-    threads: u32,
-}
 
 pub struct Stubs {
     listener: Listener,
@@ -311,70 +228,6 @@ impl Stubs {
         false
     }
 
-    /// Wait for a process that `parent` has just forked, and give it slots of its own.
-    /// `inside`: its number there, as the host told the parent; it lies in the parent's memory, and only /proc believes it.
-    fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>, inside: i64) -> Result<(SpaceId, ThreadId)> {
-        let born = self.wait_for_stranger(CALL_BORN)?;
-        let index = self.thread(parent)?.index;
-        let slots = memory::memfd("drupe-slots", layout::SLOTS_SIZE).map_err(errno)?;
-        let slot = Slot::map(slots.as_fd(), index).map_err(errno)?;
-        slot.prepare_stack();
-        match made {
-            Some(registers) => slot.make_frame(registers),
-            None => {
-                if !slot.copy_frame(&self.thread(parent)?.slot) {
-                    return Err(Errno::FAULT);
-                }
-            }
-        }
-        let pidfd = poll::pidfd(born.thread).map_err(errno)?;
-        let fd = self.listener.add_fd(born.id, slots.as_fd(), None).map_err(errno)?;
-        let (space, thread) = (SpaceId(self.next), ThreadId(self.next));
-        self.next += 1;
-        self.poller
-            .add(std::os::fd::AsRawFd::as_raw_fd(&pidfd), libc::EPOLLIN as u32, WORD_SPACE | u64::from(space.0))
-            .map_err(errno)?;
-        let resting = (0..index).collect();
-        let in_proc = if self.numbers_inside { inside as i32 } else { born.thread };
-        let new = Space { process: born.thread, in_proc, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
-        self.spaces.insert(space, new);
-        let expected = VecDeque::from([Expected::slots(fd)]);
-        let owns_gs = self.thread(parent)?.owns_gs;
-        self.add_thread(thread, Thread { expected, owns_gs, ..Thread::new(born.thread, space, index, slot) });
-        self.listener.answer(born.id, i64::from(fd));
-        self.wait_for_bell(thread)?;
-        Ok((space, thread))
-    }
-
-    fn add_thread(&mut self, id: ThreadId, thread: Thread) {
-        self.by_host.insert(thread.host, id);
-        self.threads.insert(id, thread);
-    }
-
-    fn wait_for_stranger(&mut self, number: u32) -> Result<Notification> {
-        let known = &self.by_host;
-        let is_it = |note: &Notification| note.number == number && !known.contains_key(&note.thread);
-        if let Some(at) = self.stash.iter().position(is_it) {
-            return self.stash.remove(at).ok_or(Errno::SRCH);
-        }
-        loop {
-            let Some(note) = self.receive()? else { continue };
-            if note.number == number && !self.by_host.contains_key(&note.thread) {
-                return Ok(note);
-            }
-            self.stash.push_back(note);
-        }
-    }
-
-    fn fork_stub(&mut self, parent: ThreadId, made: Option<&Registers>) -> Result<(SpaceId, ThreadId)> {
-        self.settle(parent)?;
-        let results = self.run(parent, &[ops::fork()], vec![Expected::call(&ops::fork())])?;
-        match results[0] {
-            n if n < 0 => Err(Errno(-n as i32)),
-            inside => self.deliver(parent, made, inside),
-        }
-    }
-
     fn trap(&mut self, id: ThreadId) -> Trap {
         let Some(thread) = self.threads.get_mut(&id) else { return Trap::Kicked };
         thread.input.0 = thread.slot.input(&mut thread.input.1);
@@ -489,40 +342,7 @@ impl Platform for Stubs {
     }
 
     fn new_thread(&mut self, beside: ThreadId) -> Result<ThreadId> {
-        self.settle(beside)?;
-        let space_id = self.thread(beside)?.space;
-        let space = self.spaces.get_mut(&space_id).ok_or(Errno::SRCH)?;
-        let index = match space.resting.len() {
-            n if n > SLOT_REST || space.next_slot == layout::SLOT_COUNT => {
-                space.resting.pop_front().ok_or(Errno::AGAIN)?
-            }
-            _ => {
-                space.next_slot += 1;
-                space.next_slot - 1
-            }
-        };
-        space.threads += 1;
-        let slot = Slot::map(space.slots.as_fd(), index).map_err(errno)?;
-        slot.prepare_stack();
-        if !slot.copy_frame(&self.thread(beside)?.slot) {
-            return Err(Errno::FAULT);
-        }
-        let call = ops::new_thread(slot.address + layout::SLOT_SIZE - 64);
-        let results = self.run(beside, &[call], vec![Expected::call(&call)])?;
-        if results[0] < 0 {
-            return Err(Errno(-results[0] as i32));
-        }
-        let bell = self.wait_for_stranger(CALL_DOORBELL)?;
-        let id = ThreadId(self.next);
-        self.next += 1;
-        let waiting = Some(Waiting::Bell(bell.id));
-        let owns_gs = self.thread(beside)?.owns_gs;
-        let mut thread = Thread { waiting, owns_gs, ..Thread::new(bell.thread, space_id, index, slot) };
-        if !owns_gs {
-            thread.staged.get_mut().copies.push(ops::set_gs(thread.slot.address));
-        }
-        self.add_thread(id, thread);
-        Ok(id)
+        self.fork_thread(beside)
     }
 
     fn change(&mut self, thread: ThreadId, changes: &[MemoryOp]) -> Result<()> {
@@ -731,7 +551,7 @@ impl Stubs {
     /// Take the thread for one that calls often.
     pub fn be_quick(&mut self, thread: ThreadId) {
         let Some(thread) = self.threads.get_mut(&thread) else { return };
-        thread.pace = Pace::default();
+        thread.pace = crate::pace::Pace::default();
         (0..4).for_each(|_| thread.pace.rang(0));
     }
 

@@ -1,6 +1,5 @@
 //! A container's tree of files: its root, and what is mounted in it, in the order given.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
 use drupe_appkernel_vfs::{Credentials, How, Mount, MountNamespace, Path, View};
 use drupe_packets::{errno_name, Failure, Outcome};
 
-use crate::hostfs::{HostDirectory, Sharing};
+use crate::hostfs::Sharing;
 use crate::pod::Pod;
 use crate::settings::{MountOrder, What};
 
@@ -25,6 +24,12 @@ pub fn failed(what: &str, errno: Errno) -> Failure {
     Failure::new("EHELPER", format!("{what}: {}", errno_name(errno.0)))
 }
 
+/// What a container's files are at first: at a place below the shared directory, or an EROFS image.
+pub enum Root {
+    Shared(Vec<u8>),
+    Image(OwnedFd),
+}
+
 /// Builds a tree, as root.
 pub struct Builder<'a> {
     pod: &'a Pod,
@@ -34,19 +39,23 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    /// A tree of nothing but the root that a descriptor of a directory stands for.
-    pub fn new(pod: &'a Pod, root: OwnedFd) -> Outcome<Builder<'a>> {
-        let file_system = pod.writable(root).map_err(|errno| failed("root", errno))?;
-        let namespace = MountNamespace::new(Mount::new(file_system, b"root", 0));
+    /// A tree of nothing but the root: a directory of the host, or an image that is kept as it is.
+    pub fn new(pod: &'a Pod, root: Root) -> Outcome<Builder<'a>> {
+        let file_system = match root {
+            Root::Shared(place) => pod.of_host(&place, Sharing::Change),
+            Root::Image(fd) => pod.writable(fd),
+        };
+        let namespace =
+            MountNamespace::new(Mount::new(file_system.map_err(|errno| failed("root", errno))?, b"root", 0));
         let root = namespace.root();
         Ok(Builder { pod, credentials: Credentials::root(), namespace, root })
     }
 
     /// Mount all of these; their places are made where they are missing.
-    pub fn mount_all(&self, orders: Vec<MountOrder>, fds: &mut HashMap<String, OwnedFd>) -> Outcome<()> {
+    pub fn mount_all(&self, orders: Vec<MountOrder>) -> Outcome<()> {
         for order in orders {
             let name = String::from_utf8_lossy(&order.target).into_owned();
-            let file_system = self.file_system(&order, fds)?;
+            let file_system = self.file_system(&order)?;
             let directory = file_system.root().kind() == drupe_appkernel_vfs::FileType::Directory;
             let place = self.place(&order.target, directory);
             let place = place.map_err(|errno| failed(&format!("the place of the mount {name}"), errno))?;
@@ -70,7 +79,7 @@ impl<'a> Builder<'a> {
         (self.namespace, self.root)
     }
 
-    fn file_system(&self, order: &MountOrder, fds: &mut HashMap<String, OwnedFd>) -> Outcome<Arc<dyn FileSystem>> {
+    fn file_system(&self, order: &MountOrder) -> Outcome<Arc<dyn FileSystem>> {
         let context = self.pod.context(&self.credentials);
         let made = |errno| failed("a file system", errno);
         let kernel: &Kernel = &self.pod.kernel;
@@ -86,10 +95,10 @@ impl<'a> Builder<'a> {
                 dev
             }
             What::Terminals => self.pod.new_devpts(),
-            What::Bind(name) => {
-                let fd = fds.remove(name).ok_or_else(|| Failure::new("EBADF", format!("no descriptor {name:?}")))?;
+            What::Bind(place) => {
                 let sharing = if order.flags & MS_RDONLY == 0 { Sharing::Change } else { Sharing::Read };
-                HostDirectory::new(fd, sharing).map_err(|errno| failed("a directory of the host", errno))?
+                let found = self.pod.of_host(place, sharing);
+                found.map_err(|errno| failed(&format!("{} of the host", String::from_utf8_lossy(place)), errno))?
             }
         })
     }

@@ -27,4 +27,12 @@ pub trait Backing: HostFile {
 pub trait Backings: Send + Sync {
     /// An empty one. ENOMEM; EMFILE when the kernel has no descriptor left.
     fn create(&self) -> Result<Arc<dyn Backing>>;
+
+    /// Bytes that file systems in memory are about to hold, wherever: of all of the pod together. ENOSPC.
+    fn reserve(&self, _size_bytes: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// They hold so much less.
+    fn release(&self, _size_bytes: u64) {}
 }

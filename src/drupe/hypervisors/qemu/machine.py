@@ -15,7 +15,7 @@ from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, ResourceExh
 from drupe.hypervisors.contract import Device, Disk, MachineConfig, MachineStatus, Nic, Share
 from drupe.hypervisors.qemu.arguments import MEMORY_DEVICE, MEMORY_STEP_BYTES, ROOT_PORTS
 from drupe.hypervisors.qmp import Qmp
-from drupe.hypervisors.qmpmachine import QmpMachine
+from drupe.hypervisors.qmpmachine import QmpMachine, wary
 from drupe.linux.unix_sockets import short_name
 from drupe.rpc.timeouts import timeout
 
@@ -38,6 +38,7 @@ async def connect(config: MachineConfig, machine: str, *, timeout_s: float) -> Q
     return QemuMachine(await Qmp.connect(config.dir / "qmp.sock", timeout_s=timeout_s), config, machine)
 
 
+@wary
 class QemuMachine(QmpMachine):
     """See the contract."""
 

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from drupe.errors import DataLoss, DeadlineExceeded, DrupeError, InvalidState, Unavailable
+from drupe.rpc.pace import Pace
 from drupe.rpc.timeouts import timeout_at
 from drupe.rpc.ttrpc import envelope
 from drupe.rpc.ttrpc.frames import MAX_STREAM, Flag, Frame, Kind, Oversized, too_big
@@ -31,10 +32,11 @@ class Client:
     """One connection; any number of calls side by side. Use `connect`, or `over` with a socket of any family.
 
     ttrpc has no flow control per stream: an open stream whose answers nobody takes stops the others of its connection.
+    pace: of the frames that the server may send; None: as it likes.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._link = Link(reader, writer)
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, pace: Pace | None = None) -> None:
+        self._link = Link(reader, writer, pace)
         self._open: dict[int, Inbox] = {}
         self._next = 1
         self._ended = False
@@ -71,6 +73,11 @@ class Client:
         self._reading.cancel()
         await asyncio.wait([self._reading])
         await self._link.closed(within_s=1)
+
+    def give_up(self, error: DrupeError) -> None:
+        """Hang up at once: what still waits to be sent is dropped, and calls waiting here fail with `error`."""
+        self._end(error)
+        self._link.cut()
 
     async def call(
         self,

@@ -7,17 +7,20 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from drupe.errors import Unavailable
+from drupe.rpc.pace import Pace
 from drupe.rpc.ttrpc.frames import Decoder, Frame, Oversized, encode
 
 _READ_BYTES = 64 * 1024
 
 
 class Link:
-    """Frames over an asyncio stream. What is sent leaves in the order of the calls of `post` and `send`."""
+    """Frames over an asyncio stream. What is sent leaves in the order of the calls of `post` and `send`. pace: of the
+    frames that come."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pace: Pace | None = None) -> None:
         self._reader = reader
         self._writer = writer
+        self._pace = pace
         self._decoder = Decoder()
 
     def post(self, frame: Frame) -> None:
@@ -48,12 +51,19 @@ class Link:
                 return
             if not data:
                 return
-            for frame in self._decoder.feed(data):
+            frames = self._decoder.feed(data)
+            if self._pace is not None:
+                await self._pace.take(len(frames))
+            for frame in frames:
                 yield frame
 
     def close(self) -> None:
         """Hang up. What is queued still leaves, if the peer takes it."""
         self._writer.close()
+
+    def cut(self) -> None:
+        """Hang up at once; what is queued is dropped."""
+        self._writer.transport.abort()
 
     async def closed(self, *, within_s: float) -> None:
         """Wait for what is queued to leave after `close`, then cut the connection."""

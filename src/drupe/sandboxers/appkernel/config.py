@@ -21,7 +21,8 @@ _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """What is to be opened for a container. name: of the descriptor. source: as the keeper sees it."""
+    """What a container is given of the host. name: of its place in the pod's shared directory. source: as the keeper
+    sees it."""
 
     name: str
     source: str
@@ -49,22 +50,21 @@ def process_config(process: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def container_config(oci: Mapping[str, Any], *, shm_bytes: int) -> tuple[dict[str, Any], list[Bind]]:
-    """The kernel's config of a container, and what it is to be given. shm_bytes: of the memory that the pod's
-    containers share."""
+def container_config(oci: Mapping[str, Any], *, task: str, shm_bytes: int) -> tuple[dict[str, Any], list[Bind]]:
+    """The kernel's config of a container, but for its root, and what it is to be given. shm_bytes: of the memory that
+    the pod's containers share."""
     mounts: list[dict[str, Any]] = []
     binds: list[Bind] = []
     for mount in oci.get("mounts", ()):
-        if mount.get("type") in _LEFT_OUT:
-            continue
-        mounts.append(_mount(mount, binds, shm_bytes))
+        if mount.get("type") not in _LEFT_OUT:
+            mounts.append(_mount(mount, task, binds, shm_bytes))
     config = process_config(oci["process"])
     config["mounts"] = mounts
     config["read_only"] = bool(oci["root"].get("readonly"))
     return config, binds
 
 
-def _mount(mount: Mapping[str, Any], binds: list[Bind], shm_bytes: int) -> dict[str, Any]:
+def _mount(mount: Mapping[str, Any], task: str, binds: list[Bind], shm_bytes: int) -> dict[str, Any]:
     target, options = mount["destination"], mount.get("options") or ()
     made = {"target": target, "flags": sorted({_FLAGS[option] for option in options if option in _FLAGS})}
     if target == _SHM:
@@ -72,7 +72,7 @@ def _mount(mount: Mapping[str, Any], binds: list[Bind], shm_bytes: int) -> dict[
     if _is_bind(mount):
         name = f"bind{len(binds)}"
         binds.append(Bind(name, mount["source"], read_only="ro" in made["flags"]))
-        return made | {"type": "bind", "fd": name}
+        return made | {"type": "bind", "source": f"{task}/{name}"}
     kind = mount.get("type")
     if kind == "tmpfs":
         return made | _tmpfs(target, options)

@@ -76,7 +76,7 @@ class KernelLine:
 
     async def tasks(self) -> list[dict[str, Any]]:
         """All that it runs or ran, and was not told to forget."""
-        return [task async for task in self._pages("list", "tasks", lambda last: _key_of(last))]
+        return [task async for task in self._pages("list", "tasks", _key_of)]
 
     async def processes(self, container: str) -> list[dict[str, Any]]:
         """What runs in a container. NotFound when it is not there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from drupe.errors import NotFound
 from drupe.keeper.programs import find_program
@@ -12,9 +13,12 @@ PROGRAM = "drupe-appkernel"
 
 
 class AppkernelOptions(Spec):
-    """program: the kernel, by path; "": the one that came with this version."""
+    """program: the kernel, by path; "": the one that came with this version. root: how it sees containers' roots:
+    "directory", the host's overlay; or "image", an EROFS file that all pods share, where what is written stays in the
+    pod's memory and out of reach of `cp`, `diff` and `commit`."""
 
     program: str = ""
+    root: Literal["directory", "image"] = "directory"
 
 
 def find_kernel(options: AppkernelOptions) -> Path:

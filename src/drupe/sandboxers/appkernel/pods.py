@@ -64,6 +64,8 @@ class Pods:
         self._program = program
         self._pods: dict[str, KernelPod] = {}
         self.on_exit: Callable[[KernelPod, Event], None] = lambda pod, event: None
+        self.on_ready: Callable[[KernelPod], None] = lambda pod: None
+        self.on_end: Callable[[KernelPod], None] = lambda pod: None
 
     def __iter__(self) -> Iterator[KernelPod]:
         return iter(list(self._pods.values()))
@@ -111,6 +113,7 @@ class Pods:
             try:
                 pod.pid = await self._launch(pod)
                 await pod.line.connect()
+                self.on_ready(pod)
             except BaseException as error:
                 if isinstance(error, DrupeError) and not error.cause:
                     error.cause = last_words(pod.record.home)
@@ -123,14 +126,12 @@ class Pods:
         pidfile = record.home / "kernel.pid"
         with contextlib.ExitStack() as opened:
             fds = {"control": opened.enter_context(_listen(record.home / SOCKET)).fileno()}
-            fds["share"] = pod.share.open()
-            opened.callback(os.close, fds["share"])
-            words = [str(self._program), "serve", "--control", "3", "--share", "4", "--pidfile", str(pidfile)]
-            words += ["--uid", str(uid_of(record.id)), "--hostname", record.hostname]
+            words = [str(self._program), "serve", "--control", "3", "--share", str(pod.share.root)]
+            words += ["--pidfile", str(pidfile), "--uid", str(uid_of(record.id)), "--hostname", record.hostname]
             if record.netns:
                 fds["netns"] = self._open_netns(record.netns)
                 opened.callback(os.close, fds["netns"])
-                words += ["--netns", "5"]
+                words += ["--netns", "4"]
             join = self.cgroups.join_files(record.leaf)
             created = await self.keeper.create_task(
                 record.key,
@@ -156,6 +157,7 @@ class Pods:
         """Go on with a kernel that runs. Raises what keeps it from being reached."""
         pod.pid = pid
         await pod.line.connect()
+        self.on_ready(pod)
 
     async def kill(self, pod: KernelPod) -> None:
         """End the kernel and all that it runs, as if it had been killed from outside."""
@@ -165,6 +167,7 @@ class Pods:
     async def end(self, pod: KernelPod) -> None:
         """Kill the kernel and all that it runs, whatever state they are in, and let go. Idempotent."""
         pod.ending = True
+        self.on_end(pod)
         pod.line.close()
         leaf = pod.record.leaf
         if self.cgroups.exists(leaf):

@@ -53,7 +53,8 @@ class PodRecord(Record, kw_only=True):
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. image: its root, an EROFS file. pid: as its kernel counts. exit: its end, once known. execs: pids of further processes by id."""
+    """A container. image: its root, an EROFS file. pid: as its kernel counts. exit: its end, once
+    known. execs: pids of further processes by id."""
 
     id: str
     sandbox: str

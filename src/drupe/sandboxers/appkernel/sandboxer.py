@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,24 +20,29 @@ from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import KERNEL, PodRecord, TaskRecord
 from drupe.sandboxers.appkernel.tasks import KernelTasks, exec_status
+from drupe.sandboxers.appkernel.watching import Watch
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskExit, TaskState
-from drupe.sandboxers.kept.exits import exit_status
+from drupe.sandboxers.kept.exits import exit_status, killed
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, network_types
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
 from drupe.sandboxers.kinds import Means
-from drupe.spec.status import Stats
+from drupe.spec.status import ExitStatus, Stats
+
+# The kernel's process opens sockets for its pod, without a right to any: whether a program may is the kernel's say.
+_FOR_ANY_USER = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 
 
 class AppkernelSandboxer(KeptSandboxer):
     """Sandboxes whose kernel is drupe's own."""
 
     kind = "appkernel"
-    wants_image = True
 
-    def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
+    def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit, options: AppkernelOptions) -> None:
+        self.wants_image = options.root == "image"
         self._pods = pods
         self._tasks = KernelTasks(pods=pods, cgroups=cgroups, on_exit=on_exit)
-        pods.on_exit = self._tasks.ended
+        pods.on_exit, pods.on_ready, pods.on_end = self._tasks.ended, self._watch, self._unwatch
+        self._watches: dict[str, Watch] = {}
         self._ending: set[asyncio.Task[None]] = set()
         super().__init__(keeper=pods.keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
 
@@ -50,6 +56,7 @@ class AppkernelSandboxer(KeptSandboxer):
         super().close()
         self._tasks.close()
         for pod in self._pods:
+            self._unwatch(pod)
             pod.line.close()
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
@@ -57,10 +64,10 @@ class AppkernelSandboxer(KeptSandboxer):
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         """The network namespace only: the kernel starts when its addresses are in there."""
         self._configs[config.id] = config
-        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls={}))
+        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls=_FOR_ANY_USER))
         info = await make_namespaces(self._keeper, plain, network_types(config.spec))
         containers = config.spec.containers
-        self._pods.add(
+        pod = self._pods.add(
             PodRecord(
                 id=config.id,
                 dir=str(config.dir),
@@ -72,6 +79,7 @@ class AppkernelSandboxer(KeptSandboxer):
                 shm_bytes=max((c.shm_size_bytes for c in containers), default=64 << 20),
             )
         )
+        await pod.share.make()
         return SandboxInfo(netns=info.netns, pid=info.pid)
 
     async def start(self, sandbox_id: str) -> None:
@@ -81,8 +89,8 @@ class AppkernelSandboxer(KeptSandboxer):
             self._pods.make_leaf(pod)
             await self._pods.start(pod)
 
-    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
-        home = self._pods.get(sandbox_id).record.home
+    def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
+        home = self._pods.get(config.id).record.home
         return {path.stem: path for path in sorted(home.glob("*.log"))}
 
     async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:
@@ -145,19 +153,29 @@ class AppkernelSandboxer(KeptSandboxer):
         how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
         self._lose(pod, f"the kernel of the pod ended {how}")
 
+    def _watch(self, pod: KernelPod) -> None:
+        self._unwatch(pod)
+        self._watches[pod.record.id] = Watch(pod, self._lose)
+
+    def _unwatch(self, pod: KernelPod) -> None:
+        if (watch := self._watches.pop(pod.record.id, None)) is not None:
+            watch.stop()
+
     def _lose(self, pod: KernelPod, cause: str) -> None:
+        """It has failed; but for want of memory it has not: that its containers tell."""
         pod.record.failed = cause
         with contextlib.suppress(OSError):
             pod.record.save()
         self._tasks.kernel_lost(pod)
-        self._ending.add(ending := asyncio.ensure_future(self._end_lost(pod, cause)))
+        if not self._cgroups.oom_kills(pod.record.leaf):
+            self.on_failed(pod.record.id, cause)
+        self._ending.add(ending := asyncio.ensure_future(self._end_lost(pod)))
         ending.add_done_callback(self._ending.discard)
 
-    async def _end_lost(self, pod: KernelPod, cause: str) -> None:
+    async def _end_lost(self, pod: KernelPod) -> None:
         await self._tasks.told()
         with contextlib.suppress(DrupeError):
             await self._pods.end(pod)
-        self.on_failed(pod.record.id, cause)
 
     # -- recovery -----------------------------------------------------------------------------------------------------
 
@@ -183,6 +201,8 @@ class AppkernelSandboxer(KeptSandboxer):
     async def _recover_pod(self, pod: KernelPod, kernel: TaskState | None) -> dict[str, TaskState]:
         """What its kernel says of its tasks, or that it is gone."""
         if kernel is None or kernel.exit is not None or not pod.record.started:
+            if pod.record.started and not pod.record.failed:
+                pod.record.failed = "the kernel of the pod ended while there was no daemon"
             await self._pods.end(pod)
             return await self._gone(pod)
         try:
@@ -198,7 +218,12 @@ class AppkernelSandboxer(KeptSandboxer):
         """All that ran in it has ended."""
         self._tasks.kernel_lost(pod)
         await self._tasks.told()
-        return {}
+        ran = [one for one in self._tasks.records(pod.record.id) if one.started and one.exit is None]
+        return {one.id: self._ended(one, killed(at=time.time())) for one in ran}
+
+    def _ended(self, record: TaskRecord, status: ExitStatus) -> TaskState:
+        self._tasks.conclude(record.id, status)
+        return TaskState(record.id, 0, started=True, exit=status)
 
     async def _listed(self, pod: KernelPod, listed: list[dict[str, object]]) -> dict[str, TaskState]:
         found: dict[str, TaskState] = {}
@@ -222,6 +247,7 @@ class AppkernelSandboxer(KeptSandboxer):
         if (how := task.get("exit")) is not None:
             ended = exec_status(cast("dict[str, object]", how))
             await self._keeper.end_task(record.id, code=ended.code, signal=ended.signal)
+            return {record.id: self._ended(record, ended)}
         return {record.id: TaskState(record.id, pod.pid, started=True, exit=None)}
 
     def _exec_state(self, record: TaskRecord, exec_id: str, task: dict[str, object]) -> dict[str, TaskState]:
@@ -233,6 +259,6 @@ class AppkernelSandboxer(KeptSandboxer):
 
 def open_appkernel(means: Means) -> AppkernelSandboxer:
     """The kind on this host. Raises NotFound when its program was not built."""
-    program = find_kernel(cast(AppkernelOptions, means.options))
-    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=program)
-    return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit)
+    options = cast(AppkernelOptions, means.options)
+    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=find_kernel(options))
+    return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit, options=options)

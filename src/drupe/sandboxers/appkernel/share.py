@@ -1,22 +1,17 @@
-"""What of the host a pod's kernel may open: one directory of the pod, into which the keeper mounts what its containers are
-given. The kernel gets each as an open descriptor; its Landlock rules allow what lies below that directory, and nothing
-else."""
+"""What of the host a pod's kernel can see: one directory of the pod, a mount that is the root of the kernel's process,
+into which the keeper mounts what its containers are given."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from drupe.errors import NotFound, from_os_error
+from drupe.errors import NotFound
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount
 from drupe.keeper.start import mounts_root
 from drupe.sandboxers.appkernel.config import Bind
-
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class Share:
@@ -24,16 +19,19 @@ class Share:
 
     def __init__(self, keeper: Keeper, root: Path) -> None:
         self._keeper = keeper
-        self._root = root
+        self.root = root
 
-    def open(self) -> int:
-        """Make it; its descriptor, as the keeper sees it."""
-        self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return os.open(self._seen(self._root), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    async def make(self) -> None:
+        """A mount of its own, so that what is mounted into it later reaches the kernel's namespace (slave)."""
+        self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        root = str(self.root)
+        await self._keeper.mount(
+            [Mount(target=root, source=root, flags=("bind",)), Mount(target=root, flags=("shared",))]
+        )
 
     async def add(self, task: str, binds: Iterable[Bind]) -> None:
-        """Show these to the kernel. NotFound for a source that is not there."""
-        place = self._root / task
+        """Show these to the kernel, each at TASK/NAME. NotFound for a source that is not there."""
+        place = self.root / task
         place.mkdir(mode=0o755, exist_ok=True)
         mounts = []
         for bind in binds:
@@ -44,27 +42,14 @@ class Share:
 
     def _prepare(self, source: str, target: Path) -> None:
         try:
-            mode = self._seen(source).stat().st_mode
+            mode = Path(f"{mounts_root(self._keeper)}{source}").stat().st_mode
         except OSError:
             raise NotFound(f"{source} is not there to be mounted") from None
         target.mkdir(mode=0o755, exist_ok=True) if stat.S_ISDIR(mode) else target.touch()
 
-    @contextlib.contextmanager
-    def opened(self, task: str, binds: Iterable[Bind]) -> Iterator[dict[str, int]]:
-        """Descriptors of what was added, by name."""
-        with contextlib.ExitStack() as stack:
-            found = {}
-            for bind in binds:
-                try:
-                    found[bind.name] = os.open(self._seen(self._root / task / bind.name), _OPEN)
-                except OSError as error:
-                    raise from_os_error(error) from None
-                stack.callback(os.close, found[bind.name])
-            yield found
-
     async def drop(self, task: str) -> None:
         """Take a container's part away. Idempotent."""
-        place = self._root / task
+        place = self.root / task
         if not place.is_dir():
             return
         targets = sorted(place.iterdir())
@@ -75,8 +60,6 @@ class Share:
 
     async def remove(self) -> None:
         """Idempotent."""
-        for place in sorted(self._root.iterdir()) if self._root.is_dir() else []:
+        for place in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             await self.drop(place.name)
-
-    def _seen(self, path: Path | str) -> Path:
-        return Path(f"{mounts_root(self._keeper)}{path}")
+        await self._keeper.umount([str(self.root)], lazy=True)

@@ -1,8 +1,8 @@
 """Containers of application kernels: run by the pod's kernel, their streams held by the keeper.
 
-`create` has the keeper make the streams, and writes down what is to be run; `start` hands the kernel the other ends, the
-root and the mounts as open descriptors, and runs it. The kernel tells how a task ended; the keeper waits for the rest
-of its output, writes the end down and tells it, as of any other task.
+`create` has the keeper make the streams, and writes down what is to be run; `start` mounts root and
+binds where the kernel sees them, hands it the other ends of the streams, and has it run. The kernel tells how a task
+ended; the keeper waits for the rest of its output, writes the end down and tells it, as of any other task.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from typing import Any, ClassVar
 import msgspec
 
 from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported
-from drupe.images.erofs import tree_erofs
-from drupe.keeper.start import mounts_root
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
-from drupe.sandboxers.appkernel.config import container_config, process_config
+from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
 from drupe.sandboxers.appkernel.failures import explain
 from drupe.sandboxers.appkernel.line import Event
@@ -38,7 +36,7 @@ from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 _HARMLESS = (0, 17, 18, 23, 28)  # signals that do nothing by default: CHLD, CONT, URG, WINCH
 _STREAMS = ("stdin", "stdout", "stderr")
 _LOST_CODE = 255
-_OWN_IMAGE = "root.erofs"
+_ROOT = "root"
 
 
 class KernelTasks(KeptTasks):
@@ -68,6 +66,9 @@ class KernelTasks(KeptTasks):
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._pods.get(task.sandbox)
         _check_room(pod, task)
+        container_config(
+            task.oci, task=task.id, shm_bytes=pod.record.shm_bytes
+        )  # what it refuses is refused before anything is made
         if pod.record.sole:
             pod.record.only, pod.record.only_cgroup = task.id, task.cgroup
             pod.record.save()
@@ -79,7 +80,7 @@ class KernelTasks(KeptTasks):
             stdin=task.stdin, log=task.log, exit_file=str(task.exit_file),
         )  # fmt: skip
         try:
-            record.image = str(task.image or await self._make_image(task))
+            record.image = str(task.image or "")
             record.save()
             await self._hold(record, task.fds)
             self._cgroups.create(task.cgroup, task.resources)
@@ -88,11 +89,6 @@ class KernelTasks(KeptTasks):
             await self.delete(task.id)
             raise
         return 0
-
-    async def _make_image(self, task: TaskConfig) -> Path:
-        """A root that is no image of the store, as it is now: the kernel's user may not read files of every owner."""
-        root = f"{mounts_root(self._keeper)}{task.oci['root']['path']}"
-        return await asyncio.to_thread(tree_erofs, Path(root), task.bundle / _OWN_IMAGE, name=task.id)
 
     async def _hold(self, record: TaskRecord, attach: Mapping[str, int]) -> None:
         created = await self._keeper.hold_streams(
@@ -127,14 +123,19 @@ class KernelTasks(KeptTasks):
         return pod.pid
 
     async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
-        config, binds = container_config(oci, shm_bytes=pod.record.shm_bytes)
+        config, binds = container_config(oci, task=record.id, shm_bytes=pod.record.shm_bytes)
         config["share_pid"] = pod.record.share_pid
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
-        await pod.share.add(record.id, binds)
         with contextlib.ExitStack() as opened:
-            fds = opened.enter_context(pod.share.opened(record.id, binds))
-            fds["root"] = opened.enter_context(Path(record.image).open("rb")).fileno()
+            fds = {}
+            if record.image:
+                fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, fds["root"])
+            else:
+                binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
+                config["root"] = f"{record.id}/{_ROOT}"
+            await pod.share.add(record.id, binds)
             streams = await self._keeper.take_streams(record.id)
             for fd in streams.values():
                 opened.callback(os.close, fd)
@@ -157,10 +158,9 @@ class KernelTasks(KeptTasks):
             await asyncio.to_thread(self._drop_cgroup, cgroup)
         if bundle is not None:
             record_path(bundle).unlink(missing_ok=True)
-            (bundle / _OWN_IMAGE).unlink(missing_ok=True)
 
     async def _unmake(self, pod: KernelPod, record: TaskRecord) -> None:
-        """Nothing of a container may stay in the kernel; one that hangs, or that is this container's alone, is ended."""
+        """Nothing of a container may stay in the kernel; one that hangs, or is this container's alone, is ended."""
         if pod.record.sole:
             await self._pods.end(pod)
             return
@@ -353,8 +353,8 @@ class KernelTasks(KeptTasks):
         apply_verified(self._cgroups, leaf, resources)
 
     async def stats(self, task_id: str) -> Stats:
-        """Processes and, of one container among several, processor time and memory as the kernel counts them; the rest is
-        what it costs the host."""
+        """Processes and, of one container among several, time and memory as the kernel counts them; the rest is what
+        it costs the host."""
         record = self._record(task_id)
         pod = self._pods.get(record.sandbox)
         alone = bool(pod.record.sole) or not self._others(record)

@@ -131,8 +131,8 @@ class GvisorSandboxer(KeptSandboxer):
         ours.setblocking(False)
         return ours
 
-    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
-        record = self._pods.get(sandbox_id).record
+    def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
+        record = self._pods.get(config.id).record
         return {path.stem: path for path in sorted(record.logs.glob("*.log"))}
 
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:

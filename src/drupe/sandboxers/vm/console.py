@@ -1,10 +1,22 @@
-"""What a machine's console says of its end."""
+"""What a machine's console says of its end. A guest wrote that."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _LAST_WORDS_BYTES = 16 << 10  # a panic comes with registers and a trace
+_READABLE_CHARS = 500
+
+
+def named_logs(home: Path) -> Iterator[tuple[str, Path]]:
+    """The logs of a machine, the older part of one before the newer."""
+    for path in sorted(home.glob("*.log")):
+        name, older = path.name.removesuffix(".log"), path.with_name(path.name + ".1")
+        if older.exists():
+            yield f"{name}.1", older
+        yield name, path
 
 
 def last_words(console: Path) -> str:
@@ -19,11 +31,27 @@ def why(end: str, console: Path) -> str:
     return panic or f"{end}: {last_words(console)}"
 
 
+def readable(text: str, *, chars: int = _READABLE_CHARS) -> str:
+    """On one line, and no longer than somebody would read."""
+    line = " ".join(text[: 2 * chars].split())
+    line = "".join(char for char in line if char.isprintable())
+    return line if len(line) <= chars else line[:chars] + "…"
+
+
 def _tail(path: Path) -> list[str]:
-    """The last lines, without stamps; a guest wrote them."""
-    try:
-        data = path.read_bytes()[-_LAST_WORDS_BYTES:]
-    except OSError:
-        return []
+    """The last lines, without stamps. Of a file that was just begun anew, those before it too."""
+    data = _end_of(path)
+    if len(data) < _LAST_WORDS_BYTES:
+        data = _end_of(path.with_name(path.name + ".1")) + data
+    data = data[-_LAST_WORDS_BYTES:]
     lines = [line.split(b" ", 3)[-1] for line in data.splitlines()[1:] or data.splitlines()]
-    return ["".join(char for char in line.decode(errors="replace") if char.isprintable()).strip() for line in lines]
+    return [readable(line.decode(errors="replace")) for line in lines]
+
+
+def _end_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - _LAST_WORDS_BYTES, 0))
+            return file.read(_LAST_WORDS_BYTES)
+    except OSError:
+        return b""

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from drupe.errors import DrupeError, NotFound
+from drupe.errors import DrupeError, NotFound, ResourceExhausted
 from drupe.hypervisors.contract import Hypervisor
+from drupe.images.files import storage_errors
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
@@ -34,6 +35,15 @@ from drupe.sandboxers.vm.starting import CONNECTS_WITHIN_S, Starter
 from drupe.sandboxers.vm.templates import SAVED_MEMORY, SPARE_DISKS, Templates
 from drupe.spec.resources import Resources
 from drupe.spec.template import TemplateInfo
+
+
+def require_room(directory: Path, size_bytes: int) -> None:
+    """ResourceExhausted when a file of that size does not get into a directory: it is written by mapping it, which
+    has no error for a disk that is full."""
+    free = shutil.disk_usage(directory).free
+    if free < size_bytes:
+        cause = f"it takes up to {size_bytes} bytes, {free} are free"
+        raise ResourceExhausted(f"no space for the memory of a machine in {directory}", cause=cause)
 
 
 class Machines:
@@ -61,7 +71,9 @@ class Machines:
             templates=Templates(root / "vm" / "templates"), agent_timeout_s=options.agent_timeout_s,
         )  # fmt: skip
         self._pods: dict[str, VmPod] = {}
+        self.on_begun: Callable[[VmPod], None] = lambda _: None
         self.on_ready: Callable[[VmPod], None] = lambda _: None
+        self.on_nonsense: Callable[[VmPod, str], None] = lambda _pod, _said: None
 
     def __iter__(self) -> Iterator[VmPod]:
         return iter(list(self._pods.values()))
@@ -82,7 +94,10 @@ class Machines:
         return pod
 
     def _agent_of(self, record: PodRecord) -> Agent:
-        return Agent(lambda: self.hypervisor.open_line(record.machine()))
+        return Agent(
+            lambda: self.hypervisor.open_line(record.machine()),
+            lambda said: self.on_nonsense(self.get(record.id), said),
+        )
 
     def get(self, pod_id: str) -> VmPod:
         try:
@@ -105,9 +120,12 @@ class Machines:
             if pod.machine is not None:
                 return
             try:
-                self._make_place(pod)
-                await work()
-                self.on_ready(pod)
+                with storage_errors("cannot start the machine"):
+                    self._make_place(pod)
+                    pod.begins()
+                    self.on_begun(pod)
+                    await pod.unless_lost(work(), while_="it started")
+                    self.on_ready(pod)
             except DrupeError as error:
                 await self.end(pod)
                 if not error.cause and (words := last_words(pod.console)):
@@ -118,12 +136,19 @@ class Machines:
                 raise
 
     async def make_template(self, like: PodRecord) -> TemplateInfo:
-        """Boot a machine that is like a pod's up to its waiting agent, and save it."""
+        """Boot a machine that is like a pod's up to its waiting agent, and save it. ResourceExhausted when the disk has
+        no room for its memory."""
+        with storage_errors("cannot make a template"):
+            return await self._make_template(like)
+
+    async def _make_template(self, like: PodRecord) -> TemplateInfo:
         templates = self.starter.templates
         program = self.starter.program(like.machine())
         scratch = templates.directory / f".making-{templates.key_of(like, program)[:12]}"
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(mode=0o700, parents=True)
+        templates.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        require_room(templates.directory, like.memory_bytes)
+        scratch.mkdir(mode=0o700)
         record = msgspec.structs.replace(
             like, id=f"template-{scratch.name[8:]}", dir=str(scratch), netns="", sysctls={}, spare_disks=SPARE_DISKS,
             cgroup=f"{Path(like.cgroup).parent}/template-{scratch.name[8:]}",
@@ -170,6 +195,11 @@ class Machines:
     async def attach(self, pod: VmPod, pids: dict[str, int]) -> None:
         """Take over a machine that runs. Raises what keeps it from being reached."""
         pod.pids = pids
+        pod.begins()
+        self.on_begun(pod)
+        await pod.unless_lost(self._attach(pod), while_="nobody looked")
+
+    async def _attach(self, pod: VmPod) -> None:
         config = pod.record.machine()
         pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
         if not pod.record.paused:
@@ -187,19 +217,19 @@ class Machines:
                 await machine.resume()
             request = pb.ShutdownRequest(timeout_ms=round(deadline_s * 1000))
             async with timeout(deadline_s):
-                await pod.agent.guest("Shutdown", request, timeout_s=deadline_s)
-                await machine.wait()
+                await pod.unless_lost(pod.agent.guest("Shutdown", request, timeout_s=deadline_s), while_="it ended")
+                await pod.unless_lost(machine.wait(), while_="it ended")
 
     async def end(self, pod: VmPod) -> None:
         """Kill what runs it, and let go. Idempotent."""
         pod.ending = True
         machine, pod.machine = pod.machine, None
+        if self.cgroups.exists(pod.record.leaf):  # before all talk: what hangs does not even take a good-bye
+            await asyncio.to_thread(self.cgroups.kill_all, pod.record.leaf)
         await pod.agent.close()
         pod.agent = self._agent_of(pod.record)
         if machine is not None:
             await machine.close()
-        if self.cgroups.exists(pod.record.leaf):
-            await asyncio.to_thread(self.cgroups.kill_all, pod.record.leaf)
         for suffix in (VMM, SHARE):
             await self._launcher.end(pod.record.id + suffix)
         if self.cgroups.exists(pod.record.leaf):
@@ -209,20 +239,25 @@ class Machines:
             (pod.record.home / name).unlink(missing_ok=True)
         if pod.record.started:
             pod.record.started = pod.record.paused = False
-            pod.record.save()
-        pod.ending = False
+            with contextlib.suppress(OSError):  # a full disk: the next daemon finds it ended by itself
+                pod.record.save()
+        pod.pids, pod.ending = {}, False
 
     def lost(self, pod: VmPod, cause: str) -> None:
         """Note that it has failed, and why."""
         pod.record.failed = cause
-        pod.agent.gone()
+        pod.agent.gone(cause)
         with contextlib.suppress(OSError):
             pod.record.save()
 
     def forget(self, pod: VmPod) -> None:
-        """Remove all that was written about it. Idempotent."""
+        """Remove all that was written about it but its logs, which say why it ended. Idempotent."""
         self._pods.pop(pod.record.id, None)
-        shutil.rmtree(pod.record.home, ignore_errors=True)
+        for path in pod.record.home.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif ".log" not in path.name:
+                path.unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Let go of all; they go on."""

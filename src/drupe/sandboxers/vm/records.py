@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from drupe.hypervisors.contract import Accelerator, MachineConfig
 from drupe.sandboxers.kept.records import Record
-from drupe.sandboxers.vm.roots import RootDisk
+from drupe.sandboxers.vm.roots import RootDisk, RootOf
 from drupe.spec.container import LogSpec
 from drupe.spec.status import ExitStatus
 
@@ -97,8 +100,8 @@ class PodRecord(Record, kw_only=True):
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. guest: its id for the agent. made: the agent knows it. exit: its end, once known. disks: of its
-    root, the lowest first."""
+    """A container. guest: its id for the agent. made: the agent knows it. exit: its end, once known. root: by block,
+    what it is made of; disks: and is, the lowest first."""
 
     id: str
     sandbox: str
@@ -113,6 +116,7 @@ class TaskRecord(Record, kw_only=True):
     started: bool = False
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}
+    root: RootOf = msgspec.field(default_factory=RootOf)
     disks: list[RootDisk] = []
 
     @property
@@ -121,6 +125,11 @@ class TaskRecord(Record, kw_only=True):
 
     def save(self) -> None:
         self.write(self.path)
+
+    def note(self) -> None:
+        """Save what a daemon that comes back could do without: a disk that is full keeps nobody from his work."""
+        with contextlib.suppress(OSError):
+            self.save()
 
 
 def record_path(bundle: Path) -> Path:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from drupe.errors import DrupeError
 from drupe.guest.build import find_agent
 from drupe.hypervisors.contract import SPARE_DISK_BYTES
 from drupe.images.erofs import tree_erofs
@@ -22,6 +24,7 @@ from drupe.sandboxers.vm.roots import RootDisk, plan
 _ID = "rehearsal"
 _PROGRAM = "drupe-agent"
 _STREAM = "agent"
+_LOOKS_FOR_S = 1.0
 _DEV = ["nosuid", "strictatime", "mode=755", "size=65536k"]
 _PTS = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
 _PLAIN = ["nosuid", "noexec", "nodev"]
@@ -58,6 +61,7 @@ def make_disk(directory: Path) -> RootDisk:
 
 async def rehearse(agent: Agent, disk: RootDisk) -> None:
     """Run it to its end and remove it. Raises what the agent says."""
+    await _look_for_share(agent)
     config = adapted(_OCI, guest=_ID, root="/", binds={})
     bundle = pb.PutBundleRequest(id=_ID, config_json=msgspec.json.encode(config))
     put = await agent.guest("PutBundle", plan(bundle, [disk], read_only=False), pb.PutBundleResponse)
@@ -68,3 +72,10 @@ async def rehearse(agent: Agent, disk: RootDisk) -> None:
     await agent.guest("ReadOutput", output, pb.ReadOutputResponse)
     await agent.task("Wait", tasks_pb.WaitRequest(id=_ID), tasks_pb.WaitResponse)
     await agent.task("Delete", tasks_pb.DeleteRequest(id=_ID), tasks_pb.DeleteResponse)
+
+
+async def _look_for_share(agent: Agent) -> None:
+    """A machine with a share cannot be saved; but to look for one makes the kernel load what pods with one need."""
+    mount = pb.GuestMount(type="virtiofs", source=_ID, target=f"/run/drupe/{_ID}")
+    with contextlib.suppress(DrupeError):  # there is none
+        await agent.guest("Mount", pb.MountRequest(mount=mount), timeout_s=_LOOKS_FOR_S)

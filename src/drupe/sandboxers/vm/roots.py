@@ -42,6 +42,20 @@ class RootDisk(Record, kw_only=True):
         return Disk(id=self.id, path=Path(self.path), read_only=True)
 
 
+class RootOf(Record, kw_only=True):
+    """What a root is made of: an image, and what was written over it by now in the directory `upper`; or, without an
+    image, the directory `path` as the keeper sees it."""
+
+    image: str = ""
+    upper: str = ""
+    path: str = ""
+
+    @classmethod
+    def task(cls, task: TaskConfig) -> RootOf:
+        """That of a container."""
+        return cls(image=task.image_digest, upper=str(task.upper or ""), path=task.oci["root"]["path"])
+
+
 class Roots:
     """Makes disks. images: the node's image store."""
 
@@ -60,16 +74,16 @@ class Roots:
                 found[info.digest] = RootDisk(id=name, path=str(path), image=info.digest)
         return list(found.values())
 
-    async def of_task(self, task: TaskConfig, home: Path) -> list[RootDisk]:
-        """Those of a container's root, the lowest first."""
-        own = RootDisk(id=f"root-{task.id}"[:_SERIAL_BYTES], path=str(home / f"{task.id}.erofs"))
-        if not task.image_digest:
-            argv = [PROGRAM, "-T", "0", "--preserve-mtime", "--quiet", own.path, task.oci["root"]["path"]]
+    async def make(self, task_id: str, root: RootOf, home: Path) -> list[RootDisk]:
+        """Those of a container's root, the lowest first; its own are files in `home`."""
+        own = RootDisk(id=f"root-{task_id}"[:_SERIAL_BYTES], path=str(home / f"{task_id}.erofs"))
+        if not root.image:
+            argv = [PROGRAM, "-T", "0", "--preserve-mtime", "--quiet", own.path, root.path]
             await self._keeper.run(argv, timeout_s=_MAKES_WITHIN_S, check=True)  # the keeper has it mounted
             return [own]
-        disks = await self.of_images([task.image_digest])
-        if task.upper is not None and await asyncio.to_thread(_holds_something, task.upper):
-            await asyncio.to_thread(tree_erofs, task.upper, Path(own.path), name=task.id)
+        disks = await self.of_images([root.image])
+        if bool(root.upper) and await asyncio.to_thread(_holds_something, Path(root.upper)):
+            await asyncio.to_thread(tree_erofs, Path(root.upper), Path(own.path), name=task_id)
             disks.append(own)
         return disks
 

@@ -23,7 +23,7 @@ from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, n
 from drupe.sandboxers.kinds import Means
 from drupe.sandboxers.vm.able import ABLE
 from drupe.sandboxers.vm.accelerator import choose_accelerator
-from drupe.sandboxers.vm.console import why
+from drupe.sandboxers.vm.console import named_logs, why
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.pods import VmPod
@@ -31,7 +31,7 @@ from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
 from drupe.sandboxers.vm.snapshots import Saver, guests_of, require_saveable
 from drupe.sandboxers.vm.tasks import VmTasks
-from drupe.sandboxers.vm.watching import Watch
+from drupe.sandboxers.vm.watching import Watch, lives
 from drupe.spec.base import Spec
 from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
@@ -67,7 +67,9 @@ class VmSandboxer(Sandboxer):
         self._machines = Machines(
             keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, images=images, options=options
         )
+        self._machines.on_begun = self._watch
         self._machines.on_ready = self._follow
+        self._machines.on_nonsense = self._lost
         self._saver = Saver(keeper, self._machines.starter)
         self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
         self._watches: dict[str, Watch] = {}
@@ -150,8 +152,8 @@ class VmSandboxer(Sandboxer):
     async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:
         pod = self._machines.find(sandbox_id)
         if pod is not None:
-            self._unfollow(pod)
             await self._machines.shut_down(pod, deadline_s=deadline_s)
+            self._unfollow(pod)
             await self._machines.end(pod)
 
     async def delete(self, sandbox_id: str) -> None:
@@ -170,15 +172,17 @@ class VmSandboxer(Sandboxer):
 
     async def pause(self, sandbox_id: str) -> None:
         pod = self._machines.get(sandbox_id)
-        await pod.require().pause()
-        pod.record.paused = True
+        with pod.explained(), pod.standing_still():
+            await pod.require().pause()
+            pod.record.paused = True
         pod.record.save()
 
     async def resume(self, sandbox_id: str) -> None:
         pod = self._machines.get(sandbox_id)
         if pod.machine is None or pod.record.failed:
             return
-        await pod.machine.resume()
+        with pod.explained():
+            await pod.machine.resume()
         if pod.record.paused:
             pod.record.paused = False
             pod.record.save()
@@ -187,7 +191,8 @@ class VmSandboxer(Sandboxer):
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
         pod = self._machines.get(sandbox_id)
         tasks = list(self._tasks.records(sandbox_id))
-        return await self._saver.save(pod, directory, tasks, self._tasks.offsets, meanwhile)
+        with pod.explained():
+            return await self._saver.save(pod, directory, tasks, self._tasks.offsets, meanwhile)
 
     async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:
         pod = self._machines.get(sandbox_id)
@@ -200,16 +205,20 @@ class VmSandboxer(Sandboxer):
         """What the machine costs the host."""
         return self._cgroups.stats(self._machines.get(sandbox_id).record.cgroup)
 
-    def logs(self, sandbox_id: str) -> Mapping[str, Path]:
-        home = self._machines.get(sandbox_id).record.home
-        return {path.name.removesuffix(".log"): path for path in sorted(home.glob("*.log"))}
+    def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
+        """The console, and what virtiofsd said; what was rotated away comes before what followed it."""
+        return dict(named_logs(config.dir / "vm"))
 
     # -- what happens to them ---------------------------------------------------------------------------------------
 
-    def _follow(self, pod: VmPod) -> None:
-        """Hear its events and watch over it."""
+    def _watch(self, pod: VmPod) -> None:
+        """Look at its programs, from the first one on."""
         self._unfollow(pod)
         self._watches[pod.record.id] = Watch(pod, self._lost)
+
+    def _follow(self, pod: VmPod) -> None:
+        """Hear its events, and expect it to answer."""
+        self._watches[pod.record.id].listen()
         self._following[pod.record.id] = asyncio.ensure_future(self._hear(pod))
 
     def _unfollow(self, pod: VmPod) -> None:
@@ -230,18 +239,34 @@ class VmSandboxer(Sandboxer):
         for suffix, words in _LOST.items():
             if record.task.endswith(suffix):
                 pod = self._machines.find(record.task.removesuffix(suffix))
-                if pod is not None and pod.record.started and not pod.ending and not pod.record.failed:
+                if pod is not None and pod.pids.get(suffix) == record.pid:
                     how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
                     said = why("", pod.console).removeprefix(": ") if suffix == VMM and not record.signal else ""
                     cause = f"{words} {how}" + (f": {said}" if said else "")
-                    # virtiofsd ends when its VMM has: the end that says why comes with it, before or after
-                    wait_s = _FOLLOWS_WITHIN_S if suffix == SHARE and not record.signal else 0.0
-                    asyncio.get_running_loop().call_later(wait_s, self._lost, pod, cause)
+                    # virtiofsd ends when its VMM has: the end that says why comes with it, before or after; and who
+                    # starts a machine knows better why it ended
+                    waits = (suffix == SHARE and not record.signal) or not pod.record.started
+                    wait_s = _FOLLOWS_WITHIN_S if waits else 0.0
+                    asyncio.get_running_loop().call_later(wait_s, self._lost_with, pod, suffix, record.pid, cause)
+
+    def _lost_with(self, pod: VmPod, suffix: str, pid: int | None, cause: str) -> None:
+        """Unless it runs with another program by now, or its monitor has ended, which the keeper is about to tell."""
+        if pod.pids.get(suffix) != pid:
+            return
+        if suffix == SHARE and not lives(pod.pids.get(VMM, 0)):
+            asyncio.get_running_loop().call_later(
+                _FOLLOWS_WITHIN_S, self._lost_with, pod, VMM, pod.pids.get(VMM), cause
+            )
+            return
+        self._lost(pod, cause)
 
     def _lost(self, pod: VmPod, cause: str) -> None:
         """It has failed: all that ran in it is told to have ended, and what is left of it is killed."""
-        if pod.record.failed or pod.ending or pod.machine is None:
+        if pod.trouble:
             return
+        pod.loses(cause)
+        if pod.ending or not pod.record.started or pod.machine is None:
+            return  # who starts or ends it sees to that
         self._machines.lost(pod, cause)
         self._tasks.machine_lost(pod, cause)
         self.on_failed(pod.record.id, cause)

@@ -35,8 +35,10 @@ def find_virtiofsd() -> str:
 
 def serving(program: str, record: PodRecord) -> list[str]:
     """virtiofsd's command line; its listening socket is descriptor 3. It is one that sees nothing but the share, in
-    namespaces of its own, with the rights to hand out files of any owner and no others."""
+    namespaces of its own, with the rights to hand out files of any owner and no others: device nodes, which would mean
+    the host's devices to whoever opens them there, are not made."""
     options = ["source=" + str(record.share), "cache=auto", "sandbox=namespace", "xattr", "log_level=err"]
+    options.append("modcaps=-mknod")
     return [program, "--fd=3", *(word for option in options for word in ("-o", option))]
 
 

@@ -91,6 +91,7 @@ class Saver:
         machine, program = pod.require(), self._starter.program(pod.record.machine())
         await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=True))
         try:
+            pod.saving = True
             await machine.pause()
             try:
                 await machine.save(directory)
@@ -112,6 +113,7 @@ class Saver:
             finally:
                 await machine.resume()
         finally:
+            pod.saving = False
             with contextlib.suppress(Unavailable):
                 await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=False))
         return f"{Path(program).name} {about.key[:12]}"

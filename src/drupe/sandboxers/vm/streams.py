@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drupe.errors import DrupeError, Unavailable
 from drupe.rpc.guest import guest_pb2 as pb
+from drupe.rpc.pace import Pace
 from drupe.sandboxers.vm.agent import Agent
 from drupe.sandboxers.vm.attachments import VmAttachment
 from drupe.sandboxers.vm.logs import LogWriter, Place
@@ -17,6 +18,8 @@ from drupe.spec.container import LogSpec
 _MAX_BYTES = 256 * 1024
 _QUIET_S, _LATEST_S = 0.5, 5.0  # as the keeper's: what outlives the process may hold its output open
 _FLUSH_S = 0.5
+# Output that trickles, a word at a time, is taken in larger parts after the first ones.
+_FEW_BYTES, _OFTEN_PER_S, _AT_ONCE = 4096, 100.0, 100.0
 
 
 class Streams:
@@ -36,6 +39,7 @@ class Streams:
         self._pulling: list[asyncio.Task[None]] = []
         self._heard = asyncio.Event()
         self.on_first: Callable[[], None] = lambda: None  # called when the first byte is here
+        self._pace = Pace(_OFTEN_PER_S, _AT_ONCE)
 
     def attach(self, fds: Mapping[str, int], *, close_stdin: bool) -> VmAttachment:
         attachment = VmAttachment(fds, feed=self.feed, close_stdin=close_stdin)
@@ -82,10 +86,15 @@ class Streams:
                 continue
             except DrupeError:  # nobody knows the process any more
                 return
+            if answer.offset != offset or not (answer.data or answer.end):
+                self._agent.nonsense("an answer to ReadOutput that is none")
+                return
             if answer.data:
-                await self._take(stream, answer.data, answer.offset + len(answer.data))
+                await self._take(stream, answer.data, offset + len(answer.data))
             if answer.end:
                 return
+            if len(answer.data) < _FEW_BYTES:
+                await self._pace.take()
 
     async def _take(self, stream: str, data: bytes, offset: int) -> None:
         self._heard.set()

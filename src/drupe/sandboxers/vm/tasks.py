@@ -84,7 +84,7 @@ class VmTasks(TaskService):
             root, binds = await pod.share.add(task.id, task.oci)
         else:
             root, binds = "/", roots.binds_of(task.oci)
-            record.disks = await self._machines.roots.of_task(task, pod.record.home)
+            record.root = roots.RootOf.task(task)
         config = adapted(task.oci, guest=record.guest, root=root, binds=binds)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         (task.bundle / "guest.json").write_bytes(msgspec.json.encode(config))
@@ -160,6 +160,7 @@ class VmTasks(TaskService):
         config = (Path(record.bundle) / "guest.json").read_bytes()
         bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
         if not pod.record.shares:
+            record.disks = await self._machines.roots.make(record.id, record.root, pod.record.home)
             for disk in record.disks:
                 await pod.plug(disk)
             roots.plan(bundle, record.disks, read_only=json.loads(config)["root"].get("readonly", False))
@@ -181,7 +182,7 @@ class VmTasks(TaskService):
         with contextlib.suppress(DrupeError):
             await self._delete_in_guest(pod, record)
         record.made = False
-        record.save()
+        record.note()
 
     async def _delete_in_guest(self, pod: VmPod, record: TaskRecord) -> None:
         """Its death may take the guest a moment."""
@@ -247,7 +248,7 @@ class VmTasks(TaskService):
         try:
             await pod.agent.task("Exec", request)
             record.execs[config.id] = 0
-            record.save()
+            record.note()
             start = tasks_pb.StartRequest(id=record.guest, exec_id=config.id)
             pid = (await pod.agent.task("Start", start, tasks_pb.StartResponse)).pid
             if config.tty and config.rows and config.cols:
@@ -257,14 +258,14 @@ class VmTasks(TaskService):
             await self._forget_exec(pod, record, config.id)
             raise explain(error, config.process) from None
         record.execs[config.id] = pid
-        record.save()
+        record.note()
         streams.begin()
         return int(pid)
 
     async def _forget_exec(self, pod: VmPod, record: TaskRecord, exec_id: str) -> None:
         record.execs.pop(exec_id, None)
         if record.id in self._records:
-            record.save()
+            record.note()
         if (streams := self._streams.pop((record.id, exec_id), None)) is not None:
             streams.forget()
         with contextlib.suppress(DrupeError):
@@ -451,8 +452,10 @@ class VmTasks(TaskService):
         await pod.agent.task("Pause", tasks_pb.PauseRequest(id=record.guest))
 
     async def resume(self, task_id: str) -> None:
+        """One that stood still with its whole pod goes on by that: the guest knows of no pause."""
         pod, record = self._live(task_id)
-        await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
+        with contextlib.suppress(InvalidState):
+            await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
 
     async def update(self, task_id: str, resources: Resources) -> None:
         """In the guest; one that is not started yet has them from its start."""

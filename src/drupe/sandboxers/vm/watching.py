@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,24 +10,36 @@ from google.protobuf.empty_pb2 import Empty
 
 from drupe.errors import DeadlineExceeded, DrupeError
 from drupe.rpc.guest import guest_pb2 as pb
+from drupe.sandboxers.vm.patience import Patience
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM
 
 LOOK_EVERY_S = 0.5
-_ASK_EVERY = 20  # looks
-_ANSWERS_WITHIN_S = 30.0
-_NAMES = {VMM: "the virtual machine monitor", SHARE: "virtiofsd"}
+_LOOK_AGAIN_S = 0.25  # while an answer is late
+_PING_EVERY = 2  # looks
+HANGS_AFTER_S = 0.75  # in which it could have answered, see `Patience`
+_EMULATED = 0.5  # what an emulated processor does in a second, in those of one that is none
+_HANGS_AT_THE_LATEST_S = 30.0  # whatever the reason: its host may be as good as dead
+_ASK_EVERY_S, _ANSWERS_WITHIN_S = 20.0, 30.0
+NAMES = {VMM: "the virtual machine monitor", SHARE: "virtiofsd"}
 
 Lost = Callable[[VmPod, str], None]
 
 
 class Watch:
-    """One machine, until it is lost or `stop`."""
+    """One machine, from when its programs are started until it is lost or `stop`. Its processes are looked at from the
+    beginning, its agent is asked from `listen` on."""
 
     def __init__(self, pod: VmPod, on_lost: Lost) -> None:
         self._pod = pod
         self._on_lost = on_lost
-        self._watching = [asyncio.ensure_future(self._look()), asyncio.ensure_future(self._ask())]
+        self._stopped: set[str] = set()
+        self._children: dict[int, list[int]] = {}
+        self._watching = [asyncio.ensure_future(self._look())]
+
+    def listen(self) -> None:
+        """The agent is there: it has to answer."""
+        self._watching += [asyncio.ensure_future(self._ping()), asyncio.ensure_future(self._ask())]
 
     def stop(self) -> None:
         for watching in self._watching:
@@ -36,38 +47,84 @@ class Watch:
                 watching.cancel()
 
     async def _look(self) -> None:
-        """A stopped process ends nothing and says nothing: its state is read."""
+        """A stopped process ends nothing and says nothing: its state is read. One that is seen so twice stays so."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            for suffix, pid in self._pod.pids.items():
-                if is_stopped(pid):
-                    self._lose(f"{_NAMES[suffix]} (pid {pid}) was stopped by a signal")
+            stopped = {suffix for suffix, pid in self._pod.pids.items() if self._is_stopped(pid)}
+            for suffix in sorted(stopped & self._stopped):
+                self._on_lost(self._pod, f"{NAMES[suffix]} (pid {self._pod.pids[suffix]}) was stopped by a signal")
+                return
+            self._stopped = stopped
+
+    def _is_stopped(self, pid: int) -> bool:
+        """It, or what it has started to do its work: virtiofsd is two processes, of which one only waits."""
+        if not self._children.get(pid):
+            self._children[pid] = children_of(pid)
+        return any(is_stopped(one) for one in (pid, *self._children[pid]))
+
+    async def _ping(self) -> None:
+        """A guest answers at once, however busy it is, or it hangs."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S * _PING_EVERY)
+            if self._pod.stands_still:
+                continue
+            asked = asyncio.ensure_future(self._pod.agent.ping())
+            try:
+                if not await self._answers(asked):
+                    self._on_lost(self._pod, "the guest hangs: its agent does not answer")
                     return
+            finally:
+                asked.cancel()
+
+    async def _answers(self, asked: asyncio.Future[None]) -> bool:
+        """Whether it does. A machine that stands still is asked again later."""
+        counts = _EMULATED if self._pod.record.accelerator == "tcg" else 1.0
+        patience = Patience(self._pod.pids.get(VMM, 0), running_counts=counts)
+        for _ in range(int(_HANGS_AT_THE_LATEST_S / _LOOK_AGAIN_S)):
+            await asyncio.wait({asked}, timeout=_LOOK_AGAIN_S)
+            if asked.done() or self._pod.stands_still:
+                return True
+            if patience.had_s(at_most_s=2 * _LOOK_AGAIN_S) > HANGS_AFTER_S:
+                return False
+        return False
 
     async def _ask(self) -> None:
-        """A guest whose agent does not answer for long hangs."""
+        """More slowly, what needs more of the agent than that it can be reached."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S * _ASK_EVERY)
-            if self._pod.record.paused:
+            await asyncio.sleep(_ASK_EVERY_S)
+            if self._pod.stands_still:
                 continue
             try:
                 await self._pod.agent.guest("Metrics", Empty(), pb.MetricsResponse, timeout_s=_ANSWERS_WITHIN_S)
             except DeadlineExceeded:
-                if not self._pod.record.paused:
-                    self._lose(f"the guest's agent did not answer within {_ANSWERS_WITHIN_S:g} s")
+                if not self._pod.stands_still:
+                    self._on_lost(self._pod, f"the guest's agent did not answer within {_ANSWERS_WITHIN_S:g} s")
                     return
             except DrupeError:
-                with contextlib.suppress(DrupeError):
-                    await self._pod.agent.again()
+                pass  # of a connection that is made anew, which `_ping` sees to
 
-    def _lose(self, cause: str) -> None:
-        if not self._pod.ending:
-            self._on_lost(self._pod, cause)
+
+def children_of(pid: int) -> list[int]:
+    """Those of its first thread (proc_pid_task_tid_children(5))."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process stands still because of a signal (proc_pid_stat(5), state T)."""
+    """Whether a process stands still because of a signal."""
+    return _state(pid) in "Tt"
+
+
+def lives(pid: int) -> bool:
+    """Whether a process has not ended."""
+    return _state(pid) not in "ZX"
+
+
+def _state(pid: int) -> str:
+    """Of its first thread (proc_pid_stat(5)); X when there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return False
+        return "X"

@@ -31,6 +31,7 @@ async def rename(service: ControlService, call: Call) -> ContainerStatus:
 @method("container.diff")
 async def diff(service: ControlService, call: Call) -> ChangeList:
     container = service.core.container(call.params.ref)
+    container.check_allowed("the changes of", {"files"})
     found = await asyncio.to_thread(changes_of, container)
     return ChangeList(changes=[FileChange(kind=one.kind, path=one.path) for one in found])
 
@@ -42,6 +43,7 @@ async def commit(service: ControlService, call: Call) -> ImageInfo:
 
     wanted: Commit = call.params
     container = service.core.container(wanted.ref)
+    container.check_allowed("an image of", {"files"})
     layer = layer_of(container)
     said = {"created_by": " ".join(container.status.argv), "comment": wanted.message, "author": wanted.author}
 

@@ -13,11 +13,12 @@ from drupe.sandboxers.contract import hold
 from drupe.services.control.outside import client_container
 from drupe.services.control.registry import method
 from drupe.spec.base import plain
-from drupe.spec.control import ContainerList, Logs, ProcessList, StatsItem, StatsList
+from drupe.spec.control import ContainerList, Logs, ProcessList, StatsItem, StatsList, Wait
 from drupe.spec.status import ContainerStatus, ExitStatus
 from drupe.state.machine import State, require
 
 if TYPE_CHECKING:
+    from drupe.runtime.core import Core
     from drupe.services.control.service import ControlService
 
 
@@ -97,18 +98,28 @@ async def delete(service: ControlService, call: Call) -> None:
 
 @method("container.wait")
 async def wait(service: ControlService, call: Call) -> ExitStatus:
+    wanted: Wait = call.params
     try:
-        container = service.core.container(call.params.ref)
-    except NotFound:
-        removed = service.node.end_of_removed(call.params.ref)
-        if removed is None:
-            raise
-        return removed
-    try:
-        async with timeout(call.params.timeout_s):
-            return await container.wait(call.params.condition)
+        async with timeout(wanted.timeout_s):
+            return await _end(service.core, wanted)
     except TimeoutError:
-        raise DeadlineExceeded(f"{container.what} has not ended within {call.params.timeout_s:g} s") from None
+        raise DeadlineExceeded(f"container {wanted.ref} has not ended within {wanted.timeout_s:g} s") from None
+
+
+async def _end(core: Core, wanted: Wait) -> ExitStatus:
+    """Its end. When the pod is removed with it, "removed" means the pod, with its network and its directories."""
+    pod = core.pod_removed_with(wanted.ref) if wanted.condition == "removed" else None
+    try:
+        container = core.container(wanted.ref)
+    except NotFound:
+        end = core.node.end_of_removed(wanted.ref)
+        if end is None:
+            raise
+    else:
+        end = await container.wait("stopped" if pod is not None else wanted.condition)
+    if pod is not None:
+        await pod.over.wait()
+    return end
 
 
 @method("container.update", changes=True)

@@ -113,7 +113,7 @@ async def update(service: ControlService, call: Call) -> PodStatus:
 async def logs(service: ControlService, call: Call) -> None:
     """What the sandbox itself wrote, one file after the other; a line's stream is the file's name."""
     pod = service.core.pod(call.params.ref)
-    for name, path in pod.sandboxer.logs(pod.id).items():
+    for name, path in pod.sandboxer.logs(pod.config).items():
         data = await asyncio.to_thread(path.read_bytes)
         for line in data.splitlines(keepends=True):
             await call.send_item(LogLine(at=path.stat().st_mtime, stream=name, data=line))

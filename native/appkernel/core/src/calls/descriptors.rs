@@ -202,6 +202,7 @@ pub fn ioctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if request == 0x8912 {
         return messages::interfaces(kernel, tid, fd, argument);
     }
+    let file = if messages::is_about_interfaces(request) { messages::knowing(kernel, tid, file)? } else { file };
     kernel.before_terminal(tid, &file, true);
     let size = ioctl_size(request);
     let given = kernel.get_bytes(tid, argument, size).unwrap_or_default();
@@ -302,7 +303,7 @@ pub fn memfd_create(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> 
 }
 
 impl Kernel {
-    fn new_memfd(&self, tid: Tid, name: &[u8], sealable: bool) -> Result<Arc<OpenFile>> {
+    pub(crate) fn new_memfd(&self, tid: Tid, name: &[u8], sealable: bool) -> Result<Arc<OpenFile>> {
         use drupe_appkernel_vfs::inode::NewNode;
         use drupe_appkernel_vfs::tmpfs::{Limits, Tmpfs};
         use drupe_appkernel_vfs::{FileType, Inode, Mount, Path};

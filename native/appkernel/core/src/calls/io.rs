@@ -167,9 +167,12 @@ pub fn pwritev(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     write_from(kernel, tid, args[0], &pieces, Some(offset(args[3])?))
 }
 
-/// preadv2(2) without flags; offset -1 is the file's own.
+/// RWF_HIPRI, RWF_DSYNC, RWF_SYNC: what is written is written.
+const RWF_KNOWN: u64 = 7;
+
+/// preadv2(2); offset -1 is the file's own.
 pub fn preadv2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    if args[5] != 0 {
+    if args[5] & !RWF_KNOWN != 0 {
         return Err(Errno::NOTSUP);
     }
     if args[3] == u64::MAX {
@@ -179,7 +182,7 @@ pub fn preadv2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 pub fn pwritev2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    if args[5] != 0 {
+    if args[5] & !RWF_KNOWN != 0 {
         return Err(Errno::NOTSUP);
     }
     if args[3] == u64::MAX {

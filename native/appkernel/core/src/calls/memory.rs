@@ -11,12 +11,12 @@ use crate::mm::{round_up, Area, Mm, LOWEST, PAGE, PROT_READ, PROT_WRITE};
 use crate::platform::MemoryOp;
 use crate::task::Tid;
 
-const MAP_SHARED: u64 = 1;
+pub(super) const MAP_SHARED: u64 = 1;
 const MAP_PRIVATE: u64 = 2;
 const MAP_SHARED_VALIDATE: u64 = 3;
-const MAP_FIXED: u64 = 0x10;
+pub(super) const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
-const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+pub(super) const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const PROTECTIONS: u64 = 7;
 const LIMIT_DATA: usize = 2;
 const LIMIT_AS: usize = 9;
@@ -75,7 +75,13 @@ fn check_file(file: &OpenFile, protection: u32, shared: bool) -> Result<()> {
 }
 
 pub fn mmap(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let [hint, size, protection, flags, fd, offset] = *args;
+    let file = if args[3] & MAP_ANONYMOUS == 0 { Some(kernel.file(tid, args[4])?) } else { None };
+    map(kernel, tid, args, file)
+}
+
+/// mmap(2) of this file, whatever its descriptor.
+pub(super) fn map(kernel: &mut Kernel, tid: Tid, args: &Args, file: Option<Arc<OpenFile>>) -> Result<Done> {
+    let [hint, size, protection, flags, _, offset] = *args;
     let shared = match flags & 3 {
         MAP_SHARED | MAP_SHARED_VALIDATE => true,
         MAP_PRIVATE => false,
@@ -86,7 +92,6 @@ pub fn mmap(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         return Err(Errno::INVAL);
     }
     let protection = (protection & PROTECTIONS) as u32;
-    let file = if flags & MAP_ANONYMOUS == 0 { Some(kernel.file(tid, fd)?) } else { None };
     if let Some(file) = &file {
         check_file(file, protection, shared)?;
     }
@@ -117,7 +122,11 @@ fn map_file(
     match file.file().mapping(offset, size, shared && file.flags().writes()) {
         Ok(mapping) => {
             kernel.mm_mut(tid)?.insert(address, area);
-            let (file, offset) = (mapping.host, mapping.offset);
+            let (host, offset) = (mapping.host, mapping.offset);
+            // What may only be read is the same either way, and guest code that raises the protection itself, by a jump into
+            // the stub, then changes a copy of its own.
+            let shared = shared && file.flags().writes();
+            let file = host;
             let op = MemoryOp::MapFile { address, size, protection, shared, file, offset };
             Ok(Done::Change(address as i64, vec![op]))
         }

@@ -1,6 +1,10 @@
 //! sendmmsg(2), recvmmsg(2): several messages with one call; and the list of interfaces (netdevice(7), SIOCGIFCONF).
 
+use std::sync::Arc;
+
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::socket::LocalSocket;
+use drupe_appkernel_vfs::OpenFile;
 
 use super::sockets::{recvmsg, sendmsg, MSG_DONTWAIT};
 use super::Args;
@@ -39,11 +43,27 @@ pub fn recvmmsg(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     several(kernel, tid, &[fd, list, count, flags & !WAITFORONE, 0, 0], recvmsg)
 }
 
+/// Requests about interfaces, which every socket answers (netdevice(7)).
+pub(super) fn is_about_interfaces(request: u32) -> bool {
+    (0x8910..=0x8971).contains(&request)
+}
+
+/// The socket that knows the interfaces: of the pod's network, whatever socket was asked.
+pub(super) fn knowing(kernel: &Kernel, tid: Tid, file: Arc<OpenFile>) -> Result<Arc<OpenFile>> {
+    const INET: u64 = 2;
+    const DATAGRAM: u64 = 2;
+    if file.downcast::<LocalSocket>().is_none() {
+        return Ok(file);
+    }
+    let made = kernel.with_context(tid, |context| Ok(kernel.host.socket(context, INET, DATAGRAM, 0)))?;
+    made.unwrap_or(Ok(file))
+}
+
 /// Fill in the struct ifconf at `address`: whole entries, as many as there is room for.
 pub(super) fn interfaces(kernel: &mut Kernel, tid: Tid, fd: u64, address: u64) -> Result<Done> {
     const SIOCGIFCONF: u32 = 0x8912;
     const ENTRY_BYTES: usize = 40;
-    let file = kernel.file(tid, fd)?;
+    let file = knowing(kernel, tid, kernel.file(tid, fd)?)?;
     let [room, buffer] = kernel.get_words(tid, address)?;
     let mut list = Vec::new();
     kernel.with_context(tid, |context| file.file().ioctl(context, SIOCGIFCONF, 0, &mut list))?;

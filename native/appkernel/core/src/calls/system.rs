@@ -99,36 +99,10 @@ pub fn setrlimit(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     prlimit64(kernel, tid, &[0, args[0], args[1], 0, 0, 0])
 }
 
-pub fn sched_getaffinity(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let count = kernel.host.processors().clamp(1, 1024);
-    let bytes = count.div_ceil(64) * 8;
-    if (args[1] as usize) < bytes || args[1] % 8 != 0 {
-        return Err(Errno::INVAL);
-    }
-    let mut mask = vec![0u8; bytes];
-    (0..count).for_each(|cpu| mask[cpu / 8] |= 1 << (cpu % 8));
-    kernel.put(tid, args[2], &mask)?;
-    Ok(Done::Value(bytes as i64))
-}
-
 pub fn getcpu(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     kernel.put_if(tid, args[0], &[0; 4])?;
     kernel.put_if(tid, args[1], &[0; 4])?;
     Ok(Done::Value(0))
-}
-
-/// SCHED_OTHER is all there is.
-pub fn sched_getparam(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    kernel.put(tid, args[1], &[0; 4])?;
-    Ok(Done::Value(0))
-}
-
-pub fn sched_setscheduler(_: &mut Kernel, _: Tid, args: &Args) -> Result<Done> {
-    match args[1] & 0x0fff_ffff {
-        0 | 3 | 5 => Ok(Done::Value(0)),
-        1 | 2 | 6 => Err(Errno::PERM),
-        _ => Err(Errno::INVAL),
-    }
 }
 
 pub fn sched_priority(_: &mut Kernel, _: Tid, args: &Args, highest: bool) -> Result<Done> {
@@ -137,11 +111,6 @@ pub fn sched_priority(_: &mut Kernel, _: Tid, args: &Args, highest: bool) -> Res
         1 | 2 => Ok(Done::Value(if highest { 99 } else { 1 })),
         _ => Err(Errno::INVAL),
     }
-}
-
-/// getpriority(2): 20 - nice, and nice is 0.
-pub fn getpriority(_: &mut Kernel, _: Tid, args: &Args) -> Result<Done> {
-    (args[0] <= 2).then_some(Done::Value(20)).ok_or(Errno::INVAL)
 }
 
 /// membarrier(2): what is said to be there is nothing.

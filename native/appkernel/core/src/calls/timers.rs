@@ -11,6 +11,7 @@ use super::time::{clock, ABSOLUTE};
 use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
+use crate::pids;
 use crate::signal::{Info, COUNT, SIGALRM};
 use crate::task::{Pid, TaskWaker, Tid, TIMER};
 use crate::timers::{nanoseconds, timestamp};
@@ -48,7 +49,7 @@ fn notice(kernel: &Kernel, tid: Tid, address: u64, id: i32) -> Result<Notice> {
         return Ok(Notice { how: SIGEV_SIGNAL, signal: SIGALRM, value: id as u64, thread: 0 });
     }
     let [value, second, third] = kernel.get_words(tid, address)?;
-    let (signal, how, thread) = (second as i32, (second >> 32) as u32, third as u32);
+    let (signal, how, thread) = (second as i32, (second >> 32) as u32, pids::known(kernel.view(tid), third as u32));
     let known = matches!(how, SIGEV_SIGNAL | SIGEV_NONE | SIGEV_THREAD_ID);
     if !known || (how != SIGEV_NONE && !(1..=COUNT).contains(&signal)) {
         return Err(Errno::INVAL);

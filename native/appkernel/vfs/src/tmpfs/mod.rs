@@ -45,11 +45,15 @@ pub(crate) struct Shared {
 impl Shared {
     /// Count `pages` more. ENOSPC.
     fn charge(&self, pages: u64) -> Result<()> {
-        add_up_to(&self.pages, pages, self.limits.size_bytes.div_ceil(PAGE_BYTES as u64))
+        add_up_to(&self.pages, pages, self.limits.size_bytes.div_ceil(PAGE_BYTES as u64))?;
+        self.backings.reserve(pages.saturating_mul(PAGE_BYTES as u64)).inspect_err(|_| {
+            self.pages.fetch_sub(pages, Ordering::Relaxed);
+        })
     }
 
     fn uncharge(&self, pages: u64) {
         self.pages.fetch_sub(pages, Ordering::Relaxed);
+        self.backings.release(pages.saturating_mul(PAGE_BYTES as u64));
     }
 
     fn new_inode(&self) -> Result<u64> {

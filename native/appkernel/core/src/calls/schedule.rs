@@ -1,0 +1,148 @@
+//! Scheduling: policies, priorities and processors as a process has set them. They are kept and told; the host schedules all alike.
+
+use drupe_appkernel_abi::{Errno, Result};
+
+use super::Args;
+use crate::encode;
+use crate::kernel::{Done, Kernel};
+use crate::task::{Pid, Process, Tid};
+
+const OTHER: u32 = 0;
+const FIFO: u32 = 1;
+const ROUND_ROBIN: u32 = 2;
+const BATCH: u32 = 3;
+const IDLE: u32 = 5;
+const RESET_ON_FORK: u32 = 0x4000_0000;
+const CAP_SYS_NICE: u32 = 23;
+const SLICE_NS: u64 = 4_000_000;
+
+/// What a process has set.
+#[derive(Clone, Debug, Default)]
+pub struct Schedule {
+    policy: u32,
+    nice: i32,
+    /// Processors by their bits; empty: all.
+    processors: Vec<u8>,
+}
+
+/// The process of a thread, or the caller's for 0. EINVAL, ESRCH.
+fn of(kernel: &Kernel, tid: Tid, number: u64) -> Result<Pid> {
+    match number as i32 {
+        0 => Ok(kernel.pid(tid)),
+        n if n < 0 => Err(Errno::INVAL),
+        n => Ok(kernel.task(n as u32)?.pid),
+    }
+}
+
+fn process(kernel: &mut Kernel, pid: Pid) -> Result<&mut Process> {
+    kernel.tasks.processes.get_mut(&pid).ok_or(Errno::SRCH)
+}
+
+fn all_processors(kernel: &Kernel) -> Vec<u8> {
+    let count = kernel.host.processors().clamp(1, 1024);
+    let mut mask = vec![0; count.div_ceil(64) * 8];
+    (0..count).for_each(|cpu| mask[cpu / 8] |= 1 << (cpu % 8));
+    mask
+}
+
+pub fn sched_getaffinity(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let pid = of(kernel, tid, args[0])?;
+    let mut mask = process(kernel, pid)?.schedule.processors.clone();
+    if mask.is_empty() {
+        mask = all_processors(kernel);
+    }
+    if (args[1] as usize) < mask.len() || args[1] % 8 != 0 {
+        return Err(Errno::INVAL);
+    }
+    kernel.put(tid, args[2], &mask)?;
+    Ok(Done::Value(mask.len() as i64))
+}
+
+/// EINVAL when none of the processors is there.
+pub fn sched_setaffinity(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let (pid, mut mask) = (of(kernel, tid, args[0])?, all_processors(kernel));
+    let given = kernel.get_bytes(tid, args[2], (args[1] as usize).min(mask.len()))?;
+    for (at, byte) in mask.iter_mut().enumerate() {
+        *byte &= given.get(at).copied().unwrap_or(0);
+    }
+    if mask.iter().all(|byte| *byte == 0) {
+        return Err(Errno::INVAL);
+    }
+    kernel.check_kill(tid, pid, 0)?;
+    process(kernel, pid)?.schedule.processors = mask;
+    Ok(Done::Value(0))
+}
+
+pub fn sched_getscheduler(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let pid = of(kernel, tid, args[0])?;
+    Ok(Done::Value(process(kernel, pid)?.schedule.policy.into()))
+}
+
+/// Policies without real time alone. EPERM.
+pub fn sched_setscheduler(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let pid = of(kernel, tid, args[0])?;
+    let (policy, priority) = (args[1] as u32, kernel.get_u32(tid, args[2])?);
+    match policy & !RESET_ON_FORK {
+        OTHER | BATCH | IDLE if priority == 0 => {}
+        FIFO | ROUND_ROBIN if (1..=99).contains(&priority) => return Err(Errno::PERM),
+        _ => return Err(Errno::INVAL),
+    }
+    kernel.check_kill(tid, pid, 0)?;
+    process(kernel, pid)?.schedule.policy = policy;
+    Ok(Done::Value(0))
+}
+
+pub fn sched_getparam(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    of(kernel, tid, args[0])?;
+    kernel.put(tid, args[1], &[0; 4])?;
+    Ok(Done::Value(0))
+}
+
+pub fn sched_setparam(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    of(kernel, tid, args[0])?;
+    (kernel.get_u32(tid, args[1])? == 0).then_some(Done::Value(0)).ok_or(Errno::INVAL)
+}
+
+pub fn sched_rr_get_interval(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    of(kernel, tid, args[0])?;
+    kernel.put(tid, args[1], &encode::words(&[0, SLICE_NS]))?;
+    Ok(Done::Value(0))
+}
+
+/// Processes that getpriority(2) and setpriority(2) mean. EINVAL, ESRCH.
+fn meant(kernel: &Kernel, tid: Tid, which: u64, who: u64) -> Result<Vec<Pid>> {
+    let own = kernel.process(tid)?;
+    let who = who as u32;
+    let is_meant = |p: &&Process| match which {
+        0 => p.pid == if who == 0 { own.pid } else { who },
+        1 => p.group == if who == 0 { own.group } else { who },
+        _ => p.ids.uid == if who == 0 { own.ids.uid } else { who },
+    };
+    if which > 2 {
+        return Err(Errno::INVAL);
+    }
+    let found: Vec<Pid> = kernel.tasks.processes.values().filter(is_meant).map(|p| p.pid).collect();
+    (!found.is_empty()).then_some(found).ok_or(Errno::SRCH)
+}
+
+/// getpriority(2): 20 - nice, of the least nice.
+pub fn getpriority(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let found = meant(kernel, tid, args[0], args[1])?;
+    let least = found.iter().map(|pid| kernel.tasks.processes[pid].schedule.nice).min();
+    Ok(Done::Value(i64::from(20 - least.unwrap_or(0))))
+}
+
+/// setpriority(2): EACCES for less niceness without CAP_SYS_NICE.
+pub fn setpriority(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let nice = (args[2] as i32).clamp(-20, 19);
+    let may_raise = kernel.process(tid)?.credentials.capable(CAP_SYS_NICE);
+    for pid in meant(kernel, tid, args[0], args[1])? {
+        kernel.check_kill(tid, pid, 0)?;
+        let schedule = &mut process(kernel, pid)?.schedule;
+        if nice < schedule.nice && !may_raise {
+            return Err(Errno::ACCES);
+        }
+        schedule.nice = nice;
+    }
+    Ok(Done::Value(0))
+}

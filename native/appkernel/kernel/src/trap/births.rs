@@ -1,0 +1,121 @@
+//! How spaces and threads come into being: by a stub's own clone(2), which is let pass because it was ordered.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+
+use drupe_appkernel_abi::{Errno, Registers, Result};
+use drupe_appkernel_core::platform::{SpaceId, ThreadId};
+use drupe_appkernel_hostsys::layout::{self, CALL_BORN, CALL_DOORBELL};
+use drupe_appkernel_hostsys::notify::Notification;
+use drupe_appkernel_hostsys::slot::Slot;
+use drupe_appkernel_hostsys::{memory, poll};
+
+use super::{errno, Space, Stubs, Thread, Waiting, WORD_SPACE};
+use crate::ops::{self, Expected};
+
+/// Slots are used again only when this many have been used since, so that their last thread is surely gone.
+const SLOT_REST: usize = 32;
+
+impl Stubs {
+    /// Wait for a process that `parent` has just forked, and give it slots of its own.
+    /// `inside`: its number there, as the host told the parent; it lies in the parent's memory, and only /proc believes it.
+    fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>, inside: i64) -> Result<(SpaceId, ThreadId)> {
+        let born = self.wait_for_stranger(CALL_BORN)?;
+        let index = self.thread(parent)?.index;
+        let slots = memory::memfd("drupe-slots", layout::SLOTS_SIZE).map_err(errno)?;
+        let slot = Slot::map(slots.as_fd(), index).map_err(errno)?;
+        slot.prepare_stack();
+        match made {
+            Some(registers) => slot.make_frame(registers),
+            None => {
+                if !slot.copy_frame(&self.thread(parent)?.slot) {
+                    return Err(Errno::FAULT);
+                }
+            }
+        }
+        let pidfd = poll::pidfd(born.thread).map_err(errno)?;
+        let fd = self.listener.add_fd(born.id, slots.as_fd(), None).map_err(errno)?;
+        let (space, thread) = (SpaceId(self.next), ThreadId(self.next));
+        self.next += 1;
+        self.poller
+            .add(std::os::fd::AsRawFd::as_raw_fd(&pidfd), libc::EPOLLIN as u32, WORD_SPACE | u64::from(space.0))
+            .map_err(errno)?;
+        let resting = (0..index).collect();
+        let in_proc = if self.numbers_inside { inside as i32 } else { born.thread };
+        let new = Space { process: born.thread, in_proc, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
+        self.spaces.insert(space, new);
+        let expected = VecDeque::from([Expected::slots(fd)]);
+        let owns_gs = self.thread(parent)?.owns_gs;
+        self.add_thread(thread, Thread { expected, owns_gs, ..Thread::new(born.thread, space, index, slot) });
+        self.listener.answer(born.id, i64::from(fd));
+        self.wait_for_bell(thread)?;
+        Ok((space, thread))
+    }
+
+    fn add_thread(&mut self, id: ThreadId, thread: Thread) {
+        self.by_host.insert(thread.host, id);
+        self.threads.insert(id, thread);
+    }
+
+    fn wait_for_stranger(&mut self, number: u32) -> Result<Notification> {
+        let known = &self.by_host;
+        let is_it = |note: &Notification| note.number == number && !known.contains_key(&note.thread);
+        if let Some(at) = self.stash.iter().position(is_it) {
+            return self.stash.remove(at).ok_or(Errno::SRCH);
+        }
+        loop {
+            let Some(note) = self.receive()? else { continue };
+            if note.number == number && !self.by_host.contains_key(&note.thread) {
+                return Ok(note);
+            }
+            self.stash.push_back(note);
+        }
+    }
+
+    pub(super) fn fork_stub(&mut self, parent: ThreadId, made: Option<&Registers>) -> Result<(SpaceId, ThreadId)> {
+        self.settle(parent)?;
+        let results = self.run(parent, &[ops::fork()], vec![Expected::call(&ops::fork())])?;
+        match results[0] {
+            n if n < 0 => Err(Errno(-n as i32)),
+            inside => self.deliver(parent, made, inside),
+        }
+    }
+
+    /// A further thread, in the space of another.
+    pub(super) fn fork_thread(&mut self, beside: ThreadId) -> Result<ThreadId> {
+        self.settle(beside)?;
+        let space_id = self.thread(beside)?.space;
+        let space = self.spaces.get_mut(&space_id).ok_or(Errno::SRCH)?;
+        let index = match space.resting.len() {
+            n if n > SLOT_REST || space.next_slot == layout::SLOT_COUNT => {
+                space.resting.pop_front().ok_or(Errno::AGAIN)?
+            }
+            _ => {
+                space.next_slot += 1;
+                space.next_slot - 1
+            }
+        };
+        space.threads += 1;
+        let slot = Slot::map(space.slots.as_fd(), index).map_err(errno)?;
+        slot.prepare_stack();
+        if !slot.copy_frame(&self.thread(beside)?.slot) {
+            return Err(Errno::FAULT);
+        }
+        let call = ops::new_thread(slot.address + layout::SLOT_SIZE - 64);
+        let results = self.run(beside, &[call], vec![Expected::call(&call)])?;
+        if results[0] < 0 {
+            return Err(Errno(-results[0] as i32));
+        }
+        let bell = self.wait_for_stranger(CALL_DOORBELL)?;
+        let id = ThreadId(self.next);
+        self.next += 1;
+        let waiting = Some(Waiting::Bell(bell.id));
+        let owns_gs = self.thread(beside)?.owns_gs;
+        let mut thread = Thread { waiting, owns_gs, ..Thread::new(bell.thread, space_id, index, slot) };
+        if !owns_gs {
+            thread.staged.get_mut().copies.push(ops::set_gs(thread.slot.address));
+        }
+        self.add_thread(id, thread);
+        Ok(id)
+    }
+}
