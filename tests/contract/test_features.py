@@ -21,6 +21,9 @@ from framework.daemon import Daemon
 # who proves what is not proved here: where
 ELSEWHERE = dict.fromkeys(CALLS, "tests/contract/sandboxer_suite.py") | {
     "attach": "tests/contract/sandboxer_suite.py",
+    "block-mounts": "tests/integration/test_vm_changes.py",
+    "host-hardware": "tests/contract/test_vm_hypervisors.py",
+    "network-change": "tests/integration/test_network_changes.py",
     "processes": "tests/integration/test_cli.py",
     "files": "tests/integration/test_cli.py",
     "mount-propagation": "tests/integration/test_container_mounts.py",

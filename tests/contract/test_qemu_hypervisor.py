@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 
 from contract.hypervisor_suite import TIMEOUT_S, HypervisorSuite, Site, can, on_a_machine
-from drupe.errors import DeadlineExceeded, DrupeError
+from drupe.errors import DeadlineExceeded, DrupeError, Unavailable
 from drupe.hypervisors.contract import Device, Disk, Machine, MachineConfig, Nic, Share
 from drupe.hypervisors.qemu.arguments import uid_of
 from drupe.hypervisors.qemu.driver import Qemu
 from drupe.linux.tuntap import open_tap
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm.watching import is_stopped
-from framework import machines, netlab, qemus
+from framework import machines, netlab, probes, qemus
+from framework.leaks import wait_until
 
 pytestmark = pytest.mark.root
 MAC = "02:00:00:00:00:01"
@@ -279,6 +280,31 @@ class TestQ35(MachineSuite):
             assert (await site.line.guest("Metrics")).memory_available_bytes < free - 48 * qemus.MIB
 
         on_a_machine(site, scenario, config, with_guest=True)
+
+    def test_a_disk_that_another_process_serves(self, site: QemuSite) -> None:
+        """vhost-user: plugged in, read, and gone again; and one that nobody serves is refused."""
+        probes.needs_program("qemu-storage-daemon")
+        config, path = replace(site.config(), shared_memory=True), site.directory / "blk.sock"
+        export = f"type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path={path},writable=off"
+        node = f"driver=file,node-name=disk,filename={site.disk},read-only=on"
+        server = subprocess.Popen(["qemu-storage-daemon", "--blockdev", node, "--export", export])
+        disk = Disk("served", Path(), socket=path)
+
+        async def scenario(machine: Machine) -> None:
+            with pytest.raises(Unavailable, match="nothing serves"):
+                await machine.add(Disk("nobody", Path(), socket=site.directory / "nowhere"))
+            await machine.add(disk)
+            # its serial is what the other process says
+            mount = pb.GuestMount(type="ext4", options=["ro"], device=pb.Device(disk_serial="vhost_user_blk"))
+            assert await qemus.run_in(site.line, mount, "b cat /hello") == "hello from the host\n"
+            await machine.remove(disk.id, timeout_s=30)
+
+        try:
+            wait_until(path.exists, what="it is served")
+            on_a_machine(site, scenario, config, with_guest=True)
+        finally:
+            server.kill()
+            server.wait()
 
     def test_freed_memory_is_given_back(self, site: QemuSite) -> None:
         """Free-page reporting: what a guest has used and freed is the host's again, though nobody asked for it."""

@@ -151,7 +151,7 @@ class TestCloudHypervisor(JudgedSuite):
 
         async def look(machine: Machine) -> None:
             assert site.model.config["vsock"]["socket"] == str(config.dir / "vsock.sock")
-            assert site.model.config["serial"]["file"] == str(config.dir / "console")
+            assert site.model.config["serial"] == {"mode": "Tty"}
             assert site.model.config["disks"][0]["path"] == str(site.directory / "disk")
 
         on_a_machine(site, save)

@@ -20,7 +20,7 @@ CHOSEN = (
 )  # fmt: skip
 FROM_OUTSIDE = dict.fromkeys(
     ("oom-score", "cpu-sets", "memory-tuning"), "the proof looks at pids and cgroups of the host"
-)
+) | {"devices": "block devices only: tests/integration/test_vm_changes.py"}
 
 
 @pytest.fixture(scope="module")

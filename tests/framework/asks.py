@@ -58,12 +58,14 @@ SPECS: dict[str, dict[str, Any]] = {
     "volumes": _mount(type="volume"),
     "tmpfs": _mount(),
     "image-mounts": _mount(type="image", source="x"),
+    "block-mounts": _mount(type="block", source="/b"),
     "read-only-mounts": _mount(read_only=True),
     "mount-propagation": _mount(propagation="rslave"),
     "mount-options": _mount(options=("noexec",)),
     "secrets": _one(secrets=(Secret(name="a", value=b"x"),)),
     "shm-size": _one(shm_size_bytes=1 << 20),
     "devices": _one(devices=(Device(path="/dev/null"),)),
+    "host-hardware": _one(devices=(Device(path="vfio=0000:3b:00.0"),)),
     "cpu-limits": _limits(cpus=0.5),
     "cpu-sets": _limits(cpuset_cpus="0"),
     "memory-limit": _limits(memory_bytes=64 << 20),
@@ -95,5 +97,5 @@ SPECS: dict[str, dict[str, Any]] = {
     "privileged": _security(privileged=True),
 }
 # features of calls on what runs, and of an image's platform
-CALLS = ("exec", "attach", "pause", "update", "stats", "processes", "files", "checkpoint", "snapshot")
+CALLS = ("exec", "attach", "pause", "update", "stats", "processes", "files", "checkpoint", "snapshot", "network-change")
 PLATFORMS = {"linux-programs": "linux", "wasm-modules": "wasi"}

@@ -120,6 +120,12 @@ class Mount(spec.Mount):
         return cls(target=target, size_bytes=size_bytes, mode=mode, type="tmpfs")
 
     @classmethod
+    def block(cls, source: str | Path, target: str, *, filesystem: str = "", read_only: bool = False) -> Mount:
+        """A block device, or a file, with a file system ("" is ext4) that the sandbox's own kernel mounts."""
+        path = str(Path(source).absolute())
+        return cls(target=target, source=path, filesystem=filesystem, read_only=read_only, type="block")
+
+    @classmethod
     def image(cls, reference: str, target: str) -> Mount:
         """Another image, read-only."""
         return cls(target=target, source=reference, read_only=True, type="image")

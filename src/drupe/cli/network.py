@@ -10,12 +10,16 @@ from drupe.cli.lifecycle import for_each
 from drupe.cli.options import format_option, json_option, many, option, quiet_option, refs
 from drupe.cli.output import show_list
 from drupe.cli.prune import prune as run_prune
+from drupe.spec import Attachment
 from drupe.spec.control import ListFilter, NetworkCreate, NetworkInfo, Prune, Ref
+from drupe.spec.membership import NetworkConnect, NetworkDisconnect
 
 VERBS: dict[str, Verb] = {
     "create": Verb("network:create", "Create a network"),
     "ls": Verb("network:ls", "List networks"),
     "inspect": Verb("inspect:networks", "Show all that is known of networks"),
+    "connect": Verb("network:connect", "Have a running pod join a network"),
+    "disconnect": Verb("network:disconnect", "Have a running pod leave a network"),
     "rm": Verb("network:rm", "Remove networks"),
     "prune": Verb("network:prune", "Remove networks that no pod uses"),
 }
@@ -75,6 +79,31 @@ def ls(*, quiet: bool, as_json: bool, template: str | None) -> None:
     show_list(
         networks, as_json=as_json, quiet=quiet, name=lambda n: n.name, headers=headers, row=row, template=template
     )
+
+
+@click.command("connect")
+@option("--ip", parse=parse_network.ipv4, metavar="IP", help="IPv4 address.")
+@option("--ip6", parse=parse_network.ipv6, metavar="IP", help="IPv6 address.")
+@option("--mac-address", metavar="MAC", help="MAC address.")
+@option("--interface", metavar="NAME", help="Name of the interface (the next free ethN).")
+@many("--alias", metavar="NAME", help="A name that others of the network may look up.")
+@click.argument("name", metavar="NETWORK")
+@click.argument("ref", metavar="POD")
+def connect(
+    *, name: str, ref: str, ip: str | None, ip6: str | None, mac_address: str | None, interface: str | None,
+    alias: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Have a running pod (named itself or by a container) join a network."""
+    wanted = Attachment(network=name, ipv4=ip, ipv6=ip6, mac=mac_address, interface=interface, aliases=alias)
+    connection.call("network.connect", NetworkConnect(ref=ref, attachment=wanted))
+
+
+@click.command("disconnect")
+@click.argument("name", metavar="NETWORK")
+@click.argument("ref", metavar="POD")
+def disconnect(*, name: str, ref: str) -> None:
+    """Have a running pod leave a network."""
+    connection.call("network.disconnect", NetworkDisconnect(ref=ref, network=name))
 
 
 @click.command("rm")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from drupe.cli.parse import fields, flag, integer, pair, refuse_rest, take
 from drupe.errors import InvalidArgument
 from drupe.spec import Device, IoLimit, LogSpec, Mount, RestartPolicy, Rlimit, Secret
-from drupe.spec.container import Propagation
+from drupe.spec.container import VFIO, Propagation
 from drupe.spec.units import parse_size
 
 _PROPAGATIONS = get_args(Propagation)
@@ -32,17 +32,20 @@ def volume(text: str) -> Mount:
     return Mount(type="volume", source=source, target=target, **options)
 
 
+_TYPES = ("bind", "volume", "tmpfs", "image", "block")
+
+
 def mount(text: str) -> Mount:
-    """--mount type=bind|volume|tmpfs|image,source=…,target=…[,readonly][,bind-propagation=…][,tmpfs-size=…]."""
+    """--mount type=bind|volume|tmpfs|image|block,source=…,target=…[,readonly][,bind-propagation=…][,tmpfs-size=…]."""
     found = fields(text, what="mount")
     kind = take(found, "type") or "volume"
-    if kind not in ("bind", "volume", "tmpfs", "image"):
-        raise InvalidArgument(f"mount {text!r} has an unknown type {kind!r}", hint="types: bind, volume, tmpfs, image")
+    if kind not in _TYPES:
+        raise InvalidArgument(f"mount {text!r} has an unknown type {kind!r}", hint=f"types: {', '.join(_TYPES)}")
     source = take(found, "source", "src") or ""
     target = take(found, "target", "destination", "dst")
     if not target:
         raise InvalidArgument(f"mount {text!r} has no target", hint="add target=/path")
-    if kind in ("bind", "image") and not source:
+    if kind in ("bind", "image", "block") and not source:
         raise InvalidArgument(f"mount {text!r} has no source", hint="add source=…")
     options: dict[str, Any] = {"read_only": flag(take(found, "readonly", "ro"), what="readonly")}
     if (propagation := take(found, "bind-propagation")) is not None:
@@ -53,9 +56,11 @@ def mount(text: str) -> Mount:
         options["mode"] = octal(mode, text)
     if flag(take(found, "volume-nocopy"), what="volume-nocopy"):
         options["options"] = ("nocopy",)
-    known = "type, source, target, readonly, bind-propagation, tmpfs-size, tmpfs-mode, volume-nocopy"
+    if (filesystem := take(found, "fstype")) is not None:
+        options["filesystem"] = filesystem
+    known = "type, source, target, readonly, bind-propagation, tmpfs-size, tmpfs-mode, volume-nocopy, fstype"
     refuse_rest(found, what="mount", text=text, known=known)
-    if kind == "bind":
+    if kind in ("bind", "block"):
         source = os.path.abspath(source)  # noqa: PTH100
     return Mount(type=kind, source=source, target=_absolute(target, text), **options)  # type: ignore[arg-type]
 
@@ -107,7 +112,9 @@ def octal(text: str, whole: str) -> int:
 
 
 def device(text: str) -> Device:
-    """--device PATH[:TARGET][:rwm]."""
+    """--device PATH[:TARGET][:rwm], or vfio=PCI-ADDRESS."""
+    if text.startswith(VFIO):
+        return Device(path=text)
     path, *rest = text.split(":")
     permissions = rest.pop() if rest and set(rest[-1]) <= set("rwm") and rest[-1] else "rwm"
     if not path.startswith("/") or len(rest) > 1 or (rest and not rest[0].startswith("/")):

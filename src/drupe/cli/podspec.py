@@ -105,7 +105,9 @@ container_options = apply(
     option("--health-retries", type=int, metavar="N", help="Failures until unhealthy."),
     option("--health-start-period", parse=parse.duration, metavar="DURATION", help="Grace at the start."),
     click.option("--no-healthcheck", is_flag=True, help="No check, whatever the image says."),
-    many("--device", parse=parse_container.device, metavar="PATH[:DST][:rwm]", help="Device of the host."),
+    many(
+        "--device", parse=parse_container.device, metavar="PATH[:DST][:rwm]", help="Device of the host; vfio=ADDRESS."
+    ),
     many("--ulimit", parse=parse_container.ulimit, metavar="NAME=SOFT[:HARD]", help="Resource limit."),
     many("-l", "--label", parse=parse.label, metavar="KEY=VALUE", help="Label."),
     many("--annotation", parse=parse.label, metavar="KEY=VALUE", help="Annotation."),

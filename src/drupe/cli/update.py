@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from drupe.cli import podspec
+from drupe.cli.errors import say
 from drupe.cli.lifecycle import for_each
 from drupe.cli.options import refs
 from drupe.errors import InvalidArgument
@@ -29,7 +30,8 @@ def updater(kind: str) -> click.Command:
             raise InvalidArgument("no limit was named", hint="for example --memory 64m or --cpus 0.5")
 
         def act(client: Client, ref: str) -> None:
-            client.call(f"{kind}.update", Update(ref=ref, resources=limits))
+            for note in client.call(f"{kind}.update", Update(ref=ref, resources=limits)).notes:
+                say(f"{ref}: {note}")
 
         return for_each(refs, act)
 

@@ -24,8 +24,10 @@ from drupe.hypervisors.contract import (
     Share,
     said,
 )  # fmt: skip
+from drupe.hypervisors.lines import Line
 from drupe.hypervisors.rest import Rest
 from drupe.hypervisors.restmachine import RestMachine, connected
+from drupe.hypervisors.vsock import AGENT_CHANNEL, open_hybrid
 
 GUEST_CID = 3
 _BASE = "/api/v1"
@@ -57,9 +59,11 @@ class CloudHypervisor(Hypervisor):
             argv=[self._program, "--api-socket", f"path={control}", "--event-monitor", f"path={events}"],
             control=control,
             agent=config.dir / "vsock.sock",
-            console=config.dir / "console",
             devices=["/dev/kvm", *(["/dev/net/tun"] if any(nic.tap for nic in config.nics) else [])],
         )
+
+    async def open_line(self, config: MachineConfig) -> Line:
+        return await open_hybrid(config.dir / "vsock.sock")
 
     async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:
         rest = Rest(config.dir / "api.sock", "cloud-hypervisor", base=_BASE)
@@ -89,7 +93,7 @@ def machine_body(config: MachineConfig) -> dict[str, Any]:
         "payload": _payload(config),
         "rng": {"src": "/dev/urandom"},
         "balloon": {"size": 0, "deflate_on_oom": True, "free_page_reporting": True},
-        "serial": {"mode": "File", "file": str(config.dir / "console")},
+        "serial": {"mode": "Tty"},  # standard output, which whoever starts it keeps within bounds
         "console": {"mode": "Off"},
         "vsock": {"id": "vsock", "cid": GUEST_CID, "socket": str(config.dir / "vsock.sock")},
         "pvpanic": True,
@@ -102,7 +106,7 @@ def machine_body(config: MachineConfig) -> dict[str, Any]:
 
 
 def _payload(config: MachineConfig) -> dict[str, str]:
-    words = " ".join(["console=ttyS0", "panic=-1", "quiet", *config.append])
+    words = " ".join(["console=ttyS0", "panic=-1", "quiet", AGENT_CHANNEL, *config.append])
     payload = {"kernel": str(config.kernel), "cmdline": words}
     return payload | ({"initramfs": str(config.initrd)} if config.initrd else {})
 

@@ -20,6 +20,7 @@ from drupe.hypervisors.lines import Line, open_socket
 
 Accelerator = Literal["kvm", "tcg", "native"]
 
+_SERIAL_BYTES = 20  # of a virtio disk
 SPARE_DISK_BYTES = 1 << 40  # what a guest has learned it does not ask again: none that takes the place is larger
 
 ABILITIES: dict[str, str] = {
@@ -64,7 +65,8 @@ class Disk:
 @dataclass(frozen=True, slots=True)
 class Nic:
     """tap: name of the device in the VMM's network namespace. queues: pairs. socket: vhost-user instead of `tap`.
-    descriptor: of an open tap, for one that is plugged into a running machine (whoever plugs it in closes it)."""
+    descriptor: of an open tap, for one that is plugged into a running machine (whoever plugs it in closes it); more:
+    of its further queues. node: of a macvtap, whose descriptors are those of this character device."""
 
     id: str
     mac: str
@@ -73,6 +75,8 @@ class Nic:
     queues: int = 1
     socket: Path | None = None
     descriptor: int = -1
+    more: tuple[int, ...] = ()
+    node: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +233,10 @@ class Hypervisor(ABC):
     @abstractmethod
     def prepare(self, config: MachineConfig) -> Launch:
         """The program to start for `config`. Pure: touches nothing. Unsupported for what the program cannot do."""
+
+    def serial(self, disk: Disk) -> str:
+        """What the guest sees as the serial of a disk."""
+        return disk.id[:_SERIAL_BYTES]
 
     async def open_line(self, config: MachineConfig) -> Line:
         """A connection to the port or line of the guest's agent, which may be booting still. Raises OSError."""

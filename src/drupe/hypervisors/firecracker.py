@@ -26,8 +26,10 @@ from drupe.hypervisors.contract import (
     Nic,
     said,
 )  # fmt: skip
+from drupe.hypervisors.lines import Line
 from drupe.hypervisors.rest import ANSWERS_WITHIN_S, Lifeline, Rest
 from drupe.hypervisors.restmachine import RestMachine, connected
+from drupe.hypervisors.vsock import AGENT_CHANNEL, open_hybrid
 from drupe.linux.unix_peers import kill_peer
 
 GUEST_CID = 3
@@ -98,6 +100,9 @@ class Firecracker(Hypervisor):
         words = ["--id", "m", "--exec-file", self._program, "--uid", str(jail.uid), "--gid", str(jail.gid)]
         words += ["--chroot-base-dir", str(config.dir), *(["--netns", jail.netns] if jail.netns else [])]
         return [jail.program, *words, "--", "--api-sock", "/api.sock"]
+
+    async def open_line(self, config: MachineConfig) -> Line:
+        return await open_hybrid(self.root(config) / "vsock.sock")
 
     async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:
         rest = Rest(self.root(config) / "api.sock", "firecracker")
@@ -220,7 +225,7 @@ class FirecrackerMachine(RestMachine):
             await self._put("/hotplug/memory", {"total_size_mib": total})
 
     def _boot_source(self) -> dict[str, str]:
-        words = ["console=ttyS0", "reboot=k", "panic=-1", "quiet", *self._config.append]
+        words = ["console=ttyS0", "reboot=k", "panic=-1", "quiet", AGENT_CHANNEL, *self._config.append]
         body = {"kernel_image_path": self._place.given("kernel", self._config.kernel), "boot_args": " ".join(words)}
         initrd = self._config.initrd
         return body | ({"initrd_path": self._place.given("initrd", initrd)} if initrd else {})

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from pathlib import Path
 
 from drupe.errors import DeadlineExceeded, DrupeError, InvalidArgument, Unavailable
+from drupe.hypervisors.lines import Line
 from drupe.rpc.timeouts import timeout
 
 _MAX_ANSWER_BYTES = 32
 _RETRY_S = 0.02
+
+
+AGENT_PORT = 1024  # where the guest's agent listens
+AGENT_CHANNEL = f"drupe.channel=vsock:{AGENT_PORT}"  # a word of the guest kernel's command line
+_BOOTS_WITHIN_S = 600.0  # whoever waits for the agent has a limit of its own
+
+
+async def open_hybrid(path: Path) -> Line:
+    """To the guest's agent, which may be booting still: tried until it listens. Raises OSError when there is no VMM."""
+    if not path.is_socket():
+        raise FileNotFoundError(errno.ENOENT, "the VMM has no vsock socket")
+    sock = await connect_hybrid(path, AGENT_PORT, timeout_s=_BOOTS_WITHIN_S)
+    return await asyncio.open_unix_connection(sock=sock)
 
 
 async def connect_hybrid(path: Path, port: int, *, timeout_s: float) -> socket.socket:

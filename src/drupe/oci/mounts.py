@@ -16,6 +16,7 @@ from drupe.spec import Mount
 
 OciMount = dict[str, Any]
 
+FILESYSTEMS = ("ext4", "erofs")  # of block mounts: those that a guest image has modules for
 _FLAGS = frozenset(
     (  # noqa: SIM905 - a table reads best as words
         "ro rw suid nosuid dev nodev exec noexec sync async atime noatime diratime nodiratime relatime norelatime "
@@ -115,6 +116,16 @@ def merge(defaults: Sequence[OciMount], own: Sequence[OciMount], user: Sequence[
     return kept + sorted(rest.values(), key=lambda m: m["destination"].count("/"))
 
 
+def _block_mount(mount: Mount, target: str) -> OciMount:
+    """Without set-uid programs and device nodes, whoever made the disk."""
+    filesystem = mount.filesystem or FILESYSTEMS[0]
+    if filesystem not in FILESYSTEMS:
+        hint = f"one of: {', '.join(FILESYSTEMS)}"
+        raise InvalidArgument(f"mount at {target}: unknown file system {filesystem!r}", hint=hint)
+    flags = ["nosuid", "nodev", *(["ro"] if mount.read_only else [])]
+    return {"destination": target, "type": filesystem, "source": mount.source, "options": _with(flags, mount.options)}
+
+
 def rootfs_propagation(mounts: Iterable[Mount]) -> str | None:
     """The propagation the root itself needs so that a shared or slave bind works (runtime-spec, rootfsPropagation)."""
     wanted = {mount.propagation.removeprefix("r") for mount in mounts if mount.type in ("bind", "volume")}
@@ -138,6 +149,8 @@ def clean_target(target: str) -> str:
 def _user_mount(mount: Mount, target: str, sources: Mapping[str, str]) -> OciMount:
     if mount.type == "tmpfs":
         return tmpfs_mount(mount)
+    if mount.type == "block":
+        return _block_mount(mount, target)
     source = sources.get(target) or (mount.source if mount.type == "bind" else "")
     if not source.startswith("/") or "\0" in source:
         raise InvalidArgument(

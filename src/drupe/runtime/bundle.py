@@ -14,7 +14,7 @@ from drupe.oci.users import ResolvedUser
 from drupe.runtime.binds import binds_of, places
 from drupe.runtime.hostfiles import FILES
 from drupe.sandboxers.runc.infra import find_init
-from drupe.spec.container import IDLE, ContainerSpec, Mount
+from drupe.spec.container import IDLE, VFIO, ContainerSpec, Mount
 from drupe.spec.pod import PodSpec
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ def _devices(spec: ContainerSpec) -> tuple[tuple[dict[str, Any], ...], tuple[dic
 
     if spec.security.privileged:
         return host_devices(), ()
-    return resolve_devices(spec.devices) if spec.devices else ((), ())
+    nodes = [device for device in spec.devices if not device.path.startswith(VFIO)]
+    return resolve_devices(nodes) if nodes else ((), ())
 
 
 def _idle(spec: ContainerSpec) -> ContainerSpec:

@@ -22,9 +22,9 @@ from drupe.runtime.execs import Execs
 from drupe.runtime.steps import Step, do_all, undo_all
 from drupe.sandboxers.capabilities import needed_by_update
 from drupe.sandboxers.contract import Attachment, TaskConfig, TaskService
-from drupe.spec.base import decode, plain
+from drupe.spec.base import plain
 from drupe.spec.container import IDLE, ContainerSpec, LogSpec
-from drupe.spec.resources import Resources
+from drupe.spec.resources import Resources, merged
 from drupe.spec.status import KILLED, ContainerStatus, ExitStatus, ProcessInfo, Stats
 from drupe.state.machine import State, check_move, require
 
@@ -236,8 +236,9 @@ class Container:
         require(self.what, self.state, State.READY, State.RUNNING, State.PAUSED, State.STOPPED, to="update it")
         self.check_allowed("an update of", needed_by_update(resources))
         self.node.cgroups.check(resources)
+        self.status.notes = []
         if self.state is not State.STOPPED:
-            await self.tasks.update(self.id, resources)
+            self.status.notes = list(await self.tasks.update(self.id, resources) or ())
         self.spec = msgspec.structs.replace(self.spec, resources=merged(self.spec.resources, resources))
         self.save()
         self._event("update")
@@ -483,8 +484,3 @@ def without_secrets(spec: ContainerSpec) -> ContainerSpec:
 
 def _with_path(log: LogSpec, path: str) -> LogSpec:
     return msgspec.structs.replace(log, path=path)
-
-
-def merged(old: Resources, new: Resources) -> Resources:
-    """`old` with everything that `new` sets."""
-    return decode(Resources, plain(old) | plain(new), where="resources")

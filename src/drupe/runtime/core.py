@@ -45,6 +45,13 @@ class Core:
         named = [p for p in ours if p.name == name and p.spec.namespace == (namespace or "default")]
         return named[0] if named else _by_prefix(ref, ours, "pod")
 
+    def pod_of(self, ref: str) -> Pod:
+        """A pod, or the pod of a container of that name. NotFound."""
+        try:
+            return self.pod(ref)
+        except NotFound:
+            return self.container(ref).pod
+
     def container(self, ref: str) -> Container:
         """By id, "pod/name", unique name, unique id prefix, or the name of a pod that holds just one."""
         ours = [p for p in self.pods.values() if not p.spec.owner]

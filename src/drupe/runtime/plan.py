@@ -99,6 +99,11 @@ def _check_mount(mount: Mount, *, given: bool) -> None:
         _check_bind(mount)
     elif mount.type == "volume" and mount.source:
         check_name(mount.source, "volume")
+    elif mount.type == "block":
+        if not mount.source.startswith("/"):
+            raise InvalidArgument(f"block mount at {mount.target!r}: {mount.source!r} is not an absolute path")
+        if not Path(mount.source).exists():
+            raise NotFound(f"block mount at {mount.target!r}: {mount.source!r} does not exist")
     elif mount.type == "image" and not mount.source:
         raise InvalidArgument(f"image mount at {mount.target!r} names no image")
 

@@ -17,8 +17,9 @@ import msgspec
 
 from drupe.errors import DrupeError, HelperFailed
 from drupe.resources.limits import apply_verified, end_and_remove
+from drupe.resources.network.records import PodNetwork
 from drupe.runtime import hostfiles
-from drupe.runtime.container import Container, merged
+from drupe.runtime.container import Container
 from drupe.runtime.idmap import root_ids
 from drupe.runtime.plan import joins_host_network
 from drupe.runtime.policy import level_of, refuse_forbidden, rules_for
@@ -27,8 +28,9 @@ from drupe.sandboxers.capabilities import needed, needed_by_update, refuse_unles
 from drupe.sandboxers.contract import SandboxConfig, Sandboxer, SandboxInfo
 from drupe.spec.base import plain
 from drupe.spec.container import ContainerSpec
+from drupe.spec.network import Attachment
 from drupe.spec.pod import PodSpec
-from drupe.spec.resources import Resources
+from drupe.spec.resources import Resources, merged
 from drupe.spec.status import Choice, ExitStatus, PodStatus, Stats
 from drupe.state.machine import State, check_move, require
 
@@ -93,8 +95,9 @@ class Pod:
     @property
     def config(self) -> SandboxConfig:
         directory = self.node.paths.pod(self.id)
+        spec = msgspec.structs.replace(self.spec, containers=self._container_specs())
         return SandboxConfig(
-            id=self.id, spec=self.spec, dir=directory, cgroup=self.cgroup, hostname=self.hostname, held=self.held
+            id=self.id, spec=spec, dir=directory, cgroup=self.cgroup, hostname=self.hostname, held=self.held
         )
 
     @property
@@ -264,10 +267,58 @@ class Pod:
         require(self.what, self.state, State.READY, State.RUNNING, State.PAUSED, to="update it")
         self.check_allowed(f"an update of {self.what}", needed_by_update(resources))
         self.node.cgroups.check(resources)
-        apply_verified(self.node.cgroups, self.cgroup, self.sandboxer.host_limits(self.spec, resources))
-        self.spec = msgspec.structs.replace(self.spec, resources=merged(self.spec.resources, resources))
+        spec = msgspec.structs.replace(self.spec, resources=merged(self.spec.resources, resources))
+        wanted = msgspec.structs.replace(spec, containers=self._container_specs())
+        self.status.notes = list(await self.sandboxer.update(self.id, wanted, resources, self._apply))
+        self.spec = spec
         self.save()
         self._event("update")
+
+    async def join_network(self, wanted: Attachment) -> None:
+        """One more network; what runs sees another interface. It has it after a restart too."""
+        require(self.what, self.state, State.READY, State.RUNNING, to="connect it to a network")
+        self.check_allowed(f"a change of networks of {self.what}", {"network-change"})
+        attached = await self.node.network.join(self.id, wanted, self.spec)
+        try:
+            await self.sandboxer.network_changed(self.id)
+        except BaseException:
+            await self.node.network.leave(self.id, wanted.network)
+            raise
+        interface = attached.endpoints[-1].interface
+        one = msgspec.structs.replace(wanted, interface=interface)
+        self._networks_changed(attached, (*self.spec.network.attachments, one))
+        self._event("connect", network=wanted.network)
+
+    async def leave_network(self, name: str) -> None:
+        """The interface goes with it."""
+        require(self.what, self.state, State.READY, State.RUNNING, to="disconnect it from a network")
+        self.check_allowed(f"a change of networks of {self.what}", {"network-change"})
+        attached = await self.node.network.leave(self.id, name)
+        await self.sandboxer.network_changed(self.id)
+        kept = [one for one in self.spec.network.attachments if one.network != name]
+        self._networks_changed(attached, tuple(kept))
+        self._event("disconnect", network=name)
+
+    def _networks_changed(self, attached: PodNetwork, attachments: tuple[Attachment, ...]) -> None:
+        names = {endpoint.network: endpoint.interface for endpoint in attached.endpoints}
+        named = (msgspec.structs.replace(one, interface=names.get(one.network)) for one in attachments)
+        network = msgspec.structs.replace(self.spec.network, attachments=tuple(named))
+        self.spec = msgspec.structs.replace(self.spec, network=network)
+        self.status.endpoints = attached.endpoints
+        hostfiles.write(self.node.paths.pod(self.id), self.hostname, self.spec, attached)
+        self.save(self.status.phase)
+
+    def _apply(self, limits: Resources) -> None:
+        apply_verified(self.node.cgroups, self.cgroup, limits)
+
+    def _container_specs(self) -> tuple[ContainerSpec, ...]:
+        """As they are now; before they are made, as they are to be."""
+        return tuple(container.spec for container in self.containers.values()) or self.spec.containers
+
+    async def measured(self) -> PodStatus:
+        """Its record, with what its machine is and costs now."""
+        machine = await self.sandboxer.measure(self.id) if self.state is State.RUNNING else None
+        return msgspec.structs.replace(self.record(), machine=machine)
 
     async def stats(self) -> Stats:
         """Counters of the whole pod."""

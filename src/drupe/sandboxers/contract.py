@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +30,7 @@ from drupe.spec.container import LogSpec
 from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
-from drupe.spec.status import ExitStatus, ProcessInfo, Stats
+from drupe.spec.status import ExitStatus, MachineInfo, ProcessInfo, Stats
 from drupe.spec.template import TemplateInfo
 
 
@@ -193,8 +193,8 @@ class TaskService(ABC):
     async def resume(self, task_id: str) -> None: ...
 
     @abstractmethod
-    async def update(self, task_id: str, resources: Resources) -> None:
-        """Apply limits to a living container and verify them."""
+    async def update(self, task_id: str, resources: Resources) -> Sequence[str] | None:
+        """Apply limits to a living container and verify them. Answers, in words, what could not be had beside them."""
 
     @abstractmethod
     async def stats(self, task_id: str) -> Stats: ...
@@ -289,6 +289,22 @@ class Sandboxer(ABC):
         """The limits of the pod's cgroup on the host for those that the pod is to have: what its boundary itself needs
         comes on top."""
         return resources
+
+    async def update(
+        self, sandbox_id: str, spec: PodSpec, resources: Resources, apply: Callable[[Resources], None]
+    ) -> Sequence[str]:
+        """The pod is limited anew while it is there, and its boundary follows. spec: the pod as it is to be, with its
+        containers as they are; resources: what changes. apply: sets limits of the pod's cgroup on the host, and
+        verifies them. Answers, in words, what could not be had."""
+        apply(self.host_limits(spec, resources))
+        return ()
+
+    async def network_changed(self, sandbox_id: str) -> None:  # noqa: B027 most kinds use the namespace itself
+        """The interfaces of its network namespace are others now: what runs has them when it returns."""
+
+    async def measure(self, sandbox_id: str) -> MachineInfo | None:
+        """What the machine of a running sandbox is and costs; None where there is none."""
+        return None
 
     async def dial(self, sandbox_id: str, port: int) -> socket.socket:
         """A connection to a TCP port on the loopback of a running sandbox. Refused by kinds without one of theirs."""

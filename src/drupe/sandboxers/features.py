@@ -33,12 +33,14 @@ FEATURES: dict[str, str] = {
     "volumes": "mount named volumes",
     "tmpfs": "mount memory file systems, with a size and a mode",
     "image-mounts": "mount other images",
+    "block-mounts": "mount a disk, or a file that is one, by the sandbox's own kernel",
     "read-only-mounts": "mount read-only",
     "mount-propagation": "propagate mounts to and from the host",
     "mount-options": "mount with options",
     "secrets": "show secrets as files that live in memory only",
     "shm-size": "size /dev/shm",
     "devices": "use host devices",
+    "host-hardware": "have hardware of the host for its own (VFIO)",
     # limits
     "cpu-limits": "limit and weigh processor time",
     "cpu-sets": "choose processors and memory nodes",
@@ -51,6 +53,7 @@ FEATURES: dict[str, str] = {
     "container-limits": "limit each of several containers by itself",
     # the network and names
     "network": "join a network of the pod's own",
+    "network-change": "join and leave networks while it runs",
     "host-network": "use the host's network namespace",
     "ports": "publish ports on the host",
     "egress-policy": "hold the pod to a policy of what it may reach",

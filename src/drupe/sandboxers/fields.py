@@ -40,7 +40,12 @@ KEEPER = Everywhere("output goes through the keeper")
 
 
 def _mount(type_: str) -> Iterable[str]:
-    return ({"bind": "bind-mounts", "volume": "volumes", "tmpfs": "tmpfs", "image": "image-mounts"}[type_],)
+    words = {"bind": "bind-mounts", "volume": "volumes", "tmpfs": "tmpfs", "image": "image-mounts"}
+    return (words.get(type_, "block-mounts"),)
+
+
+def _devices(devices: tuple[container.Device, ...]) -> Iterable[str]:
+    return {"host-hardware" if one.path.startswith(container.VFIO) else "devices" for one in devices}
 
 
 def _seccomp(profile: str) -> Iterable[str]:
@@ -118,7 +123,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "init": "init",
         "mounts": INSIDE,
         "secrets": "secrets",
-        "devices": "devices",
+        "devices": _devices,
         "rlimits": "rlimits",
         "hooks": "hooks",
         "resources": INSIDE,
@@ -140,6 +145,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "size_bytes": "tmpfs",
         "mode": "tmpfs",
         "create": RUNTIME,
+        "filesystem": Everywhere("part of a block mount"),
     },
     container.SecuritySpec: {
         "cap_add": "add-capabilities",

@@ -15,11 +15,13 @@ class Mount(Spec):
     """A mount in the container.
 
     bind: host path `source`. volume: named volume `source` ("" is anonymous). tmpfs: memory, `size_bytes`, `mode`.
-    image: another image, read-only. Relative targets are refused. `create` makes a missing bind source a directory.
+    image: another image, read-only. block: host file or block device `source` with a file system of kind `filesystem`
+    ("" is ext4), which the sandbox's own kernel mounts. Relative targets are refused. `create` makes a missing bind
+    source a directory.
     """
 
     target: str
-    type: Literal["bind", "volume", "tmpfs", "image"] = "bind"
+    type: Literal["bind", "volume", "tmpfs", "image", "block"] = "bind"
     source: str = ""
     read_only: bool = False
     propagation: Propagation = "rprivate"
@@ -27,6 +29,7 @@ class Mount(Spec):
     size_bytes: int | None = None
     mode: int | None = None
     create: bool = False
+    filesystem: str = ""
 
 
 class Secret(Spec):
@@ -40,8 +43,11 @@ class Secret(Spec):
     mode: int = 0o400
 
 
+VFIO = "vfio="  # what a Device's path begins with when it is hardware on PCI: "vfio=0000:3b:00.1"
+
+
 class Device(Spec):
-    """A device node of the host. permissions: any of r, w, m."""
+    """A device node of the host, or (`VFIO`) hardware for the pod's own machine. permissions: any of r, w, m."""
 
     path: str
     target: str | None = None

@@ -14,6 +14,7 @@ from drupe.spec.changes import ChangeList, Commit, History, Rename
 from drupe.spec.container import ContainerSpec, ExecSpec
 from drupe.spec.containerd import ShimDelete, ShimDeleted, ShimStart, ShimStarted
 from drupe.spec.host import CapabilityTable, Doctor, ProbeList
+from drupe.spec.membership import NetworkConnect, NetworkDisconnect
 from drupe.spec.oci import OciAnswer, OciAsk
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
@@ -573,6 +574,8 @@ _TABLE: tuple[Method, ...] = (
     Method(name="network.inspect", params=Ref, result=NetworkInfo),
     Method(name="network.list", params=ListFilter, result=NetworkList),
     Method(name="network.delete", params=Ref, result=Empty),
+    Method(name="network.connect", params=NetworkConnect, result=PodStatus),
+    Method(name="network.disconnect", params=NetworkDisconnect, result=PodStatus),
     Method(name="network.prune", params=Prune, result=Pruned),
     Method(name="volume.create", params=VolumeCreate, result=VolumeInfo),
     Method(name="volume.inspect", params=Ref, result=VolumeInfo),

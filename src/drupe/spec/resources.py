@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drupe.spec.base import Spec
+from drupe.spec.base import Spec, decode, plain
 
 
 class IoLimit(Spec):
@@ -40,3 +40,8 @@ class Resources(Spec):
     io: tuple[IoLimit, ...] = ()
     hugepages: dict[str, int] = {}
     unified: dict[str, str] = {}
+
+
+def merged(old: Resources, new: Resources) -> Resources:
+    """`old` with everything that `new` sets."""
+    return decode(Resources, plain(old) | plain(new), where="resources")

@@ -66,6 +66,7 @@ class ContainerStatus(Record):
     mounts: list[dict[str, Any]] = []
     cause: str = ""
     phase: str = ""
+    notes: list[str] = []  # what the last change of limits could not bring about
 
 
 class PassedOver(Record):
@@ -93,6 +94,26 @@ class Choice(Record):
     rules: list[str] = []
 
 
+class MachineInfo(Record):
+    """A pod's machine. memory_max_bytes, processors_max: up to where it can grow. overhead_bytes, vmm_bytes: what the
+    node's settings add to a pod's limit for the guest's own part, and to that for its monitor and helpers on the host.
+    guest_bytes: memory that the guest's kernel and agent keep for themselves, measured; host_bytes: what monitor and
+    helpers cost the host beside the machine's memory (PSS), measured. notes: what is not as usual, and why."""
+
+    hypervisor: str
+    machine_type: str
+    accelerator: str
+    processors: int
+    processors_max: int
+    memory_bytes: int
+    memory_max_bytes: int
+    overhead_bytes: int
+    vmm_bytes: int
+    guest_bytes: int = 0
+    host_bytes: int = 0
+    notes: list[str] = []
+
+
 class PodStatus(Record):
     id: str
     name: str
@@ -113,6 +134,8 @@ class PodStatus(Record):
     phase: str = ""
     timings_ms: dict[str, float] = {}
     choice: Choice | None = None
+    notes: list[str] = []  # what the last change of limits could not bring about
+    machine: MachineInfo | None = None
 
 
 class ProcessInfo(Record):

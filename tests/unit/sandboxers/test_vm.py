@@ -30,8 +30,8 @@ def line(tmp_path: Path, **more: Any) -> str:
 
 def test_disks_sit_in_their_places_and_nothing_in_the_rest(tmp_path: Path) -> None:
     words = line(tmp_path, spare_disks=2, disks=[Disk("a", Path("/a"), read_only=True)])
-    assert "virtio-blk-pci,id=a,drive=n-a,serial=a,bus=pcie.0,addr=0x10" in words
-    assert "virtio-blk-pci,id=spare1,drive=n-spare1,bus=pcie.0,addr=0x11" in words
+    assert "virtio-blk-pci-non-transitional,id=a,drive=n-a,serial=a,bus=pcie.0,addr=0x10" in words
+    assert "virtio-blk-pci-non-transitional,id=spare1,drive=n-spare1,bus=pcie.0,addr=0x11" in words
     assert "spare0" not in words
     assert "null-co" not in line(tmp_path, disks=[Disk("a", Path("/a"))])
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from drupe.rpc.connection import AsyncConnection
+from drupe.spec import Attachment
 from drupe.spec.control import ListFilter, NetworkCreate, NetworkInfo, NetworkList, Prune, Pruned, Ref
+from drupe.spec.membership import NetworkConnect, NetworkDisconnect
+from drupe.spec.status import PodStatus
 
 
 class AsyncNetworks:
@@ -50,6 +53,28 @@ class AsyncNetworks:
     async def delete(self, name: str) -> None:
         """Remove a network. Raises InvalidState while a pod is on it."""
         await self._connection.call("network.delete", Ref(ref=name))
+
+    async def connect(
+        self,
+        name: str,
+        pod: str,
+        *,
+        ipv4: str | None = None,
+        ipv6: str | None = None,
+        mac: str | None = None,
+        interface: str | None = None,
+        aliases: Sequence[str] = (),
+    ) -> PodStatus:
+        """Have a running pod join a network. interface: its name inside, the next free one by default. Raises NotFound,
+        AlreadyExists, Unsupported (a kind or a network mode that cannot)."""
+        wanted = Attachment(network=name, ipv4=ipv4, ipv6=ipv6, mac=mac, interface=interface, aliases=tuple(aliases))
+        answer: PodStatus = await self._connection.call("network.connect", NetworkConnect(ref=pod, attachment=wanted))
+        return answer
+
+    async def disconnect(self, name: str, pod: str) -> PodStatus:
+        """Have a running pod leave a network. Raises NotFound, InvalidState when it cannot be without it."""
+        answer: PodStatus = await self._connection.call("network.disconnect", NetworkDisconnect(ref=pod, network=name))
+        return answer
 
     async def prune(self, *, labels: Sequence[str] = ()) -> Pruned:
         """Remove networks that no pod is on."""

@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from drupe.rpc.connection import Connection
+from drupe.spec import Attachment
 from drupe.spec.control import ListFilter, NetworkCreate, NetworkInfo, NetworkList, Prune, Pruned, Ref
+from drupe.spec.membership import NetworkConnect, NetworkDisconnect
+from drupe.spec.status import PodStatus
 
 
 class Networks:
@@ -51,6 +54,28 @@ class Networks:
     def delete(self, name: str) -> None:
         """Remove a network. Raises InvalidState while a pod is on it."""
         self._connection.call("network.delete", Ref(ref=name))
+
+    def connect(
+        self,
+        name: str,
+        pod: str,
+        *,
+        ipv4: str | None = None,
+        ipv6: str | None = None,
+        mac: str | None = None,
+        interface: str | None = None,
+        aliases: Sequence[str] = (),
+    ) -> PodStatus:
+        """Have a running pod join a network. interface: its name inside, the next free one by default. Raises NotFound,
+        AlreadyExists, Unsupported (a kind or a network mode that cannot)."""
+        wanted = Attachment(network=name, ipv4=ipv4, ipv6=ipv6, mac=mac, interface=interface, aliases=tuple(aliases))
+        answer: PodStatus = self._connection.call("network.connect", NetworkConnect(ref=pod, attachment=wanted))
+        return answer
+
+    def disconnect(self, name: str, pod: str) -> PodStatus:
+        """Have a running pod leave a network. Raises NotFound, InvalidState when it cannot be without it."""
+        answer: PodStatus = self._connection.call("network.disconnect", NetworkDisconnect(ref=pod, network=name))
+        return answer
 
     def prune(self, *, labels: Sequence[str] = ()) -> Pruned:
         """Remove networks that no pod is on."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from drupe.hypervisors.contract import SPARE_DISK_BYTES, Device, Disk, MachineConfig, Nic, Share
 
-ROOT_PORTS = 6  # how many devices can be plugged into a running q35: each costs boot time
+BRIDGE, BRIDGE_SLOTS = "more", range(1, 32)  # of q35: one bridge costs less boot time than a port for each device
+ROOT_PORTS = {"q35": 2, "virt": 6}  # q35 keeps them for devices of the host, which want PCI Express
 SPARE_SLOT = 0x10  # of the first spare disk, on the root bus; what has no place of its own sits below
 MEMORY_DEVICE = "growth"
 MEMORY_STEP_BYTES = 2 << 20
@@ -86,9 +87,15 @@ def _guest(config: MachineConfig, machine: str) -> list[str]:
     if config.saved is not None:
         return []
     console = "ttyAMA0" if machine == "virt" else "ttyS0"
-    words = [f"console={console}", "panic=-1", "quiet", *_QUICK, *_clock(config, machine), *config.append]
+    words = [f"console={console}", "panic=-1", "quiet", *_QUICK, *_clock(config, machine), *_no_bounce(config)]
     initrd = ["-initrd", str(config.initrd)] if config.initrd else []
-    return ["-kernel", str(config.kernel), *initrd, "-append", " ".join(words)]
+    return ["-kernel", str(config.kernel), *initrd, "-append", " ".join([*words, *config.append])]
+
+
+def _no_bounce(config: MachineConfig) -> list[str]:
+    """Where memory may grow beyond 4 GiB the kernel keeps 64 MiB to copy through, for hardware that cannot reach it.
+    There is none in a machine."""
+    return ["swiotlb=noforce"] if room_of(config) else []
 
 
 def _clock(config: MachineConfig, machine: str) -> list[str]:
@@ -122,7 +129,9 @@ def _channels(machine: str) -> list[str]:
 def _ports(machine: str) -> list[str]:
     if machine == "microvm":
         return ["-device", "virtio-rng-device"]
-    ports = [f"pcie-root-port,id=port{n},chassis={n + 1},slot={n + 1},bus=pcie.0" for n in range(ROOT_PORTS)]
+    ports = [f"pcie-root-port,id=port{n},chassis={n + 1},slot={n + 1},bus=pcie.0" for n in range(ROOT_PORTS[machine])]
+    if machine == "q35":  # with SHPC the firmware keeps addresses for what will be behind it; ACPI plugs it in
+        ports.append(f"pci-bridge,id={BRIDGE},bus=pcie.0,chassis_nr=99,shpc=on")
     extra = ["virtio-rng-pci", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on"]
     return [word for device in (*ports, *extra) for word in ("-device", device)]
 
@@ -156,7 +165,12 @@ def _empty_places(config: MachineConfig, taken: set[str]) -> Iterator[str]:
         if place not in taken:
             name = f"spare{number}"
             nothing = f"driver=null-co,node-name=n-{name},size={SPARE_DISK_BYTES},read-zeroes=on,read-only=on"
-            yield from ("-blockdev", nothing, "-device", f"virtio-blk-pci,id={name},drive=n-{name},{place}")
+            yield from (
+                "-blockdev",
+                nothing,
+                "-device",
+                f"virtio-blk-{_modern('pci')},id={name},drive=n-{name},{place}",
+            )
 
 
 def cold(device: Device, transport: str, home: Path) -> list[str]:
@@ -173,13 +187,13 @@ def cold(device: Device, transport: str, home: Path) -> list[str]:
 def _disk(disk: Disk, transport: str, home: Path) -> Iterator[str]:
     if disk.socket is not None:
         yield from ("-chardev", f"socket,id=c-{disk.id},path={_short(disk.socket, home)}")
-        yield from ("-device", f"vhost-user-blk-{transport},id={disk.id},chardev=c-{disk.id}")
+        yield from ("-device", f"vhost-user-blk-{_modern(transport)},id={disk.id},chardev=c-{disk.id}")
         return
     cache = "cache.direct=on,aio=io_uring" if disk.direct else "cache.direct=off"
     only = "on" if disk.read_only else "off"
     file = f"node-name=n-{disk.id},driver={disk.format},read-only={only},file.driver=file,file.filename={disk.path}"
     yield from ("-blockdev", f"{file},file.{cache},file.locking=off")
-    yield from ("-device", f"virtio-blk-{transport},id={disk.id},drive=n-{disk.id},serial={disk.id[:20]}")
+    yield from ("-device", f"virtio-blk-{_modern(transport)},id={disk.id},drive=n-{disk.id},serial={disk.id[:20]}")
 
 
 def _nic(nic: Nic, transport: str, home: Path) -> Iterator[str]:
@@ -191,7 +205,12 @@ def _nic(nic: Nic, transport: str, home: Path) -> Iterator[str]:
         yield from ("-netdev", f"tap,id=n-{nic.id},ifname={nic.tap},script=no,downscript=no{queues}")
     many = f",mq=on,vectors={2 * nic.queues + 2}" if nic.queues > 1 and transport == "pci" else ""
     options = f"id={nic.id},netdev=n-{nic.id},mac={nic.mac},host_mtu={nic.mtu}{many}"
-    yield from ("-device", f"virtio-net-{transport},{options}" + (",romfile=" if transport == "pci" else ""))
+    yield from ("-device", f"virtio-net-{_modern(transport)},{options}" + (",romfile=" if transport == "pci" else ""))
+
+
+def _modern(transport: str) -> str:
+    """Virtio 1.0 alone, as of what is plugged in later: behind the bridge there are no I/O ports for older ones."""
+    return "pci-non-transitional" if transport == "pci" else transport
 
 
 def _share(share: Share, transport: str, home: Path) -> Iterator[str]:

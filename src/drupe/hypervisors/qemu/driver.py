@@ -17,6 +17,7 @@ _SAID = {
     "vsock": "no: Debian's QEMU needs the kernel's vhost-vsock for it; the agent has a virtio serial port",
     "9p": "limited: from the start only, with the rights of the machine's own user id",
     "hotplug-share": "limited: over virtio-fs",
+    "hotplug-vfio": "no: it has given up the host's files by then; from the start only",
     "save": "limited: not with a shared directory or a host device, which hold state of their own",
 }
 _NO_BUS = "no: a microvm has no bus into which devices can be plugged"

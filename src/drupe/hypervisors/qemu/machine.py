@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import stat
 import time
 from collections.abc import Mapping
@@ -13,12 +14,15 @@ from typing import Any
 
 from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, ResourceExhausted, Unavailable, Unsupported
 from drupe.hypervisors.contract import Device, Disk, MachineConfig, MachineStatus, Nic, Share
-from drupe.hypervisors.qemu.arguments import MEMORY_DEVICE, MEMORY_STEP_BYTES, ROOT_PORTS
+from drupe.hypervisors.qemu.arguments import BRIDGE, BRIDGE_SLOTS, MEMORY_DEVICE, MEMORY_STEP_BYTES, ROOT_PORTS
 from drupe.hypervisors.qmp import Qmp
 from drupe.hypervisors.qmpmachine import QmpMachine, wary
 from drupe.linux.unix_sockets import short_name
 from drupe.rpc.timeouts import timeout
 
+# virtio 1.0 alone: behind the bridge there are no I/O ports for what was before
+_BLK, _NET = "virtio-blk-pci-non-transitional", "virtio-net-pci-non-transitional"
+_VHOST_BLK = "vhost-user-blk-pci-non-transitional"
 SAVED_STATE = "devices"
 SAVED_MEMORY = "memory"
 _SAVE_TIMEOUT_S = 300.0
@@ -125,7 +129,7 @@ class QemuMachine(QmpMachine):
         elif isinstance(device, Share):
             await self._add_share(device)
         else:
-            await self._plug({"driver": "vfio-pci", "id": device.id, "host": device.address})
+            await self._plug({"driver": "vfio-pci", "id": device.id, "host": device.address}, express=True)
 
     async def _has(self, device_id: str) -> bool:
         """Asked before a descriptor is handed over: its arrival makes it blocking (QEMU, qio_channel_socket_copy_fds),
@@ -139,6 +143,10 @@ class QemuMachine(QmpMachine):
 
     async def _add_disk(self, disk: Disk) -> None:
         """The file is opened here: the program has no file system any more."""
+        if disk.socket is not None:
+            await self._add_socket(disk.id, disk.socket)
+            await self._plug({"driver": _VHOST_BLK, "id": disk.id, "chardev": f"c-{disk.id}"})
+            return
         descriptor = os.open(disk.path, (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC)
         is_block = stat.S_ISBLK(os.fstat(descriptor).st_mode)
         try:
@@ -149,9 +157,7 @@ class QemuMachine(QmpMachine):
         node = {"node-name": f"n-{disk.id}", "driver": disk.format, "read-only": disk.read_only, "file": file}
         await self._qmp.call("blockdev-add", node)
         try:
-            await self._plug(
-                {"driver": "virtio-blk-pci", "id": disk.id, "drive": f"n-{disk.id}", "serial": disk.id[:20]}
-            )
+            await self._plug({"driver": _BLK, "id": disk.id, "drive": f"n-{disk.id}", "serial": disk.id[:20]})
         except DrupeError:
             with contextlib.suppress(DrupeError):
                 await self._qmp.call("blockdev-del", {"node-name": f"n-{disk.id}"})
@@ -159,38 +165,54 @@ class QemuMachine(QmpMachine):
 
     async def _add_nic(self, nic: Nic) -> None:
         name = f"n-{nic.id}"
-        await self._qmp.give(name, nic.descriptor)
-        await self._qmp.call("netdev_add", {"type": "tap", "id": name, "fd": name})
+        if nic.socket is not None:
+            await self._add_socket(nic.id, nic.socket)
+            await self._qmp.call("netdev_add", {"type": "vhost-user", "id": name, "chardev": f"c-{nic.id}"})
+            await self._plug({"driver": _NET, "id": nic.id, "netdev": name, "mac": nic.mac, "romfile": ""})
+            return
+        names = [f"{name}-{number}" for number in range(1 + len(nic.more))]
+        for queue, descriptor in zip(names, (nic.descriptor, *nic.more), strict=True):
+            await self._qmp.give(queue, descriptor)
+        await self._qmp.call("netdev_add", {"type": "tap", "id": name, "fds": ":".join(names)})
+        device: dict[str, Any] = {"driver": _NET, "id": nic.id, "netdev": name, "mac": nic.mac}
+        many = {"mq": True, "vectors": 2 * len(names) + 2} if nic.more else {}
         try:
-            await self._plug({"driver": "virtio-net-pci", "id": nic.id, "netdev": name, "mac": nic.mac, "romfile": ""})
+            await self._plug({**device, "host_mtu": nic.mtu, "romfile": "", **many})
         except DrupeError:
             with contextlib.suppress(DrupeError):
                 await self._qmp.call("netdev_del", {"id": name})
             raise
 
     async def _add_share(self, share: Share) -> None:
-        import socket
-
         if share.socket is None:
             raise Unsupported("9p shares are there from the start or not at all", feature="hotplug-share")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-            try:
-                with short_name(share.socket) as name:
-                    sock.connect(name)
-            except OSError as error:
-                raise Unavailable("virtiofsd is not there", stage="share", cause=error.strerror or "") from None
-            await self._qmp.give(f"s-{share.id}", sock.fileno())
-        address = {"type": "fd", "data": {"str": f"s-{share.id}"}}
-        backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        await self._qmp.call("chardev-add", {"id": f"c-{share.id}", "backend": backend})
+        await self._add_socket(share.id, share.socket)
         await self._plug({"driver": "vhost-user-fs-pci", "id": share.id, "chardev": f"c-{share.id}", "tag": share.tag})
 
-    async def _plug(self, device: dict[str, Any]) -> None:
-        taken = await self._taken()
-        free = next((n for n in range(ROOT_PORTS) if f"port{n}" not in taken), None)
+    async def _add_socket(self, device_id: str, path: Path) -> None:
+        """A vhost-user back-end's, connected here: the program has no file system any more."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+            try:
+                with short_name(path) as name:
+                    sock.connect(name)
+            except OSError as error:
+                what = f"nothing serves {path}"
+                raise Unavailable(what, stage="devices", cause=error.strerror or "") from None
+            await self._qmp.give(f"s-{device_id}", sock.fileno())
+        address = {"type": "fd", "data": {"str": f"s-{device_id}"}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        await self._qmp.call("chardev-add", {"id": f"c-{device_id}", "backend": backend})
+
+    async def _plug(self, device: dict[str, Any], *, express: bool = False) -> None:
+        """express: into a port of PCI Express, of which there are few."""
+        taken = set((await self.places()).values())
+        ports = [{"bus": f"port{n}"} for n in range(ROOT_PORTS[self._machine])]
+        slots = [{"bus": BRIDGE, "addr": f"{slot:#x}"} for slot in BRIDGE_SLOTS]
+        places = ports if express or self._machine != "q35" else slots
+        free = next((place for place in places if _words(place) not in taken), None)
         if free is None:
-            raise ResourceExhausted("the machine has no room for another device", cause=f"{ROOT_PORTS} are plugged in")
-        await self._qmp.call("device_add", {**device, "bus": f"port{free}"})
+            raise ResourceExhausted("the machine has no room for another device", cause=f"{len(places)} are plugged in")
+        await self._qmp.call("device_add", {**device, **free})
 
     async def places(self) -> Mapping[str, str]:
         found: dict[str, str] = {}
@@ -198,14 +220,9 @@ class QemuMachine(QmpMachine):
             if device["qdev_id"] and not device.get("pci_bridge"):
                 found[device["qdev_id"]] = f"bus=pcie.0,addr={device['slot']:#x}"
             for behind in device.get("pci_bridge", {}).get("devices", ()):
-                found[behind["qdev_id"]] = f"bus={device['qdev_id']}"
+                slot = {"addr": f"{behind['slot']:#x}"} if device["qdev_id"] == BRIDGE else {}
+                found[behind["qdev_id"]] = _words({"bus": device["qdev_id"], **slot})
         return found
-
-    async def _taken(self) -> set[str]:
-        """Root ports that hold a device."""
-        buses = await self._qmp.call("query-pci")
-        bridges = [device for bus in buses for device in bus["devices"] if device.get("pci_bridge")]
-        return {str(one["qdev_id"]) for one in bridges if one["pci_bridge"].get("devices")}
 
     async def remove(self, device_id: str, *, timeout_s: float) -> None:
         gone = self._gone.setdefault(device_id, asyncio.get_running_loop().create_future())
@@ -288,6 +305,11 @@ class QemuMachine(QmpMachine):
     async def _growth(self) -> int:
         told = await self._qmp.call("query-memory-devices")
         return sum(int(one["data"]["size"]) for one in told if one["type"] == "virtio-mem")
+
+
+def _words(place: Mapping[str, str]) -> str:
+    """Where a device sits, as the command line says it."""
+    return ",".join(f"{key}={value}" for key, value in place.items())
 
 
 def _place(slot: Mapping[str, Any]) -> tuple[int, ...]:

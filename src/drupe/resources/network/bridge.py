@@ -68,14 +68,19 @@ class Bridges:
             self.disconnect([network.bridge])
 
     def connect(
-        self, netns: Netlink, netns_fd: int, wires: Sequence[Wire], networks: Mapping[str, NetworkInfo]
+        self,
+        netns: Netlink,
+        netns_fd: int,
+        wires: Sequence[Wire],
+        networks: Mapping[str, NetworkInfo],
+        *,
+        routed: bool = False,
     ) -> None:
         """Makes the pairs and configures their far ends. netns: a socket in the pod's namespace, netns_fd.
 
-        The first wire of a network with a way out carries the default routes.
+        The first wire of a network with a way out carries the default routes, unless the pod has them (`routed`).
         """
         hairpin = self._bridge_calls_netfilter()
-        routed = False
         for wire in wires:
             network = networks[wire.network]
             with explained(f"cannot connect {wire.interface} to network {wire.network}"):

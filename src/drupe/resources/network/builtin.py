@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from drupe.errors import AlreadyExists, DrupeError, InvalidArgument, InvalidState
 from drupe.linux.netlink import NETLINK_ROUTE
+from drupe.resources.network import members
 from drupe.resources.network.directory import Directory
 from drupe.resources.network.dns import Granted, Resolver
 from drupe.resources.network.fabric import Fabric
@@ -20,13 +21,14 @@ from drupe.resources.network.records import Attached, Counters, HostNet, Keeper,
 from drupe.resources.network.resolvconf import read_resolv_conf
 from drupe.spec.base import decode, plain
 from drupe.spec.control import NetworkCreate, NetworkInfo
-from drupe.spec.network import EgressPolicy
+from drupe.spec.network import Attachment, EgressPolicy
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import Endpoint
 
 T = TypeVar("T")
 Names = list[str]  # the class has a method `list`
 Infos = list[NetworkInfo]
+_CABLES_AT_MOST = 256  # of one pod
 
 
 class BuiltIn:
@@ -67,7 +69,7 @@ class BuiltIn:
         if any(a.network == DEFAULT for a in spec.network.attachments) and DEFAULT not in self._networks.table:
             await self._make_default()
         attached = self._plan(pod_id, pod_name, spec, netns)
-        fd = await self._keeper.netns_socket(netns, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        fd = await self._netlink_in(attached)
         await self._work(lambda: self._fabric.connect(attached, fd))
         for wire in attached.wires:
             await self._resolver.serve(self._networks.get(wire.network))
@@ -87,6 +89,50 @@ class BuiltIn:
                     raise
                 self._leaving += [other for other in leaving if other is not attached]
                 await self._work(lambda: self._fabric.disconnect([attached]))
+
+    async def join(self, attached: Attached, wanted: Attachment, *, ipv6: bool) -> Endpoint:
+        """One more network for a connected pod; on failure it is as it was."""
+        members.check_joins(attached, wanted.network)
+        if wanted.network == DEFAULT and DEFAULT not in self._networks.table:
+            await self._make_default()
+        network = self._networks.get(wanted.network)
+        self._check_policy(attached.policy, [network])
+        names = [self._networks.port_name(attached.pod_id, number) for number in range(_CABLES_AT_MOST)]
+        place = members.free_place(attached, names)
+        wire = self._networks.allocate(wanted, place, attached.pod_id, self._pods.values(), ipv6=ipv6)
+        if wire.interface in {other.interface for other in attached.wires}:
+            raise AlreadyExists(f"pod {attached.pod_name} has an interface {wire.interface}", stage="network")
+        attached.wires.append(wire)
+        try:
+            self._describe_again(attached)
+            fd = await self._netlink_in(attached)
+            await self._work(lambda: self._fabric.plug(attached, wire, fd))
+            await self._resolver.serve(network)
+        except BaseException:
+            await self._unplug(attached, wire)
+            raise
+        return attached.result.endpoints[-1]
+
+    async def leave(self, attached: Attached, name: str) -> None:
+        """Raises NotFound, or InvalidState when the pod cannot be without that network."""
+        way_in = self._fabric.way_in(attached)
+        await self._unplug(attached, members.check_leaves(attached, name, way_in))
+
+    async def _unplug(self, attached: Attached, wire: Wire) -> None:
+        fd = await self._netlink_in(attached)
+        await self._work(lambda: self._fabric.unplug(attached, wire, fd))
+        attached.wires.remove(wire)
+        self._describe_again(attached)
+
+    async def _netlink_in(self, attached: Attached) -> int:
+        return await self._keeper.netns_socket(attached.netns, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+
+    def _describe_again(self, attached: Attached) -> None:
+        """Other cables: journal it, and ask a resolver that the pod can reach."""
+        networks = [self._networks.get(wire.network) for wire in attached.wires]
+        attached.result.endpoints = [self._endpoint(attached, index) for index in range(len(attached.wires))]
+        attached.result.dns_servers = [n.gateway4 for n in networks if n.dns][:1] or attached.result.dns_servers
+        self._journal(attached)
 
     async def check(self, attached: Attached) -> None:
         """Raises InvalidState."""
@@ -188,7 +234,7 @@ class BuiltIn:
         )
         for index, wanted in enumerate(spec.network.attachments):
             pods = [*self._pods.values(), attached]
-            wires.append(self._networks.allocate(wanted, index, pod_id, pods, ipv6=_wants_ipv6(spec)))
+            wires.append(self._networks.allocate(wanted, index, pod_id, pods, ipv6=wants_ipv6(spec)))
         self._check_wires(attached, spec)
         attached.ports = self._ports.reserve(pod_id, pod_name, spec.ports)
         try:
@@ -282,7 +328,7 @@ def _names(pod_id: str, pod_name: str, spec: PodSpec) -> list[str]:
     return list(dict.fromkeys(name.lower() for name in wanted if name))
 
 
-def _wants_ipv6(spec: PodSpec) -> bool:
+def wants_ipv6(spec: PodSpec) -> bool:
     """Whether the pod's own sysctls leave IPv6 on."""
     return not any(spec.sysctls.get(f"net.ipv6.conf.{which}.disable_ipv6") == "1" for which in ("all", "default"))
 

@@ -12,6 +12,7 @@ from drupe.errors import InvalidState
 from drupe.linux import conntrack
 from drupe.linux.netlink import Netlink
 from drupe.linux.rtnetlink import net_namespace_of
+from drupe.resources.network import members
 from drupe.resources.network import policy as policies
 from drupe.resources.network.bridge import Bridges, bridge_mac, explained
 from drupe.resources.network.firewall import (
@@ -89,6 +90,26 @@ class Fabric:
         self._firewall.run("".join(self._removal(attached) for attached in leaving))
         for attached in leaving:
             _forget_flows(attached)
+
+    def plug(self, attached: Attached, wire: Wire, netns_socket: int) -> None:
+        """Makes one more cable of a connected pod, which is among its wires already. netns_socket: closed here."""
+        self.raise_network(self._networks[wire.network])
+        self._firewall.run(self._firewall.add(self._elements(attached)))  # first: no packet passes unchecked
+        others = [other for other in attached.wires if other is not wire]
+        routed = any(not self._networks[other.network].internal for other in others)
+        members.connect(self._bridges, netns_socket, wire, dict(self._networks), routed=routed)
+
+    def unplug(self, attached: Attached, wire: Wire, netns_socket: int) -> None:
+        """Takes one cable of a pod away, with its rules. Idempotent. netns_socket: closed here."""
+        rest = members.without(attached, wire)
+        self._bridges.disconnect([wire.host_interface])
+        gone = members.only_in(self._elements(attached), self._elements(rest))
+        self._firewall.run(self._firewall.delete(gone))
+        members.route_by_another(netns_socket, rest, dict(self._networks))
+
+    def way_in(self, attached: Attached) -> Wire | None:
+        """The wire on which published ports arrive."""
+        return self._way_in(attached)
 
     def _removal(self, attached: Attached) -> str:
         """Commands that remove a pod's rules, there or not."""

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from drupe.errors import AlreadyExists, DrupeError, InvalidArgument, InvalidState, NotFound, Unsupported
 from drupe.resources.network import cni, cnm, scan
-from drupe.resources.network.builtin import BuiltIn
+from drupe.resources.network.builtin import BuiltIn, wants_ipv6
 from drupe.resources.network.policy import check_policy
 from drupe.resources.network.ports import Ports, check
 from drupe.resources.network.records import PODS, Attached, Counters, HostNet, Keeper, PodNetwork, Records
 from drupe.resources.network.resolvconf import ResolvConf, read_resolv_conf
 from drupe.spec.base import decode, plain
 from drupe.spec.control import NetworkCreate, NetworkInfo
-from drupe.spec.network import EgressPolicy
+from drupe.spec.network import Attachment, EgressPolicy
 from drupe.spec.pod import PodSpec
 from drupe.spec.status import Endpoint, PublishedPort
 
@@ -137,6 +137,21 @@ class NetworkManager:
         if not attached.wires:
             raise _no_policy(attached.mode)
         await self._builtin.govern(attached, policy and check_policy(policy))
+
+    async def join(self, pod_id: str, wanted: Attachment, spec: PodSpec) -> PodNetwork:
+        """One more built-in network for a pod that is on one.
+
+        Raises Unsupported (other modes), NotFound, AlreadyExists (a member, an address, an interface's name).
+        """
+        attached = self._attached(pod_id)
+        await self._builtin.join(attached, wanted, ipv6=wants_ipv6(spec))
+        return attached.result
+
+    async def leave(self, pod_id: str, name: str) -> PodNetwork:
+        """Raises NotFound for a pod that is not on it, InvalidState when it cannot be without it."""
+        attached = self._attached(pod_id)
+        await self._builtin.leave(attached, name)
+        return attached.result
 
     # ── built-in networks ──
 

@@ -21,6 +21,10 @@ _ENDS_WITHIN_S = 10.0
 _CONSOLE_BYTES = 1 << 20  # a guest that floods its console fills two files of this size and no more
 # pid of what goes on in the background to a file; the descriptors 3, 4… are its own
 _DETACHED = 'pidfile=$1; shift; "$@" </dev/null & echo $! >"$pidfile"'
+_SLACK_BYTES = 256 << 20  # hardware reaches what QEMU maps beside the machine's memory too
+_WITHOUT_CAPABILITIES = ("--bounding-set=-all", "--inh-caps=-all")
+# what may be locked: as much as is needed, or as may be had
+_LOCKS = 'ulimit -l "$1" 2>/dev/null || ulimit -S -l "$(ulimit -H -l)"; shift; exec "$@"'
 _ENTER = 'echo 0 >"$1" || exit; shift; exec "$@"'
 
 
@@ -42,10 +46,14 @@ class Launcher:
         files: Sequence[int] = (),
         log: Path,
         netns: bool,
+        bare: bool = False,
+        locked_bytes: int = 0,
     ) -> int:
         """Start a program as task `key`; returns its pid. listeners: sockets, handed on as descriptors 3, 4…; fifos
-        (made here) and files: descriptors that are handed on after them."""
-        words = ["setpriv", "--no-new-privs", "--", *argv]
+        (made here) and files: descriptors that are handed on after them. bare: without capabilities.
+        locked_bytes: memory that hardware reaches cannot move."""
+        limit = ["/bin/sh", "-c", _LOCKS, "sh", str((locked_bytes + _SLACK_BYTES) >> 10)] if locked_bytes else []
+        words = [*limit, "setpriv", "--no-new-privs", *(_WITHOUT_CAPABILITIES if bare else ()), "--", *argv]
         if netns and record.netns:
             words = ["nsenter", f"--net={record.netns}", "--", *words]
         join = self._cgroups.join_files(record.leaf)

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +24,14 @@ from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.vm import network, share
 from drupe.sandboxers.vm.agent import Agent
 from drupe.sandboxers.vm.console import last_words
+from drupe.sandboxers.vm.hypervisors import Hypervisors
 from drupe.sandboxers.vm.launch import Launcher
 from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.rehearsal import make_disk, rehearse
-from drupe.sandboxers.vm.roots import Roots
+from drupe.sandboxers.vm.roots import RootDisk, Roots
 from drupe.sandboxers.vm.starting import CONNECTS_WITHIN_S, Starter
 from drupe.sandboxers.vm.templates import SAVED_MEMORY, SPARE_DISKS, Templates
 from drupe.spec.resources import Resources
@@ -61,13 +62,13 @@ class Machines:
     ) -> None:
         self.keeper = keeper
         self.cgroups = cgroups
-        self.hypervisor = hypervisor
+        self.hypervisors = Hypervisors(hypervisor, options.hypervisors)
         self._agent_timeout_s = options.agent_timeout_s
         self._from_templates = options.template
         self._launcher = Launcher(keeper, cgroups)
         self.roots = Roots(keeper, images)
         self.starter = Starter(
-            keeper=keeper, launcher=self._launcher, hypervisor=hypervisor, roots=self.roots,
+            keeper=keeper, launcher=self._launcher, hypervisors=self.hypervisors, roots=self.roots,
             templates=Templates(root / "vm" / "templates"), agent_timeout_s=options.agent_timeout_s,
         )  # fmt: skip
         self._pods: dict[str, VmPod] = {}
@@ -95,7 +96,7 @@ class Machines:
 
     def _agent_of(self, record: PodRecord) -> Agent:
         return Agent(
-            lambda: self.hypervisor.open_line(record.machine()),
+            lambda: self.hypervisors.of(record.hypervisor).open_line(record.machine()),
             lambda said: self.on_nonsense(self.get(record.id), said),
         )
 
@@ -110,9 +111,11 @@ class Machines:
 
     # -- start ------------------------------------------------------------------------------------------------------
 
-    async def start(self, pod: VmPod) -> None:
-        """Boot it, and have its agent make the pod's part. On failure nothing is left running."""
-        await self.start_by(pod, lambda: self.starter.start(pod, from_template=self._from_templates))
+    async def start(self, pod: VmPod, cold: Sequence[RootDisk] = ()) -> None:
+        """Boot it, with disks where it takes none later, and have its agent make the pod's part. On failure nothing is
+        left running."""
+        usual = self._from_templates and not cold
+        await self.start_by(pod, lambda: self.starter.start(pod, from_template=usual, cold=cold))
 
     async def start_by(self, pod: VmPod, work: Callable[[], Awaitable[None]]) -> None:
         """Start it by `work`, once; on failure nothing is left running."""
@@ -143,7 +146,7 @@ class Machines:
 
     async def _make_template(self, like: PodRecord) -> TemplateInfo:
         templates = self.starter.templates
-        program = self.starter.program(like.machine())
+        program = self.starter.program(like)
         scratch = templates.directory / f".making-{templates.key_of(like, program)[:12]}"
         shutil.rmtree(scratch, ignore_errors=True)
         templates.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -201,7 +204,8 @@ class Machines:
 
     async def _attach(self, pod: VmPod) -> None:
         config = pod.record.machine()
-        pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
+        hypervisor = self.hypervisors.of(pod.record.hypervisor)
+        pod.machine = await hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
         if not pod.record.paused:
             await pod.agent.connect(timeout_s=self._agent_timeout_s)
 
@@ -234,9 +238,9 @@ class Machines:
             await self._launcher.end(pod.record.id + suffix)
         if self.cgroups.exists(pod.record.leaf):
             await asyncio.to_thread(self.cgroups.delete, pod.record.leaf)
-        await network.part(self.keeper, pod.record.netns)
-        for name in ("qmp.sock", "agent.sock", "virtiofs.sock", "agent.in", "agent.out"):
-            (pod.record.home / name).unlink(missing_ok=True)
+        await network.part(self.keeper, pod.record)
+        for path in (*pod.record.home.glob("*.sock"), pod.record.home / "agent.in", pod.record.home / "agent.out"):
+            path.unlink(missing_ok=True)
         if pod.record.started:
             pod.record.started = pod.record.paused = False
             with contextlib.suppress(OSError):  # a full disk: the next daemon finds it ended by itself

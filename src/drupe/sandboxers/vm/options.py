@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
-from drupe.errors import InvalidArgument
+from drupe.errors import InvalidArgument, Unsupported
+from drupe.resources.network.endpoints.contract import Model
 from drupe.spec.base import Spec
 from drupe.spec.pod import PodSpec
 
 RootfsForm = Literal["virtiofs", "block", "hostfs"]
 ROOTFS = "drupe.vm.rootfs"
+NETWORK = "drupe.vm.network"
 
 
 class VmOptions(Spec):
-    """hypervisor: the program that runs machines: "qemu" ("uml", a kernel as a process
-    of the host, is for tests). machine_type: one of its own, "" for its first. program: its path.
+    """hypervisor: the program that runs machines: "qemu", "cloud-hypervisor", "firecracker" or "stratovirt" ("uml", a
+    kernel as a process of the host, is for tests). hypervisors: others of them that a pod's annotation may name.
+    machine_type: one of its own, "" for its first. program: its path.
     guest: the guest image, by name or digest. rootfs: how a container's root gets into the machine. memory_bytes: of a
     machine whose pod has no limit. overhead_bytes: what guest kernel and agent need beside the pod's limit.
     vmm_bytes: what the machine costs the host beside its memory. template: start from a booted machine that was saved.
+    network: how interfaces are joined to the machine (docs/hypervisors.md). queues: most pairs of queues of one.
+    vhost_user: directory with the sockets of interfaces that processes of the host serve.
     agent_timeout_s: how long a guest may take to boot. append: further words for the guest kernel's command line."""
 
     hypervisor: str = "qemu"
+    hypervisors: tuple[str, ...] = ()
     machine_type: str = ""
     program: str = ""
     guest: str = "default"
@@ -31,13 +38,46 @@ class VmOptions(Spec):
     memory_max_bytes: int = 0
     processors_max: int = 0
     template: bool = True
+    network: Model = "tc-filter"
+    queues: int = 1
+    vhost_user: str = ""
     agent_timeout_s: float = 60.0
     append: tuple[str, ...] = ()
 
 
-def rootfs_for(options: VmOptions, spec: PodSpec) -> RootfsForm:
-    """The pod's wish or the node's. InvalidArgument for an unknown one, or one that the hypervisor has not."""
+def network_for(options: VmOptions, spec: PodSpec) -> Model:
+    """The pod's wish or the node's. InvalidArgument for an unknown one."""
+    wished = spec.annotations.get(NETWORK, options.network)
+    for model in get_args(Model):
+        if model == wished:
+            found: Model = model
+            return found
+    raise InvalidArgument(
+        f"unknown model {wished!r} in annotation {NETWORK}", hint=f"one of: {', '.join(get_args(Model))}"
+    )
+
+
+def rootfs_for(options: VmOptions, spec: PodSpec, able: Mapping[str, str]) -> RootfsForm:
+    """The pod's wish or the node's; able: what the hypervisor can do. InvalidArgument for an unknown one, Unsupported
+    for one that the hypervisor has not."""
     wished = spec.annotations.get(ROOTFS, options.rootfs)
+    if able["virtiofs"].startswith("no") and options.hypervisor != "uml":
+        wished = wished if ROOTFS in spec.annotations else "block"
+        if wished == "virtiofs":
+            raise Unsupported(
+                "the machine of this pod shares no directories",
+                kind="vm",
+                feature="virtiofs",
+                cause=able["virtiofs"].partition(": ")[2],
+                hint=f"annotation {ROOTFS}=block",
+            )
+    if wished == "9p":
+        raise Unsupported(
+            "the guest's kernel has no 9p, and QEMU serves it with its own user's rights only",
+            kind="vm",
+            feature="9p",
+            hint=f"annotation {ROOTFS}=virtiofs",
+        )
     if options.hypervisor == "uml":
         wished = "hostfs" if ROOTFS not in spec.annotations else wished
     if (options.hypervisor == "uml") != (wished == "hostfs"):

@@ -22,7 +22,8 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class VmPod:
     """ending: its end is our own work. saving: its processors stand still, or are about to. pids: of the
-    programs that run it, by their suffix. trouble: why it is lost, since it was last started."""
+    programs that run it, by their suffix. trouble: why it is lost, since it was last started. plugging: held while
+    devices come and go, and while it grows and shrinks."""
 
     record: PodRecord
     agent: Agent

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 
 from drupe.hypervisors.contract import Accelerator, MachineConfig
+from drupe.resources.network.endpoints.contract import Model
 from drupe.sandboxers.kept.records import Record
 from drupe.sandboxers.vm.roots import RootDisk, RootOf
 from drupe.spec.container import LogSpec
+from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus
 
 VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no id has a dot
@@ -20,8 +22,11 @@ VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no
 class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
     the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
-    not as usual. nics: id and MAC of each of its interfaces. images: those whose disks it has from its start. disks:
-    that are plugged in. spare_disks: see MachineConfig."""
+    not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given since
+    it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's. network, queues, vhost_user:
+    how its interfaces are joined (endpoints.contract.Wanted). bound: hardware of the host that it has, by PCI address,
+    and what drove it before. told: digest of what the guest knows of its interfaces. images: those whose disks it has
+    from its start. disks: that are plugged in. spare_disks: see MachineConfig."""
 
     id: str
     dir: str
@@ -43,10 +48,19 @@ class PodRecord(Record, kw_only=True):
     sysctls: dict[str, str] = {}
     started: bool = False
     paused: bool = False
+    hypervisor: str = ""
+    network: Model = "tc-filter"
+    queues: int = 1
+    told: str = ""
+    bound: list[tuple[str, str]] = []
+    vhost_user: str = ""
     saved: str = ""
     failed: str = ""
     notes: list[str] = []
     nics: list[tuple[str, str]] = []
+    memory_now: int = 0
+    processors_now: int = 0
+    limits: Resources = Resources()
     images: list[str] = []
     disks: list[RootDisk] = []
     spare_disks: int = 0
@@ -90,7 +104,7 @@ class PodRecord(Record, kw_only=True):
             memory_max_bytes=self.memory_max_bytes,
             accelerator=self.accelerator,
             machine_type=self.machine_type,
-            shared_memory=self.rootfs == "virtiofs",
+            shared_memory=self.rootfs == "virtiofs" or bool(self.vhost_user),
             spare_disks=self.spare_disks,
             **more,
         )
@@ -112,6 +126,7 @@ class TaskRecord(Record, kw_only=True):
     log: LogSpec | None
     exit_file: str
     guest: str
+    resources: Resources = Resources()
     made: bool = False
     started: bool = False
     exit: ExitStatus | None = None

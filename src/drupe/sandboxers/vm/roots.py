@@ -8,9 +8,9 @@ above it is what the container had before its start (files that were copied in).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drupe.errors import Unsupported
 from drupe.hypervisors.contract import Disk
@@ -23,6 +23,9 @@ from drupe.sandboxers.contract import TaskConfig
 from drupe.sandboxers.kept.records import Record
 from drupe.sandboxers.vm.oci import brings
 from drupe.sandboxers.vm.options import ROOTFS
+
+if TYPE_CHECKING:
+    from drupe.sandboxers.vm.records import PodRecord, TaskRecord
 
 _MAKES_WITHIN_S = 600.0
 _SERIAL_BYTES = 20  # of a virtio disk
@@ -88,6 +91,22 @@ class Roots:
         return disks
 
 
+def cold(pod: PodRecord, able: str, tasks: Sequence[TaskRecord]) -> list[RootDisk]:
+    """Those that a machine must have from its start, where its program adds no disks later (able: what it says of
+    that). Unsupported for a pod that ran before: its roots come only after its machine."""
+    if pod.shares or not able.startswith("no"):
+        return []
+    if any(task.started or task.exit for task in tasks):
+        raise Unsupported(
+            "the machine of this pod has its disks from its start: it cannot be started again",
+            kind="vm",
+            feature="hotplug-disk",
+            cause=able.partition(": ")[2],
+            hint="make the pod anew",
+        )
+    return [disk for task in tasks for disk in task.disks]
+
+
 def _holds_something(directory: Path) -> bool:
     return directory.is_dir() and any(directory.iterdir())
 
@@ -109,10 +128,16 @@ def binds_of(oci: Mapping[str, Any]) -> dict[str, str]:
     return binds
 
 
-def plan(bundle: pb.PutBundleRequest, disks: Sequence[RootDisk], *, read_only: bool) -> pb.PutBundleRequest:
-    """Have the guest mount them."""
-    for disk in disks:
-        device = pb.Device(disk_serial=disk.id)
+def plan(
+    bundle: pb.PutBundleRequest,
+    disks: Sequence[RootDisk],
+    *,
+    read_only: bool,
+    serial: Callable[[Disk], str] = lambda disk: disk.id,
+) -> pb.PutBundleRequest:
+    """Have the guest mount them. serial: what the guest knows a disk by."""
+    for one in disks:
+        device = pb.Device(disk_serial=serial(one.disk()))
         bundle.rootfs.append(pb.GuestMount(type="erofs", device=device, options=["ro"]))
     bundle.writable_upper = not read_only
     return bundle

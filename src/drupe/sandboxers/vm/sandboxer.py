@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 
 from drupe import guest as guests
-from drupe.errors import DrupeError, InvalidArgument, NotFound
+from drupe.errors import DrupeError, NotFound, Unsupported
 from drupe.hypervisors.contract import Hypervisor
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
@@ -21,11 +21,14 @@ from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.contract import OnExit, SandboxConfig, Sandboxer, SandboxInfo, TaskState
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, network_types
 from drupe.sandboxers.kinds import Means
+from drupe.sandboxers.vm import hardware
 from drupe.sandboxers.vm.able import ABLE
 from drupe.sandboxers.vm.accelerator import choose_accelerator
 from drupe.sandboxers.vm.console import named_logs, why
 from drupe.sandboxers.vm.machines import Machines
+from drupe.sandboxers.vm.measuring import describe
 from drupe.sandboxers.vm.options import VmOptions
+from drupe.sandboxers.vm.plugging import Interfaces, following
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.sizing import host_limits, memory_of, plan
@@ -36,7 +39,7 @@ from drupe.spec.base import Spec
 from drupe.spec.control import Pruned
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
-from drupe.spec.status import Stats
+from drupe.spec.status import MachineInfo, Stats
 from drupe.spec.template import TemplateInfo
 
 _FOLLOWS_WITHIN_S = 0.5
@@ -71,9 +74,10 @@ class VmSandboxer(Sandboxer):
         self._machines.on_ready = self._follow
         self._machines.on_nonsense = self._lost
         self._saver = Saver(keeper, self._machines.starter)
-        self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit)
+        self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit, options=options)
+        self._interfaces = Interfaces(keeper)
         self._watches: dict[str, Watch] = {}
-        self._following: dict[str, asyncio.Task[None]] = {}
+        self._following: dict[str, list[asyncio.Task[None]]] = {}
         self._templating = asyncio.Lock()
         keeper.on_exit(self._exited)
 
@@ -103,6 +107,7 @@ class VmSandboxer(Sandboxer):
         if not record.shares:
             record.images = [one.image for one in config.spec.containers if one.image]
         pod = self._machines.add(record)
+        await hardware.take(record, config.spec)
         if record.shares:
             await pod.share.make()
         return SandboxInfo(netns=info.netns, pid=info.pid)
@@ -111,9 +116,13 @@ class VmSandboxer(Sandboxer):
         """The machine for a pod, without its network."""
         guest = guests.find(self._root, self._options.guest)
         native = self._options.hypervisor == "uml"
-        return plan(config, self._options, guest, "native" if native else await choose_accelerator(self._keeper))
+        accelerator = "native" if native else await choose_accelerator(self._keeper)
+        return plan(config, self._options, guest, accelerator, self._machines.hypervisors.wished(config.spec))
 
     async def make_template(self, spec: PodSpec, cgroup: str) -> TemplateInfo:
+        first = self._machines.hypervisors.first
+        if first.name != "qemu" or first.abilities_of(self._options.machine_type)["save"].startswith("no"):
+            raise Unsupported("templates are of QEMU's machines that can be saved", kind="vm", feature="template")
         directory = self._root / "vm" / "templates"
         like = SandboxConfig(id="template", spec=spec, dir=directory, cgroup=cgroup, hostname="")
         async with self._templating:
@@ -130,7 +139,7 @@ class VmSandboxer(Sandboxer):
         like = SandboxConfig(id="template", spec=PodSpec(), dir=templates.directory, cgroup="", hostname="")
         with contextlib.suppress(NotFound):  # without a guest image none is of use
             record = await self._plan(like)
-            basis = templates.basis_of(record, self._machines.starter.program(record.machine()))
+            basis = templates.basis_of(record, self._machines.starter.program(record))
         async with self._templating:
             old = [one for one in templates if everything or one.basis != basis]
             for one in old:
@@ -143,7 +152,8 @@ class VmSandboxer(Sandboxer):
         return await make_namespaces(self._keeper, plain, network_types(config.spec))
 
     async def start(self, sandbox_id: str) -> None:
-        await self._machines.start(self._machines.get(sandbox_id))
+        pod = self._machines.get(sandbox_id)
+        await self._machines.start(pod, self._tasks.cold_disks(pod))
 
     def phases(self, sandbox_id: str) -> Mapping[str, float]:
         pod = self._machines.find(sandbox_id)
@@ -166,6 +176,7 @@ class VmSandboxer(Sandboxer):
             await self._machines.end(pod)
             if pod.record.shares:
                 await pod.share.remove()
+            await hardware.give_back(pod.record)
             self._machines.forget(pod)
         if config is not None:
             await drop_namespaces(self._keeper, config)
@@ -187,9 +198,11 @@ class VmSandboxer(Sandboxer):
             pod.record.paused = False
             pod.record.save()
             await self._machines.set_clock(pod)
+            await self._interfaces.settle(pod, strictly=False)
 
     async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
         pod = self._machines.get(sandbox_id)
+        self._tasks.require_saveable(pod)
         tasks = list(self._tasks.records(sandbox_id))
         with pod.explained():
             return await self._saver.save(pod, directory, tasks, self._tasks.offsets, meanwhile)
@@ -200,6 +213,29 @@ class VmSandboxer(Sandboxer):
         saved = guests_of(directory, ids)
         await self._tasks.restored(pod, saved)
         await self._machines.start_by(pod, lambda: self._saver.restore(pod, directory))
+
+    async def update(
+        self, sandbox_id: str, spec: PodSpec, resources: Resources, apply: Callable[[Resources], None]
+    ) -> Sequence[str]:
+        """Memory is the host's to give before the machine gets it, and the machine's to give back before that."""
+        pod = self._machines.get(sandbox_id)
+        pod.record.limits = spec.resources
+        grows = memory_of(spec, self._options) > pod.record.memory_now
+        if grows:
+            apply(self.host_limits(spec, resources))
+        notes = await self._tasks.fit(pod, [one.resources for one in spec.containers])
+        if not grows:
+            apply(host_limits(resources, pod.record.memory_now, self._options))
+        return notes
+
+    async def network_changed(self, sandbox_id: str) -> None:
+        await self._interfaces.settle(self._machines.get(sandbox_id))
+
+    async def measure(self, sandbox_id: str) -> MachineInfo | None:
+        pod = self._machines.find(sandbox_id)
+        if pod is None or pod.machine is None:
+            return None
+        return await describe(pod, self._options, self._machines.hypervisors.of(pod.record.hypervisor))
 
     async def stats(self, sandbox_id: str) -> Stats:
         """What the machine costs the host."""
@@ -217,15 +253,15 @@ class VmSandboxer(Sandboxer):
         self._watches[pod.record.id] = Watch(pod, self._lost)
 
     def _follow(self, pod: VmPod) -> None:
-        """Hear its events, and expect it to answer."""
+        """Hear its events, expect it to answer, and keep its interfaces those of its namespace."""
         self._watches[pod.record.id].listen()
-        self._following[pod.record.id] = asyncio.ensure_future(self._hear(pod))
+        self._following[pod.record.id] = [asyncio.ensure_future(self._hear(pod)), following(self._interfaces, pod)]
 
     def _unfollow(self, pod: VmPod) -> None:
         if (watch := self._watches.pop(pod.record.id, None)) is not None:
             watch.stop()
-        if (following := self._following.pop(pod.record.id, None)) is not None:
-            following.cancel()
+        for one in self._following.pop(pod.record.id, ()):
+            one.cancel()
 
     async def _hear(self, pod: VmPod) -> None:
         async for event in pod.agent.events(0):  # those that an earlier daemon took are known by what they are about
@@ -338,12 +374,11 @@ def lacking(root: Path, options: Spec) -> str:
 
 def find_hypervisor(options: VmOptions) -> Hypervisor:
     """The one that the node's settings name. Raises NotFound when it or what it needs is not installed, InvalidArgument
-    for one that the kind does not offer: User-mode Linux is no machine, which is what the kind's level promises."""
-    from drupe.hypervisors.qemu.driver import Qemu, find_qemu
+    for one that the kind does not offer."""
+    from drupe.sandboxers.vm.hypervisors import open_hypervisor
     from drupe.sandboxers.vm.share import find_virtiofsd
 
-    if options.hypervisor != "qemu":
-        raise InvalidArgument(f"the vm kind does not offer {options.hypervisor!r}", hint="kinds.vm.hypervisor: qemu")
-    find_qemu(options.program)
-    find_virtiofsd()
-    return Qemu(options.program)
+    hypervisor = open_hypervisor(options.hypervisor, options.program)
+    if not hypervisor.abilities_of(options.machine_type)["virtiofs"].startswith("no"):
+        find_virtiofsd()
+    return hypervisor

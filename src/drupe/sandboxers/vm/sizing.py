@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 
 from drupe.guest import Guest
-from drupe.hypervisors.contract import Accelerator
+from drupe.hypervisors.contract import Accelerator, Hypervisor
 from drupe.sandboxers.contract import SandboxConfig
-from drupe.sandboxers.vm.options import VmOptions, rootfs_for
+from drupe.sandboxers.vm.options import VmOptions, network_for, rootfs_for
 from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 
 _UNIT_BYTES = 2 << 20
 _SHM_BYTES = 64 << 20  # of pods that name no container yet
+_PROCESSORS_AT_MOST = 8  # a guest keeps memory for each processor that may come
 
 
-def plan(config: SandboxConfig, options: VmOptions, guest: Guest, accelerator: Accelerator) -> PodRecord:
+def plan(
+    config: SandboxConfig, options: VmOptions, guest: Guest, accelerator: Accelerator, hypervisor: Hypervisor
+) -> PodRecord:
     """The machine for a pod, without its network."""
     spec = config.spec
     memory, processors = memory_of(spec, options), processors_of(spec)
+    machine_type = machine_type_of(options, hypervisor)
+    able = hypervisor.abilities_of(machine_type)
+    memory_max, processors_max = _room(options, able)
     return PodRecord(
         id=config.id,
         dir=str(config.dir),
@@ -31,32 +38,70 @@ def plan(config: SandboxConfig, options: VmOptions, guest: Guest, accelerator: A
         initrd=str(guest.initrd or ""),
         append=list(options.append),
         accelerator=accelerator,
-        machine_type=options.machine_type,
+        machine_type=machine_type,
+        hypervisor=hypervisor.name,
         memory_bytes=memory,
-        memory_max_bytes=max(options.memory_max_bytes, memory),
+        memory_max_bytes=max(memory_max, memory),
         processors=processors,
-        processors_max=max(options.processors_max, processors),
-        rootfs=rootfs_for(options, spec),
+        processors_max=max(processors_max, processors),
+        memory_now=memory,
+        processors_now=processors,
+        limits=spec.resources,
+        network=network_for(options, spec),
+        queues=_queues(options, able, processors),
+        vhost_user=options.vhost_user,
+        rootfs=rootfs_for(options, spec, able),
         share_pid=spec.namespaces.pid == "pod",
         shm_bytes=max((one.shm_size_bytes for one in spec.containers), default=_SHM_BYTES),
         sysctls=dict(spec.sysctls),
     )
 
 
+def machine_type_of(options: VmOptions, hypervisor: Hypervisor) -> str:
+    """The node's setting speaks of its own program."""
+    return options.machine_type if hypervisor.name == options.hypervisor else ""
+
+
+def _queues(options: VmOptions, able: Mapping[str, str], processors: int) -> int:
+    """Pairs of queues of an interface: no more than there are processors to serve them."""
+    return 1 if able["multiqueue"].startswith("no") else max(min(options.queues, processors), 1)
+
+
+def _room(options: VmOptions, able: Mapping[str, str]) -> tuple[int, int]:
+    """Up to what memory and how many processors a machine may grow: what the node says, or what the host has, as far
+    as its program can."""
+    memory = options.memory_max_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    processors = options.processors_max or min(os.cpu_count() or 1, _PROCESSORS_AT_MOST)
+    grows = {word: not able[f"resize-{word}"].startswith("no") for word in ("memory", "processors")}
+    return (memory // _UNIT_BYTES * _UNIT_BYTES if grows["memory"] else 0), (processors if grows["processors"] else 0)
+
+
 def memory_of(spec: PodSpec, options: VmOptions) -> int:
-    """Bytes of the machine's memory: the pod's limit or the sum of its containers', where they all have one, and the
-    guest's own part; without limits what the node says."""
-    limit = spec.resources.memory_bytes
-    if limit is None:
-        limits = [one.resources.memory_bytes for one in spec.containers]
-        limit = sum(one or 0 for one in limits) if limits and all(limits) else None
-    size = options.memory_bytes if limit is None else limit + options.overhead_bytes
-    return math.ceil(size / _UNIT_BYTES) * _UNIT_BYTES
+    """Bytes of memory of the machine for a pod."""
+    return memory_for(spec.resources, [one.resources for one in spec.containers], options)
 
 
 def processors_of(spec: PodSpec) -> int:
+    """How many processors the machine for a pod has."""
+    return processors_for(spec.resources, [one.resources for one in spec.containers])
+
+
+def memory_for(pod: Resources, containers: Sequence[Resources], options: VmOptions) -> int:
+    """Bytes of memory for a pod's limit, or its containers' limits together, and the guest's own part; what the node
+    says for those without a limit."""
+    limits = [one.memory_bytes for one in containers if one.memory_bytes is not None]
+    if pod.memory_bytes is not None:
+        size = pod.memory_bytes + options.overhead_bytes
+    elif limits and len(limits) == len(containers):
+        size = sum(limits) + options.overhead_bytes
+    else:
+        size = sum(limits) + options.memory_bytes
+    return math.ceil(size / _UNIT_BYTES) * _UNIT_BYTES
+
+
+def processors_for(pod: Resources, containers: Sequence[Resources]) -> int:
     """As many as the limits let it use, one at least and no more than the host has; without a limit one."""
-    wanted = spec.resources.cpus or sum(one.resources.cpus or 0.0 for one in spec.containers)
+    wanted = pod.cpus or sum(one.cpus or 0.0 for one in containers)
     return min(max(math.ceil(wanted), 1), os.cpu_count() or 1)
 
 

@@ -20,6 +20,7 @@ from drupe.sandboxers.kept.records import Record
 from drupe.sandboxers.vm import network
 from drupe.sandboxers.vm.options import ROOTFS
 from drupe.sandboxers.vm.phases import Phases
+from drupe.sandboxers.vm.plugging import told
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import TaskRecord
 from drupe.sandboxers.vm.roots import RootDisk
@@ -61,13 +62,23 @@ class SavedMachine(Record, kw_only=True):
 
 
 def require_saveable(pod: VmPod) -> None:
-    """Unsupported for a machine with a shared directory."""
+    """Unsupported for a machine with a shared directory, InvalidState for one that was resized."""
     if pod.record.shares:
         raise Unsupported(
             "a machine with a shared directory cannot be saved",
             kind="vm",
             feature="snapshot",
             hint=f"make the pod with the annotation {ROOTFS}=block",
+        )
+    record = pod.record
+    if record.hypervisor not in ("", "qemu"):
+        raise Unsupported(
+            "only machines of QEMU are saved here", kind="vm", feature="snapshot", cause=record.hypervisor
+        )
+    if (record.memory_now, record.processors_now) != (record.memory_bytes, record.processors):
+        raise InvalidState(
+            "a machine that has another size than it started with cannot be saved",
+            hint="give the pod its first limits again (drupe pod update)",
         )
 
 
@@ -88,7 +99,7 @@ class Saver:
     ) -> str:
         """Write it down while everything in it stands still; it goes on afterwards. Returns what can read it."""
         require_saveable(pod)
-        machine, program = pod.require(), self._starter.program(pod.record.machine())
+        machine, program = pod.require(), self._starter.program(pod.record)
         await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=True))
         try:
             pod.saving = True
@@ -127,20 +138,20 @@ class Saver:
         saved, record, phases = SavedMachine.of(directory), pod.record, Phases()
         record.spare_disks = saved.spare_disks
         config = record.machine()
-        if saved.key != self._starter.templates.key_of(record, self._starter.program(config)):
+        if saved.key != self._starter.templates.key_of(record, self._starter.program(record)):
             raise Unsupported(
                 "the snapshot is of another kind of machine", kind="vm", feature="snapshot",
                 cause="QEMU, the guest image or the size of the pod is not what it was",
             )  # fmt: skip
         record.disks = await self._disks(saved, directory, record.home)
         with phases("network"):
-            joined = await network.join(self._keeper, record.netns)
+            joined = await network.join(self._keeper, record)
         disks = [one.disk() for one in record.disks]
         with phases("restore"):
             await self._starter.boot(pod, _config(config, directory, saved, disks, joined), phases)
         with phases("renew"):
             await self._starter.or_end(pod, renew(pod, _renewal(pod, saved, joined)))
-        record.nics = [(nic.id, nic.mac) for nic in _nics(saved, joined)]
+        record.nics, record.told = [(nic.id, nic.mac) for nic in _nics(saved, joined)], told(joined)
         record.started, record.failed, record.phases_ms = True, "", phases.told
         record.save()
 

@@ -12,19 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from drupe.errors import Unavailable
-from drupe.hypervisors.contract import Hypervisor, MachineConfig
+from drupe.hypervisors.contract import MachineConfig
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
-from drupe.sandboxers.vm import network, share
+from drupe.sandboxers.vm import hardware, network, share
 from drupe.sandboxers.vm.console import last_words, why
+from drupe.sandboxers.vm.hypervisors import Hypervisors, confinement
 from drupe.sandboxers.vm.launch import Launcher
 from drupe.sandboxers.vm.oci import GUEST_SHARE
 from drupe.sandboxers.vm.phases import Phases
+from drupe.sandboxers.vm.plugging import plug_nic, told
 from drupe.sandboxers.vm.pods import VmPod
-from drupe.sandboxers.vm.records import SHARE, VMM
-from drupe.sandboxers.vm.roots import Roots
+from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
+from drupe.sandboxers.vm.roots import RootDisk, Roots
 from drupe.sandboxers.vm.templates import SPARE_DISKS, Templates, copying
 
 CONNECTS_WITHIN_S = 30.0
@@ -34,39 +36,40 @@ _MEMORY_FD = 5  # of a VMM: after the listeners of `Launch`
 
 
 class Starter:
-    """Starts machines of one hypervisor. agent_timeout_s: how long a guest may boot."""
+    """Starts machines. agent_timeout_s: how long a guest may boot."""
 
     def __init__(
         self,
         *,
         keeper: Keeper,
         launcher: Launcher,
-        hypervisor: Hypervisor,
+        hypervisors: Hypervisors,
         roots: Roots,
         templates: Templates,
         agent_timeout_s: float,
     ) -> None:
         self._keeper = keeper
         self._launcher = launcher
-        self.hypervisor = hypervisor
+        self._hypervisors = hypervisors
         self.roots = roots
         self.templates = templates
         self._agent_timeout_s = agent_timeout_s
 
-    async def start(self, pod: VmPod, *, from_template: bool) -> None:
+    async def start(self, pod: VmPod, *, from_template: bool, cold: Sequence[RootDisk] = ()) -> None:
         """All of it. Raises DrupeError; what was started then is the caller's to end."""
         record, phases = pod.record, Phases()
         with phases("network"):
-            joined = await network.join(self._keeper, record.netns)
+            joined = await network.join(self._keeper, record)
         with phases("share"):
             shares = await self._share(pod) if record.shares else []
         with phases("roots"):
             record.disks = await self.roots.of_images(record.images)
-        saved = self.templates.find(record, self.program(record.machine())) if from_template else None
+        hosts, nics = hardware.host_devices(record), network.nics_of(joined)
+        saved = self.templates.find(record, self.program(record)) if from_template and not hosts else None
         record.saved, record.spare_disks = str(saved or ""), SPARE_DISKS if saved else 0
-        record.disks = record.disks[: SPARE_DISKS if saved else _DISKS_AT_BOOT]
-        disks = [disk.disk() for disk in record.disks]
-        config = record.machine(disks=disks, nics=network.nics_of(joined))
+        record.disks = _all(record.disks, cold) if cold else record.disks[: SPARE_DISKS if saved else _DISKS_AT_BOOT]
+        disks, taps = [disk.disk() for disk in record.disks], [nic for nic in nics if nic.node is None]
+        config = record.machine(disks=disks, nics=taps, host_devices=hosts)
         if saved is None:
             await self.boot(pod, replace(config, shares=shares), phases)
         else:
@@ -74,16 +77,22 @@ class Starter:
             with phases("devices"):
                 for one in shares:  # a machine that has one could not have been saved
                     await pod.require().add(one)
+        for nic in (nic for nic in nics if nic.node is not None):
+            await plug_nic(self._keeper, pod, nic)
         with phases("agent"):
             await self.or_end(pod, pod.agent.guest("Setup", _setup(pod, joined)))
         record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
+        record.told = told(joined)
         record.started, record.failed = True, ""
-        record.phases_ms, record.notes = phases.told, network.left_out(joined)
+        record.phases_ms, record.notes = phases.told, [*network.left_out(joined), *self._confinement(record)]
         record.save()
 
-    def program(self, config: MachineConfig) -> str:
+    def program(self, record: PodRecord) -> str:
         """The VMM's path."""
-        return self.hypervisor.prepare(config).argv[0]
+        return self._hypervisors.of(record.hypervisor).prepare(record.machine()).argv[0]
+
+    def _confinement(self, record: PodRecord) -> list[str]:
+        return [said] if (said := confinement(self._hypervisors.of(record.hypervisor))) else []
 
     async def _share(self, pod: VmPod) -> list[SharedDirectory]:
         record = pod.record
@@ -116,7 +125,8 @@ class Starter:
 
     async def launch(self, pod: VmPod, config: MachineConfig) -> None:
         """Start the VMM and reach its monitor."""
-        record, launch = pod.record, self.hypervisor.prepare(config)
+        record, hypervisor = pod.record, self._hypervisors.of(pod.record.hypervisor)
+        launch = hypervisor.prepare(config)
         for path, content in launch.files.items():
             path.write_bytes(content)
             path.chmod(0o600)
@@ -126,9 +136,10 @@ class Starter:
             pod.pids[VMM] = await self._launcher.start(
                 record, record.id + VMM, [*(copying(copied, _MEMORY_FD) if copied else ()), *launch.argv],
                 launch.listeners, fifos=launch.fifos, files=memory, log=pod.console, netns=True,
+                bare=bool(confinement(hypervisor)), locked_bytes=record.memory_max_bytes if record.bound else 0,
             )  # fmt: skip
         try:
-            pod.machine = await self.hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
+            pod.machine = await hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
         except Unavailable as error:
             await asyncio.sleep(_LAST_WORDS_S)
             said = last_words(pod.console) or error.cause
@@ -148,6 +159,11 @@ class Starter:
         finally:
             asked.cancel()
             end.cancel()
+
+
+def _all(disks: Sequence[RootDisk], more: Sequence[RootDisk]) -> list[RootDisk]:
+    """Each once."""
+    return list({disk.id: disk for disk in (*disks, *more)}.values())
 
 
 def _memory(opened: ExitStack) -> int:

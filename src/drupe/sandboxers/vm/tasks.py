@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,23 +18,27 @@ import msgspec
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from drupe.errors import AlreadyExists, DrupeError, HelperFailed, InvalidState, NotFound
+from drupe.hypervisors.contract import Hypervisor
 from drupe.keeper.client import Keeper
 from drupe.resources.cgroups import Cgroups
 from drupe.rpc.containerd import task_v3_pb2 as tasks_pb
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit, TaskService, TaskState
-from drupe.sandboxers.vm import counters, roots
+from drupe.sandboxers.vm import counters, devices, roots
 from drupe.sandboxers.vm.attachments import VmAttachment
 from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, write_exit_file
 from drupe.sandboxers.vm.failures import explain, gone
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
+from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import VMM, TaskRecord, record_path
+from drupe.sandboxers.vm.resizing import fit
+from drupe.sandboxers.vm.roots import RootDisk
 from drupe.sandboxers.vm.snapshots import SavedTask, moved, thaw
 from drupe.sandboxers.vm.streams import Streams
-from drupe.spec.resources import Resources
+from drupe.spec.resources import Resources, merged
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
 _STREAM = "agent"
@@ -48,7 +52,10 @@ class VmTasks(TaskService):
 
     binds_until: ClassVar[str] = "create"
 
-    def __init__(self, *, keeper: Keeper, machines: Machines, cgroups: Cgroups, on_exit: OnExit) -> None:
+    def __init__(
+        self, *, keeper: Keeper, machines: Machines, cgroups: Cgroups, on_exit: OnExit, options: VmOptions
+    ) -> None:
+        self._options = options
         self._keeper = keeper
         self._machines = machines
         self._cgroups = cgroups
@@ -76,9 +83,10 @@ class VmTasks(TaskService):
         if task.id in self._records:
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._machines.get(task.sandbox)
+        devices.wanted(task.oci, task.id)  # refused before anything is made
         record = TaskRecord(
             id=task.id, sandbox=task.sandbox, cgroup=task.cgroup, bundle=str(task.bundle), tty=task.tty,
-            stdin=task.stdin, log=task.log, exit_file=str(task.exit_file), guest=task.id,
+            stdin=task.stdin, log=task.log, exit_file=str(task.exit_file), guest=task.id, resources=task.resources,
         )  # fmt: skip
         if pod.record.shares:
             root, binds = await pod.share.add(task.id, task.oci)
@@ -110,6 +118,7 @@ class VmTasks(TaskService):
         process = _process_of(record)
         phases, began = Phases(pod.record.phases_ms), time.monotonic()
         try:
+            await self.fit(pod, grow_only=True)
             await self._make(pod, record)
             if (window := self._windows.pop(task_id, None)) is not None and record.tty:
                 await self._resize(pod, record, "", *window)
@@ -119,6 +128,7 @@ class VmTasks(TaskService):
         except DrupeError as error:
             record.started = False
             await self._unmake(pod, record)
+            await devices.unplug(pod, _oci_of(record), record.guest)
             raise explain(error, process) from None
         phases.since("container", began)
         streams, ready = self._streams[task_id, ""], time.monotonic()
@@ -149,6 +159,19 @@ class VmTasks(TaskService):
             await thaw(pod)
         return pod.pids.get(VMM, 0)
 
+    def require_saveable(self, pod: VmPod) -> None:
+        """Unsupported for a machine with a container that has disks of the host: two machines would write to them."""
+        for record in self.records(pod.record.id):
+            devices.require_none(_oci_of(record), record.guest)
+
+    def cold_disks(self, pod: VmPod) -> list[RootDisk]:
+        """The roots that a machine must have from its start, as its program adds none later."""
+        able = self._hypervisor(pod).abilities_of(pod.record.machine_type)["hotplug-disk"]
+        return roots.cold(pod.record, able, list(self.records(pod.record.id)))
+
+    def _hypervisor(self, pod: VmPod) -> Hypervisor:
+        return self._machines.hypervisors.of(pod.record.hypervisor)
+
     def offsets(self, task_id: str) -> dict[str, int]:
         """How many bytes of each output of a container were taken."""
         return self._streams[task_id, ""].offsets()
@@ -157,13 +180,14 @@ class VmTasks(TaskService):
         """In the guest: bundle, then task."""
         if record.made:
             return
-        config = (Path(record.bundle) / "guest.json").read_bytes()
+        config = await self._with_devices(pod, record)
         bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
         if not pod.record.shares:
             record.disks = await self._machines.roots.make(record.id, record.root, pod.record.home)
             for disk in record.disks:
                 await pod.plug(disk)
-            roots.plan(bundle, record.disks, read_only=json.loads(config)["root"].get("readonly", False))
+            only = json.loads(config)["root"].get("readonly", False)
+            roots.plan(bundle, record.disks, read_only=only, serial=self._hypervisor(pod).serial)
         put = await pod.agent.guest("PutBundle", bundle, pb.PutBundleResponse)
         record.made = True
         record.save()
@@ -172,6 +196,12 @@ class VmTasks(TaskService):
             stdin=_STREAM if record.stdin or record.tty else "", stdout=_STREAM, stderr="" if record.tty else _STREAM,
         )  # fmt: skip
         await pod.agent.task("Create", request, tasks_pb.CreateTaskResponse)
+
+    async def _with_devices(self, pod: VmPod, record: TaskRecord) -> bytes:
+        """Its config for the guest, with the names that its disks have there; they are plugged in."""
+        config = json.loads((Path(record.bundle) / "guest.json").read_bytes())
+        await devices.plug(pod, _oci_of(record), config, record.guest)
+        return msgspec.json.encode(devices.settled(config))
 
     async def _unmake(self, pod: VmPod, record: TaskRecord) -> None:
         """Nothing of a container may stay in the guest."""
@@ -222,6 +252,8 @@ class VmTasks(TaskService):
             (Path(record.bundle) / name).unlink(missing_ok=True)
 
     async def _drop_root(self, pod: VmPod, record: TaskRecord) -> None:
+        if pod.machine is not None and not pod.record.paused and record.started:
+            await devices.unplug(pod, _oci_of(record), record.guest)
         if pod.record.shares:
             await pod.share.drop(record.id)
             return
@@ -457,16 +489,31 @@ class VmTasks(TaskService):
         with contextlib.suppress(InvalidState):
             await pod.agent.task("Resume", tasks_pb.ResumeRequest(id=record.guest))
 
-    async def update(self, task_id: str, resources: Resources) -> None:
-        """In the guest; one that is not started yet has them from its start."""
-        record = self._record(task_id)
+    async def update(self, task_id: str, resources: Resources) -> Sequence[str]:
+        """In the guest; one that is not started yet has them from its start. The machine grows before its container
+        does, and gives back what no container may use any more."""
+        record, pod = self._record(task_id), self._machines.get(self._record(task_id).sandbox)
         limits = self._cgroups.resources_to_oci(resources)
-        if not record.made:
-            self._update_unmade(record, limits)
-            return
-        value = AnyMessage(type_url=_SPEC_TYPE.format("LinuxResources"), value=msgspec.json.encode(limits))
-        request = tasks_pb.UpdateTaskRequest(id=record.guest, resources=value)
-        await self._machines.get(record.sandbox).agent.task("Update", request)
+        before, record.resources = record.resources, merged(record.resources, resources)
+        try:
+            await self.fit(pod, grow_only=True)
+            if record.made:
+                value = AnyMessage(type_url=_SPEC_TYPE.format("LinuxResources"), value=msgspec.json.encode(limits))
+                await pod.agent.task("Update", tasks_pb.UpdateTaskRequest(id=record.guest, resources=value))
+            else:
+                self._update_unmade(record, limits)
+        except BaseException:
+            record.resources = before
+            raise
+        record.save()
+        return await self.fit(pod)
+
+    async def fit(
+        self, pod: VmPod, containers: Sequence[Resources] | None = None, *, grow_only: bool = False
+    ) -> Sequence[str]:
+        """Have a machine be as its pod and containers are limited now; answers, in words, what could not be had."""
+        limits = [one.resources for one in self.records(pod.record.id)] if containers is None else containers
+        return await fit(pod, self._hypervisor(pod), limits, self._options, grow_only=grow_only)
 
     def _update_unmade(self, record: TaskRecord, limits: Mapping[str, Any]) -> None:
         path = Path(record.bundle) / "guest.json"
@@ -542,6 +589,12 @@ class VmTasks(TaskService):
         return pod, record
 
 
+def _oci_of(record: TaskRecord) -> dict[str, Any]:
+    """Its config.json as the host has it."""
+    oci: dict[str, Any] = json.loads((Path(record.bundle) / "config.json").read_text())
+    return oci
+
+
 def _remove_own(record: TaskRecord) -> None:
     """The files of a container's own disks."""
     for disk in record.disks:
@@ -550,5 +603,5 @@ def _remove_own(record: TaskRecord) -> None:
 
 
 def _process_of(record: TaskRecord) -> dict[str, Any]:
-    process: dict[str, Any] = json.loads((Path(record.bundle) / "config.json").read_text())["process"]
+    process: dict[str, Any] = _oci_of(record)["process"]
     return process

@@ -19,6 +19,8 @@ _SAID = {
     "checkpoint": "no: the engines cannot write out a running module",
     "snapshot": "no: the engines cannot write out a running module",
     "cwd": "limited: WASI has no working directory; the variable PWD says it",
+    "host-hardware": "no: WASI has no devices",
+    "block-mounts": "no: a module's files are the host's",
     "mount-propagation": "no: a module's mounts are its own",
     "mount-options": "no: nosuid and nodev always hold, and WASI has no others",
     "shm-size": "no: WASI has no shared memory",

@@ -12,7 +12,7 @@ from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound, Pe
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.runc_options_pb2 import CheckpointOptions
 from drupe.rpc.containerd.task_v2_pb2 import CheckpointTaskRequest, CreateTaskRequest, ResizePtyRequest
-from drupe.runtime.container import Container, merged
+from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
 from drupe.services.containerd import opening, shares
 from drupe.services.containerd.making import Asked, check_program, check_target, pod_of, read_request
@@ -24,7 +24,7 @@ from drupe.services.containerd.tasks import Task, Tasks, deletion
 from drupe.services.oci.pods import cgroup_path
 from drupe.spec.container import ContainerSpec
 from drupe.spec.pod import PodSpec
-from drupe.spec.resources import Resources
+from drupe.spec.resources import Resources, merged
 from drupe.spec.status import ExitStatus
 from drupe.state.machine import State
 

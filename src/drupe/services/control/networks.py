@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from drupe.rpc.call import Call
 from drupe.services.control.registry import method
 from drupe.spec.control import NetworkInfo, NetworkList, Pruned
+from drupe.spec.status import PodStatus
 
 if TYPE_CHECKING:
     from drupe.services.control.service import ControlService
@@ -33,6 +34,22 @@ async def list_(service: ControlService, call: Call) -> NetworkList:
 async def delete(service: ControlService, call: Call) -> None:
     await service.node.network.delete(call.params.ref)
     service.node.events.publish("network", "destroy", call.params.ref)
+
+
+@method("network.connect", changes=True)
+async def connect(service: ControlService, call: Call) -> PodStatus:
+    pod = service.core.pod_of(call.params.ref)
+    async with pod.lock:
+        await pod.join_network(call.params.attachment)
+    return pod.record()
+
+
+@method("network.disconnect", changes=True)
+async def disconnect(service: ControlService, call: Call) -> PodStatus:
+    pod = service.core.pod_of(call.params.ref)
+    async with pod.lock:
+        await pod.leave_network(call.params.network)
+    return pod.record()
 
 
 @method("network.prune", changes=True)

@@ -70,7 +70,7 @@ async def resume(service: ControlService, call: Call) -> PodStatus:
 
 @method("pod.status")
 async def status(service: ControlService, call: Call) -> PodStatus:
-    return service.core.pod(call.params.ref).record()
+    return await service.core.pod(call.params.ref).measured()
 
 
 @method("pod.list")

@@ -94,6 +94,18 @@ async def part(keeper: Keeper, netns: Path | str, name: str = "", *, directory: 
                     (directory / tap_name(link)).unlink(missing_ok=True)
 
 
+async def part_orphans(keeper: Keeper, netns: Path | str) -> None:
+    """Removes taps whose interface has gone. Idempotent."""
+    with await open_netlink(keeper, netns) as netlink, explained(f"cannot remove taps of {netns}"):
+        links = rtnetlink.links(netlink)
+        standing = {tap_name(link) for link in links if link.group != MACHINE_LINKS}
+        gone = [
+            link for link in links if link.group == MACHINE_LINKS and link.kind == "tun" and link.name not in standing
+        ]
+        if gone:
+            netlink.batch([rtnetlink.delete_link(link.index) for link in gone])
+
+
 def _part(netlink: Netlink, link: Link) -> None:
     if found := rtnetlink.link(netlink, tap_name(link)):
         tcfilter.part(netlink, link.index)
