@@ -177,7 +177,8 @@ fn a_listing_goes_on_where_it_was() {
             }
         }
         assert_eq!(seen[seen.len() - 4..], ["self", "thread-self", "7", "12"]);
-        assert!(seen.contains(&"meminfo".into()) && seen.len() == 21);
+        let once: std::collections::BTreeSet<_> = seen.iter().collect();
+        assert!(seen.contains(&"meminfo".into()) && seen.len() > 20 && once.len() == seen.len());
     });
 }
 
