@@ -117,6 +117,20 @@ print(take(2), take(-3), take(0, 2), take(0, 2, 0o14000), take(0))
 if os.fork() == 0: time.sleep(0.05); send(5, b"late"); os._exit(0)
 print(take(5, flags=0), os.wait()[1], of("msgctl", queue, 0, None), take(0))
 """,
+    "interrupted": """
+import os, signal, socket, threading
+one, two = socket.socketpair()
+data, got = os.urandom(4_000_000), []
+signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+def take():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    while part := two.recv(30_000, socket.MSG_WAITALL): got.append(part)
+reader = threading.Thread(target=take); reader.start()
+rest = memoryview(data)
+while rest: rest = rest[one.sendmsg([rest]):]
+signal.setitimer(signal.ITIMER_REAL, 0); one.shutdown(socket.SHUT_WR); reader.join()
+print(b"".join(got) == data)
+""",
     "robust": """
 import ctypes, mmap, os
 libc = ctypes.CDLL(None)

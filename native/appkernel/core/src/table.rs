@@ -61,7 +61,7 @@ impl Table {
 /// Calls that a signal's handler always ends with EINTR.
 const NEVER_RESTART: [u64; 19] = [65, 69, 70, 220, 7, 23, 34, 35, 128, 130, 230, 232, 270, 271, 281, 441, 43, 202, 240];
 /// Calls that move bytes.
-const COUNT_PROGRESS: [u64; 8] = [1, 18, 20, 40, 44, 275, 296, 328];
+const COUNT_PROGRESS: [u64; 11] = [1, 18, 20, 40, 44, 45, 46, 47, 275, 296, 328];
 
 /// Every call that is known, by its number.
 pub fn table() -> &'static [Option<Entry>] {

@@ -8,6 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from drupe.errors import Unsupported
 from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.features import FEATURES
@@ -177,9 +178,10 @@ async def _prune_compiled(service: ControlService, call: Call) -> Pruned:
 async def _prune_templates(service: ControlService, call: Call) -> Pruned:
     from drupe.services.control.templates import prune
 
-    if not (service.node.paths.root / "vm").exists():
-        return Pruned(removed=[])
-    pruned: Pruned = await prune(service, call)
+    pruned = Pruned(removed=[])
+    if (service.node.paths.root / "vm").exists():
+        with contextlib.suppress(Unsupported):  # the kind cannot be opened here any more
+            pruned = await prune(service, call)
     return pruned
 
 
