@@ -91,8 +91,10 @@ def test_an_agent_that_is_a_service(service: Daemon) -> None:
     assert "does not answer" in fails(service, "one")
     _, said = waiting.communicate(timeout=FAILS_WITHIN_S)
     assert waiting.returncode and "Traceback" not in said
-    needs_full("an agent that is killed, and one that ends its machine in order")
-    service.command("rm", "-f", "one", check=True)
+
+
+def test_a_service_that_is_killed_and_one_that_ends_its_machine(service: Daemon) -> None:
+    needs_full("machines with another first process")
     service.command(*argv("two", "exec sleep 1000", "--privileged"), check=True)
     service.command("exec", "two", "hostname", serviceguest.KILL, check=True)
     assert "does not answer" in fails(service, "two")

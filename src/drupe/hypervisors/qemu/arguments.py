@@ -140,7 +140,7 @@ def _devices(config: MachineConfig, machine: str) -> list[str]:
     transport = "device" if machine == "microvm" else "pci"
     found: list[str] = []
     devices: list[Device] = [*config.disks, *config.nics, *config.shares, *config.host_devices]
-    places = {**_spare_places(config), **config.places}
+    places = {**_spare_places(config), **(_nic_places(config) if machine == "q35" else {}), **config.places}
     for device in devices:
         words = cold(device, transport, config.dir)
         if place := places.get(device.id):
@@ -148,6 +148,11 @@ def _devices(config: MachineConfig, machine: str) -> list[str]:
         found += words
     taken = {places.get(device.id, "") for device in devices}
     return found + list(_empty_places(config, taken))
+
+
+def _nic_places(config: MachineConfig) -> dict[str, str]:
+    """Interfaces behind the bridge, from its end, can be unplugged; on the root bus they could not."""
+    return {nic.id: f"bus={BRIDGE},addr={BRIDGE_SLOTS[-1 - number]:#x}" for number, nic in enumerate(config.nics)}
 
 
 def _spare_places(config: MachineConfig) -> dict[str, str]:

@@ -141,3 +141,10 @@ def plan(
         bundle.rootfs.append(pb.GuestMount(type="erofs", device=device, options=["ro"]))
     bundle.writable_upper = not read_only
     return bundle
+
+
+def remove_own(disks: Sequence[RootDisk]) -> None:
+    """The files of a container's own disks."""
+    for disk in disks:
+        if not disk.image:
+            Path(disk.path).unlink(missing_ok=True)

@@ -140,7 +140,7 @@ class VmTasks(TaskService):
         """Have containers be those of a saved machine: they stand still until the last of them is started."""
         for task_id, one in saved.items():
             record = self._record(task_id)
-            _remove_own(record)
+            roots.remove_own(record.disks)
             record.guest, record.made, record.started = one.guest, True, True
             record.disks = [moved(disk, pod.record.home) for disk in one.disks]
             record.save()
@@ -260,7 +260,7 @@ class VmTasks(TaskService):
         for disk in (disk for disk in record.disks if not disk.image):  # an image's serves others
             with contextlib.suppress(DrupeError):  # its file goes anyhow
                 await pod.unplug(disk, timeout_s=_UNPLUGS_WITHIN_S)
-        _remove_own(record)
+        roots.remove_own(record.disks)
 
     # -- execs ------------------------------------------------------------------------------------------------------
 
@@ -593,13 +593,6 @@ def _oci_of(record: TaskRecord) -> dict[str, Any]:
     """Its config.json as the host has it."""
     oci: dict[str, Any] = json.loads((Path(record.bundle) / "config.json").read_text())
     return oci
-
-
-def _remove_own(record: TaskRecord) -> None:
-    """The files of a container's own disks."""
-    for disk in record.disks:
-        if not disk.image:
-            Path(disk.path).unlink(missing_ok=True)
 
 
 def _process_of(record: TaskRecord) -> dict[str, Any]:
