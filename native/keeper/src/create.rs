@@ -197,8 +197,8 @@ impl Creation {
         }
     }
 
-    /// The task, without a process, if its streams are pipes: with their other ends, and what is to be attached.
-    pub fn without_process(self) -> Outcome<(u64, Task, Ends, [OwnedFd; 3], Option<Attached>)> {
+    /// The task, without a process, if its streams are pipes.
+    pub fn without_process(self) -> Outcome<WithoutProcess> {
         let Mode::Pipes { stdin } = self.mode else {
             return Err(Failure::invalid("a task without a process has pipes"));
         };
@@ -206,7 +206,7 @@ impl Creation {
         let started_at = crate::clock::unix_seconds();
         let mut task = Task::new(self.name, NO_PROCESS, self.log, self.exit_file, started_at);
         task.mode = self.mode.name();
-        Ok((self.task_id, task, ends, theirs, self.attached))
+        Ok(WithoutProcess { id: self.task_id, task, ends, theirs, attached: self.attached })
     }
 
     /// A child of our own makes the process: where it tells the pid, and where it says what went wrong.
@@ -214,6 +214,15 @@ impl Creation {
         self.teller = Teller::Child(Some(channel));
         self.words = Some(words);
     }
+}
+
+/// A task that is no process of this kernel: our ends of its pipes and the others, and what is to be attached.
+pub struct WithoutProcess {
+    pub id: u64,
+    pub task: Task,
+    pub ends: Ends,
+    pub theirs: [OwnedFd; 3],
+    pub attached: Option<Attached>,
 }
 
 /// The streams that a client sent; what is missing is /dev/null.

@@ -1,7 +1,7 @@
 //! Ops `streams` and `ended`: tasks that are no processes here. A kernel of their own runs them: it is given the other ends
 //! of their streams, and whoever hears from it tells how they ended.
 
-use crate::create::NO_PROCESS;
+use crate::create::{WithoutProcess, NO_PROCESS};
 use crate::protocol::{reply, Failure, Fds, Fields, Outcome, Reply};
 use crate::server::{end, Asker, Keeper};
 use drupe_sys::process::Ended;
@@ -16,7 +16,7 @@ impl Keeper {
         let creation = self.creation(fields, fds)?;
         end(fields)?;
         fds.finish()?;
-        let (id, mut task, ends, theirs, attached) = creation.without_process()?;
+        let WithoutProcess { id, mut task, ends, theirs, attached } = creation.without_process()?;
         let failed = |error: io::Error| Failure::io("cannot hold the streams of the task", &error);
         task.connect(&self.epoll, id, ends).map_err(failed)?;
         THEIRS.into_iter().zip(theirs).for_each(|(name, fd)| task.theirs.push(name, fd));
