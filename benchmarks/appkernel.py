@@ -23,8 +23,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from bench import isolate
-from common import first_byte, interleave, pss_bytes, run
+from common import first_byte, interleave, isolate, pss_bytes, run
 
 KERNEL = Path(__file__).parents[1] / "src/drupe/_bin/drupe-appkernel"
 CALLS = Path(__file__).with_name("calls.c")
@@ -98,8 +97,8 @@ def table(rows: dict[str, dict[str, str]]) -> None:
     print()
 
 
-def compare_calls(field: Field, rounds: int) -> None:
-    """Medians of some rounds, in each all contenders one after the other."""
+def calls_of_all(field: Field, rounds: int) -> dict[str, dict[str, float]]:
+    """Nanoseconds by call and contender: medians of some rounds, in each all contenders one after the other."""
     ways = {"native": field.native, "application kernel": field.ours}
     if shutil.which("runsc"):
         ways["runsc (systrap)"] = field.runsc
@@ -108,7 +107,13 @@ def compare_calls(field: Field, rounds: int) -> None:
         for way, make in ways.items():
             for name, value in calls(make("/bin/calls")).items():
                 taken.setdefault(name, {}).setdefault(way, []).append(value)
-    table({f"{n} (ns)": {w: f"{statistics.median(v):.0f}" for w, v in by.items()} for n, by in taken.items()})
+    return {name: {way: statistics.median(values) for way, values in by.items()} for name, by in taken.items()}
+
+
+def compare_calls(field: Field, rounds: int) -> None:
+    """What a call costs, as a table."""
+    costs = calls_of_all(field, rounds)
+    table({f"{name} (ns)": {way: f"{value:.0f}" for way, value in by.items()} for name, by in costs.items()})
 
 
 def compare_starts(field: Field, rounds: int) -> None:

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import BenchError, Contender, Report, interleave, run, weigh_one
+from common import BenchError, Contender, Report, interleave, isolate, weigh_one
 from ours import Drupe, DrupeCommand
 from peers import BareRuntime, Containerd, Podman
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from wasm import WasmDrupe
 
 HERE = Path(__file__).parent
-ISOLATED = "DRUPE_BENCH_ISOLATED"
 KIND = "runc"
 
 
@@ -143,6 +142,23 @@ def race_gvisor(field: Field, plan: Plan, only: list[str], directory: Path, stac
     if not wanted or "gvisor-memory" in wanted:
         for contender in (ours, peer):
             weigh_one(contender, plan.peer_pods[:2], report, name="gvisor-memory")
+
+
+def race_appkernel(field: Field, plan: Plan, only: list[str], directory: Path, stack: ExitStack) -> None:
+    """The rows of the application kernel, those of `only` if it names any."""
+    wanted = [name for name in only if name.startswith("appkernel")]
+    if only and not wanted:
+        return
+    report = Report(directory, "appkernel")
+    if shutil.which("runsc") is None or "crun" not in field.peers:
+        report.skip("appkernel-start", "runsc run", "runsc or crun is not installed")
+        return
+    from appkernel_pods import Races
+
+    work = stack.enter_context(tempfile.TemporaryDirectory(prefix="drupe-bench-", dir="/var/tmp"))
+    kernels = Races(field.ours, field.peers["crun"], Path(work), report, wanted)
+    stack.callback(kernels.drop)
+    kernels.run(plan.slow, pods=plan.peer_pods[:2])
 
 
 def race_vm(field: Field, plan: Plan, only: list[str], directory: Path, stack: ExitStack) -> None:
@@ -263,23 +279,6 @@ def line_up(work: Path, log: Path, stack: ExitStack) -> Iterator[Field]:
     yield field
 
 
-def isolate() -> None:
-    """Start again in private mount and network namespaces; return in them, ready for every contender.
-
-    /run is a tmpfs, so that no peer meets the host's own daemon. crun refuses an empty hybrid cgroup tree: it is
-    unmounted here.
-    """
-    if os.environ.get(ISOLATED) is None:
-        os.environ[ISOLATED] = "1"
-        os.execvp("unshare", ["unshare", "--mount", "--net", sys.executable, *sys.argv])
-    run("ip", "link", "set", "lo", "up")
-    run("mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run")
-    if Path("/sys/fs/cgroup/unified").is_mount():
-        run("umount", "/sys/fs/cgroup/unified")
-        # crun makes directories there all the same, and forgets them: with a real controller it makes none of its own
-        run("mount", "--bind", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified")
-
-
 def remove_cgroups() -> None:
     """The parents that the peers leave behind: ours by name, and containerd's and Podman's when empty."""
     for hierarchy in Path("/sys/fs/cgroup").iterdir():
@@ -327,6 +326,7 @@ def main() -> int:
                     weigh(field, plan, report)
                 race_gvisor(field, plan, options.only, report.directory, stack)
                 race_wasm(field, plan, options.only, report.directory)
+                race_appkernel(field, plan, options.only, report.directory, stack)
                 race_vm(field, plan, options.only, report.directory, stack)
                 race_containerd(field, plan, options.only, report.directory, stack)
         except (BenchError, DrupeError) as error:

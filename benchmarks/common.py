@@ -10,6 +10,7 @@ import random
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ STEP_TIMEOUT_S = 60.0
 TRIES = 5
 ORDER_SEED = 1
 TRAP_S = 0.05  # a shell has set its trap by then; before, PID 1 would ignore SIGTERM
+ISOLATED = "DRUPE_BENCH_ISOLATED"
 
 
 class BenchError(Exception):
@@ -133,6 +135,10 @@ class Report:
         line = {"name": name, "kind": self._kind, "n": cycles, "left": dict(left), "grown_kb": grown_bytes // 1024}
         self._write(line, {})
 
+    def table(self, name: str, *, n: int, unit: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+        """One line of many figures, each a median: by what was measured, by whose it is."""
+        self._write({"name": name, "kind": self._kind, "n": n, "unit": unit, "rows": rows}, {})
+
     def skip(self, name: str, peer: str, reason: str) -> None:
         """A comparison that could not be made, and why."""
         self._write({"name": name, "kind": self._kind, "peer": peer, "skipped": reason}, {})
@@ -144,6 +150,23 @@ class Report:
             file.write(text + "\n")
         with self._samples.open("a") as file:
             file.write(json.dumps(line | raw) + "\n")
+
+
+def isolate() -> None:
+    """Start again in private mount and network namespaces; return in them, ready for every contender.
+
+    /run is a tmpfs, so that no peer meets the host's own daemon. crun refuses an empty hybrid cgroup tree: it is
+    unmounted here.
+    """
+    if os.environ.get(ISOLATED) is None:
+        os.environ[ISOLATED] = "1"
+        os.execvp("unshare", ["unshare", "--mount", "--net", sys.executable, *sys.argv])
+    run("ip", "link", "set", "lo", "up")
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run")
+    if Path("/sys/fs/cgroup/unified").is_mount():
+        run("umount", "/sys/fs/cgroup/unified")
+        # crun makes directories there all the same, and forgets them: with a real controller it makes none of its own
+        run("mount", "--bind", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified")
 
 
 def weigh_one(contender: Kept, counts: tuple[int, ...], report: Report, *, name: str = "memory") -> None:

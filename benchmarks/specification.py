@@ -59,6 +59,9 @@ PROMISES = (
     Promise("gvisor-start", "runsc run", 1.15, "`start` for a gVisor pod"),
     Promise("gvisor-exec", "runsc exec", 1.2, "`exec` in a gVisor pod"),
     Promise("gvisor-delete", "runsc delete", 100.0, "a running gVisor pod deleted by force", in_ms=True),
+    Promise("appkernel-start", "crun run", 1.0, "`start` for a pod under the application kernel"),
+    Promise("appkernel-start", "runsc run", 0.15, "the same"),
+    Promise("appkernel-exec", "runsc exec", 1.0, "`exec` in such a pod"),
     Promise("vm-template", "a cold boot", 0.2, "`start` for a machine from a template, virtio-fs, same accelerator"),
     Promise("vm-template-block", "a cold boot", 0.2, "the same with a root by block"),
     Promise(
@@ -83,6 +86,7 @@ MEMORY_MB = {
 }
 MEMORY_RATIO = {
     ("cri-memory", "drupe-runc"): ("runc", 0.05),
+    ("appkernel-memory", "drupe"): ("runsc", 0.2),
     ("vm-memory", BLOCK): ("drupe vm, virtiofs, cold boots", 0.25),
 }  # to that of a peer in the same row
 
@@ -165,6 +169,18 @@ def phases(lines: list[Line]) -> Iterator[str]:
             yield f"| `{line['name']}` | {line['peer']} | {line['n']} | {parts} |"
 
 
+def tables(lines: list[Line]) -> Iterator[str]:
+    """A table for each line of many figures."""
+    for line in lines:
+        if "rows" in line:
+            ways = list(dict.fromkeys(way for row in line["rows"].values() for way in row))
+            yield f"`{line['name']}`, {line['unit']}, n = {line['n']}\n"
+            yield f"| | {' | '.join(ways)} |\n|---|{'---|' * len(ways)}"
+            for name, row in line["rows"].items():
+                yield f"| {name} | {' | '.join(f'{row[way]:.5g}' if way in row else '' for way in ways)} |"
+            yield ""
+
+
 def everything(lines: list[Line]) -> Iterator[str]:
     """A row for each comparison of times."""
     for line in lines:
@@ -197,7 +213,9 @@ def page(path: Path, note: str) -> str:
             "p50, in ms. own: all that is neither the monitor's nor the guest's.\n",
             "| row | start | n | parts |\n|---|---|---|---|",
             *phases(lines),
-            "\n## All times\n",
+            "\n## The application kernel beside Linux and gVisor\n",
+            *tables(lines),
+            "## All times\n",
             "| row | n | p50 ms | p95 ms | p99 ms | peer | its p50 ms | ratio |\n|---|---|---|---|---|---|---|---|",
             *everything(lines),
             "",
