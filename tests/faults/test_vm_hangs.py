@@ -22,7 +22,7 @@ from framework.probes import needs_full
 from framework.residue import residue
 
 pytestmark = [pytest.mark.root]
-FAILS_WITHIN_S = 30.0  # it takes two seconds, which the benchmarks measure; machines of tests are busy
+FAILS_WITHIN_S = 30.0  # it takes about two seconds; machines of tests are busy
 COLD = ("--memory", "200m")  # there is no template of that size
 
 
