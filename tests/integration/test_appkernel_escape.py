@@ -206,7 +206,7 @@ def test_a_taken_kernel_reaches_no_process_of_the_host() -> None:
 
 
 def test_a_taken_kernel_changes_nothing_of_the_hosts_proc(tmp_path: Path) -> None:
-    """It reads there, by descriptors of its own, and has rights on files of any owner: these are read-only all the same."""
+    """It reads there by descriptors of its own, with rights on files of any owner: these are read-only all the same."""
     FCHMOD, FCHOWNAT, AT_EMPTY_PATH, EROFS = 91, 260, 0x1000, -30
     with idle("--bind", f"{empty(tmp_path)}:/mnt", "--network") as pid, Captive(pid) as kernel:
         shared = directory_of(pid, tmp_path / "empty")
@@ -223,12 +223,11 @@ def test_a_taken_kernel_sets_and_asks_no_option_beyond_the_table() -> None:
     """What a guest's sockets need reaches the host; filters, protocols above TCP, devices do not."""
     GETSOCKOPT, SETSOCKOPT, ENOTSOCK = 55, 54, -88
     room, size = b"\0" * 16, b"\x10\0\0\0"
-    with idle("--network") as pid:
-        with Captive(pid) as kernel:
-            for level, name in ((1, 4), (1, 17), (6, 1), (6, 11), (0, 14), (41, 26), (270, 12)):
-                assert kernel.call(GETSOCKOPT, 2, level, name, room, size) == ENOTSOCK, (level, name)
-            for level, name in ((1, 2), (6, 1), (0, 12), (17, 103)):
-                assert kernel.call(SETSOCKOPT, 2, level, name, room, 4) == ENOTSOCK, (level, name)
+    with idle("--network") as pid, Captive(pid) as kernel:
+        for level, name in ((1, 4), (1, 17), (6, 1), (6, 11), (0, 14), (41, 26), (270, 12)):
+            assert kernel.call(GETSOCKOPT, 2, level, name, room, size) == ENOTSOCK, (level, name)
+        for level, name in ((1, 2), (6, 1), (0, 12), (17, 103)):
+            assert kernel.call(SETSOCKOPT, 2, level, name, room, 4) == ENOTSOCK, (level, name)
     for number, level, name in ((GETSOCKOPT, 6, 31), (SETSOCKOPT, 1, 26), (SETSOCKOPT, 6, 11), (GETSOCKOPT, 0, 17)):
         with idle("--network") as pid, pytest.raises(Killed, match="SIGSYS"), Captive(pid) as kernel:
             kernel.call(number, 2, level, name, room, size)

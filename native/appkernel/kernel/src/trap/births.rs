@@ -21,12 +21,11 @@ impl Stubs {
     /// `inside`: its number there, as the host told the parent; it lies in the parent's memory, and only /proc believes it.
     fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>, inside: i64) -> Result<(SpaceId, ThreadId)> {
         let born = self.wait_for_stranger(CALL_BORN)?;
-        self.settle_in(&born, parent, made, inside).map_err(|errno| {
+        self.settle_in(&born, parent, made, inside).inspect_err(|_| {
             poll::signal_thread(born.thread, born.thread, libc::SIGKILL); // needs no descriptor, which may be what is missing
             self.listener.refuse(born.id, Errno::PERM.0);
             let half = self.spaces.iter().find(|(_, space)| space.process == born.thread).map(|(id, _)| *id);
             half.into_iter().for_each(|id| self.end_space(id));
-            errno
         })
     }
 
