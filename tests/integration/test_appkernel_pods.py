@@ -78,7 +78,9 @@ def test_a_privileged_port_is_the_guests_right(daemon: Daemon) -> None:
 
 def test_files_are_copied_both_ways(daemon: Daemon, tmp_path: Path) -> None:
     """Content, mode and owner; both sides see at once what the other has written."""
-    start(daemon, "c1", *ALONE, script="echo first >/srv-file; chown 7:8 /srv-file; chmod 640 /srv-file; exec sleep 1000")
+    start(
+        daemon, "c1", *ALONE, script="echo first >/srv-file; chown 7:8 /srv-file; chmod 640 /srv-file; exec sleep 1000"
+    )
     wait_until(lambda: "srv-file" in said(daemon, "exec", "c1", "ls", "/"), what="the file is there")
     wait_until(lambda: said(daemon, "exec", "c1", "stat", "-c", "%a", "/srv-file") == "640\n", what="its mode")
     out = tmp_path / "out"
@@ -116,8 +118,7 @@ def test_what_is_in_memory_cannot_be_read_from_outside(fresh_daemon: Daemon, tmp
 
 def stats(daemon: Daemon, name: str) -> dict[str, Any]:
     found = json.loads(said(daemon, "stats", "--no-stream", "--json", name))
-    one: dict[str, Any] = found[0] if isinstance(found, list) else found
-    print(one)
+    one: dict[str, Any] = (found[0] if isinstance(found, list) else found)["stats"]
     return one
 
 
@@ -166,7 +167,7 @@ def test_more_processes_than_the_host_gives_are_refused(daemon: Daemon) -> None:
     assert said(daemon, "exec", "c1", "sh", "-c", script).splitlines()[1:] == ["alive"]
     most.write_text((most.parent / "pids.current").read_text())
     why = refusal(daemon, "exec", "c1", "true")
-    assert "Resource temporarily unavailable" in why, why
+    assert "as many processes as it may have" in why, why
 
 
 def test_a_fork_bomb_costs_its_pod_alone(daemon: Daemon) -> None:
@@ -175,7 +176,9 @@ def test_a_fork_bomb_costs_its_pod_alone(daemon: Daemon) -> None:
     start(daemon, "other", *ALONE)
     group = cgroup_of(daemon, "bomb")
     (group / "pids.max").write_text("400")
-    subprocess.run([COMMAND, "exec", "-d", "bomb", "sh", "-c", "b() { b | b & }; b"], env=daemon.environment(), check=True)
+    subprocess.run(
+        [COMMAND, "exec", "-d", "bomb", "sh", "-c", "b() { b | b & }; b"], env=daemon.environment(), check=True
+    )
     refused = group / "pids.events"
     wait_until(lambda: int(refused.read_text().split()[1]) > 0, what="the bomb meets its bound", timeout_s=60)
     assert said(daemon, "exec", "other", "echo", "well") == "well\n"

@@ -11,7 +11,9 @@ from drupe.resources.cgroups import Cgroups
 from drupe.spec.resources import Resources
 
 _SHARE = 0.15  # as systemd gives a unit (TasksMax): no pod alone can take what the host can number
-OWN_TASKS = 3  # the kernel, the holder of its stubs' namespaces, and the first stub: the host counts them, guests do not
+OWN_TASKS = (
+    3  # the kernel, the holder of its stubs' namespaces, and the first stub: the host counts them, guests do not
+)
 _NUMBERS = ("pid_max", "threads-max")
 
 
