@@ -133,6 +133,23 @@ def test_counters_are_the_guests_and_limits_hold(daemon: Daemon) -> None:
     assert said(daemon, "exec", "c1", "echo", "alive") == "alive\n"
 
 
+def test_containers_of_a_pod_are_counted_one_by_one_and_changed_together(daemon: Daemon, tmp_path: Path) -> None:
+    """What only the pod can do is refused of one of its containers, with the reason."""
+    containers = [{"name": name, "image": "busybox", "argv": ["sleep", "1000"]} for name in ("a", "b")]
+    spec = {"name": "p", "sandbox": "appkernel", "network": {"mode": "none"}, "containers": containers}
+    (tmp_path / "pod.json").write_text(json.dumps(spec))
+    said(daemon, "pod", "run", "--file", str(tmp_path / "pod.json"))
+    for name in ("a", "b"):
+        one = stats(daemon, name)
+        assert one["pids"] == 1 and 0 < one["memory_working_set_bytes"] < 64 << 20
+        for argv in (("pause", name), ("update", "--memory", "50m", name)):
+            assert "shares its kernel with others" in refusal(daemon, *argv)
+    said(daemon, "pod", "pause", "p")
+    said(daemon, "pod", "resume", "p")
+    said(daemon, "pod", "update", "--memory", "90m", "p")
+    assert said(daemon, "exec", "b", "echo", "alive") == "alive\n"
+
+
 def test_a_pause_outlives_the_daemon(fresh_daemon: Daemon) -> None:
     """What stands still is told so at once, not when time is up; and goes on after a resume by another daemon."""
     daemon = fresh_daemon

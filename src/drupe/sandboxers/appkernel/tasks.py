@@ -364,7 +364,7 @@ class KernelTasks(KeptTasks):
         stats.pids = sum(one["threads"] for one in seen)
         if not alone:
             stats.cpu_usage_ns = sum(one["cpu_ns"] for one in seen)
-            stats.memory_usage_bytes = sum(one["rss_bytes"] for one in seen)
+            stats.memory_usage_bytes = stats.memory_working_set_bytes = sum(one["rss_bytes"] for one in seen)
         return stats
 
     def hidden(self, task_id: str) -> Collection[str]:
