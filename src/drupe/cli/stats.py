@@ -8,6 +8,7 @@ import time
 import click
 
 from drupe.cli import connection
+from drupe.cli.errors import say
 from drupe.cli.options import format_option, json_option, option, refs
 from drupe.cli.output import human_size, show_json, show_list
 from drupe.cli.parse import duration
@@ -48,9 +49,12 @@ class Table:
         self._clear = clear
         self._round: dict[str, StatsItem] = {}
         self._before: dict[str, Stats] = {}
+        self._left_out: set[str] = set()
 
     def add(self, item: StatsItem) -> None:
         """Take one streamed item."""
+        if not self._has_figures(item):
+            return
         if self._as_json:
             show_json(item)
             sys.stdout.flush()
@@ -65,12 +69,20 @@ class Table:
             self.show(list(self._round.values()))
             self._round = {}
 
+    def _has_figures(self, item: StatsItem) -> bool:
+        """What has none is left out, and why is said once."""
+        if item.error and item.id not in self._left_out:
+            self._left_out.add(item.id)
+            say(f"container {item.name} is left out: {item.error}")
+        return not item.error
+
     def remember(self, items: list[StatsItem]) -> None:
         """Keep samples to compare the next ones with."""
-        self._before = {item.id: item.stats for item in items}
+        self._before = {item.id: item.stats for item in items if self._has_figures(item)}
 
     def show(self, items: list[StatsItem]) -> None:
         """Print one round."""
+        items = [item for item in items if self._has_figures(item)]
         if self._as_json:
             for item in items:
                 show_json(item)

@@ -193,10 +193,13 @@ class StatsRequest(Spec):
 
 
 class StatsItem(Record):
+    """error: why it could not be counted, and `stats` then says nothing; only among all that run."""
+
     id: str
     name: str
     pod: str
     stats: Stats
+    error: str = ""
 
 
 class StatsList(Record):

@@ -280,8 +280,14 @@ def test_detached_prints_the_id_and_writes_the_cidfile(
 
 def test_exit_code_passes_through(daemon: Use) -> None:
     client = daemon(DONE | {"container.wait": ExitStatus(code=7)})
-    assert main(["run", "--rm", "busybox"]) == 7
+    assert main(["run", "busybox"]) == 7
     assert client.params("container.wait") == Wait(ref="c0" * 16)
+
+
+def test_rm_waits_for_the_removal(daemon: Use) -> None:
+    client = daemon(DONE | {"container.wait": ExitStatus(code=7)})
+    assert main(["run", "--rm", "busybox"]) == 7
+    assert client.params("container.wait") == Wait(ref="c0" * 16, condition="removed")
 
 
 def test_out_of_memory_is_said(daemon: Use, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,6 +210,17 @@ def test_top_and_stats(daemon: Use, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["name"] == "web"
 
 
+def test_stats_leave_out_what_cannot_be_counted(daemon: Use, capsys: Capture) -> None:
+    whole = StatsItem(id=ID, name="web", pod="p", stats=Stats(at=1.0))
+    lost = StatsItem(id="lost", name="db", pod="q", stats=Stats(at=0.0), error="the machine of the pod is lost")
+    daemon({"container.stats": StatsList(items=[lost, whole])}, {"container.stats": [lost, whole, lost, whole]})
+    for flags, rows in ((["--no-stream"], 2), (["--no-stream", "--json"], 1), ([], 4), (["--json"], 2)):
+        assert main(["stats", *flags]) == 0
+        out, err = capsys.readouterr()
+        assert "web" in out and "db" not in out and len(out.splitlines()) == rows
+        assert err == "drupe: container db is left out: the machine of the pod is lost\n"
+
+
 def test_stats_streams_one_json_object_a_line(daemon: Use, capsys: Capture) -> None:
     item = StatsItem(id=ID, name="web", pod="p", stats=Stats(at=1.0))
     daemon({"container.stats": StatsList(items=[])}, {"container.stats": [item, item]})

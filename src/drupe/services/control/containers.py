@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from drupe.errors import DeadlineExceeded, InvalidState, NotFound
+from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound, from_os_error
 from drupe.rpc.call import Call
 from drupe.rpc.timeouts import timeout
 from drupe.runtime.container import Container
@@ -14,7 +14,7 @@ from drupe.services.control.outside import client_container
 from drupe.services.control.registry import method
 from drupe.spec.base import plain
 from drupe.spec.control import ContainerList, Logs, ProcessList, StatsItem, StatsList, Wait
-from drupe.spec.status import ContainerStatus, ExitStatus
+from drupe.spec.status import ContainerStatus, ExitStatus, Stats
 from drupe.state.machine import State, require
 
 if TYPE_CHECKING:
@@ -203,8 +203,22 @@ async def stats(service: ControlService, call: Call) -> StatsList:
 
 
 async def _sample(service: ControlService, refs: tuple[str, ...]) -> list[StatsItem]:
-    chosen = [service.core.container(ref) for ref in refs] if refs else _running(service)
-    return [StatsItem(id=c.id, name=c.name, pod=c.pod.id, stats=await c.stats()) for c in chosen if c.is_live or refs]
+    if refs:
+        return [await _counted(container) for container in [service.core.container(ref) for ref in refs]]
+    return [await _counted_or_why_not(container) for container in _running(service) if container.is_live]
+
+
+async def _counted(container: Container) -> StatsItem:
+    return StatsItem(id=container.id, name=container.name, pod=container.pod.id, stats=await container.stats())
+
+
+async def _counted_or_why_not(container: Container) -> StatsItem:
+    """One whose sandbox fails meanwhile must not hide all others."""
+    try:
+        return await _counted(container)
+    except (DrupeError, OSError) as error:
+        why = str(error if isinstance(error, DrupeError) else from_os_error(error))
+        return StatsItem(id=container.id, name=container.name, pod=container.pod.id, stats=Stats(at=0.0), error=why)
 
 
 def _running(service: ControlService) -> list[Container]:
