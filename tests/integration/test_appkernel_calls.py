@@ -131,6 +131,25 @@ while rest: rest = rest[one.sendmsg([rest]):]
 signal.setitimer(signal.ITIMER_REAL, 0); one.shutdown(socket.SHUT_WR); reader.join()
 print(b"".join(got) == data)
 """,
+    "untold": """
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def held(): return len(os.listdir("/proc/self/fd"))
+def of(number, *args):
+    before = held(); got = libc.syscall(number, *args)
+    return got, ctypes.get_errno(), held() - before
+bad, room = ctypes.c_void_p(16), ctypes.create_string_buffer(128)
+for family, name in ((socket.AF_UNIX, "/tmp/drupe-%d" % os.getpid()), (socket.AF_INET, ("127.0.0.1", 0))):
+    listener = socket.socket(family); listener.bind(name); listener.listen(9)
+    clients = [socket.socket(family) for _ in range(4)]
+    for client in clients: client.connect(listener.getsockname())
+    length, wrong = ctypes.c_int(128), ctypes.c_int(-1)
+    print(of(288, listener.fileno(), bad, ctypes.byref(length), 0), of(43, listener.fileno(), room, bad))
+    print(of(288, listener.fileno(), room, ctypes.byref(wrong), 0))
+    print(of(288, listener.fileno(), room, ctypes.byref(length), 0)[1:], length.value)
+os.unlink("/tmp/drupe-%d" % os.getpid())
+print(of(53, 1, 1, 0, bad), of(293, bad, 0), of(22, bad))
+""",
     "robust": """
 import ctypes, mmap, os
 libc = ctypes.CDLL(None)

@@ -205,6 +205,34 @@ def test_a_taken_kernel_reaches_no_process_of_the_host() -> None:
         sleeping.wait()
 
 
+def test_a_taken_kernel_changes_nothing_of_the_hosts_proc(tmp_path: Path) -> None:
+    """It reads there by descriptors of its own, with rights on files of any owner: these are read-only all the same."""
+    FCHMOD, FCHOWNAT, AT_EMPTY_PATH, EROFS = 91, 260, 0x1000, -30
+    with idle("--bind", f"{empty(tmp_path)}:/mnt", "--network") as pid, Captive(pid) as kernel:
+        shared = directory_of(pid, tmp_path / "empty")
+        assert (
+            kernel.call(FCHMOD, shared, 0o755) == 0 and kernel.call(FCHOWNAT, shared, b"\0", 0, 0, AT_EMPTY_PATH) == 0
+        )
+        for path in (Path("/proc/meminfo"), Path("/proc/cpuinfo"), Path(f"/proc/{pid}/net")):
+            fd, mode = directory_of(pid, path), path.stat().st_mode & 0o777
+            assert kernel.call(FCHMOD, fd, mode) == EROFS, path
+            assert kernel.call(FCHOWNAT, fd, b"\0", 0, 0, AT_EMPTY_PATH) == EROFS, path
+
+
+def test_a_taken_kernel_sets_and_asks_no_option_beyond_the_table() -> None:
+    """What a guest's sockets need reaches the host; filters, protocols above TCP, devices do not."""
+    GETSOCKOPT, SETSOCKOPT, ENOTSOCK = 55, 54, -88
+    room, size = b"\0" * 16, b"\x10\0\0\0"
+    with idle("--network") as pid, Captive(pid) as kernel:
+        for level, name in ((1, 4), (1, 17), (6, 1), (6, 11), (0, 14), (41, 26), (270, 12)):
+            assert kernel.call(GETSOCKOPT, 2, level, name, room, size) == ENOTSOCK, (level, name)
+        for level, name in ((1, 2), (6, 1), (0, 12), (17, 103)):
+            assert kernel.call(SETSOCKOPT, 2, level, name, room, 4) == ENOTSOCK, (level, name)
+    for number, level, name in ((GETSOCKOPT, 6, 31), (SETSOCKOPT, 1, 26), (SETSOCKOPT, 6, 11), (GETSOCKOPT, 0, 17)):
+        with idle("--network") as pid, pytest.raises(Killed, match="SIGSYS"), Captive(pid) as kernel:
+            kernel.call(number, 2, level, name, room, size)
+
+
 FORBIDDEN = {
     "execve": (59, b"/bin/sh\0", 0, 0), "fork": (57,), "clone3": (435, b"\0" * 64, 64), "ptrace": (101, 16, 1, 0, 0),
     "mount": (165, b"x\0", b"/\0", b"tmpfs\0", 0, 0), "unshare": (272, 0x10000000), "setns": (308, 0, 0),
@@ -354,6 +382,45 @@ def test_who_takes_too_much_is_refused_and_the_others_go_on(name: str) -> None:
     )
     done = run("--memory", str(512 << 20), program=program)
     assert done.stdout.split() == ["7", "0"], done.stderr
+
+
+def test_a_kernel_without_descriptors_forks_no_more_and_leaves_no_stub() -> None:
+    """EAGAIN as long as sockets hold them all; the host has no process that nobody waits for."""
+    program = (
+        "import errno, os, socket\nheld, got = [], set()\n"
+        "try:\n    while True: held.append(socket.socket())\n"
+        "except OSError as error: print(errno.errorcode[error.errno])\n"
+        "for _ in range(20):\n    try:\n        if os.fork() == 0: os._exit(0)\n"
+        "    except OSError as error: got.add(errno.errorcode[error.errno])\n"
+        "held.clear(); print(*got, os.system('true'), flush=True); input()\n"
+    )
+    argv = ["/bin/sh", "-c", 'ulimit -n 128; exec "$@"', "sh", str(KERNEL), "run", "--network", "--root", "/", "--"]
+    argv += ["/usr/bin/python3", "-I", "-c", program]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            assert [running.stdout.readline() for _ in "12"] == ["EMFILE\n", "EAGAIN 0\n"]
+            names = [status_of(member)["Name"] for member in descendants(running.pid)]
+            assert names.count("drupe-guest") == 2, names  # the first one, and the program
+        finally:
+            running.kill()
+
+
+def test_full_pipes_at_the_limit_of_memory_cost_the_pod_at_most() -> None:
+    """They are the kernel's own memory. It ends, or ends whoever has them; another pod goes on."""
+    program = (
+        "import os, resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))\nheld = []\n"
+        "while True:\n    held.append(os.pipe()); os.set_blocking(held[-1][1], False)\n"
+        "    os.write(held[-1][1], b'x' * 65536)\n"
+    )
+    with idle() as other, memory_cgroup(64 << 20) as members:
+        argv = ["/bin/sh", "-c", f'echo $$ >{members}; exec "$@"', "sh", str(KERNEL), "run", "--root", "/", "--"]
+        done = subprocess.run(
+            [*argv, "/usr/bin/python3", "-I", "-c", program],
+            capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode in (-9, 137), done.stderr
+        assert status_of(other)["State"].startswith("S")
 
 
 @contextmanager

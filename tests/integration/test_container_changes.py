@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from drupe.sandboxers.kinds import KINDS
+from drupe.services.doctor import why_not
 from framework import guests
 from framework.bundles import KindRuntime, config, make_bundle, of_kind
 from framework.daemon import Daemon
@@ -43,10 +46,10 @@ def image(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> str:
     return "changed-base"
 
 
-@pytest.mark.parametrize("kind", ["runc", "gvisor"])
-def test_changes_become_an_image(daemon: Daemon, image: str, kind: str) -> None:
-    if kind == "gvisor":
-        needs_program("runsc")
+@pytest.mark.parametrize("kind", ["runc", "gvisor", "appkernel"])
+def test_changes_become_an_image(daemon: Daemon, image: str, kind: str, tmp_path: Path) -> None:
+    if cause := why_not(KINDS[kind], cache=tmp_path / "doctor.json", named=True):
+        pytest.skip(f"{kind} cannot run here: {cause}")
     where = ("--sandbox", kind, "--network", "none")
     daemon.command("run", "-d", "--name", "c1", *where, image, "sh", "-c", WORK, check=True)
     wait_until(lambda: daemon.command("logs", "c1").stdout == "done\n", what="the changes")

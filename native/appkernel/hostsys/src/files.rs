@@ -89,6 +89,18 @@ pub fn open_path(path: &[u8], flags: i32) -> io::Result<OwnedFd> {
     own(unsafe { libc::openat(libc::AT_FDCWD, path.as_ptr(), flags | libc::O_CLOEXEC) })
 }
 
+/// mount_setattr(2): nothing in a tree that may be mounted nowhere (open_tree(2)) can be changed through it, nor run.
+pub fn make_read_only(tree: BorrowedFd<'_>) -> io::Result<()> {
+    const READ_ONLY_NO_SUID_DEV_EXEC: u64 = 15;
+    let (set, none) = ([READ_ONLY_NO_SUID_DEV_EXEC, 0, 0, 0], c"".as_ptr()); // struct mount_attr
+    let flags = libc::AT_RECURSIVE | libc::AT_EMPTY_PATH;
+    // SAFETY: the path is a C string, `set` the host's structure of the size that is said; both are only read.
+    let done = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), none, flags, set.as_ptr(), size_of_val(&set))
+    };
+    checked(done as isize).map(drop)
+}
+
 /// The text of a symbolic link that was opened with O_PATH.
 pub fn read_link(link: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut text = vec![0u8; 4096];

@@ -1,6 +1,7 @@
 //! What the kernel's own process may ask of the host once it is confined, as a seccomp filter: data with reasons. Whatever
 //! is not here kills the process: it is never needed, so whoever asks for it is not the kernel any more.
 
+use crate::netoptions::{Table, READABLE, SETTABLE, SOL_SOCKET};
 use crate::notify;
 use crate::rules::{compile_all, jump, op, rule, Action, Rule, When, ARCH_X86_64, AT_ARCH, LD, RET};
 
@@ -112,7 +113,12 @@ pub const KERNEL: &[Rule] = &[
     rule(libc::SYS_recvfrom, ANY, ALLOW, "the same"),
     rule(libc::SYS_sendto, ANY, ALLOW, "the same"),
     rule(libc::SYS_accept4, ANY, ALLOW, "a further connection to a socket that it was given"),
-    rule(libc::SYS_getsockopt, one_of(2, &[libc::SO_PEERCRED as u32]), ALLOW, "whose connection that is"),
+    rule(
+        libc::SYS_getsockopt,
+        When::Option { level: SOL_SOCKET, names: &[libc::SO_PEERCRED as u32] },
+        ALLOW,
+        "whose connection that is",
+    ),
     rule(libc::SYS_shutdown, ANY, ALLOW, "the end of one"),
     rule(libc::SYS_signalfd4, ANY, ALLOW, "hears of a terminal's new size and of its own end"),
     rule(libc::SYS_clock_gettime, ANY, ALLOW, "processor time of stubs"),
@@ -150,9 +156,17 @@ pub const NETWORK: &[Rule] = &[
     rule(libc::SYS_listen, ANY, ALLOW, "the same"),
     rule(libc::SYS_getsockname, ANY, ALLOW, "the same"),
     rule(libc::SYS_getpeername, ANY, ALLOW, "the same"),
-    rule(libc::SYS_getsockopt, ANY, ALLOW, "the same"),
-    rule(libc::SYS_setsockopt, ANY, ALLOW, "the same"),
 ];
+
+/// Options of the pod's sockets.
+fn options() -> impl Iterator<Item = Rule> {
+    let of = |call, table: &'static Table, why| {
+        table.iter().map(move |&(level, names)| rule(call, When::Option { level, names }, ALLOW, why))
+    };
+    of(libc::SYS_setsockopt, SETTABLE, "of no effect beyond the socket")
+        .chain(of(libc::SYS_getsockopt, SETTABLE, "what may be set may be asked"))
+        .chain(of(libc::SYS_getsockopt, READABLE, "what a socket is, and how it is"))
+}
 
 /// The filter's instructions as bytes, 8 for each (struct sock_filter).
 pub fn program(network: bool) -> Vec<u8> {
@@ -161,6 +175,7 @@ pub fn program(network: bool) -> Vec<u8> {
     all.extend(compile_all(KERNEL));
     if network {
         all.extend(compile_all(NETWORK));
+        all.extend(compile_all(&options().collect::<Vec<_>>()));
     }
     all.push(kill);
     let word = |one: libc::sock_filter| {

@@ -11,6 +11,7 @@ pub mod kernel_calls;
 pub mod layout;
 pub mod memory;
 pub mod net;
+pub mod netoptions;
 pub mod notify;
 pub mod poll;
 pub mod remote;

@@ -27,6 +27,11 @@ pub enum When {
         mask: u32,
         values: &'static [u32],
     },
+    /// An option of a socket: argument 1 is its level, argument 2 one of these names.
+    Option {
+        level: u32,
+        names: &'static [u32],
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +90,12 @@ fn compile(rule: &Rule, out: &mut Vec<libc::sock_filter>) {
         When::Always => body.push(answer(rule.action)),
         When::Masked { argument, mask, value } => check(argument, mask, &[value], rule.action, &mut body),
         When::OneOf { argument, mask, values } => check(argument, mask, values, rule.action, &mut body),
+        When::Option { level, names } => {
+            let mut named = Vec::new();
+            check(2, u32::MAX, names, rule.action, &mut named);
+            body.extend([op(LD, AT_ARGS + 8), jump(level, 0, named.len())]);
+            body.extend(named);
+        }
     }
     out.push(op(LD, AT_NR));
     out.push(jump(rule.call, 0, body.len()));

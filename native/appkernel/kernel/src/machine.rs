@@ -43,7 +43,8 @@ impl Machine {
     /// A limit of 0 is that of the cgroup.
     pub fn new(memory_limit_bytes: u64) -> std::io::Result<Machine> {
         let watched = Watched::new(Arc::new(Poller::new()?));
-        let [meminfo, cpuinfo] = [&b"/proc/meminfo"[..], b"/proc/cpuinfo"].map(|path| files::open_path(path, 0));
+        let proc = proc_apart()?;
+        let [meminfo, cpuinfo] = [&b"meminfo"[..], b"cpuinfo"].map(|name| files::below(proc.as_fd(), name, 0));
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let (meminfo, cpuinfo) = (meminfo?, cpuinfo?);
         let memory_limit_bytes = match memory_limit_bytes {
@@ -58,8 +59,7 @@ impl Machine {
 
     /// Have the pod's network be the namespace that this process is in. While paths of the host can still be opened.
     pub fn join_network(&self) -> std::io::Result<()> {
-        // Of a copy that is mounted nowhere: no ".." leads out of it.
-        let proc = drupe_sys::mount::open_tree(std::path::Path::new("/proc"))?;
+        let proc = proc_apart()?;
         let own = format!("{}/net", std::process::id());
         let directory = files::below(proc.as_fd(), own.as_bytes(), libc::O_RDONLY | libc::O_DIRECTORY)?;
         let _joined = self.network.set(directory);
@@ -69,6 +69,17 @@ impl Machine {
     /// The directory that /proc/net is read from, for whoever confines this process.
     pub fn network_directory(&self) -> Option<BorrowedFd<'_>> {
         self.network.get().map(AsFd::as_fd)
+    }
+}
+
+/// The host's /proc as a tree that is mounted nowhere, and read-only: no ".." leads out of it, and who has one of its files
+/// cannot change that one's mode or owner, whatever his rights on files are.
+fn proc_apart() -> std::io::Result<OwnedFd> {
+    let tree = drupe_sys::mount::open_tree(std::path::Path::new("/proc"));
+    match tree.and_then(|tree| files::make_read_only(tree.as_fd()).map(|()| tree)) {
+        // Not root, who has no such rights either; it will not be confined.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => files::open_path(b"/proc", libc::O_PATH),
+        apart => apart,
     }
 }
 

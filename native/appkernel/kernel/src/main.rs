@@ -7,7 +7,6 @@ mod control;
 mod hostfs;
 mod machine;
 mod manual;
-mod netoptions;
 mod netsocket;
 mod ops;
 mod pace;

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_hostsys::netoptions::{may_get, may_send_control, may_set, SOL_SOCKET};
 use drupe_appkernel_hostsys::{net, poll};
 use drupe_appkernel_vfs::anonymous::AnonymousInode;
 use drupe_appkernel_vfs::cred::CAP_NET_BIND_SERVICE;
@@ -18,7 +19,6 @@ use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::{Context, Events, File, FileType, Inode, Metadata, OpenFile, OpenFlags, WaitQueue};
 
 use crate::machine::errno;
-use crate::netoptions::{may_get, may_send_control, may_set, SOL_SOCKET};
 use crate::streams::Watched;
 
 const AF_INET: u64 = 2;

@@ -276,9 +276,7 @@ impl Stubs {
             }
             // A thread of a space that was ended, or one that nobody ordered.
             None => {
-                if let Ok(pidfd) = poll::pidfd(note.thread) {
-                    poll::signal(pidfd.as_fd(), libc::SIGKILL);
-                }
+                poll::signal_thread(note.thread, note.thread, libc::SIGKILL); // needs no descriptor
                 self.listener.refuse(note.id, Errno::PERM.0);
             }
         }

@@ -15,6 +15,11 @@ _NOT_EXECUTABLE = {
     "ENOEXEC": "its format is unknown",
     "ELIBBAD": "its interpreter is broken",
 }
+_REASONS = {
+    "EAGAIN": "the pod has as many processes as it may have",
+    "ENOMEM": "the pod has no memory left",
+    "ENOSPC": "the pod has no memory left for files",
+}
 
 
 def explain(error: DrupeError, process: Mapping[str, Any]) -> DrupeError:
@@ -28,4 +33,5 @@ def explain(error: DrupeError, process: Mapping[str, Any]) -> DrupeError:
         return not_executable(program, directory=True)
     if why in _NOT_EXECUTABLE:
         return not_executable(program, cause=_NOT_EXECUTABLE[why])
+    error.cause = error.cause or _REASONS.get(why, why)
     return error

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drupe.errors import DrupeError, NotFound, Unavailable
+from drupe.errors import DrupeError, InvalidState, NotFound, Unavailable
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io, LogFile
 from drupe.keeper.start import mounts_root
 from drupe.linux.unix_sockets import short_name
 from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.appkernel.bounds import bounded
 from drupe.sandboxers.appkernel.line import SOCKET, Event, KernelLine
 from drupe.sandboxers.appkernel.records import PodRecord
 from drupe.sandboxers.appkernel.share import Share
@@ -32,26 +33,32 @@ _STARTS_WITHIN_S = 30.0
 
 @dataclass(slots=True)
 class KernelPod:
-    """One pod, in memory. ending: its end is our own work. frozen: it stands still. pid: of its kernel."""
+    """One pod, in memory. ending: its end is our own work. pid: of its kernel."""
 
     record: PodRecord
     line: KernelLine
     share: Share
     pid: int = 0
     ending: bool = False
-    frozen: bool = False
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def runs(self) -> bool:
         return self.pid > 0 and not self.record.failed
 
+    @property
+    def frozen(self) -> bool:
+        """Whether it stands still: then its kernel does not answer."""
+        return bool(self.record.paused)
+
     def require(self) -> KernelLine:
-        """The line to the kernel that runs. Unavailable says why there is none."""
+        """The line to the kernel that runs. Unavailable says why there is none, InvalidState that it is paused."""
         if self.record.failed:
             raise Unavailable(f"the kernel of the pod is lost: {self.record.failed}", stage="kernel")
         if self.pid == 0:
             raise Unavailable("the kernel of the pod does not run", stage="kernel")
+        if self.frozen:
+            raise InvalidState("the kernel of the pod is paused", stage="kernel", hint="drupe unpause")
         return self.line
 
 
@@ -162,7 +169,27 @@ class Pods:
     async def kill(self, pod: KernelPod) -> None:
         """End the kernel and all that it runs, as if it had been killed from outside."""
         await asyncio.to_thread(self.cgroups.kill_all, pod.record.leaf, 9)
-        pod.frozen = False
+        self._note_pause(pod, "")
+
+    async def freeze(self, pod: KernelPod, cgroup: str) -> None:
+        """Stop the kernel and all that it runs, by this cgroup. Written down first: another daemon must know why such a
+        kernel does not answer."""
+        self._note_pause(pod, cgroup)
+        try:
+            await asyncio.to_thread(self.cgroups.freeze, cgroup)
+        except BaseException:
+            self._note_pause(pod, "")
+            raise
+
+    async def thaw(self, pod: KernelPod, *cgroups: str) -> None:
+        for cgroup in cgroups:
+            await asyncio.to_thread(self.cgroups.thaw, cgroup)
+        self._note_pause(pod, "")
+
+    def _note_pause(self, pod: KernelPod, cgroup: str) -> None:
+        pod.record.paused = cgroup
+        with contextlib.suppress(OSError):
+            pod.record.save()
 
     async def end(self, pod: KernelPod) -> None:
         """Kill the kernel and all that it runs, whatever state they are in, and let go. Idempotent."""
@@ -176,7 +203,7 @@ class Pods:
         if not pod.record.sole and self.cgroups.exists(leaf):
             await asyncio.to_thread(self.cgroups.delete, leaf)
         (pod.record.home / SOCKET).unlink(missing_ok=True)
-        pod.pid, pod.frozen, pod.ending = 0, False, False
+        pod.pid, pod.record.paused, pod.ending = 0, "", False
         if pod.record.started:
             pod.record.started = False
             with contextlib.suppress(OSError):
@@ -185,7 +212,7 @@ class Pods:
     def make_leaf(self, pod: KernelPod) -> None:
         """The cgroup of a pod of several containers."""
         if not pod.record.sole:
-            self.cgroups.create(pod.record.leaf, Resources())
+            self.cgroups.create(pod.record.leaf, bounded(self.cgroups, Resources()))
 
 
 def uid_of(pod_id: str) -> int:

@@ -14,7 +14,7 @@ KERNEL = ".kernel"  # suffix of the keeper's task that is a pod's kernel: no id 
 class PodRecord(Record, kw_only=True):
     """A pod's kernel. cgroup: of the pod. sole: it is made for one container, and runs in its cgroup; only: that
     container, once it is made. netns: where its interfaces are, "" for none. started: it was, and not stopped. failed:
-    why it is lost."""
+    why it is lost. paused: the cgroup that stands still, "" for none."""
 
     id: str
     dir: str
@@ -28,6 +28,7 @@ class PodRecord(Record, kw_only=True):
     shm_bytes: int = 64 << 20
     started: bool = False
     failed: str = ""
+    paused: str = ""
 
     @property
     def home(self) -> Path:

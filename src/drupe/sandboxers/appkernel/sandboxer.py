@@ -31,6 +31,8 @@ from drupe.spec.status import ExitStatus, Stats
 # The kernel's process opens sockets for its pod, without a right to any: whether a program may is the kernel's say.
 _FOR_ANY_USER = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 
+_IMAGE_ABLE = {"files": 'no: with kinds.appkernel.root = "image" what is written stays in the memory of the pod'}
+
 
 class AppkernelSandboxer(KeptSandboxer):
     """Sandboxes whose kernel is drupe's own."""
@@ -47,7 +49,7 @@ class AppkernelSandboxer(KeptSandboxer):
         super().__init__(keeper=pods.keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
 
     def capabilities(self) -> Mapping[str, str]:
-        return ABLE
+        return {**ABLE, **_IMAGE_ABLE} if self.wants_image else ABLE
 
     def tasks(self) -> KernelTasks:
         return self._tasks
@@ -111,12 +113,10 @@ class AppkernelSandboxer(KeptSandboxer):
             await drop_namespaces(self._keeper, config)
 
     async def pause(self, sandbox_id: str) -> None:
-        await super().pause(sandbox_id)
-        self._pods.get(sandbox_id).frozen = True
+        await self._pods.freeze(self._pods.get(sandbox_id), self._cgroup(sandbox_id))
 
     async def resume(self, sandbox_id: str) -> None:
-        await super().resume(sandbox_id)
-        self._pods.get(sandbox_id).frozen = False
+        await self._pods.thaw(self._pods.get(sandbox_id), self._cgroup(sandbox_id))
 
     async def stats(self, sandbox_id: str) -> Stats:
         """What the pod costs the host, but for the number of processes."""
@@ -125,7 +125,8 @@ class AppkernelSandboxer(KeptSandboxer):
         running = [record for record in self._tasks.records(sandbox_id) if record.started and record.exit is None]
         if pod.runs and not pod.frozen:
             with contextlib.suppress(DrupeError):
-                stats.pids = sum([len(await pod.line.processes(record.id)) for record in running])
+                seen = [await pod.line.processes(record.id) for record in running]
+                stats.pids = sum(one["threads"] for processes in seen for one in processes)
         return stats
 
     # -- ends ---------------------------------------------------------------------------------------------------------
@@ -205,14 +206,20 @@ class AppkernelSandboxer(KeptSandboxer):
                 pod.record.failed = "the kernel of the pod ended while there was no daemon"
             await self._pods.end(pod)
             return await self._gone(pod)
+        paused = pod.record.paused
         try:
+            if paused:  # it has to answer, for a moment
+                await self._pods.thaw(pod, paused)
             await self._pods.take_over(pod, kernel.pid)
             listed = await pod.line.tasks()
         except DrupeError as error:
             pod.record.failed = f"the kernel cannot be reached after a restart: {error}"
             await self._pods.end(pod)
             return await self._gone(pod)
-        return await self._listed(pod, listed)
+        found = await self._listed(pod, listed)
+        if paused:
+            await self._pods.freeze(pod, paused)
+        return found
 
     async def _gone(self, pod: KernelPod) -> dict[str, TaskState]:
         """All that ran in it has ended."""

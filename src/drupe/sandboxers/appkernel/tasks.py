@@ -21,6 +21,7 @@ import msgspec
 from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
+from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded
 from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
 from drupe.sandboxers.appkernel.failures import explain
@@ -84,8 +85,9 @@ class KernelTasks(KeptTasks):
             record.image = str(task.image or "")
             record.save()
             await self._hold(record, task.fds)
-            self._cgroups.create(task.cgroup, task.resources)
-            apply_verified(self._cgroups, task.cgroup, task.resources)
+            resources = bounded(self._cgroups, task.resources) if pod.record.sole else task.resources
+            self._cgroups.create(task.cgroup, resources)
+            apply_verified(self._cgroups, task.cgroup, resources)
         except BaseException:
             await self.delete(task.id)
             raise
@@ -167,7 +169,7 @@ class KernelTasks(KeptTasks):
             await self._pods.end(pod)
             return
         if pod.frozen:
-            await self._thaw(pod, record)
+            await self._thaw(pod)
         if record.started and pod.runs:
             try:
                 await pod.line.call("delete", container=record.id)
@@ -340,17 +342,13 @@ class KernelTasks(KeptTasks):
 
     async def pause(self, task_id: str) -> None:
         pod, leaf = self._whole(self._record(task_id), "pause", "its containers can only be paused together")
-        await asyncio.to_thread(self._cgroups.freeze, leaf)
-        pod.frozen = True
+        await self._pods.freeze(pod, leaf)
 
     async def resume(self, task_id: str) -> None:
-        record = self._record(task_id)
-        await self._thaw(self._pods.get(record.sandbox), record)
+        await self._thaw(self._pods.get(self._record(task_id).sandbox))
 
-    async def _thaw(self, pod: KernelPod, record: TaskRecord) -> None:
-        await asyncio.to_thread(self._cgroups.thaw, pod.record.cgroup)
-        await asyncio.to_thread(self._cgroups.thaw, pod.record.leaf)
-        pod.frozen = False
+    async def _thaw(self, pod: KernelPod) -> None:
+        await self._pods.thaw(pod, pod.record.cgroup, pod.record.leaf)
 
     async def update(self, task_id: str, resources: Resources) -> None:
         _, leaf = self._whole(self._record(task_id), "container-limits", "its containers share one kernel")
@@ -364,6 +362,7 @@ class KernelTasks(KeptTasks):
         alone = bool(pod.record.sole) or not self._others(record)
         stats = self._cgroups.stats(pod.record.leaf) if alone else Stats(at=time.time())
         if pod.frozen or not record.started:
+            stats.pids = max(0, stats.pids - OWN_TASKS)
             return stats
         seen = await pod.require().processes(record.id)
         stats.pids = sum(one["threads"] for one in seen)

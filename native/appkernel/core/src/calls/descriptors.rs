@@ -34,6 +34,14 @@ impl Kernel {
         self.process(tid)?.files.lock().insert(file, close_on_exec, 0, limit)
     }
 
+    /// What the guest could not be told of, it does not have.
+    pub(crate) fn unless_told(&self, tid: Tid, fds: &[i32], told: Result<()>) -> Result<()> {
+        if told.is_err() {
+            fds.iter().for_each(|fd| drop(self.process(tid).map(|process| process.files.lock().remove(*fd))));
+        }
+        told
+    }
+
     /// A descriptor of the caller's is gone: so are its POSIX locks on that file.
     fn closed(&self, tid: Tid, file: &OpenFile) -> Result<()> {
         if let (Some(path), Owner::Process { table, .. }) = (file.path(), lock_owner(self.process(tid)?)) {

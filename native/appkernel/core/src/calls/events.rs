@@ -25,14 +25,11 @@ pub fn pipe2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
     let (read, write) = kernel.with_context(tid, |context| pipe::pipe(context, OpenFlags(flags as u32)))?;
     let read = kernel.install(tid, read, flags & CLOEXEC != 0)?;
-    let both = kernel.install(tid, write, flags & CLOEXEC != 0).and_then(|write| {
-        let bytes = [read.to_le_bytes(), write.to_le_bytes()].concat();
-        kernel.put_now(tid, address, &bytes).map_err(|errno| (errno, write).0)
-    });
-    if let Err(errno) = both {
-        drop(kernel.process(tid)?.files.lock().remove(read));
-        return Err(errno);
-    }
+    let write = kernel.install(tid, write, flags & CLOEXEC != 0);
+    kernel.unless_told(tid, &[read], write.map(drop))?;
+    let both = [read, write?];
+    let told = kernel.put_now(tid, address, &both.map(i32::to_le_bytes).concat());
+    kernel.unless_told(tid, &both, told)?;
     Ok(Done::Value(0))
 }
 

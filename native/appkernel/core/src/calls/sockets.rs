@@ -90,16 +90,12 @@ pub fn socketpair(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     })?;
     let mut fds = Vec::new();
     for file in files {
-        match kernel.install(tid, file, args[1] & CLOEXEC != 0) {
-            Ok(fd) => fds.push(fd),
-            Err(errno) => {
-                fds.iter().for_each(|fd| drop(kernel.process(tid).map(|p| p.files.lock().remove(*fd))));
-                return Err(errno);
-            }
-        }
+        let made = kernel.install(tid, file, args[1] & CLOEXEC != 0).map(|fd| fds.push(fd));
+        kernel.unless_told(tid, &fds, made)?;
     }
     let bytes: Vec<u8> = fds.iter().flat_map(|fd| fd.to_le_bytes()).collect();
-    kernel.put_now(tid, args[3], &bytes)?;
+    let told = kernel.put_now(tid, args[3], &bytes);
+    kernel.unless_told(tid, &fds, told)?;
     Ok(Done::Value(0))
 }
 
@@ -114,8 +110,11 @@ fn address(kernel: &Kernel, tid: Tid, at: u64, size: u64) -> Result<Address> {
     Address::decode(&kernel.get_bytes(tid, at, size as usize)?)
 }
 
+/// How something is written for the guest: when it goes on, or at once.
+type Put = fn(&Kernel, Tid, u64, &[u8]) -> Result<()>;
+
 /// A struct sockaddr and its length, cut to the room that there is.
-fn put_address(kernel: &Kernel, tid: Tid, at: u64, length_at: u64, address: &Address) -> Result<()> {
+fn put_address(kernel: &Kernel, tid: Tid, at: u64, length_at: u64, address: &Address, put: Put) -> Result<()> {
     if at == 0 {
         return Ok(());
     }
@@ -123,8 +122,8 @@ fn put_address(kernel: &Kernel, tid: Tid, at: u64, length_at: u64, address: &Add
     if (room as i32) < 0 {
         return Err(Errno::INVAL);
     }
-    kernel.put(tid, at, &bytes[..bytes.len().min(room as usize)])?;
-    kernel.put(tid, length_at, &(bytes.len() as u32).to_le_bytes())
+    put(kernel, tid, at, &bytes[..bytes.len().min(room as usize)])?;
+    put(kernel, tid, length_at, &(bytes.len() as u32).to_le_bytes())
 }
 
 impl Kernel {
@@ -189,7 +188,8 @@ pub fn accept4(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     match kernel.with_context(tid, |context| socket.accept(context, open_flags(flags))) {
         Ok((accepted, address)) => {
             let fd = kernel.install(tid, accepted, flags & CLOEXEC != 0)?;
-            put_address(kernel, tid, at, length_at, &address)?;
+            let told = put_address(kernel, tid, at, length_at, &address, Kernel::put_now);
+            kernel.unless_told(tid, &[fd], told)?;
             Ok(Done::Value(fd.into()))
         }
         Err(Errno::AGAIN) => kernel.wait_for_socket(tid, &file, wait::IN, 0),
@@ -203,13 +203,13 @@ pub fn accept(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn getsockname(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = kernel.file(tid, args[0])?;
-    put_address(kernel, tid, args[1], args[2], &of(&file)?.name()?)?;
+    put_address(kernel, tid, args[1], args[2], &of(&file)?.name()?, Kernel::put)?;
     Ok(Done::Value(0))
 }
 
 pub fn getpeername(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = kernel.file(tid, args[0])?;
-    put_address(kernel, tid, args[1], args[2], &of(&file)?.peer_name()?)?;
+    put_address(kernel, tid, args[1], args[2], &of(&file)?.peer_name()?, Kernel::put)?;
     Ok(Done::Value(0))
 }
 
@@ -396,7 +396,7 @@ pub fn recvfrom(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let pieces = [Piece { address: at, size: size as usize }];
     let Some(received) = receive(kernel, tid, &file, &pieces, flags)? else { return Ok(Done::Wait) };
     if let (Some(from), true) = (&received.from, name != 0) {
-        put_address(kernel, tid, name, name_size_at, from)?;
+        put_address(kernel, tid, name, name_size_at, from, Kernel::put)?;
     } else if name != 0 {
         kernel.put(tid, name_size_at, &[0; 4])?;
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::AsFd;
 
 use drupe_appkernel_abi::{Errno, Registers, Result};
-use drupe_appkernel_core::platform::{SpaceId, ThreadId};
+use drupe_appkernel_core::platform::{Platform, SpaceId, ThreadId};
 use drupe_appkernel_hostsys::layout::{self, CALL_BORN, CALL_DOORBELL};
 use drupe_appkernel_hostsys::notify::Notification;
 use drupe_appkernel_hostsys::slot::Slot;
@@ -17,10 +17,25 @@ use crate::ops::{self, Expected};
 const SLOT_REST: usize = 32;
 
 impl Stubs {
-    /// Wait for a process that `parent` has just forked, and give it slots of its own.
+    /// Wait for a process that `parent` has just forked, and give it slots of its own; one that cannot have them ends.
     /// `inside`: its number there, as the host told the parent; it lies in the parent's memory, and only /proc believes it.
     fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>, inside: i64) -> Result<(SpaceId, ThreadId)> {
         let born = self.wait_for_stranger(CALL_BORN)?;
+        self.settle_in(&born, parent, made, inside).inspect_err(|_| {
+            poll::signal_thread(born.thread, born.thread, libc::SIGKILL); // needs no descriptor, which may be what is missing
+            self.listener.refuse(born.id, Errno::PERM.0);
+            let half = self.spaces.iter().find(|(_, space)| space.process == born.thread).map(|(id, _)| *id);
+            half.into_iter().for_each(|id| self.end_space(id));
+        })
+    }
+
+    fn settle_in(
+        &mut self,
+        born: &Notification,
+        parent: ThreadId,
+        made: Option<&Registers>,
+        inside: i64,
+    ) -> Result<(SpaceId, ThreadId)> {
         let index = self.thread(parent)?.index;
         let slots = memory::memfd("drupe-slots", layout::SLOTS_SIZE).map_err(errno)?;
         let slot = Slot::map(slots.as_fd(), index).map_err(errno)?;
@@ -77,7 +92,11 @@ impl Stubs {
         let results = self.run(parent, &[ops::fork()], vec![Expected::call(&ops::fork())])?;
         match results[0] {
             n if n < 0 => Err(Errno(-n as i32)),
-            inside => self.deliver(parent, made, inside),
+            inside => self.deliver(parent, made, inside).map_err(|errno| match errno {
+                // The kernel's own descriptors, and the host's time, are none of the guest's.
+                Errno::MFILE | Errno::NFILE | Errno::TIMEDOUT => Errno::AGAIN,
+                other => other,
+            }),
         }
     }
 

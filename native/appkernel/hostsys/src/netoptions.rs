@@ -1,5 +1,8 @@
 //! Which options and control messages of sockets go on to the host: values without pointers and descriptors, of no
-//! effect beyond the socket.
+//! effect beyond the socket. The filter of the kernel's process (`kernel_calls`) is made of the same tables.
+
+/// Levels and their names.
+pub type Table = [(u32, &'static [u32])];
 
 pub const SOL_SOCKET: u32 = 1;
 const IP: u32 = 0;
@@ -10,7 +13,7 @@ const ICMPV6: u32 = 58;
 const NETLINK: u32 = 270;
 
 /// (level, names): what may be set. Never among them: filters, marks, devices, IPsec, TLS, repair, zero copies.
-const SETTABLE: [(u32, &[u32]); 7] = [
+pub(crate) const SETTABLE: &Table = &[
     // reuseaddr, dontroute, broadcast, buffers, keepalive, oobinline, priority, linger, reuseport, rcvlowat, timestamps, overflows
     (SOL_SOCKET, &[2, 5, 6, 7, 8, 9, 10, 12, 13, 15, 18, 19, 29, 35, 37, 40]),
     // tos, ttl, recvopts, pktinfo, mtu_discover, recverr, recvttl, recvtos, freebind, no_port, multicast, minttl
@@ -27,26 +30,26 @@ const SETTABLE: [(u32, &[u32]); 7] = [
 ];
 
 /// What can only be asked: kind, error, acceptconn, protocol, domain, peer's name of a socket; mtu; tcp_info, mtu of IPv6.
-const READABLE: [(u32, &[u32]); 4] =
-    [(SOL_SOCKET, &[3, 4, 30, 38, 39, 49, 57]), (IP, &[14]), (TCP, &[11, 26]), (IPV6, &[24])];
+pub(crate) const READABLE: &Table =
+    &[(SOL_SOCKET, &[3, 4, 30, 38, 39, 49, 57]), (IP, &[14]), (TCP, &[11, 26]), (IPV6, &[24])];
 
 /// pktinfo, tos, ttl; segment size; pktinfo, hop limit, traffic class.
-const CONTROL: [(u32, &[u32]); 3] = [(IP, &[1, 2, 8]), (UDP, &[103]), (IPV6, &[50, 52, 67])];
+const CONTROL: &Table = &[(IP, &[1, 2, 8]), (UDP, &[103]), (IPV6, &[50, 52, 67])];
 
-fn is_in(table: &[(u32, &[u32])], level: u32, name: u32) -> bool {
+fn is_in(table: &Table, level: u32, name: u32) -> bool {
     table.iter().any(|(of, names)| *of == level && names.contains(&name))
 }
 
 pub fn may_set(level: u32, name: u32) -> bool {
-    is_in(&SETTABLE, level, name)
+    is_in(SETTABLE, level, name)
 }
 
 pub fn may_get(level: u32, name: u32) -> bool {
-    may_set(level, name) || is_in(&READABLE, level, name)
+    may_set(level, name) || is_in(READABLE, level, name)
 }
 
 pub fn may_send_control(level: u32, kind: u32) -> bool {
-    is_in(&CONTROL, level, kind)
+    is_in(CONTROL, level, kind)
 }
 
 #[cfg(test)]

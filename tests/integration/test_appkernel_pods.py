@@ -1,0 +1,205 @@
+"""Pods under the application kernel through a real daemon: ports, files, limits, counters, and too many processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drupe.sandboxers.appkernel.bounds import most_tasks
+from drupe.sandboxers.kinds import KINDS
+from drupe.services.doctor import why_not
+from framework import probes
+from framework.daemon import COMMAND, Daemon
+from framework.leaks import wait_until
+from framework.residue import residue
+
+pytestmark = pytest.mark.root
+HERE = ("--sandbox", "appkernel")
+ALONE = (*HERE, "--network", "none")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    if cause := why_not(KINDS["appkernel"], cache=tmp_path / "doctor.json", named=True):
+        pytest.skip(f"appkernel cannot run here: {cause}")
+    daemon = request.getfixturevalue("fresh_daemon" if "fresh_daemon" in request.fixturenames else "daemon")
+    yield
+    daemon.delete_pods()
+    assert residue(daemon) == {}
+
+
+def said(daemon: Daemon, *argv: str) -> str:
+    return daemon.command(*argv, check=True).stdout
+
+
+def refusal(daemon: Daemon, *argv: str) -> str:
+    done = daemon.command(*argv)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    return done.stderr
+
+
+def start(daemon: Daemon, name: str, *argv: str, script: str = "exec sleep 1000") -> None:
+    daemon.command("run", "-d", "--name", name, *argv, "busybox", "sh", "-c", script, check=True)
+
+
+def cgroup_of(daemon: Daemon, name: str, controller: str = "pids") -> Path:
+    """The directory that holds a pod's kernel, of one controller (cgroup v1 or v2)."""
+    pod = json.loads(said(daemon, "inspect", "--type", "pod", name))[0]["id"]
+    kernel = (daemon.run / "pods" / pod / "appkernel/kernel.pid").read_text()
+    for line in Path(f"/proc/{kernel}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            return Path(f"/sys/fs/cgroup/{controller}{path}")
+    return Path(f"/sys/fs/cgroup{path}")
+
+
+# -- ports ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_privileged_port_is_the_guests_right(daemon: Daemon) -> None:
+    """A server on port 80 answers the host by the published port; a user without the capability gets EACCES."""
+    script = "mkdir /www; echo served >/www/word; exec httpd -f -p 80 -h /www"
+    start(daemon, "web", *HERE, "-p", "8080:80", script=script)
+    fetch = ("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'GET /word HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3")
+    wait_until(lambda: "served" in daemon.on_host(*fetch, timeout_s=5).stdout, what="the server answers")
+    for rights in (("--user", "1000"), ("--cap-drop", "NET_BIND_SERVICE")):
+        done = daemon.command("run", "--rm", *HERE, *rights, "busybox", "httpd", "-f", "-p", "81")
+        assert done.returncode == 1 and "bind: Permission denied" in done.stderr, rights
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_copied_both_ways(daemon: Daemon, tmp_path: Path) -> None:
+    """Content, mode and owner; both sides see at once what the other has written."""
+    start(
+        daemon, "c1", *ALONE, script="echo first >/srv-file; chown 7:8 /srv-file; chmod 640 /srv-file; exec sleep 1000"
+    )
+    wait_until(lambda: "srv-file" in said(daemon, "exec", "c1", "ls", "/"), what="the file is there")
+    wait_until(lambda: said(daemon, "exec", "c1", "stat", "-c", "%a", "/srv-file") == "640\n", what="its mode")
+    out = tmp_path / "out"
+    said(daemon, "cp", "-a", "c1:/srv-file", str(out))
+    assert (out.read_text(), out.stat().st_mode & 0o777, out.stat().st_uid) == ("first\n", 0o640, 7)
+    said(daemon, "exec", "c1", "sh", "-c", "echo second >>/srv-file")
+    said(daemon, "cp", "c1:/srv-file", str(out))
+    assert out.read_text() == "first\nsecond\n"
+    (tmp_path / "tree/sub").mkdir(parents=True)
+    (tmp_path / "tree/sub/in").write_text("from outside")
+    said(daemon, "cp", str(tmp_path / "tree"), "c1:/opt")
+    assert said(daemon, "exec", "c1", "cat", "/opt/sub/in") == "from outside"
+    assert "in the memory of" in refusal(daemon, "cp", str(out), "c1:/dev/shm/x")
+
+
+def test_what_is_in_memory_cannot_be_read_from_outside(fresh_daemon: Daemon, tmp_path: Path) -> None:
+    """With roots as images: refused by name, each way there is."""
+    probes.needs_program("mkfs.erofs")
+    daemon, config = fresh_daemon, tmp_path / "drupe.toml"
+    config.write_text('[kinds.appkernel]\nroot = "image"\n')
+    daemon.kill()
+    daemon.start(env={"DRUPE_CONFIG": str(config)})
+    start(daemon, "c1", *ALONE, script="echo new >/new; echo done; exec sleep 1000")
+    wait_until(lambda: said(daemon, "logs", "c1") == "done\n", what="it has written")
+    (tmp_path / "in").touch()
+    ways = [("diff", "c1"), ("commit", "c1", "made:x"), ("export", "-o", str(tmp_path / "tar"), "c1")]
+    ways += [("cp", "c1:/new", str(tmp_path / "out")), ("cp", str(tmp_path / "in"), "c1:/in")]
+    for argv in ways:
+        why = refusal(daemon, *argv)
+        assert "cannot read and write a container's files from outside" in why and "memory of the pod" in why, argv
+
+
+# -- counters and limits ----------------------------------------------------------------------------------------------
+
+
+def stats(daemon: Daemon, name: str) -> dict[str, Any]:
+    found = json.loads(said(daemon, "stats", "--no-stream", "--json", name))
+    one: dict[str, Any] = (found[0] if isinstance(found, list) else found)["stats"]
+    return one
+
+
+def test_counters_are_the_guests_and_limits_hold(daemon: Daemon) -> None:
+    start(daemon, "c1", *ALONE, "--memory", "64m", script="sleep 1000 & sleep 1001 & exec sleep 1002")
+    wait_until(lambda: said(daemon, "top", "c1").count("sleep 100") == 3, what="three processes")
+    assert stats(daemon, "c1")["pids"] == 3
+    said(daemon, "update", "--memory", "96m", "c1")
+    limit = cgroup_of(daemon, "c1", "memory")
+    files = [limit / name for name in ("memory.limit_in_bytes", "memory.max") if (limit / name).exists()]
+    assert [file.read_text() for file in files] == [f"{96 << 20}\n"]
+    assert said(daemon, "exec", "c1", "echo", "alive") == "alive\n"
+
+
+def test_containers_of_a_pod_are_counted_one_by_one_and_changed_together(daemon: Daemon, tmp_path: Path) -> None:
+    """What only the pod can do is refused of one of its containers, with the reason."""
+    containers = [{"name": name, "image": "busybox", "argv": ["sleep", "1000"]} for name in ("a", "b")]
+    spec = {"name": "p", "sandbox": "appkernel", "network": {"mode": "none"}, "containers": containers}
+    (tmp_path / "pod.json").write_text(json.dumps(spec))
+    said(daemon, "pod", "run", "--file", str(tmp_path / "pod.json"))
+    for name in ("a", "b"):
+        one = stats(daemon, name)
+        assert one["pids"] == 1 and 0 < one["memory_working_set_bytes"] < 64 << 20
+        for argv in (("pause", name), ("update", "--memory", "50m", name)):
+            assert "shares its kernel with others" in refusal(daemon, *argv)
+    said(daemon, "pod", "pause", "p")
+    said(daemon, "pod", "resume", "p")
+    said(daemon, "pod", "update", "--memory", "90m", "p")
+    assert said(daemon, "exec", "b", "echo", "alive") == "alive\n"
+
+
+def test_a_pause_outlives_the_daemon(fresh_daemon: Daemon) -> None:
+    """What stands still is told so at once, not when time is up; and goes on after a resume by another daemon."""
+    daemon = fresh_daemon
+    start(daemon, "c1", *ALONE, script="while :; do echo tick; sleep 0.1; done")
+    wait_until(lambda: "tick" in said(daemon, "logs", "c1"), what="it ticks")
+    wait_until(lambda: stats(daemon, "c1")["pids"] == 2, what="a shell and its child")
+    said(daemon, "pause", "c1")
+    for argv in (("top", "c1"), ("kill", "-s", "TERM", "c1"), ("exec", "c1", "true")):
+        assert "paused" in refusal(daemon, *argv), argv
+    assert stats(daemon, "c1")["pids"] in (1, 2)
+    daemon.kill()
+    daemon.start()
+    assert said(daemon, "ps", "--format", "{{.State}}") == "paused\n"
+    ticks = said(daemon, "logs", "c1")
+    time.sleep(0.5)
+    assert said(daemon, "logs", "c1") == ticks
+    said(daemon, "unpause", "c1")
+    wait_until(lambda: len(said(daemon, "logs", "c1")) > len(ticks), what="it ticks again")
+    assert said(daemon, "exec", "c1", "echo", "alive") == "alive\n"
+
+
+# -- too many processes -----------------------------------------------------------------------------------------------
+
+
+def test_more_processes_than_the_host_gives_are_refused(daemon: Daemon) -> None:
+    """The bound is the host's, for a pod that nobody limited; at it guests get EAGAIN, and go on."""
+    start(daemon, "c1", *ALONE)
+    most = cgroup_of(daemon, "c1") / "pids.max"
+    assert int(most.read_text()) == most_tasks() < int(Path("/proc/sys/kernel/pid_max").read_text()) // 4
+    most.write_text("24")
+    script = "(while :; do sleep 1000 & done) 2>&1 | head -n 1; echo alive"
+    assert said(daemon, "exec", "c1", "sh", "-c", script).splitlines()[1:] == ["alive"]
+    most.write_text((most.parent / "pids.current").read_text())
+    why = refusal(daemon, "exec", "c1", "true")
+    assert "as many processes as it may have" in why, why
+
+
+def test_a_fork_bomb_costs_its_pod_alone(daemon: Daemon) -> None:
+    """Another pod starts and answers meanwhile, the host forks, and the bomb is removed, with all of its processes."""
+    start(daemon, "bomb", *ALONE, "--memory", "256m")
+    start(daemon, "other", *ALONE)
+    group = cgroup_of(daemon, "bomb")
+    (group / "pids.max").write_text("400")
+    subprocess.run(
+        [COMMAND, "exec", "-d", "bomb", "sh", "-c", "b() { b | b & }; b"], env=daemon.environment(), check=True
+    )
+    refused = group / "pids.events"
+    wait_until(lambda: int(refused.read_text().split()[1]) > 0, what="the bomb meets its bound", timeout_s=60)
+    assert said(daemon, "exec", "other", "echo", "well") == "well\n"
+    assert said(daemon, "run", "--rm", *ALONE, "busybox", "echo", "new") == "new\n"
+    assert int((group / "pids.current").read_text()) <= 400
+    said(daemon, "rm", "--force", "bomb")
+    assert not group.exists()
