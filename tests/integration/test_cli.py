@@ -298,6 +298,7 @@ def test_what_a_removed_pod_used_is_free_at_once(drupe: Drupe) -> None:
         used = ("--name", "brief", "-v", "brief:/x", "-p", "127.0.0.1:8099:80")
         done = drupe("run", "--rm", *used, "busybox", "sh", "-c", "echo said; exit 5")
         assert (done.returncode, done.stdout) == (5, "said\n")
+        assert drupe("pod", "ls", "-q").stdout == ""
         drupe("volume", "rm", "brief", check=True)
 
 
