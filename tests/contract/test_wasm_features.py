@@ -29,6 +29,7 @@ ELSEWHERE |= {
     "host-network": "tests/integration/test_wasm_programs.py",
     "egress-policy": "tests/integration/network: it is the pod's",
     "names": "tests/integration/network: it is the pod's",
+    "network-change": "tests/integration/test_network_changes.py: it is the pod's",
     "container-limits": "tests/contract/test_features.py: cgroups know no kinds",
     "memory-tuning": "tests/contract/test_features.py: as above",
     "io-limits": "tests/integration/test_limits.py: as above",

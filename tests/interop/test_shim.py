@@ -101,8 +101,12 @@ def test_a_checkpoint(containerd: Containerd) -> None:
     ctr("containers", "checkpoint", "--task", "--rw", "--image", "c", "checkpoint:1")
     ctr("task", "kill", "--signal", "SIGKILL", "c")
     ctr("containers", "restore", "--live", "--rw", "again", "checkpoint:1", check=False)
-    wait_until(lambda: containerd.try_ctr(*asking, "again", "rm", "/drawn").returncode == 0, what="it runs")
-    wait_until(lambda: containerd.try_ctr(*asking, "again", "cat", "/drawn").stdout == drawn, what="it goes on")
+    wait_until(
+        lambda: containerd.try_ctr(*asking, "again", "rm", "/drawn").returncode == 0, what="it runs", timeout_s=30
+    )
+    wait_until(
+        lambda: containerd.try_ctr(*asking, "again", "cat", "/drawn").stdout == drawn, what="it goes on", timeout_s=30
+    )
     for name in ("c", "again"):
         ctr("task", "rm", "--force", name, check=False)
         ctr("container", "rm", name)
