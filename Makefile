@@ -36,7 +36,7 @@ fuzz-appkernel: ## Throw nonsense at the application kernel for MINUTES=30: call
 
 test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: also the cases that `make test` leaves out
 	@scripts/setup.sh --tests
-	@DRUPE_TEST_INTEROP=1 $(PYTHON) -m pytest tests/interop $(PYTEST_ARGS)
+	@DRUPE_TEST_INTEROP=1 $(PYTHON) -m pytest tests/interop tests/conformance/test_oci.py $(PYTEST_ARGS)
 
 test-appkernel-suites: ## Hold the application kernel to suites by others (busybox, CPython), on Linux first; SUITES="python:test_os" narrows it
 	@scripts/setup.sh --tests

@@ -33,6 +33,10 @@ GVISOR = """## In gVisor sandboxes
 there is no difference. "Refused by name" is the whole case: an error names the field, and nothing is made.
 
 """
+APPKERNEL = """## Under the application kernel
+`drupe-oci-appkernel` against runc.
+
+"""
 WASM = """## In Wasm sandboxes
 `drupe-oci-wasm` against runc: modules and busybox's programs of the same names, as far as a module can see anything.
 
@@ -54,7 +58,9 @@ def page() -> str:
     parts = [HEAD]
     for other in ("runc", "crun"):
         parts.append(f"## From {other}\n" + table(d for d in DIFFERENCES if d.other == other))
-    parts += [GVISOR, table(of_kind("gvisor")), WASM, table(of_kind("wasm")), "## What is compared\n"]
+    for head, kind in ((GVISOR, "gvisor"), (APPKERNEL, "appkernel"), (WASM, "wasm")):
+        parts += [head, table(of_kind(kind))]
+    parts.append("## What is compared\n")
     parts += [f"- {name}{' (with runsc, too)' if name in INSIDE else ''}\n" for name in CASES]
     parts += ["\nFor modules:\n", *(f"- {name}\n" for name in wasm_conformance.CASES)]
     return "".join(parts)

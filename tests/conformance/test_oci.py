@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,15 @@ from framework.daemon import Daemon
 from framework.probes import needs_keeper, needs_program, needs_root
 
 pytestmark = pytest.mark.root
+# of the cases, those that `make test` holds the application kernel to
+APPKERNEL_SHORTLY = (
+    "capabilities of a user",
+    "ids, environment, directory",
+    "HOME",
+    "what cannot start",
+    "exec",
+    "state",
+)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -36,6 +46,17 @@ def test_what_it_sees_in_gvisor(daemon: Daemon, tmp_path: Path, name: str) -> No
     check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path), "runc", kind="gvisor")
     if name in INSIDE:
         check(name, ours, observe(name, bundles.runsc(tmp_path / "runsc"), tmp_path), "runsc", kind="gvisor")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_it_sees_under_the_application_kernel(daemon: Daemon, tmp_path: Path, name: str) -> None:
+    """Beside runc, as a program sees Linux."""
+    if name not in APPKERNEL_SHORTLY and not os.environ.get("DRUPE_TEST_INTEROP"):
+        pytest.skip("what shows the least: make test-interop")
+    needs_program("runc", "crun")
+    ours = observe(name, bundles.of_kind("appkernel", daemon, tmp_path / "ours"), tmp_path)
+    assert ours, "the case saw nothing"
+    check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path), "runc", kind="appkernel")
 
 
 @pytest.mark.parametrize("name", wasm_conformance.CASES)

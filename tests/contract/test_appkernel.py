@@ -72,6 +72,16 @@ class TestSeveral(SandboxerSuite):
         probes.needs_keeper()
         return AppkernelSite(tmp_path, rootfs, image)
 
+    async def test_stats_of_one_of_several(self, site: AppkernelSite) -> None:
+        """As the kernel counts them; all that it counts of memory is in use."""
+        sandbox = await site.sandbox()
+        tasks = [site.task(sandbox, "sleep 60") for _ in range(2)]
+        for task in tasks:
+            await site.sandboxer.tasks().create(task)
+            await site.sandboxer.tasks().start(task.id)
+        stats = await site.sandboxer.tasks().stats(tasks[0].id)
+        assert stats.pids == 1 and stats.memory_working_set_bytes == stats.memory_usage_bytes > 0
+
 
 @pytest.mark.root
 class TestSole:

@@ -66,8 +66,8 @@ _HANDLER_V2 = """
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
   runtime_type = "io.containerd.{name}.v2"
 """
-_HANDLERS_V2 = ("runc", "drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm")
-HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-wasm", "drupe-vm")
+_HANDLERS_V2 = ("runc", "drupe", "drupe-runc", "drupe-gvisor", "drupe-appkernel", "drupe-wasm")
+HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-appkernel", "drupe-wasm", "drupe-vm")
 
 
 class CriHost(Containerd):

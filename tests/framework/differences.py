@@ -80,7 +80,7 @@ def of_kind(kind: str) -> tuple[Difference, ...]:
     """All of a kind's."""
     from framework import kind_differences
 
-    return {"runc": DIFFERENCES, "gvisor": kind_differences.GVISOR, "wasm": kind_differences.WASM}[kind]
+    return DIFFERENCES if kind == "runc" else kind_differences.OF_KIND[kind]
 
 
 def keys(case: str, other: str, kind: str = "runc") -> Keys:

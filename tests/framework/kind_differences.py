@@ -13,6 +13,14 @@ _OWN_KERNEL = "a sandbox has a kernel, and a process table, of its own"
 _CRUN = "the stand-in's, which crun makes: as for the runc kind"
 _ON_THE_HOST = "a program of the container's would run on the host's kernel"
 _MADE = "(prestart|createRuntime|createContainer|poststart)"
+_OF_THE_STAND_IN = (
+    ("hooks", "(prestart|createRuntime|createContainer|poststart|poststop) fields", _CRUN),
+    ("hooks", f"{_MADE} status", _CRUN),
+    ("hooks", "createContainer pid", _CRUN),
+    ("hooks inside", REFUSED, _ON_THE_HOST),
+    ("hooks that fail", "(createRuntime|createContainer): order", _CRUN),
+    ("hooks that fail", "poststart: exit code is 0", _CRUN),
+)  # fmt: skip
 _GVISOR = (
     ("mounts", "mount .*", _FEWER),
     ("a mount that follows the host's", REFUSED, _UNAWARE),
@@ -33,14 +41,28 @@ _GVISOR = (
     ("limits of the cgroup", "cgroup pids.max", "each user inside has the limit (RLIMIT_NPROC): the host cannot count"),
     ("exit codes", REFUSED, _OWN_KERNEL),
     ("mistakes at the command line", "(pause before start|resume)", "refused: nothing runs yet that could be paused"),
-    ("hooks", "(prestart|createRuntime|createContainer|poststart|poststop) fields", _CRUN),
-    ("hooks", f"{_MADE} status", _CRUN),
-    ("hooks", "createContainer pid", _CRUN),
-    ("hooks inside", REFUSED, _ON_THE_HOST),
-    ("hooks that fail", "(createRuntime|createContainer): order", _CRUN),
-    ("hooks that fail", "poststart: exit code is 0", _CRUN),
+    *_OF_THE_STAND_IN,
     ("exec", "(plain|flags) CapAmb.*", _NO_LINE),
     ("exec by a file", "CapAmb.*", _NO_LINE),
+)  # fmt: skip
+_APPKERNEL = (
+    ("mounts", "mount .*", "the kernel's own file systems: no relatime, and mqueue has none"),
+    ("a mount that follows the host's", REFUSED, _UNAWARE),
+    ("rootfs propagation", REFUSED, _UNAWARE),
+    ("masked and read-only paths", "(sys|sysrq|timer_list).*", "the kernel's own /proc, which has none of them"),
+    ("device nodes", REFUSED, "no device of the host can be shown"),
+    ("device rules", REFUSED, "no device of the host can be shown"),
+    ("capabilities of a user", "CapAmb.*", "no ambient set: what it would add the first program has, and not its next"),
+    ("umask", REFUSED, "no kind with a stand-in has it yet; the usual 022 is what there is"),
+    ("no new privileges, OOM score", "oom", "the host's killer sees the kernel only"),
+    ("seccomp", "(mkdir|chmod|Seccomp.*)", "the kernel has no filters; no call of the workload reaches the host's"),
+    ("sysctls", REFUSED, "the kernel has its own, which cannot be set"),
+    ("new namespaces", REFUSED, _OWN_KERNEL),
+    ("a user namespace", REFUSED, "no kind with a stand-in has it yet"),
+    ("limits of the cgroup", "cgroup pids.max", "each user inside has the limit (RLIMIT_NPROC): the host cannot count"),
+    ("exit codes", REFUSED, _OWN_KERNEL),
+    ("mistakes at the command line", "(pause before start|resume)", "refused: nothing runs yet that could be paused"),
+    *_OF_THE_STAND_IN,
 )  # fmt: skip
 _WASM = (
     ("a user namespace", REFUSED, "no kind with a stand-in has it yet"),
@@ -52,4 +74,4 @@ def _listed(rows: tuple[tuple[str, str, str], ...]) -> tuple[Difference, ...]:
     return tuple(Difference(case, keys, "runc", why) for case, keys, why in rows)
 
 
-GVISOR, WASM = _listed(_GVISOR), _listed(_WASM)
+OF_KIND = {"gvisor": _listed(_GVISOR), "appkernel": _listed(_APPKERNEL), "wasm": _listed(_WASM)}

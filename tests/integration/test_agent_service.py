@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,14 @@ from drupe.errors import (
     InvalidArgument,
     InvalidState,
     NotFound,
+    ResourceExhausted,
     Unsupported,
 )
 from drupe.guest.build import find_agent
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.rpc.ttrpc.frames import Frame, Kind, encode
+from drupe.sandboxers.vm.agent import Agent
+from drupe.sandboxers.vm.dialling import Dialler
 from framework.agentservice import AgentService
 from framework.aio import until
 from framework.guestline import GUEST, Line
@@ -292,3 +296,98 @@ def test_arguments_that_make_no_sense(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert said in done.stderr
         assert "usage:" in done.stderr
+
+
+_ECHO = """
+import os, socket, threading
+def serve(connection):
+    with connection:
+        try:
+            while data := connection.recv(65536):
+                connection.sendall(data)
+            connection.sendall(b"the end")
+        except OSError:
+            pass
+    os.write(1, b"over\\n")
+def accept(listener):
+    while True:
+        threading.Thread(target=serve, args=(listener.accept()[0],)).start()
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    listener = socket.create_server((address, 0), family=family, backlog=128)
+    threading.Thread(target=accept, args=(listener,)).start()
+    os.write(1, b"%d\\n" % listener.getsockname()[1])
+"""
+
+
+@pytest.fixture
+def echo(agent: AgentService) -> Iterator[subprocess.Popen[str]]:
+    """A server on a port of each loopback, whose numbers it prints; then "over" for each connection that has ended."""
+    program = ["nsenter", "--target", str(agent.process.pid), "--net", "--", sys.executable, "-c", _ECHO]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def test_connections_to_ports_of_its_loopback(agent: AgentService, echo: subprocess.Popen[str]) -> None:
+    """Bytes both ways, each direction's end, more than buffers hold, and nothing left when the host hangs up."""
+    assert echo.stdout is not None
+    ports = [int(echo.stdout.readline()) for _ in range(2)]
+    for port in ports:
+        on(agent, lambda line, port=port: _echoed(line, port))
+        asyncio.run(_carried(agent, port))
+    on(agent, lambda line: _disconnected(line, ports[0]))
+    on(agent, lambda line: _refused(line, ports[0]))  # and ends with 64 open ones
+    assert [echo.stdout.readline() for _ in range(4 + 1 + 64)] == ["over\n"] * 69
+
+
+async def _echoed(line: Line, port: int) -> None:
+    made = await line.guest("Connect", pb.ConnectRequest(port=port))
+    sent = os.urandom(3 << 20)
+    coming = asyncio.ensure_future(line.output("", made.exec_id))
+    for begin in range(0, len(sent), 1 << 20):
+        part = sent[begin : begin + (1 << 20)]
+        await line.guest("WriteInput", pb.WriteInputRequest(exec_id=made.exec_id, data=part))
+    await line.guest("WriteInput", pb.WriteInputRequest(exec_id=made.exec_id, close=True))
+    assert await coming == sent + b"the end"
+    await line.guest("Disconnect", pb.DisconnectRequest(exec_id=made.exec_id))
+    with pytest.raises(NotFound, match="no connection"):
+        await line.output("", made.exec_id)
+
+
+async def _carried(service: AgentService, port: int) -> None:
+    """The same by the host's own part."""
+    agent, dialler = Agent(lambda: asyncio.open_unix_connection(str(service.path))), Dialler()
+    await agent.connect(timeout_s=30)
+    try:
+        with pytest.raises(DrupeError, match="cannot connect to port 1: Connection refused"):
+            await dialler.dial(agent, 1)
+        reader, writer = await asyncio.open_connection(sock=await dialler.dial(agent, port))
+        sent = os.urandom(3 << 20)
+        writer.write(sent)
+        writer.write_eof()
+        assert await reader.read() == sent + b"the end"
+        writer.close()
+    finally:
+        dialler.close()
+        await agent.close()
+
+
+async def _disconnected(line: Line, port: int) -> None:
+    """Who waits for its bytes is not left waiting."""
+    made = await line.guest("Connect", pb.ConnectRequest(port=port))
+    coming = asyncio.ensure_future(line.output("", made.exec_id))
+    await asyncio.sleep(0.05)
+    await line.guest("Disconnect", pb.DisconnectRequest(exec_id=made.exec_id))
+    assert await coming == b""
+
+
+async def _refused(line: Line, port: int) -> None:
+    with pytest.raises(InvalidArgument, match="ports are 1 to 65535"):
+        await line.guest("Connect", pb.ConnectRequest(port=0))
+    for _ in range(64):
+        await line.guest("Connect", pb.ConnectRequest(port=port))
+    with pytest.raises(ResourceExhausted, match="64 connections are open"):
+        await line.guest("Connect", pb.ConnectRequest(port=port))
+    await line.guest("Disconnect", pb.DisconnectRequest(exec_id="nobody's"))

@@ -292,6 +292,16 @@ def test_events(drupe: Drupe) -> None:
         assert wanted in actions
 
 
+def test_what_a_removed_pod_used_is_free_at_once(drupe: Drupe) -> None:
+    """Its volume, its name and its published port, as soon as `run --rm` has come back, with its output and code."""
+    for _ in range(3):
+        used = ("--name", "brief", "-v", "brief:/x", "-p", "127.0.0.1:8099:80")
+        done = drupe("run", "--rm", *used, "busybox", "sh", "-c", "echo said; exit 5")
+        assert (done.returncode, done.stdout) == (5, "said\n")
+        assert drupe("pod", "ls", "-q").stdout == ""
+        drupe("volume", "rm", "brief", check=True)
+
+
 def test_a_bind_mount_and_a_volume(drupe: Drupe, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("from host")
     mounted = ("-v", f"{tmp_path}:/mnt:ro", "-v", "data:/data", "--network", "none")

@@ -131,6 +131,14 @@ def rights(told: dict[str, str]) -> set[int]:
     return {bit for bit in range(64) if bits >> bit & 1}
 
 
+def test_a_template_has_loaded_what_its_pods_need(daemon: Daemon) -> None:
+    """A pod without a network has no use for the driver: it comes with the template."""
+    run(daemon, "bare", "--network", "none")
+    assert json.loads(out(daemon, "inspect", "--type", "pod", "bare"))[0]["timings_ms"].get("start restore")
+    loaded = {line.split()[0] for line in out(daemon, "exec", "bare", "cat", "/proc/modules").splitlines()}
+    assert {"virtiofs", "virtio_net", "overlay"} <= loaded
+
+
 def test_templates_of_before_are_pruned(daemon: Daemon) -> None:
     """What nobody starts from goes, and what pods start from stays. (The last test here: it takes the template.)"""
     (kept,) = out(daemon, "template", "ls", "--quiet").splitlines()

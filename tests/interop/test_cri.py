@@ -26,9 +26,11 @@ from framework.probes import needs_program
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 FOREVER = ("sleep", "100000")
 # containerd's own is the oracle. `make test-interop` holds the other kinds to the whole list, too
-LINUX = ["runc", "drupe-runc"]
-if os.environ.get("DRUPE_TEST_INTEROP"):
-    LINUX += ["drupe-gvisor"]
+FULL = bool(os.environ.get("DRUPE_TEST_INTEROP"))
+APPKERNEL = "drupe-appkernel"
+SHARING = ["runc", "drupe-runc"] + FULL * ["drupe-gvisor"]
+LINUX = SHARING + FULL * [APPKERNEL]
+STREAMING = ["runc", "drupe-runc", "streaming-drupe"] + FULL * [APPKERNEL]
 
 
 def opened(directory: Path, store: Path) -> Iterator[CriHost]:
@@ -70,7 +72,15 @@ def handler(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["drupe-runc", "drupe-gvisor", "drupe-wasm"])
+@pytest.fixture(params=SHARING)
+def sharing(request: pytest.FixtureRequest) -> str:
+    """Those that share the node's network, and one container's process table with another, too."""
+    if request.param == "drupe-gvisor":
+        needs_program("runsc")
+    return str(request.param)
+
+
+@pytest.fixture(params=["drupe-runc", "drupe-gvisor", APPKERNEL, "drupe-wasm"])
 def ours(request: pytest.FixtureRequest) -> str:
     """Our handlers."""
     if request.param == "drupe-gvisor":
@@ -84,7 +94,7 @@ def native(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "drupe-by-shim"])
+@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "drupe-by-shim", APPKERNEL])
 def test_a_pod_and_a_container_from_start_to_end(cri: CriHost, handler: str) -> None:
     pod = cri.pod("life", handler, labels={"a": "b"}, annotations={"note": "x"})
     status = cri.cri.PodSandboxStatus(pod_sandbox_id=pod[0]).status
@@ -111,7 +121,7 @@ def test_a_pod_and_a_container_from_start_to_end(cri: CriHost, handler: str) -> 
     assert not cri.cri.ListPodSandbox().items
 
 
-@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "streaming-drupe"])
+@pytest.mark.parametrize("handler", STREAMING)
 def test_streams(cri: CriHost, handler: str) -> None:
     pod = cri.pod("streams", handler)
     script = "echo ready; read word; echo got $word; exec sleep 100000"
@@ -135,7 +145,7 @@ def test_streams(cri: CriHost, handler: str) -> None:
     wait_until(lambda: cri.log("streams", "main") == ["ready", "got word"], what="the log")
 
 
-@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "streaming-drupe"])
+@pytest.mark.parametrize("handler", STREAMING)
 def test_terminals(cri: CriHost, handler: str) -> None:
     pod = cri.pod("terminal", handler)
     container = cri.run(pod, "main", *FOREVER)
@@ -184,9 +194,9 @@ def test_one_process_table_for_the_pod(cri: CriHost, handler: str) -> None:
         assert "sleep 100000" in seen and "sleep 99999" in seen
 
 
-def test_the_process_table_of_another_container(cri: CriHost, handler: str) -> None:
+def test_the_process_table_of_another_container(cri: CriHost, sharing: str) -> None:
     """As `kubectl debug --target` asks for it."""
-    pod = cri.pod("target", handler)
+    pod = cri.pod("target", sharing)
     first = cri.run(pod, "first", *FOREVER)
     options = {"namespace_options": {"pid": api.TARGET, "target_id": first}}
     second = cri.run(pod, "second", "sleep", "99999", linux={"security_context": options})
@@ -206,14 +216,29 @@ def test_names(cri: CriHost, handler: str) -> None:
     assert "localhost" in cri.cri.exec(container, "cat", "/etc/hosts")
 
 
-def test_host_network(cri: CriHost, handler: str) -> None:
-    pod = cri.pod("host", handler, host_network=True, hostname="")
+def test_host_network(cri: CriHost, sharing: str) -> None:
+    pod = cri.pod("host", sharing, host_network=True, hostname="")
     options = {"security_context": {"namespace_options": {"network": api.NODE, "pid": api.CONTAINER}}}
     server = "while :; do echo served | nc -l -p 9123; done"
     container = cri.run(pod, "main", "sh", "-c", server, linux=options)
     wait_until(lambda: _said_at(cri, 9123) == b"served\n", what="the node's loopback reaches it")
     assert cri.cri.exec(container, "hostname").strip() == os.uname().nodename
     assert cri.cri.PodSandboxStatus(pod_sandbox_id=pod[0]).status.network.ip == ""
+
+
+def test_what_the_application_kernel_refuses(cri: CriHost) -> None:
+    """By name, before anything is made."""
+    with pytest.raises(grpc.RpcError) as failure:
+        cri.pod("host", APPKERNEL, host_network=True, hostname="")
+    assert failure.value.code() == grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+    assert "appkernel sandboxes cannot use the host's network" in failure.value.details()  # type: ignore[attr-defined]
+    assert not cri.pods_of_drupe()
+    pod = cri.pod("target", APPKERNEL)
+    first = cri.run(pod, "first", *FOREVER)
+    options = {"namespace_options": {"pid": api.TARGET, "target_id": first}}
+    with pytest.raises(grpc.RpcError) as failure:
+        cri.run(pod, "second", *FOREVER, linux={"security_context": options})
+    assert "cannot share one container's process table" in failure.value.details()  # type: ignore[attr-defined]
 
 
 def _said_at(cri: CriHost, port: int) -> bytes:
@@ -249,10 +274,12 @@ def test_what_a_container_is_given(cri: CriHost, handler: str, tmp_path: Path) -
         assert done.exit_code == 1 and b"Read-only file system" in done.stderr, place
 
 
-def test_limits_of_containers_that_share_a_kernel(cri: CriHost) -> None:
+@pytest.mark.parametrize("handler", ["drupe-gvisor"] + FULL * [APPKERNEL])
+def test_limits_of_containers_that_share_a_kernel(cri: CriHost, handler: str) -> None:
     """The pod has the sums, which Status tells; one without a limit lifts it, as the kubelet has it."""
-    needs_program("runsc")
-    pod = cri.pod("sums", "drupe-gvisor")
+    if handler == "drupe-gvisor":
+        needs_program("runsc")
+    pod = cri.pod("sums", handler)
     small = {"memory_limit_in_bytes": 100 << 20, "cpu_period": 100000, "cpu_quota": 20000, "cpu_shares": 100}
     first = cri.run(pod, "first", *FOREVER, linux={"resources": small})
     assert _limits(first) == {"memory": 100 << 20, "quota": 20000, "shares": 100}
@@ -269,7 +296,8 @@ def test_limits_of_containers_that_share_a_kernel(cri: CriHost) -> None:
     assert told["resources"]["memory_bytes"] == told["resources"]["cpu_quota_us"] == -1
     with pytest.raises(grpc.RpcError) as failure:
         cri.run(pod, "set", *FOREVER, linux={"resources": {"cpuset_cpus": "0"}})
-    assert "cpuset_cpus of a container is not carried out by gvisor" in failure.value.details()  # type: ignore[attr-defined]
+    refusal = f"cpuset_cpus of a container is not carried out by {handler.removeprefix('drupe-')}"
+    assert refusal in failure.value.details()  # type: ignore[attr-defined]
 
 
 def test_limits_and_their_update(cri: CriHost, handler: str) -> None:
@@ -455,10 +483,11 @@ def test_sandboxes_outlive_a_restart_of_containerd(own_host: CriHost, handler: s
     wait_until(lambda: cri.cri.pod_state(pod[0]) == "READY", what="the pod is known again", timeout_s=30.0)
 
 
+@pytest.mark.parametrize("handler", ["drupe-runc"] + FULL * [APPKERNEL])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_pods_outlive_the_daemon(own_host: CriHost, number: signal.Signals) -> None:
+def test_pods_outlive_the_daemon(own_host: CriHost, number: signal.Signals, handler: str) -> None:
     cri = own_host
-    pod = cri.pod("outlives", "drupe-runc")
+    pod = cri.pod("outlives", handler)
     script = "trap 'echo bye; exit 7' TERM; echo begun; while :; do sleep 0.05; done"
     lives = cri.run(pod, "lives", "sh", "-c", script)
     ends = cri.run(pod, "ends", "sh", "-c", "echo begun; sleep 3; echo done; exit 5")

@@ -23,7 +23,8 @@ from framework.probes import needs_program
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 FOREVER = ("sleep", "100000")
 FULL = bool(os.environ.get("DRUPE_TEST_INTEROP"))
-HANDLERS = ["runc", "drupe-runc", "drupe-gvisor"] if FULL else ["drupe-runc"]
+SHARING = ["runc", "drupe-runc", "drupe-gvisor"] if FULL else ["drupe-runc"]
+HANDLERS = SHARING + FULL * ["drupe-appkernel"]
 
 
 GENERATIONS = ["1.6", "1.7"] if FULL else ["1.6"]
@@ -123,6 +124,7 @@ def test_streams(cri: CriHost, handler: str) -> None:
         assert exit_code(channels.read_all()[ERROR]) == 5
 
 
+@pytest.mark.parametrize("handler", SHARING)  # a pause container's table is joined as any other container's
 def test_one_process_table_for_the_pod(cri: CriHost, handler: str) -> None:
     options = {"namespace_options": {"network": api.POD, "pid": api.POD, "ipc": api.POD}}
     pod = cri.pod("pids", handler, linux={"security_context": options})
@@ -133,6 +135,7 @@ def test_one_process_table_for_the_pod(cri: CriHost, handler: str) -> None:
         assert "sleep 100000" in seen and "sleep 99999" in seen
 
 
+@pytest.mark.parametrize("handler", SHARING)
 def test_on_the_nodes_network(cri: CriHost, handler: str) -> None:
     pod = cri.pod("host", handler, host_network=True, hostname="")
     options = {"security_context": {"namespace_options": {"network": api.NODE, "pid": api.CONTAINER}}}

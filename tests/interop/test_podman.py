@@ -17,6 +17,8 @@ from framework.podman import IMAGE, ULIMITS, Podman
 from framework.probes import needs_program, needs_root
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+SLOW = pytest.mark.skipif(not os.environ.get("DRUPE_TEST_INTEROP"), reason="what shows the least: make test-interop")
+VERSIONS = {"gvisor": "Linux version 4.4.0", "appkernel": "Linux version 6.1.0-drupe"}
 
 
 @pytest.fixture
@@ -24,10 +26,12 @@ def podman(tmp_path: Path) -> Iterator[Podman]:
     yield from a_podman(tmp_path, COMMAND)
 
 
-@pytest.fixture
-def gvisor(tmp_path: Path) -> Iterator[Podman]:
-    needs_program("runsc")
-    yield from a_podman(tmp_path, COMMAND.with_name("drupe-oci-gvisor"))
+@pytest.fixture(params=["gvisor", pytest.param("appkernel", marks=SLOW)])
+def own_kernel(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Podman]:
+    """By the name of each kind whose sandboxes have a kernel of their own."""
+    if request.param == "gvisor":
+        needs_program("runsc")
+    yield from a_podman(tmp_path, COMMAND.with_name(f"drupe-oci-{request.param}"))
 
 
 @pytest.fixture
@@ -111,10 +115,10 @@ def memory_limit(pid: int) -> int:
     return 0
 
 
-def test_in_gvisor(gvisor: Podman, tmp_path: Path) -> None:
+def test_under_a_kernel_of_its_own(own_kernel: Podman, tmp_path: Path) -> None:
     """The same, by the kind's name: none of what Podman sends always is refused."""
-    podman = gvisor
-    assert "Linux version 4.4.0" in podman.run("cat", "/proc/version").stdout
+    podman, kind = own_kernel, own_kernel.runtime.name.removeprefix("drupe-oci-")
+    assert VERSIONS[kind] in podman.run("cat", "/proc/version").stdout
     assert podman.run("sh", "-c", "exit 5", check=False).returncode == 5
     assert podman.run("cat", flags=["-i"], input="piped").stdout == "piped"
     assert podman.run("sh", "-c", "echo on a terminal", flags=["-t"]).stdout.split() == ["on", "a", "terminal"]
@@ -126,7 +130,7 @@ def test_in_gvisor(gvisor: Podman, tmp_path: Path) -> None:
     assert podman.run("sh", "-c", "id -u; hostname; echo text > /v/file", flags=flags).stdout.split() == ["7", "named"]
     assert (tmp_path / "volume/file").read_text() == "text\n"
     refused = podman.run("true", flags=["--device", "/dev/kmsg"], check=False)
-    assert refused.returncode == 126 and "linux.devices is not carried out by gvisor sandboxes" in refused.stderr
+    assert refused.returncode == 126 and f"linux.devices is not carried out by {kind} sandboxes" in refused.stderr
     podman.run("sh", "-c", "echo in the log; exec sleep 1000", flags=["-d", "--name", "c", "--memory", "256m"])
     assert podman("logs", "c").stdout == "in the log\n"
     assert podman("exec", "--env", "A=b", "--workdir", "/tmp", "c", "sh", "-c", "pwd; echo $A").stdout == "/tmp\nb\n"
@@ -135,7 +139,7 @@ def test_in_gvisor(gvisor: Podman, tmp_path: Path) -> None:
     podman("exec", "-d", "c", "touch", "/tmp/detached")
     wait_until(lambda: podman("exec", "c", "ls", "/tmp").stdout == "detached\n", what="the detached exec")
     inspected = json.loads(podman("inspect", "c").stdout)[0]
-    assert inspected["OCIRuntime"].endswith("drupe-oci-gvisor") and inspected["State"]["Running"]
+    assert inspected["OCIRuntime"].endswith(f"drupe-oci-{kind}") and inspected["State"]["Running"]
     assert memory_limit(int(inspected["State"]["Pid"])) == 256 << 20
     # what Podman does by itself, in the namespaces of the pid that it was given
     (tmp_path / "file").write_text("copied")
@@ -164,8 +168,8 @@ def test_modules(wasm: Podman) -> None:
     wasm("rm", "c")
 
 
-@pytest.mark.skipif(not os.environ.get("DRUPE_TEST_INTEROP"), reason="what shows the least: make test-interop")
-@pytest.mark.parametrize("name", ["runc", "drupe-oci", "drupe-oci-gvisor"])
+@SLOW
+@pytest.mark.parametrize("name", ["runc", "drupe-oci", "drupe-oci-gvisor", "drupe-oci-appkernel"])
 def test_a_pair_on_a_network_and_who_attaches(tmp_path: Path, name: str) -> None:
     """As Compose makes them, but for names, for which Podman 4.3 needs a plug-in that Debian has not. runc is the
     oracle."""

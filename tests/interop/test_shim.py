@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 # our own after containerd's, which is the oracle
 RUNTIMES = ("io.containerd.runc.v2", OURS)
+APPKERNEL = "io.containerd.drupe-appkernel.v2"
+EVERY = RUNTIMES + (APPKERNEL,) * bool(os.environ.get("DRUPE_TEST_INTEROP"))
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -31,7 +34,7 @@ def fresh_containerd(request: pytest.FixtureRequest, tmp_path: Path, busybox: Pa
     yield from serving(tmp_path, request.param, busybox)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERY)
 def test_run(containerd: Containerd, runtime: str) -> None:
     run = ("run", "--rm", "--runtime", runtime, IMAGE)
     assert containerd.ctr(*run, "a", "echo", "hello") == "hello\n"
@@ -44,7 +47,7 @@ def test_run(containerd: Containerd, runtime: str) -> None:
     containerd.ctr("container", "rm", "d", check=False)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERY)
 def test_a_tasks_life_across_a_restart_of_containerd(fresh_containerd: Containerd, runtime: str) -> None:
     containerd = fresh_containerd
     containerd.ctr("run", "-d", "--runtime", runtime, IMAGE, "l", "sleep", "1000")
@@ -67,7 +70,7 @@ def test_a_tasks_life_across_a_restart_of_containerd(fresh_containerd: Container
     assert containerd.ctr("container", "ls", "-q") == ""
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERY)
 def test_the_input_of_execs(containerd: Containerd, runtime: str) -> None:
     containerd.ctr("run", "-d", "--runtime", runtime, IMAGE, "input", "sleep", "1000")
     for number, given in enumerate(("word\n", "x" * 300_000)):  # an empty one ctr does not always tell its shim of
@@ -84,6 +87,11 @@ def test_the_kind_is_in_the_name(containerd: Containerd) -> None:
     needs_program("runsc")
     said = containerd.ctr("run", "--rm", "--runtime", "io.containerd.drupe-gvisor.v2", IMAGE, "g", "dmesg")
     assert "gVisor" in said
+
+
+def test_the_application_kernel_by_name(containerd: Containerd) -> None:
+    said = containerd.ctr("run", "--rm", "--runtime", APPKERNEL, IMAGE, "k", "cat", "/proc/version")
+    assert "(drupe)" in said
 
 
 # what it drew when it began is in its memory alone
@@ -119,7 +127,7 @@ def test_a_checkpoint(containerd: Containerd) -> None:
     ctr("container", "rm", "r")
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERY)
 def test_events_come_in_order(containerd: Containerd, runtime: str) -> None:
     asked = ("ctr", "--address", SOCKET, "--namespace", NAMESPACE, "events")
     listener = containerd.serve(*asked, log=f"events-{runtime}")
@@ -178,7 +186,7 @@ echo done >"$2/done"
 """
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERY)
 def test_a_program_that_takes_the_output(containerd: Containerd, runtime: str, tmp_path: Path) -> None:
     logger = tmp_path / "logger"
     logger.write_text(_LOGGER)

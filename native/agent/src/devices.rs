@@ -16,6 +16,9 @@ use std::sync::Arc;
 /// Waits until it is there.
 pub fn await_there(agent: &Agent, device: &Device, patience: &Patience) -> Reply<AwaitDeviceResponse> {
     check(device)?;
+    if device.mac.is_some() {
+        modules::load_for("virtio_net"); // while the interface is on its way
+    }
     agent.await_some(Some(patience.link), patience.deadline, |_| find(device))
 }
 

@@ -4,17 +4,19 @@ use crate::fault::{fault, Code, Reply};
 use crate::proto::guest::*;
 use crate::proto::wellknown::Empty;
 use crate::server::{decode, unary, Call, Outcome};
-use crate::streams::Patience;
+use crate::streams::{Patience, Streams};
 use crate::{
-    bundle, clock, copy, devices, freeze, lifecycle, links, mounts, online, processes, renew, routes, setup, shutdown,
+    bundle, clock, copy, devices, dial, freeze, lifecycle, links, mounts, online, processes, renew, routes, setup,
+    shutdown,
 };
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub const NAME: &str = "drupe.guest.v1.Guest";
 pub const PROTOCOL: u32 = 1;
 /// What came after the first version of the protocol.
-const FEATURES: [&str; 5] = ["cgroup2", "copy", "freeze", "mount-inside", "overlay"];
+const FEATURES: [&str; 6] = ["cgroup2", "connect", "copy", "freeze", "mount-inside", "overlay"];
 
 impl Call {
     pub fn patience(&self) -> Patience<'_> {
@@ -35,6 +37,11 @@ pub fn call(call: &Call, method: &str, payload: &[u8]) -> Reply<Outcome> {
         "PutBundle" => unary(payload, |request| bundle::put(&call.agent, &request, &call.patience())),
         "ReadOutput" => unary(payload, |request| read_output(call, &request)),
         "WriteInput" => unary(payload, |request| write_input(call, &request)),
+        "Connect" => unary(payload, |request| dial::connect(call, &request)),
+        "Disconnect" => unary(payload, |request: DisconnectRequest| {
+            call.link.dialled.end(&request.exec_id);
+            Ok(Empty {})
+        }),
         "Events" => events(call, &decode(payload)?),
         "CopyIn" => copy::copy_in(call),
         "CopyOut" => copy::copy_out(call, &decode(payload)?),
@@ -93,14 +100,22 @@ fn check(call: &Call, request: &CheckRequest) -> Reply<CheckResponse> {
     })
 }
 
+/// Those of a process, or of a connection.
+fn streams(call: &Call, id: &str, exec_id: &str) -> Reply<Arc<Streams>> {
+    if id.is_empty() {
+        return call.link.dialled.streams(exec_id);
+    }
+    lifecycle::streams(&call.agent, id, exec_id)
+}
+
 fn read_output(call: &Call, request: &ReadOutputRequest) -> Reply<ReadOutputResponse> {
-    let streams = lifecycle::streams(&call.agent, &request.id, &request.exec_id)?;
+    let streams = streams(call, &request.id, &request.exec_id)?;
     let part = streams.read(request.stream, request.offset, request.max_bytes, &call.patience())?;
     Ok(ReadOutputResponse { data: part.data, end: part.end, offset: part.offset })
 }
 
 fn write_input(call: &Call, request: &WriteInputRequest) -> Reply<Empty> {
-    let streams = lifecycle::streams(&call.agent, &request.id, &request.exec_id)?;
+    let streams = streams(call, &request.id, &request.exec_id)?;
     streams.write(&request.data, request.offset, &call.patience())?;
     if request.close {
         streams.close_input();

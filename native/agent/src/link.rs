@@ -1,5 +1,6 @@
 //! One connection: whole frames out, and a word to all who wait when it ends.
 
+use crate::dial::Dialled;
 use crate::fault::Fault;
 use crate::proto::ttrpc::{Response, Status};
 use crate::ttrpc::{frame, DATA, MAX_DATA, NO_DATA, REMOTE_CLOSED, RESPONSE};
@@ -14,12 +15,13 @@ pub struct Link {
     out: Mutex<Box<dyn Write + Send>>,
     closed: AtomicBool,
     gate: OwnedFd,
+    pub dialled: Dialled,
 }
 
 impl Link {
     pub fn new(out: Box<dyn Write + Send>) -> io::Result<Self> {
         let gate = eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Link { out: Mutex::new(out), closed: AtomicBool::new(false), gate })
+        Ok(Link { out: Mutex::new(out), closed: AtomicBool::new(false), gate, dialled: Dialled::default() })
     }
 
     pub fn is_closed(&self) -> bool {

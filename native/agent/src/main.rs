@@ -15,6 +15,7 @@ mod copy;
 mod crun;
 mod devices;
 mod diag;
+mod dial;
 mod events;
 mod fault;
 mod freeze;

@@ -5,6 +5,7 @@ use crate::fault::{fault, invalid, wrong_state, Code, During, Reply};
 use crate::link::Link;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use rustix::net::{shutdown, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -106,12 +107,18 @@ impl Streams {
 
     /// A terminal's master is input and output at once; there is no error stream.
     pub fn attach(&self, master: OwnedFd) -> Reply<()> {
-        let copy = || master.try_clone().during(|| "cannot duplicate the terminal");
-        drupe_sys::fd::set_nonblocking(&master).during(|| "terminal")?;
+        self.join(master.as_fd())?;
+        let _ = self.terminal.set(master);
+        Ok(())
+    }
+
+    /// The same of any descriptor that is both.
+    pub fn join(&self, both: BorrowedFd) -> Reply<()> {
+        let copy = || both.try_clone_to_owned().during(|| "cannot duplicate a descriptor");
+        drupe_sys::fd::set_nonblocking(&both).during(|| "streams")?;
         self.input.lock().unwrap().sink = Some(copy()?);
         *self.outputs[0].lock().unwrap() = Output { source: Some(copy()?), ..Output::default() };
         self.outputs[1].lock().unwrap().is_ended = true;
-        let _ = self.terminal.set(master);
         Ok(())
     }
 
@@ -154,10 +161,12 @@ impl Streams {
         Ok(())
     }
 
-    /// A terminal has no end of input that could be closed.
+    /// A terminal has no end of input that could be closed; a connection has one that its output outlives.
     pub fn close_input(&self) {
         if self.terminal.get().is_none() {
-            self.input.lock().unwrap().sink = None;
+            if let Some(sink) = self.input.lock().unwrap().sink.take() {
+                let _ = shutdown(&sink, Shutdown::Write); // of a pipe: ENOTSOCK
+            }
         }
     }
 }

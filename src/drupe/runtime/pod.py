@@ -362,8 +362,11 @@ class Pod:
 
     async def delete_now(self) -> None:
         """Delete whatever the state: what lives is killed first."""
-        await self.stop(force=True)
-        await self.delete()
+        try:
+            await self.stop(force=True)
+            await self.delete()
+        finally:
+            self.over.set()
 
     def require_deletable(self) -> None:
         """Raise InvalidTransition for a running pod: all other states may be deleted (virtcontainers' rule)."""
@@ -512,6 +515,11 @@ class Pod:
     def others_live(self, container: Container) -> bool:
         """Whether a container beside this one has a process."""
         return any(c.is_live for c in self.containers.values() if c is not container)
+
+    @property
+    def is_kept_up(self) -> bool:
+        """Whether it has a container that lives or is about to."""
+        return any(c.is_live or c.restart_at or c.state is State.READY for c in self.containers.values())
 
     def rename(self, name: str) -> None:
         """The caller has seen to it that the name is free."""

@@ -63,8 +63,7 @@ async def settle(pod: Pod) -> None:
     if not (pod.auto_stop or pod.spec.remove):
         return
     async with pod.lock:
-        waiting = any(c.is_live or c.restart_at or c.state is State.READY for c in pod.containers.values())
-        if waiting or pod.state not in (State.RUNNING, State.FAILED):
+        if pod.is_kept_up or pod.state not in (State.RUNNING, State.FAILED):
             return
         if pod.spec.remove:
             await pod.delete_now()

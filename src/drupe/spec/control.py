@@ -193,13 +193,11 @@ class StatsRequest(Spec):
 
 
 class StatsItem(Record):
-    """error: why it could not be counted, and `stats` then says nothing; only among all that run."""
-
     id: str
     name: str
     pod: str
     stats: Stats
-    error: str = ""
+    error: str = ""  # among all that run: why this one could not be counted; `stats` says nothing then
 
 
 class StatsList(Record):

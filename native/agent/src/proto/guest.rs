@@ -73,6 +73,15 @@ crate::wire::messages! {
         close: bool, one bool = 4;
         offset: Option<u64>, opt uint64 = 5;
     }
+    ConnectRequest {
+        port: u32, one uint32 = 1;
+    }
+    ConnectResponse {
+        exec_id: String, one string = 1;
+    }
+    DisconnectRequest {
+        exec_id: String, one string = 1;
+    }
     EventsRequest {
         after: u64, one uint64 = 1;
     }

@@ -32,7 +32,7 @@ class Bind:
 def process_config(process: Mapping[str, Any]) -> dict[str, Any]:
     """A runtime-spec `process`."""
     fields = process_fields(dict(process))
-    capabilities = fields["capabilities"]
+    capabilities = _executed(fields["capabilities"], fields["uid"])
     size = process.get("consoleSize") or {}
     return {
         "args": fields["argv"],
@@ -48,6 +48,14 @@ def process_config(process: Mapping[str, Any]) -> dict[str, Any]:
         "rows": size.get("height", 0),
         "cols": size.get("width", 0),
     }
+
+
+def _executed(capabilities: Mapping[str, int], uid: int) -> Mapping[str, int]:
+    """Masks as execve(2) leaves them for the program: to who is not root, the ambient ones alone (capabilities(7))."""
+    if uid == 0:
+        return capabilities
+    kept = capabilities["ambient"] & capabilities["permitted"] & capabilities["inheritable"]
+    return {**capabilities, "effective": kept, "permitted": kept}
 
 
 def container_config(oci: Mapping[str, Any], *, task: str, shm_bytes: int) -> tuple[dict[str, Any], list[Bind]]:

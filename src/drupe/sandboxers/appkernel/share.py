@@ -40,6 +40,10 @@ class Share:
             mounts.append(Mount(target=str(place / bind.name), source=bind.source, flags=("rbind", *only)))
         await self._keeper.mount(mounts)
 
+    def seen(self, task: str, name: str) -> Path:
+        """A path by which we see what was added."""
+        return Path(f"{mounts_root(self._keeper)}{self.root}/{task}/{name}")
+
     def _prepare(self, source: str, target: Path) -> None:
         try:
             mode = Path(f"{mounts_root(self._keeper)}{source}").stat().st_mode

@@ -25,6 +25,7 @@ from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded
 from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
 from drupe.sandboxers.appkernel.failures import explain
+from drupe.sandboxers.appkernel.homes import with_home
 from drupe.sandboxers.appkernel.line import Event
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import TaskRecord, record_path
@@ -138,6 +139,7 @@ class KernelTasks(KeptTasks):
                 binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
                 config["root"] = f"{record.id}/{_ROOT}"
             await pod.share.add(record.id, binds)
+            config["env"] = with_home(config["env"], config["uid"], pod.share.seen(record.id, _ROOT))
             streams = await self._keeper.take_streams(record.id)
             for fd in streams.values():
                 opened.callback(os.close, fd)
@@ -317,10 +319,12 @@ class KernelTasks(KeptTasks):
         record = self._record(config.task)
         if not record.started or record.exit is not None:
             raise InvalidState(f"container {config.task} does not run")
-        line = self._pods.get(record.sandbox).require()
+        pod = self._pods.get(record.sandbox)
+        line = pod.require()
         record.execs[config.id] = 0
         record.save()
         wanted = process_config(config.process) | {"rows": config.rows or 0, "cols": config.cols or 0}
+        wanted["env"] = with_home(wanted["env"], wanted["uid"], pod.share.seen(record.id, _ROOT))
         try:
             with _filled(config.fds) as fds:
                 answer = await line.call("exec", container=record.id, exec=config.id, config=wanted, fds=fds)

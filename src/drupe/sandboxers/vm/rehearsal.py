@@ -62,6 +62,7 @@ def make_disk(directory: Path) -> RootDisk:
 async def rehearse(agent: Agent, disk: RootDisk) -> None:
     """Run it to its end and remove it. Raises what the agent says."""
     await _look_for_share(agent)
+    await _look_for_interface(agent)
     config = adapted(_OCI, guest=_ID, root="/", binds={})
     bundle = pb.PutBundleRequest(id=_ID, config_json=msgspec.json.encode(config))
     put = await agent.guest("PutBundle", plan(bundle, [disk], read_only=False), pb.PutBundleResponse)
@@ -79,3 +80,10 @@ async def _look_for_share(agent: Agent) -> None:
     mount = pb.GuestMount(type="virtiofs", source=_ID, target=f"/run/drupe/{_ID}")
     with contextlib.suppress(DrupeError):  # there is none
         await agent.guest("Mount", pb.MountRequest(mount=mount), timeout_s=_LOOKS_FOR_S)
+
+
+async def _look_for_interface(agent: Agent) -> None:
+    """The same of a network: a template is saved without one."""
+    nobody = pb.AwaitDeviceRequest(device=pb.Device(mac="00:00:00:00:00:01"), timeout_ms=1)
+    with contextlib.suppress(DrupeError):  # there is none
+        await agent.guest("AwaitDevice", nobody, pb.AwaitDeviceResponse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from drupe.sandboxers.vm import hardware
 from drupe.sandboxers.vm.able import ABLE
 from drupe.sandboxers.vm.accelerator import choose_accelerator
 from drupe.sandboxers.vm.console import named_logs, why
+from drupe.sandboxers.vm.dialling import Dialler
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.measuring import describe
 from drupe.sandboxers.vm.options import VmOptions
@@ -50,6 +52,7 @@ class VmSandboxer(Sandboxer):
     """Sandboxes that are machines."""
 
     kind = "vm"
+    dials = True
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class VmSandboxer(Sandboxer):
         self._saver = Saver(keeper, self._machines.starter)
         self._tasks = VmTasks(keeper=keeper, machines=self._machines, cgroups=cgroups, on_exit=on_exit, options=options)
         self._interfaces = Interfaces(keeper)
+        self._dialler = Dialler()
         self._watches: dict[str, Watch] = {}
         self._following: dict[str, list[asyncio.Task[None]]] = {}
         self._templating = asyncio.Lock()
@@ -90,6 +94,7 @@ class VmSandboxer(Sandboxer):
     def close(self) -> None:
         for pod in self._machines:
             self._unfollow(pod)
+        self._dialler.close()
         self._tasks.close()
         self._closing = asyncio.ensure_future(self._machines.close())
 
@@ -230,6 +235,9 @@ class VmSandboxer(Sandboxer):
 
     async def network_changed(self, sandbox_id: str) -> None:
         await self._interfaces.settle(self._machines.get(sandbox_id))
+
+    async def dial(self, sandbox_id: str, port: int) -> socket.socket:
+        return await self._dialler.dial(self._machines.get(sandbox_id).agent, port)
 
     async def measure(self, sandbox_id: str) -> MachineInfo | None:
         pod = self._machines.find(sandbox_id)

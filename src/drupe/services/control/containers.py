@@ -107,7 +107,8 @@ async def wait(service: ControlService, call: Call) -> ExitStatus:
 
 
 async def _end(core: Core, wanted: Wait) -> ExitStatus:
-    """Its end. When the pod is removed with it, "removed" means the pod, with its network and its directories."""
+    """Its end. When the pod is removed with it, "removed" means the pod, with its network and its directories; but
+    nobody waits for other containers that keep the pod."""
     pod = core.pod_removed_with(wanted.ref) if wanted.condition == "removed" else None
     try:
         container = core.container(wanted.ref)
@@ -117,7 +118,7 @@ async def _end(core: Core, wanted: Wait) -> ExitStatus:
             raise
     else:
         end = await container.wait("stopped" if pod is not None else wanted.condition)
-    if pod is not None:
+    if pod is not None and not pod.is_kept_up:
         await pod.over.wait()
     return end
 
