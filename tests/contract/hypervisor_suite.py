@@ -73,8 +73,12 @@ class Site(ABC):
         return made
 
 
+def said(site: Site, word: str) -> str:
+    return site.hypervisor.abilities_of(site.machine_type)[word]
+
+
 def can(site: Site, word: str) -> bool:
-    return not site.hypervisor.abilities_of(site.machine_type)[word].startswith("no")
+    return not said(site, word).startswith("no")
 
 
 Scenario = Callable[[Machine], Coroutine[Any, Any, None]]
@@ -135,7 +139,7 @@ class HypervisorSuite:
             "resize-processors": replace(config, processors_max=config.processors + 1),
         }
         for word, wanted in tried.items():
-            if not can(site, word):
+            if not can(site, word) and "from the start" not in said(site, word):
                 with pytest.raises(Unsupported) as told:
                     site.hypervisor.prepare(wanted)
                 assert told.value.details["feature"]

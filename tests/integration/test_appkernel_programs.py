@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -127,7 +127,10 @@ def test_pip_installs_a_wheel(place: Path) -> None:
         archive.writestr("greeting.py", "print('hello from a wheel')\n")
         for name, text in metadata.items():
             archive.writestr(f"greeting-1.0.dist-info/{name}", text)
-    install = f"{sys.executable} -m pip install -q --no-index --target /tmp/t {wheel}"
+    found = Path(str(getattr(find_spec("pip"), "origin", "")))
+    # the clone may lie below /tmp, which is the pod's own there: pip is brought along as files
+    shutil.copytree(found.parent, place / "lib/pip")
+    install = f"PYTHONPATH={place}/lib {PYTHON} -m pip install -q --no-index --target /tmp/t {wheel}"
     script = f"{install} && PYTHONPATH=/tmp/t {PYTHON} -m greeting"
     done = here("/bin/sh", "-c", script)
     assert (done.stdout, done.returncode) == ("hello from a wheel\n", 0), done.stderr
