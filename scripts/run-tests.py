@@ -43,7 +43,8 @@ GUESTS = (
 COMMON = ("--durations", "--last-failed", "--lf", "-x", "-v", "-q", "--maxfail", "--timeout", "-p", "--color")
 # in namespaces of its own a lane sees no interface, mount or named network namespace of the other
 APART = 'mkdir -p /run/netns && mount -t tmpfs drupe-test /run/netns && ip link set lo up && exec "$@"'
-NO_TESTS = 5
+FAILED, NO_TESTS = 1, 5  # of pytest's exit codes
+BROKE_OFF = "BROKE OFF"  # .ci/run looks for it
 
 
 def main() -> int:
@@ -53,9 +54,20 @@ def main() -> int:
     if any(not argument.startswith(COMMON) for argument in arguments):
         return subprocess.run(pytest("one", arguments), check=False).returncode
     if {"--last-failed", "--lf"} & set(arguments):
-        codes = [subprocess.run([*LANES[name], *arguments, "--lfnf=none"], check=False).returncode for name in LANES]
-        return max(0 if code == NO_TESTS else code for code in codes)
+        return one_by_one(arguments)
     return side_by_side(arguments)
+
+
+def one_by_one(arguments: Sequence[str]) -> int:
+    """What failed the last time, in the lanes where something did."""
+    began, worst, said = time.monotonic(), 0, []
+    for name, argv in LANES.items():
+        if (CACHE / name / "v/cache/lastfailed").exists():
+            code, text = followed([*argv, *arguments, "--lfnf=none"])
+            worst = max(worst, 0 if code == NO_TESTS else code)
+            said.append(text)
+    sum_up(said, began)
+    return worst
 
 
 def side_by_side(arguments: Sequence[str]) -> int:
@@ -65,18 +77,25 @@ def side_by_side(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryFile("w+") as kept:
         second = subprocess.Popen([*LANES["guests"], *arguments], stdout=kept, stderr=subprocess.STDOUT)
         try:
-            code, said = followed([*LANES["host"], *arguments])
-            code = max(code, second.wait())
+            first, said = followed([*LANES["host"], *arguments])
+            codes = [first, second.wait()]
         finally:
             second.terminate()
         kept.seek(0)
         print(text := kept.read())
+    if not set(codes) <= {0, FAILED}:
+        print(f"{BROKE_OFF}: the lanes ended with {codes}: some tests never ran")
+    sum_up([said, text], began)
+    return max(map(abs, codes))
+
+
+def sum_up(outputs: Sequence[str], began: float) -> None:
+    """A closing line as pytest has it, of all lanes together."""
     counts = Counter[str]()
-    for closing in (closing_line(said), closing_line(text)):
+    for closing in map(closing_line, outputs):
         counts.update({word: int(number) for number, word in re.findall(r"(\d+) (\w+)", closing.partition(" in ")[0])})
     words = ", ".join(f"{number} {word}" for word, number in sorted(counts.items()))
     print(f"===== {words or 'no test ran'} in {time.monotonic() - began:.2f}s =====")
-    return code
 
 
 def followed(argv: Sequence[str]) -> tuple[int, str]:
@@ -92,7 +111,7 @@ def followed(argv: Sequence[str]) -> tuple[int, str]:
 
 def closing_line(text: str) -> str:
     """pytest's last line, which counts; "" where it never came so far."""
-    lines = re.findall(r"^=+ (\d+ (?:passed|failed|error|skipped|deselected).* in [\d.]+s.*)$", text, re.MULTILINE)
+    lines = re.findall(r"^(?:=+ )?(\d+ (?:passed|failed|error|skipped|deselected).* in [\d.]+s.*)$", text, re.MULTILINE)
     return lines[-1] if lines else ""
 
 
