@@ -47,7 +47,8 @@ class KernelDrupe:
         return [pid for pid in descendants(roots) if Path(f"/proc/{pid}/smaps_rollup").exists()]
 
     def pss_bytes(self) -> int:
-        """All that stands for the pods."""
+        """All that stands for the pods, once they have come to rest."""
+        time.sleep(SETTLE_S)
         return pss_bytes(self.processes())
 
     def helpers(self) -> int:

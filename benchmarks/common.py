@@ -329,9 +329,10 @@ def pss_bytes(pids: Sequence[int]) -> int:
     """Proportional set size of some processes together (proc(5), smaps_rollup)."""
     total = 0
     for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
+        with suppress(ProcessLookupError, FileNotFoundError):  # it has just ended
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
     return total
 
 
