@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-appkernel-suites test-cgroup2 test-hypervisors test-interop
+.PHONY: help setup demo test test-full test-appkernel-suites test-cgroup2 test-hypervisors test-interop
 .PHONY: fuzz-appkernel lint format bench bench-quick clean
 
 help: ## Show these targets
@@ -19,6 +19,10 @@ demo: setup ## Build the images `busybox` and `debian`, then show every main fea
 test: ## Run every test (installs what the tests need first); PYTEST_ARGS="-k name" narrows it
 	@scripts/setup.sh --tests
 	@$(PYTHON) scripts/run-tests.py $(PYTEST_ARGS)
+
+test-full: ## Run every test, also the long ones that `make test` skips by name; never timed as a whole
+	@scripts/setup.sh --tests
+	@DRUPE_TEST_FULL=1 DRUPE_TEST_INTEROP=1 DRUPE_TEST_FEATURES=all $(PYTHON) -m pytest $(PYTEST_ARGS)
 
 test-cgroup2: ## Run the tests of limits in an emulated guest that has only cgroup v2 (minutes); TESTS="paths" for others
 	@scripts/setup.sh --tests

@@ -13,7 +13,7 @@ import pytest
 # tests import the harness as `framework`, and each other's helpers never
 sys.path.insert(0, str(Path(__file__).parent))
 
-from framework import images, leaks, probes
+from framework import images, leaks, machines, probes
 from framework.daemon import Daemon
 
 
@@ -63,6 +63,12 @@ def open_daemon(busybox: Path) -> Iterator[Daemon]:
     with tempfile.TemporaryDirectory(prefix="drupe-test-") as name:
         Path(name).chmod(0o711)
         yield from started(Path(name), busybox)
+
+
+@pytest.fixture(scope="module")
+def machine_daemon(open_daemon: Daemon) -> Daemon:
+    """A daemon whose pods without limits start from a machine's template."""
+    return machines.prepared(open_daemon)
 
 
 @pytest.fixture

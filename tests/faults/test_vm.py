@@ -22,11 +22,6 @@ pytestmark = [pytest.mark.root]
 FAILS_WITHIN_S = 30.0  # it takes a second; machines of tests are busy
 
 
-@pytest.fixture(scope="module")
-def machine_daemon(open_daemon: Daemon) -> Daemon:
-    return machines.prepared(open_daemon)
-
-
 @pytest.fixture
 def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
     yield machine_daemon

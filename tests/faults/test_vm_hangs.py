@@ -26,11 +26,6 @@ FAILS_WITHIN_S = 30.0  # it takes about two seconds; machines of tests are busy
 COLD = ("--memory", "200m")  # there is no template of that size
 
 
-@pytest.fixture(scope="module")
-def machine_daemon(open_daemon: Daemon) -> Daemon:
-    return machines.prepared(open_daemon)
-
-
 @pytest.fixture
 def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
     yield machine_daemon

@@ -39,7 +39,7 @@ def program(name: str) -> str | None:
 def needs_full(what: str) -> None:
     """Skip what takes long, unless DRUPE_TEST_FULL is set."""
     if not os.environ.get("DRUPE_TEST_FULL"):
-        pytest.skip(f"{what}: takes long, DRUPE_TEST_FULL=1 runs it")
+        pytest.skip(f"{what}: takes long, make test-full (DRUPE_TEST_FULL=1) runs it")
 
 
 def needs_path(path: str, *, package: str = "") -> None:

@@ -18,7 +18,7 @@ from framework.taken_over import Captive, Killed
 
 pytestmark = pytest.mark.root
 TIMEOUT_S = 60
-LONG = os.environ.get("DRUPE_TEST_FULL") == "1"
+LONG = bool(os.environ.get("DRUPE_TEST_FULL"))
 ENOENT, EPERM, EACCES, EXDEV = -2, -1, -13, -18
 FIRST_UID = 1_900_000_000
 

@@ -9,17 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from framework import machines
 from framework.daemon import Daemon
 from framework.leaks import wait_until
 
 pytestmark = [pytest.mark.root]
 BLOCK = ("--annotation", "drupe.vm.rootfs=block")
-
-
-@pytest.fixture(scope="module")
-def machine_daemon(open_daemon: Daemon) -> Daemon:
-    return machines.prepared(open_daemon)
 
 
 @pytest.fixture

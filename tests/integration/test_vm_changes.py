@@ -19,11 +19,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def machine_daemon(open_daemon: Daemon) -> Daemon:
-    return machines.prepared(open_daemon)
-
-
 @pytest.fixture
 def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
     yield machine_daemon

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from framework import machines, probes
+from framework import probes
 from framework.daemon import Daemon
 from framework.leaks import wait_until
 from framework.netlab import Peer
@@ -22,11 +21,6 @@ KINDS = {
     "vlan0": "type vlan id 7",
 }  # fmt: skip
 SERVES = "echo hello >/tmp/index.html; exec httpd -f -p 80 -h /tmp"
-
-
-@pytest.fixture(scope="module")
-def machine_daemon(open_daemon: Daemon) -> Daemon:
-    return machines.prepared(open_daemon)
 
 
 @pytest.fixture
@@ -141,10 +135,10 @@ def test_a_namespace_of_many_kinds_that_is_filled_late(daemon: Daemon) -> None:
         out(daemon, "rm", "-f", "late")
 
 
-@pytest.mark.skipif("DRUPE_TEST_FULL" not in os.environ, reason="a machine each: DRUPE_TEST_FULL=1")
 @pytest.mark.parametrize("model", ["macvtap", "bridged", "none"])
 def test_each_model(daemon: Daemon, model: str) -> None:
     """An interface joined otherwise than by redirecting; joined to nothing, it is there and reaches nobody."""
+    probes.needs_full("a machine for each model")
     with peers(2) as (space, world):
         cable(space, world, "eth0", 1)
         space.ip("addr add 10.70.1.2/24 dev eth0")
