@@ -60,3 +60,16 @@ def short_name(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{handle}/{path.name}"
     finally:
         os.close(handle)
+
+
+@contextmanager
+def listening(path: Path, kind: int = socket.SOCK_STREAM) -> Iterator[socket.socket]:
+    """A listening socket at a path, for its owner alone; what was there is replaced. Closed at the end. kind:
+    SOCK_STREAM, or SOCK_SEQPACKET for packets (unix(7))."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC) as sock:
+        with short_name(path) as name:
+            sock.bind(name)
+        path.chmod(0o600)
+        sock.listen(16)
+        yield sock

@@ -16,7 +16,7 @@ from drupe.errors import DrupeError, InvalidState, NotFound, Unavailable
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io, LogFile
 from drupe.keeper.start import mounts_root
-from drupe.linux.unix_sockets import short_name
+from drupe.linux.unix_sockets import listening
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.appkernel.bounds import bounded
 from drupe.sandboxers.appkernel.line import SOCKET, Event, KernelLine
@@ -132,7 +132,7 @@ class Pods:
         record = pod.record
         pidfile = record.home / "kernel.pid"
         with contextlib.ExitStack() as opened:
-            fds = {"control": opened.enter_context(_listen(record.home / SOCKET)).fileno()}
+            fds = {"control": opened.enter_context(listening(record.home / SOCKET, socket.SOCK_SEQPACKET)).fileno()}
             words = [str(self._program), "serve", "--control", "3", "--share", str(pod.share.root)]
             words += ["--pidfile", str(pidfile), "--uid", str(uid_of(record.id)), "--hostname", record.hostname]
             if record.netns:
@@ -226,15 +226,3 @@ def last_words(home: Path) -> str:
         line = (home / "kernel.log").read_text(errors="replace").splitlines()[-1]
         return line.split(" ", 3)[-1]
     return ""
-
-
-@contextlib.contextmanager
-def _listen(path: Path) -> Iterator[socket.socket]:
-    """A listening socket of packets at a path, for root alone."""
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
-        with short_name(path) as name:
-            sock.bind(name)
-        path.chmod(0o600)
-        sock.listen(16)
-        yield sock

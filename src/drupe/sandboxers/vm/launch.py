@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Io, LogFile
-from drupe.linux.unix_sockets import short_name
+from drupe.linux.unix_sockets import listening
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.kept.dropping import drop_task
 from drupe.sandboxers.vm.records import PodRecord
@@ -61,7 +60,7 @@ class Launcher:
             words = ["/bin/sh", "-c", _ENTER, "sh", self._cgroups.procs_file(record.leaf), *words]
         pidfile = record.home / f"{key.rpartition('.')[2]}.pid"
         with contextlib.ExitStack() as opened:
-            fds = {f"listener{n}": opened.enter_context(_listen(path)).fileno() for n, path in enumerate(listeners)}
+            fds = {f"listener{n}": opened.enter_context(listening(path)).fileno() for n, path in enumerate(listeners)}
             fds |= {f"fifo{n}": _open_fifo(path, opened) for n, path in enumerate(fifos)}
             fds |= {f"file{n}": descriptor for n, descriptor in enumerate(files)}
             created = await self._keeper.create_task(
@@ -91,15 +90,3 @@ def _open_fifo(path: Path, opened: contextlib.ExitStack) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     opened.callback(os.close, descriptor)
     return descriptor
-
-
-@contextlib.contextmanager
-def _listen(path: Path) -> Iterator[socket.socket]:
-    """A listening unix socket at a path, for root alone."""
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-        with short_name(path) as name:
-            sock.bind(name)
-        path.chmod(0o600)
-        sock.listen(4)
-        yield sock
