@@ -97,6 +97,7 @@ class TestSole:
     test_a_paused_task_can_be_deleted = SandboxerSuite.test_a_paused_task_can_be_deleted
     test_update_is_seen_in_stats = SandboxerSuite.test_update_is_seen_in_stats
     test_the_end_of_a_task_ends_its_execs = SandboxerSuite.test_the_end_of_a_task_ends_its_execs
+    test_a_sandbox_goes_on_from_a_snapshot = SandboxerSuite.test_a_sandbox_goes_on_from_a_snapshot
     test_recover_finds_what_lives_and_what_ended = SandboxerSuite.test_recover_finds_what_lives_and_what_ended
     test_recovered_tasks_can_be_served_on = SandboxerSuite.test_recovered_tasks_can_be_served_on
     _config = staticmethod(SandboxerSuite._config)

@@ -15,6 +15,7 @@ use crate::mm::{Mm, MmId};
 use crate::pids;
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
+use crate::rest::Rest;
 use crate::signal::{self, Info};
 use crate::sysv::SysV;
 use crate::table;
@@ -62,6 +63,8 @@ pub struct Kernel {
     pub(crate) census: Arc<Census>,
     pub(crate) board: Arc<Board>,
     pub(crate) sysv: SysV,
+    /// Who does not go on now.
+    pub(crate) rest: Rest,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
     /// Rewrite places of programs that call often (rewrite.rs).
@@ -90,6 +93,7 @@ impl Kernel {
             network: Network::new(),
             board: Board::new(),
             sysv: SysV::default(),
+            rest: Rest::default(),
             has_changed: true,
             rewrites: true,
             trace: false,
@@ -170,7 +174,7 @@ impl Kernel {
 
     fn serve_ready(&mut self) {
         while !self.ready.is_empty() {
-            for tid in self.ready.take() {
+            for tid in self.take_ready() {
                 let number = tid & !(ALARM | TIMER);
                 self.carefully(number, |kernel| match tid & (ALARM | TIMER) {
                     0 => kernel.try_again(tid),
@@ -334,6 +338,9 @@ impl Kernel {
     }
 
     fn resume(&mut self, tid: Tid, value: Option<i64>, ops: &[MemoryOp]) {
+        if self.is_held(tid) {
+            return self.park(tid, value, ops);
+        }
         let Some(task) = self.tasks.tasks.get_mut(&tid) else { return };
         task.trapped = false;
         task.state = State::Running;

@@ -75,6 +75,21 @@ impl Sites {
         *count >= OFTEN && count.is_power_of_two()
     }
 
+    /// Rewritten places (place, trampoline, bytes moved), and regions.
+    pub(crate) fn save(&self) -> (Vec<(u64, u64, u64)>, Vec<(u64, Vec<bool>)>) {
+        let sites = self.rewritten.iter().map(|(place, site)| (*place, site.trampoline, site.moved));
+        (sites.collect(), self.regions.clone())
+    }
+
+    /// None: regions of another size.
+    pub(crate) fn restore(&mut self, sites: &[(u64, u64, u64)], regions: &[(u64, Vec<bool>)]) -> Option<()> {
+        let whole = regions.iter().all(|(_, slots)| slots.len() as u64 == REGION_BYTES / SLOT_BYTES);
+        self.rewritten =
+            sites.iter().map(|&(place, trampoline, moved)| (place, Site { trampoline, moved })).collect();
+        self.regions = regions.to_vec();
+        whole.then_some(())
+    }
+
     /// The range holds something else from now on.
     pub fn forget(&mut self, start: u64, end: u64) {
         if !self.rewritten.is_empty() {

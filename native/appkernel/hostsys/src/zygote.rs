@@ -39,12 +39,13 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Start the zygote, in a PID namespace of its own where that is permitted: then no stub outlives it, nor it this process.
 /// The caller has one thread, whose death kills it. Its first doorbell is still to be answered, with `first_ops`.
-/// `identity`: who it and all stubs are; the caller must be root. None: who the caller is.
-pub fn start(identity: Option<&Identity>) -> io::Result<Zygote> {
+/// `identity`: who it and all stubs are; the caller must be root. None: who the caller is. `restores`: the kernel goes on
+/// from a snapshot.
+pub fn start(identity: Option<&Identity>, restores: bool) -> io::Result<Zygote> {
     let slots = memory::memfd("drupe-slots", SLOTS_SIZE)?;
     let slot = Slot::map(slots.as_fd(), 0)?;
     slot.prepare_stack();
-    let program = filter::program();
+    let program = filter::program(restores);
     let process = match identity {
         Some(identity) => identity.expendable(|| clone_process(true))?,
         None => clone_process(false)?,

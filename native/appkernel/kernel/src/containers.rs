@@ -1,15 +1,17 @@
 //! The containers of the pod and their tasks: first processes and those that came from outside later. How a task ended is
 //! kept until whoever asked for it has it forgotten.
 
+mod snapshots;
+
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use drupe_appkernel_abi::Errno;
 use drupe_appkernel_core::pids::seen;
 use drupe_appkernel_core::task::{Exit, Pid};
 use drupe_appkernel_core::Surroundings;
-use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, Path};
+use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, OpenFile, Path};
 use drupe_packets::{errno_name, Failure, Outcome};
 use serde_json::{json, Value};
 
@@ -17,6 +19,8 @@ use crate::pod::Pod;
 use crate::settings::{Settings, Tree};
 use crate::terminal::Console;
 use crate::tree::{failed, Builder, Root};
+
+pub use snapshots::{refused, SavedContainer, Successor};
 
 /// More would be a caller that never lets go.
 const MAX_CONTAINERS: usize = 1024;
@@ -37,6 +41,8 @@ struct Task {
     started_at: f64,
     ended: Option<Ended>,
     console: Option<Arc<Console>>,
+    /// Its standard streams, while somebody has them open.
+    streams: [Weak<OpenFile>; 3],
 }
 
 /// Its end is told once its terminal has shown everything, or nobody has looked for so long.
@@ -70,7 +76,7 @@ fn unix_seconds(pod: &Pod) -> f64 {
     pod.now(ClockId::Realtime).since_epoch().as_secs_f64()
 }
 
-fn monotonic_ns(pod: &Pod) -> u64 {
+pub fn monotonic_ns(pod: &Pod) -> u64 {
     pod.now(ClockId::Monotonic).since_epoch().as_nanos() as u64
 }
 
@@ -139,9 +145,9 @@ impl Containers {
             || pod.kernel.fresh_view().ok_or_else(|| Failure::new("EUSERS", "there are too many PID namespaces"));
         let view = if tree.share_pid { 0 } else { fresh()? };
         let container = Container { number: self.last, view, namespace, root };
-        let (pid, console) = run(pod, &container, settings, &mut fds, true)?;
+        let (pid, console, streams) = run(pod, &container, settings, &mut fds, true)?;
         self.containers.insert(id.into(), container);
-        self.know(pod, (id.into(), String::new()), pid, console);
+        self.know(pod, (id.into(), String::new()), pid, console, streams);
         Ok(pid)
     }
 
@@ -154,14 +160,14 @@ impl Containers {
             return Err(Failure::new("EUSERS", format!("{MAX_TASKS} tasks are there already")));
         }
         let container = self.running(pod, &key.0)?;
-        let (pid, console) = run(pod, container, settings, &mut fds, false)?;
-        self.know(pod, key, pid, console);
+        let (pid, console, streams) = run(pod, container, settings, &mut fds, false)?;
+        self.know(pod, key, pid, console, streams);
         Ok(pid)
     }
 
-    fn know(&mut self, pod: &Pod, key: Key, pid: Pid, console: Option<Arc<Console>>) {
+    fn know(&mut self, pod: &Pod, key: Key, pid: Pid, console: Option<Arc<Console>>, streams: [Weak<OpenFile>; 3]) {
         self.by_pid.insert(pid, key.clone());
-        self.tasks.insert(key, Task { pid, started_at: unix_seconds(pod), ended: None, console });
+        self.tasks.insert(key, Task { pid, started_at: unix_seconds(pod), ended: None, console, streams });
     }
 
     fn container(&self, id: &str) -> Outcome<&Container> {
@@ -355,8 +361,9 @@ fn run(
     settings: Settings,
     fds: &mut Descriptors,
     first: bool,
-) -> Outcome<(Pid, Option<Arc<Console>>)> {
+) -> Outcome<(Pid, Option<Arc<Console>>, [Weak<OpenFile>; 3])> {
     let (files, console) = files(pod, container, settings.terminal, fds, first)?;
+    let streams = [0, 1, 2].map(|fd| files.get(fd).map(Arc::downgrade).unwrap_or_default());
     let namespace = Arc::clone(&container.namespace);
     let root = container.root.clone();
     let cwd = pod.walk(&namespace, &root, &settings.cwd);
@@ -370,5 +377,5 @@ fn run(
     };
     let pid = begun.map_err(|errno| not_run(&name, errno))?;
     console.iter().for_each(|console| console.lead(pid));
-    Ok((pid, console))
+    Ok((pid, console, streams))
 }

@@ -15,6 +15,7 @@ mod probe;
 mod run;
 mod serve;
 mod settings;
+mod snapshot;
 mod streams;
 mod terminal;
 mod trap;

@@ -48,10 +48,11 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user).
-    pub fn start(machine: Machine, identity: Option<&Identity>) -> io::Result<Pod> {
+    /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user). `restores`: it goes on
+    /// from a snapshot.
+    pub fn start(machine: Machine, identity: Option<&Identity>, restores: bool) -> io::Result<Pod> {
         let machine = Arc::new(machine);
-        let stubs = Stubs::start_with(machine.watched.poller(), identity)?;
+        let stubs = Stubs::start_with(machine.watched.poller(), identity, restores)?;
         let entropy = Arc::new(HostEntropy);
         let terminals = Board::new();
         let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: terminals.clone() });
@@ -143,6 +144,18 @@ impl Pod {
     /// The root of a container: what is written to it stays in this kernel's memory.
     pub fn writable(&self, root: OwnedFd) -> Result<Arc<dyn FileSystem>> {
         self.over(file_system_of(root)?)
+    }
+
+    /// The same, with what had been written to it.
+    pub fn written(&self, root: OwnedFd, upper: Arc<Tmpfs>) -> Result<Arc<dyn FileSystem>> {
+        let root_user = Credentials::root();
+        let image = file_system_of(root)?;
+        Ok(Overlay::new(&self.context(&root_user), upper, vec![image.root()])?)
+    }
+
+    /// Have containers share this /dev/shm.
+    pub fn share_memory(&self, made: Arc<Tmpfs>) -> Arc<dyn FileSystem> {
+        Arc::clone(self.shared_memory.get_or_init(|| made))
     }
 
     fn over(&self, image: Arc<dyn FileSystem>) -> Result<Arc<dyn FileSystem>> {

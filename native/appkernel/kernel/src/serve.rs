@@ -14,7 +14,7 @@ use crate::machine::Machine;
 use crate::pod::Pod;
 
 pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DIRECTORY --uid UID --pidfile FILE \
-[--netns DESCRIPTOR] [--hostname NAME]";
+[--netns DESCRIPTOR] [--hostname NAME] [--restores yes]";
 
 #[derive(Default)]
 struct Options {
@@ -27,6 +27,8 @@ struct Options {
     /// Where the pid of the kernel is written.
     pidfile: String,
     hostname: String,
+    /// It is to go on from a snapshot.
+    restores: bool,
     /// The network namespace to be in.
     netns: Option<i32>,
 }
@@ -43,6 +45,7 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
             "--netns" => options.netns = Some(descriptor(&value)?),
             "--pidfile" => options.pidfile = value,
             "--hostname" => options.hostname = value,
+            "--restores" => options.restores = value == "yes",
             _ => return Err(format!("unknown option {word}")),
         }
     }
@@ -88,7 +91,7 @@ fn start(options: &Options) -> Result<Pod, String> {
     let directories = network.iter().map(|fd| (fd.as_fd(), Access::Read)).collect();
     let confinement = Confinement { uid: options.uid, directories, network: network.is_some(), share: true };
     let identity = confinement.enter().map_err(|error| error.to_string())?;
-    let pod = Pod::start(machine, Some(&identity));
+    let pod = Pod::start(machine, Some(&identity), options.restores);
     let mut pod = pod.map_err(|error| format!("the trap platform does not work here: {error}"))?;
     let share = files::open_path(b"/", libc::O_PATH | libc::O_DIRECTORY);
     pod.share = Some(share.map_err(|error| format!("the shared directory: {error}"))?);

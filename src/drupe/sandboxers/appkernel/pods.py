@@ -33,13 +33,15 @@ _STARTS_WITHIN_S = 30.0
 
 @dataclass(slots=True)
 class KernelPod:
-    """One pod, in memory. ending: its end is our own work. pid: of its kernel."""
+    """One pod, in memory. ending: its end is our own work. pid: of its kernel. saving: that writes itself down, and may
+    not answer for long."""
 
     record: PodRecord
     line: KernelLine
     share: Share
     pid: int = 0
     ending: bool = False
+    saving: bool = False
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -110,15 +112,16 @@ class Pods:
 
     # -- start and end ----------------------------------------------------------------------------------------------
 
-    async def start(self, pod: KernelPod) -> None:
-        """Start its kernel in its cgroup, which is there, once. On failure nothing is left running."""
+    async def start(self, pod: KernelPod, *, restores: bool = False) -> None:
+        """Start its kernel in its cgroup, which is there, once. On failure nothing is left running. restores: it is to
+        go on from a snapshot."""
         async with pod.starting:
             if pod.pid:
                 return
             pod.record.started, pod.record.failed = True, ""
             pod.record.save()
             try:
-                pod.pid = await self._launch(pod)
+                pod.pid = await self._launch(pod, restores)
                 await pod.line.connect()
                 self.on_ready(pod)
             except BaseException as error:
@@ -127,7 +130,7 @@ class Pods:
                 await self.end(pod)
                 raise
 
-    async def _launch(self, pod: KernelPod) -> int:
+    async def _launch(self, pod: KernelPod, restores: bool) -> int:
         """Its control socket listens before it starts: nobody waits for it to appear."""
         record = pod.record
         pidfile = record.home / "kernel.pid"
@@ -135,6 +138,7 @@ class Pods:
             fds = {"control": opened.enter_context(listening(record.home / SOCKET, socket.SOCK_SEQPACKET)).fileno()}
             words = [str(self._program), "serve", "--control", "3", "--share", str(pod.share.root)]
             words += ["--pidfile", str(pidfile), "--uid", str(uid_of(record.id)), "--hostname", record.hostname]
+            words += ["--restores", "yes"] if restores else []
             if record.netns:
                 fds["netns"] = self._open_netns(record.netns)
                 opened.callback(os.close, fds["netns"])

@@ -55,7 +55,7 @@ class PodRecord(Record, kw_only=True):
 
 class TaskRecord(Record, kw_only=True):
     """A container. image: its root, an EROFS file. pid: as its kernel counts. exit: its end, once
-    known. execs: pids of further processes by id."""
+    known. execs: pids of further processes by id. restored: its kernel has it, and it goes on at its start."""
 
     id: str
     sandbox: str
@@ -67,6 +67,7 @@ class TaskRecord(Record, kw_only=True):
     exit_file: str
     image: str = ""
     started: bool = False
+    restored: bool = False
     pid: int = 0
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}

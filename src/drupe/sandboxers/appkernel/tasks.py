@@ -21,6 +21,7 @@ import msgspec
 from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
+from drupe.sandboxers.appkernel import snapshots
 from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded
 from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
@@ -115,7 +116,10 @@ class KernelTasks(KeptTasks):
         record.started = True  # before it is: its end may be told first
         record.save()
         try:
-            record.pid = await self._run(pod, record, oci)
+            if record.restored:
+                await pod.require().call("go_on", container=record.id)
+            else:
+                record.pid = await self._run(pod, record, oci)
         except DrupeError as error:
             record.started = False
             record.save()
@@ -126,25 +130,51 @@ class KernelTasks(KeptTasks):
         return pod.pid
 
     async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
+        with contextlib.ExitStack() as opened:
+            config, fds = await self._prepared(pod, record, oci, opened)
+            answer = await pod.require().call("start", container=record.id, config=config, fds=fds)
+        return int(answer["pid"])
+
+    async def _prepared(
+        self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any], opened: contextlib.ExitStack
+    ) -> tuple[dict[str, Any], dict[str, int]]:
+        """What the kernel is told of a container and given: what it mounts is where it sees it."""
         config, binds = container_config(oci, task=record.id, shm_bytes=pod.record.shm_bytes)
         config["share_pid"] = pod.record.share_pid
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
+        fds = {}
+        if record.image:
+            fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, fds["root"])
+        else:
+            binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
+            config["root"] = f"{record.id}/{_ROOT}"
+        await pod.share.add(record.id, binds)
+        config["env"] = with_home(config["env"], config["uid"], pod.share.seen(record.id, _ROOT))
+        streams = await self._keeper.take_streams(record.id)
+        for fd in streams.values():
+            opened.callback(os.close, fd)
+        return config, streams | fds
+
+    async def restore(self, pod: KernelPod, directory: Path, ids: Mapping[str, str]) -> None:
+        """Have the pod's kernel go on from a snapshot, each container from its start on. ids: the containers to those of
+        the snapshot."""
+        await self._pods.start(pod, restores=True)
+        containers: list[dict[str, Any]] = []
+        fds: dict[str, int] = {}
         with contextlib.ExitStack() as opened:
-            fds = {}
-            if record.image:
-                fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
-                opened.callback(os.close, fds["root"])
-            else:
-                binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
-                config["root"] = f"{record.id}/{_ROOT}"
-            await pod.share.add(record.id, binds)
-            config["env"] = with_home(config["env"], config["uid"], pod.share.seen(record.id, _ROOT))
-            streams = await self._keeper.take_streams(record.id)
-            for fd in streams.values():
-                opened.callback(os.close, fd)
-            answer = await pod.require().call("start", container=record.id, config=config, fds=streams | fds)
-        return int(answer["pid"])
+            for task_id, old in ids.items():
+                record = self._record(task_id)
+                oci = json.loads((Path(record.bundle) / "config.json").read_text())
+                config, own = await self._prepared(pod, record, oci, opened)
+                containers.append(config | {"id": task_id, "old": old})
+                fds |= {f"{name}:{task_id}": fd for name, fd in own.items()}
+            pids = await snapshots.restore(pod.require(), directory, containers, fds)
+        for task_id, pid in pids.items():
+            record = self._record(task_id)
+            record.restored, record.pid = True, pid
+            record.save()
 
     async def delete(self, task_id: str) -> None:
         record = self._records.pop(task_id, None)

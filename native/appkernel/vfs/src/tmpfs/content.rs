@@ -168,6 +168,14 @@ impl Content {
         shared.uncharge(before - self.pages());
     }
 
+    /// The pages that it has, by their numbers.
+    pub fn page_numbers(&self) -> Vec<u64> {
+        match &self.store {
+            Store::Heap(pages) => pages.keys().copied().collect(),
+            Store::Host(pages, _) => pages.iter().copied().collect(),
+        }
+    }
+
     /// fallocate(2) FALLOC_FL_PUNCH_HOLE.
     pub fn punch(&mut self, shared: &Shared, offset: u64, length_bytes: u64) -> Result<()> {
         let end = offset.checked_add(length_bytes).ok_or(Errno::INVAL)?;
