@@ -96,7 +96,8 @@ impl<T: Coded> Coded for Vec<T> {
     fn take(from: &mut Reader<'_>) -> Option<Self> {
         let count = u64::take(from)?;
         // Nothing takes less than a byte.
-        let mut list = Vec::with_capacity(usize::try_from(count).ok().filter(|count| *count <= from.0.len())?.min(4096));
+        let mut list =
+            Vec::with_capacity(usize::try_from(count).ok().filter(|count| *count <= from.0.len())?.min(4096));
         for _ in 0..count {
             list.push(T::take(from)?);
         }

@@ -54,6 +54,10 @@ struct Site {
     moved: u64,
 }
 
+/// As a snapshot has them: place, trampoline, bytes moved; where trampolines are, and which slots are taken.
+pub(crate) type SavedSites = Vec<(u64, u64, u64)>;
+pub(crate) type SavedRegions = Vec<(u64, Vec<bool>)>;
+
 /// What is known of an address space's calls.
 #[derive(Clone, Default)]
 pub struct Sites {
@@ -76,17 +80,16 @@ impl Sites {
     }
 
     /// Rewritten places (place, trampoline, bytes moved), and regions.
-    pub(crate) fn save(&self) -> (Vec<(u64, u64, u64)>, Vec<(u64, Vec<bool>)>) {
+    pub(crate) fn save(&self) -> (SavedSites, SavedRegions) {
         let sites = self.rewritten.iter().map(|(place, site)| (*place, site.trampoline, site.moved));
         (sites.collect(), self.regions.clone())
     }
 
     /// None: regions of another size.
-    pub(crate) fn restore(&mut self, sites: &[(u64, u64, u64)], regions: &[(u64, Vec<bool>)]) -> Option<()> {
+    pub(crate) fn restore(&mut self, sites: &SavedSites, regions: &SavedRegions) -> Option<()> {
         let whole = regions.iter().all(|(_, slots)| slots.len() as u64 == REGION_BYTES / SLOT_BYTES);
-        self.rewritten =
-            sites.iter().map(|&(place, trampoline, moved)| (place, Site { trampoline, moved })).collect();
-        self.regions = regions.to_vec();
+        self.rewritten = sites.iter().map(|&(place, trampoline, moved)| (place, Site { trampoline, moved })).collect();
+        self.regions.clone_from(regions);
         whole.then_some(())
     }
 

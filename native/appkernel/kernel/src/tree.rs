@@ -9,8 +9,8 @@ use drupe_appkernel_core::Kernel;
 use drupe_appkernel_vfs::devices;
 use drupe_appkernel_vfs::inode::FileSystem;
 use drupe_appkernel_vfs::mount::MS_RDONLY;
-use drupe_appkernel_vfs::tmpfs::Tmpfs;
 use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
+use drupe_appkernel_vfs::tmpfs::Tmpfs;
 use drupe_appkernel_vfs::{Credentials, How, Mount, MountNamespace, Path, View};
 use drupe_packets::{errno_name, Failure, Outcome};
 

@@ -67,11 +67,7 @@ impl Pipe {
     pub fn save(&self) -> SavedPipe {
         let state = self.state.lock();
         let bytes = state.bytes.iter().copied().collect();
-        SavedPipe {
-            bytes,
-            capacity_bytes: state.capacity_bytes as u64,
-            ever: (state.readers_ever, state.writers_ever),
-        }
+        SavedPipe { bytes, capacity_bytes: state.capacity_bytes as u64, ever: (state.readers_ever, state.writers_ever) }
     }
 
     /// Without ends yet. EINVAL.

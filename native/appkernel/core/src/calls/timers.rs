@@ -12,8 +12,8 @@ use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
-use crate::snapshot::state::SavedPosixTimer;
 use crate::signal::{Info, COUNT, SIGALRM};
+use crate::snapshot::state::SavedPosixTimer;
 use crate::task::{Pid, TaskWaker, Tid, TIMER};
 use crate::timers::{nanoseconds, timestamp};
 

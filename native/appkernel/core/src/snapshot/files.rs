@@ -12,7 +12,7 @@ use drupe_appkernel_vfs::saved::{SavedPipe, Watched};
 use drupe_appkernel_vfs::socket::LocalSocket;
 use drupe_appkernel_vfs::tmpfs::{Leaf, Limits, TmpFile, Tmpfs};
 use drupe_appkernel_vfs::{
-    Backing, Context, Credentials, File, FileSystem, FileType, Mount, OpenFile, OpenFlags, Path, Timestamp,
+    Backing, Context, Credentials, File, FileSystem, FileType, Mount, MountNamespace, OpenFile, OpenFlags, Path, Timestamp,
 };
 
 use super::state::{Body, EpollItem, PipeFile, SavedFile};
@@ -193,6 +193,7 @@ impl<'a> Maker<'a> {
                 made
             }
             Body::Named(place) => {
+                kernel.show_processes(self.trees.get(place.namespace)?, place.mount);
                 let path = self.trees.find(place)?;
                 let file = open_again(kernel, &context, &path, flags);
                 opened(file.map_err(|errno| format!("{}: {errno}", super::shown(place)))?, Some(path), saved.flags)
@@ -218,7 +219,8 @@ impl<'a> Maker<'a> {
     }
 
     fn pipe(&mut self, context: &Context, saved: &PipeFile, flags: u32) -> Result<Arc<OpenFile>, Refusal> {
-        let (pipe, known) = self.pipes.get_mut(saved.pipe as usize).ok_or_else(|| damaged("a pipe that is not there"))?;
+        let (pipe, known) =
+            self.pipes.get_mut(saved.pipe as usize).ok_or_else(|| damaged("a pipe that is not there"))?;
         let path = match (&saved.place, &known) {
             (_, Some(path)) => path.clone(),
             (Some(place), None) => {
@@ -297,6 +299,17 @@ pub(super) fn watch_again(saved: &[SavedFile], made: &[Arc<OpenFile>]) -> Result
 }
 
 impl Kernel {
+    /// If the mount is a procfs: have it show processes as one who sees this tree would see them.
+    fn show_processes(&mut self, tree: &Arc<MountNamespace>, mount: u32) {
+        let mounts = tree.mounts();
+        let is_proc = mounts.get(mount as usize).is_some_and(|mount| mount.file_system().name() == "proc");
+        let mut all = self.tasks.processes.values();
+        let who = all.find(|process| process.exit.is_none() && Arc::ptr_eq(&process.namespace, tree));
+        if let (true, Some(pid)) = (is_proc, who.map(|process| process.pid)) {
+            self.take_census(pid, true);
+        }
+    }
+
     /// Who has made a signalfd.
     fn owner_of_signals(&self, file: &SignalFd) -> Option<Pid> {
         let mut all = self.tasks.processes.values();

@@ -58,7 +58,9 @@ impl Kernel {
             return Err(String::from("the kernel has run something already"));
         }
         if self.timers.now_ns() < saved.monotonic_ns {
-            return Err(String::from("the host was started anew since: its monotonic clock, which programs read, is behind"));
+            return Err(String::from(
+                "the host was started anew since: its monotonic clock, which programs read, is behind",
+            ));
         }
         let moved = self.platform.move_vdso(saved.vdso);
         moved.map_err(|errno| format!("the vDSO cannot be where it was: {errno}"))?;
@@ -72,6 +74,7 @@ impl Kernel {
                 return Err(damaged("two processes of one number"));
             }
         }
+        saved.tasks.iter().try_for_each(|task| self.announce_task(task))?;
         let files = self.restore_files(&saved, &trees, foreign, memory.as_ref())?;
         self.fill_tables(&saved, &shared, &files)?;
         self.restore_spaces(&saved, &shared, &files, memory)?;
@@ -129,7 +132,11 @@ impl Kernel {
             mm: if lives { get(&shared.mms, life.mm, "memory that is not there")? } else { MmId(0) },
             files: if lives { get(&shared.tables, life.table, "a table that is not there")? } else { Arc::default() },
             fs: if lives { get(&shared.fs, life.fs, "a directory that is not there")? } else { ended_fs() },
-            actions: if lives { get(&shared.actions, life.actions, "actions that are not there")? } else { default_actions() },
+            actions: if lives {
+                get(&shared.actions, life.actions, "actions that are not there")?
+            } else {
+                default_actions()
+            },
             namespace,
             pending: infos(&p.pending)?,
             credentials: Credentials { groups: p.groups.clone().into(), ..Credentials::new(uid, gid, effective) },
@@ -172,8 +179,6 @@ impl Kernel {
         foreign: &dyn Foreign,
         memory: &dyn Backing,
     ) -> Result<Vec<Arc<OpenFile>>, Refusal> {
-        // Places in procfs are those of processes, which are there by now.
-        self.take_census(saved.first.first().copied().unwrap_or(0), true);
         let mut maker = Maker::new(self, trees, foreign, memory, (saved.pipes.clone(), &saved.leaves))?;
         let mut made = Vec::new();
         for file in &saved.files {
@@ -216,7 +221,7 @@ impl Kernel {
             }
         }
         let whole = self.tasks.processes.values().all(|p| p.exit.is_some() != p.threads.contains(&p.pid));
-        let all = self.tasks.tasks.len() == saved.tasks.len();
+        let all = self.by_thread.len() == saved.tasks.len();
         (whole && all).then_some(()).ok_or_else(|| damaged("a process without its first thread"))
     }
 
@@ -243,10 +248,17 @@ impl Kernel {
             return Err(damaged("a segment's base"));
         }
         self.platform.change(thread, &ops).map_err(lost)?;
-        let task = restored_task(saved, thread, space)?;
-        let process = self.tasks.processes.get_mut(&saved.pid).ok_or_else(|| damaged("a thread of no process"))?;
-        process.threads.push(saved.tid);
+        let task = self.tasks.tasks.get_mut(&saved.tid).ok_or_else(|| damaged("a thread"))?;
+        (task.thread, task.space) = (thread, space);
         self.by_thread.insert(thread, saved.tid);
+        Ok(())
+    }
+
+    /// A thread, before it has one of the host's: procfs shows it, and places there can be found.
+    fn announce_task(&mut self, saved: &SavedTask) -> Result<(), Refusal> {
+        let task = restored_task(saved)?;
+        let process = self.tasks.processes.get_mut(&saved.pid).filter(|process| process.exit.is_none());
+        process.ok_or_else(|| damaged("a thread of no process"))?.threads.push(saved.tid);
         if pids::view_of(saved.tid) != pids::view_of(saved.pid) || self.tasks.tasks.insert(saved.tid, task).is_some() {
             return Err(damaged("two threads of one number"));
         }
@@ -282,7 +294,7 @@ fn default_actions() -> Arc<Mutex<Actions>> {
     Arc::new(Mutex::new(Actions::default()))
 }
 
-fn restored_task(saved: &SavedTask, thread: ThreadId, space: SpaceId) -> Result<Task, Refusal> {
+fn restored_task(saved: &SavedTask) -> Result<Task, Refusal> {
     let call = saved.call.as_ref().map(|call| PendingCall {
         number: call.number,
         args: call.args,
@@ -293,8 +305,8 @@ fn restored_task(saved: &SavedTask, thread: ThreadId, space: SpaceId) -> Result<
     Ok(Task {
         tid: saved.tid,
         pid: saved.pid,
-        thread,
-        space,
+        thread: ThreadId(u32::MAX),
+        space: SpaceId(u32::MAX),
         state: if call.is_some() { State::Blocked } else { State::Parked },
         trapped: true,
         call,

@@ -8,7 +8,8 @@ use drupe_appkernel_vfs::{MountNamespace, Path};
 
 use super::files::Files;
 use super::state::{
-    Place, Saved, SavedArea, SavedCall, SavedFs, SavedInfo, SavedLife, SavedMm, SavedPosixTimer, SavedProcess, SavedTask,
+    Place, Saved, SavedArea, SavedCall, SavedFs, SavedInfo, SavedLife, SavedMm, SavedPosixTimer, SavedProcess,
+    SavedTask,
 };
 use super::{Foreign, Pages, Refusal, Trees};
 use crate::kernel::Kernel;

@@ -56,7 +56,8 @@ impl Containers {
     pub fn streams(&self, saved: &[SavedContainer]) -> HashMap<u64, Role> {
         let of = |(at, container): (usize, &SavedContainer)| {
             let task = self.tasks.get(&(container.id.clone(), String::new()))?;
-            let open = task.streams.iter().zip(0u8..).filter_map(|(stream, which)| Some((stream.upgrade()?.id(), which)));
+            let open =
+                task.streams.iter().zip(0u8..).filter_map(|(stream, which)| Some((stream.upgrade()?.id(), which)));
             Some(open.map(move |(id, which)| (id, Role { container: at as u32, which })).collect::<Vec<_>>())
         };
         saved.iter().enumerate().filter_map(of).flatten().collect()
@@ -73,7 +74,8 @@ impl Containers {
         let mut streams = Streams::default();
         for saved in &opened.containers {
             let at = successors.iter().position(|one| one.old == saved.id);
-            let successor = &successors[at.ok_or_else(|| Failure::invalid(format!("nothing goes on from container {}", saved.id)))?];
+            let successor = &successors
+                [at.ok_or_else(|| Failure::invalid(format!("nothing goes on from container {}", saved.id)))?];
             let mut own: Descriptors = HashMap::new();
             for name in ["stdin", "stdout", "stderr", "root"] {
                 own.extend(fds.remove(&format!("{name}:{}", successor.id)).map(|fd| (name.to_string(), fd)));
@@ -108,7 +110,10 @@ impl Containers {
             let key = (id.clone(), String::new());
             self.by_pid.insert(saved.pid, key.clone());
             let streams = streams.of(pids.len());
-            self.tasks.insert(key, Task { pid: saved.pid, started_at: unix_seconds(pod), ended: None, console: None, streams });
+            self.tasks.insert(
+                key,
+                Task { pid: saved.pid, started_at: unix_seconds(pod), ended: None, console: None, streams },
+            );
             pids.insert(id, json!(seen(saved.pid)));
         }
         opened.restore(pod, &namespaces, &streams)?;

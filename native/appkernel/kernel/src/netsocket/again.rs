@@ -55,7 +55,8 @@ fn number(fd: BorrowedFd<'_>, (level, name): (u32, u32)) -> Option<Vec<u8>> {
 impl HostSocket {
     pub fn save(&self) -> SavedSocket {
         let fd = self.fd.as_fd();
-        let protocol = number(fd, (SOL_SOCKET, 38)).and_then(|value| value.try_into().ok()).map_or(0, i32::from_ne_bytes);
+        let protocol =
+            number(fd, (SOL_SOCKET, 38)).and_then(|value| value.try_into().ok()).map_or(0, i32::from_ne_bytes);
         let listens = number(fd, ACCEPTS).is_some_and(|value| value.iter().any(|byte| *byte != 0));
         let of_tcp = |(level, _): &(u32, u32)| *level != TCP || self.kind == SocketKind::Stream;
         let of_v6 = |(level, _): &(u32, u32)| *level != IPV6 || self.domain == AF_INET6;

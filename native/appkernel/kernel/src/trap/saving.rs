@@ -64,7 +64,8 @@ impl Stubs {
         }
         let (low, high) = pieces.iter().fold((u64::MAX, 0), |(low, high), piece| (low.min(piece.0), high.max(piece.1)));
         let moved = |at: u64| at.wrapping_sub(from).wrapping_add(to);
-        let sound = to % PAGE == 0 && moved(low) >= SLOTS + SLOTS_SIZE && moved(high) <= END && moved(low) < moved(high);
+        let sound =
+            to % PAGE == 0 && moved(low) >= SLOTS + SLOTS_SIZE && moved(high) <= END && moved(low) < moved(high);
         if !sound {
             return Err(Errno::INVAL);
         }

@@ -158,7 +158,11 @@ impl Tmpfs {
         is_named[0] = true;
         for (node, saved) in nodes.iter().zip(&saved.nodes) {
             for (name, index) in &saved.entries {
-                node.restore_entry(name, nodes.get(*index as usize).ok_or(Errno::INVAL)?, &mut is_named[*index as usize])?;
+                node.restore_entry(
+                    name,
+                    nodes.get(*index as usize).ok_or(Errno::INVAL)?,
+                    &mut is_named[*index as usize],
+                )?;
             }
         }
         Ok(made)
