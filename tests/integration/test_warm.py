@@ -120,7 +120,7 @@ def holds_pidfd(pid: int) -> bool:
     targets = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            targets.append(os.readlink(link))
+            targets.append(str(link.readlink()))
     return "anon_inode:[pidfd]" in targets
 
 
