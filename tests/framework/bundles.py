@@ -130,7 +130,7 @@ class Runtime:
         return found
 
 
-_REFUSED = re.compile(r"config\.json: (.+) is not carried out by")
+_REFUSED = re.compile(r"config\.json: (.+) is not carried out by|(\S+ is no block device)")
 
 
 class Refused(Exception):
@@ -143,7 +143,7 @@ class KindRuntime(Runtime):
     def __call__(self, *words: object, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         done = super().__call__(*words, check=False, **options)
         if found := _REFUSED.search(done.stderr):
-            raise Refused(found[1])
+            raise Refused(found[1] or found[2])
         assert not check or done.returncode == 0, f"{self.name} {words}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
