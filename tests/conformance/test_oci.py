@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from framework import bundles, differences, machines, wasm_conformance
+from framework import bundles, differences, wasm_conformance
 from framework.bundles import Refused, Runtime
 from framework.conformance import CASES, INSIDE, REFUSED, Observe, Site, compare
 from framework.daemon import Daemon

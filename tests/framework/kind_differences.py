@@ -74,7 +74,7 @@ _VM = (
     ("umask", REFUSED, "no kind with a stand-in has it yet; the usual 022 is what there is"),
     ("new namespaces", REFUSED, _OWN_KERNEL),
     ("a user namespace", REFUSED, "no kind with a stand-in has it yet"),
-    ("limits of the cgroup", "cgroup (memory|pids).*", "the guest's kernel limits the workload, the host's the machine"),
+    ("limits of the cgroup", "cgroup (memory|pids).*", "the guest's kernel holds the workload, the host's the machine"),
     ("exit codes", REFUSED, _OWN_KERNEL),
     ("mistakes at the command line", "(pause before start|resume)", "refused: nothing runs yet that could be paused"),
     *_OF_THE_STAND_IN,

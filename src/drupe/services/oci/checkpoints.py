@@ -1,5 +1,5 @@
-"""checkpoint and restore: by the program that made the container, with CRIU; or by the kind of sandbox, where the daemon
-keeps the container."""
+"""checkpoint and restore: by the program that made the container, with CRIU; or by the kind of sandbox, where the
+daemon keeps the container."""
 
 from __future__ import annotations
 
@@ -36,14 +36,25 @@ async def checkpoint(asked: Asked) -> OciAnswer:
 
 
 async def become(asked: Asked, program: BundleProgram, *words: str) -> OciAnswer:
-    """The caller becomes the program, with the flags that it has given. words: the verb, and what is told of the bundle.
-    Raises Unsupported where CRIU does not work, or for a flag that the program does not know."""
+    """The caller becomes the program, with the flags that it has given. words: the verb, and which bundle. Raises
+    Unsupported where CRIU does not work, or for a flag that the program does not know."""
     criu = await asked.bundles.criu.flags(program, asked.words.text("criu"))
     if program.name != "runc":
         _refuse_flags(asked, _OF_BOTH, program.name)
     options = asked.words.options.items()
     given = [f"--{name}={value}" for name, values in options if name != "bundle" for value in values]
     return asked.become(program, *criu, *words, *given, asked.id)
+
+
+async def are_there(asked: Asked, program: BundleProgram) -> bool:
+    """Whether containers of this program can be checkpointed."""
+    if program.stands:
+        return not asked.node.sandboxer(program.kind).capabilities()["checkpoint"].startswith("no")
+    try:
+        await asked.bundles.criu.flags(program, asked.words.text("criu"))
+    except Unsupported:
+        return False
+    return True
 
 
 def _refuse_flags(asked: Asked, known: Iterable[str], who: str) -> None:
