@@ -20,12 +20,15 @@ _MEMORY = ("limit", "reservation", "swap", "disableOOMKiller")
 _NPROC = "RLIMIT_NPROC"
 
 
-def stand_in_config(config: Mapping[str, Any], *, cgroup: str, terminal: bool) -> dict[str, Any]:
+def stand_in_config(
+    config: Mapping[str, Any], able: Mapping[str, str], *, cgroup: str, terminal: bool
+) -> dict[str, Any]:
     """The container whose only process waits in the workload's place: the bundle's own, without its program, its rights
-    and its limits. The paths in it are the caller's."""
+    and its limits. The paths in it are the caller's. able: what the kind can do. Rules for devices are the workload's
+    where that has any; in the same cgroup is then a program that needs others (/dev/kvm, /dev/net/tun)."""
     process, linux = config["process"], config.get("linux") or {}
     kept = {key: value for key, value in linux.items() if key not in ("resources", "seccomp", "mountLabel")}
-    rules = (linux.get("resources") or {}).get("devices")
+    rules = (linux.get("resources") or {}).get("devices") if able["devices"].startswith("no") else None
     mounts = list(config.get("mounts") or ())
     if all(mount["destination"] != "/proc" for mount in mounts):
         mounts.insert(0, _PROC)

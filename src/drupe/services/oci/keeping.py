@@ -48,7 +48,8 @@ async def prepare(asked: Asked, program: BundleProgram, config: RuntimeConfig, d
     words = ["create", "--bundle", bundle, "--preserve-fds", str(DESCRIPTORS), "--config", _TEXT]
     words += ["--console-socket", asked.files.absolute(console)] if console else []
     words += [f"--{name}" for name in ("no-pivot", "no-new-keyring") if asked.words.on(name)]
-    text = stand_in_config(plain, cgroup=births.cgroup_of_stand_in(asked, config), terminal=terminal and bool(console))
+    cgroup = births.cgroup_of_stand_in(asked, config)
+    text = stand_in_config(plain, able, cgroup=cgroup, terminal=terminal and bool(console))
     return OciAnswer(
         stand_in=OciStandIn(
             make=asked.command(program, *words, asked.id),
