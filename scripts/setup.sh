@@ -33,6 +33,7 @@ nginx-light                nginx
 wasi-libc                  /usr/include/wasm32-wasi
 user-mode-linux            linux.uml
 cpio                       cpio
+patchelf                   patchelf
 libclang-rt-14-dev-wasm32  /usr/lib/llvm-14/lib/clang/*/lib/wasi/*
 '
 
@@ -113,7 +114,7 @@ set_up_gvisor() { # stable's runsc of 2022 lacks what is used of it; the backpor
 }
 
 # Peers that Debian 12's glibc runs as they are; unpacked outside of the clone, never installed.
-PEERS='containerd/trixie containerd/sid docker.io/sid docker-cli/sid docker.io/bookworm'
+PEERS='containerd/trixie containerd/sid docker.io/sid docker-cli/sid docker.io/bookworm runc/sid libc6/sid libseccomp2/sid'
 
 set_up_peers() { # each suite's in a directory of its name
     local own suite target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/peers
@@ -129,12 +130,20 @@ set_up_peers() { # each suite's in a directory of its name
     private_apt "$own" "${missing[@]}"
     if { "${apt[@]}" update && unpack_peers "$own" "${missing[@]}"; } >"$own/log" 2>&1; then
         for suite in "${missing[@]}"; do
+            give_runc_its_libraries "$own/unpacked/$suite/usr" "$target/$suite/usr"
             mv -T "$own/unpacked/$suite" "$target/$suite" 2>/dev/null || true # another run was faster
         done
     else
         say "no other containerd and Docker for the tests ($(tail -n 1 "$own/log"))"
     fi
     rm -rf "$own"
+}
+
+give_runc_its_libraries() { # give_runc_its_libraries HERE THERE: it runs where it will be with the libraries beside it
+    [ -e "$1/sbin/runc" ] && [ -d "$1/lib/x86_64-linux-gnu" ] || return 0
+    local libraries=$2/lib/x86_64-linux-gnu
+    patchelf --set-interpreter "$libraries/ld-linux-x86-64.so.2" --set-rpath "$libraries" "$1/sbin/runc" ||
+        { rm "$1/sbin/runc"; say "no newer runc for the tests"; }
 }
 
 unpack_peers() { # unpack_peers DIRECTORY SUITE..: with apt=()
