@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auxv;
+mod bounds;
 mod calls;
 pub mod census;
 mod clone;
@@ -23,6 +24,7 @@ pub mod rest;
 mod rewrite;
 mod robust;
 mod seat;
+pub mod seccomp;
 mod send;
 pub mod signal;
 pub mod snapshot;

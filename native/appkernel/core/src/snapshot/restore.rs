@@ -17,6 +17,8 @@ use crate::kernel::Kernel;
 use crate::mm::MmId;
 use crate::pids;
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
+use crate::seccomp::bpf::Program;
+use crate::seccomp::{Filter, Seccomp};
 use crate::signal::{Action, Actions, AltStack, Info, COUNT};
 use crate::task::{Exit, FsState, Ids, PendingCall, Process, Report, State, Task};
 
@@ -37,9 +39,9 @@ fn signal(number: i32) -> Result<i32, Refusal> {
 }
 
 fn infos(saved: &[SavedInfo]) -> Result<Vec<Info>, Refusal> {
-    let one = |&(number, code, fields): &SavedInfo| match signal(number)? {
+    let one = |&(number, code, errno, fields): &SavedInfo| match signal(number)? {
         0 => Err(damaged("a signal that there is not")),
-        signal => Ok(Info { signal, code, fields }),
+        signal => Ok(Info { signal, code, errno, fields }),
     };
     saved.iter().map(one).collect()
 }
@@ -74,7 +76,8 @@ impl Kernel {
                 return Err(damaged("two processes of one number"));
             }
         }
-        saved.tasks.iter().try_for_each(|task| self.announce_task(task))?;
+        let filters = self.restore_filters(&saved.filters)?;
+        saved.tasks.iter().try_for_each(|task| self.announce_task(task, &filters))?;
         let files = self.restore_files(&saved, &trees, foreign, memory.as_ref())?;
         self.fill_tables(&saved, &shared, &files)?;
         self.restore_spaces(&saved, &shared, &files, memory)?;
@@ -84,6 +87,17 @@ impl Kernel {
         self.has_changed = true;
         self.rest_all_tasks();
         Ok(())
+    }
+
+    fn restore_filters(&self, saved: &[(Vec<u8>, Option<u32>)]) -> Result<Vec<Arc<Filter>>, Refusal> {
+        let mut made: Vec<Arc<Filter>> = Vec::new();
+        for (program, below) in saved {
+            let below = below.map(|number| get(&made, number, "a filter that is not there")).transpose()?;
+            let program = Program::parse(program).map_err(|_| damaged("a filter of system calls"))?;
+            let filter = Filter::new(program, below, &self.filters);
+            made.push(filter.map_err(|errno| format!("a filter of system calls: {errno}"))?);
+        }
+        Ok(made)
     }
 
     fn known(&self, pids: &[u32]) -> Result<BTreeSet<u32>, Refusal> {
@@ -255,8 +269,8 @@ impl Kernel {
     }
 
     /// A thread, before it has one of the host's: procfs shows it, and places there can be found.
-    fn announce_task(&mut self, saved: &SavedTask) -> Result<(), Refusal> {
-        let task = restored_task(saved)?;
+    fn announce_task(&mut self, saved: &SavedTask, filters: &[Arc<Filter>]) -> Result<(), Refusal> {
+        let task = restored_task(saved, filters)?;
         let process = self.tasks.processes.get_mut(&saved.pid).filter(|process| process.exit.is_none());
         process.ok_or_else(|| damaged("a thread of no process"))?.threads.push(saved.tid);
         if pids::view_of(saved.tid) != pids::view_of(saved.pid) || self.tasks.tasks.insert(saved.tid, task).is_some() {
@@ -294,7 +308,7 @@ fn default_actions() -> Arc<Mutex<Actions>> {
     Arc::new(Mutex::new(Actions::default()))
 }
 
-fn restored_task(saved: &SavedTask) -> Result<Task, Refusal> {
+fn restored_task(saved: &SavedTask, filters: &[Arc<Filter>]) -> Result<Task, Refusal> {
     let call = saved.call.as_ref().map(|call| PendingCall {
         number: call.number,
         args: call.args,
@@ -318,5 +332,10 @@ fn restored_task(saved: &SavedTask) -> Result<Task, Refusal> {
         clear_tid: saved.clear_tid,
         robust_list: saved.robust_list,
         name: saved.name,
+        seccomp: match saved.seccomp {
+            (true, _) => Seccomp::Strict,
+            (false, None) => Seccomp::Off,
+            (false, Some(number)) => Seccomp::Filtered(get(filters, number, "a filter that is not there")?),
+        },
     })
 }

@@ -15,6 +15,7 @@ use super::{Foreign, Pages, Refusal, Trees};
 use crate::kernel::Kernel;
 use crate::mm::{Mm, MmId};
 use crate::platform::ThreadId;
+use crate::seccomp::{Filter, Seccomp};
 use crate::signal::Info;
 use crate::task::{Exit, Process, Report, State, Task};
 
@@ -27,8 +28,33 @@ struct Shared {
     actions: HashMap<usize, u32>,
 }
 
+/// Filters of system calls, each once, those that others stand on first.
+#[derive(Default)]
+struct Filters {
+    numbers: HashMap<usize, u32>,
+    saved: Vec<(Vec<u8>, Option<u32>)>,
+}
+
+impl Filters {
+    fn number(&mut self, newest: &Arc<Filter>) -> u32 {
+        let mut chain = vec![newest];
+        while let Some(below) = chain.last().and_then(|filter| filter.parts().1) {
+            chain.push(below);
+        }
+        let mut last = None;
+        for filter in chain.into_iter().rev() {
+            let saved = &mut self.saved;
+            last = Some(*self.numbers.entry(Arc::as_ptr(filter) as usize).or_insert_with(|| {
+                saved.push((filter.parts().0.bytes().to_vec(), last));
+                saved.len() as u32 - 1
+            }));
+        }
+        last.unwrap_or(0)
+    }
+}
+
 fn info(info: &Info) -> SavedInfo {
-    (info.signal, info.code, info.fields)
+    (info.signal, info.code, info.errno, info.fields)
 }
 
 impl Kernel {
@@ -49,14 +75,16 @@ impl Kernel {
             let process = self.save_process(pid, &mut files, &mut shared, &mut saved, pages);
             saved.processes.push(process.map_err(|why| self.blame(pid, &why))?);
         }
+        let mut filters = Filters::default();
         let tids: Vec<u32> = self.tasks.tasks.keys().copied().collect();
         for tid in tids {
             let Some(pid) = self.tasks.tasks.get(&tid).map(|task| task.pid) else { continue };
             if self.tasks.processes.get(&pid).is_some_and(|process| process.exit.is_none()) {
-                saved.tasks.push(self.save_task(tid).map_err(|why| self.blame(pid, &why))?);
+                saved.tasks.push(self.save_task(tid, &mut filters).map_err(|why| self.blame(pid, &why))?);
             }
         }
         saved.files = files.save(self, pages)?;
+        saved.filters = filters.saved;
         (saved.pipes, saved.leaves) = (files.pipes, files.leaves);
         Ok(saved)
     }
@@ -97,6 +125,7 @@ impl Kernel {
             actions: Vec::new(),
             mms: Vec::new(),
             processes: Vec::new(),
+            filters: Vec::new(),
             tasks: Vec::new(),
             first: self.is_first.iter().copied().collect(),
             joined: self.joined.iter().copied().collect(),
@@ -234,7 +263,7 @@ impl Kernel {
         Ok(SavedMm { areas, brk_start, brk, top, auxiliary, pages: pieces, sites, regions })
     }
 
-    fn save_task(&mut self, tid: u32) -> Result<SavedTask, Refusal> {
+    fn save_task(&mut self, tid: u32, filters: &mut Filters) -> Result<SavedTask, Refusal> {
         let thread = self.thread(tid).map_err(|_| "it has gone")?;
         let lost = |errno| format!("the registers of thread {}: {errno}", crate::pids::seen(tid));
         // First of all: from then on it has a frame.
@@ -259,6 +288,11 @@ impl Kernel {
             clear_tid: task.clear_tid,
             robust_list: task.robust_list,
             name: task.name,
+            seccomp: match &task.seccomp {
+                Seccomp::Off => (false, None),
+                Seccomp::Strict => (true, None),
+                Seccomp::Filtered(newest) => (false, Some(filters.number(newest))),
+            },
         })
     }
 }

@@ -100,8 +100,8 @@ coded! {
     }
 }
 
-/// Signal, code, fields.
-pub type SavedInfo = (i32, i32, [u64; 2]);
+/// Signal, code, errno, fields.
+pub type SavedInfo = (i32, i32, i32, [u64; 2]);
 
 coded! {
     /// A call that waits.
@@ -130,6 +130,8 @@ coded! {
         pub clear_tid: u64,
         pub robust_list: u64,
         pub name: [u8; 16],
+        /// Whether its calls are filtered strictly; the number of its newest filter.
+        pub seccomp: (bool, Option<u32>),
     }
 }
 
@@ -214,6 +216,8 @@ coded! {
         pub actions: Vec<Vec<[u64; 4]>>,
         pub mms: Vec<SavedMm>,
         pub processes: Vec<SavedProcess>,
+        /// Filters of system calls: the program, and the number of the one before, which is lower.
+        pub filters: Vec<(Vec<u8>, Option<u32>)>,
         pub tasks: Vec<SavedTask>,
         pub first: Vec<u32>,
         pub joined: Vec<u32>,

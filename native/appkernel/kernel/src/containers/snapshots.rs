@@ -9,7 +9,7 @@ use drupe_appkernel_vfs::MountNamespace;
 use drupe_packets::{Failure, Outcome};
 use serde_json::{json, Value};
 
-use super::{take_fd, take_streams, unix_seconds, Container, Containers, Descriptors, Task};
+use super::{first_filter, take_fd, take_streams, unix_seconds, Container, Containers, Descriptors, Task};
 use crate::pod::Pod;
 use crate::settings::Tree;
 use crate::snapshot::{self, Made, Role, Streams};
@@ -64,28 +64,27 @@ impl Containers {
     }
 
     /// Make the containers of what was saved again, none of which goes on yet: their first processes, by container.
-    pub fn restore(&mut self, pod: &mut Pod, successors: Vec<Successor>, mut fds: Descriptors) -> Outcome<Value> {
+    pub fn restore(&mut self, pod: &mut Pod, mut successors: Vec<Successor>, mut fds: Descriptors) -> Outcome<Value> {
         if !self.containers.is_empty() {
             return Err(Failure::new("EBUSY", "the kernel has containers already"));
         }
         let (state, memory) = (take_fd(&mut fds, "state")?, take_fd(&mut fds, "memory")?);
         let opened = snapshot::open(pod, &state, memory)?;
-        let mut made = Vec::new();
-        let mut streams = Streams::default();
+        let (mut made, mut streams) = (Vec::new(), Streams::default());
         for saved in &opened.containers {
             let at = successors.iter().position(|one| one.old == saved.id);
-            let successor = &successors
-                [at.ok_or_else(|| Failure::invalid(format!("nothing goes on from container {}", saved.id)))?];
-            let mut own: Descriptors = HashMap::new();
-            for name in ["stdin", "stdout", "stderr", "root"] {
-                own.extend(fds.remove(&format!("{name}:{}", successor.id)).map(|fd| (name.to_string(), fd)));
-            }
+            let none = || Failure::invalid(format!("nothing goes on from container {}", saved.id));
+            let successor = successors.swap_remove(at.ok_or_else(none)?);
+            let of = |name: &str| format!("{name}:{}", successor.id);
+            let names = ["stdin", "stdout", "stderr", "root"];
+            let own = names.iter().filter_map(|name| Some((name.to_string(), fds.remove(&of(name))?)));
+            let mut own: Descriptors = own.collect();
             streams.add(pod, take_streams(&mut own)?)?;
             let root = match &successor.tree.root {
                 Some(place) => Root::Shared(place.clone()),
                 None => Root::Image(take_fd(&mut own, "root")?),
             };
-            made.push((successor.id.clone(), saved.clone(), root, successor));
+            made.push((saved.clone(), root, successor));
         }
         self.build(pod, made, opened, streams)
     }
@@ -93,28 +92,27 @@ impl Containers {
     fn build(
         &mut self,
         pod: &mut Pod,
-        made: Vec<(String, SavedContainer, Root, &Successor)>,
+        made: Vec<(SavedContainer, Root, Successor)>,
         opened: Made,
         streams: Streams,
     ) -> Outcome<Value> {
         let mut namespaces = Vec::new();
         let mut pids = serde_json::Map::new();
-        for (id, saved, root, successor) in made {
+        for (saved, root, Successor { id, tree, .. }) in made {
             let builder = Builder::with(pod, root, opened.trees_of(&saved)?)?;
-            builder.mount_all(successor.tree.mounts.clone())?;
-            let (namespace, root) = builder.finish(successor.tree.read_only);
+            builder.mount_all(tree.mounts)?;
+            let (namespace, root) = builder.finish(tree.read_only);
             namespaces.push(Arc::clone(&namespace));
-            let (number, view) = (saved.number, saved.view);
+            let (number, view, pid) = (saved.number, saved.view, saved.pid);
             self.last = self.last.max(number);
-            self.containers.insert(id.clone(), Container { number, view, namespace, root });
+            let seccomp = first_filter(pod, tree.filter)?;
+            pod.kernel.bound_tasks(Some(number), tree.tasks);
+            self.containers.insert(id.clone(), Container { number, view, namespace, root, seccomp });
             let key = (id.clone(), String::new());
-            self.by_pid.insert(saved.pid, key.clone());
-            let streams = streams.of(pids.len());
-            self.tasks.insert(
-                key,
-                Task { pid: saved.pid, started_at: unix_seconds(pod), ended: None, console: None, streams },
-            );
-            pids.insert(id, json!(seen(saved.pid)));
+            self.by_pid.insert(pid, key.clone());
+            let (started_at, streams) = (unix_seconds(pod), streams.of(pids.len()));
+            self.tasks.insert(key, Task { pid, started_at, ended: None, console: None, streams });
+            pids.insert(id, json!(seen(pid)));
         }
         opened.restore(pod, &namespaces, &streams)?;
         Ok(json!({ "pids": pids }))
