@@ -1,4 +1,4 @@
-"""Snapshots and forks of pods under the application kernel, through a real daemon: what ran goes on, and no two are alike."""
+"""Snapshots and forks of pods under the application kernel: what ran goes on, and no two are alike."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ head -c 16 /dev/urandom | od -An -tx1 >/tmp/x; mv /tmp/x /tmp/drawn; sleep 1000"
 
 def test_forks_are_not_alike(daemon: Daemon) -> None:
     """What runs goes on in each, with names, addresses and random numbers of its own."""
-    start(daemon, "origin", "--tmpfs", "/tmp", script=DRAWS)  # noqa: S108 the container's
+    start(daemon, "origin", "--tmpfs", "/tmp", script=DRAWS)
     wait_until(lambda: daemon.command("exec", "origin", "test", "-e", "/tmp/begun").returncode == 0, what="it began")
     for name in ("one", "two"):
         said(daemon, "fork", "--name", name, "origin")
@@ -100,6 +100,11 @@ def test_forks_are_not_alike(daemon: Daemon) -> None:
 BUSY = r"""
 import ctypes, mmap, os, select, signal, socket, subprocess, tempfile, threading, time
 numbers = {}
+shared = mmap.mmap(-1, 1 << 20)
+both = os.fork()
+if both == 0:
+    while shared[0] == 0: time.sleep(0.02)
+    shared[70000:70005] = b"child"; os._exit(0)
 held = open("/work/held", "w+"); held.write("held"); held.flush()
 gone = tempfile.TemporaryFile(dir="/work"); gone.write(b"nameless"); gone.flush()
 private = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); private[4096:4101] = b"pages"
@@ -120,6 +125,10 @@ signal.signal(signal.SIGALRM, lambda *_: numbers.update(alarms=numbers.get("alar
 signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
 poll = select.epoll(); poll.register(e, select.EPOLLIN)
 listener = socket.create_server(("0.0.0.0", 7000))
+one, other = socket.socketpair()
+one.sendmsg([b"sent"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, e.to_bytes(4, "little"))])
+at = socket.socket(socket.AF_UNIX); at.bind("/work/at"); at.listen()
+caller = socket.socket(socket.AF_UNIX); caller.connect("/work/at"); caller.send(b"called")
 mathematics = 1.0 / 3.0
 open("/work/ready", "w").close()
 while not os.path.exists("/work/check"): time.sleep(0.02)
@@ -131,12 +140,17 @@ held.seek(0); gone.seek(0)
 said = [held.read(), gone.read(), bytes(private[4096:4101]), os.read(r, 99), poll.poll(0) == [(e, select.EPOLLIN)],
         os.eventfd_read(e), child.stdout.read(), child.wait(), numbers["waited"], mathematics]
 socket.create_connection(("127.0.0.1", 7000)).close()
+data, control, _, _ = other.recvmsg(99, 99)
+shared[0] = 1; os.waitpid(both, 0)
+said += [data, len(control), at.accept()[0].recv(99), shared[70000:70005]]
+again = socket.socket(socket.AF_UNIX); again.connect("/work/at")
 while numbers["counted"] <= before["counted"] or numbers["alarms"] <= before["alarms"]: time.sleep(0.02)
 with open("/work/x", "w") as out: out.write(repr(said))
 os.rename("/work/x", "/work/said")
 time.sleep(1000)
 """
-SAID = "['held', b'nameless', b'pages', b'in the pipe', True, 7, b'to the child', 0, True, 0.3333333333333333]"
+SAID = "['held', b'nameless', b'pages', b'in the pipe', True, 7, b'to the child', 0, True, "
+SAID += "0.3333333333333333, b'sent', 1, b'called', b'child']"
 
 
 def there(daemon: Daemon, pod: str, path: str) -> bool:
@@ -144,7 +158,7 @@ def there(daemon: Daemon, pod: str, path: str) -> bool:
 
 
 def test_what_a_program_had_it_has_again(daemon: Daemon, tmp_path: Path) -> None:
-    """Threads that wait and that sleep, a child, pipes, timers, events, memory, files with and without a name."""
+    """Threads that wait and sleep, children, pipes, sockets, timers, events, memory of its own and shared, files."""
     (tmp_path / "busy.py").write_text(BUSY)
     words = ("-v", f"{tmp_path}/busy.py:/busy.py:ro", *DEBIAN, "--tmpfs", "/work")
     start(daemon, "busy", *words, script="exec /usr/bin/python3 -I /busy.py")
@@ -179,9 +193,11 @@ def test_redis_answers_where_it_was(daemon: Daemon) -> None:
 
 def test_what_cannot_be_saved_is_refused_by_name(daemon: Daemon) -> None:
     """And goes on."""
-    script = "import mmap, time; m = mmap.mmap(-1, 4096); print('up', flush=True); time.sleep(1000)"
-    start(daemon, "shared", *DEBIAN, script=f'exec /usr/bin/python3 -I -c "{script}"')
-    wait_until(lambda: "up" in said(daemon, "logs", "shared"), what="it runs")
-    why = refusal(daemon, "snapshot", "create", "shared")
-    assert "process 1 (python3" in why and "shares without a file" in why
-    assert said(daemon, "exec", "shared", "echo", "alive") == "alive\n"
+    take = "import fcntl, time; f = open('/held', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('up', flush=True)"
+    start(daemon, "locks", *DEBIAN, script=f'exec /usr/bin/python3 -I -c "{take}; time.sleep(1000)"')
+    wait_until(lambda: "up" in said(daemon, "logs", "locks"), what="it runs")
+    assert "a record lock (fcntl) on held" in refusal(daemon, "snapshot", "create", "locks")
+    said(daemon, "run", "-d", "-t", "--name", "typed", *HERE, "busybox", "sh")
+    assert "has a terminal" in refusal(daemon, "fork", "typed")
+    for pod in ("locks", "typed"):
+        assert said(daemon, "exec", pod, "echo", "alive") == "alive\n"

@@ -177,6 +177,11 @@ pub trait Platform {
         Err(Errno::NOSYS)
     }
 
+    /// What an address of memory that is shared without a file belongs to: the same for all who share it; and where in that.
+    fn shared_object(&self, _space: SpaceId, _address: u64) -> Result<((u64, u64), u64)> {
+        Err(Errno::NOSYS)
+    }
+
     /// The fs base of a thread that stands still; and its gs base, if that is the guest's.
     fn segment_bases(&mut self, _thread: ThreadId) -> Result<(u64, Option<u64>)> {
         Err(Errno::NOSYS)

@@ -497,6 +497,10 @@ impl Platform for Stubs {
         self.pages_of(space, start, end)
     }
 
+    fn shared_object(&self, space: SpaceId, address: u64) -> Result<((u64, u64), u64)> {
+        self.object_of(space, address)
+    }
+
     fn segment_bases(&mut self, thread: ThreadId) -> Result<(u64, Option<u64>)> {
         self.bases_of(thread)
     }

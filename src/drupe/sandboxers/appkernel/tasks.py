@@ -159,8 +159,8 @@ class KernelTasks(KeptTasks):
         return config, streams | fds
 
     async def restore(self, pod: KernelPod, directory: Path, ids: Mapping[str, str]) -> None:
-        """Have the pod's kernel go on from a snapshot, each container from its start on. ids: the containers to those of
-        the snapshot."""
+        """Have the pod's kernel go on from a snapshot, each container from its start on. ids: the containers to those
+        of the snapshot."""
         await self._pods.start(pod, restores=True)
         containers: list[dict[str, Any]] = []
         fds: dict[str, int] = {}

@@ -9,13 +9,14 @@ use drupe_appkernel_vfs::event::{Epoll, EpollEvent, EventFd, SignalFd, TimerFd};
 use drupe_appkernel_vfs::inode::NewNode;
 use drupe_appkernel_vfs::pipe::{Pipe, PipeEnd};
 use drupe_appkernel_vfs::saved::{SavedPipe, Watched};
-use drupe_appkernel_vfs::socket::LocalSocket;
+use drupe_appkernel_vfs::socket::{LocalSocket, Numbers, SavedSocket};
 use drupe_appkernel_vfs::tmpfs::{Leaf, Limits, TmpFile, Tmpfs};
 use drupe_appkernel_vfs::{
-    Backing, Context, Credentials, File, FileSystem, FileType, Mount, MountNamespace, OpenFile, OpenFlags, Path, Timestamp,
+    Backing, Context, Credentials, File, FileSystem, FileType, Mount, MountNamespace, OpenFile, OpenFlags, Path,
+    Timestamp,
 };
 
-use super::state::{Body, EpollItem, PipeFile, SavedFile};
+use super::state::{Body, EpollItem, PipeFile, Place, Saved, SavedFile};
 use super::{damaged, opened, Foreign, Pages, Refusal, Trees};
 use crate::calls::pidfd::{Life, PidFd};
 use crate::kernel::Kernel;
@@ -31,6 +32,22 @@ pub(super) struct Files<'a> {
     pub pipes: Vec<SavedPipe>,
     leaf_numbers: HashMap<usize, u32>,
     pub leaves: Vec<Leaf>,
+    socket_numbers: HashMap<usize, u32>,
+    found_sockets: Vec<Arc<LocalSocket>>,
+    pub sockets: Vec<(SavedSocket, Option<Place>)>,
+}
+
+impl Numbers for Files<'_> {
+    fn socket(&mut self, socket: &Arc<LocalSocket>) -> u32 {
+        *self.socket_numbers.entry(Arc::as_ptr(socket) as usize).or_insert_with(|| {
+            self.found_sockets.push(Arc::clone(socket));
+            self.found_sockets.len() as u32 - 1
+        })
+    }
+
+    fn file(&mut self, file: &Arc<OpenFile>) -> u32 {
+        self.number(file)
+    }
 }
 
 impl<'a> Files<'a> {
@@ -44,6 +61,9 @@ impl<'a> Files<'a> {
             pipes: Vec::new(),
             leaf_numbers: HashMap::new(),
             leaves: Vec::new(),
+            socket_numbers: HashMap::new(),
+            found_sockets: Vec::new(),
+            sockets: Vec::new(),
         }
     }
 
@@ -57,10 +77,17 @@ impl<'a> Files<'a> {
     /// All that were numbered, and those that these lead to.
     pub fn save(&mut self, kernel: &Kernel, pages: &mut Pages<'_>) -> Result<Vec<SavedFile>, Refusal> {
         let mut saved = Vec::new();
-        while let Some(file) = self.found.get(saved.len()).cloned() {
-            saved.push(self.save_file(kernel, &file, pages)?);
+        loop {
+            if let Some(file) = self.found.get(saved.len()).cloned() {
+                saved.push(self.save_file(kernel, &file, pages)?);
+            } else if let Some(socket) = self.found_sockets.get(self.sockets.len()).cloned() {
+                let place = socket.bound().and_then(|path| self.trees.place(&path));
+                let one = (socket.save(self), place);
+                self.sockets.push(one);
+            } else {
+                return Ok(saved);
+            }
         }
-        Ok(saved)
     }
 
     fn save_file(&mut self, kernel: &Kernel, file: &OpenFile, pages: &mut Pages<'_>) -> Result<SavedFile, Refusal> {
@@ -100,6 +127,10 @@ impl<'a> Files<'a> {
             let pid = kernel.owner_of_signals(signals).ok_or("a signalfd whose maker has ended")?;
             return Ok(Body::Signals((signals.mask(), pid)));
         }
+        if let Some(socket) = file.downcast::<LocalSocket>() {
+            let shared = socket.shared().map_err(|_| "a socket that is gone")?;
+            return Ok(Body::Socket(self.socket(&shared)));
+        }
         self.with_path(file, pages)
     }
 
@@ -107,9 +138,6 @@ impl<'a> Files<'a> {
         let path = file.path().ok_or("an open file without a place")?;
         let name = path.dentry.name();
         let text = String::from_utf8_lossy(&name).into_owned();
-        if file.downcast::<LocalSocket>().is_some() {
-            return Err(format!("a socket within the pod ({text})"));
-        }
         if path.mount.is_internal() {
             return Err(format!("an open file of the kind {text}"));
         }
@@ -163,6 +191,7 @@ pub(super) struct Maker<'a> {
     pub foreign: &'a dyn Foreign,
     pipes: Vec<(Arc<Pipe>, Option<Path>)>,
     leaves: Vec<Path>,
+    sockets: Vec<Arc<LocalSocket>>,
 }
 
 impl<'a> Maker<'a> {
@@ -171,12 +200,16 @@ impl<'a> Maker<'a> {
         trees: &'a Trees<'a>,
         foreign: &'a dyn Foreign,
         memory: &'a dyn Backing,
-        (pipes, leaves): (Vec<SavedPipe>, &[Leaf]),
+        saved: &Saved,
     ) -> Result<Maker<'a>, Refusal> {
-        let pipes = pipes.into_iter().map(|pipe| Ok((Pipe::restore(pipe).map_err(|_| damaged("a pipe"))?, None)));
+        let begun = |(socket, _): &(SavedSocket, _)| LocalSocket::begin(&kernel.network, socket);
+        let sockets = saved.sockets.iter().map(begun).collect::<drupe_appkernel_abi::Result<Vec<_>>>();
+        let sockets = sockets.map_err(|_| damaged("a socket"))?;
+        let pipes =
+            saved.pipes.iter().cloned().map(|pipe| Ok((Pipe::restore(pipe).map_err(|_| damaged("a pipe"))?, None)));
         let pipes = pipes.collect::<Result<Vec<_>, Refusal>>()?;
-        let leaves = leaves.iter().map(|leaf| nameless(kernel, leaf, memory)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Maker { trees, foreign, pipes, leaves })
+        let leaves = saved.leaves.iter().map(|leaf| nameless(kernel, leaf, memory)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Maker { trees, foreign, pipes, leaves, sockets })
     }
 
     /// All but what epoll instances watch, which may be any of them.
@@ -207,6 +240,10 @@ impl<'a> Maker<'a> {
             Body::Epoll(_) => event(Epoll::new(), "eventpoll"),
             Body::Process(pid) => event(kernel.pidfd_again(*pid), "pidfd"),
             Body::Signals((mask, pid)) => event(kernel.signalfd_again(*mask, *pid)?, "signalfd"),
+            Body::Socket(number) => {
+                let socket = self.sockets.get(*number as usize).ok_or_else(|| damaged("a socket that is not there"))?;
+                Arc::clone(socket).open(&context, flags)
+            }
             Body::Nameless((number, name)) => self.nameless(&context, *number, name, flags)?,
         };
         made.set_position(saved.position);
@@ -216,6 +253,16 @@ impl<'a> Maker<'a> {
             locked.map_err(|_| damaged("locks that exclude one another"))?;
         }
         Ok(made)
+    }
+
+    /// What sockets hold, and what they are to one another, once all files are made.
+    pub fn settle_sockets(&self, saved: &Saved, files: &[Arc<OpenFile>]) -> Result<(), Refusal> {
+        for (socket, (saved, place)) in self.sockets.iter().zip(&saved.sockets) {
+            let bound = place.as_ref().map(|place| self.trees.find(place)).transpose()?;
+            let done = socket.restore(saved, &self.sockets, files, bound);
+            done.map_err(|errno| damaged(&format!("a socket: {errno}")))?;
+        }
+        Ok(())
     }
 
     fn pipe(&mut self, context: &Context, saved: &PipeFile, flags: u32) -> Result<Arc<OpenFile>, Refusal> {

@@ -1,5 +1,7 @@
 //! Pages of a space, as they are written down.
 
+use std::collections::HashMap;
+
 use drupe_appkernel_abi::Result;
 
 use super::Pages;
@@ -15,7 +17,65 @@ const GAP_BYTES: u64 = 16 * PAGE;
 /// Address, bytes, where they lie.
 type Piece = (u64, u64, u64);
 
+/// Memory that processes share without a file, by what the host calls it.
+#[derive(Default)]
+pub(super) struct Objects {
+    numbers: HashMap<(u64, u64), u32>,
+    /// Offsets of which the pages were written: starts and ends.
+    known: Vec<Vec<(u64, u64)>>,
+    pub saved: Vec<(u64, Vec<Piece>)>,
+}
+
 impl Kernel {
+    /// The pages of a shared area, unless they were written already: the object's number, and the area's offset in it.
+    pub(super) fn save_object(
+        &mut self,
+        (space, thread): (SpaceId, ThreadId),
+        (start, area): (u64, &Area),
+        pages: &mut Pages<'_>,
+        objects: &mut Objects,
+    ) -> Result<(u32, u64)> {
+        let (name, offset) = self.platform.shared_object(space, start)?;
+        let number = *objects.numbers.entry(name).or_insert_with(|| {
+            objects.saved.push((0, Vec::new()));
+            objects.known.push(Vec::new());
+            objects.saved.len() as u32 - 1
+        });
+        let at = number as usize;
+        let end = offset + (area.end - start);
+        objects.saved[at].0 = objects.saved[at].0.max(end);
+        if objects.known[at].iter().any(|(from, to)| *from <= offset && end <= *to) {
+            return Ok((number, offset));
+        }
+        objects.known[at].push((offset, end));
+        let mut pieces = Vec::new();
+        self.readable((start, area), thread, |kernel| {
+            kernel.save_run(space, (start, area.end), true, pages, &mut pieces)
+        })?;
+        let moved = pieces.into_iter().map(|(address, size, place)| (address - start + offset, size, place));
+        objects.saved[at].1.extend(moved);
+        Ok((number, offset))
+    }
+
+    /// Do something while an area can be read.
+    fn readable(
+        &mut self,
+        (start, area): (u64, &Area),
+        thread: ThreadId,
+        act: impl FnOnce(&mut Kernel) -> Result<()>,
+    ) -> Result<()> {
+        let hidden = area.protection & PROT_READ == 0;
+        let protect = |protection| [MemoryOp::Protect { address: start, size: area.end - start, protection }];
+        if hidden {
+            self.platform.change(thread, &protect(area.protection | PROT_READ))?;
+        }
+        let done = act(self);
+        if hidden {
+            self.platform.change(thread, &protect(area.protection))?;
+        }
+        done
+    }
+
     /// The pages of a private area that are not its file's.
     pub(super) fn save_pages(
         &mut self,
@@ -29,18 +89,15 @@ impl Kernel {
         if is_zero_before {
             join_near(&mut own);
         }
-        let (hidden, size) = (area.protection & PROT_READ == 0 && !own.is_empty(), area.end - start);
-        let protect = |protection| MemoryOp::Protect { address: start, size, protection };
-        if hidden {
-            self.platform.change(thread, &[protect(area.protection | PROT_READ)])?;
+        if own.is_empty() {
+            return Ok(());
         }
         let mut pieces = Vec::new(); // of this area alone: its neighbour may be mapped in another way
-        let done = own.into_iter().try_for_each(|run| self.save_run(space, run, is_zero_before, pages, &mut pieces));
+        self.readable((start, area), thread, |kernel| {
+            own.into_iter().try_for_each(|run| kernel.save_run(space, run, is_zero_before, pages, &mut pieces))
+        })?;
         saved.extend(pieces);
-        if hidden {
-            self.platform.change(thread, &[protect(area.protection)])?;
-        }
-        done
+        Ok(())
     }
 
     fn save_run(

@@ -193,11 +193,12 @@ impl Kernel {
         foreign: &dyn Foreign,
         memory: &dyn Backing,
     ) -> Result<Vec<Arc<OpenFile>>, Refusal> {
-        let mut maker = Maker::new(self, trees, foreign, memory, (saved.pipes.clone(), &saved.leaves))?;
+        let mut maker = Maker::new(self, trees, foreign, memory, saved)?;
         let mut made = Vec::new();
         for file in &saved.files {
             made.push(maker.make(self, file)?);
         }
+        maker.settle_sockets(saved, &made)?;
         watch_again(&saved.files, &made)?;
         Ok(made)
     }
@@ -222,10 +223,11 @@ impl Kernel {
         files: &[Arc<OpenFile>],
         memory: &Arc<dyn Backing>,
     ) -> Result<(), Refusal> {
+        let objects = self.restore_objects(&saved.objects, memory.as_ref())?;
         for (mm, id) in saved.mms.iter().zip(&shared.mms) {
             let users: Vec<u32> = self.tasks.processes.values().filter(|p| p.mm == *id).map(|p| p.pid).collect();
             let tasks: Vec<&SavedTask> = saved.tasks.iter().filter(|task| users.contains(&task.pid)).collect();
-            let (mut mm, first) = self.restore_mm(mm, files, memory)?;
+            let (mut mm, first) = self.restore_mm(mm, files, &objects, memory)?;
             let space = mm.space;
             mm.users = users.len() as u32;
             self.mms.insert(*id, mm);

@@ -7,6 +7,7 @@ use drupe_appkernel_vfs::saved::clock_number;
 use drupe_appkernel_vfs::{MountNamespace, Path};
 
 use super::files::Files;
+use super::memory::Objects;
 use super::state::{
     Place, Saved, SavedArea, SavedCall, SavedFs, SavedInfo, SavedLife, SavedMm, SavedPosixTimer, SavedProcess,
     SavedTask,
@@ -26,6 +27,7 @@ struct Shared {
     tables: HashMap<usize, u32>,
     fs: HashMap<usize, u32>,
     actions: HashMap<usize, u32>,
+    objects: Objects,
 }
 
 /// Filters of system calls, each once, those that others stand on first.
@@ -85,7 +87,8 @@ impl Kernel {
         }
         saved.files = files.save(self, pages)?;
         saved.filters = filters.saved;
-        (saved.pipes, saved.leaves) = (files.pipes, files.leaves);
+        (saved.pipes, saved.leaves, saved.sockets) = (files.pipes, files.leaves, files.sockets);
+        saved.objects = shared.objects.saved;
         Ok(saved)
     }
 
@@ -119,6 +122,8 @@ impl Kernel {
             last_numbers: self.tasks.all_last(),
             pipes: Vec::new(),
             leaves: Vec::new(),
+            sockets: Vec::new(),
+            objects: Vec::new(),
             files: Vec::new(),
             tables: Vec::new(),
             fs: Vec::new(),
@@ -227,7 +232,8 @@ impl Kernel {
         let mm = *shared.mms.entry(id).or_insert(next);
         if mm == next {
             let thread = p.threads.iter().find_map(|tid| self.tasks.tasks.get(tid)).map(|task| task.thread);
-            saved.mms.push(self.save_mm(id, thread.ok_or("it has no thread")?, files, pages)?);
+            let thread = thread.ok_or("it has no thread")?;
+            saved.mms.push(self.save_mm(id, thread, (files, &mut shared.objects), pages)?);
         }
         Ok(SavedLife { mm, table, fs, actions })
     }
@@ -236,25 +242,26 @@ impl Kernel {
         &mut self,
         id: MmId,
         thread: ThreadId,
-        files: &mut Files<'_>,
+        (files, objects): (&mut Files<'_>, &mut Objects),
         pages: &mut Pages<'_>,
     ) -> Result<SavedMm, Refusal> {
         let mm: Mm = self.mms.get(&id).ok_or("it has no memory")?.clone();
         let (mut areas, mut pieces) = (Vec::new(), Vec::new());
         for (start, area) in &mm.areas {
-            if area.shared && area.file.is_none() {
-                return Err(format!("memory at {start:#x} that it shares without a file (MAP_SHARED | MAP_ANONYMOUS)"));
-            }
-            if !area.shared {
-                let done = self.save_pages((mm.space, thread), (*start, area), pages, &mut pieces);
-                done.map_err(|errno| format!("its memory at {start:#x} ({}): {errno}", area.name))?;
-            }
+            let lost = |errno| format!("its memory at {start:#x} ({}): {errno}", area.name);
+            let of = (mm.space, thread);
+            let object = match (area.shared, &area.file) {
+                (true, None) => Some(self.save_object(of, (*start, area), pages, objects).map_err(lost)?),
+                (true, Some(_)) => None,
+                _ => self.save_pages(of, (*start, area), pages, &mut pieces).map(|()| None).map_err(lost)?,
+            };
             areas.push(SavedArea {
                 start: *start,
                 end: area.end,
                 protection: area.protection,
                 shared: area.shared,
                 file: area.file.as_ref().map(|(file, offset)| (files.number(file), *offset)),
+                object,
                 name: area.name.to_string(),
             });
         }

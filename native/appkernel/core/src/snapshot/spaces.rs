@@ -5,7 +5,7 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::{Backing, OpenFile};
 
-use super::state::SavedMm;
+use super::state::{SavedArea, SavedMm};
 use super::{damaged, Refusal};
 use crate::calls::memory::mapping;
 use crate::kernel::Kernel;
@@ -21,6 +21,7 @@ impl Kernel {
         &mut self,
         saved: &SavedMm,
         files: &[Arc<OpenFile>],
+        objects: &[Arc<dyn Backing>],
         memory: &Arc<dyn Backing>,
     ) -> std::result::Result<(Mm, ThreadId), Refusal> {
         let (space, thread) = self.platform.new_space().map_err(|errno| format!("a process of the host: {errno}"))?;
@@ -28,6 +29,9 @@ impl Kernel {
         let ops = mm.areas.iter().map(|(start, area)| mapping(*start, area)).collect::<Result<Vec<_>>>();
         let mapped = ops.and_then(|ops| self.platform.change(thread, &ops));
         mapped.map_err(|errno| format!("memory of a process cannot be mapped: {errno}"))?;
+        for area in &saved.areas {
+            self.map_object(thread, area, objects)?;
+        }
         for (address, size, place) in &saved.pages {
             let area = area_of(&mm, *address, *size)?;
             let done = match area.protection & PROT_EXEC {
@@ -41,6 +45,42 @@ impl Kernel {
             }
         }
         Ok((mm, thread))
+    }
+
+    /// Memory that is shared without a file.
+    fn map_object(
+        &mut self,
+        thread: ThreadId,
+        area: &SavedArea,
+        objects: &[Arc<dyn Backing>],
+    ) -> std::result::Result<(), Refusal> {
+        let Some((number, offset)) = area.object else { return Ok(()) };
+        let object = objects.get(number as usize).filter(|_| area.shared && area.file.is_none() && offset % PAGE == 0);
+        let file = Arc::clone(object.ok_or_else(|| damaged("shared memory that is not there"))?).as_host_file();
+        let (address, size, protection) = (area.start, area.end - area.start, area.protection);
+        let op = MemoryOp::MapFile { address, size, protection, shared: true, file, offset };
+        let mapped = self.platform.change(thread, &[op]);
+        mapped.map_err(|errno| format!("shared memory cannot be mapped: {errno}"))
+    }
+
+    /// Memory that processes share without a file, with what was in it.
+    pub(super) fn restore_objects(
+        &self,
+        saved: &[(u64, Vec<(u64, u64, u64)>)],
+        memory: &dyn Backing,
+    ) -> std::result::Result<Vec<Arc<dyn Backing>>, Refusal> {
+        let one = |(size, pieces): &(u64, Vec<(u64, u64, u64)>)| {
+            let object = self.host.backings().create()?;
+            object.set_size(*size)?;
+            for (offset, bytes, place) in pieces {
+                let end = offset.checked_add(*bytes).filter(|end| end <= size);
+                end.ok_or(Errno::INVAL)?;
+                copy(memory, *place, object.as_ref(), *offset, *bytes)?;
+            }
+            Ok(object)
+        };
+        let made = saved.iter().map(one).collect::<Result<Vec<_>>>();
+        made.map_err(|errno| format!("shared memory: {errno}"))
     }
 
     fn map_pages(
@@ -96,7 +136,7 @@ fn book(saved: &SavedMm, space: SpaceId, end: u64, files: &[Arc<OpenFile>]) -> s
             return Err(damaged("what is mapped"));
         };
         let file = match area.file {
-            None if area.shared => return Err(damaged("shared memory without a file")),
+            None if area.shared && area.object.is_none() => return Err(damaged("shared memory without a file")),
             None => None,
             Some((number, offset)) => {
                 let file = files.get(number as usize).filter(|_| offset % PAGE == 0);
@@ -110,4 +150,15 @@ fn book(saved: &SavedMm, space: SpaceId, end: u64, files: &[Arc<OpenFile>]) -> s
     mm.auxiliary.clone_from(&saved.auxiliary);
     mm.sites.restore(&saved.sites, &saved.regions).ok_or_else(|| damaged("rewritten places"))?;
     Ok(mm)
+}
+
+fn copy(from: &dyn Backing, at: u64, to: &dyn Backing, offset: u64, bytes: u64) -> Result<()> {
+    let mut done = 0;
+    while done < bytes {
+        let mut piece = vec![0; COPY_BYTES.min(bytes - done) as usize];
+        from.read_at(at.checked_add(done).ok_or(Errno::INVAL)?, &mut piece)?;
+        to.write_at(offset + done, &piece)?;
+        done += piece.len() as u64;
+    }
+    Ok(())
 }

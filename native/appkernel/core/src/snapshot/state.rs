@@ -2,6 +2,7 @@
 
 use drupe_appkernel_abi::coded;
 use drupe_appkernel_vfs::saved::{SavedEnd, SavedEvent, SavedPipe, SavedTimer};
+use drupe_appkernel_vfs::socket::SavedSocket;
 use drupe_appkernel_vfs::tmpfs::Leaf;
 
 /// Of this form; the kernel's own version is told apart from it.
@@ -51,6 +52,8 @@ coded! {
         Process(u32) = 7,
         /// signalfd(2): the mask, and whose signals.
         Signals((u64, u32)) = 8,
+        /// A socket within the pod, by its number.
+        Socket(u32) = 9,
     }
 }
 
@@ -75,13 +78,14 @@ coded! {
 }
 
 coded! {
-    /// file: its number, and the offset at the start.
+    /// file: its number, and the offset at the start. object: the same of memory that is shared without a file.
     pub struct SavedArea {
         pub start: u64,
         pub end: u64,
         pub protection: u32,
         pub shared: bool,
         pub file: Option<(u32, u64)>,
+        pub object: Option<(u32, u64)>,
         pub name: String,
     }
 }
@@ -208,6 +212,10 @@ coded! {
         pub last_numbers: Vec<(u32, u32)>,
         pub pipes: Vec<SavedPipe>,
         pub leaves: Vec<Leaf>,
+        /// With the place of the socket file that each is bound to.
+        pub sockets: Vec<(SavedSocket, Option<Place>)>,
+        /// Memory that is shared without a file: bytes, and pages (offset, bytes, where they lie).
+        pub objects: Vec<(u64, Vec<(u64, u64, u64)>)>,
         pub files: Vec<SavedFile>,
         /// Descriptor, close-on-exec, file.
         pub tables: Vec<Vec<(i32, bool, u32)>>,

@@ -43,6 +43,22 @@ impl Stubs {
         Ok(own)
     }
 
+    /// By the host's list of its mappings (proc_pid_maps(5)): device and inode, offset.
+    pub(super) fn object_of(&self, space: SpaceId, address: u64) -> Result<((u64, u64), u64)> {
+        let process = self.spaces.get(&space).ok_or(Errno::SRCH)?.in_proc;
+        let list = files::open(self.proc.as_fd(), format!("{process}/maps").as_bytes(), libc::O_RDONLY);
+        let list = list.map_err(errno)?;
+        let (mut text, mut chunk) = (Vec::new(), vec![0; STEP]);
+        loop {
+            match files::read(list.as_fd(), &mut chunk).map_err(errno)? {
+                0 => break,
+                count => text.extend(&chunk[..count]),
+            }
+        }
+        let text = String::from_utf8_lossy(&text);
+        text.lines().find_map(|line| object_in(line, address)).ok_or(Errno::FAULT)
+    }
+
     /// The stub stores both in its slot.
     pub(super) fn bases_of(&mut self, thread: ThreadId) -> Result<(u64, Option<u64>)> {
         let address = self.thread(thread)?.slot.address + OUT_DATA as u64;
@@ -84,6 +100,19 @@ impl Stubs {
         self.vdso = to;
         Ok(())
     }
+}
+
+/// Of a line of the list, if the address is in that mapping: which object, and where in it.
+fn object_in(line: &str, address: u64) -> Option<((u64, u64), u64)> {
+    let hexadecimal = |word: &str| u64::from_str_radix(word, 16).ok();
+    let mut words = line.split_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let (start, end) = (hexadecimal(start)?, hexadecimal(end)?);
+    let (_, offset, device) = (words.next()?, hexadecimal(words.next()?)?, words.next()?);
+    let (major, minor) = device.split_once(':')?;
+    let device = hexadecimal(major)? << 32 | hexadecimal(minor)?;
+    let inode = words.next()?.parse().ok()?;
+    (start..end).contains(&address).then_some(((device, inode), offset + (address - start)))
 }
 
 fn note(own: &mut Vec<(u64, u64)>, page: u64) {
