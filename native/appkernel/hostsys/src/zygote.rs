@@ -197,9 +197,11 @@ fn handle_signals() -> Result<(), i32> {
     }
     // Children need no reaping.
     sigaction(libc::SIGCHLD, &ignored)?;
-    let none = 0u64;
-    // SAFETY: `none` is an empty set of the host's size.
-    done(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, 8) })?;
+    // A kick waits until the thread is in guest code, whose frame lets it in: in the stub it would take the place of that frame,
+    // and the thread would return to itself for ever.
+    let kick = 1u64 << (KICK - 1);
+    // SAFETY: `kick` is a set of the host's size.
+    done(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const kick, 0, 8) })?;
     Ok(())
 }
 

@@ -12,7 +12,9 @@ use drupe_appkernel_core::Host;
 use drupe_appkernel_hostsys::{clock, files, memory as host_memory, stub};
 use drupe_appkernel_vfs::overlay::Overlay;
 use drupe_appkernel_vfs::tmpfs::{SavedTree, Tmpfs};
-use drupe_appkernel_vfs::{pipe, Backing, Credentials, FdTable, FileSystem, MountNamespace, OpenFile, OpenFlags};
+use drupe_appkernel_vfs::{
+    pipe, Backing, Credentials, FdTable, FileSystem, HostFile, MountNamespace, OpenFile, OpenFlags,
+};
 use drupe_packets::{errno_name, Failure, Outcome};
 
 use crate::containers::{refused, Containers, SavedContainer};
@@ -44,8 +46,8 @@ coded! {
 }
 
 coded! {
-    /// A file of this crate's.
-    enum HostFile {
+    /// An open file that leads out of the kernel.
+    enum Outside {
         Stream(Role) = 0,
         /// A stream of a process from outside whose other end nobody has any more: the flags.
         Hung(u32) = 1,
@@ -130,10 +132,10 @@ impl Foreign for Saving {
     fn save(&self, file: &OpenFile) -> Result<Option<Vec<u8>>, String> {
         if file.downcast::<Stream>().is_some() {
             let role = self.streams.get(&file.id()).cloned();
-            return Ok(Some(encode(&role.map_or(HostFile::Hung(file.flags().0), HostFile::Stream))));
+            return Ok(Some(encode(&role.map_or(Outside::Hung(file.flags().0), Outside::Stream))));
         }
         let socket = file.downcast::<HostSocket>();
-        Ok(socket.map(|socket| encode(&HostFile::Socket(socket.save()))))
+        Ok(socket.map(|socket| encode(&Outside::Socket(socket.save()))))
     }
 
     fn restore(&self, _: &[u8]) -> Result<Arc<OpenFile>, String> {
@@ -178,15 +180,51 @@ impl Foreign for Restoring<'_> {
         let credentials = Credentials::root();
         let context = drupe_appkernel_vfs::Context { credentials: &credentials, now: self.now, pid: 0, session: 0 };
         match decode(saved).ok_or("the snapshot is damaged: a file of the host")? {
-            HostFile::Stream(role) => {
+            Outside::Stream(role) => {
                 self.streams.get(&role).cloned().ok_or_else(|| String::from("the snapshot is damaged: a stream"))
             }
-            HostFile::Hung(flags) => {
+            Outside::Hung(flags) => {
                 let (reads, writes) = pipe::pipe(&context, OpenFlags::default()).map_err(|errno| errno.to_string())?;
                 Ok(if OpenFlags(flags).writes() { writes } else { reads })
             }
-            HostFile::Socket(socket) => netsocket::restore(&context, &self.watched, &socket),
+            Outside::Socket(socket) => netsocket::restore(&context, &self.watched, &socket),
         }
+    }
+}
+
+/// The pages of a snapshot, read only: what is said to lie beyond their end does not.
+struct Memory {
+    file: Owned,
+    size_bytes: u64,
+}
+
+impl HostFile for Memory {
+    fn raw_fd(&self) -> i32 {
+        self.file.raw_fd()
+    }
+}
+
+impl Backing for Memory {
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), Errno> {
+        let end = offset.checked_add(out.len() as u64).filter(|end| *end <= self.size_bytes);
+        end.ok_or(Errno::INVAL)?;
+        self.file.read_at(offset, out)
+    }
+
+    fn write_at(&self, _: u64, _: &[u8]) -> Result<(), Errno> {
+        Err(Errno::BADF)
+    }
+
+    fn set_size(&self, _: u64) -> Result<(), Errno> {
+        Err(Errno::BADF)
+    }
+
+    fn punch(&self, _: u64, _: u64) -> Result<(), Errno> {
+        Err(Errno::BADF)
+    }
+
+    fn as_host_file(self: Arc<Self>) -> Arc<dyn HostFile> {
+        self
     }
 }
 
@@ -212,7 +250,9 @@ pub fn open(pod: &Pod, state: &OwnedFd, memory: OwnedFd) -> Outcome<Made> {
             return Err(refused(&format!("the snapshot was made elsewhere: {name} was another")));
         }
     }
-    let memory: Arc<dyn Backing> = Arc::new(Owned(memory));
+    let size_bytes = files::stat(memory.as_fd(), b"");
+    let size_bytes = size_bytes.map_err(|error| Failure::io("cannot read the pages of the pod", &error))?.size_bytes;
+    let memory: Arc<dyn Backing> = Arc::new(Memory { file: Owned(memory), size_bytes });
     let backings = pod.machine.backings();
     let tree = |tree: &SavedTree| Tmpfs::restore(tree, Arc::clone(&backings), memory.as_ref());
     let trees = saved.trees.iter().map(tree).collect::<Result<Vec<_>, Errno>>();

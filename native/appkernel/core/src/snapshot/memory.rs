@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use drupe_appkernel_abi::Result;
 
+use super::state::{Piece, SavedObject};
 use super::Pages;
 use crate::kernel::Kernel;
 use crate::mm::{Area, PAGE, PROT_READ};
@@ -14,16 +15,13 @@ const STEP_BYTES: u64 = 1 << 20;
 /// So few untouched pages between others are written as zeros, for each piece is a mapping of the host's later.
 const GAP_BYTES: u64 = 16 * PAGE;
 
-/// Address, bytes, where they lie.
-type Piece = (u64, u64, u64);
-
 /// Memory that processes share without a file, by what the host calls it.
 #[derive(Default)]
 pub(super) struct Objects {
     numbers: HashMap<(u64, u64), u32>,
     /// Offsets of which the pages were written: starts and ends.
     known: Vec<Vec<(u64, u64)>>,
-    pub saved: Vec<(u64, Vec<Piece>)>,
+    pub saved: Vec<SavedObject>,
 }
 
 impl Kernel {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::{Backing, OpenFile};
 
-use super::state::{SavedArea, SavedMm};
+use super::state::{SavedArea, SavedMm, SavedObject};
 use super::{damaged, Refusal};
 use crate::calls::memory::mapping;
 use crate::kernel::Kernel;
@@ -34,6 +34,9 @@ impl Kernel {
         }
         for (address, size, place) in &saved.pages {
             let area = area_of(&mm, *address, *size)?;
+            let last = place.checked_add(size - 1).filter(|_| place % PAGE == 0).ok_or(Errno::INVAL);
+            let there = last.and_then(|last| memory.read_at(last, &mut [0]));
+            there.map_err(|_| damaged("pages that are not there"))?;
             let done = match area.protection & PROT_EXEC {
                 // A file on a file system where nothing may be executed would do for the others.
                 0 => self.map_pages(thread, (*address, *size, *place), area.protection, memory),
@@ -66,10 +69,10 @@ impl Kernel {
     /// Memory that processes share without a file, with what was in it.
     pub(super) fn restore_objects(
         &self,
-        saved: &[(u64, Vec<(u64, u64, u64)>)],
+        saved: &[SavedObject],
         memory: &dyn Backing,
     ) -> std::result::Result<Vec<Arc<dyn Backing>>, Refusal> {
-        let one = |(size, pieces): &(u64, Vec<(u64, u64, u64)>)| {
+        let one = |(size, pieces): &SavedObject| {
             let object = self.host.backings().create()?;
             object.set_size(*size)?;
             for (offset, bytes, place) in pieces {

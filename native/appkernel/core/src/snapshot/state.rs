@@ -77,6 +77,12 @@ coded! {
     }
 }
 
+/// Pages: address or offset, bytes, where they lie in the file of pages.
+pub type Piece = (u64, u64, u64);
+
+/// Memory that is shared without a file: bytes, and its pages.
+pub type SavedObject = (u64, Vec<Piece>);
+
 coded! {
     /// file: its number, and the offset at the start. object: the same of memory that is shared without a file.
     pub struct SavedArea {
@@ -91,14 +97,14 @@ coded! {
 }
 
 coded! {
-    /// pages: address, bytes, where they lie in the file of pages. sites: rewritten places (place, trampoline, bytes moved).
+    /// sites: rewritten places (place, trampoline, bytes moved).
     pub struct SavedMm {
         pub areas: Vec<SavedArea>,
         pub brk_start: u64,
         pub brk: u64,
         pub top: u64,
         pub auxiliary: Vec<u8>,
-        pub pages: Vec<(u64, u64, u64)>,
+        pub pages: Vec<Piece>,
         pub sites: Vec<(u64, u64, u64)>,
         pub regions: Vec<(u64, Vec<bool>)>,
     }
@@ -214,8 +220,7 @@ coded! {
         pub leaves: Vec<Leaf>,
         /// With the place of the socket file that each is bound to.
         pub sockets: Vec<(SavedSocket, Option<Place>)>,
-        /// Memory that is shared without a file: bytes, and pages (offset, bytes, where they lie).
-        pub objects: Vec<(u64, Vec<(u64, u64, u64)>)>,
+        pub objects: Vec<SavedObject>,
         pub files: Vec<SavedFile>,
         /// Descriptor, close-on-exec, file.
         pub tables: Vec<Vec<(i32, bool, u32)>>,

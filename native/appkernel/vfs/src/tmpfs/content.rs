@@ -10,7 +10,7 @@ use crate::backing::Backing;
 
 pub const PAGE_BYTES: usize = 4096;
 /// What one fallocate(2) reserves at most, of a file system without a limit of its own too: each page is taken at once.
-const MAX_RESERVED_PAGES: u64 = 1 << 20;
+pub(super) const MAX_RESERVED_PAGES: u64 = 1 << 20;
 const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
 
 enum Store {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{coded, Errno, Result};
 
-use super::content::{Content, PAGE_BYTES};
+use super::content::{Content, MAX_RESERVED_PAGES, PAGE_BYTES};
 use super::node::{Body, Node};
 use super::{Limits, Tmpfs};
 use crate::backing::Backing;
@@ -210,6 +210,10 @@ impl Node {
 impl Content {
     fn restore(&mut self, shared: &super::Shared, leaf: &Leaf, memory: &dyn Backing) -> Result<()> {
         for (first, count, place) in &leaf.pages {
+            // Others are bounded by the file that they lie in.
+            if place.is_none() && *count > MAX_RESERVED_PAGES {
+                return Err(Errno::INVAL);
+            }
             for step in 0..*count {
                 let page = first.checked_add(step).ok_or(Errno::INVAL)?;
                 let at = page.checked_mul(PAGE_BYTES as u64).ok_or(Errno::INVAL)?;
