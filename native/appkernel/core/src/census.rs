@@ -42,12 +42,15 @@ pub struct Census {
     system: Mutex<System>,
     /// Names that were written to /proc/PID/comm, for the kernel to take over.
     names: Mutex<Vec<(Tid, Vec<u8>)>>,
+    /// And values that were written to /proc/PID/oom_score_adj.
+    scores: Mutex<Vec<(Pid, i32)>>,
 }
 
 impl Census {
     pub fn new(host: Arc<dyn Host>) -> Arc<Census> {
-        let (records, system, names) = (Mutex::default(), Mutex::new(host.system()), Mutex::default());
-        Arc::new(Census { host, pid: AtomicU32::new(0), tid: AtomicU32::new(0), records, system, names })
+        let (records, system) = (Mutex::default(), Mutex::new(host.system()));
+        let (pid, tid) = (AtomicU32::new(0), AtomicU32::new(0));
+        Arc::new(Census { host, pid, tid, records, system, names: Mutex::default(), scores: Mutex::default() })
     }
 
     /// The record of a process that the caller names.
@@ -104,18 +107,23 @@ impl Kernel {
         (system.memory_bytes, system.memory_free_bytes) = self.host.memory_bytes();
         system.since_boot = self.host.now(ClockId::Boottime).since_epoch();
         system.host_name = String::from_utf8_lossy(&self.hostname).into_owned();
+        system.domain_name = "(none)".into();
         system.threads = self.tasks.tasks.len() as u32;
         system.running = self.tasks.tasks.values().filter(|t| t.state == State::Running).count() as u32;
         system.last_pid = self.tasks.last(self.view(tid));
     }
 
-    /// Names that were written to /proc.
+    /// Names and values that were written to /proc.
     pub(crate) fn take_names(&mut self) {
         let names = std::mem::take(&mut *self.census.names.lock());
         for (tid, name) in names {
             if let Ok(task) = self.task_mut(tid) {
                 task.name = crate::exec::task_name(&name);
             }
+        }
+        let scores = std::mem::take(&mut *self.census.scores.lock());
+        for (pid, score) in scores {
+            self.tasks.processes.get_mut(&pid).into_iter().for_each(|process| process.oom_score_adj = score);
         }
     }
 
@@ -148,6 +156,7 @@ impl Kernel {
             (Some(_), ..) | (.., None) => b'Z',
             (_, true, _) => b'T',
             (.., Some(State::Blocked)) => b'S',
+            _ if task.is_some_and(|t| !t.trapped && self.platform.is_asleep(t.thread)) => b'S',
             _ => b'R',
         };
         let name = task.map_or(process.name, |t| t.name);
@@ -188,9 +197,10 @@ impl Kernel {
                 ignored,
                 caught,
             ],
-            capabilities: [ids.inheritable, ids.permitted, credentials.capabilities, ids.bounding, 0],
+            capabilities: [ids.inheritable, ids.permitted, credentials.capabilities, ids.bounding, ids.ambient],
             no_new_privileges: process.no_new_privileges,
             fd_slots: 64,
+            oom_score_adj: process.oom_score_adj,
             ..Shown::default()
         }
     }
@@ -257,6 +267,11 @@ impl Processes for Census {
     fn set_name(&self, pid: u32, tid: u32, name: &[u8]) -> Result<()> {
         self.process(pid, tid).ok_or(Errno::SRCH)?;
         self.names.lock().push((pids::known(self.view(), tid), name.to_vec()));
+        Ok(())
+    }
+
+    fn set_oom_score_adj(&self, pid: u32, score: i32) -> Result<()> {
+        self.scores.lock().push((pids::known(self.view(), pid), score));
         Ok(())
     }
 

@@ -19,6 +19,7 @@ pub mod kernel;
 pub mod mm;
 pub mod pids;
 pub mod platform;
+mod privileges;
 mod rewrite;
 mod robust;
 mod seat;

@@ -10,7 +10,7 @@ use crate::pseudo::{Fixed, Item, PseudoFs};
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 
 /// Path below /proc/sys, and the value.
-const SETTINGS: [(&str, &str); 30] = [
+const SETTINGS: [(&str, &str); 31] = [
     ("fs/file-max", "1048576"),
     ("fs/nr_open", "1048576"),
     ("fs/inotify/max_queued_events", "16384"),
@@ -29,6 +29,7 @@ const SETTINGS: [(&str, &str); 30] = [
     ("kernel/random/entropy_avail", "256"),
     ("kernel/random/poolsize", "256"),
     ("kernel/randomize_va_space", "2"),
+    ("kernel/tainted", "0"),
     ("kernel/threads-max", "65536"),
     ("net/core/somaxconn", "4096"),
     ("net/ipv4/ip_forward", "0"),
