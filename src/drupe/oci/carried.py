@@ -193,9 +193,9 @@ RULES: Mapping[str, Rule] = {
         "mount-propagation", lambda config: _linux(config).rootfs_propagation in TRAVELLING
     ),
     "linux.maskedPaths": _OWN_FILES,
-    "linux.maskedPaths elsewhere": Refused(lambda config: _elsewhere(_linux(config).masked_paths)),
+    "linux.maskedPaths elsewhere": Needs("masked-paths", lambda config: _elsewhere(_linux(config).masked_paths)),
     "linux.readonlyPaths": _OWN_FILES,
-    "linux.readonlyPaths elsewhere": Refused(lambda config: _elsewhere(_linux(config).readonly_paths)),
+    "linux.readonlyPaths elsewhere": Needs("masked-paths", lambda config: _elsewhere(_linux(config).readonly_paths)),
     "linux.mountLabel": Moot("files are opened by the sandbox, not by the workload"),
     "linux.seccomp*": Carried(
         "the kind of sandbox, where its kernel has filters; a module has the engine's, which is narrower"

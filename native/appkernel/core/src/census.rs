@@ -42,12 +42,19 @@ pub struct Census {
     system: Mutex<System>,
     /// Names that were written to /proc/PID/comm, for the kernel to take over.
     names: Mutex<Vec<(Tid, Vec<u8>)>>,
+    /// What was set below /proc/sys: paths there, and values.
+    settings: Mutex<BTreeMap<String, String>>,
 }
 
 impl Census {
     pub fn new(host: Arc<dyn Host>) -> Arc<Census> {
         let (records, system, names) = (Mutex::default(), Mutex::new(host.system()), Mutex::default());
-        Arc::new(Census { host, pid: AtomicU32::new(0), tid: AtomicU32::new(0), records, system, names })
+        let settings = Mutex::default();
+        Arc::new(Census { host, pid: AtomicU32::new(0), tid: AtomicU32::new(0), records, system, names, settings })
+    }
+
+    pub(crate) fn show_setting(&self, path: &str, value: &str) {
+        self.settings.lock().insert(path.into(), value.into());
     }
 
     /// The record of a process that the caller names.
@@ -100,8 +107,9 @@ impl Kernel {
         }
         let records = self.tasks.processes.values().map(|p| (p.pid, self.record(p))).collect();
         *self.census.records.lock() = records;
+        let memory = self.memory_of(tid);
         let mut system = self.census.system.lock();
-        (system.memory_bytes, system.memory_free_bytes) = self.host.memory_bytes();
+        (system.memory_bytes, system.memory_free_bytes) = memory;
         system.since_boot = self.host.now(ClockId::Boottime).since_epoch();
         system.host_name = String::from_utf8_lossy(&self.hostname).into_owned();
         system.threads = self.tasks.tasks.len() as u32;
@@ -264,6 +272,10 @@ impl Processes for Census {
 
     fn system(&self) -> System {
         self.system.lock().clone()
+    }
+
+    fn settings(&self) -> Vec<(String, String)> {
+        self.settings.lock().clone().into_iter().collect()
     }
 
     fn network_file(&self, name: &str) -> Option<Vec<u8>> {

@@ -343,7 +343,7 @@ impl Kernel {
         let mut seat = self.seat(tid)?;
         let image = resolve(&seat, path, name, arguments)?;
         self.apply_set_id(tid, &mut seat, &image.path)?;
-        let (space, thread) = self.platform.new_space()?;
+        let (space, thread) = self.empty_space(tid)?;
         let loaded = match self.load(&seat, &image, &environment, space, thread) {
             Ok(loaded) => loaded,
             Err(errno) => {

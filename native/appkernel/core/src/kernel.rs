@@ -13,11 +13,13 @@ use crate::census::Census;
 use crate::host::Host;
 use crate::jobs::Board;
 use crate::mm::{Mm, MmId};
+use crate::nursery::Nurseries;
 use crate::pids;
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
 use crate::seccomp;
 use crate::signal::{self, Info};
+use crate::sysctl::IpcLimits;
 use crate::sysv::SysV;
 use crate::table;
 use crate::task::{Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, ALARM, TIMER};
@@ -65,6 +67,9 @@ pub struct Kernel {
     pub(crate) board: Arc<Board>,
     pub(crate) bounds: Bounds,
     pub(crate) sysv: SysV,
+    pub(crate) ipc: IpcLimits,
+    pub(crate) nurseries: Nurseries,
+    pub(crate) domainname: Vec<u8>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
     /// Rewrite places of programs that call often (rewrite.rs).
@@ -98,6 +103,9 @@ impl Kernel {
             board: Board::new(),
             bounds: Bounds::default(),
             sysv: SysV::default(),
+            ipc: IpcLimits::default(),
+            nurseries: Nurseries::new(),
+            domainname: b"(none)".to_vec(),
             has_changed: true,
             rewrites: true,
             trace: false,

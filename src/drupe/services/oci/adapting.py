@@ -14,7 +14,8 @@ _VERSION = "1.0.2"  # which every crun takes; what is newer in a config is refus
 _PROC = {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}
 _CRUNS_OWN = ("run.oci.", "module.wasm.")  # annotations by which crun would run something else
 _NOT_OF_A_PROCESS = ("apparmorProfile", "selinuxLabel", "consoleSize")
-_DONE_BY_THE_STAND_IN = ("sysctl", "maskedPaths", "readonlyPaths", "rootfsPropagation", "mountLabel", "resources")
+_DONE_BY_THE_STAND_IN = ("sysctl", "rootfsPropagation", "mountLabel", "resources")
+_COVERED = ("maskedPaths", "readonlyPaths")
 _NPROC = "RLIMIT_NPROC"
 
 
@@ -54,6 +55,8 @@ def workload_config(config: Mapping[str, Any], able: Mapping[str, str]) -> dict[
     kept = {key: value for key, value in linux.items() if key not in _DONE_BY_THE_STAND_IN}
     if able["seccomp"].startswith("no"):
         kept.pop("seccomp", None)
+    if able["masked-paths"].startswith("no"):
+        kept = {key: value for key, value in kept.items() if key not in _COVERED}
     limit = pids_limit(config) if able["pids-limit"].startswith("no") else 0
     whole = {**config, "process": workload_process(config["process"], limit), "linux": kept}
     whole.pop("hooks", None)

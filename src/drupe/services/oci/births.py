@@ -163,9 +163,15 @@ class _Birth:
             cgroup=cgroup_of(self.asked, self.config),
             network=self._network(),
             namespaces=namespaces_of(self.linux),
+            sysctls=self._sysctls(),
             resources=resources_of(limits_of(self.config, self.able)),
             containers=(self._container(),),
         )
+
+    def _sysctls(self) -> dict[str, str]:
+        """For a kernel of its own; what lies on the host's the stand-in's maker has set."""
+        own = _cannot(self.able, "host-ipc") and not _cannot(self.able, "sysctls")
+        return dict(self.linux.sysctl or {}) if own else {}
 
     def _network(self) -> NetworkSpec:
         """A new one is the stand-in's, which its maker's hooks may fill."""

@@ -147,6 +147,11 @@ pub trait Processes: Send + Sync {
 
     fn system(&self) -> System;
 
+    /// What is not at its default below /proc/sys: paths there, and values.
+    fn settings(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     /// A file of the host's /proc/net for the pod's network; None: it has none beyond itself.
     fn network_file(&self, _name: &str) -> Option<Vec<u8>> {
         None
