@@ -44,13 +44,20 @@ pub struct Census {
     names: Mutex<Vec<(Tid, Vec<u8>)>>,
     /// And values that were written to /proc/PID/oom_score_adj.
     scores: Mutex<Vec<(Pid, i32)>>,
+    /// What was set below /proc/sys: paths there, and values.
+    settings: Mutex<BTreeMap<String, String>>,
 }
 
 impl Census {
     pub fn new(host: Arc<dyn Host>) -> Arc<Census> {
         let (records, system) = (Mutex::default(), Mutex::new(host.system()));
         let (pid, tid) = (AtomicU32::new(0), AtomicU32::new(0));
-        Arc::new(Census { host, pid, tid, records, system, names: Mutex::default(), scores: Mutex::default() })
+        let (names, scores, settings) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Census { host, pid, tid, records, system, names, scores, settings })
+    }
+
+    pub(crate) fn show_setting(&self, path: &str, value: &str) {
+        self.settings.lock().insert(path.into(), value.into());
     }
 
     /// The record of a process that the caller names.
@@ -103,8 +110,9 @@ impl Kernel {
         }
         let records = self.tasks.processes.values().map(|p| (p.pid, self.record(p))).collect();
         *self.census.records.lock() = records;
+        let memory = self.memory_of(tid);
         let mut system = self.census.system.lock();
-        (system.memory_bytes, system.memory_free_bytes) = self.host.memory_bytes();
+        (system.memory_bytes, system.memory_free_bytes) = memory;
         system.since_boot = self.host.now(ClockId::Boottime).since_epoch();
         system.host_name = String::from_utf8_lossy(&self.hostname).into_owned();
         system.domain_name = "(none)".into();
@@ -199,6 +207,8 @@ impl Kernel {
             ],
             capabilities: [ids.inheritable, ids.permitted, credentials.capabilities, ids.bounding, ids.ambient],
             no_new_privileges: process.no_new_privileges,
+            seccomp: task.map_or(0, |t| t.seccomp.mode()),
+            filters: task.map_or(0, |t| t.seccomp.count()),
             fd_slots: 64,
             oom_score_adj: process.oom_score_adj,
             ..Shown::default()
@@ -277,6 +287,10 @@ impl Processes for Census {
 
     fn system(&self) -> System {
         self.system.lock().clone()
+    }
+
+    fn settings(&self) -> Vec<(String, String)> {
+        self.settings.lock().clone().into_iter().collect()
     }
 
     fn network_file(&self, name: &str) -> Option<Vec<u8>> {

@@ -349,7 +349,7 @@ impl Kernel {
         let privileges = if first { Privileges::kept(self.process(tid)?) } else { self.privileges(tid, &image.path)? };
         seat.credentials = privileges.credentials.clone();
         let running = Arc::new(Use::running(&image.path)?);
-        let (space, thread) = self.platform.new_space()?;
+        let (space, thread) = self.empty_space(tid)?;
         let loaded = match self.load(&seat, &image, &environment, &privileges, (space, thread)) {
             Ok(loaded) => loaded,
             Err(errno) => {

@@ -93,6 +93,16 @@ pub trait Platform {
     /// An empty space with one thread, standing still.
     fn new_space(&mut self) -> Result<(SpaceId, ThreadId)>;
 
+    /// As `new_space`, forked from one whose thread has never run: it stands on the host where that one does.
+    fn new_space_beside(&mut self, _nursery: ThreadId) -> Result<(SpaceId, ThreadId)> {
+        self.new_space()
+    }
+
+    /// The host's number for the process that is the space.
+    fn host_process(&self, _space: SpaceId) -> i32 {
+        0
+    }
+
     /// A copy of the space of `thread`, which stands still, with one thread where that is.
     fn fork(&mut self, thread: ThreadId) -> Result<(SpaceId, ThreadId)>;
 

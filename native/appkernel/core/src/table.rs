@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
     descriptors as fd, events, files, identity as who, io, locks, memory, messages, msg, names, nothing, pidfd, poll,
-    prctl, schedule, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
+    prctl, schedule, seccomp, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -377,7 +377,7 @@ fn add_identity(t: &mut Table) {
     t.full(124, "getsid", who::getsid);
     t.full(125, "capget", who::capget);
     t.full(126, "capset", who::capset);
-    t.part(157, "prctl", "seccomp, memory maps, what concerns other processors", prctl::prctl);
+    t.part(157, "prctl", "memory maps, what concerns other processors", prctl::prctl);
     t.full(186, "gettid", who::gettid);
 }
 
@@ -433,7 +433,12 @@ fn add_system(t: &mut Table) {
         t.part(number, name, "EPERM: not for containers", system::not_permitted);
     }
     t.none(425, "io_uring_setup", "programs do without");
-    t.none(317, "seccomp", "no filters in the pod");
+    t.part(
+        317,
+        "seccomp",
+        "nobody is notified; futex, sched_yield and madvise are done by the host, which filters do not see",
+        seccomp::seccomp,
+    );
     t.none(321, "bpf", "no BPF in the pod");
     t.none(298, "perf_event_open", "no counters in the pod");
 }

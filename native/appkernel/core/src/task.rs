@@ -17,6 +17,7 @@ use crate::calls::timers::PosixTimers;
 use crate::mm::MmId;
 use crate::pids;
 use crate::platform::{SpaceId, ThreadId};
+use crate::seccomp::Seccomp;
 use crate::signal::{Actions, AltStack, Info, Set};
 
 pub type Tid = u32;
@@ -81,6 +82,7 @@ pub struct Task {
     pub slack_ns: u64,
     pub usual_slack_ns: u64,
     pub name: [u8; 16],
+    pub seccomp: Seccomp,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

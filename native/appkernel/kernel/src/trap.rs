@@ -335,6 +335,14 @@ impl Platform for Stubs {
         self.fork_stub(ZYGOTE, Some(&Registers::default()))
     }
 
+    fn new_space_beside(&mut self, nursery: ThreadId) -> Result<(SpaceId, ThreadId)> {
+        self.fork_stub(nursery, Some(&Registers::default()))
+    }
+
+    fn host_process(&self, space: SpaceId) -> i32 {
+        self.spaces.get(&space).map_or(0, |space| space.process)
+    }
+
     fn fork(&mut self, thread: ThreadId) -> Result<(SpaceId, ThreadId)> {
         self.fork_stub(thread, None)
     }

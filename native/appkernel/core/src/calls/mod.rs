@@ -14,6 +14,7 @@ pub mod pidfd;
 pub mod poll;
 pub mod prctl;
 pub mod schedule;
+pub mod seccomp;
 pub mod sem;
 pub mod shm;
 pub mod signalfd;

@@ -24,6 +24,7 @@ const SET_TIMING: u64 = 14;
 const SET_NAME: u64 = 15;
 const GET_NAME: u64 = 16;
 const GET_SECCOMP: u64 = 21;
+const SET_SECCOMP: u64 = 22;
 const CAPBSET_READ: u64 = 23;
 const CAPBSET_DROP: u64 = 24;
 const GET_TSC: u64 = 25;
@@ -49,7 +50,9 @@ pub fn prctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         GET_PDEATHSIG => put(kernel, tid, argument, kernel.process(tid)?.death_signal as u32)?,
         GET_DUMPABLE => kernel.process(tid)?.dumpable.into(),
         SET_DUMPABLE if argument <= 1 => set(kernel, tid, |p| p.dumpable = argument == 1)?,
-        GET_SECCOMP | GET_TIMING => 0,
+        GET_SECCOMP => kernel.task(tid)?.seccomp.mode().into(),
+        SET_SECCOMP => super::seccomp::set_by_prctl(kernel, tid, argument, third)?,
+        GET_TIMING => 0,
         SET_TIMING if argument == 0 => 0,
         SET_NAME | GET_NAME => name(kernel, tid, option, argument)?,
         CAPBSET_READ => (kernel.process(tid)?.ids.bounding & bit(argument)? != 0).into(),

@@ -17,7 +17,8 @@ const CAP_SYS_RESOURCE: u32 = 24;
 const RANDOM_MAX: usize = 1 << 25;
 
 pub fn uname(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let fields = [b"Linux".as_slice(), &kernel.hostname, RELEASE.as_bytes(), VERSION.as_bytes(), b"x86_64", b"(none)"];
+    let fields =
+        [b"Linux".as_slice(), &kernel.hostname, RELEASE.as_bytes(), VERSION.as_bytes(), b"x86_64", &kernel.domainname];
     kernel.put(tid, args[0], &encode::utsname(fields))?;
     Ok(Done::Value(0))
 }
@@ -34,7 +35,7 @@ pub fn sethostname(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 pub fn sysinfo(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let (total, free) = kernel.host.memory_bytes();
+    let (total, free) = kernel.memory_of(tid);
     let uptime = kernel.host.now(ClockId::Boottime).seconds as u64;
     let mut bytes = encode::words(&[uptime, 0, 0, 0, total, free, 0, 0, 0, 0]);
     bytes.extend((kernel.tasks.processes.len() as u16).to_le_bytes());

@@ -47,6 +47,8 @@ pub struct Process {
     pub capabilities: [u64; 5],
     pub no_new_privileges: bool,
     pub seccomp: u32,
+    /// Of seccomp(2).
+    pub filters: u32,
     pub fd_slots: u32,
     pub oom_score_adj: i32,
 }
@@ -148,6 +150,11 @@ pub trait Processes: Send + Sync {
     fn set_oom_score_adj(&self, pid: u32, score: i32) -> Result<()>;
 
     fn system(&self) -> System;
+
+    /// What is not at its default below /proc/sys: paths there, and values.
+    fn settings(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 
     /// A file of the host's /proc/net for the pod's network; None: it has none beyond itself.
     fn network_file(&self, _name: &str) -> Option<Vec<u8>> {
