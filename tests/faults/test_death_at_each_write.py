@@ -70,7 +70,7 @@ def several(client: Client, kind: str) -> None:
     client.call("pod.pause", Ref(ref="victim"), timeout_s=CALL_TIMEOUT_S)
     client.call("pod.resume", Ref(ref="victim"), timeout_s=CALL_TIMEOUT_S)
     client.call("exec.start", ExecStart(ref="c0", spec=ExecSpec(argv=("true",))), timeout_s=CALL_TIMEOUT_S)
-    client.call("container.stop", Stop(ref="c0"), timeout_s=CALL_TIMEOUT_S)
+    client.call("container.stop", Stop(ref="c0", force=True), timeout_s=CALL_TIMEOUT_S)  # not with 7, as next time
     client.call("container.start", ContainerStart(ref="c0"), timeout_s=CALL_TIMEOUT_S)
     client.call("pod.delete", Delete(ref="victim", force=True), timeout_s=CALL_TIMEOUT_S)
 
