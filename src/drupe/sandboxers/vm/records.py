@@ -143,6 +143,10 @@ class TaskRecord(Record, kw_only=True):
     def save(self) -> None:
         self.write(self.path)
 
+    def ends_with(self, pid: int) -> bool:
+        """Whether the end of that process is its own, and news."""
+        return self.exit is None and self.pid in (0, pid)
+
     def note(self) -> None:
         """Save what a daemon that comes back could do without: a disk that is full keeps nobody from his work."""
         with contextlib.suppress(OSError):

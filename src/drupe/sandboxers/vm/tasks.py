@@ -338,7 +338,7 @@ class VmTasks(TaskService):
     def ended(self, event: pb.Exit, pod: VmPod) -> None:
         """The agent tells an end, or tells it again: take the rest of the output, then tell it on."""
         record = self._by_guest(pod, event.id)
-        if record is None or (not event.exec_id and (record.exit is not None or event.pid != (record.pid or event.pid))):
+        if record is None or (not event.exec_id and not record.ends_with(event.pid)):
             return
         if event.exec_id and event.exec_id not in record.execs:
             return
