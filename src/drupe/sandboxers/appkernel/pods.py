@@ -120,6 +120,8 @@ class Pods:
             try:
                 pod.pid = await self._launch(pod)
                 await pod.line.connect()
+                if pod.record.sysctls:
+                    await pod.line.call("sysctls", values=pod.record.sysctls)
                 if pod.record.tasks or pod.record.memory_bytes:
                     await self.limit(pod)
                 self.on_ready(pod)

@@ -27,6 +27,7 @@ class PodRecord(Record, kw_only=True):
     only_cgroup: str = ""
     share_pid: bool = False
     shm_bytes: int = 64 << 20
+    sysctls: dict[str, str] = {}
     tasks: int = 0
     memory_bytes: int = 0
     only_memory_bytes: int = 0
@@ -63,8 +64,9 @@ class PodRecord(Record, kw_only=True):
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. pid: as its kernel
-    counts. exit: its end, once known. execs: pids of further processes by id."""
+    """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. placed: what runs in
+    it is in its cgroup, where its memory is limited. pid: as its kernel counts. exit: its end, once known. execs: pids
+    of further processes by id."""
 
     id: str
     sandbox: str
@@ -76,6 +78,7 @@ class TaskRecord(Record, kw_only=True):
     exit_file: str
     image: str = ""
     tasks: int = 0
+    placed: bool = False
     started: bool = False
     pid: int = 0
     exit: ExitStatus | None = None
