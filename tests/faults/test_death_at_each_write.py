@@ -172,7 +172,7 @@ def test_death_at_each_write(faulty: FaultyDaemon, scenario: Scenario, moment: s
             for pod in pods(faulty):
                 is_whole(faulty, pod)
             faulty.delete_pods()
-            wait_until(lambda: not residue(faulty), what=f"nothing is left: {residue(faulty)}", timeout_s=5)
+            wait_until(lambda: not residue(faulty), what=f"nothing is left: {residue(faulty)}")
             assert "Traceback" not in faulty.log.read_text()
         except (AssertionError, DrupeError) as error:
             error.add_note(f"killed {moment} write {write} of {len(writes)}; {faulty.log.read_text()[-2000:]}")
