@@ -14,7 +14,7 @@ from drupe.sandboxers.vm.patience import Patience
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM
 
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.3
 _LOOK_AGAIN_S = 0.125  # while an answer is late
 _PING_EVERY_S = 0.4
 HANGS_AFTER_S = 0.7  # in which it could have answered, see `Patience`
