@@ -13,7 +13,7 @@ from framework.leaks import mounts
 def residue(daemon: Daemon) -> dict[str, list[str]]:
     """Kind of thing to what is there though no pod is. Empty when all is well."""
     found = {
-        "children of the keeper": children(daemon.keeper_pid),
+        "children of the keeper": [one for one in children(daemon.keeper_pid) if not is_spare(daemon, one)],
         "cgroups": cgroups_of(daemon),
         "mounts": pod_mounts(daemon),
         "pod directories": names(daemon.run / "pods"),
@@ -32,6 +32,15 @@ def children(pid: int) -> list[str]:
         return []
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [f"{child} {comm(child)}" for child in listed]
+
+
+def is_spare(daemon: Daemon, child: str) -> bool:
+    """Whether it is an application kernel that waits for a pod."""
+    try:
+        words = Path(f"/proc/{child.split()[0]}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return f"{daemon.run}/appkernel/".encode() in words
 
 
 def comm(pid: str | int) -> str:

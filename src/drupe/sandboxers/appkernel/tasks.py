@@ -84,14 +84,24 @@ class KernelTasks(KeptTasks):
         try:
             record.image = str(task.image or "")
             record.save()
-            await self._hold(record, task.fds)
-            resources = bounded(self._cgroups, task.resources) if pod.record.sole else task.resources
-            self._cgroups.create(task.cgroup, resources)
-            apply_verified(self._cgroups, task.cgroup, resources)
+            holding = asyncio.ensure_future(self._hold(record, task.fds))
+            try:
+                await asyncio.sleep(0)  # the keeper works meanwhile
+                self._limit(pod, task)
+            finally:
+                await asyncio.wait([holding])
+            await holding
+            if pod.record.sole:
+                self._pods.begin(pod)
         except BaseException:
             await self.delete(task.id)
             raise
         return 0
+
+    def _limit(self, pod: KernelPod, task: TaskConfig) -> None:
+        resources = bounded(self._cgroups, task.resources) if pod.record.sole else task.resources
+        self._cgroups.create(task.cgroup, resources)
+        apply_verified(self._cgroups, task.cgroup, resources)
 
     async def _hold(self, record: TaskRecord, attach: Mapping[str, int]) -> None:
         created = await self._keeper.hold_streams(
@@ -110,12 +120,18 @@ class KernelTasks(KeptTasks):
         if record.started or record.exit is not None:
             raise InvalidState(f"container {task_id} was started before")
         pod = self._pods.get(record.sandbox)
-        await self._pods.start(pod)
         oci = json.loads((Path(record.bundle) / "config.json").read_text())
+        config, binds = self._wanted(pod, record, oci)
+        for result in await asyncio.gather(
+            self._pods.start(pod), pod.share.add(task_id, binds), return_exceptions=True
+        ):
+            if result is not None:
+                await pod.share.drop(task_id)
+                raise result
         record.started = True  # before it is: its end may be told first
         record.save()
         try:
-            record.pid = await self._run(pod, record, oci)
+            record.pid = await self._run(pod, record, config)
         except DrupeError as error:
             record.started = False
             record.save()
@@ -125,20 +141,23 @@ class KernelTasks(KeptTasks):
             record.save()
         return pod.pid
 
-    async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
+    def _wanted(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> tuple[dict[str, Any], list[Bind]]:
+        """What its kernel is told of it, and what that is to see of the host."""
         config, binds = container_config(oci, task=record.id, shm_bytes=pod.record.shm_bytes)
         config["share_pid"] = pod.record.share_pid
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
+        if not record.image:
+            binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
+            config["root"] = f"{record.id}/{_ROOT}"
+        return config, binds
+
+    async def _run(self, pod: KernelPod, record: TaskRecord, config: dict[str, Any]) -> int:
         with contextlib.ExitStack() as opened:
             fds = {}
             if record.image:
                 fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, fds["root"])
-            else:
-                binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
-                config["root"] = f"{record.id}/{_ROOT}"
-            await pod.share.add(record.id, binds)
             config["env"] = with_home(config["env"], config["uid"], pod.share.seen(record.id, _ROOT))
             streams = await self._keeper.take_streams(record.id)
             for fd in streams.values():
