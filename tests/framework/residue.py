@@ -7,13 +7,14 @@ from contextlib import closing
 from pathlib import Path
 
 from framework.daemon import Daemon
-from framework.leaks import mounts
+from framework.leaks import SPARE, mounts
 
 
 def residue(daemon: Daemon) -> dict[str, list[str]]:
     """Kind of thing to what is there though no pod is. Empty when all is well."""
     found = {
-        "children of the keeper": [one for one in children(daemon.keeper_pid) if not is_spare(daemon, one)],
+        "children of the keeper": [one for one in children(daemon.keeper_pid) if SPARE not in one],
+        "kernels": lost_kernels(daemon),
         "cgroups": cgroups_of(daemon),
         "mounts": pod_mounts(daemon),
         "pod directories": names(daemon.run / "pods"),
@@ -34,13 +35,18 @@ def children(pid: int) -> list[str]:
     return [f"{child} {comm(child)}" for child in listed]
 
 
-def is_spare(daemon: Daemon, child: str) -> bool:
-    """Whether it is an application kernel that waits for a pod."""
+def lost_kernels(daemon: Daemon) -> list[str]:
+    """Directories of spare application kernels which none that waits is in, nor is about to be."""
+    homes = set(names(daemon.run / "appkernel"))
+    return sorted(homes - {home for home in homes if is_spare(daemon.run / "appkernel" / home)})
+
+
+def is_spare(home: Path) -> bool:
+    """Whether a kernel waits there for a pod; one that does not yet has no pid."""
     try:
-        words = Path(f"/proc/{child.split()[0]}/cmdline").read_bytes()
+        return comm((home / "kernel.pid").read_text()) == SPARE
     except OSError:
-        return False
-    return f"{daemon.run}/appkernel/".encode() in words
+        return True
 
 
 def comm(pid: str | int) -> str:

@@ -23,6 +23,8 @@ pub struct Identity {
 
 /// Stubs' user and group inside of their namespace: not 0, which means more than others.
 const INSIDE: u32 = 1;
+/// Of the kernel's process and the holder; one that waits for its pod has another (`kernel/src/serve.rs`).
+pub const NAME: &str = "drupe-appkernel";
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 impl Identity {
@@ -111,6 +113,7 @@ fn joined(order: &OwnedFd) -> io::Result<()> {
     process::close_standard();
     socket::wait_readable(&order)?;
     let files = socket::receive(&order, &mut [0; 8])?.fds;
+    process::set_name(NAME);
     files.iter().try_for_each(process::join_opened_cgroup)
 }
 

@@ -191,7 +191,6 @@ fn prepare(slots: BorrowedFd<'_>, assume: impl FnOnce() -> Result<(), i32>) -> R
         done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into())?;
         // The kernel's process, of the same user, reads and writes the memory of stubs.
         done(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0).into())?;
-        done(libc::prctl(libc::PR_SET_NAME, c"drupe-guest".as_ptr(), 0, 0, 0).into())?;
         done(libc::setsid().into())?;
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         done(libc::setrlimit(libc::RLIMIT_CORE, &raw const none).into())?;
@@ -256,6 +255,7 @@ fn join_cgroups(waits: BorrowedFd<'_>) -> Result<(), i32> {
         if done(count as libc::c_long)? != size as libc::c_long {
             return Err(libc::EIO);
         }
+        done(libc::prctl(libc::PR_SET_NAME, c"drupe-guest".as_ptr(), 0, 0, 0).into())?;
         for file in order.into_iter().filter(|&file| file >= 0) {
             done(libc::write(file, c"0".as_ptr().cast(), 1) as libc::c_long)?;
         }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
-use drupe_appkernel_hostsys::identity::Identity;
+use drupe_appkernel_hostsys::identity::{self, Identity};
 use drupe_appkernel_hostsys::{files, zygote};
 use drupe_sys::landlock::Access;
 use drupe_sys::{fd, process};
@@ -19,6 +19,9 @@ use crate::trap::Stubs;
 
 pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DIRECTORY --uid UID --pidfile FILE \
 [--claim DESCRIPTOR]";
+
+/// The name of the processes of a kernel that waits.
+const WAITS: &str = "drupe-spare";
 
 #[derive(Default)]
 struct Options {
@@ -105,6 +108,7 @@ fn no_platform(error: std::io::Error) -> String {
 impl Spare<'_> {
     /// Become the kernel of a pod, in a process that can do no more than it must.
     fn serve(mut self, claim: Claim) -> Result<Pod, String> {
+        process::set_name(identity::NAME);
         self.identity.join_cgroups(&claim.cgroups).map_err(|error| format!("cgroup: {error}"))?;
         claim.cgroups.iter().try_for_each(process::join_opened_cgroup).map_err(|error| format!("cgroup: {error}"))?;
         if let Some(netns) = &claim.netns {
@@ -128,6 +132,7 @@ fn serve(listener: OwnedFd, claims: Option<OwnedFd>, options: &Options) -> Resul
     fd::set_nonblocking(&listener).map_err(|error| format!("control socket: {error}"))?;
     let machine = Machine::new(0).map_err(|error| format!("/proc: {error}"))?;
     if claims.is_some() {
+        process::set_name(WAITS);
         machine.join_network().map_err(|error| format!("/proc/self/net: {error}"))?;
     }
     let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();

@@ -8,7 +8,6 @@ import contextlib
 import os
 import socket
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from drupe.keeper.records import Io, LogFile
 from drupe.keeper.start import mounts_root
 from drupe.linux.unix_sockets import listening, send_fds
 from drupe.resources.cgroups import Cgroups
-from drupe.sandboxers.appkernel.bounds import seen_limits
 from drupe.sandboxers.appkernel.line import SOCKET
 from drupe.sandboxers.appkernel.records import PodRecord
 
@@ -117,16 +115,18 @@ class Kernels:
             files = self._cgroups.join_files(record.leaf) or [self._cgroups.procs_file(record.leaf)]
             fds = [_opened(opened, file, os.O_WRONLY) for file in files]
             fds.append(_opened(opened, self._seen(record.netns), os.O_RDONLY))
-            packet = self._packet(files, record.hostname)
             try:
-                send_fds(kernel.socket, msgspec.json.encode(packet), fds)
+                send_fds(kernel.socket, self._packet(len(files), record), fds)
             except OSError:
                 raise Unavailable("the kernel that waited has ended", stage="kernel") from None
 
-    def _packet(self, files: Sequence[str], hostname: str) -> dict[str, object]:
-        memory_bytes, processors = seen_limits(self._cgroups.version, [file.rpartition("/")[0] for file in files])
-        names = [*(f"cgroup{number}" for number in range(len(files))), "netns"]
-        return {"fds": names, "hostname": hostname, "memory_bytes": memory_bytes, "processors": processors}
+    def _packet(self, cgroups: int, record: PodRecord) -> bytes:
+        memory_bytes, processors = self._cgroups.room(record.leaf)
+        fields = {
+            "fds": [*(f"cgroup{number}" for number in range(cgroups)), "netns"],
+            "hostname": record.hostname, "memory_bytes": memory_bytes, "processors": processors,
+        }  # fmt: skip
+        return msgspec.json.encode(fields)
 
     def _seen(self, path: str) -> str:
         """A network namespace as the keeper sees it, which has pinned it."""

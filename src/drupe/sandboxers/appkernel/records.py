@@ -66,8 +66,8 @@ def kernel_key(place: Path) -> str:
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. image: its root, an EROFS file. pid: as its kernel counts. exit: its end, once
-    known. execs: pids of further processes by id."""
+    """A container. image: its root, an EROFS file. exit: its end, once known. execs: pids of further processes by
+    id."""
 
     id: str
     sandbox: str
@@ -79,7 +79,6 @@ class TaskRecord(Record, kw_only=True):
     exit_file: str
     image: str = ""
     started: bool = False
-    pid: int = 0
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}
 

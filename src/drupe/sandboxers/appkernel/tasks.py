@@ -131,14 +131,12 @@ class KernelTasks(KeptTasks):
         record.started = True  # before it is: its end may be told first
         record.save()
         try:
-            record.pid = await self._run(pod, record, config)
+            await self._run(pod, record, config)
         except DrupeError as error:
             record.started = False
             record.save()
             await pod.share.drop(task_id)
             raise explain(error, oci["process"]) from None
-        if record.id in self._records:
-            record.save()
         return pod.pid
 
     def _wanted(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> tuple[dict[str, Any], list[Bind]]:
@@ -152,7 +150,7 @@ class KernelTasks(KeptTasks):
             config["root"] = f"{record.id}/{_ROOT}"
         return config, binds
 
-    async def _run(self, pod: KernelPod, record: TaskRecord, config: dict[str, Any]) -> int:
+    async def _run(self, pod: KernelPod, record: TaskRecord, config: dict[str, Any]) -> None:
         with contextlib.ExitStack() as opened:
             fds = {}
             if record.image:
@@ -162,8 +160,7 @@ class KernelTasks(KeptTasks):
             streams = await self._keeper.take_streams(record.id)
             for fd in streams.values():
                 opened.callback(os.close, fd)
-            answer = await pod.require().call("start", container=record.id, config=config, fds=streams | fds)
-        return int(answer["pid"])
+            await pod.require().call("start", container=record.id, config=config, fds=streams | fds)
 
     async def delete(self, task_id: str) -> None:
         record = self._records.pop(task_id, None)
