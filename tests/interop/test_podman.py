@@ -176,7 +176,10 @@ def test_in_a_machine(machine: Podman, tmp_path: Path) -> None:
     assert podman.run("sh", "-c", "exit 5", check=False).returncode == 5
     assert podman.run("cat", flags=["-i"], input="piped").stdout == "piped"
     assert podman.run("sh", "-c", "echo on a terminal", flags=["-t"]).stdout.split() == ["on", "a", "terminal"]
-    missing, refused = podman.run("/nope", check=False), podman.run("true", flags=["--device", "/dev/kmsg"], check=False)
+    missing, refused = (
+        podman.run("/nope", check=False),
+        podman.run("true", flags=["--device", "/dev/kmsg"], check=False),
+    )
     assert missing.returncode == 127 and refused.returncode == 126
     assert "/dev/kmsg is no block device" in refused.stderr
     (tmp_path / "volume").mkdir()

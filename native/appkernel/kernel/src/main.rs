@@ -5,6 +5,7 @@ mod claim;
 mod confine;
 mod containers;
 mod control;
+mod covers;
 mod hostfs;
 mod machine;
 mod manual;

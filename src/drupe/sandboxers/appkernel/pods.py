@@ -128,6 +128,8 @@ class Pods:
                 with self.spares.yielding():
                     pod.pid = await self._run(pod)
                 (pod.record.home / "kernel.pid").write_text(str(pod.pid))
+                if pod.record.sysctls:
+                    await pod.line.call("sysctls", values=pod.record.sysctls)
                 if pod.record.tasks or pod.record.memory_bytes:
                     await self.limit(pod)
                 self.on_ready(pod)

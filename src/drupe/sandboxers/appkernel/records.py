@@ -29,6 +29,7 @@ class PodRecord(Record, kw_only=True):
     only_cgroup: str = ""
     share_pid: bool = False
     shm_bytes: int = 64 << 20
+    sysctls: dict[str, str] = {}
     tasks: int = 0
     memory_bytes: int = 0
     only_memory_bytes: int = 0
@@ -75,8 +76,9 @@ def kernel_key(place: Path) -> str:
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. exit: its end, once
-    known. execs: pids of further processes by id."""
+    """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. placed: what runs in
+    it is in its cgroup, where its memory is limited. exit: its end, once known. execs: pids of further processes by
+    id."""
 
     id: str
     sandbox: str
@@ -88,6 +90,7 @@ class TaskRecord(Record, kw_only=True):
     exit_file: str
     image: str = ""
     tasks: int = 0
+    placed: bool = False
     started: bool = False
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}

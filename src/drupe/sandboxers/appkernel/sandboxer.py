@@ -22,6 +22,7 @@ from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import KERNEL, PodRecord, TaskRecord
 from drupe.sandboxers.appkernel.spares import Spares
+from drupe.sandboxers.appkernel.sysctls import checked, of_the_network
 from drupe.sandboxers.appkernel.tasks import KernelTasks, exec_status
 from drupe.sandboxers.appkernel.watching import Watch
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskExit, TaskState
@@ -32,9 +33,6 @@ from drupe.sandboxers.kinds import Means
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, Stats
-
-# The kernel's process opens sockets for its pod, without a right to any: whether a program may is the kernel's say.
-_FOR_ANY_USER = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 
 _IMAGE_ABLE = {"files": 'no: with kinds.appkernel.root = "image" what is written stays in the memory of the pod'}
 
@@ -74,8 +72,9 @@ class AppkernelSandboxer(KeptSandboxer):
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         """The network namespace only: the kernel starts when its addresses are in there."""
+        sysctls = checked(config.spec.sysctls)
+        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls=of_the_network(sysctls)))
         self._configs[config.id] = config
-        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls=_FOR_ANY_USER))
         info = await make_namespaces(self._keeper, plain, network_types(config.spec))
         containers = config.spec.containers
         known = self._pods.find(config.id) is not None
@@ -90,6 +89,7 @@ class AppkernelSandboxer(KeptSandboxer):
                 netns=info.netns,
                 sole=len(containers) == 1,
                 share_pid=config.spec.namespaces.pid == "pod",
+                sysctls=sysctls,
                 tasks=tasks_of(config.spec.resources),
                 memory_bytes=memory_of(config.spec.resources),
                 shm_bytes=max((c.shm_size_bytes for c in containers), default=64 << 20),

@@ -73,7 +73,7 @@ def _resources(resources: Mapping[str, Any], able: Mapping[str, str]) -> dict[st
     kept: dict[str, Any] = {}
     if not able["devices"].startswith("no") and resources.get("devices"):
         kept["devices"] = resources["devices"]
-    if not able["container-limits"].startswith("no"):
+    if able["container-limits"] == "yes":
         memory = resources.get("memory") or {}
         kept["memory"] = {name: memory[name] for name in _MEMORY if memory.get(name)}
         kept["pids"] = {"limit": limit} if (limit := pids_limit({"linux": {"resources": resources}})) else None
