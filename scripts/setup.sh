@@ -158,6 +158,38 @@ unpack_peers() { # unpack_peers DIRECTORY SUITE..: with apt=()
     done
 }
 
+set_up_criu() { # Debian 12's knows no kernel after 6.12, and trixie's wants another libc: it comes with its libraries
+    local own target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/criu
+    [ ! -x "$target/criu" ] || return 0
+    [ -n "${DEBIAN_MIRROR:-$(debian_mirror)}" ] || { say "no CRIU for the tests: no mirror"; return 0; }
+    say "fetching CRIU for the tests"
+    mkdir -p "$(dirname "$target")"
+    own=$(mktemp -d "$target.XXXXXX")
+    if unpack_criu "$own" >"$own/log" 2>&1; then
+        mv -T "$own/unpacked" "$target" 2>/dev/null || true # another run was faster
+    else
+        say "no CRIU for the tests ($(tail -n 1 "$own/log"))"
+    fi
+    rm -rf "$own"
+}
+
+unpack_criu() { # unpack_criu DIRECTORY: and a program beside it that starts it by its own loader
+    local apt package
+    private_apt "$1" trixie
+    apt+=(-o Dir::State::status=/dev/null -y --no-install-recommends)
+    "${apt[@]}" update && "${apt[@]}" --download-only install criu || return
+    for package in "$1"/archives/*.deb; do
+        dpkg -x "$package" "$1/unpacked" || return
+    done
+    cat >"$1/unpacked/criu" <<'END'
+#!/bin/sh
+here=${0%/*}
+set -- --library-path "$(echo "$here"/usr/lib/*-linux-gnu)" "$here/usr/sbin/criu" "$@"
+exec "$here"/usr/lib/*-linux-gnu/ld-linux-*.so.* "$@"
+END
+    chmod 755 "$1/unpacked/criu"
+}
+
 usable_venv() { # one that was made in this directory, and whose Python is still there
     [[ "$(head -n 1 .venv/bin/pip 2>/dev/null)" == "#!$PWD/.venv/bin/python"* ]] &&
         .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -214,7 +246,7 @@ packages=$RUN_PACKAGES
 [ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
 set_up_packages "$packages"
 set_up_gvisor
-[ "${1:-}" != --tests ] || set_up_peers & # mostly waits
+[ "${1:-}" != --tests ] || { set_up_peers; set_up_criu; } & # mostly waits
 peers=$!
 set_up_venv
 set_up_bytecode

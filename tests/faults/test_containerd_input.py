@@ -435,6 +435,7 @@ def _delete(daemon: Daemon) -> bool:
 
 def test_many_callers_that_go(raw: Raw, daemon: Daemon, address: str) -> None:
     count = lambda: len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))  # noqa: E731
+    assert raw.call("State", task.StateRequest(id="nobody"))[0] == Code.NOT_FOUND  # so that `raw` itself is accepted
     before = count()
     for _ in range(10):
         with ExitStack() as stack:

@@ -74,7 +74,7 @@ def works(daemon: Daemon) -> None:
     done = daemon.command("run", "--rm", "--network", "none", "busybox", "echo", "well")
     assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr
     daemon.delete_pods()
-    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}", timeout_s=3)
+    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}")
     assert "Traceback" not in daemon.log.read_text(), daemon.log.read_text()
 
 
@@ -381,7 +381,7 @@ def test_a_runtime_that_dies(broken: Daemon, own_crun: Path, how: str) -> None:
         broken.run_pod("sleep", "60")
     assert caught.value.code != "INTERNAL", caught.value
     assert "broken" in str(caught.value) or "broken" not in how
-    wait_until(lambda: not residue(broken), what=f"nothing is left: {residue(broken)}", timeout_s=3)
+    wait_until(lambda: not residue(broken), what=f"nothing is left: {residue(broken)}")
     own_crun.unlink()
     real.rename(own_crun)
     works(broken)
@@ -393,7 +393,7 @@ def test_a_runtime_killed_after_it_made_the_container(broken: Daemon, own_crun: 
     own_crun.chmod(0o755)
     with pytest.raises(DrupeError):
         broken.run_pod("sleep", "60")
-    wait_until(lambda: not residue(broken), what=f"nothing is left: {residue(broken)}", timeout_s=3)
+    wait_until(lambda: not residue(broken), what=f"nothing is left: {residue(broken)}")
     own_crun.unlink()
     real.rename(own_crun)
     works(broken)

@@ -62,7 +62,7 @@ def test_a_full_disk_and_a_flooded_console(daemon: Daemon) -> None:
     assert len(list((daemon.root / "vm/templates").glob("*"))) == 1, "one that was not finished is gone"
     floods(daemon)
     daemon.delete_pods()
-    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}", timeout_s=5)
+    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}")
     assert "Traceback" not in daemon.log.read_text()
 
 

@@ -30,7 +30,7 @@ COLD = ("--memory", "200m")  # there is no template of that size
 def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
     yield machine_daemon
     machine_daemon.delete_pods()
-    wait_until(lambda: not residue(machine_daemon), what=f"nothing is left: {residue(machine_daemon)}", timeout_s=5)
+    wait_until(lambda: not residue(machine_daemon), what=f"nothing is left: {residue(machine_daemon)}")
     assert "Traceback" not in machine_daemon.log.read_text()
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object], *, timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], *, timeout_s: float = 30.0) -> None:
     """Return once `condition()` holds; TimeoutError when it does not come to."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 whatever is waited for sets no event

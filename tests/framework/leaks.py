@@ -171,7 +171,7 @@ def open_files() -> Iterator[str]:
             yield f"{entry.name} {target}"
 
 
-def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float = 30.0) -> None:
     """Wait until `condition()` is true; AssertionError naming `what` when the time is over."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -126,7 +126,7 @@ def face(daemon: Daemon) -> Iterator[Face]:
     with daemon.client() as client:
         yield Face(client)
     daemon.delete_pods()
-    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}", timeout_s=3)
+    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}")
     assert "Traceback" not in daemon.log.read_text(), daemon.log.read_text()
 
 
@@ -237,7 +237,7 @@ def test_a_failing_pod_leaves_nothing(face: Face, daemon: Daemon) -> None:
     with pytest.raises(PermissionDenied) as denied:
         face.run(face.container("/etc/passwd"))
     assert denied.value.details["exit_code"] == "126"
-    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}", timeout_s=3)
+    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}")
 
 
 def test_names_and_references(face: Face) -> None:
@@ -431,7 +431,7 @@ def test_a_hook_that_fails_keeps_the_container_from_running(face: Face, daemon: 
     with pytest.raises(DrupeError) as caught:
         face.run(face.container("true", hooks=Hooks(**{phase: (Hook(path="/bin/false"),)})))
     assert "hook" in str(caught.value), caught.value
-    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}", timeout_s=3)
+    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}")
 
 
 def test_secrets_are_in_no_file_of_the_state_directory(face: Face, daemon: Daemon) -> None:

@@ -108,11 +108,20 @@ def started(daemon: Daemon, *words: str, **options: Any) -> Iterator[subprocess.
         process.communicate()
 
 
-def fork_of(daemon: Daemon) -> int:
-    """The one command that the warm process runs at the moment."""
-    found: list[int] = []
-    wait_until(lambda: found.extend(children(warm_pid(daemon))) or found, what="a fork runs")
-    return found[0]
+def fork_of(daemon: Daemon, client: subprocess.Popen[bytes]) -> int:
+    """The one command that the warm process runs at the moment. `client` has been told that it runs: of a fork that
+    ends before, the client knows only that nothing was done."""
+    wait_until(lambda: holds_pidfd(client.pid), what="the client hears that its command runs", timeout_s=30)
+    wait_until(lambda: len(children(warm_pid(daemon))) == 1, what="the command before has been reaped")
+    return children(warm_pid(daemon))[0]
+
+
+def holds_pidfd(pid: int) -> bool:
+    targets = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            targets.append(str(link.readlink()))
+    return "anon_inode:[pidfd]" in targets
 
 
 SAME = [
@@ -223,8 +232,8 @@ def test_limits_and_priority_are_the_callers(daemon: Daemon) -> None:
         os.nice(5)
         os.sched_setaffinity(0, {0})
 
-    with started(daemon, "events", preexec_fn=restrict):
-        pid = fork_of(daemon)
+    with started(daemon, "events", preexec_fn=restrict) as process:
+        pid = fork_of(daemon, process)
         wait_until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == 5, what="the priority is taken over")
         assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (100, 200)
         assert resource.prlimit(pid, resource.RLIMIT_FSIZE) == (1 << 20, 1 << 21)
@@ -258,7 +267,7 @@ def test_a_signal_ends_a_command_as_it_ends_python(daemon: Daemon, number: signa
 def test_ignored_signals_stay_ignored(daemon: Daemon) -> None:
     """nohup(1): a hang-up means nothing to a command that does not ask for it."""
     with started(daemon, "events", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
-        pid = fork_of(daemon)
+        pid = fork_of(daemon, process)
         process.send_signal(signal.SIGHUP)
         time.sleep(0.2)
         assert process.poll() is None and Path(f"/proc/{pid}").exists()
@@ -266,15 +275,15 @@ def test_ignored_signals_stay_ignored(daemon: Daemon) -> None:
 
 def test_a_killed_client_takes_its_command_along(daemon: Daemon) -> None:
     with started(daemon, "events") as process:
-        pid = fork_of(daemon)
+        pid = fork_of(daemon, process)
         process.kill()
         process.wait()
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="the fork ends", timeout_s=2)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="the fork ends")
 
 
 def test_a_killed_fork_is_told_to_the_shell(daemon: Daemon) -> None:
     with started(daemon, "events") as process:
-        os.kill(fork_of(daemon), signal.SIGKILL)
+        os.kill(fork_of(daemon, process), signal.SIGKILL)
         assert process.wait(10) == -signal.SIGKILL
 
 
@@ -283,7 +292,7 @@ def test_job_control(daemon: Daemon) -> None:
     # a group of its own, as a shell makes it: the kernel stops no process of an orphaned group (setpgid(2)), as ours
     # may be where the tests themselves run in the background
     with started(daemon, "events", process_group=0) as process:
-        pid = fork_of(daemon)
+        pid = fork_of(daemon, process)
         wait_until(lambda: state(pid) == "S", what="the fork waits")
         process.send_signal(signal.SIGTSTP)
         assert os.WSTOPSIG(os.waitpid(process.pid, os.WUNTRACED)[1]) == signal.SIGTSTP

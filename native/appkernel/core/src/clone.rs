@@ -10,8 +10,9 @@ use crate::kernel::{Done, Kernel, Program};
 use crate::mm::{Mm, MmId};
 use crate::pids;
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
-use crate::signal::{Actions, COUNT, SIGCHLD};
-use crate::task::{FsState, Ids, Pid, Process, State, Task, Tid, LIMIT_COUNT};
+use crate::seccomp::Seccomp;
+use crate::signal::{Actions, COUNT, SIGCHLD, SIGKILL};
+use crate::task::{Exit, FsState, Ids, Pid, Process, State, Task, Tid, LIMIT_COUNT};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
@@ -28,6 +29,7 @@ const CLONE_CHILD_SETTID: u64 = 0x100_0000;
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// New namespaces: none can be made.
 const CLONE_NEW: u64 = 0x7e02_0080;
+const CLONE_NEWNS: u64 = 0x2_0000;
 const EXIT_SIGNAL: u64 = 0xff;
 pub const MAX_TASKS: usize = 32_768;
 
@@ -50,6 +52,7 @@ pub struct Surroundings {
     pub cwd: Path,
     pub credentials: Credentials,
     pub rights: Rights,
+    pub seccomp: Seccomp,
     pub files: FdTable,
     pub limits: [(u64, u64); LIMIT_COUNT],
 }
@@ -106,7 +109,9 @@ impl Kernel {
         let mm = self.fresh_mm();
         // An empty space, replaced at once by the program's.
         self.mms.insert(mm, Mm::new(SpaceId(u32::MAX), self.platform.address_end()));
-        self.tasks.tasks.insert(pid, new_task(pid, pid, ThreadId(u32::MAX), SpaceId(u32::MAX)));
+        let mut task = new_task(pid, pid, ThreadId(u32::MAX), SpaceId(u32::MAX));
+        task.seccomp = around.seccomp.clone();
+        self.tasks.tasks.insert(pid, task);
         let process = self.first_process(pid, container, mm, around);
         self.tasks.processes.insert(pid, process);
         let outside = if first { &mut self.is_first } else { &mut self.joined };
@@ -144,6 +149,9 @@ impl Kernel {
                 permitted: rights.permitted,
                 inheritable: rights.inheritable,
                 bounding: rights.bounding,
+                // Who is not root has what was made ambient, and nothing else (capabilities(7)).
+                ambient: if uid == 0 { 0 } else { rights.permitted & rights.inheritable },
+                securebits: 0,
             },
             threads: vec![pid],
             exit: None,
@@ -158,15 +166,22 @@ impl Kernel {
             vfork_waiter: None,
             limits: around.limits,
             executable: None,
+            running: None,
             command_line: Vec::new(),
             environment: Vec::new(),
             has_execed: false,
             started_ns: self.timers.now_ns(),
             alarm: None,
+            processor_alarms: [None, None],
             stopped: false,
             death_signal: 0,
             no_new_privileges: rights.no_new_privileges,
             subreaper: false,
+            dumpable: true,
+            without_huge_pages: false,
+            oom_score_adj: 0,
+            personality: 0,
+            io_priority: 0,
             name: [0; 16],
             cpu_ns: 0,
             children_cpu_ns: 0,
@@ -178,7 +193,10 @@ impl Kernel {
             return self.wait_for_vfork(tid, child);
         }
         check(order.flags)?;
-        if self.tasks.tasks.len() >= MAX_TASKS || self.at_process_limit(tid)? {
+        if self.tasks.tasks.len() >= MAX_TASKS
+            || self.at_process_limit(tid)?
+            || !self.has_room(self.process(tid)?.container)
+        {
             return Err(Errno::AGAIN);
         }
         let parent = self.thread(tid)?;
@@ -191,7 +209,8 @@ impl Kernel {
         let pid = if order.flags & CLONE_THREAD != 0 { self.pid(tid) } else { child };
         let mut task = new_task(child, pid, thread, space);
         let caller = self.task(tid)?;
-        (task.mask, task.name) = (caller.mask, caller.name);
+        (task.mask, task.name, task.seccomp) = (caller.mask, caller.name, caller.seccomp.clone());
+        (task.slack_ns, task.usual_slack_ns) = (caller.slack_ns, caller.slack_ns);
         if order.flags & CLONE_VM == 0 || order.flags & CLONE_VFORK != 0 {
             task.alt_stack = caller.alt_stack;
         }
@@ -209,8 +228,7 @@ impl Kernel {
         self.tasks.tasks.insert(child, task);
         self.tell_numbers(tid, child, order);
         if order.flags & CLONE_PIDFD != 0 {
-            let fd = self.new_pidfd(tid, child, 0)?;
-            self.put(tid, order.pidfd, &fd.to_le_bytes())?;
+            self.give_pidfd(tid, child, order.pidfd)?;
         }
         self.start_child(child, thread, order)?;
         if order.flags & CLONE_VFORK != 0 {
@@ -218,6 +236,21 @@ impl Kernel {
             return self.wait_for_vfork(tid, child);
         }
         Ok(Done::Value(i64::from(child)))
+    }
+
+    /// A descriptor of the child; a child that cannot have one never was.
+    fn give_pidfd(&mut self, tid: Tid, child: Pid, address: u64) -> Result<()> {
+        let told = self.new_pidfd(tid, child, 0).and_then(|fd| {
+            let told = self.put_now(tid, address, &fd.to_le_bytes());
+            told.inspect_err(|_| drop(self.process(tid).map(|process| process.files.lock().remove(fd))))
+        });
+        told.inspect_err(|_| {
+            if let Some(process) = self.tasks.processes.get_mut(&child) {
+                process.exit_signal = 0;
+            }
+            self.end_process(child, Exit::Signal(SIGKILL));
+            self.forget(child);
+        })
     }
 
     fn at_process_limit(&self, tid: Tid) -> Result<bool> {
@@ -262,11 +295,13 @@ impl Kernel {
             pending_set: None,
             vfork_waiter: shared(CLONE_VFORK).then_some(tid),
             executable: parent.executable.clone(),
+            running: parent.running.clone(),
             command_line: parent.command_line.clone(),
             environment: parent.environment.clone(),
             has_execed: false,
             started_ns: self.timers.now_ns(),
             alarm: None,
+            processor_alarms: [None, None],
             stopped: false,
             death_signal: 0,
             subreaper: false,
@@ -331,7 +366,7 @@ impl Kernel {
     }
 }
 
-fn copied<T: Clone>(shared: &Mutex<T>) -> Arc<Mutex<T>> {
+pub(crate) fn copied<T: Clone>(shared: &Mutex<T>) -> Arc<Mutex<T>> {
     Arc::new(Mutex::new(shared.lock().clone()))
 }
 
@@ -351,7 +386,10 @@ fn new_task(tid: Tid, pid: Pid, thread: ThreadId, space: SpaceId) -> Task {
         alt_stack: Default::default(),
         clear_tid: 0,
         robust_list: 0,
+        slack_ns: 50_000,
+        usual_slack_ns: 50_000,
         name: [0; 16],
+        seccomp: Seccomp::Off,
     }
 }
 
@@ -359,6 +397,11 @@ fn new_task(tid: Tid, pid: Pid, thread: ThreadId, space: SpaceId) -> Task {
 fn check(flags: u64) -> Result<()> {
     let needs = |flag: u64, other: u64| flags & flag == 0 || flags & other == other;
     if !needs(CLONE_THREAD, CLONE_SIGHAND) || !needs(CLONE_SIGHAND, CLONE_VM) {
+        return Err(Errno::INVAL);
+    }
+    if flags & CLONE_NEWNS != 0 && flags & CLONE_FS != 0
+        || flags & CLONE_CLEAR_SIGHAND != 0 && flags & CLONE_SIGHAND != 0
+    {
         return Err(Errno::INVAL);
     }
     if flags & CLONE_NEW != 0 {
@@ -401,6 +444,14 @@ pub(crate) fn clone3(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
     }
     let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls] = kernel.get_words(tid, address)?;
     if exit_signal > 64 || (stack == 0) != (stack_size == 0) {
+        return Err(Errno::INVAL);
+    }
+    let more = kernel.get_bytes(tid, address + 64, size as usize - 64)?;
+    if more.iter().any(|&byte| byte != 0) {
+        // set_tid and its size, or a cgroup, or what nobody knows
+        return Err(if size <= 88 { Errno::INVAL } else { Errno::TOOBIG });
+    }
+    if flags & EXIT_SIGNAL != 0 {
         return Err(Errno::INVAL);
     }
     let stack = stack.wrapping_add(stack_size);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::wait;
 
+use crate::calls::descriptors::leave_locks;
 use crate::kernel::{Done, Kernel};
 use crate::mm::MmId;
 use crate::pids;
@@ -62,7 +63,7 @@ impl Kernel {
     }
 
     /// exit(2) of one thread.
-    fn exit_thread(&mut self, tid: Tid, code: u8) {
+    pub(crate) fn exit_thread(&mut self, tid: Tid, code: u8) {
         let pid = self.pid(tid);
         let last = self.tasks.processes.get(&pid).is_none_or(|p| p.threads.len() <= 1);
         if last {
@@ -103,11 +104,13 @@ impl Kernel {
         }
         process.exit = Some(exit);
         self.has_changed = true;
-        (process.stopped, process.alarm) = (false, None);
+        (process.stopped, process.alarm, process.running) = (false, None, None);
+        process.processor_alarms = [None, None];
         let timers = std::mem::take(&mut process.posix_timers);
         drop(timers);
         let life = Arc::clone(&process.life);
         let (threads, mm) = (std::mem::take(&mut process.threads), process.mm);
+        leave_locks(process);
         let files = std::mem::take(&mut process.files);
         let shared = self.mms.get(&mm).is_some_and(|mm| mm.users > 1);
         self.account(pid);
@@ -229,6 +232,7 @@ impl Kernel {
         Info {
             signal: SIGCHLD,
             code,
+            errno: 0,
             fields: [u64::from(pids::seen(pid)) | u64::from(uid) << 32, status as u32 as u64],
         }
     }
@@ -401,7 +405,7 @@ pub(crate) fn waitid(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
         Some(None) => kernel.put_if(tid, info, &[0; 128])?,
         Some(Some(found)) => {
             let fields = [u64::from(pids::seen(found.pid)) | u64::from(found.uid) << 32, found.status as u32 as u64];
-            let bytes = Info { signal: SIGCHLD, code: found.code, fields }.to_bytes();
+            let bytes = Info { signal: SIGCHLD, code: found.code, errno: 0, fields }.to_bytes();
             kernel.put_if(tid, info, &bytes)?;
             kernel.put_if(tid, usage, &rusage(found.cpu_ns))?;
         }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auxv;
+mod bounds;
 mod calls;
 pub mod census;
 mod clone;
@@ -17,13 +18,17 @@ pub mod host;
 pub mod jobs;
 pub mod kernel;
 pub mod mm;
+mod nursery;
 pub mod pids;
 pub mod platform;
+mod privileges;
 mod rewrite;
 mod robust;
 mod seat;
+pub mod seccomp;
 mod send;
 pub mod signal;
+mod sysctl;
 mod sysv;
 pub mod table;
 pub mod task;

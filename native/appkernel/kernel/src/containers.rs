@@ -2,17 +2,20 @@
 //! kept until whoever asked for it has it forgotten.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::Errno;
 use drupe_appkernel_core::pids::seen;
+use drupe_appkernel_core::seccomp::Seccomp;
 use drupe_appkernel_core::task::{Exit, Pid};
 use drupe_appkernel_core::Surroundings;
+use drupe_appkernel_hostsys::files;
 use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, Path};
 use drupe_packets::{errno_name, Failure, Outcome};
 use serde_json::{json, Value};
 
+use crate::machine::errno;
 use crate::pod::Pod;
 use crate::settings::{Settings, Tree};
 use crate::terminal::Console;
@@ -55,6 +58,8 @@ struct Container {
     view: u32,
     namespace: Arc<MountNamespace>,
     root: Path,
+    /// What all that is run in it from outside begins with.
+    seccomp: Seccomp,
 }
 
 #[derive(Default)]
@@ -126,6 +131,10 @@ impl Containers {
         if self.containers.len() >= MAX_CONTAINERS {
             return Err(Failure::new("EUSERS", format!("{MAX_CONTAINERS} containers are there already")));
         }
+        let seccomp = match tree.filter {
+            Some(program) => pod.kernel.filter(program).map_err(|errno| failed("the filter of system calls", errno))?,
+            None => Seccomp::Off,
+        };
         let root = match tree.root {
             Some(place) => Root::Shared(place),
             None => Root::Image(take_fd(&mut fds, "root")?),
@@ -133,13 +142,17 @@ impl Containers {
         let builder = Builder::new(pod, root)?;
         builder.mount_all(tree.mounts)?;
         builder.make_directory(&settings.cwd)?;
+        builder.cover(&tree.masked, &tree.protected)?;
         let (namespace, root) = builder.finish(tree.read_only);
         self.last += 1;
         let fresh =
             || pod.kernel.fresh_view().ok_or_else(|| Failure::new("EUSERS", "there are too many PID namespaces"));
         let view = if tree.share_pid { 0 } else { fresh()? };
-        let container = Container { number: self.last, view, namespace, root };
-        let (pid, console) = run(pod, &container, settings, &mut fds, true)?;
+        let container = Container { number: self.last, view, namespace, root, seccomp };
+        pod.kernel.bound_tasks(Some(self.last), tree.tasks);
+        let cgroup = fds.remove("cgroup").map(|cgroup| place(pod, self.last, &cgroup)).transpose();
+        let begun = cgroup.and_then(|_| run(pod, &container, settings, &mut fds, true));
+        let (pid, console) = begun.inspect_err(|_| unbound(pod, container.number))?;
         self.containers.insert(id.into(), container);
         self.know(pod, (id.into(), String::new()), pid, console);
         Ok(pid)
@@ -251,6 +264,25 @@ impl Containers {
         (told, false)
     }
 
+    /// Move a container's processes, now and later, into a cgroup of the host's, by the file that takes them.
+    pub fn place(&self, pod: &mut Pod, id: &str, mut fds: Descriptors) -> Outcome<()> {
+        let number = self.container(id)?.number;
+        place(pod, number, &take_fd(&mut fds, "cgroup")?)
+    }
+
+    /// Have programs of a container see this as the memory that there is; 0: the pod's.
+    pub fn bound_memory(&self, pod: &mut Pod, id: &str, bytes: u64) -> Outcome<()> {
+        pod.kernel.bound_memory(self.container(id)?.number, Some(bytes).filter(|bytes| *bytes > 0));
+        Ok(())
+    }
+
+    /// Have a container, or with "" the pod, have this many tasks at most (None: any number).
+    pub fn bound_tasks(&self, pod: &mut Pod, id: &str, tasks: Option<u64>) -> Outcome<()> {
+        let of = if id.is_empty() { None } else { Some(self.container(id)?.number) };
+        pod.kernel.bound_tasks(of, tasks);
+        Ok(())
+    }
+
     /// Signal one process (`family`: with all that descend from it), or everything in its container.
     pub fn kill(&mut self, pod: &mut Pod, key: &Key, signal: i32, reach: Reach) -> Outcome<()> {
         if !(0..=64).contains(&signal) {
@@ -309,6 +341,7 @@ impl Containers {
     pub fn delete(&mut self, pod: &mut Pod, id: &str) {
         let Some(container) = self.containers.remove(id) else { return };
         let _ended = pod.kernel.signal_container(container.number, libc::SIGKILL);
+        unbound(pod, container.number);
         let of_it: Vec<Key> = self.tasks.keys().filter(|key| key.0 == id).cloned().collect();
         for key in of_it {
             if let Some(task) = self.tasks.remove(&key) {
@@ -316,6 +349,21 @@ impl Containers {
             }
         }
     }
+}
+
+fn place(pod: &mut Pod, container: u32, cgroup: &OwnedFd) -> Outcome<()> {
+    let mut take = |process: i32| {
+        let written = files::write_at(cgroup.as_fd(), 0, process.to_string().as_bytes());
+        written.map(drop).map_err(errno)
+    };
+    pod.kernel.place(container, &mut take).map_err(|errno| failed("the cgroup", errno))
+}
+
+/// Nothing holds for a container any more.
+fn unbound(pod: &mut Pod, container: u32) {
+    pod.kernel.bound_tasks(Some(container), None);
+    pod.kernel.bound_memory(container, None);
+    pod.kernel.unplace(container);
 }
 
 /// Whom a signal is for.
@@ -327,7 +375,7 @@ pub enum Reach {
 }
 
 /// Where its input comes from and its output goes: three descriptors, or a terminal between two of them.
-fn files(
+fn streams(
     pod: &Pod,
     container: &Container,
     terminal: Option<(u16, u16)>,
@@ -356,14 +404,14 @@ fn run(
     fds: &mut Descriptors,
     first: bool,
 ) -> Outcome<(Pid, Option<Arc<Console>>)> {
-    let (files, console) = files(pod, container, settings.terminal, fds, first)?;
+    let (files, console) = streams(pod, container, settings.terminal, fds, first)?;
     let namespace = Arc::clone(&container.namespace);
-    let root = container.root.clone();
+    let (root, seccomp) = (container.root.clone(), container.seccomp.clone());
     let cwd = pod.walk(&namespace, &root, &settings.cwd);
     let cwd = cwd.map_err(|errno| failed(&format!("cwd {}", String::from_utf8_lossy(&settings.cwd)), errno))?;
     let Settings { program, credentials, rights, limits, .. } = settings;
     let name = program.path.clone();
-    let around = Surroundings { namespace, root, cwd, credentials, rights, files, limits };
+    let around = Surroundings { namespace, root, cwd, credentials, rights, files, limits, seccomp };
     let begun = match first {
         true => pod.kernel.spawn(container.number, container.view, around, program),
         false => pod.kernel.enter(container.number, around, program),

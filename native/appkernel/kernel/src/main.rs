@@ -4,6 +4,7 @@ mod cgroup;
 mod confine;
 mod containers;
 mod control;
+mod covers;
 mod hostfs;
 mod machine;
 mod manual;

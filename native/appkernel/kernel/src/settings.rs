@@ -1,6 +1,7 @@
 //! What the control socket asks for, taken apart: processes and mounts. Unknown fields are refused, so nothing that was
 //! asked for is left out silently.
 
+use drupe_appkernel_core::seccomp::bpf::Program as Filter;
 use drupe_appkernel_core::{default_limits, Program, Rights};
 use drupe_appkernel_vfs::mount::{MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
 use drupe_appkernel_vfs::Credentials;
@@ -28,6 +29,13 @@ pub struct Tree {
     pub mounts: Vec<MountOrder>,
     pub read_only: bool,
     pub share_pid: bool,
+    /// Paths of its own that show nothing, and that cannot be changed.
+    pub masked: Vec<Vec<u8>>,
+    pub protected: Vec<Vec<u8>>,
+    /// How many tasks it may have.
+    pub tasks: Option<u64>,
+    /// Its filter of system calls, struct sock_filter after struct sock_filter.
+    pub filter: Option<Filter>,
 }
 
 impl Tree {
@@ -38,6 +46,10 @@ impl Tree {
             mounts: mounts.into_iter().map(MountOrder::take).collect::<Outcome<Vec<_>>>()?,
             read_only: fields.take("read_only")?.unwrap_or(false),
             share_pid: fields.take("share_pid")?.unwrap_or(false),
+            masked: paths(fields, "masked_paths")?,
+            protected: paths(fields, "read_only_paths")?,
+            tasks: fields.take::<u64>("tasks")?.filter(|tasks| *tasks > 0),
+            filter: fields.take("seccomp")?.map(filter).transpose()?,
         })
     }
 }
@@ -79,6 +91,16 @@ fn absolute(path: String, what: &str) -> Outcome<Vec<u8>> {
         true => Ok(path.into_bytes()),
         false => Err(Failure::invalid(format!("{what} {path:?} is no absolute path"))),
     }
+}
+
+fn paths(fields: &mut Fields, name: &str) -> Outcome<Vec<Vec<u8>>> {
+    let given: Vec<String> = fields.take(name)?.unwrap_or_default();
+    given.into_iter().map(|path| absolute(path, name)).collect()
+}
+
+fn filter(instructions: Vec<u64>) -> Outcome<Filter> {
+    let bytes: Vec<u8> = instructions.iter().flat_map(|one| one.to_le_bytes()).collect();
+    Filter::parse(&bytes).map_err(|_| Failure::invalid("seccomp: this is no filter of system calls"))
 }
 
 fn relative(path: String) -> Outcome<Vec<u8>> {

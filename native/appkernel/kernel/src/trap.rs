@@ -335,6 +335,14 @@ impl Platform for Stubs {
         self.fork_stub(ZYGOTE, Some(&Registers::default()))
     }
 
+    fn new_space_beside(&mut self, nursery: ThreadId) -> Result<(SpaceId, ThreadId)> {
+        self.fork_stub(nursery, Some(&Registers::default()))
+    }
+
+    fn host_process(&self, space: SpaceId) -> i32 {
+        self.spaces.get(&space).map_or(0, |space| space.process)
+    }
+
     fn fork(&mut self, thread: ThreadId) -> Result<(SpaceId, ThreadId)> {
         self.fork_stub(thread, None)
     }
@@ -478,6 +486,12 @@ impl Platform for Stubs {
 
     fn cpu_ns(&self, space: SpaceId) -> u64 {
         self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
+    }
+
+    fn is_asleep(&self, thread: ThreadId) -> bool {
+        let Some(thread) = self.threads.get(&thread).filter(|thread| thread.waiting.is_none()) else { return false };
+        let process = self.spaces.get(&thread.space).map_or(0, |space| space.in_proc);
+        memory::thread_state(self.proc.as_fd(), process, thread.in_proc) == Some(b'S')
     }
 
     fn resident_bytes(&self, space: SpaceId) -> u64 {

@@ -117,6 +117,10 @@ class BaseCgroups:
         """The directory whose cgroup.procs lists the processes."""
         raise NotImplementedError
 
+    def controller_dir(self, controller: str, path: str) -> str:
+        """The directory of the hierarchy that has this controller."""
+        return self.main_dir(path)
+
     def all_dirs(self, path: str) -> list[str]:
         raise NotImplementedError
 
@@ -170,8 +174,8 @@ class BaseCgroups:
 
     # -- processes
 
-    def procs_file(self, path: str) -> str:
-        return f"{self.main_dir(path)}/cgroup.procs"
+    def procs_file(self, path: str, controller: str = "") -> str:
+        return f"{self.controller_dir(controller, path) if controller else self.main_dir(path)}/cgroup.procs"
 
     def attach(self, path: str, pid: int) -> None:
         for directory in self.all_dirs(path):

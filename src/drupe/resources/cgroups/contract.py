@@ -87,8 +87,8 @@ class Cgroups(Protocol):
         somebody else must move it (`attach`, or the OCI runtime)."""
         ...
 
-    def procs_file(self, path: str) -> str:
-        """The file that takes a pid into the cgroup; in v1 into that of one hierarchy only."""
+    def procs_file(self, path: str, controller: str = "") -> str:
+        """The file that takes a pid into the cgroup; in v1 into that of one hierarchy only: with this controller."""
         ...
 
     def restrict_devices(self, path: str, rules: Sequence[Mapping[str, Any]]) -> None:

@@ -162,6 +162,9 @@ class CgroupsV1(BaseCgroups):
     def file(self, setting: Setting, path: str) -> str:
         return f"{self._dir(setting.controller, path)}/{setting.file}"
 
+    def controller_dir(self, controller: str, path: str) -> str:
+        return self._dir(controller, path)
+
     def main_dir(self, path: str) -> str:
         return f"{self._main}/{check_path(path)}"
 

@@ -1,5 +1,5 @@
-"""How many processes and threads a pod may have on the host. The host counts: so the bound holds for a kernel that was
-taken over, too, and guests are told EAGAIN by the kernel, who is told it by the host."""
+"""How many processes and threads there may be. On the host, of a pod: the host counts, so the bound holds for a kernel
+that was taken over, too. In the pod (`--pids-limit`): its kernel counts, who knows its guests' tasks from its stubs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from drupe.errors import Unsupported
 from drupe.resources.cgroups import Cgroups
+from drupe.spec.base import plain
 from drupe.spec.resources import Resources
 
 _SHARE = 0.15  # as systemd gives a unit (TasksMax): no pod alone can take what the host can number
@@ -23,7 +25,35 @@ def most_tasks(kernel: Path = Path("/proc/sys/kernel")) -> int:
 
 
 def bounded(cgroups: Cgroups, resources: Resources) -> Resources:
-    """With that bound; without it where the host's cgroups cannot count tasks."""
-    if "pids" not in cgroups.controllers:
-        return resources
-    return msgspec.structs.replace(resources, pids=most_tasks())
+    """Limits of a kernel's cgroup: with that bound, where the host's cgroups can count tasks."""
+    return msgspec.structs.replace(resources, pids=most_tasks() if "pids" in cgroups.controllers else None)
+
+
+_OF_ONE = frozenset({"memory_bytes", "memory_swap_bytes", "memory_reservation_bytes", "pids"})
+
+
+def check_of_one(resources: Resources) -> None:
+    """Raise Unsupported for limits of one container among several that would hold the kernel up for the others, too: it
+    waits for its stubs, however slow they are made."""
+    for name in plain(resources):
+        if name not in _OF_ONE:
+            raise Unsupported(
+                f"{name} of one container among several is not carried out by appkernel sandboxes",
+                kind="appkernel", feature="container-limits", cause="its containers share one kernel",
+                hint="limit the pod; of one container memory and the number of tasks can be limited",
+            )  # fmt: skip
+
+
+def on_host(resources: Resources) -> Resources:
+    """Without what the kernel counts by itself."""
+    return msgspec.structs.replace(resources, pids=None)
+
+
+def memory_of(resources: Resources) -> int:
+    """In bytes; 0: all there is."""
+    return max(0, resources.memory_bytes or 0)
+
+
+def tasks_of(resources: Resources) -> int:
+    """How many tasks the guests may have; 0: any number."""
+    return max(0, resources.pids or 0)
