@@ -22,7 +22,9 @@ use crate::signal::{self, Info};
 use crate::sysctl::IpcLimits;
 use crate::sysv::SysV;
 use crate::table;
-use crate::task::{Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, ALARM, TIMER};
+use crate::task::{
+    Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, PROCESSOR_ALARM, TIMER,
+};
 use crate::timers::Timers;
 
 /// How a call ended, if not with an error.
@@ -189,10 +191,11 @@ impl Kernel {
     fn serve_ready(&mut self) {
         while !self.ready.is_empty() {
             for tid in self.ready.take() {
-                let number = tid & !(ALARM | TIMER);
-                self.carefully(number, |kernel| match tid & (ALARM | TIMER) {
+                let number = tid & !PROCESSOR_ALARM;
+                self.carefully(number, |kernel| match tid & PROCESSOR_ALARM {
                     0 => kernel.try_again(tid),
                     TIMER => kernel.timers_due(number),
+                    PROCESSOR_ALARM => kernel.processor_alarms_due(number),
                     _ => kernel.alarm_due(number),
                 });
             }

@@ -21,6 +21,7 @@ pub mod mm;
 mod nursery;
 pub mod pids;
 pub mod platform;
+mod privileges;
 mod rewrite;
 mod robust;
 mod seat;

@@ -173,6 +173,11 @@ pub trait Platform {
     /// Processor time that the space's threads have had, in nanoseconds.
     fn cpu_ns(&self, space: SpaceId) -> u64;
 
+    /// Whether a thread that runs guest code sleeps there, in a call that the host answers (futex(2)).
+    fn is_asleep(&self, _thread: ThreadId) -> bool {
+        false
+    }
+
     /// Memory that the space's pages take now.
     fn resident_bytes(&self, space: SpaceId) -> u64;
 

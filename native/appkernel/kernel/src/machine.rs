@@ -199,6 +199,8 @@ impl Host for Machine {
             ClockId::Realtime => clock::REALTIME,
             ClockId::Monotonic => clock::MONOTONIC,
             ClockId::Boottime => clock::BOOTTIME,
+            ClockId::RealtimeCoarse => clock::REALTIME_COARSE,
+            ClockId::MonotonicCoarse => clock::MONOTONIC_COARSE,
         });
         Timestamp::new(seconds, nanoseconds)
     }

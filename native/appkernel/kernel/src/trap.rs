@@ -490,6 +490,12 @@ impl Platform for Stubs {
         self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
     }
 
+    fn is_asleep(&self, thread: ThreadId) -> bool {
+        let Some(thread) = self.threads.get(&thread).filter(|thread| thread.waiting.is_none()) else { return false };
+        let process = self.spaces.get(&thread.space).map_or(0, |space| space.in_proc);
+        memory::thread_state(self.proc.as_fd(), process, thread.in_proc) == Some(b'S')
+    }
+
     fn resident_bytes(&self, space: SpaceId) -> u64 {
         self.spaces.get(&space).map_or(0, |space| memory::resident_bytes(self.proc.as_fd(), space.in_proc))
     }

@@ -10,7 +10,7 @@ use crate::pseudo::{Fixed, Item, PseudoFs};
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 
 /// Path below /proc/sys, and the value.
-const SETTINGS: [(&str, &str); 38] = [
+const SETTINGS: [(&str, &str); 39] = [
     ("fs/file-max", "1048576"),
     ("fs/nr_open", "1048576"),
     ("fs/inotify/max_queued_events", "16384"),
@@ -37,6 +37,7 @@ const SETTINGS: [(&str, &str); 38] = [
     ("kernel/shmall", "18446744073692774399"),
     ("kernel/shmmax", "18446744073692774399"),
     ("kernel/shmmni", "4096"),
+    ("kernel/tainted", "0"),
     ("kernel/threads-max", "65536"),
     ("net/core/somaxconn", "4096"),
     ("net/ipv4/ip_forward", "0"),
