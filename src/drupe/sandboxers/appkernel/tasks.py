@@ -102,7 +102,11 @@ class KernelTasks(KeptTasks):
             if task.oci.get("hooks"):
                 await self._pods.start(pod)  # they are told a pid, whose namespaces are the pod's
                 await run_hooks(
-                    task.oci, "prestart", "createRuntime", state=_state(record, task.oci, "creating", pod.pid)
+                    self._keeper,
+                    task.oci,
+                    "prestart",
+                    "createRuntime",
+                    state=_state(record, task.oci, "creating", pod.pid),
                 )
         except BaseException:
             await self.delete(task.id)
@@ -154,7 +158,7 @@ class KernelTasks(KeptTasks):
     async def _soft_hooks(self, record: TaskRecord, oci: Mapping[str, Any], phase: str, status: str, pid: int) -> None:
         """Those that may fail without consequence but a warning."""
         try:
-            await run_hooks(oci, phase, state=_state(record, oci, status, pid))
+            await run_hooks(self._keeper, oci, phase, state=_state(record, oci, status, pid))
         except DrupeError as error:
             log.warning("container %s: %s: %s", record.id, error, error.cause)
 
