@@ -49,7 +49,9 @@ def inside(daemon: Daemon, pod: str, *argv: str) -> str:
 
 
 def count(daemon: Daemon, pod: str) -> int:
-    return int(inside(daemon, pod, "cat", "/count") or 0)
+    """The file is empty for a moment each time that it is written."""
+    tries = (inside(daemon, pod, "cat", "/count") for _ in range(5))
+    return int(next(filter(None, tries), 0))
 
 
 def test_a_snapshot_goes_on_as_another_pod(fresh_daemon: Daemon) -> None:

@@ -9,7 +9,7 @@ use drupe_appkernel_abi::{Errno, Result};
 
 use crate::kernel::Kernel;
 use crate::platform::MemoryOp;
-use crate::task::{Pid, State, Tid, ALARM, TIMER};
+use crate::task::{Pid, State, Tid, PROCESSOR_ALARM};
 
 /// Who rests.
 #[derive(Default)]
@@ -27,7 +27,7 @@ impl Kernel {
         if self.rest.all || self.rest.containers.is_empty() {
             return self.rest.all;
         }
-        let number = tid & !(ALARM | TIMER);
+        let number = tid & !PROCESSOR_ALARM;
         let pid = self.tasks.tasks.get(&number).map_or(number, |task| task.pid);
         self.tasks.processes.get(&pid).is_some_and(|process| self.rest.containers.contains(&process.container))
     }

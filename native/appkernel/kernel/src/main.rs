@@ -1,9 +1,11 @@
 //! `drupe-appkernel`: the kernel of one pod.
 
 mod cgroup;
+mod claim;
 mod confine;
 mod containers;
 mod control;
+mod covers;
 mod hostfs;
 mod machine;
 mod manual;

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -22,7 +23,7 @@ from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsu
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
 from drupe.sandboxers.appkernel import snapshots
-from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded, memory_of, on_host, tasks_of
+from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded, check_of_one, memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
 from drupe.sandboxers.appkernel.failures import explain
@@ -32,10 +33,12 @@ from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import TaskRecord, record_path
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit
 from drupe.sandboxers.kept.exits import killed
+from drupe.sandboxers.kept.hooks import refuse_inside, run_hooks
 from drupe.sandboxers.kept.tasks import KeptAttachment, KeptTasks, log_file
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
+log = logging.getLogger(__name__)
 _HARMLESS = (0, 17, 18, 23, 28)  # signals that do nothing by default: CHLD, CONT, URG, WINCH
 _STREAMS = ("stdin", "stdout", "stderr")
 _LOST_CODE = 255
@@ -69,6 +72,7 @@ class KernelTasks(KeptTasks):
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._pods.get(task.sandbox)
         _check_room(pod, task)
+        refuse_inside(task.oci, "appkernel")
         container_config(
             task.oci, task=task.id, shm_bytes=pod.record.shm_bytes
         )  # what it refuses is refused before anything is made
@@ -85,15 +89,35 @@ class KernelTasks(KeptTasks):
         )  # fmt: skip
         try:
             record.image, record.tasks = str(task.image or ""), tasks_of(task.resources)
+            record.placed = not pod.record.sole and memory_of(task.resources) > 0
             record.save()
-            await self._hold(record, task.fds)
-            resources = bounded(self._cgroups, task.resources) if pod.record.sole else on_host(task.resources)
-            self._cgroups.create(task.cgroup, resources)
-            apply_verified(self._cgroups, task.cgroup, resources)
+            holding = asyncio.ensure_future(self._hold(record, task.fds))
+            try:
+                await asyncio.sleep(0)  # the keeper works meanwhile
+                self._limit(pod, task)
+            finally:
+                await asyncio.wait([holding])
+            await holding
+            if pod.record.sole:
+                self._pods.begin(pod)
+            if task.oci.get("hooks"):
+                await self._pods.start(pod)  # they are told a pid, whose namespaces are the pod's
+                await run_hooks(
+                    self._keeper,
+                    task.oci,
+                    "prestart",
+                    "createRuntime",
+                    state=_state(record, task.oci, "creating", pod.pid),
+                )
         except BaseException:
             await self.delete(task.id)
             raise
         return 0
+
+    def _limit(self, pod: KernelPod, task: TaskConfig) -> None:
+        resources = bounded(self._cgroups, task.resources) if pod.record.sole else on_host(task.resources)
+        self._cgroups.create(task.cgroup, resources)
+        apply_verified(self._cgroups, task.cgroup, resources)
 
     async def _hold(self, record: TaskRecord, attach: Mapping[str, int]) -> None:
         created = await self._keeper.hold_streams(
@@ -112,70 +136,112 @@ class KernelTasks(KeptTasks):
         if record.started or record.exit is not None:
             raise InvalidState(f"container {task_id} was started before")
         pod = self._pods.get(record.sandbox)
-        await self._pods.start(pod)
         oci = json.loads((Path(record.bundle) / "config.json").read_text())
+        config, binds = self._wanted(pod, record, oci)
+        begun = () if record.restored else (self._pods.start(pod), pod.share.add(task_id, binds))
+        for result in await asyncio.gather(*begun, return_exceptions=True):
+            if result is not None:
+                await pod.share.drop(task_id)
+                raise result
         record.started = True  # before it is: its end may be told first
         record.save()
         try:
             if record.restored:
-                await pod.require().call("go_on", container=record.id)
+                await self._go_on(pod, record)
             else:
-                record.pid = await self._run(pod, record, oci)
+                await self._run(pod, record, config)
         except DrupeError as error:
             record.started = False
             record.save()
             await pod.share.drop(task_id)
             raise explain(error, oci["process"]) from None
-        if record.id in self._records:
-            record.save()
+        await self._soft_hooks(record, oci, "poststart", "running", pod.pid)
         return pod.pid
 
-    async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
-        with contextlib.ExitStack() as opened:
-            config, fds = await self._prepared(pod, record, oci, opened)
-            answer = await pod.require().call("start", container=record.id, config=config, fds=fds)
-        return int(answer["pid"])
+    async def _soft_hooks(self, record: TaskRecord, oci: Mapping[str, Any], phase: str, status: str, pid: int) -> None:
+        """Those that may fail without consequence but a warning."""
+        try:
+            await run_hooks(self._keeper, oci, phase, state=_state(record, oci, status, pid))
+        except DrupeError as error:
+            log.warning("container %s: %s: %s", record.id, error, error.cause)
 
-    async def _prepared(
-        self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any], opened: contextlib.ExitStack
-    ) -> tuple[dict[str, Any], dict[str, int]]:
-        """What the kernel is told of a container and given: what it mounts is where it sees it."""
+    def _wanted(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> tuple[dict[str, Any], list[Bind]]:
+        """What its kernel is told of it, and what that is to see of the host."""
         config, binds = container_config(oci, task=record.id, shm_bytes=pod.record.shm_bytes)
         config |= {"share_pid": pod.record.share_pid, "tasks": record.tasks}
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
+        if not record.image:
+            binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
+            config["root"] = f"{record.id}/{_ROOT}"
+        return config, binds
+
+    async def _run(self, pod: KernelPod, record: TaskRecord, config: dict[str, Any]) -> None:
+        with contextlib.ExitStack() as opened:
+            fds = await self._given(pod, record, config, opened)
+            if record.placed:
+                fds["cgroup"] = self._open_cgroup(record)
+                opened.callback(os.close, fds["cgroup"])
+            await pod.require().call("start", container=record.id, config=config, fds=fds)
+            if record.placed:
+                await self._show_memory(pod, record)
+
+    async def _given(
+        self, pod: KernelPod, record: TaskRecord, config: dict[str, Any], opened: contextlib.ExitStack
+    ) -> dict[str, int]:
+        """The image and the streams."""
         fds = {}
         if record.image:
             fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
             opened.callback(os.close, fds["root"])
-        else:
-            binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
-            config["root"] = f"{record.id}/{_ROOT}"
-        await pod.share.add(record.id, binds)
         config["env"] = with_home(config["env"], config["uid"], pod.share.seen(record.id, _ROOT))
         streams = await self._keeper.take_streams(record.id)
         for fd in streams.values():
             opened.callback(os.close, fd)
-        return config, streams | fds
+        return streams | fds
 
     async def restore(self, pod: KernelPod, directory: Path, ids: Mapping[str, str]) -> None:
         """Have the pod's kernel go on from a snapshot, each container from its start on. ids: the containers to those
         of the snapshot."""
-        await self._pods.start(pod, restores=True)
+        await self._pods.start_again(pod)
         containers: list[dict[str, Any]] = []
         fds: dict[str, int] = {}
         with contextlib.ExitStack() as opened:
             for task_id, old in ids.items():
                 record = self._record(task_id)
                 oci = json.loads((Path(record.bundle) / "config.json").read_text())
-                config, own = await self._prepared(pod, record, oci, opened)
+                config, binds = self._wanted(pod, record, oci)
+                await pod.share.add(task_id, binds)
+                own = await self._given(pod, record, config, opened)
                 containers.append(config | {"id": task_id, "old": old})
                 fds |= {f"{name}:{task_id}": fd for name, fd in own.items()}
-            pids = await snapshots.restore(pod.require(), directory, containers, fds)
-        for task_id, pid in pids.items():
+            await snapshots.restore(pod.require(), directory, containers, fds)
+        for task_id in ids:
             record = self._record(task_id)
-            record.restored, record.pid = True, pid
+            record.restored = True
             record.save()
+
+    async def _go_on(self, pod: KernelPod, record: TaskRecord) -> None:
+        if record.placed:
+            await self._place(pod, record)
+        await pod.require().call("go_on", container=record.id)
+
+    async def _place(self, pod: KernelPod, record: TaskRecord) -> None:
+        """Move what of it runs to where its memory is limited."""
+        fd = self._open_cgroup(record)
+        try:
+            await pod.require().call("place", container=record.id, fds={"cgroup": fd})
+        finally:
+            os.close(fd)
+        await self._show_memory(pod, record)
+
+    def _open_cgroup(self, record: TaskRecord) -> int:
+        """The file by which the kernel moves a container's stubs to where its memory is limited."""
+        return os.open(self._cgroups.procs_file(record.cgroup, "memory"), os.O_WRONLY | os.O_CLOEXEC)
+
+    async def _show_memory(self, pod: KernelPod, record: TaskRecord) -> None:
+        limit = self._cgroups.stats(record.cgroup).memory_limit_bytes
+        await pod.require().call("limits", container=record.id, memory_bytes=limit)
 
     async def delete(self, task_id: str) -> None:
         record = self._records.pop(task_id, None)
@@ -191,8 +257,15 @@ class KernelTasks(KeptTasks):
         await self._forget(task_id, kill=False)
         if cgroup is not None:
             await asyncio.to_thread(self._drop_cgroup, cgroup)
+        if record is not None and record.started:
+            await self._end_hooks(record)
         if bundle is not None:
             record_path(bundle).unlink(missing_ok=True)
+
+    async def _end_hooks(self, record: TaskRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            oci = json.loads((Path(record.bundle) / "config.json").read_text())
+            await self._soft_hooks(record, oci, "poststop", "stopped", 0)
 
     async def _unmake(self, pod: KernelPod, record: TaskRecord) -> None:
         """Nothing of a container may stay in the kernel; one that hangs, or is this container's alone, is ended."""
@@ -297,9 +370,9 @@ class KernelTasks(KeptTasks):
         """The host kills whatever of a pod it likes for memory: the kernel, or a process that lends it a space."""
         record = self._records.get(task_id)
         pod = None if record is None else self._pods.find(record.sandbox)
-        if pod is None:
+        if record is None or pod is None:
             return
-        status.oom_kills = self._cgroups.oom_kills(pod.record.leaf)
+        status.oom_kills = self._cgroups.oom_kills(record.cgroup if record.placed else pod.record.leaf)
         if status.oom_kills and status.code == 137:
             status.reason = "OOMKilled"
 
@@ -383,8 +456,11 @@ class KernelTasks(KeptTasks):
 
     async def update(self, task_id: str, resources: Resources) -> None:
         record = self._record(task_id)
-        pod, leaf = self._whole(record, "container-limits", "its containers share one kernel")
-        apply_verified(self._cgroups, leaf, on_host(resources))
+        pod = self._pods.get(record.sandbox)
+        if pod.record.sole:
+            apply_verified(self._cgroups, pod.record.leaf, on_host(resources))
+        else:
+            await self._limit_one(pod, record, resources)
         if resources.pids is not None:
             record.tasks = tasks_of(resources)
             record.save()
@@ -394,6 +470,24 @@ class KernelTasks(KeptTasks):
         if record.started and pod.runs and not pod.frozen:
             await pod.line.call("limits", container=record.id, tasks=record.tasks)
             await self._pods.limit(pod)
+
+    async def _limit_one(self, pod: KernelPod, record: TaskRecord, resources: Resources) -> None:
+        """One of several: its stubs go where its memory is limited, unless they are there."""
+        check_of_one(resources)
+        apply_verified(self._cgroups, record.cgroup, on_host(resources))
+        if resources.memory_bytes is None:
+            return
+        if not record.placed:
+            record.placed = True
+            record.save()
+            if record.started and record.exit is None:
+                fd = self._open_cgroup(record)
+                try:
+                    await pod.require().call("place", container=record.id, fds={"cgroup": fd})
+                finally:
+                    os.close(fd)
+        if record.started and record.exit is None:
+            await self._show_memory(pod, record)
 
     async def stats(self, task_id: str) -> Stats:
         """Processes and, of one container among several, time and memory as the kernel counts them; the rest is what
@@ -408,7 +502,12 @@ class KernelTasks(KeptTasks):
             return stats
         seen = await pod.require().processes(record.id)
         stats.pids = sum(one["threads"] for one in seen)
-        if not alone:
+        if record.placed:
+            own = self._cgroups.stats(record.cgroup)
+            stats.memory_usage_bytes, stats.memory_limit_bytes = own.memory_usage_bytes, own.memory_limit_bytes
+            stats.memory_working_set_bytes, stats.oom_kills = own.memory_working_set_bytes, own.oom_kills
+            stats.cpu_usage_ns = sum(one["cpu_ns"] for one in seen)
+        elif not alone:
             stats.cpu_usage_ns = sum(one["cpu_ns"] for one in seen)
             stats.memory_usage_bytes = stats.memory_working_set_bytes = sum(one["rss_bytes"] for one in seen)
         return stats
@@ -477,8 +576,12 @@ def _check_room(pod: KernelPod, task: TaskConfig) -> None:
             kind="appkernel", feature="multi-container", cause="its kernel ends with that container",
             hint="name all containers when the pod is made, or make it empty",
         )  # fmt: skip
-    if not pod.record.sole and task.resources != Resources():
-        raise Unsupported(
-            "the containers of an appkernel pod cannot be limited one by one",
-            kind="appkernel", feature="container-limits", cause="they share one kernel", hint="limit the pod",
-        )  # fmt: skip
+    if not pod.record.sole:
+        check_of_one(task.resources)
+
+
+def _state(record: TaskRecord, oci: Mapping[str, Any], status: str, pid: int) -> dict[str, Any]:
+    """What hooks are told (runtime-spec, State). pid: of the pod's kernel; 0: there is none."""
+    state: dict[str, Any] = {"ociVersion": oci["ociVersion"], "id": record.id, "status": status}
+    state |= {"pid": pid} if pid else {}
+    return state | {"bundle": record.bundle, "annotations": oci.get("annotations") or {}}

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use drupe_appkernel_abi::Registers;
+use drupe_appkernel_vfs::inode::Use;
 use drupe_appkernel_vfs::saved::clock_of;
 use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::{Backing, Credentials, FdTable, MountNamespace, OpenFile, WaitQueue};
@@ -21,6 +22,8 @@ use crate::seccomp::bpf::Program;
 use crate::seccomp::{Filter, Seccomp};
 use crate::signal::{Action, Actions, AltStack, Info, COUNT};
 use crate::task::{Exit, FsState, Ids, PendingCall, Process, Report, State, Task};
+
+const LONGEST_NS: u64 = 1 << 62;
 
 /// Objects that processes share, by their numbers.
 struct Shared {
@@ -136,7 +139,10 @@ impl Kernel {
         let root = namespace.root();
         let ended_fs = || Arc::new(Mutex::new(FsState { root: root.clone(), cwd: root.clone(), umask: 0o022 }));
         let [uid, gid, real_uid, saved_uid, real_gid, saved_gid] = p.ids;
-        let [effective, permitted, inheritable, bounding] = p.capabilities;
+        let [effective, permitted, inheritable, bounding, ambient] = p.capabilities;
+        let executable = p.executable.as_ref().map(|place| trees.find(place)).transpose()?;
+        let running = executable.as_ref().filter(|_| lives).map(Use::running).transpose();
+        let running = running.map_err(|errno| format!("a program is being written to: {errno}"))?.map(Arc::new);
         Ok(Process {
             pid: p.pid,
             parent: p.parent,
@@ -154,7 +160,17 @@ impl Kernel {
             namespace,
             pending: infos(&p.pending)?,
             credentials: Credentials { groups: p.groups.clone().into(), ..Credentials::new(uid, gid, effective) },
-            ids: Ids { uid: real_uid, saved_uid, gid: real_gid, saved_gid, permitted, inheritable, bounding },
+            ids: Ids {
+                uid: real_uid,
+                saved_uid,
+                gid: real_gid,
+                saved_gid,
+                permitted,
+                inheritable,
+                bounding,
+                ambient,
+                securebits: p.securebits,
+            },
             threads: Vec::new(),
             exit: p.exit.map(|exit| match u8::try_from(exit) {
                 Ok(code) => Exit::Code(code),
@@ -170,16 +186,23 @@ impl Kernel {
             pending_set: None,
             vfork_waiter: p.vfork_waiter,
             limits: p.limits,
-            executable: p.executable.as_ref().map(|place| trees.find(place)).transpose()?,
+            executable,
+            running,
             command_line: p.command_line.clone(),
             environment: p.environment.clone(),
             has_execed: p.has_execed,
             started_ns: p.started_ns,
             alarm: None,
+            processor_alarms: [None, None],
             stopped: p.stopped,
             death_signal: signal(p.death_signal)?,
             no_new_privileges: p.no_new_privileges,
             subreaper: p.subreaper,
+            dumpable: p.dumpable,
+            without_huge_pages: p.without_huge_pages,
+            oom_score_adj: p.oom_score_adj,
+            personality: p.personality,
+            io_priority: p.io_priority,
             name: p.name,
             cpu_ns: p.cpu_ns,
             children_cpu_ns: p.children_cpu_ns,
@@ -286,6 +309,12 @@ impl Kernel {
             if let Some((due_ns, interval_ns)) = process.alarm {
                 self.set_alarm(process.pid, Some(due_ns), interval_ns);
             }
+            for (which, left_ns, interval_ns) in
+                process.processor_alarms.iter().copied().filter(|(which, ..)| *which < 2)
+            {
+                let (left_ns, interval_ns) = (left_ns.min(LONGEST_NS), interval_ns.min(LONGEST_NS));
+                self.set_processor_alarm(process.pid, which.into(), Some(left_ns), interval_ns);
+            }
             for timer in &process.timers {
                 let clock = clock_of(timer.clock).map_err(|_| damaged("a clock"))?;
                 let armed = timer.due_ns.map(|due| self.arm_timer(process.pid, due));
@@ -333,6 +362,8 @@ fn restored_task(saved: &SavedTask, filters: &[Arc<Filter>]) -> Result<Task, Ref
         alt_stack: AltStack { address: saved.alt_stack.0, size: saved.alt_stack.1 },
         clear_tid: saved.clear_tid,
         robust_list: saved.robust_list,
+        slack_ns: saved.slack_ns.0,
+        usual_slack_ns: saved.slack_ns.1,
         name: saved.name,
         seccomp: match saved.seccomp {
             (true, _) => Seccomp::Strict,

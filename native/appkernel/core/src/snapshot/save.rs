@@ -168,7 +168,8 @@ impl Kernel {
             pending: p.pending.iter().map(info).collect(),
             ids: [c.uid, c.gid, p.ids.uid, p.ids.saved_uid, p.ids.gid, p.ids.saved_gid],
             groups: c.groups.to_vec(),
-            capabilities: [c.capabilities, p.ids.permitted, p.ids.inheritable, p.ids.bounding],
+            capabilities: [c.capabilities, p.ids.permitted, p.ids.inheritable, p.ids.bounding, p.ids.ambient],
+            securebits: p.ids.securebits,
             exit_signal: p.exit_signal,
             report: p.report.map(|report| match report {
                 Report::Stopped(signal) => signal,
@@ -184,14 +185,27 @@ impl Kernel {
             has_execed: p.has_execed,
             started_ns: p.started_ns,
             alarm: p.alarm.as_ref().map(|alarm| (alarm.due_ns, alarm.interval_ns)),
+            processor_alarms: self.saved_processor_alarms(p),
             stopped: p.stopped,
             death_signal: p.death_signal,
             no_new_privileges: p.no_new_privileges,
             subreaper: p.subreaper,
+            dumpable: p.dumpable,
+            without_huge_pages: p.without_huge_pages,
+            oom_score_adj: p.oom_score_adj,
+            personality: p.personality,
+            io_priority: p.io_priority,
             name: p.name,
             cpu_ns: p.cpu_ns,
             children_cpu_ns: p.children_cpu_ns,
         })
+    }
+
+    fn saved_processor_alarms(&self, process: &Process) -> Vec<(u8, u64, u64)> {
+        let used = self.process_cpu_ns(process.pid);
+        let alarms = (0..).zip(&process.processor_alarms);
+        let set = alarms.filter_map(|(which, alarm)| Some((which, alarm.as_ref()?)));
+        set.map(|(which, alarm)| (which, alarm.due_ns.saturating_sub(used).max(1), alarm.interval_ns)).collect()
     }
 
     fn save_life(
@@ -294,6 +308,7 @@ impl Kernel {
             alt_stack: (task.alt_stack.address, task.alt_stack.size),
             clear_tid: task.clear_tid,
             robust_list: task.robust_list,
+            slack_ns: (task.slack_ns, task.usual_slack_ns),
             name: task.name,
             seccomp: match &task.seccomp {
                 Seccomp::Off => (false, None),

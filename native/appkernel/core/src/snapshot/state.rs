@@ -139,6 +139,8 @@ coded! {
         pub alt_stack: (u64, u64),
         pub clear_tid: u64,
         pub robust_list: u64,
+        /// Of timers, as it is and as it was at first.
+        pub slack_ns: (u64, u64),
         pub name: [u8; 16],
         /// Whether its calls are filtered strictly; the number of its newest filter.
         pub seccomp: (bool, Option<u32>),
@@ -184,8 +186,9 @@ coded! {
         pub pending: Vec<SavedInfo>,
         pub ids: [u32; 6],
         pub groups: Vec<u32>,
-        /// Effective, permitted, inheritable, bounding.
-        pub capabilities: [u64; 4],
+        /// Effective, permitted, inheritable, bounding, ambient.
+        pub capabilities: [u64; 5],
+        pub securebits: u32,
         pub exit_signal: i32,
         /// A signal that has stopped it, or 0: it goes on.
         pub report: Option<i32>,
@@ -199,10 +202,17 @@ coded! {
         pub has_execed: bool,
         pub started_ns: u64,
         pub alarm: Option<(u64, u64)>,
+        /// Which, what is left of its time, interval.
+        pub processor_alarms: Vec<(u8, u64, u64)>,
         pub stopped: bool,
         pub death_signal: i32,
         pub no_new_privileges: bool,
         pub subreaper: bool,
+        pub dumpable: bool,
+        pub without_huge_pages: bool,
+        pub oom_score_adj: i32,
+        pub personality: u32,
+        pub io_priority: u32,
         pub name: [u8; 16],
         pub cpu_ns: u64,
         pub children_cpu_ns: u64,

@@ -101,6 +101,7 @@ impl Containers {
         for (saved, root, Successor { id, tree, .. }) in made {
             let builder = Builder::with(pod, root, opened.trees_of(&saved)?)?;
             builder.mount_all(tree.mounts)?;
+            builder.cover(&tree.masked, &tree.protected)?;
             let (namespace, root) = builder.finish(tree.read_only);
             namespaces.push(Arc::clone(&namespace));
             let (number, view, pid) = (saved.number, saved.view, saved.pid);
