@@ -77,6 +77,7 @@ class AppkernelSandboxer(KeptSandboxer):
         self._configs[config.id] = config
         info = await make_namespaces(self._keeper, plain, network_types(config.spec))
         containers = config.spec.containers
+        self._pods.spares.expect(config.id)
         known = self._pods.find(config.id) is not None
         spare = None if known else await self._pods.spares.take()
         pod = self._pods.add(
