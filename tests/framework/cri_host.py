@@ -150,6 +150,18 @@ class CriHost(Containerd):
         lines = (self.logs / pod / f"{name}.log").read_text().splitlines()
         return [line.split(" ", 3)[3] for line in lines]
 
+    def wait_seen(self, container: str, *programs: str) -> str:
+        """Until all of them run in its process table, as ps shows that; what is started executes a moment later."""
+        shown = ""
+
+        def seen() -> bool:
+            nonlocal shown
+            shown = self.cri.exec(container, "ps", "-o", "pid,args")
+            return all(program in shown for program in programs)
+
+        wait_until(seen, what=f"{programs} run")
+        return shown
+
     def pods_of_drupe(self) -> list[PodStatus]:
         """All that our daemon has, whoever owns them."""
         with Client.connect(self.path("/run/drupe/drupe.sock")) as client:

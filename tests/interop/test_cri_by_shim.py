@@ -99,8 +99,7 @@ def test_one_process_table_for_the_pod(cri: CriHost, handler: str) -> None:
     first = cri.run(pod, "first", *FOREVER, linux={"security_context": options})
     second = cri.run(pod, "second", "sleep", "99999", linux={"security_context": options})
     for container in (first, second):
-        seen = cri.cri.exec(container, "ps", "-o", "args")
-        assert "sleep 100000" in seen and "sleep 99999" in seen
+        cri.wait_seen(container, "sleep 100000", "sleep 99999")
 
 
 @pytest.mark.parametrize("handler", SHARING)
