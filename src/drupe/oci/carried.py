@@ -141,7 +141,7 @@ RULES: Mapping[str, Rule] = {
     "root.readonly": KIND,
     "hostname": KIND,
     "domainname": Refused(_outside("domainname")),
-    "annotations": Carried("told by `state`; those of crun's own are not for the stand-in"),
+    "annotations": Carried("told by `state`; those of crun's own reach neither crun"),
     "mounts[].destination": KIND,
     "mounts[].source": DAEMON,
     "mounts[].type": Refused(_mounts(_other_file_system)),
