@@ -18,7 +18,8 @@ use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_DOO
 use drupe_appkernel_hostsys::notify::{Listener, Notification};
 use drupe_appkernel_hostsys::poll::{self, Poller};
 use drupe_appkernel_hostsys::slot::Op;
-use drupe_appkernel_hostsys::{clock, files, memory, remote, stub, zygote};
+use drupe_appkernel_hostsys::zygote::{self, Zygote};
+use drupe_appkernel_hostsys::{clock, files, memory, remote, stub};
 
 use crate::ops::{self, Expected};
 use thread::{Space, Thread, Waiting};
@@ -74,8 +75,12 @@ impl Stubs {
     /// As `start`, with a poller that others add descriptors to, with small words.
     /// `identity`: who the stubs are; None: this process's user.
     pub fn start_with(poller: Arc<Poller>, identity: Option<&Identity>) -> std::io::Result<Stubs> {
+        Stubs::over(zygote::start(identity)?, poller, identity)
+    }
+
+    /// As `start_with`, from a first stub process that is there.
+    pub fn over(zygote: Zygote, poller: Arc<Poller>, identity: Option<&Identity>) -> std::io::Result<Stubs> {
         let first = zygote::first_ops()?;
-        let zygote = zygote::start(identity)?;
         poller.add(zygote.listener.raw_fd(), libc::EPOLLIN as u32, WORD_LISTENER)?;
         let pidfd = poll::pidfd(zygote.process)?;
         let thread = Thread::new(zygote.process, SpaceId(0), 0, zygote.slot);

@@ -133,6 +133,9 @@ pub fn chroot(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     Ok(Done::Value(0))
 }
 
+/// No path that is told is longer, with its end.
+const PATH_MAX: usize = 4096;
+
 pub fn getcwd(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let seat = kernel.seat(tid)?;
     if seat.cwd.dentry.is_removed() {
@@ -143,6 +146,9 @@ pub fn getcwd(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         text = [b"(unreachable)".as_slice(), &text].concat();
     }
     text.push(0);
+    if text.len() > PATH_MAX {
+        return Err(Errno::NAMETOOLONG); // the C library then finds it out by itself
+    }
     if text.len() as u64 > args[1] {
         return Err(Errno::RANGE);
     }

@@ -124,11 +124,7 @@ pub fn nanosleep(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn clock_nanosleep(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [clock, flags, request, ..] = *args;
-    // A thread that sleeps uses no time of its own.
-    let id = match self::clock(clock) {
-        Err(Errno::NOTSUP) if clock as i32 == 3 => return Err(Errno::INVAL),
-        id => id?,
-    };
+    let id = self::clock(clock)?;
     sleep(kernel, tid, |k| {
         let time = k.get_time(tid, request)?;
         match flags & ABSOLUTE {
