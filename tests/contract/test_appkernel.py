@@ -12,9 +12,11 @@ from sandboxer_suite import SandboxerSuite
 
 from drupe.errors import NotFound
 from drupe.images.erofs import tree_erofs
+from drupe.sandboxers.appkernel.kernels import Kernels
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
 from drupe.sandboxers.appkernel.pods import Pods
 from drupe.sandboxers.appkernel.sandboxer import AppkernelSandboxer
+from drupe.sandboxers.appkernel.spares import Spares
 from drupe.sandboxers.contract import SandboxConfig, TaskConfig
 from drupe.spec import ContainerSpec
 from framework import probes
@@ -46,7 +48,10 @@ class AppkernelSite(KeptSite):
         return replace(super().task(sandbox, line, **fields), image=self.image if self.by_image else None)
 
     def make(self) -> AppkernelSandboxer:
-        pods = Pods(keeper=self.keeper, cgroups=self.cgroups, program=find_kernel(AppkernelOptions()))
+        program = find_kernel(AppkernelOptions())
+        kernels = Kernels(keeper=self.keeper, cgroups=self.cgroups, program=program)
+        spares = Spares(kernels=kernels, home=self.directory / self.states, count=1)
+        pods = Pods(kernels=kernels, spares=spares, cgroups=self.cgroups)
         return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended, options=AppkernelOptions())
 
 

@@ -1,6 +1,7 @@
 //! `drupe-appkernel`: the kernel of one pod.
 
 mod cgroup;
+mod claim;
 mod confine;
 mod containers;
 mod control;

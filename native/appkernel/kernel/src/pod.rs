@@ -50,15 +50,20 @@ pub struct Pod {
 impl Pod {
     /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user).
     pub fn start(machine: Machine, identity: Option<&Identity>) -> io::Result<Pod> {
-        let machine = Arc::new(machine);
         let stubs = Stubs::start_with(machine.watched.poller(), identity)?;
+        Ok(Pod::on(stubs, machine))
+    }
+
+    /// As `start`, on a platform that is there.
+    pub fn on(stubs: Stubs, machine: Machine) -> Pod {
+        let machine = Arc::new(machine);
         let entropy = Arc::new(HostEntropy);
         let terminals = Board::new();
         let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: terminals.clone() });
         let host: Arc<dyn Host> = machine.clone();
         let mut kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
         kernel.set_terminals(Arc::clone(&terminals));
-        Ok(Pod { kernel, machine, share: None, specials, terminals, shared_memory: OnceLock::new() })
+        Pod { kernel, machine, share: None, specials, terminals, shared_memory: OnceLock::new() }
     }
 
     /// A container's files: its root, with fresh /dev and scratch directories.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -72,6 +72,17 @@ def read_pairs(path: str) -> dict[str, int]:
     with suppress(OSError):
         return {key: int(value) for key, value in (line.split() for line in read_text(path).splitlines())}
     return {}
+
+
+def processors(directory: str, quota_of: Callable[[str], Sequence[str]]) -> int:
+    """As many as time is allowed for, by the limits of a directory and of those above; 0 for no limit. quota_of: quota
+    and period of one; nothing where there is no such file."""
+    allowed = []
+    while words := quota_of(directory):
+        if len(words) == 2 and words[0].isdigit():
+            allowed.append(int(words[0]) / int(words[1]))
+        directory = directory.rpartition("/")[0]
+    return int(max(1.0, min(allowed))) if allowed else 0
 
 
 def below(directory: str) -> Iterator[str]:

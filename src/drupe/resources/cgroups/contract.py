@@ -91,6 +91,10 @@ class Cgroups(Protocol):
         """The file that takes a pid into the cgroup; in v1 into that of one hierarchy only: with this controller."""
         ...
 
+    def room(self, path: str) -> tuple[int, int]:
+        """Memory in bytes and processors that what runs there may have at most; 0 for no limit."""
+        ...
+
     def restrict_devices(self, path: str, rules: Sequence[Mapping[str, Any]]) -> None:
         """Allow the devices of `linux.resources.devices` (runtime-spec) and no others, verified. Only where
         `join_files` has any. Raises NotFound, InternalError when the kernel took something else."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from drupe.errors import NotFound
 from drupe.keeper.programs import find_program
@@ -15,10 +17,12 @@ PROGRAM = "drupe-appkernel"
 class AppkernelOptions(Spec):
     """program: the kernel, by path; "": the one that came with this version. root: how it sees containers' roots:
     "directory", the host's overlay; or "image", an EROFS file that all pods share, where what is written stays in the
-    pod's memory and out of reach of `cp`, `diff` and `commit`."""
+    pod's memory and out of reach of `cp`, `diff` and `commit`. spares: kernels that wait for pods, from the first pod
+    on."""
 
     program: str = ""
     root: Literal["directory", "image"] = "directory"
+    spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
 
 
 def find_kernel(options: AppkernelOptions) -> Path:

@@ -88,22 +88,35 @@ class KernelTasks(KeptTasks):
         )  # fmt: skip
         try:
             record.image, record.tasks = str(task.image or ""), tasks_of(task.resources)
-            record.save()
-            await self._hold(record, task.fds)
-            resources = bounded(self._cgroups, task.resources) if pod.record.sole else on_host(task.resources)
-            self._cgroups.create(task.cgroup, resources)
-            apply_verified(self._cgroups, task.cgroup, resources)
             record.placed = not pod.record.sole and memory_of(task.resources) > 0
             record.save()
+            holding = asyncio.ensure_future(self._hold(record, task.fds))
+            try:
+                await asyncio.sleep(0)  # the keeper works meanwhile
+                self._limit(pod, task)
+            finally:
+                await asyncio.wait([holding])
+            await holding
+            if pod.record.sole:
+                self._pods.begin(pod)
             if task.oci.get("hooks"):
                 await self._pods.start(pod)  # they are told a pid, whose namespaces are the pod's
                 await run_hooks(
-                    task.oci, "prestart", "createRuntime", state=_state(record, task.oci, "creating", pod.pid)
+                    self._keeper,
+                    task.oci,
+                    "prestart",
+                    "createRuntime",
+                    state=_state(record, task.oci, "creating", pod.pid),
                 )
         except BaseException:
             await self.delete(task.id)
             raise
         return 0
+
+    def _limit(self, pod: KernelPod, task: TaskConfig) -> None:
+        resources = bounded(self._cgroups, task.resources) if pod.record.sole else on_host(task.resources)
+        self._cgroups.create(task.cgroup, resources)
+        apply_verified(self._cgroups, task.cgroup, resources)
 
     async def _hold(self, record: TaskRecord, attach: Mapping[str, int]) -> None:
         created = await self._keeper.hold_streams(
@@ -122,54 +135,60 @@ class KernelTasks(KeptTasks):
         if record.started or record.exit is not None:
             raise InvalidState(f"container {task_id} was started before")
         pod = self._pods.get(record.sandbox)
-        await self._pods.start(pod)
         oci = json.loads((Path(record.bundle) / "config.json").read_text())
+        config, binds = self._wanted(pod, record, oci)
+        for result in await asyncio.gather(
+            self._pods.start(pod), pod.share.add(task_id, binds), return_exceptions=True
+        ):
+            if result is not None:
+                await pod.share.drop(task_id)
+                raise result
         record.started = True  # before it is: its end may be told first
         record.save()
         try:
-            record.pid = await self._run(pod, record, oci)
+            await self._run(pod, record, config)
         except DrupeError as error:
             record.started = False
             record.save()
             await pod.share.drop(task_id)
             raise explain(error, oci["process"]) from None
-        if record.id in self._records:
-            record.save()
         await self._soft_hooks(record, oci, "poststart", "running", pod.pid)
         return pod.pid
 
     async def _soft_hooks(self, record: TaskRecord, oci: Mapping[str, Any], phase: str, status: str, pid: int) -> None:
         """Those that may fail without consequence but a warning."""
         try:
-            await run_hooks(oci, phase, state=_state(record, oci, status, pid))
+            await run_hooks(self._keeper, oci, phase, state=_state(record, oci, status, pid))
         except DrupeError as error:
             log.warning("container %s: %s: %s", record.id, error, error.cause)
 
-    async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
+    def _wanted(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> tuple[dict[str, Any], list[Bind]]:
+        """What its kernel is told of it, and what that is to see of the host."""
         config, binds = container_config(oci, task=record.id, shm_bytes=pod.record.shm_bytes)
         config |= {"share_pid": pod.record.share_pid, "tasks": record.tasks}
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
+        if not record.image:
+            binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
+            config["root"] = f"{record.id}/{_ROOT}"
+        return config, binds
+
+    async def _run(self, pod: KernelPod, record: TaskRecord, config: dict[str, Any]) -> None:
         with contextlib.ExitStack() as opened:
             fds = {}
             if record.image:
                 fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, fds["root"])
-            else:
-                binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
-                config["root"] = f"{record.id}/{_ROOT}"
             if record.placed:
                 fds["cgroup"] = self._open_cgroup(record)
                 opened.callback(os.close, fds["cgroup"])
-            await pod.share.add(record.id, binds)
             config["env"] = with_home(config["env"], config["uid"], pod.share.seen(record.id, _ROOT))
             streams = await self._keeper.take_streams(record.id)
             for fd in streams.values():
                 opened.callback(os.close, fd)
-            answer = await pod.require().call("start", container=record.id, config=config, fds=streams | fds)
+            await pod.require().call("start", container=record.id, config=config, fds=streams | fds)
             if record.placed:
                 await self._show_memory(pod, record)
-        return int(answer["pid"])
 
     def _open_cgroup(self, record: TaskRecord) -> int:
         """The file by which the kernel moves a container's stubs to where its memory is limited."""
