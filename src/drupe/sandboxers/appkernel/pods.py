@@ -134,8 +134,7 @@ class Pods:
             pod.record.started, pod.record.failed = True, ""
             pod.record.save()
             try:
-                with self.spares.yielding():
-                    pod.pid = await self._run(pod, restores=restores)
+                pod.pid = await self._run(pod, restores=restores)
                 (pod.record.home / "kernel.pid").write_text(str(pod.pid))
                 if pod.record.sysctls:
                     await pod.line.call("sysctls", values=pod.record.sysctls)
@@ -217,6 +216,7 @@ class Pods:
             pod.begun.cancel()
             await asyncio.wait([pod.begun])
         await self._end(pod)
+        self.spares.arrived(pod.record.id)
 
     async def _end(self, pod: KernelPod) -> None:
         pod.ending = True
