@@ -156,7 +156,11 @@ class Pods:
             else:
                 with contextlib.suppress(Unavailable):
                     return await self._claim(pod, pod.kernel)
-            await drop_task(self.keeper, pod.record.key)
+            pod.ending = True
+            try:
+                await drop_task(self.keeper, pod.record.key)
+            finally:
+                pod.ending = False
         pod.kernel = await self._kernels.launch(pod.record.kernel_home, pod.record.key, restores=restores)
         return await self._claim(pod, pod.kernel)
 
