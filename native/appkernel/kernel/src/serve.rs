@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use drupe_appkernel_hostsys::identity::{self, Identity};
 use drupe_appkernel_hostsys::{files, zygote};
 use drupe_sys::landlock::Access;
-use drupe_sys::{fd, process};
+use drupe_sys::{cgroup, fd, process};
 
 use crate::claim::{self, Claim};
 use crate::confine::Confinement;
@@ -110,7 +110,7 @@ impl Spare<'_> {
     fn serve(mut self, claim: Claim) -> Result<Pod, String> {
         process::set_name(identity::NAME);
         self.identity.join_cgroups(&claim.cgroups).map_err(|error| format!("cgroup: {error}"))?;
-        claim.cgroups.iter().try_for_each(process::join_opened_cgroup).map_err(|error| format!("cgroup: {error}"))?;
+        claim.cgroups.iter().try_for_each(cgroup::join).map_err(|error| format!("cgroup: {error}"))?;
         if let Some(netns) = &claim.netns {
             let joined = drupe_sys::mount::setns(netns, libc::CLONE_NEWNET);
             joined.map_err(|error| format!("network namespace: {error}"))?;
