@@ -6,6 +6,8 @@
 
 mod births;
 mod saving;
+#[cfg(test)]
+mod testing;
 mod thread;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -581,27 +583,5 @@ fn within(address: u64, size: usize) -> Result<()> {
     match address.checked_add(size as u64) {
         Some(end) if end <= SLOTS => Ok(()),
         _ => Err(Errno::FAULT),
-    }
-}
-
-#[cfg(test)]
-impl Stubs {
-    /// How many processes of the host this space's has made.
-    pub fn children(&self, space: SpaceId) -> usize {
-        let pid = self.spaces[&space].process;
-        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("the host lists them");
-        list.split_whitespace().count()
-    }
-
-    /// Take the thread for one that calls often.
-    pub fn be_quick(&mut self, thread: ThreadId) {
-        let Some(thread) = self.threads.get_mut(&thread) else { return };
-        thread.pace = crate::pace::Pace::default();
-        (0..4).for_each(|_| thread.pace.rang(0));
-    }
-
-    /// As the host does when memory is short.
-    pub fn kill_host_process(&self, space: SpaceId) {
-        poll::signal(self.spaces[&space].pidfd.as_fd(), libc::SIGKILL);
     }
 }
