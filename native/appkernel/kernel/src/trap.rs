@@ -39,9 +39,9 @@ const WATCH_NS: u64 = 40_000;
 const LOOKS: u32 = 32;
 /// Pieces of memory written on a thread's way back; leaves room for changes of the space.
 const STAGED_MAX: usize = layout::OP_MAX / 2;
-/// Traps that are served from slots before descriptors have their turn.
 /// Calls that have come meanwhile and are served before the poller is looked at: a few, that whoever runs the kernel is heard.
 const SERVE_OF_STASH: usize = 4;
+/// Traps that are served from slots before descriptors have their turn.
 const SERVE_BEFORE_POLL: u32 = 16;
 
 pub struct Stubs {
