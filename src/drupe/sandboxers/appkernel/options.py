@@ -22,7 +22,7 @@ class AppkernelOptions(Spec):
 
     program: str = ""
     root: Literal["directory", "image"] = "directory"
-    spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
+    spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 4
 
 
 def find_kernel(options: AppkernelOptions) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -15,6 +15,7 @@ import msgspec
 from drupe.errors import DrupeError
 from drupe.keeper.records import Exit, TaskInfo
 from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.appkernel import snapshots
 from drupe.sandboxers.appkernel.able import ABLE
 from drupe.sandboxers.appkernel.bounds import memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.kernels import Kernels
@@ -71,12 +72,15 @@ class AppkernelSandboxer(KeptSandboxer):
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
-        """The network namespace only: the kernel starts when its addresses are in there."""
-        sysctls = checked(config.spec.sysctls)
-        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls=of_the_network(sysctls)))
+        """The network namespace only: the kernel starts when its addresses are in there. An owner that puts them there
+        finds it by a process."""
+        sysctls, types = checked(config.spec.sysctls), network_types(config.spec)
+        spec = msgspec.structs.replace(config.spec, sysctls=of_the_network(sysctls))
+        plain = replace(config, spec=spec, held=config.held or bool(config.spec.owner and types))
         self._configs[config.id] = config
-        info = await make_namespaces(self._keeper, plain, network_types(config.spec))
+        info = await make_namespaces(self._keeper, plain, types)
         containers = config.spec.containers
+        self._pods.spares.expect(config.id)
         known = self._pods.find(config.id) is not None
         spare = None if known else await self._pods.spares.take()
         pod = self._pods.add(
@@ -106,6 +110,14 @@ class AppkernelSandboxer(KeptSandboxer):
         if not pod.record.sole:
             self._pods.make_leaf(pod)
             await self._pods.start(pod)
+
+    async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
+        return await snapshots.save(self._pods.get(sandbox_id), directory, meanwhile)
+
+    async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:
+        pod = self._pods.get(sandbox_id)
+        self._pods.make_leaf(pod)
+        await self._tasks.restore(pod, directory, ids)
 
     def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
         home = self._pods.get(config.id).record.kernel_home

@@ -37,6 +37,12 @@ pub struct PidFd {
     life: Arc<Life>,
 }
 
+impl PidFd {
+    pub fn new(pid: Pid, life: Arc<Life>) -> PidFd {
+        PidFd { pid, life }
+    }
+}
+
 impl File for PidFd {
     fn read(&self, _: &Context, _: u64, _: &mut [u8]) -> Result<usize> {
         Err(Errno::INVAL)
@@ -116,11 +122,9 @@ pub fn pidfd_send_signal(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<D
     let signal = check_signal(signal)?;
     let info = match info {
         0 => own_info(kernel, tid, signal, SI_USER)?,
+        address if kernel.get_u32(tid, address)? != signal as u32 => return Err(Errno::INVAL),
         address => given_info(kernel, tid, pid, signal, address)?,
     };
-    if info.signal != signal {
-        return Err(Errno::INVAL);
-    }
     kernel.check_kill(tid, pid, signal)?;
     if signal != 0 {
         kernel.send_to_process(pid, info);
