@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from drupe.errors import DrupeError, HelperFailed, InvalidArgument, InvalidState
+from drupe.errors import DrupeError, HelperFailed, InvalidArgument, InvalidState, NotFound
 from drupe.oci.runtime_spec import SPEC_VERSION
 from drupe.resources.cgroups import Cgroups, detect
 from drupe.resources.cgroups.detect import cgroup_of
@@ -158,7 +158,12 @@ async def events(asked: Asked) -> OciAnswer:
         if asked.ask.state is None:
             raise InvalidState(f"container with id {asked.id} is not running")
         return OciAnswer()
-    stats = _stats_of(asked.kept().pod.cgroup if program.stands else _cgroup_of(int(found["pid"])))
+    try:
+        stats = _stats_of(asked.kept().pod.cgroup if program.stands else _cgroup_of(int(found["pid"])))
+    except (InvalidState, NotFound):
+        if asked.ask.state is None:
+            raise
+        return OciAnswer()  # it has just ended
     lines = [_event(asked, "stats", _stats_document(stats))]
     if asked.ask.state is not None and stats.oom_kills > int(asked.ask.state):
         lines.insert(0, _event(asked, "oom", None))
@@ -168,7 +173,7 @@ async def events(asked: Asked) -> OciAnswer:
 
 def _cgroup_of(pid: int) -> str:
     path = cgroup_of(pid)
-    if not path:
+    if path in ("", "/"):  # one that is ending is taken out of its own first
         raise InvalidState(f"process {pid} has ended")
     return path
 
