@@ -17,6 +17,7 @@ pub mod poll;
 pub mod remote;
 pub mod rules;
 pub mod slot;
+mod state;
 pub mod stub;
 pub mod terminal;
 pub mod zygote;

@@ -48,9 +48,10 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user).
-    pub fn start(machine: Machine, identity: Option<&Identity>) -> io::Result<Pod> {
-        let stubs = Stubs::start_with(machine.watched.poller(), identity)?;
+    /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user). `restores`: it goes on
+    /// from a snapshot.
+    pub fn start(machine: Machine, identity: Option<&Identity>, restores: bool) -> io::Result<Pod> {
+        let stubs = Stubs::start_with(machine.watched.poller(), identity, restores)?;
         Ok(Pod::on(stubs, machine))
     }
 
@@ -148,6 +149,18 @@ impl Pod {
     /// The root of a container: what is written to it stays in this kernel's memory.
     pub fn writable(&self, root: OwnedFd) -> Result<Arc<dyn FileSystem>> {
         self.over(file_system_of(root)?)
+    }
+
+    /// The same, with what had been written to it.
+    pub fn written(&self, root: OwnedFd, upper: Arc<Tmpfs>) -> Result<Arc<dyn FileSystem>> {
+        let root_user = Credentials::root();
+        let image = file_system_of(root)?;
+        Ok(Overlay::new(&self.context(&root_user), upper, vec![image.root()])?)
+    }
+
+    /// Have containers share this /dev/shm.
+    pub fn share_memory(&self, made: Arc<Tmpfs>) -> Arc<dyn FileSystem> {
+        Arc::clone(self.shared_memory.get_or_init(|| made))
     }
 
     fn over(&self, image: Arc<dyn FileSystem>) -> Result<Arc<dyn FileSystem>> {

@@ -121,7 +121,7 @@ fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
     let no_platform = |error| failed("the trap platform does not work here", &error);
     if options.no_confine {
         eprintln!("drupe-appkernel: NOT CONFINED (--no-confine): this is no sandbox");
-        return Pod::start(machine, None).map_err(no_platform);
+        return Pod::start(machine, None, false).map_err(no_platform);
     }
     let directory = files::open_path(&options.root, libc::O_PATH | libc::O_DIRECTORY).ok();
     let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
@@ -131,7 +131,7 @@ fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
     let uid = options.uid.unwrap_or_else(confine::own_uid);
     let confinement = Confinement { uid, directories, network: options.network, share: false };
     let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
-    let pod = Pod::start(machine, Some(&identity)).map_err(no_platform)?;
+    let pod = Pod::start(machine, Some(&identity), false).map_err(no_platform)?;
     confinement.seal().map_err(|error| (1, error.to_string()))?;
     Ok(pod)
 }

@@ -18,7 +18,7 @@ use crate::pod::Pod;
 use crate::trap::Stubs;
 
 pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DIRECTORY --uid UID --pidfile FILE \
-[--claim DESCRIPTOR]";
+[--claim DESCRIPTOR] [--restores yes]";
 
 /// The name of the processes of a kernel that waits.
 const WAITS: &str = "drupe-spare";
@@ -33,6 +33,8 @@ struct Options {
     uid: u32,
     /// Where the pid of the kernel is written.
     pidfile: String,
+    /// It is to go on from a snapshot.
+    restores: bool,
     /// A socket on which it is told its pod (`Claim`). Without one it is a pod's at once, which has no network.
     claim: Option<i32>,
 }
@@ -48,6 +50,7 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
             "--uid" => options.uid = value.parse().map_err(|_| format!("bad user {value}"))?,
             "--claim" => options.claim = Some(descriptor(&value)?),
             "--pidfile" => options.pidfile = value,
+            "--restores" => options.restores = value == "yes",
             _ => return Err(format!("unknown option {word}")),
         }
     }
@@ -95,7 +98,7 @@ fn prepare<'a>(options: &Options, machine: Machine, network: Option<&'a OwnedFd>
     let directories = network.into_iter().map(|fd| (fd.as_fd(), Access::Read)).collect();
     let confinement = Confinement { uid: options.uid, directories, network: network.is_some(), share: true };
     let identity = confinement.enter().map_err(|error| error.to_string())?;
-    let first = zygote::begin(Some(&identity)).map_err(no_platform)?;
+    let first = zygote::begin(Some(&identity), options.restores).map_err(no_platform)?;
     let share = files::open_path(b"/", libc::O_PATH | libc::O_DIRECTORY);
     let share = share.map_err(|error| format!("the shared directory: {error}"))?;
     Ok(Spare { machine, identity, confinement, first, share })
