@@ -37,6 +37,10 @@ APPKERNEL = """## Under the application kernel
 `drupe-oci-appkernel` against runc.
 
 """
+MACHINES = """## In machines
+`drupe-oci-vm` against runc.
+
+"""
 WASM = """## In Wasm sandboxes
 `drupe-oci-wasm` against runc: modules and busybox's programs of the same names, as far as a module can see anything.
 
@@ -58,7 +62,7 @@ def page() -> str:
     parts = [HEAD]
     for other in ("runc", "crun"):
         parts.append(f"## From {other}\n" + table(d for d in DIFFERENCES if d.other == other))
-    for head, kind in ((GVISOR, "gvisor"), (APPKERNEL, "appkernel"), (WASM, "wasm")):
+    for head, kind in ((GVISOR, "gvisor"), (APPKERNEL, "appkernel"), (MACHINES, "vm"), (WASM, "wasm")):
         parts += [head, table(of_kind(kind))]
     parts.append("## What is compared\n")
     parts += [f"- {name}{' (with runsc, too)' if name in INSIDE else ''}\n" for name in CASES]

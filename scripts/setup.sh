@@ -33,6 +33,7 @@ nginx-light                nginx
 wasi-libc                  /usr/include/wasm32-wasi
 user-mode-linux            linux.uml
 cpio                       cpio
+patchelf                   patchelf
 libclang-rt-14-dev-wasm32  /usr/lib/llvm-14/lib/clang/*/lib/wasi/*
 '
 
@@ -113,7 +114,7 @@ set_up_gvisor() { # stable's runsc of 2022 lacks what is used of it; the backpor
 }
 
 # Peers that Debian 12's glibc runs as they are; unpacked outside of the clone, never installed.
-PEERS='containerd/trixie containerd/sid docker.io/sid docker-cli/sid docker.io/bookworm'
+PEERS='containerd/trixie containerd/sid docker.io/sid docker-cli/sid docker.io/bookworm runc/sid libc6/sid libseccomp2/sid'
 
 set_up_peers() { # each suite's in a directory of its name
     local own suite target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/peers
@@ -129,12 +130,20 @@ set_up_peers() { # each suite's in a directory of its name
     private_apt "$own" "${missing[@]}"
     if { "${apt[@]}" update && unpack_peers "$own" "${missing[@]}"; } >"$own/log" 2>&1; then
         for suite in "${missing[@]}"; do
+            give_runc_its_libraries "$own/unpacked/$suite/usr" "$target/$suite/usr"
             mv -T "$own/unpacked/$suite" "$target/$suite" 2>/dev/null || true # another run was faster
         done
     else
         say "no other containerd and Docker for the tests ($(tail -n 1 "$own/log"))"
     fi
     rm -rf "$own"
+}
+
+give_runc_its_libraries() { # give_runc_its_libraries HERE THERE: it runs where it will be with the libraries beside it
+    [ -e "$1/sbin/runc" ] && [ -d "$1/lib/x86_64-linux-gnu" ] || return 0
+    local libraries=$2/lib/x86_64-linux-gnu
+    patchelf --set-interpreter "$libraries/ld-linux-x86-64.so.2" --set-rpath "$libraries" "$1/sbin/runc" ||
+        { rm "$1/sbin/runc"; say "no newer runc for the tests"; }
 }
 
 unpack_peers() { # unpack_peers DIRECTORY SUITE..: with apt=()
@@ -147,6 +156,38 @@ unpack_peers() { # unpack_peers DIRECTORY SUITE..: with apt=()
         dpkg -x "$1"/fetched/*.deb "$1/unpacked/$suite" || return
         rm "$1"/fetched/*.deb
     done
+}
+
+set_up_criu() { # Debian 12's knows no kernel after 6.12, and trixie's wants another libc: it comes with its libraries
+    local own target=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/criu
+    [ ! -x "$target/criu" ] || return 0
+    [ -n "${DEBIAN_MIRROR:-$(debian_mirror)}" ] || { say "no CRIU for the tests: no mirror"; return 0; }
+    say "fetching CRIU for the tests"
+    mkdir -p "$(dirname "$target")"
+    own=$(mktemp -d "$target.XXXXXX")
+    if unpack_criu "$own" >"$own/log" 2>&1; then
+        mv -T "$own/unpacked" "$target" 2>/dev/null || true # another run was faster
+    else
+        say "no CRIU for the tests ($(tail -n 1 "$own/log"))"
+    fi
+    rm -rf "$own"
+}
+
+unpack_criu() { # unpack_criu DIRECTORY: and a program beside it that starts it by its own loader
+    local apt package
+    private_apt "$1" trixie
+    apt+=(-o Dir::State::status=/dev/null -y --no-install-recommends)
+    "${apt[@]}" update && "${apt[@]}" --download-only install criu || return
+    for package in "$1"/archives/*.deb; do
+        dpkg -x "$package" "$1/unpacked" || return
+    done
+    cat >"$1/unpacked/criu" <<'END'
+#!/bin/sh
+here=${0%/*}
+set -- --library-path "$(echo "$here"/usr/lib/*-linux-gnu)" "$here/usr/sbin/criu" "$@"
+exec "$here"/usr/lib/*-linux-gnu/ld-linux-*.so.* "$@"
+END
+    chmod 755 "$1/unpacked/criu"
 }
 
 usable_venv() { # one that was made in this directory, and whose Python is still there
@@ -205,7 +246,7 @@ packages=$RUN_PACKAGES
 [ "${1:-}" != --tests ] || packages+=$TEST_PACKAGES
 set_up_packages "$packages"
 set_up_gvisor
-[ "${1:-}" != --tests ] || set_up_peers & # mostly waits
+[ "${1:-}" != --tests ] || { set_up_peers; set_up_criu; } & # mostly waits
 peers=$!
 set_up_venv
 set_up_bytecode

@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # tests import the harness as `framework`, and each other's helpers never
 sys.path.insert(0, str(Path(__file__).parent))
 
 from framework import images, leaks, machines, probes
 from framework.daemon import Daemon
+
+# how fast examples are made says how busy the machine is, and nothing of us
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,8 @@ APPKERNEL_SHORTLY = (
     "exec",
     "state",
 )
+# and a machine to
+MACHINES_SHORTLY = ("ids, environment, directory", "state")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -57,6 +59,18 @@ def test_what_it_sees_under_the_application_kernel(daemon: Daemon, tmp_path: Pat
     ours = observe(name, bundles.of_kind("appkernel", daemon, tmp_path / "ours"), tmp_path)
     assert ours, "the case saw nothing"
     check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path), "runc", kind="appkernel")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CASES)
+def test_what_it_sees_in_a_machine(machine_daemon: Daemon, tmp_path: Path, name: str) -> None:
+    """Beside runc: a Linux of its own, whose programs are made by crun."""
+    if name not in MACHINES_SHORTLY and not os.environ.get("DRUPE_TEST_INTEROP"):
+        pytest.skip("a machine for each of its bundles: make test-interop")
+    needs_program("runc", "crun")
+    ours = observe(name, bundles.of_kind("vm", machine_daemon, tmp_path / "ours"), tmp_path)
+    assert ours, "the case saw nothing"
+    check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path), "runc", kind="vm")
 
 
 @pytest.mark.parametrize("name", wasm_conformance.CASES)

@@ -18,7 +18,7 @@ from framework.leaks import CGROUP_PARENT
 
 COMMAND = Path(sys.executable).with_name("drupe-oci")
 APPLETS = "cat chmod date dd df echo env false grep hostname id ip kill ls mkdir mount nice ps pwd readlink sed seq sh sleep sort stat stty sync test touch true tty umask uname wc yes"  # noqa: E501
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0  # a machine begins slowly where all else is busy
 
 # crun refuses a hybrid cgroup tree, and drupe-oci hides it from crun: the same by hand
 _HIDDEN = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
@@ -130,7 +130,7 @@ class Runtime:
         return found
 
 
-_REFUSED = re.compile(r"config\.json: (.+) is not carried out by")
+_REFUSED = re.compile(r"config\.json: (.+) is not carried out by|(\S+ is no block device)")
 
 
 class Refused(Exception):
@@ -143,7 +143,7 @@ class KindRuntime(Runtime):
     def __call__(self, *words: object, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         done = super().__call__(*words, check=False, **options)
         if found := _REFUSED.search(done.stderr):
-            raise Refused(found[1])
+            raise Refused(found[1] or found[2])
         assert not check or done.returncode == 0, f"{self.name} {words}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 

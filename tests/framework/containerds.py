@@ -19,6 +19,7 @@ from framework.private_host import TIMEOUT_S, PrivateHost
 from framework.probes import needs_program, needs_root
 
 PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drupe/peers"
+NEWER_RUNC = PEERS / "sid/usr/sbin/runc"  # scripts/setup.sh gives it the libraries of its own suite
 IMAGE = "docker.io/library/busybox:latest"
 NAMESPACE = CGROUP_PARENT  # containers' cgroups are below a directory of this name, so the leak checker knows them
 SOCKET = "/run/containerd/containerd.sock"

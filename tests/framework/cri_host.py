@@ -8,12 +8,14 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
+import pytest
 
 from drupe.images.build import image_from_tree
 from drupe.images.progress import silent
@@ -21,10 +23,12 @@ from drupe.images.store import ImageStore
 from drupe.rpc.client import Client
 from drupe.spec import PodStatus
 from drupe.spec.control import ImageExport, ListFilter
-from framework.containerds import IMAGE, SOCKET, Containerd, Version
+from framework.bundles import COMMAND
+from framework.containerds import IMAGE, NEWER_RUNC, SOCKET, VERSIONS, Containerd, Version, needs_containerd
 from framework.cri import Cri, container_config, pod_config
 from framework.cri_streams import Channels
 from framework.leaks import CGROUP_PARENT, wait_until
+from framework.probes import needs_program
 
 PAUSE = "localhost/pause:latest"
 CGROUP = f"/{CGROUP_PARENT}-cri"
@@ -60,6 +64,16 @@ _MORE_HANDLERS_V3 = """
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.drupe-by-shim]
   runtime_type = "io.containerd.drupe-runc.v2"
   sandboxer = "shim"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.drupe-runc]
+  runtime_type = "io.containerd.runc.v2"
+  sandboxer = "drupe"
+  options = {{ BinaryName = "{command}" }}
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.drupe-by-oci]
+  runtime_type = "io.containerd.runc.v2"
+  options = {{ BinaryName = "{command}" }}
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.newer-runc]
+  runtime_type = "io.containerd.runc.v2"
+  options = {{ BinaryName = "{newer_runc}" }}
 """
 # 1.6 and 1.7 have our shim make their own sandboxes' first container
 _HANDLER_V2 = """
@@ -67,7 +81,7 @@ _HANDLER_V2 = """
   runtime_type = "io.containerd.{name}.v2"
 """
 _HANDLERS_V2 = ("runc", "drupe", "drupe-runc", "drupe-gvisor", "drupe-appkernel", "drupe-wasm")
-HANDLERS = ("drupe", "drupe-runc", "drupe-gvisor", "drupe-appkernel", "drupe-wasm", "drupe-vm")
+HANDLERS = ("drupe", "drupe-gvisor", "drupe-appkernel", "drupe-wasm", "drupe-vm")
 
 
 class CriHost(Containerd):
@@ -168,10 +182,37 @@ class CriHost(Containerd):
                 parent.rmdir()
 
 
+def opened(
+    directory: Path, generation: str, store: Path, *, before: Callable[[CriHost], object] = lambda _: None
+) -> Iterator[CriHost]:
+    """A host for as long as a fixture lives. before: what is done before it opens. Skips where there is no containerd
+    of that version."""
+    needs_containerd(VERSIONS[generation])
+    place = CriHost(directory, VERSIONS[generation], store)
+    try:
+        before(place)
+        place.open()
+        yield place
+    finally:
+        place.close()
+
+
+def needs_handler(name: str) -> str:
+    """The name of a handler; skips where its kind cannot be."""
+    if name.endswith("gvisor"):
+        needs_program("runsc")
+    if name.endswith("wasm"):
+        pytest.importorskip("wasmtime")
+    if name == "newer-runc" and not NEWER_RUNC.exists():
+        pytest.skip("runc 1.3 is not there (scripts/setup.sh --tests fetches it)")
+    return name
+
+
 def _handlers(version: Version) -> str:
     if version.config == 2:
         return "".join(_HANDLER_V2.format(name=name) for name in _HANDLERS_V2)
-    return _SANDBOXER + "".join(_HANDLER_V3.format(name=name) for name in HANDLERS) + _MORE_HANDLERS_V3
+    more = _MORE_HANDLERS_V3.format(command=COMMAND, newer_runc=NEWER_RUNC)
+    return _SANDBOXER + "".join(_HANDLER_V3.format(name=name) for name in HANDLERS) + more
 
 
 def _parents() -> list[Path]:

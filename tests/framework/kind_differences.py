@@ -55,11 +55,25 @@ _APPKERNEL = (
     ("capabilities of a user", "CapAmb.*", "no ambient set: what it would add the first program has, and not its next"),
     ("umask", REFUSED, "no kind with a stand-in has it yet; the usual 022 is what there is"),
     ("no new privileges, OOM score", "oom", "the host's killer sees the kernel only"),
-    ("seccomp", "(mkdir|chmod|Seccomp.*)", "the kernel has no filters; no call of the workload reaches the host's"),
     ("sysctls", REFUSED, "the kernel has its own, which cannot be set"),
     ("new namespaces", REFUSED, _OWN_KERNEL),
     ("a user namespace", REFUSED, "no kind with a stand-in has it yet"),
-    ("limits of the cgroup", "cgroup pids.max", "each user inside has the limit (RLIMIT_NPROC): the host cannot count"),
+    ("limits of the cgroup", "cgroup pids.max", "the pod's kernel counts and holds the limit, not the host's cgroup"),
+    ("exit codes", REFUSED, _OWN_KERNEL),
+    ("mistakes at the command line", "(pause before start|resume)", "refused: nothing runs yet that could be paused"),
+    *_OF_THE_STAND_IN,
+)  # fmt: skip
+_VM = (
+    ("mounts", "mount (/|/mnt|/made/by/mount)", "what is shared with the guest is virtio-fs there"),
+    ("a mount that follows the host's", REFUSED, _UNAWARE),
+    ("rootfs propagation", REFUSED, _UNAWARE),
+    ("masked and read-only paths", "(kcore|sysrq).*", "the guest's kernel has both, and they are hidden"),
+    ("usual device nodes", "core", "crun in the guest links it, as for the runc kind"),
+    ("device nodes", REFUSED, "the guest has no driver for what a character device of the host stands for"),
+    ("umask", REFUSED, "no kind with a stand-in has it yet; the usual 022 is what there is"),
+    ("new namespaces", REFUSED, _OWN_KERNEL),
+    ("a user namespace", REFUSED, "no kind with a stand-in has it yet"),
+    ("limits of the cgroup", "cgroup (memory|pids).*", "the guest's kernel holds the workload, the host's the machine"),
     ("exit codes", REFUSED, _OWN_KERNEL),
     ("mistakes at the command line", "(pause before start|resume)", "refused: nothing runs yet that could be paused"),
     *_OF_THE_STAND_IN,
@@ -74,4 +88,4 @@ def _listed(rows: tuple[tuple[str, str, str], ...]) -> tuple[Difference, ...]:
     return tuple(Difference(case, keys, "runc", why) for case, keys, why in rows)
 
 
-OF_KIND = {"gvisor": _listed(_GVISOR), "appkernel": _listed(_APPKERNEL), "wasm": _listed(_WASM)}
+OF_KIND = {"gvisor": _listed(_GVISOR), "appkernel": _listed(_APPKERNEL), "vm": _listed(_VM), "wasm": _listed(_WASM)}

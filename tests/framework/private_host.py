@@ -16,7 +16,7 @@ from framework.bundles import COMMAND
 from framework.daemon import as_systemd
 from framework.leaks import wait_until
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 _MAKE = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && ip link set lo up && echo ready && read end"
 
 

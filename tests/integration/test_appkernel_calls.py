@@ -47,6 +47,24 @@ print([events for _, events in poll.poll(5000)])
 done = os.waitid(os.P_PIDFD, fd, os.WEXITED); print(done.si_pid == pid, done.si_status, done.si_code)
 print(of(signal.pidfd_send_signal, fd, 0), of(os.waitid, os.P_PIDFD, fd, os.WEXITED), len(poll.poll(0)))
 """,
+    "no pidfd": """
+import ctypes, os, resource
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_PIDFD, SIGCHLD = 0x1000, 17
+def clone(address):
+    got = libc.syscall(56, CLONE_PIDFD | SIGCHLD, 0, address, 0, 0)
+    if got == 0: os._exit(0)
+    return got, ctypes.get_errno()
+def children():
+    try: return os.wait()[1]
+    except ChildProcessError: return "none"
+print(clone(ctypes.c_void_p(16)), children())
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard)); room = ctypes.c_int(-1)
+print(clone(ctypes.byref(room)), room.value, children())
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+print(clone(ctypes.byref(room))[0] > 0, room.value, children(), os.read(os.pipe()[0], 0))
+""",
     "splice": """
 import os, tempfile
 def of(call, *args, **more):

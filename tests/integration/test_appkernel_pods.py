@@ -130,7 +130,46 @@ def test_counters_are_the_guests_and_limits_hold(daemon: Daemon) -> None:
     limit = cgroup_of(daemon, "c1", "memory")
     files = [limit / name for name in ("memory.limit_in_bytes", "memory.max") if (limit / name).exists()]
     assert [file.read_text() for file in files] == [f"{96 << 20}\n"]
-    assert said(daemon, "exec", "c1", "echo", "alive") == "alive\n"
+    assert memory_seen(daemon, "c1") == 96 << 10
+
+
+def memory_seen(daemon: Daemon, name: str) -> int:
+    """What a program takes for the memory of its machine, in KiB."""
+    return int(said(daemon, "exec", name, "awk", "/^MemTotal/ { print $2 }", "/proc/meminfo"))
+
+
+def sleepers(count: int) -> str:
+    """A script that leaves so many behind, who hold none of its streams."""
+    return f"for n in $(seq {count}); do sleep 1000 <>/dev/null >&0 2>&0 & done; echo all"
+
+
+def test_tasks_are_counted_by_the_kernel(daemon: Daemon) -> None:
+    """A limit holds for the guests' own tasks, whoever they are; it is told, and can be changed while they run."""
+    start(daemon, "c1", *ALONE, "--pids-limit", "16")
+    assert stats(daemon, "c1")["pids_limit"] == 16
+    refused = daemon.command("exec", "c1", "sh", "-c", sleepers(40))
+    assert refused.returncode == 2 and "can't fork: Resource temporarily unavailable" in refused.stderr
+    wait_until(lambda: stats(daemon, "c1")["pids"] >= 15, what="as many as there may be")
+    assert stats(daemon, "c1")["pids"] <= 16
+    assert said(daemon, "exec", "c1", "echo", "let in") == "let in\n"
+    said(daemon, "update", "--pids-limit", "64", "c1")
+    assert stats(daemon, "c1")["pids_limit"] == 64
+    assert said(daemon, "exec", "c1", "sh", "-c", sleepers(20)) == "all\n"
+
+
+def test_limits_of_a_pod_hold_for_its_containers_together(daemon: Daemon, tmp_path: Path) -> None:
+    containers = [{"name": name, "image": "busybox", "argv": ["sleep", "1000"]} for name in ("a", "b")]
+    limits = {"pids": 12, "memory_bytes": 128 << 20}
+    spec = {"name": "p", "sandbox": "appkernel", "network": {"mode": "none"}, "containers": containers}
+    (tmp_path / "pod.json").write_text(json.dumps(spec | {"resources": limits}))
+    said(daemon, "pod", "run", "--file", str(tmp_path / "pod.json"))
+    assert memory_seen(daemon, "a") == 128 << 10
+    said(daemon, "exec", "a", "sh", "-c", sleepers(6))
+    refused = daemon.command("exec", "b", "sh", "-c", sleepers(6))
+    assert refused.returncode == 2 and "can't fork" in refused.stderr
+    said(daemon, "pod", "update", "--memory", "96m", "--pids-limit", "40", "p")
+    assert memory_seen(daemon, "b") == 96 << 10
+    assert said(daemon, "exec", "b", "sh", "-c", sleepers(6)) == "all\n"
 
 
 def test_containers_of_a_pod_are_counted_one_by_one_and_changed_together(daemon: Daemon, tmp_path: Path) -> None:

@@ -310,8 +310,9 @@ def test_what_the_program_would_overlook_is_refused_by_name(oci: Runtime, tmp_pa
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["checkpoint", "c1"], "checkpoint is not carried out"),
-        (["restore", "--image-path", "/x", "c1"], "restore is not carried out"),
+        (["checkpoint", "c1"], "container does not exist"),
+        (["checkpoint", "--wings", "c1"], "--wings"),
+        (["restore", "c1"], "config.json does not exist"),
         (["dance"], "unknown command 'dance'"),
         (["create", "--wings", "c1"], "--wings"),
         (["create"], "container id is missing"),

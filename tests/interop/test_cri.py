@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -16,9 +15,9 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from drupe.rpc.containerd.sandbox_controller_pb2 import ControllerCreateRequest
 from drupe.rpc.cri import api_pb2 as api
-from framework.containerds import IMAGE, SOCKET, VERSIONS, needs_containerd
+from framework.containerds import IMAGE, SOCKET
 from framework.cri import container_config, pod_config
-from framework.cri_host import CGROUP, CriHost
+from framework.cri_host import CGROUP, CriHost, needs_handler
 from framework.cri_streams import ERROR, RESIZE, STDERR, STDIN, STDOUT, exit_code
 from framework.leaks import wait_until
 from framework.probes import needs_program
@@ -33,59 +32,22 @@ LINUX = SHARING + FULL * [APPKERNEL]
 STREAMING = ["runc", "drupe-runc", "streaming-drupe"] + FULL * [APPKERNEL]
 
 
-def opened(directory: Path, store: Path) -> Iterator[CriHost]:
-    """A host for as long as a fixture lives."""
-    version = VERSIONS["2.1"]
-    needs_containerd(version)
-    place = CriHost(directory, version, store)
-    try:
-        place.open()
-        yield place
-    finally:
-        place.close()
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
-    """Shared by the tests here."""
-    yield from opened(tmp_path_factory.mktemp("h"), busybox)
-
-
-@pytest.fixture
-def own_host(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
-    """For one test alone, which harms it."""
-    yield from opened(tmp_path_factory.mktemp("o"), busybox)
-
-
-@pytest.fixture
-def cri(host: CriHost) -> Iterator[CriHost]:
-    """The host, for a test; its pods go with it."""
-    yield host
-    host.cri.remove_all()
-
-
 @pytest.fixture(params=LINUX)
 def handler(request: pytest.FixtureRequest) -> str:
     """Each handler that runs Linux programs, the oracle first."""
-    if request.param == "drupe-gvisor":
-        needs_program("runsc")
-    return str(request.param)
+    return needs_handler(request.param)
 
 
 @pytest.fixture(params=SHARING)
 def sharing(request: pytest.FixtureRequest) -> str:
     """Those that share the node's network, and one container's process table with another, too."""
-    if request.param == "drupe-gvisor":
-        needs_program("runsc")
-    return str(request.param)
+    return needs_handler(request.param)
 
 
 @pytest.fixture(params=["drupe-runc", "drupe-gvisor", APPKERNEL, "drupe-wasm"])
 def ours(request: pytest.FixtureRequest) -> str:
     """Our handlers."""
-    if request.param == "drupe-gvisor":
-        needs_program("runsc")
-    return str(request.param)
+    return needs_handler(request.param)
 
 
 @pytest.fixture(params=["runc", "drupe-runc"])

@@ -6,19 +6,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
 
 from drupe.rpc.cri import api_pb2 as api
-from framework.containerds import IMAGE, SOCKET, VERSIONS, needs_containerd
+from framework.containerds import IMAGE, SOCKET
 from framework.cri import container_config
-from framework.cri_host import CriHost
+from framework.cri_host import CriHost, needs_handler
 from framework.cri_streams import ERROR, STDERR, STDIN, STDOUT, exit_code
 from framework.leaks import wait_until
-from framework.probes import needs_program
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 FOREVER = ("sleep", "100000")
@@ -31,42 +28,13 @@ GENERATIONS = ["1.6", "1.7"] if FULL else ["1.6"]
 
 
 @pytest.fixture(scope="module", params=GENERATIONS)
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
-    yield from opened(tmp_path_factory.mktemp("g"), request.param, busybox)
-
-
-@pytest.fixture(params=GENERATIONS)
-def own_host(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, busybox: Path
-) -> Iterator[CriHost]:
-    """For one test alone, which harms it."""
-    yield from opened(tmp_path_factory.mktemp("o"), request.param, busybox)
-
-
-def opened(directory: Path, name: str, store: Path) -> Iterator[CriHost]:
-    """A host for as long as a fixture lives."""
-    version = VERSIONS[name]
-    needs_containerd(version)
-    place = CriHost(directory, version, store)
-    try:
-        place.open()
-        yield place
-    finally:
-        place.close()
-
-
-@pytest.fixture
-def cri(host: CriHost) -> Iterator[CriHost]:
-    """The host, for a test; its pods go with it."""
-    yield host
-    host.cri.remove_all()
+def generation(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(params=HANDLERS)
 def handler(request: pytest.FixtureRequest) -> str:
-    if request.param == "drupe-gvisor":
-        needs_program("runsc")
-    return str(request.param)
+    return needs_handler(request.param)
 
 
 def test_a_pod_from_start_to_end(cri: CriHost, handler: str) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from drupe.rpc.cri import api_pb2 as api
 from framework import machines
-from framework.containerds import IMAGE, VERSIONS, needs_containerd
+from framework.containerds import IMAGE
 from framework.cri import container_config
-from framework.cri_host import CriHost
+from framework.cri_host import CriHost, opened
 from framework.cri_streams import ERROR, RESIZE, STDERR, STDIN, STDOUT, exit_code
 from framework.leaks import wait_until
 
@@ -29,23 +29,11 @@ FOREVER = ("sleep", "100000")
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
+def host(generation: str, tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
     machines.needs_machines()
-    needs_containerd(VERSIONS["2.1"])
-    place = CriHost(tmp_path_factory.mktemp("m"), VERSIONS["2.1"], busybox)
-    try:
-        machines.make_root(place.directory / "drupe")
-        place.open()
-        yield place
-    finally:
-        place.close()
-
-
-@pytest.fixture
-def cri(host: CriHost) -> Iterator[CriHost]:
-    """The host, for a test; its pods go with it."""
-    yield host
-    host.cri.remove_all()
+    directory = tmp_path_factory.mktemp("m")
+    guest = lambda place: machines.make_root(place.directory / "drupe")  # noqa: E731
+    yield from opened(directory, generation, busybox, before=guest)
 
 
 def test_a_pod_and_its_containers_from_start_to_end(cri: CriHost, tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import pytest
 
 from drupe.rpc.cri import api_pb2 as api
 from framework import guests
-from framework.containerds import VERSIONS, needs_containerd
 from framework.cri import container_config
-from framework.cri_host import CriHost
+from framework.cri_host import CriHost, opened
 from framework.cri_streams import ERROR, STDIN, STDOUT, exit_code
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -21,26 +20,19 @@ HANDLER = "drupe-wasm"
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
+def host(generation: str, tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
     pytest.importorskip("wasmtime")
-    needs_containerd(VERSIONS["2.1"])
     directory = tmp_path_factory.mktemp("w")
-    tree = guests.make_rootfs(directory / "modules")
-    guests.component(tree / "bin/suite.wasm", tree / "bin/component.wasm")
-    place = CriHost(directory, VERSIONS["2.1"], busybox)
-    try:
-        place.open()
-        place.load_tree(tree, MODULES, {"Entrypoint": ["/bin/echo"], "Cmd": ["the", "entry"], "Env": ["PATH=/bin"]})
+    for place in opened(directory, generation, busybox):
+        load_modules(place)
         yield place
-    finally:
-        place.close()
 
 
-@pytest.fixture
-def cri(host: CriHost) -> Iterator[CriHost]:
-    """The host, for a test; its pods go with it."""
-    yield host
-    host.cri.remove_all()
+def load_modules(host: CriHost) -> None:
+    """Have an image whose programs are modules, and one a component."""
+    tree = guests.make_rootfs(host.directory / "modules")
+    guests.component(tree / "bin/suite.wasm", tree / "bin/component.wasm")
+    host.load_tree(tree, MODULES, {"Entrypoint": ["/bin/echo"], "Cmd": ["the", "entry"], "Env": ["PATH=/bin"]})
 
 
 def test_a_pod_of_modules_from_start_to_end(cri: CriHost) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from framework import bundles, machines
+from framework import bundles
 from framework.bundles import KindRuntime, config, make_bundle
 from framework.daemon import Daemon
 from framework.leaks import wait_until
@@ -19,13 +19,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(not os.environ.get("DRUPE_TEST_INTEROP"), reason="machines take seconds: make test-interop"),
 ]
-
-
-@pytest.fixture(scope="module")
-def machine_daemon(open_daemon: Daemon) -> Daemon:
-    machines.needs_machines()
-    machines.make_root(open_daemon.root)
-    return open_daemon
 
 
 @pytest.fixture
@@ -53,3 +46,24 @@ def test_a_whole_life(oci: KindRuntime, tmp_path: Path) -> None:
     wait_until(lambda: not Path(f"/proc/{pid}/exe").exists(), what="the end of its stand-in")
     oci("delete", "c1")
     assert oci("list", "--quiet").stdout == ""
+
+
+def test_limits_hold_inside(oci: KindRuntime, tmp_path: Path) -> None:
+    """Where the guest's kernel counts: the machine itself has more memory, and its processes are none of the host's."""
+    shown = "cd /mnt; for name in memory.max memory.low pids.max; do echo $name: $(cat $name); done"
+    cgroup = {"destination": "/mnt", "type": "cgroup", "source": "cgroup", "options": ["ro"]}
+    proc = {"destination": "/proc", "type": "proc", "source": "proc"}
+    limits = {"memory": {"limit": 64 << 20, "reservation": 32 << 20}, "pids": {"limit": 33}}
+    spaces = [{"type": name} for name in ("pid", "ipc", "uts", "mount", "network", "cgroup")]
+    document = config(
+        "sh", "-c", f"{shown}; exec sleep 1000", cgroup=tmp_path.name[-20:], mounts=[proc, cgroup],
+        linux={"namespaces": spaces, "resources": limits},
+    )  # fmt: skip
+    oci.create(make_bundle(tmp_path / "bundle", document), "c1", tmp_path / "out")
+    oci("start", "c1")
+    wait_until(lambda: "pids.max" in (tmp_path / "out").read_text(), what="it tells its limits", timeout_s=60)
+    said = (tmp_path / "out").read_text().split("\n")[:3]
+    assert said == [f"memory.max: {64 << 20}", f"memory.low: {32 << 20}", "pids.max: 33"]
+    oci("update", "--memory", str(96 << 20), "--pids-limit", "44", "c1")
+    assert oci("exec", "c1", "cat", "/mnt/memory.max", "/mnt/pids.max").stdout == f"{96 << 20}\n44\n"
+    oci("delete", "--force", "c1")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from framework import guests, probes
+from framework import guests, machines, probes
 from framework.bundles import COMMAND
 from framework.leaks import CGROUP_PARENT, wait_until
 from framework.podman import IMAGE, ULIMITS, Podman
@@ -39,6 +39,16 @@ def wasm(tmp_path: Path) -> Iterator[Podman]:
     pytest.importorskip("wasmtime")
     guests.make_rootfs(tmp_path / "rootfs")
     yield from a_podman(tmp_path, COMMAND.with_name("drupe-oci-wasm"))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Podman]:
+    machines.needs_machines()
+    (tmp_path / "drupe").mkdir()
+    machines.make_root(tmp_path / "drupe")
+    for podman in a_podman(tmp_path, COMMAND.with_name("drupe-oci-vm")):
+        assert podman.drupe("template", "create").returncode == 0
+        yield podman
 
 
 def a_podman(tmp_path: Path, runtime: Path) -> Iterator[Podman]:
@@ -155,6 +165,46 @@ def test_under_a_kernel_of_its_own(own_kernel: Podman, tmp_path: Path) -> None:
     podman("rm", "c")
     assert podman("ps", "--all", "--quiet").stdout == ""
     assert podman.drupe("pod", "ls", "--quiet").stdout == ""
+
+
+@SLOW
+@pytest.mark.timeout(900)
+def test_in_a_machine(machine: Podman, tmp_path: Path) -> None:
+    """As whoever tries it first would: run, a volume, a published port, exec, logs, a mistake, the end."""
+    podman, kernel = machine, f"{os.uname().release}\n"
+    assert podman.run("uname", "-r").stdout not in ("", kernel)
+    assert podman.run("sh", "-c", "exit 5", check=False).returncode == 5
+    assert podman.run("cat", flags=["-i"], input="piped").stdout == "piped"
+    assert podman.run("sh", "-c", "echo on a terminal", flags=["-t"]).stdout.split() == ["on", "a", "terminal"]
+    missing, refused = podman.run("/nope", check=False), podman.run("true", flags=["--device", "/dev/kmsg"], check=False)
+    assert missing.returncode == 127 and refused.returncode == 126
+    assert "/dev/kmsg is no block device" in refused.stderr
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume/given").write_text("given\n")
+    volume = ["-v", f"{tmp_path}/volume:/v", "--user", "7:8", "--hostname", "named"]
+    (tmp_path / "volume").chmod(0o777)
+    said = podman.run("sh", "-c", "id -u; hostname; cat /v/given; echo text > /v/file", flags=volume).stdout
+    assert said.split() == ["7", "named", "given"] and (tmp_path / "volume/file").read_text() == "text\n"
+    podman("network", "create", "own")
+    serve = "echo in the log; while :; do echo served | nc -l -p 8080; done"
+    stays = ["-d", "--name", "c", "--network", "own", "-p", "18080:8080", "--pids-limit", "50"]
+    podman.run("sh", "-c", serve, flags=stays)
+    wait_until(lambda: podman("logs", "c").stdout == "in the log\n", what="its output in the log", timeout_s=60)
+    ask = "import socket; print(socket.create_connection(('127.0.0.1', 18080), 5).recv(99).decode(), end='')"
+    wait_until(
+        lambda: podman.inside("python3", "-c", ask, check=False).stdout == "served\n", what="an answer", timeout_s=60
+    )
+    assert podman("exec", "--env", "A=b", "--workdir", "/tmp", "c", "sh", "-c", "pwd; echo $A").stdout == "/tmp\nb\n"
+    assert podman("exec", "c", "sh", "-c", "exit 3", check=False).returncode == 3
+    assert "nc -l" in podman("top", "c", "-ef").stdout
+    podman("pause", "c")
+    podman("unpause", "c")
+    podman("stop", "--time", "1", "c")
+    podman("start", "c")
+    podman("kill", "c")
+    assert podman("wait", "c").stdout == "137\n"
+    podman("rm", "c")
+    assert podman("ps", "--all", "--quiet").stdout == "" and podman.drupe("pod", "ls", "--quiet").stdout == ""
 
 
 def test_modules(wasm: Podman) -> None:

@@ -87,9 +87,9 @@ fn sysctl_path(name: &str, flags: i32) -> Outcome<String> {
     }
 }
 
-/// The type of a network namespace that is to be joined: it is bound like those that are made.
-fn joined(netns: Option<&String>) -> i32 {
-    netns.map_or(0, |_| libc::CLONE_NEWNET)
+/// The types of the namespaces that are to be joined: they are bound like those that are made.
+fn joined(netns: Option<&String>, userns: Option<&String>) -> i32 {
+    netns.map_or(0, |_| libc::CLONE_NEWNET) | userns.map_or(0, |_| libc::CLONE_NEWUSER)
 }
 
 impl Plan {
@@ -102,7 +102,7 @@ impl Plan {
             }
         }
         let netns: Option<String> = fields.take("netns")?;
-        let inside = flags | joined(netns.as_ref());
+        let inside = flags | joined(netns.as_ref(), None);
         let sysctls = fields.take::<Pairs>("sysctls")?.map(|pairs| pairs.0).unwrap_or_default();
         let sysctls = sysctls.into_iter().map(|(name, value)| Ok((sysctl_path(&name, inside)?, value)));
         let plan = Plan {
@@ -188,7 +188,8 @@ impl Plan {
         let failed = |error| Failure::io(format!("cannot bind {}", self.dir.display()), &error);
         // A mount of its own, so that all of it is unmounted at once: each unmount waits for the kernel's RCU.
         mount::mount(&self.dir.to_string_lossy(), &self.dir, "", libc::MS_BIND, "").map_err(failed)?;
-        for (name, _) in TYPES.iter().filter(|(_, flag)| (self.flags | joined(self.netns.as_ref())) & flag != 0) {
+        let flags = self.flags | joined(self.netns.as_ref(), self.userns.as_ref());
+        for (name, _) in TYPES.iter().filter(|(_, flag)| flags & flag != 0) {
             let target = self.dir.join(name);
             let pid = if *name == "pid" { first } else { child };
             let bound = File::create(&target)

@@ -200,8 +200,8 @@ class Keeper:
         netns: Path | str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> int | None:
-        """Makes namespaces ("net", "ipc", "uts", "user", "pid", "cgroup") and binds them to ``dir/<type>``. netns: a
-        network namespace to join, which is bound to ``dir/net``.
+        """Makes namespaces ("net", "ipc", "uts", "user", "pid", "cgroup") and binds them to ``dir/<type>``. netns,
+        userns: namespaces to join, which are bound to ``dir/net`` and ``dir/user``.
 
         With "pid": returns the pid of the process that is the namespace's first and keeps it until `release`.
         """

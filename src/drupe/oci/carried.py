@@ -52,8 +52,8 @@ STAND_IN = Carried("the stand-in has it, in the workload's place")
 KIND = Carried("the kind of sandbox")
 DAEMON = Carried("the daemon, for all that runs in the sandbox")
 _NO_HOST_KERNEL = Moot("no system call of the workload reaches the host's kernel")
-_OWN_FILES = Moot("the sandbox has /proc and /sys of its own, or none; other paths are refused")
-_NO_DEVICES = Moot("no device of the host can be opened from inside")
+_OWN_FILES = Carried("the kind, where its /proc and /sys are Linux's; those of its own show nothing; no other paths")
+_DEVICES = Carried("the kind, where it has any of the host; else none can be opened from inside")
 _READ = Carried("read to check the bundle")
 
 # engines set them for everybody; without them a workload may do less, not more
@@ -193,9 +193,9 @@ RULES: Mapping[str, Rule] = {
         "mount-propagation", lambda config: _linux(config).rootfs_propagation in TRAVELLING
     ),
     "linux.maskedPaths": _OWN_FILES,
-    "linux.maskedPaths elsewhere": Refused(lambda config: _elsewhere(_linux(config).masked_paths)),
+    "linux.maskedPaths elsewhere": Needs("masked-paths", lambda config: _elsewhere(_linux(config).masked_paths)),
     "linux.readonlyPaths": _OWN_FILES,
-    "linux.readonlyPaths elsewhere": Refused(lambda config: _elsewhere(_linux(config).readonly_paths)),
+    "linux.readonlyPaths elsewhere": Needs("masked-paths", lambda config: _elsewhere(_linux(config).readonly_paths)),
     "linux.mountLabel": Moot("files are opened by the sandbox, not by the workload"),
     "linux.seccomp*": Carried(
         "the kind of sandbox, where its kernel has filters; a module has the engine's, which is narrower"
@@ -206,7 +206,7 @@ RULES: Mapping[str, Rule] = {
     "linux.intelRdt*": Refused(_of_linux("intel_rdt")),
     "linux.netDevices*": Refused(_of_linux("net_devices")),
     "linux.memoryPolicy*": Refused(_of_linux("memory_policy")),
-    "linux.resources.devices*": _NO_DEVICES,
+    "linux.resources.devices*": _DEVICES,
     "linux.resources.memory.limit": _LIMIT,
     "linux.resources.memory.reservation": _LIMIT,
     "linux.resources.memory.swap": _LIMIT,

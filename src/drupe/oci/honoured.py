@@ -90,11 +90,17 @@ FIELDS: tuple[Field, ...] = (
 )
 
 
-def refuse_unhonoured(config: RuntimeConfig, program: str, version: Version) -> None:
-    """Raise Unsupported naming the first field of `config` that this program would overlook."""
+MAPPED_MOUNTS = frozenset({"mounts[].uidMappings", "mounts[].options idmap"})
+
+
+def refuse_unhonoured(
+    config: RuntimeConfig, program: str, version: Version, *, ours: frozenset[str] = frozenset()
+) -> None:
+    """Raise Unsupported naming the first field of `config` that this program would overlook. ours: paths of the fields
+    that are carried out before it starts."""
     for field in FIELDS:
         since = first_version(field, program)
-        if (since is None or version < since) and field.uses(config):
+        if (since is None or version < since) and field.path not in ours and field.uses(config):
             raise Unsupported(
                 f"config.json: {field.path} is not carried out by {program} {dotted(version)}",
                 feature=field.path,

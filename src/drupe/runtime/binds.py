@@ -12,10 +12,12 @@ from pathlib import Path
 from drupe.errors import InvalidArgument
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount as KeeperMount
+from drupe.linux.mounts import map_tree_ids
 from drupe.linux.open_tree import open_tree
 from drupe.spec.container import ContainerSpec, Mount
 
 AT_ONCE = 16  # descriptors in one message
+_MAPPABLE = "its file system must know idmapped mounts (mount_setattr(2)), and not be mapped already"
 
 
 def binds_of(spec: ContainerSpec) -> list[Mount]:
@@ -27,11 +29,14 @@ def places(bundle: Path, spec: ContainerSpec) -> list[Path]:
     return [bundle / f"bind-{number}" for number, _ in enumerate(binds_of(spec))]
 
 
-async def attach(keeper: Keeper, bundle: Path, spec: ContainerSpec, given: Mapping[str, int] | None = None) -> None:
+async def attach(
+    keeper: Keeper, bundle: Path, spec: ContainerSpec, given: Mapping[str, int] | None = None, *, users: str = ""
+) -> None:
     """Mount copies of the sources at their places; missing ones are made, where that was asked for. given: copies that
-    are there already, by the names of their places.
+    are there already, by the names of their places. users: path of the pod's user namespace.
 
-    Raises InvalidArgument for a propagation that the source's own mount does not have.
+    Raises InvalidArgument for a propagation that the source's own mount does not have, and for ids of the pod's that
+    its file system cannot show.
     """
     pairs = list(zip(places(bundle, spec), binds_of(spec), strict=True))
     await release(keeper, bundle, spec)
@@ -41,8 +46,22 @@ async def attach(keeper: Keeper, bundle: Path, spec: ContainerSpec, given: Mappi
             for place, mount in pairs[start : start + AT_ONCE]:
                 trees[place.name] = _take_given(place, given[place.name]) if given else _take(place, mount)
                 opened.callback(os.close, trees[place.name])
+                if mount.ids != "host":
+                    map_ids(trees[place.name], users, mount.source, recursive=mount.ids == "mapped-all")
             mounts = [KeeperMount(target=str(bundle / name), tree=name) for name in trees]
             await keeper.mount(mounts, fds=trees)
+
+
+def map_ids(tree: int, users: str, source: str, *, recursive: bool) -> None:
+    """Show what is in a tree with the ids of a pod's user namespace. Raises InvalidArgument."""
+    if not users:
+        raise InvalidArgument(f"{source} cannot be shown with the ids of the pod: it has no user namespace")
+    try:
+        with Path(users).open("rb") as namespace:
+            map_tree_ids(tree, namespace.fileno(), recursive=recursive)
+    except OSError as error:
+        what = f"{source} cannot be shown with the ids of the pod's user namespace"
+        raise InvalidArgument(what, cause=error.strerror or "", hint=_MAPPABLE) from None
 
 
 async def release(keeper: Keeper, bundle: Path, spec: ContainerSpec) -> None:

@@ -14,7 +14,9 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drupe.errors import InvalidArgument, NotFound
+import msgspec
+
+from drupe.errors import InvalidArgument, NotFound, Unsupported
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount as KeeperMount
 from drupe.linux.open_tree import open_tree
@@ -22,7 +24,7 @@ from drupe.oci.build import DEFAULT_RULES
 from drupe.oci.host import host_limits
 from drupe.oci.process import oci_oom_score_adj, oci_rlimits
 from drupe.runtime import bundle as own_bundle
-from drupe.runtime.binds import places
+from drupe.runtime.binds import map_ids, places
 from drupe.spec.container import IDLE, Bundle, Mount, Rlimit, RootMount
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ _FLAGS = frozenset(
 )
 ROOT_TREE = "tree-root"  # how a given root is called among the trees; binds are called by their places
 _LAYERS = ("lowerdir", "upperdir", "workdir")
+_MAPS = ("uidmap=", "gidmap=")
+_MAPPED = {"idmap": "mapped", "ridmap": "mapped-all"}  # options of a mount, and what they are called in a spec
 
 
 def read_config(bundle: Path | str) -> bytes:
@@ -65,8 +69,9 @@ def _without_waiting(path: str, flags: int) -> int:
 # -- the root ---------------------------------------------------------------------------------------------------------
 
 
-async def mount_root(keeper: Keeper, container: Container) -> None:
-    """Mount what the root is made of at `rootfs` of the container's own directory."""
+async def mount_root(keeper: Keeper, container: Container, *, users: str) -> None:
+    """Mount what the root is made of at `rootfs` of the container's own directory. users: path of the pod's user
+    namespace."""
     bundle, target = container.spec.bundle, container.bundle / "rootfs"
     assert bundle is not None  # noqa: S101 - the caller has looked
     target.mkdir(exist_ok=True)
@@ -77,7 +82,12 @@ async def mount_root(keeper: Keeper, container: Container) -> None:
         return
     mounts = bundle.root or (RootMount(type="bind", source=_given_root(bundle), options=("rbind",)),)
     for number, mount in enumerate(mounts):
-        await _mount(keeper, mount, target / mount.target.lstrip("/"), f"root-{number}")
+        mapped = _mapped(mount, container)
+        at = target / mount.target.lstrip("/")
+        if mapped and mount.type == "overlay":
+            await _mount_mapped(keeper, mapped, at, container.bundle / f"lower-{number}", users)
+        else:
+            await _mount(keeper, mapped or mount, at, f"root-{number}", users if mapped else "")
 
 
 def _given_root(bundle: Bundle) -> str:
@@ -86,9 +96,45 @@ def _given_root(bundle: Bundle) -> str:
     return posixpath.join(bundle.path, path)
 
 
-async def _mount(keeper: Keeper, mount: RootMount, target: Path, name: str) -> None:
+def _mapped(mount: RootMount, container: Container) -> RootMount | None:
+    """The mount without the options by which containerd has its files shown with the ids of the pod's user namespace,
+    where it has those: "uidmap=INSIDE:OUTSIDE:COUNT,…". Raises Unsupported for other ids."""
+    asked = [option for option in mount.options if option.startswith(_MAPS)]
+    if not asked:
+        return None
+    user = container.pod.spec.namespaces.user
+    maps = zip(_MAPS, (user.uids, user.gids) if user else ((), ()), strict=True)
+    own = {name + ",".join(f"{m.inside}:{m.outside}:{m.count}" for m in map_) for name, map_ in maps}
+    if {*asked} != own:
+        raise Unsupported("a root is not shown with other ids than those of its pod", feature="uidmap")
+    return msgspec.structs.replace(mount, options=tuple(option for option in mount.options if option not in own))
+
+
+async def _mount_mapped(keeper: Keeper, mount: RootMount, target: Path, lower: Path, users: str) -> None:
+    """An overlay whose lower layers are shown with the ids of the pod: the kernel maps whole mounts, so that these are
+    mounted, at `lower`, while the overlay takes its own copies. The upper directory has those ids on disk."""
+    named = dict(option.partition("=")[::2] for option in mount.options)
+    layers = named.pop("lowerdir", "").split(":")
+    common = posixpath.commonpath(layers)
+    lower.mkdir(exist_ok=True)
+    tree = open_tree(common)
+    try:
+        map_ids(tree, users, common, recursive=False)
+        await keeper.mount([KeeperMount(target=str(lower), tree=lower.name)], fds={lower.name: tree})
+    finally:
+        os.close(tree)
+    named["lowerdir"] = ":".join(str(lower / posixpath.relpath(layer, common)) for layer in layers)
+    options = tuple(f"{name}={value}" if value else name for name, value in named.items())
+    try:
+        await _mount(keeper, msgspec.structs.replace(mount, options=options), target, "", "")
+    finally:
+        await keeper.umount([lower], lazy=True)
+
+
+async def _mount(keeper: Keeper, mount: RootMount, target: Path, name: str, users: str) -> None:
+    """users: of the user namespace with whose ids a bind mount is shown; "": as it is."""
     if mount.type == "bind" or {"bind", "rbind"} & {*mount.options}:
-        await _bind(keeper, mount, target, name)
+        await _bind(keeper, mount, target, name, users)
         return
     flags = tuple(option for option in mount.options if option in _FLAGS)
     data = [option for option in mount.options if option not in _FLAGS and option not in ("rw", "defaults")]
@@ -104,12 +150,14 @@ async def _mount(keeper: Keeper, mount: RootMount, target: Path, name: str) -> N
     )
 
 
-async def _bind(keeper: Keeper, mount: RootMount, target: Path, name: str) -> None:
+async def _bind(keeper: Keeper, mount: RootMount, target: Path, name: str, users: str) -> None:
     try:
         tree = open_tree(mount.source)
     except OSError as error:
         raise InvalidArgument(f"root {mount.source!r} cannot be mounted", cause=error.strerror or "") from None
     try:
+        if users:
+            map_ids(tree, users, mount.source, recursive=False)
         await keeper.mount([KeeperMount(target=str(target), tree=name)], fds={name: tree})
     finally:
         os.close(tree)
@@ -139,6 +187,7 @@ def binds_of_config(mounts: list[dict[str, Any]] | None) -> tuple[Mount, ...]:
             source=str(mount.get("source", "")),
             propagation=_propagation(mount.get("options") or ()),
             read_only="ro" in (mount.get("options") or ()),
+            ids=_ids(mount),
         )
         for mount in mounts or ()
         if is_bind(mount)
@@ -148,6 +197,12 @@ def binds_of_config(mounts: list[dict[str, Any]] | None) -> tuple[Mount, ...]:
 def is_bind(mount: dict[str, Any]) -> bool:
     """Whether a mount of a config shows something of the host."""
     return mount.get("type") == "bind" or bool({"bind", "rbind"} & {*(mount.get("options") or ())})
+
+
+def _ids(mount: dict[str, Any]) -> Any:
+    """With mappings and without an option it is the mount alone (runtime-spec, config.md, "idmap")."""
+    asked = [_MAPPED[option] for option in mount.get("options") or () if option in _MAPPED]
+    return asked[-1] if asked else "mapped" if mount.get("uidMappings") or mount.get("gidMappings") else "host"
 
 
 def _propagation(options: Any) -> Any:
@@ -188,7 +243,14 @@ def _namespaces(asked: Any, of_pod: dict[str, str]) -> list[dict[str, str]]:
 
 def _mounts(asked: Any, container: Container) -> list[dict[str, Any]]:
     taken = iter(places(container.bundle, container.spec))
-    return [{**mount, "source": str(next(taken))} if is_bind(mount) else mount for mount in asked]
+    return [_taken(mount, next(taken)) if is_bind(mount) else mount for mount in asked]
+
+
+def _taken(mount: dict[str, Any], place: Path) -> dict[str, Any]:
+    """A bind mount of what is mounted at `place`, which shows the ids that were asked for."""
+    rest = {name: value for name, value in mount.items() if name not in ("uidMappings", "gidMappings")}
+    options = [option for option in mount.get("options") or () if option not in _MAPPED]
+    return {**rest, "source": str(place), "options": options}
 
 
 def _with_names(mounts: list[dict[str, Any]], container: Container, *, read_only: bool) -> list[dict[str, Any]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from drupe.spec.pod import PodSpec
+from drupe.spec.pod import PodSpec, root_ids
 from drupe.spec.status import Endpoint
 
 
@@ -31,6 +32,8 @@ def write(directory: Path, hostname: str, spec: PodSpec, attached: Attached) -> 
     (directory / "hostname").write_text(hostname + "\n")
     (directory / "hosts").write_text(hosts(hostname, spec, attached))
     (directory / "resolv.conf").write_text(resolv_conf(spec, attached))
+    for name in FILES:
+        os.chown(directory / name, *root_ids(spec))
 
 
 def hosts(hostname: str, spec: PodSpec, attached: Attached) -> str:

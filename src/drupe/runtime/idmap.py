@@ -11,16 +11,6 @@ from drupe.spec.pod import IdMap, PodSpec
 UNMAPPED = 65534  # how an id without a map shows inside (/proc/sys/kernel/overflowuid)
 
 
-def root_ids(spec: PodSpec) -> tuple[int, int]:
-    """Host uid and gid that are 0 inside the pod."""
-    user = spec.namespaces.user
-    if user is None:
-        return 0, 0
-    uid = next((m.outside - m.inside for m in user.uids if m.inside == 0), 0)
-    gid = next((m.outside - m.inside for m in user.gids if m.inside == 0), 0)
-    return uid, gid
-
-
 def check_reachable(path: Path) -> None:
     """PermissionDenied unless everybody may walk down to `path`: the ids of a user namespace must."""
     for directory in (path, *path.parents):

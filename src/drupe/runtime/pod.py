@@ -20,7 +20,6 @@ from drupe.resources.limits import apply_verified, end_and_remove
 from drupe.resources.network.records import PodNetwork
 from drupe.runtime import hostfiles
 from drupe.runtime.container import Container
-from drupe.runtime.idmap import root_ids
 from drupe.runtime.plan import joins_host_network
 from drupe.runtime.policy import level_of, refuse_forbidden, rules_for
 from drupe.runtime.steps import Step, do_all, side_by_side, undo_all
@@ -29,7 +28,7 @@ from drupe.sandboxers.contract import SandboxConfig, Sandboxer, SandboxInfo
 from drupe.spec.base import plain
 from drupe.spec.container import ContainerSpec
 from drupe.spec.network import Attachment
-from drupe.spec.pod import PodSpec
+from drupe.spec.pod import PodSpec, root_ids
 from drupe.spec.resources import Resources, merged
 from drupe.spec.status import Choice, ExitStatus, PodStatus, Stats
 from drupe.state.machine import State, check_move, require

@@ -23,11 +23,11 @@ from drupe.oci.users import ResolvedUser, resolve_user
 from drupe.resources.volumes import Volumes
 from drupe.runtime import binds, bundle, bundled, modules
 from drupe.runtime.choosing import WISH, ImageWish
-from drupe.runtime.idmap import check_reachable, root_ids, shift_ids
+from drupe.runtime.idmap import check_reachable, shift_ids
 from drupe.runtime.modules import OwnModules
 from drupe.runtime.paths import Paths
 from drupe.spec.container import ContainerSpec, ExecSpec, Mount
-from drupe.spec.pod import IdMap, PodSpec, UserNamespace
+from drupe.spec.pod import IdMap, PodSpec, UserNamespace, root_ids
 from drupe.state.machine import State
 
 if TYPE_CHECKING:
@@ -109,6 +109,11 @@ class Storage:
         """A path of the keeper's mount namespace as this process can open it."""
         return Path(f"/proc/{self._keeper.pid}/root{path}")
 
+    def users_of(self, pod: Pod) -> str:
+        """The path of its user namespace, as this process can open it; "": it has none."""
+        pinned = pod.info.namespaces.get("user", "")
+        return str(self.view(Path(pinned))) if pinned else ""
+
     def holds_namespaces(self, pod: Pod) -> bool:
         """Whether the pod's namespaces are still pinned where they were: they end with the keeper's mounts."""
         directory = self.paths.pod(pod.id)
@@ -136,7 +141,7 @@ class Storage:
         mounts: list[KeeperMount] = []
         spec = container.spec
         if spec.bundle is not None:
-            await bundled.mount_root(self._keeper, container)
+            await bundled.mount_root(self._keeper, container, users=self.users_of(container.pod))
             return
         if spec.image and self.own_module(container) is not None:
             container.status.image_digest = self.images.resolve(spec.image).digest
@@ -303,10 +308,12 @@ class Storage:
     async def bundle_config(self, container: Container) -> dict[str, Any]:
         """The OCI config.json of a container, complete."""
         if container.spec.bundle is not None:
-            await binds.attach(self._keeper, container.bundle, container.spec, container.trees)
+            await binds.attach(
+                self._keeper, container.bundle, container.spec, container.trees, users=self.users_of(container.pod)
+            )
             return bundled.build(container)
         image = self.image_config(container.spec)
-        await binds.attach(self._keeper, container.bundle, container.spec)
+        await binds.attach(self._keeper, container.bundle, container.spec, users=self.users_of(container.pod))
         with self._names_fd(container) as root:
             user = resolve_user(root, container.spec.user or image.user or None, container.spec.groups)
         build = modules.build if container.runs_modules else bundle.build

@@ -26,7 +26,7 @@ class BundleProgram:
         self.executable = executable
         self.stands = stands
         self._keeper = keeper
-        self._known: tuple[str, Version] = ("", ())
+        self._known: tuple[str, str] = ("", "")
 
     @property
     def home(self) -> str:
@@ -34,9 +34,13 @@ class BundleProgram:
         return f"{self.kind}-{self.name}"
 
     async def version(self) -> Version:
-        """Its version, asked once for each program. Raises HelperFailed."""
+        """Raises HelperFailed."""
+        return parse_version(await self.about())
+
+    async def about(self) -> str:
+        """What it says of its version and of how it was built, asked once for each program. Raises HelperFailed."""
         program = self.executable()
         if self._known[0] != program:
             answer = await self._keeper.run([program, "--version"], timeout_s=10.0, check=True)
-            self._known = (program, parse_version(answer.stdout))
+            self._known = (program, answer.stdout)
         return self._known[1]

@@ -146,6 +146,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "mode": "tmpfs",
         "create": RUNTIME,
         "filesystem": Everywhere("part of a block mount"),
+        "ids": "user-namespace",
     },
     container.SecuritySpec: {
         "cap_add": "add-capabilities",

@@ -17,7 +17,8 @@ class Mount(Spec):
     bind: host path `source`. volume: named volume `source` ("" is anonymous). tmpfs: memory, `size_bytes`, `mode`.
     image: another image, read-only. block: host file or block device `source` with a file system of kind `filesystem`
     ("" is ext4), which the sandbox's own kernel mounts. Relative targets are refused. `create` makes a missing bind
-    source a directory.
+    source a directory. `ids` of a bind in a pod with a user namespace: "mapped" shows files with the owners that they
+    have on the host as the same ids of inside, and makes files so; "mapped-all" also what is mounted below.
     """
 
     target: str
@@ -30,6 +31,7 @@ class Mount(Spec):
     mode: int | None = None
     create: bool = False
     filesystem: str = ""
+    ids: Literal["host", "mapped", "mapped-all"] = "host"
 
 
 class Secret(Spec):

@@ -65,3 +65,13 @@ class PodSpec(Spec):
     containers: tuple[ContainerSpec, ...] = ()
     remove: bool = False
     timeout_s: float | None = None
+
+
+def root_ids(spec: PodSpec) -> tuple[int, int]:
+    """Host uid and gid that are 0 inside the pod."""
+    user = spec.namespaces.user
+    if user is None:
+        return 0, 0
+    uid = next((m.outside - m.inside for m in user.uids if m.inside == 0), 0)
+    gid = next((m.outside - m.inside for m in user.gids if m.inside == 0), 0)
+    return uid, gid

@@ -26,7 +26,8 @@ from drupe.services.oci.flags import Words, parse
         ("--version", "version", {"version": "true"}, {}, []),
         ("", "help", {}, {}, []),
         ("create --help", "help", {}, {"help": "true"}, []),
-        ("checkpoint --image-path /x c1", "checkpoint", {}, {}, []),
+        ("checkpoint --image-path /x c1", "checkpoint", {}, {"image-path": "/x"}, ["c1"]),
+        ("restore -d --bundle=/b c1", "restore", {}, {"detach": "true", "bundle": "/b"}, ["c1"]),
     ],
 )  # fmt: skip
 def test_lines(line: str, verb: str, common: dict[str, str], options: dict[str, str], arguments: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from drupe.errors import InvalidArgument, Unsupported
@@ -9,7 +11,7 @@ from drupe.rpc.containerd import sandbox_pb2
 from drupe.rpc.cri import api_pb2 as cri
 from drupe.services.containerd.handlers import kind_asked
 from drupe.services.containerd.podspecs import cgroup_path, pod_spec
-from drupe.spec.pod import PodSpec
+from drupe.spec.pod import IdMap, PodSpec, UserNamespace
 
 
 def spec_of(netns: str = "/run/netns/x", **fields: object) -> PodSpec:
@@ -39,11 +41,21 @@ def test_limits_are_the_kubelets_below_a_cgroup_parent() -> None:
         cgroup_path("a--b.slice")
 
 
-def test_what_is_refused() -> None:
+def test_a_user_namespace() -> None:
     ids = [{"host_id": 1000, "container_id": 0, "length": 10}]
-    user = {"namespace_options": {"userns_options": {"mode": cri.POD, "uids": ids, "gids": ids}}}
-    with pytest.raises(Unsupported, match="user namespaces"):
-        spec_of(linux={"security_context": user})
+
+    def users(**options: Any) -> UserNamespace | None:
+        options = {"namespace_options": {"userns_options": options}}
+        return spec_of(linux={"security_context": options}).namespaces.user
+
+    own = (IdMap(inside=0, outside=1000, count=10),)
+    assert users(mode=cri.POD, uids=ids, gids=ids) == UserNamespace(uids=own, gids=own)
+    assert users(mode=cri.NODE) is users(mode=cri.POD) is None
+    with pytest.raises(InvalidArgument, match="both uids and gids"):
+        users(mode=cri.POD, uids=ids)
+
+
+def test_what_is_refused() -> None:
     with pytest.raises(Unsupported, match="Windows"):
         spec_of(windows={})
 

@@ -63,6 +63,8 @@ def test_containerd_of_each_version(
     assert ("proxy_plugins" in settings) is sandboxed is ("sandboxer" in runtimes["drupe-wasm"])
     kind = "" if sandboxed else "-wasm"  # without a sandboxer, the name of the shim is all that says the kind
     assert runtimes["drupe-wasm"]["runtime_type"] == f"io.containerd.drupe{kind}.v2"
+    asked_for_features = runtimes["drupe-runc"]["runtime_type"] == "io.containerd.runc.v2"
+    assert asked_for_features is sandboxed is ("options" in runtimes["drupe-runc"])
     assert [Path(each.path).name for each in found.files] == ["config.toml", *(["drupe.toml"] if sandboxed else [])]
 
 

@@ -190,6 +190,8 @@ impl Kernel {
             ],
             capabilities: [ids.inheritable, ids.permitted, credentials.capabilities, ids.bounding, 0],
             no_new_privileges: process.no_new_privileges,
+            seccomp: task.map_or(0, |t| t.seccomp.mode()),
+            filters: task.map_or(0, |t| t.seccomp.count()),
             fd_slots: 64,
             ..Shown::default()
         }

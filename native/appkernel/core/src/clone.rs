@@ -10,8 +10,9 @@ use crate::kernel::{Done, Kernel, Program};
 use crate::mm::{Mm, MmId};
 use crate::pids;
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
-use crate::signal::{Actions, COUNT, SIGCHLD};
-use crate::task::{FsState, Ids, Pid, Process, State, Task, Tid, LIMIT_COUNT};
+use crate::seccomp::Seccomp;
+use crate::signal::{Actions, COUNT, SIGCHLD, SIGKILL};
+use crate::task::{Exit, FsState, Ids, Pid, Process, State, Task, Tid, LIMIT_COUNT};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
@@ -50,6 +51,7 @@ pub struct Surroundings {
     pub cwd: Path,
     pub credentials: Credentials,
     pub rights: Rights,
+    pub seccomp: Seccomp,
     pub files: FdTable,
     pub limits: [(u64, u64); LIMIT_COUNT],
 }
@@ -106,7 +108,9 @@ impl Kernel {
         let mm = self.fresh_mm();
         // An empty space, replaced at once by the program's.
         self.mms.insert(mm, Mm::new(SpaceId(u32::MAX), self.platform.address_end()));
-        self.tasks.tasks.insert(pid, new_task(pid, pid, ThreadId(u32::MAX), SpaceId(u32::MAX)));
+        let mut task = new_task(pid, pid, ThreadId(u32::MAX), SpaceId(u32::MAX));
+        task.seccomp = around.seccomp.clone();
+        self.tasks.tasks.insert(pid, task);
         let process = self.first_process(pid, container, mm, around);
         self.tasks.processes.insert(pid, process);
         let outside = if first { &mut self.is_first } else { &mut self.joined };
@@ -178,7 +182,10 @@ impl Kernel {
             return self.wait_for_vfork(tid, child);
         }
         check(order.flags)?;
-        if self.tasks.tasks.len() >= MAX_TASKS || self.at_process_limit(tid)? {
+        if self.tasks.tasks.len() >= MAX_TASKS
+            || self.at_process_limit(tid)?
+            || !self.has_room(self.process(tid)?.container)
+        {
             return Err(Errno::AGAIN);
         }
         let parent = self.thread(tid)?;
@@ -191,7 +198,7 @@ impl Kernel {
         let pid = if order.flags & CLONE_THREAD != 0 { self.pid(tid) } else { child };
         let mut task = new_task(child, pid, thread, space);
         let caller = self.task(tid)?;
-        (task.mask, task.name) = (caller.mask, caller.name);
+        (task.mask, task.name, task.seccomp) = (caller.mask, caller.name, caller.seccomp.clone());
         if order.flags & CLONE_VM == 0 || order.flags & CLONE_VFORK != 0 {
             task.alt_stack = caller.alt_stack;
         }
@@ -209,8 +216,7 @@ impl Kernel {
         self.tasks.tasks.insert(child, task);
         self.tell_numbers(tid, child, order);
         if order.flags & CLONE_PIDFD != 0 {
-            let fd = self.new_pidfd(tid, child, 0)?;
-            self.put(tid, order.pidfd, &fd.to_le_bytes())?;
+            self.give_pidfd(tid, child, order.pidfd)?;
         }
         self.start_child(child, thread, order)?;
         if order.flags & CLONE_VFORK != 0 {
@@ -218,6 +224,21 @@ impl Kernel {
             return self.wait_for_vfork(tid, child);
         }
         Ok(Done::Value(i64::from(child)))
+    }
+
+    /// A descriptor of the child; a child that cannot have one never was.
+    fn give_pidfd(&mut self, tid: Tid, child: Pid, address: u64) -> Result<()> {
+        let told = self.new_pidfd(tid, child, 0).and_then(|fd| {
+            let told = self.put_now(tid, address, &fd.to_le_bytes());
+            told.inspect_err(|_| drop(self.process(tid).map(|process| process.files.lock().remove(fd))))
+        });
+        told.inspect_err(|_| {
+            if let Some(process) = self.tasks.processes.get_mut(&child) {
+                process.exit_signal = 0;
+            }
+            self.end_process(child, Exit::Signal(SIGKILL));
+            self.forget(child);
+        })
     }
 
     fn at_process_limit(&self, tid: Tid) -> Result<bool> {
@@ -352,6 +373,7 @@ fn new_task(tid: Tid, pid: Pid, thread: ThreadId, space: SpaceId) -> Task {
         clear_tid: 0,
         robust_list: 0,
         name: [0; 16],
+        seccomp: Seccomp::Off,
     }
 }
 

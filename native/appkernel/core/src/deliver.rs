@@ -5,7 +5,7 @@ use drupe_appkernel_abi::{Errno, Registers, Result};
 use crate::kernel::{Done, Kernel};
 use crate::signal::{
     self, bit, default_of, take_pending, Action, AltStack, Effect, Info, SA_NODEFER, SA_ONSTACK, SA_RESETHAND,
-    SA_RESTART, SIGKILL, SIGSEGV, SIGSTOP, SIG_DFL, SIG_IGN, SI_KERNEL, UNBLOCKABLE,
+    SA_RESTART, SIGKILL, SIGSEGV, SIGSTOP, SIGSYS, SIG_DFL, SIG_IGN, SI_KERNEL, UNBLOCKABLE,
 };
 use crate::table;
 use crate::task::{Exit, Report, State, Tid};
@@ -207,7 +207,7 @@ impl Kernel {
 
 /// An exception of the processor's, not a signal that somebody has sent.
 fn is_fault(info: &Info) -> bool {
-    const FAULTS: [i32; 5] = [4, 5, 7, 8, SIGSEGV]; // SIGILL, SIGTRAP, SIGBUS, SIGFPE
+    const FAULTS: [i32; 6] = [4, 5, 7, 8, SIGSEGV, SIGSYS]; // SIGILL, SIGTRAP, SIGBUS, SIGFPE
     info.code > 0 && FAULTS.contains(&info.signal)
 }
 

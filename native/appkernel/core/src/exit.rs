@@ -62,7 +62,7 @@ impl Kernel {
     }
 
     /// exit(2) of one thread.
-    fn exit_thread(&mut self, tid: Tid, code: u8) {
+    pub(crate) fn exit_thread(&mut self, tid: Tid, code: u8) {
         let pid = self.pid(tid);
         let last = self.tasks.processes.get(&pid).is_none_or(|p| p.threads.len() <= 1);
         if last {
@@ -229,6 +229,7 @@ impl Kernel {
         Info {
             signal: SIGCHLD,
             code,
+            errno: 0,
             fields: [u64::from(pids::seen(pid)) | u64::from(uid) << 32, status as u32 as u64],
         }
     }
@@ -401,7 +402,7 @@ pub(crate) fn waitid(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
         Some(None) => kernel.put_if(tid, info, &[0; 128])?,
         Some(Some(found)) => {
             let fields = [u64::from(pids::seen(found.pid)) | u64::from(found.uid) << 32, found.status as u32 as u64];
-            let bytes = Info { signal: SIGCHLD, code: found.code, fields }.to_bytes();
+            let bytes = Info { signal: SIGCHLD, code: found.code, errno: 0, fields }.to_bytes();
             kernel.put_if(tid, info, &bytes)?;
             kernel.put_if(tid, usage, &rusage(found.cpu_ns))?;
         }

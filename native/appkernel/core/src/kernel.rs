@@ -8,6 +8,7 @@ use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::socket::Network;
 use drupe_appkernel_vfs::{tty, SpecialFiles};
 
+use crate::bounds::Bounds;
 use crate::census::Census;
 use crate::host::Host;
 use crate::jobs::Board;
@@ -15,6 +16,7 @@ use crate::mm::{Mm, MmId};
 use crate::pids;
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
+use crate::seccomp;
 use crate::signal::{self, Info};
 use crate::sysv::SysV;
 use crate::table;
@@ -61,6 +63,7 @@ pub struct Kernel {
     pub(crate) network: Arc<Network>,
     pub(crate) census: Arc<Census>,
     pub(crate) board: Arc<Board>,
+    pub(crate) bounds: Bounds,
     pub(crate) sysv: SysV,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
@@ -78,6 +81,10 @@ pub struct Kernel {
     pub(crate) joined: BTreeSet<Pid>,
     /// Calls that are not there and were asked for.
     pub(crate) missed: BTreeSet<u64>,
+    /// Calls that a filter has told to the log.
+    pub(crate) logged: BTreeSet<u64>,
+    /// How much the filters of the pod's processes take.
+    pub(crate) filters: seccomp::Budget,
     events: Vec<Event>,
 }
 
@@ -89,6 +96,7 @@ impl Kernel {
             census: Census::new(Arc::clone(&host)),
             network: Network::new(),
             board: Board::new(),
+            bounds: Bounds::default(),
             sysv: SysV::default(),
             has_changed: true,
             rewrites: true,
@@ -106,6 +114,8 @@ impl Kernel {
             is_first: BTreeSet::new(),
             joined: BTreeSet::new(),
             missed: BTreeSet::new(),
+            logged: BTreeSet::new(),
+            filters: Arc::default(),
             events: Vec::new(),
         }
     }
@@ -203,12 +213,15 @@ impl Kernel {
         match trap {
             Trap::Call { number, args } => {
                 task.call = Some(PendingCall { number, args, ..PendingCall::default() });
+                let filtered = task.seccomp.is_on();
                 self.count_site(tid, number);
-                self.call(tid);
+                if !filtered || self.permits(tid) {
+                    self.call(tid);
+                }
             }
             Trap::Fault { signal, .. } if self.redirect(tid, signal) => self.go_on(tid, None, Vec::new()),
             Trap::Fault { signal, code, address } => {
-                self.force_signal(tid, Info { signal, code, fields: [address, 0] });
+                self.force_signal(tid, Info { signal, code, errno: 0, fields: [address, 0] });
                 self.go_on(tid, None, Vec::new());
             }
             Trap::Kicked => self.go_on(tid, None, Vec::new()),
@@ -301,7 +314,7 @@ impl Kernel {
         self.ready.push(tid);
     }
 
-    fn finish(&mut self, tid: Tid, value: Option<i64>, ops: Vec<MemoryOp>) {
+    pub(crate) fn finish(&mut self, tid: Tid, value: Option<i64>, ops: Vec<MemoryOp>) {
         if let Some(task) = self.tasks.tasks.get_mut(&tid) {
             task.call = None;
             task.state = State::Running;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod auxv;
+mod bounds;
 mod calls;
 pub mod census;
 mod clone;
@@ -22,6 +23,7 @@ pub mod platform;
 mod rewrite;
 mod robust;
 mod seat;
+pub mod seccomp;
 mod send;
 pub mod signal;
 mod sysv;

@@ -16,6 +16,7 @@ pub const SIGTSTP: i32 = 20;
 pub const SIGTTIN: i32 = 21;
 pub const SIGTTOU: i32 = 22;
 pub const SIGURG: i32 = 23;
+pub const SIGSYS: i32 = 31;
 pub const SIGWINCH: i32 = 28;
 pub const COUNT: i32 = 64;
 
@@ -106,22 +107,24 @@ pub fn default_of(signal: i32) -> Effect {
 pub struct Info {
     pub signal: i32,
     pub code: i32,
+    pub errno: i32,
     /// The union after si_code: (pid, uid), the address, or for SIGCHLD (pid, uid), status.
     pub fields: [u64; 2],
 }
 
 impl Info {
     pub fn new(signal: i32, code: i32) -> Info {
-        Info { signal, code, fields: [0; 2] }
+        Info { signal, code, ..Info::default() }
     }
 
     pub fn from_process(signal: i32, code: i32, pid: u32, uid: u32) -> Info {
-        Info { signal, code, fields: [u64::from(crate::pids::seen(pid)) | u64::from(uid) << 32, 0] }
+        Info { signal, code, errno: 0, fields: [u64::from(crate::pids::seen(pid)) | u64::from(uid) << 32, 0] }
     }
 
     pub fn to_bytes(self) -> [u8; 128] {
         let mut bytes = [0; 128];
         bytes[0..4].copy_from_slice(&self.signal.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.errno.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.code.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.fields[0].to_le_bytes());
         bytes[24..32].copy_from_slice(&self.fields[1].to_le_bytes());

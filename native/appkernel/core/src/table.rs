@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
     descriptors as fd, events, files, identity as who, io, locks, memory, messages, msg, names, nothing, pidfd, poll,
-    schedule, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
+    schedule, seccomp, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -378,7 +378,7 @@ fn add_identity(t: &mut Table) {
     t.full(124, "getsid", who::getsid);
     t.full(125, "capget", who::capget);
     t.full(126, "capset", who::capset);
-    t.part(157, "prctl", "names, death signal, bounding set, subreaper, no new privileges", who::prctl);
+    t.part(157, "prctl", "names, death signal, bounding set, subreaper, no new privileges, seccomp", who::prctl);
     t.full(186, "gettid", who::gettid);
 }
 
@@ -404,7 +404,12 @@ fn add_system(t: &mut Table) {
     t.full(147, "sched_get_priority_min", |k, tid, a| system::sched_priority(k, tid, a, false));
     t.part(324, "membarrier", "no command is offered", system::membarrier);
     t.none(425, "io_uring_setup", "programs do without");
-    t.none(317, "seccomp", "no filters in the pod");
+    t.part(
+        317,
+        "seccomp",
+        "nobody is notified; futex, sched_yield and madvise are done by the host, which filters do not see",
+        seccomp::seccomp,
+    );
     t.none(321, "bpf", "no BPF in the pod");
     t.none(298, "perf_event_open", "no counters in the pod");
 }

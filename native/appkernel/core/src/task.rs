@@ -16,6 +16,7 @@ use crate::calls::timers::PosixTimers;
 use crate::mm::MmId;
 use crate::pids;
 use crate::platform::{SpaceId, ThreadId};
+use crate::seccomp::Seccomp;
 use crate::signal::{Actions, AltStack, Info, Set};
 
 pub type Tid = u32;
@@ -75,6 +76,7 @@ pub struct Task {
     pub clear_tid: u64,
     pub robust_list: u64,
     pub name: [u8; 16],
+    pub seccomp: Seccomp,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::Errno;
 use drupe_appkernel_core::pids::seen;
+use drupe_appkernel_core::seccomp::Seccomp;
 use drupe_appkernel_core::task::{Exit, Pid};
 use drupe_appkernel_core::Surroundings;
 use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, Path};
@@ -55,6 +56,8 @@ struct Container {
     view: u32,
     namespace: Arc<MountNamespace>,
     root: Path,
+    /// What all that is run in it from outside begins with.
+    seccomp: Seccomp,
 }
 
 #[derive(Default)]
@@ -126,6 +129,10 @@ impl Containers {
         if self.containers.len() >= MAX_CONTAINERS {
             return Err(Failure::new("EUSERS", format!("{MAX_CONTAINERS} containers are there already")));
         }
+        let seccomp = match tree.filter {
+            Some(program) => pod.kernel.filter(program).map_err(|errno| failed("the filter of system calls", errno))?,
+            None => Seccomp::Off,
+        };
         let root = match tree.root {
             Some(place) => Root::Shared(place),
             None => Root::Image(take_fd(&mut fds, "root")?),
@@ -138,7 +145,8 @@ impl Containers {
         let fresh =
             || pod.kernel.fresh_view().ok_or_else(|| Failure::new("EUSERS", "there are too many PID namespaces"));
         let view = if tree.share_pid { 0 } else { fresh()? };
-        let container = Container { number: self.last, view, namespace, root };
+        let container = Container { number: self.last, view, namespace, root, seccomp };
+        pod.kernel.bound_tasks(Some(self.last), tree.tasks);
         let (pid, console) = run(pod, &container, settings, &mut fds, true)?;
         self.containers.insert(id.into(), container);
         self.know(pod, (id.into(), String::new()), pid, console);
@@ -251,6 +259,13 @@ impl Containers {
         (told, false)
     }
 
+    /// Have a container, or with "" the pod, have this many tasks at most (None: any number).
+    pub fn bound_tasks(&self, pod: &mut Pod, id: &str, tasks: Option<u64>) -> Outcome<()> {
+        let of = if id.is_empty() { None } else { Some(self.container(id)?.number) };
+        pod.kernel.bound_tasks(of, tasks);
+        Ok(())
+    }
+
     /// Signal one process (`family`: with all that descend from it), or everything in its container.
     pub fn kill(&mut self, pod: &mut Pod, key: &Key, signal: i32, reach: Reach) -> Outcome<()> {
         if !(0..=64).contains(&signal) {
@@ -309,6 +324,7 @@ impl Containers {
     pub fn delete(&mut self, pod: &mut Pod, id: &str) {
         let Some(container) = self.containers.remove(id) else { return };
         let _ended = pod.kernel.signal_container(container.number, libc::SIGKILL);
+        pod.kernel.bound_tasks(Some(container.number), None);
         let of_it: Vec<Key> = self.tasks.keys().filter(|key| key.0 == id).cloned().collect();
         for key in of_it {
             if let Some(task) = self.tasks.remove(&key) {
@@ -358,12 +374,12 @@ fn run(
 ) -> Outcome<(Pid, Option<Arc<Console>>)> {
     let (files, console) = files(pod, container, settings.terminal, fds, first)?;
     let namespace = Arc::clone(&container.namespace);
-    let root = container.root.clone();
+    let (root, seccomp) = (container.root.clone(), container.seccomp.clone());
     let cwd = pod.walk(&namespace, &root, &settings.cwd);
     let cwd = cwd.map_err(|errno| failed(&format!("cwd {}", String::from_utf8_lossy(&settings.cwd)), errno))?;
     let Settings { program, credentials, rights, limits, .. } = settings;
     let name = program.path.clone();
-    let around = Surroundings { namespace, root, cwd, credentials, rights, files, limits };
+    let around = Surroundings { namespace, root, cwd, credentials, rights, files, limits, seccomp };
     let begun = match first {
         true => pod.kernel.spawn(container.number, container.view, around, program),
         false => pod.kernel.enter(container.number, around, program),

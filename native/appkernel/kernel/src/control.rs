@@ -214,6 +214,7 @@ impl Control {
             "processes" => self.processes(pod, fields),
             "forget" => self.forget(fields),
             "delete" => self.delete(pod, fields),
+            "limits" => self.limits(pod, fields),
             "hostname" => hostname(pod, fields),
             "shutdown" => self.shutdown(fields),
             _ => Err(Failure::new("ENOSYS", format!("unknown op {op:?}"))),
@@ -305,6 +306,24 @@ impl Control {
         fields.finish()?;
         self.containers.delete(pod, &id);
         reply(json!({}))
+    }
+
+    fn limits(&mut self, pod: &mut Pod, mut fields: Fields) -> Outcome<Reply> {
+        let id: String = fields.take("container")?.unwrap_or_default();
+        let tasks: Option<u64> = fields.take("tasks")?;
+        let memory_bytes: Option<u64> = fields.take("memory_bytes")?;
+        fields.finish()?;
+        if let Some(tasks) = tasks {
+            self.containers.bound_tasks(pod, &id, Some(tasks).filter(|tasks| *tasks > 0))?;
+        }
+        match memory_bytes {
+            Some(_) if !id.is_empty() => Err(Failure::invalid("memory is the pod's")),
+            Some(limit_bytes) => {
+                pod.machine.limit_memory(limit_bytes);
+                reply(json!({}))
+            }
+            None => reply(json!({})),
+        }
     }
 
     fn shutdown(&mut self, fields: Fields) -> Outcome<Reply> {

@@ -30,7 +30,7 @@ pub fn errno(error: std::io::Error) -> Errno {
 pub struct Machine {
     pub watched: Arc<Watched>,
     /// Memory that the pod may have; 0: all there is.
-    pub memory_limit_bytes: u64,
+    memory_limit_bytes: AtomicU64,
     /// The host's /proc/self/net, if TCP and UDP are sockets of this process's network namespace; else they end within the pod.
     network: OnceLock<OwnedFd>,
     meminfo: OwnedFd,
@@ -54,7 +54,15 @@ impl Machine {
         let total = total_bytes(&files::text(meminfo.as_fd()), memory_limit_bytes);
         let memfds = Memfds::new(total / 4 * 3);
         let network = OnceLock::new();
+        let memory_limit_bytes = AtomicU64::new(memory_limit_bytes);
         Ok(Machine { watched, memory_limit_bytes, network, meminfo, cpuinfo, processors, memfds })
+    }
+
+    /// The memory that the pod may have from now on; 0: all there is.
+    pub fn limit_memory(&self, limit_bytes: u64) {
+        self.memory_limit_bytes.store(limit_bytes, Ordering::Relaxed);
+        let total = total_bytes(&files::text(self.meminfo.as_fd()), limit_bytes);
+        self.memfds.limit_bytes.store(total / 4 * 3, Ordering::Relaxed);
     }
 
     /// Have the pod's network be the namespace that this process is in. While paths of the host can still be opened.
@@ -132,18 +140,19 @@ impl Backing for Owned {
 /// who fills them is told so before the host ends the kernel that holds them.
 pub struct Memfds {
     used_bytes: AtomicU64,
-    limit_bytes: u64,
+    limit_bytes: AtomicU64,
 }
 
 impl Memfds {
     fn new(limit_bytes: u64) -> Arc<Memfds> {
-        Arc::new(Memfds { used_bytes: AtomicU64::new(0), limit_bytes })
+        Arc::new(Memfds { used_bytes: AtomicU64::new(0), limit_bytes: AtomicU64::new(limit_bytes) })
     }
 }
 
 impl Backings for Memfds {
     fn reserve(&self, size_bytes: u64) -> Result<()> {
-        let fits = |used: u64| used.checked_add(size_bytes).filter(|&sum| sum <= self.limit_bytes);
+        let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
+        let fits = |used: u64| used.checked_add(size_bytes).filter(|&sum| sum <= limit_bytes);
         let done = self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
         done.map(drop).map_err(|_| Errno::NOSPC)
     }
@@ -237,7 +246,7 @@ impl Host for Machine {
     fn memory_bytes(&self) -> (u64, u64) {
         let text = files::text(self.meminfo.as_fd());
         let free = meminfo(&text, "MemAvailable:");
-        let limit = total_bytes(&text, self.memory_limit_bytes);
+        let limit = total_bytes(&text, self.memory_limit_bytes.load(Ordering::Relaxed));
         (limit, free.min(limit))
     }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
+use drupe_appkernel_core::seccomp::Seccomp;
 use drupe_appkernel_core::task::Exit;
 use drupe_appkernel_core::{default_limits, Program, Rights, Surroundings};
 use drupe_appkernel_hostsys::files;
@@ -172,7 +173,8 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, Refusa
     let credentials = if uid == 0 { Credentials::root() } else { Credentials::new(uid, gid, 0) };
     let limits = default_limits();
     let rights = Rights::of(&credentials);
-    let around = Surroundings { namespace, cwd: root.clone(), root, credentials, rights, files, limits };
+    let around =
+        Surroundings { namespace, cwd: root.clone(), root, credentials, rights, files, limits, seccomp: Seccomp::Off };
     let command = options.command[0].clone();
     let program = Program { path: command.clone(), arguments: options.command, environment: options.environment };
     let pid = pod.kernel.spawn(0, 0, around, program).map_err(|errno| {

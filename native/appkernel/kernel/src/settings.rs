@@ -1,6 +1,7 @@
 //! What the control socket asks for, taken apart: processes and mounts. Unknown fields are refused, so nothing that was
 //! asked for is left out silently.
 
+use drupe_appkernel_core::seccomp::bpf::Program as Filter;
 use drupe_appkernel_core::{default_limits, Program, Rights};
 use drupe_appkernel_vfs::mount::{MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
 use drupe_appkernel_vfs::Credentials;
@@ -28,6 +29,10 @@ pub struct Tree {
     pub mounts: Vec<MountOrder>,
     pub read_only: bool,
     pub share_pid: bool,
+    /// How many tasks it may have.
+    pub tasks: Option<u64>,
+    /// Its filter of system calls, struct sock_filter after struct sock_filter.
+    pub filter: Option<Filter>,
 }
 
 impl Tree {
@@ -38,6 +43,8 @@ impl Tree {
             mounts: mounts.into_iter().map(MountOrder::take).collect::<Outcome<Vec<_>>>()?,
             read_only: fields.take("read_only")?.unwrap_or(false),
             share_pid: fields.take("share_pid")?.unwrap_or(false),
+            tasks: fields.take::<u64>("tasks")?.filter(|tasks| *tasks > 0),
+            filter: fields.take("seccomp")?.map(filter).transpose()?,
         })
     }
 }
@@ -79,6 +86,11 @@ fn absolute(path: String, what: &str) -> Outcome<Vec<u8>> {
         true => Ok(path.into_bytes()),
         false => Err(Failure::invalid(format!("{what} {path:?} is no absolute path"))),
     }
+}
+
+fn filter(instructions: Vec<u64>) -> Outcome<Filter> {
+    let bytes: Vec<u8> = instructions.iter().flat_map(|one| one.to_le_bytes()).collect();
+    Filter::parse(&bytes).map_err(|_| Failure::invalid("seccomp: this is no filter of system calls"))
 }
 
 fn relative(path: String) -> Outcome<Vec<u8>> {

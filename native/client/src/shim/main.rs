@@ -23,8 +23,12 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// What the kinds of today can do of what a config may ask for (runtime-spec, features.md).
+/// What each kind can do of what a config may ask for (runtime-spec, features.md).
 const FEATURES: &[u8] = br#"{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0"}"#;
+/// Of pods whose kernel is the host's: files with the ids of a user namespace.
+const MAPPING_FEATURES: &[u8] = br#"{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0","linux":{"namespaces":["cgroup","ipc","mount","network","pid","user","uts"],"mountExtensions":{"idmap":{"enabled":true}}}}"#;
+/// Without a kind in its name a handler may choose this one, too.
+const MAPPING: [&str; 2] = ["containerd-shim-drupe-v2", "containerd-shim-drupe-runc-v2"];
 const FEATURES_TYPE: &[u8] = b"types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 fn main() -> ExitCode {
@@ -104,7 +108,7 @@ fn info(name: &str) -> Vec<u8> {
     put_bytes(&mut version, 1, env!("CARGO_PKG_VERSION").as_bytes());
     put_bytes(&mut result, 2, &version);
     put_bytes(&mut features, 1, FEATURES_TYPE);
-    put_bytes(&mut features, 2, FEATURES);
+    put_bytes(&mut features, 2, if MAPPING.contains(&name) { MAPPING_FEATURES } else { FEATURES });
     put_bytes(&mut result, 4, &features);
     result
 }

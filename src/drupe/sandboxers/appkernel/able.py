@@ -22,7 +22,6 @@ _SAID: dict[str, str] = {
     "mount-propagation": "no: mounts of the host and of the kernel do not know of each other",
     "mount-options": "limited: ro, noexec, nosuid, nodev, noatime, size and mode",
     "devices": "no: the kernel has no drivers, and shows no device of the host",
-    "pids-limit": "no: the host counts the kernel's own processes; ulimit nproc does for each user",
     "huge-pages": "no: guests have pages of the ordinary size",
     "cgroup-files": "limited: on hosts with cgroup v2",
     "container-limits": f"no: {_ONE_KERNEL}; limit the pod",
@@ -34,7 +33,6 @@ _SAID: dict[str, str] = {
     "user-namespace": "no: ids in the pod are no ids of the host; they are as they are",
     "sysctls": "no: the kernel has its own, which cannot be set",
     "hooks": "no: programs of the host cannot run inside of the pod",
-    "seccomp": "no: the kernel has no filters of system calls",
     "masked-paths": "no: /proc and /sys show nothing of the host that would need it",
     "privileged": "no: there are no devices to give, and no way to turn the kernel off",
 }

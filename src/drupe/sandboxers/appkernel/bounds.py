@@ -1,5 +1,5 @@
-"""How many processes and threads a pod may have on the host. The host counts: so the bound holds for a kernel that was
-taken over, too, and guests are told EAGAIN by the kernel, who is told it by the host."""
+"""How many processes and threads there may be. On the host, of a pod: the host counts, so the bound holds for a kernel
+that was taken over, too. In the pod (`--pids-limit`): its kernel counts, who knows its guests' tasks from its stubs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,20 @@ def most_tasks(kernel: Path = Path("/proc/sys/kernel")) -> int:
 
 
 def bounded(cgroups: Cgroups, resources: Resources) -> Resources:
-    """With that bound; without it where the host's cgroups cannot count tasks."""
-    if "pids" not in cgroups.controllers:
-        return resources
-    return msgspec.structs.replace(resources, pids=most_tasks())
+    """Limits of a kernel's cgroup: with that bound, where the host's cgroups can count tasks."""
+    return msgspec.structs.replace(resources, pids=most_tasks() if "pids" in cgroups.controllers else None)
+
+
+def on_host(resources: Resources) -> Resources:
+    """Without what the kernel counts by itself."""
+    return msgspec.structs.replace(resources, pids=None)
+
+
+def memory_of(resources: Resources) -> int:
+    """In bytes; 0: all there is."""
+    return max(0, resources.memory_bytes or 0)
+
+
+def tasks_of(resources: Resources) -> int:
+    """How many tasks the guests may have; 0: any number."""
+    return max(0, resources.pids or 0)

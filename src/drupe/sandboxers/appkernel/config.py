@@ -1,7 +1,7 @@
 """A container's config.json in the words of its kernel (docs/appkernel.md).
 
 What the kernel has by itself, or has no need of, is left out here, where the capability table (`able`) has refused it
-to those who asked for it: cgroup file systems, namespaces, masked paths, the default system call filter.
+to those who asked for it: cgroup file systems, namespaces, masked paths.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drupe.errors import Unsupported
+from drupe.sandboxers.appkernel.filters import instructions
 from drupe.sandboxers.runc.entering import process_fields
 
 _FLAGS = {"ro": "ro", "rro": "ro", "nosuid": "nosuid", "nodev": "nodev", "noexec": "noexec", "noatime": "noatime"}
@@ -68,6 +69,8 @@ def container_config(oci: Mapping[str, Any], *, task: str, shm_bytes: int) -> tu
             mounts.append(_mount(mount, task, binds, shm_bytes))
     config = process_config(oci["process"])
     config["mounts"] = mounts
+    if program := instructions(oci):
+        config["seccomp"] = program
     config["read_only"] = bool(oci["root"].get("readonly"))
     return config, binds
 

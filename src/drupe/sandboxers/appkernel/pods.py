@@ -120,6 +120,8 @@ class Pods:
             try:
                 pod.pid = await self._launch(pod)
                 await pod.line.connect()
+                if pod.record.tasks or pod.record.memory_bytes:
+                    await self.limit(pod)
                 self.on_ready(pod)
             except BaseException as error:
                 if isinstance(error, DrupeError) and not error.cause:
@@ -165,6 +167,10 @@ class Pods:
         pod.pid = pid
         await pod.line.connect()
         self.on_ready(pod)
+
+    async def limit(self, pod: KernelPod) -> None:
+        """Tell a kernel that runs what all that it runs may have."""
+        await pod.line.call("limits", tasks=pod.record.tasks, memory_bytes=pod.record.shown_memory_bytes)
 
     async def kill(self, pod: KernelPod) -> None:
         """End the kernel and all that it runs, as if it had been killed from outside."""

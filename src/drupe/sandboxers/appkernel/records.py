@@ -14,7 +14,8 @@ KERNEL = ".kernel"  # suffix of the keeper's task that is a pod's kernel: no id 
 class PodRecord(Record, kw_only=True):
     """A pod's kernel. cgroup: of the pod. sole: it is made for one container, and runs in its cgroup; only: that
     container, once it is made. netns: where its interfaces are, "" for none. started: it was, and not stopped. failed:
-    why it is lost. paused: the cgroup that stands still, "" for none."""
+    why it is lost. tasks, memory_bytes: what its containers may have together, 0 for any number and all there is;
+    only_memory_bytes: what that container may have. paused: the cgroup that stands still, "" for none."""
 
     id: str
     dir: str
@@ -26,6 +27,9 @@ class PodRecord(Record, kw_only=True):
     only_cgroup: str = ""
     share_pid: bool = False
     shm_bytes: int = 64 << 20
+    tasks: int = 0
+    memory_bytes: int = 0
+    only_memory_bytes: int = 0
     started: bool = False
     failed: str = ""
     paused: str = ""
@@ -45,6 +49,11 @@ class PodRecord(Record, kw_only=True):
         return self.id + KERNEL
 
     @property
+    def shown_memory_bytes(self) -> int:
+        """What programs are to see as their memory; 0: all there is."""
+        return min((size for size in (self.memory_bytes, self.only_memory_bytes) if size), default=0)
+
+    @property
     def leaf(self) -> str:
         """The cgroup of the kernel and of all that it runs."""
         return self.only_cgroup or f"{self.cgroup}/kernel"
@@ -54,8 +63,8 @@ class PodRecord(Record, kw_only=True):
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. image: its root, an EROFS file. pid: as its kernel counts. exit: its end, once
-    known. execs: pids of further processes by id."""
+    """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. pid: as its kernel
+    counts. exit: its end, once known. execs: pids of further processes by id."""
 
     id: str
     sandbox: str
@@ -66,6 +75,7 @@ class TaskRecord(Record, kw_only=True):
     log: LogSpec | None
     exit_file: str
     image: str = ""
+    tasks: int = 0
     started: bool = False
     pid: int = 0
     exit: ExitStatus | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -16,6 +16,7 @@ from drupe.errors import DrupeError
 from drupe.keeper.records import Exit, TaskInfo
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.appkernel.able import ABLE
+from drupe.sandboxers.appkernel.bounds import memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import KERNEL, PodRecord, TaskRecord
@@ -26,6 +27,8 @@ from drupe.sandboxers.kept.exits import exit_status, killed
 from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, network_types
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
 from drupe.sandboxers.kinds import Means
+from drupe.spec.pod import PodSpec
+from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, Stats
 
 # The kernel's process opens sockets for its pod, without a right to any: whether a program may is the kernel's say.
@@ -78,6 +81,8 @@ class AppkernelSandboxer(KeptSandboxer):
                 netns=info.netns,
                 sole=len(containers) == 1,
                 share_pid=config.spec.namespaces.pid == "pod",
+                tasks=tasks_of(config.spec.resources),
+                memory_bytes=memory_of(config.spec.resources),
                 shm_bytes=max((c.shm_size_bytes for c in containers), default=64 << 20),
             )
         )
@@ -122,12 +127,30 @@ class AppkernelSandboxer(KeptSandboxer):
         """What the pod costs the host, but for the number of processes."""
         stats = await super().stats(sandbox_id)
         pod = self._pods.get(sandbox_id)
+        stats.pids_limit = pod.record.tasks
         running = [record for record in self._tasks.records(sandbox_id) if record.started and record.exit is None]
         if pod.runs and not pod.frozen:
             with contextlib.suppress(DrupeError):
                 seen = [await pod.line.processes(record.id) for record in running]
                 stats.pids = sum(one["threads"] for processes in seen for one in processes)
         return stats
+
+    def host_limits(self, spec: PodSpec, resources: Resources) -> Resources:
+        return on_host(resources)
+
+    async def update(
+        self, sandbox_id: str, spec: PodSpec, resources: Resources, apply: Callable[[Resources], None]
+    ) -> Sequence[str]:
+        """The host holds it, and the kernel shows it; how many tasks there may be is the kernel's to hold."""
+        pod = self._pods.get(sandbox_id)
+        apply(on_host(resources))
+        record = pod.record
+        record.tasks = record.tasks if resources.pids is None else tasks_of(resources)
+        record.memory_bytes = record.memory_bytes if resources.memory_bytes is None else memory_of(resources)
+        record.save()
+        if pod.runs and not pod.frozen:
+            await self._pods.limit(pod)
+        return ()
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 

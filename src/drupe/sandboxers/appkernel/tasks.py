@@ -21,7 +21,7 @@ import msgspec
 from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
-from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded
+from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded, memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
 from drupe.sandboxers.appkernel.failures import explain
@@ -73,6 +73,7 @@ class KernelTasks(KeptTasks):
         )  # what it refuses is refused before anything is made
         if pod.record.sole:
             pod.record.only, pod.record.only_cgroup = task.id, task.cgroup
+            pod.record.only_memory_bytes = memory_of(task.resources)
             pod.record.save()
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         super().know(task.id, cgroup=task.cgroup, bundle=task.bundle)
@@ -82,10 +83,10 @@ class KernelTasks(KeptTasks):
             stdin=task.stdin, log=task.log, exit_file=str(task.exit_file),
         )  # fmt: skip
         try:
-            record.image = str(task.image or "")
+            record.image, record.tasks = str(task.image or ""), tasks_of(task.resources)
             record.save()
             await self._hold(record, task.fds)
-            resources = bounded(self._cgroups, task.resources) if pod.record.sole else task.resources
+            resources = bounded(self._cgroups, task.resources) if pod.record.sole else on_host(task.resources)
             self._cgroups.create(task.cgroup, resources)
             apply_verified(self._cgroups, task.cgroup, resources)
         except BaseException:
@@ -127,7 +128,7 @@ class KernelTasks(KeptTasks):
 
     async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
         config, binds = container_config(oci, task=record.id, shm_bytes=pod.record.shm_bytes)
-        config["share_pid"] = pod.record.share_pid
+        config |= {"share_pid": pod.record.share_pid, "tasks": record.tasks}
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
         with contextlib.ExitStack() as opened:
@@ -351,8 +352,18 @@ class KernelTasks(KeptTasks):
         await self._pods.thaw(pod, pod.record.cgroup, pod.record.leaf)
 
     async def update(self, task_id: str, resources: Resources) -> None:
-        _, leaf = self._whole(self._record(task_id), "container-limits", "its containers share one kernel")
-        apply_verified(self._cgroups, leaf, resources)
+        record = self._record(task_id)
+        pod, leaf = self._whole(record, "container-limits", "its containers share one kernel")
+        apply_verified(self._cgroups, leaf, on_host(resources))
+        if resources.pids is not None:
+            record.tasks = tasks_of(resources)
+            record.save()
+        if resources.memory_bytes is not None and pod.record.sole:
+            pod.record.only_memory_bytes = memory_of(resources)
+            pod.record.save()
+        if record.started and pod.runs and not pod.frozen:
+            await pod.line.call("limits", container=record.id, tasks=record.tasks)
+            await self._pods.limit(pod)
 
     async def stats(self, task_id: str) -> Stats:
         """Processes and, of one container among several, time and memory as the kernel counts them; the rest is what
@@ -361,6 +372,7 @@ class KernelTasks(KeptTasks):
         pod = self._pods.get(record.sandbox)
         alone = bool(pod.record.sole) or not self._others(record)
         stats = self._cgroups.stats(pod.record.leaf) if alone else Stats(at=time.time())
+        stats.pids_limit = record.tasks
         if pod.frozen or not record.started:
             stats.pids = max(0, stats.pids - OWN_TASKS)
             return stats

@@ -16,7 +16,7 @@ _SAID: dict[str, str] = {
     "stats": "limited: memory and I/O are those of the whole sandbox",
     "processes": "limited: pids are the sandbox's own, and memory of single processes is not known",
     "files": "limited: what lies on a tmpfs is in the sandbox's memory and cannot be reached from outside",
-    "checkpoint": "limited: of a pod's only container, by containerd; of others the pod as a whole, see snapshot",
+    "checkpoint": "limited: of a pod's only container, by drupe-oci or containerd; else see snapshot",
     "snapshot": "limited: of pods whose containers all run, from images, without secrets",
     "rlimits": "limited: those that the sentry enforces (nofile, nproc, fsize, as, data, stack, cpu)",
     "host-hardware": "no: the sentry has no drivers",

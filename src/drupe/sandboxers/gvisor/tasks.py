@@ -201,6 +201,7 @@ class GvisorTasks(KeptTasks):
             )
         if not record.started or record.exit is not None:
             raise InvalidState(f"container {task_id} does not run")
+        (path / MEMORY).unlink(missing_ok=True)  # written over, as CRIU does; runsc would refuse
         if not pod.frozen:
             await write_memory(self._pods, pod, path)
             return

@@ -6,13 +6,16 @@ Only pods that ask for `pid: pod` get it. It is catatonit in pause mode: it reap
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from drupe.errors import NotFound
 from drupe.keeper.client import Keeper
 from drupe.sandboxers.contract import SandboxConfig, TaskConfig
 from drupe.sandboxers.runc.tasks import RuncTasks
+from drupe.spec.pod import root_ids
 
 SUFFIX = ".pause"  # no id has a dot
 
@@ -38,9 +41,7 @@ class InfraProcess:
     async def start(self, config: SandboxConfig, namespaces: dict[str, str]) -> str:
         """Run it; returns the path of its PID namespace."""
         bundle = config.dir / "pause"
-        for name in ("proc", "dev"):
-            (bundle / "rootfs" / name).mkdir(parents=True, exist_ok=True)
-        (bundle / "rootfs" / "catatonit").touch()
+        _make_root(bundle / "rootfs", config)
         task = TaskConfig(
             id=config.id + SUFFIX,
             sandbox=config.id,
@@ -58,6 +59,14 @@ class InfraProcess:
 
     async def stop(self, sandbox_id: str) -> None:
         await self._tasks.delete(sandbox_id + SUFFIX)
+
+
+def _make_root(root: Path, config: SandboxConfig) -> None:
+    """Whoever is root in the pod's user namespace makes devices in it."""
+    for directory in (root.parent, root, root / "proc", root / "dev"):
+        directory.mkdir(exist_ok=True)
+        os.chown(directory, *root_ids(config.spec))
+    (root / "catatonit").touch()
 
 
 def _oci(config: SandboxConfig, rootfs: str, namespaces: dict[str, str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ _SAID: dict[str, str] = {
     "wasm-modules": "no: the guest runs Linux programs and has no engine for WebAssembly",
     "processes": "limited: pids are the guest's own",
     "files": "limited: what lies on a tmpfs is in the guest's memory and cannot be reached from outside",
-    "checkpoint": "no: the pod is saved as a whole, see snapshot",
+    "checkpoint": "no: the machine is saved as a whole: `drupe snapshot create`, of a pod whose roots are by block",
     "snapshot": "limited: of pods whose roots are by block (annotation drupe.vm.rootfs=block)",
     "oom-score": "limited: it ranks processes of the guest among themselves",
     "mount-propagation": "no: mounts of the host and of the guest do not know of each other",

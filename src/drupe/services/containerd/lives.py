@@ -15,7 +15,7 @@ from drupe.rpc.containerd.task_v2_pb2 import CheckpointTaskRequest, CreateTaskRe
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
 from drupe.services.containerd import opening, shares
-from drupe.services.containerd.making import Asked, check_program, check_target, pod_of, read_request
+from drupe.services.containerd.making import Asked, check_ids, check_program, check_target, pod_of, read_request
 from drupe.services.containerd.peers import Door, Peer
 from drupe.services.containerd.podspecs import fitted
 from drupe.services.containerd.records import Grave, Streams, TaskRecord
@@ -76,6 +76,7 @@ def _pod_of(asked: Asked, peer: Peer, door: Door) -> PodSpec:
 
 async def _join(tasks: Tasks, asked: Asked, pod: Pod, fds: dict[str, int]) -> Made:
     await check_program(pod.sandboxer, asked.config)
+    check_ids(pod.spec, asked.config)
     check_target(pod.spec, pod.sandboxer, asked.config)
     linux = asked.config.linux
     cgroup = cgroup_path((linux.cgroups_path if linux else "") or "")
@@ -92,6 +93,7 @@ async def _add(tasks: Tasks, pod: Pod, asked: ContainerSpec, fds: dict[str, int]
 async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) -> Made:
     spec = await fitted(tasks.core, spec) if asked.makes_pod else spec
     await check_program(tasks.node.sandboxer((await tasks.core.choose(spec)).kind), asked.config)
+    check_ids(spec, asked.config)
     made = await tasks.core.create_pod(spec, fds=fds)
     if not asked.makes_pod:
         container = next(iter(made.containers.values()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from drupe.errors import InvalidArgument, Unsupported
-from drupe.oci.honoured import refuse_unhonoured
+from drupe.oci.honoured import MAPPED_MOUNTS, refuse_unhonoured
 from drupe.oci.limits import resources_of
 from drupe.oci.runtime_spec import Linux, RuntimeConfig
 from drupe.oci.validate import parse_config
@@ -17,9 +17,9 @@ from drupe.runtime.bundled import binds_of_config, read_config
 from drupe.runtime.names import new_id
 from drupe.sandboxers.contract import Sandboxer
 from drupe.services.oci.asked import features_of
-from drupe.services.oci.pods import cgroup_path, namespaces_of, network_of
+from drupe.services.oci.pods import cgroup_path, ids_of, namespaces_of, network_of
 from drupe.spec.container import IDLE, Bundle, ContainerSpec, LogSpec, RootMount
-from drupe.spec.pod import PodSpec
+from drupe.spec.pod import PodSpec, UserNamespace
 
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
 CONTAINER_TYPE = "io.kubernetes.cri.container-type"
@@ -129,7 +129,17 @@ async def check_program(sandboxer: Sandboxer, config: RuntimeConfig) -> None:
         program = sandboxer.bundle_program()
     except Unsupported:
         return
-    refuse_unhonoured(config, program.name, await program.version())
+    refuse_unhonoured(config, program.name, await program.version(), ours=MAPPED_MOUNTS)
+
+
+def check_ids(pod: PodSpec, config: RuntimeConfig) -> None:
+    """Refuse what is to be shown with other ids than those of the pod's user namespace."""
+    user = pod.namespaces.user or UserNamespace()
+    for number, mount in enumerate(config.mounts or ()):
+        for name, asked, own in (("uid", mount.uid_mappings, user.uids), ("gid", mount.gid_mappings, user.gids)):
+            if asked and ids_of(asked) != own:
+                where = f"config.json: mounts[{number}].{name}Mappings"
+                raise Unsupported(f"{where} differ from those of the pod", feature=f"{name}Mappings of a mount")
 
 
 def _features(config: RuntimeConfig, request: CreateTaskRequest) -> set[str]:

@@ -4,6 +4,7 @@ name."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from drupe.rpc.cri import api_pb2 as cri
 from drupe.runtime.core import Core
 from drupe.services.oci.pods import slice_path
 from drupe.spec.network import DnsSpec, NetworkSpec
-from drupe.spec.pod import Namespaces, PodSpec
+from drupe.spec.pod import IdMap, Namespaces, PodSpec, UserNamespace
 from drupe.spec.resources import Resources
 
 _SELINUX = Path("/sys/fs/selinux/enforce")
@@ -72,17 +73,23 @@ def _refuse(config: cri.PodSandboxConfig) -> None:
     selinux = config.linux.security_context.selinux_options
     if selinux.ByteSize() and _SELINUX.exists():
         raise Unsupported("SELinux labels of a pod are not carried out", feature="selinux_options")
-    if config.linux.security_context.namespace_options.userns_options.mode == cri.POD and _has_maps(config):
-        raise Unsupported("user namespaces of containerd's pods are not carried out yet", feature="userns_options")
     profile = config.linux.security_context.apparmor
     if profile.profile_type == cri.SecurityProfile.Localhost:
         raise Unsupported("an AppArmor profile of a pod is not carried out", feature="apparmor")
 
 
-def _has_maps(config: cri.PodSandboxConfig) -> bool:
-    """POD is also what an empty message says."""
-    options = config.linux.security_context.namespace_options
-    return options.HasField("userns_options") and bool(options.userns_options.uids or options.userns_options.gids)
+def _users(options: cri.NamespaceOption) -> UserNamespace | None:
+    """Its own, where it has maps: POD is also what an empty message says."""
+    asked = options.userns_options
+    if asked.mode != cri.POD or not (asked.uids or asked.gids):
+        return None
+    if not (asked.uids and asked.gids):
+        raise InvalidArgument("a pod's user namespace needs maps of both uids and gids")
+    return UserNamespace(uids=_ids(asked.uids), gids=_ids(asked.gids))
+
+
+def _ids(maps: Iterable[cri.IDMapping]) -> tuple[IdMap, ...]:
+    return tuple(IdMap(inside=one.container_id, outside=one.host_id, count=one.length) for one in maps)
 
 
 def _network(mode: int, netns: str) -> NetworkSpec:
@@ -103,6 +110,7 @@ def _namespaces(options: cri.NamespaceOption) -> Namespaces:
         pid=pids[options.pid],
         ipc="host" if options.ipc == cri.NODE else "pod",
         uts="host" if options.network == cri.NODE else "pod",
+        user=_users(options),
     )
 
 

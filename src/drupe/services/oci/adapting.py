@@ -14,16 +14,21 @@ _VERSION = "1.0.2"  # which every crun takes; what is newer in a config is refus
 _PROC = {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}
 _CRUNS_OWN = ("run.oci.", "module.wasm.")  # annotations by which crun would run something else
 _NOT_OF_A_PROCESS = ("apparmorProfile", "selinuxLabel", "consoleSize")
-_DONE_BY_THE_STAND_IN = ("sysctl", "maskedPaths", "readonlyPaths", "rootfsPropagation", "mountLabel", "resources")
+_DONE_OTHERWISE = ("sysctl", "rootfsPropagation", "mountLabel", "resources")
+_OF_PROC_AND_SYS = ("maskedPaths", "readonlyPaths")
+_MEMORY = ("limit", "reservation", "swap", "disableOOMKiller")
 _NPROC = "RLIMIT_NPROC"
 
 
-def stand_in_config(config: Mapping[str, Any], *, cgroup: str, terminal: bool) -> dict[str, Any]:
+def stand_in_config(
+    config: Mapping[str, Any], able: Mapping[str, str], *, cgroup: str, terminal: bool
+) -> dict[str, Any]:
     """The container whose only process waits in the workload's place: the bundle's own, without its program, its rights
-    and its limits. The paths in it are the caller's."""
+    and its limits. The paths in it are the caller's. able: what the kind can do. Rules for devices are the workload's
+    where that has any; in the same cgroup is then a program that needs others (/dev/kvm, /dev/net/tun)."""
     process, linux = config["process"], config.get("linux") or {}
     kept = {key: value for key, value in linux.items() if key not in ("resources", "seccomp", "mountLabel")}
-    rules = (linux.get("resources") or {}).get("devices")
+    rules = (linux.get("resources") or {}).get("devices") if able["devices"].startswith("no") else None
     mounts = list(config.get("mounts") or ())
     if all(mount["destination"] != "/proc" for mount in mounts):
         mounts.insert(0, _PROC)
@@ -51,13 +56,29 @@ def stand_in_config(config: Mapping[str, Any], *, cgroup: str, terminal: bool) -
 def workload_config(config: Mapping[str, Any], able: Mapping[str, str]) -> dict[str, Any]:
     """The container as its sandboxer is to see it. able: what the kind can do."""
     linux = config.get("linux") or {}
-    kept = {key: value for key, value in linux.items() if key not in _DONE_BY_THE_STAND_IN}
+    kept = {key: value for key, value in linux.items() if key not in _DONE_OTHERWISE}
     if able["seccomp"].startswith("no"):
         kept.pop("seccomp", None)
+    for name in _OF_PROC_AND_SYS if able["masked-paths"].startswith("no") else ():
+        kept.pop(name, None)
+    kept["resources"] = _resources(linux.get("resources") or {}, able)
     limit = pids_limit(config) if able["pids-limit"].startswith("no") else 0
     whole = {**config, "process": workload_process(config["process"], limit), "linux": kept}
     whole.pop("hooks", None)
     return whole
+
+
+def _resources(resources: Mapping[str, Any], able: Mapping[str, str]) -> dict[str, Any]:
+    """What of the limits is for the sandbox's own kernel (births.divided), and the rules for devices that it has."""
+    kept: dict[str, Any] = {}
+    if not able["devices"].startswith("no") and resources.get("devices"):
+        kept["devices"] = resources["devices"]
+    if not able["container-limits"].startswith("no"):
+        memory = resources.get("memory") or {}
+        kept["memory"] = {name: memory[name] for name in _MEMORY if memory.get(name)}
+        kept["pids"] = {"limit": limit} if (limit := pids_limit({"linux": {"resources": resources}})) else None
+        kept["unified"] = resources.get("unified")
+    return {name: value for name, value in kept.items() if value}
 
 
 def workload_process(process: Mapping[str, Any], pids_limit: int = 0) -> dict[str, Any]:

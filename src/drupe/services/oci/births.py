@@ -32,9 +32,13 @@ from drupe.services.oci.standing import BundleRecord, StandIn
 from drupe.spec.container import Bundle, ContainerSpec, LogSpec, SecuritySpec
 from drupe.spec.network import NetworkSpec
 from drupe.spec.pod import PodSpec
+from drupe.spec.resources import Resources
 
 _SHM = "/dev/shm"  # noqa: S108 the container's
 _SHM_BYTES = 64 << 20
+_INSIDE = (
+    "memory_bytes", "memory_reservation_bytes", "memory_swap_bytes", "oom_kill_disable", "pids", "unified",
+)  # fmt: skip
 _DIRECTORY = "oci"  # of a pod's own directory: where its workload's config.json is
 _WORDS = {"127": "executable file not found in $PATH", "126": "permission denied"}
 
@@ -70,6 +74,15 @@ def limits_of(config: RuntimeConfig, able: Mapping[str, str]) -> LinuxResources 
     if counts_itself(able) or (resources.pids.limit or 0) <= 0:
         return msgspec.structs.replace(resources, pids=None)
     return resources
+
+
+def divided(limits: Resources, able: Mapping[str, str]) -> tuple[Resources, Resources]:
+    """Those of the pod's cgroup, and those that the sandbox's own kernel holds its workload to, where it can: memory
+    that the sandbox needs for itself is not the workload's, and its processes no process of the host."""
+    if _cannot(able, "container-limits"):
+        return limits, Resources()
+    inside = Resources(**{name: getattr(limits, name) for name in _INSIDE})
+    return msgspec.structs.replace(limits, pids=None, unified={}, oom_kill_disable=None), inside
 
 
 def cgroup_of(asked: Asked, config: RuntimeConfig) -> str:
@@ -151,6 +164,7 @@ class _Birth:
 
     def pod(self) -> PodSpec:
         record = self.record
+        limits, inside = divided(resources_of(limits_of(self.config, self.able)), self.able)
         return PodSpec(
             id=record.pod,
             name=record.pod,
@@ -163,8 +177,9 @@ class _Birth:
             cgroup=cgroup_of(self.asked, self.config),
             network=self._network(),
             namespaces=namespaces_of(self.linux),
-            resources=resources_of(limits_of(self.config, self.able)),
-            containers=(self._container(),),
+            sysctls={} if _cannot(self.able, "sysctls") else self.linux.sysctl or {},
+            resources=limits,
+            containers=(self._container(inside),),
         )
 
     def _network(self) -> NetworkSpec:
@@ -174,7 +189,7 @@ class _Birth:
             return network
         return NetworkSpec(mode="path", netns_path=f"/proc/{self.record.stand_in.pid}/ns/net", attachments=())
 
-    def _container(self) -> ContainerSpec:
+    def _container(self, limits: Resources) -> ContainerSpec:
         directory = self.asked.node.paths.pod(self.record.pod) / _DIRECTORY
         filters = bool(self.linux.seccomp) and not _cannot(self.able, "seccomp")
         return ContainerSpec(
@@ -183,6 +198,7 @@ class _Birth:
             bundle=Bundle(path=str(directory), given=True, features=tuple(sorted(features_of(self.config)))),
             tty=self.record.terminal,
             stdin=True,
+            resources=limits,
             mounts=binds_of_config(self.plain.get("mounts")),
             security=SecuritySpec(seccomp="bundle") if filters else SecuritySpec(),
             shm_size_bytes=_SHM_BYTES if _cannot(self.able, "shm-size") else _shm_bytes(self.plain, self.trees),

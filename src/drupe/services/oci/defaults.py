@@ -58,8 +58,8 @@ def spec_document(*, rootless: bool) -> dict[str, Any]:
     }
 
 
-def features_document(program: str, version: Version) -> dict[str, Any]:
-    """What this program carries out."""
+def features_document(program: str, version: Version, *, checkpoints: bool) -> dict[str, Any]:
+    """What this program carries out. checkpoints: whether it can write containers down here."""
     can = {field.path: (since := first_version(field, program)) is not None and version >= since for field in FIELDS}
     idmap = can["mounts[].uidMappings"]
     return {
@@ -86,7 +86,7 @@ def features_document(program: str, version: Version) -> dict[str, Any]:
         "annotations": {
             "org.drupe.version": __version__,
             "org.drupe.oci.program": f"{program} {dotted(version)}",
-            "run.oci.crun.checkpoint.enabled": "false",
+            "run.oci.crun.checkpoint.enabled": str(checkpoints).lower(),
         },
     }
 

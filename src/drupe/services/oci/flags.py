@@ -10,8 +10,12 @@ from drupe.errors import InvalidArgument
 # name or "name,short"; "!" before it: a switch; "+" before it: may be given often
 _GLOBAL = "!debug log log-format root criu !systemd-cgroup rootless !help,h !version,v"
 _MAKING = "bundle,b console-socket pid-file !no-pivot !no-new-keyring preserve-fds pidfd-socket"
+_CRIU = (
+    "image-path work-path !tcp-established !ext-unix-sk !shell-job !file-locks manage-cgroups-mode +empty-ns "
+    "!auto-dedup !lazy-pages"
+)
 _VERBS = {
-    "checkpoint": "*",
+    "checkpoint": f"{_CRIU} parent-path !leave-running status-fd page-server !pre-dump",
     "create": _MAKING,
     "delete": "!force,f",
     "events": "interval !stats",
@@ -22,7 +26,8 @@ _VERBS = {
     "list": "format,f !quiet,q",
     "pause": "",
     "ps": "format,f",
-    "restore": "*",
+    "restore": f"{_CRIU} bundle,b console-socket !detach,d pid-file !no-pivot !no-subreaper lsm-profile "
+    "lsm-mount-context",
     "resume": "",
     "run": f"{_MAKING} !detach,d !keep !no-subreaper",
     "spec": "bundle,b !rootless",
@@ -79,8 +84,6 @@ def parse(argv: Iterable[str]) -> Words:
         return words
     if words.verb not in _VERBS:
         raise InvalidArgument(f"unknown command {words.verb!r}", hint=f"one of: {', '.join(VERBS)}")
-    if _VERBS[words.verb] == "*":  # refused whatever its flags are
-        return words
     flags = _flags(_VERBS[words.verb]) | _flags("!help,h")
     in_order = words.verb in _IN_ORDER
     words.arguments += _take(rest, flags, words.options, words.arguments, in_order=in_order)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
+from collections.abc import Iterator
+from pathlib import Path
 
 from drupe.errors import InvalidArgument, NotFound, PermissionDenied
 from drupe.linux.openat2 import O_PATH, open_in_root, open_regular
@@ -55,3 +58,33 @@ class CallerFiles:
             return sorted(os.listdir(fd))  # noqa: PTH208 of a descriptor
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def directory(self, path: str, what: str, *, made: bool = False) -> Iterator[Path]:
+        """A directory, as a path that we and what we start can walk, whatever is mounted where. made: if it is not
+        there. Raises NotFound, InvalidArgument naming `what` and the path."""
+        full = self.absolute(path)
+        try:
+            fd = self._make(full) if made else open_in_root(self._root_fd, full, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise NotFound(f"{what} {full} does not exist") from None
+        except OSError as error:
+            raise InvalidArgument(f"{what} {full} cannot be used", cause=error.strerror or "") from None
+        try:
+            yield Path(f"/proc/{os.getpid()}/fd/{fd}")
+        finally:
+            os.close(fd)
+
+    def _make(self, path: str) -> int:
+        """Open a directory, and make those on the way that are missing."""
+        try:
+            return open_in_root(self._root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            above, name = posixpath.split(path)
+        parent = self._make(above)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=parent)
+        finally:
+            os.close(parent)
+        return open_in_root(self._root_fd, path, os.O_RDONLY | os.O_DIRECTORY)

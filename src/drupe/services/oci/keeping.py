@@ -17,22 +17,25 @@ from drupe.oci.limits import resources_of
 from drupe.oci.runtime_spec import LinuxResources, Process, RuntimeConfig
 from drupe.oci.signals import parse_signal
 from drupe.sandboxers.bundles import BundleProgram
-from drupe.services.oci import births
+from drupe.services.oci import births, checkpoints
 from drupe.services.oci.adapting import DESCRIPTORS, stand_in_config, workload_process
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.kept import Kept
 from drupe.services.oci.processes import limits_text, process_of, wants_stdin
 from drupe.services.oci.standing import StandIn
 from drupe.spec.oci import OciAnswer, OciStandIn
+from drupe.spec.resources import Resources
 
 _TEXT = "@text"
 
 
-# -- create, run ------------------------------------------------------------------------------------------------------
+# -- create, run, restore ---------------------------------------------------------------------------------------------
 
 
 async def prepare(asked: Asked, program: BundleProgram, config: RuntimeConfig, data: bytes) -> OciAnswer:
     """What the caller makes and opens before there can be a sandbox."""
+    if asked.words.verb == "restore":
+        checkpoints.check_images(asked, program.kind)
     able = asked.node.sandboxer(program.kind).capabilities()
     refuse_uncarried(config, program.kind, able)
     resources_of(births.limits_of(config, able))
@@ -45,7 +48,8 @@ async def prepare(asked: Asked, program: BundleProgram, config: RuntimeConfig, d
     words = ["create", "--bundle", bundle, "--preserve-fds", str(DESCRIPTORS), "--config", _TEXT]
     words += ["--console-socket", asked.files.absolute(console)] if console else []
     words += [f"--{name}" for name in ("no-pivot", "no-new-keyring") if asked.words.on(name)]
-    text = stand_in_config(plain, cgroup=births.cgroup_of_stand_in(asked, config), terminal=terminal and bool(console))
+    cgroup = births.cgroup_of_stand_in(asked, config)
+    text = stand_in_config(plain, able, cgroup=cgroup, terminal=terminal and bool(console))
     return OciAnswer(
         stand_in=OciStandIn(
             make=asked.command(program, *words, asked.id),
@@ -64,7 +68,7 @@ async def prepare(asked: Asked, program: BundleProgram, config: RuntimeConfig, d
 
 
 def _waits(asked: Asked) -> bool:
-    return asked.words.verb == "run" and not asked.words.on("detach")
+    return asked.words.verb in ("run", "restore") and not asked.words.on("detach")
 
 
 def _check_flags(asked: Asked, *, terminal: bool) -> None:
@@ -80,8 +84,10 @@ def _check_flags(asked: Asked, *, terminal: bool) -> None:
 
 
 async def _made(asked: Asked, fds: dict[str, int]) -> OciAnswer:
-    """create, run: the stand-in is there."""
+    """create, run, restore: the stand-in is there."""
     kept = await births.bear(asked, StandIn(fds.pop("stand_in")), fds)
+    if asked.words.verb == "restore":
+        await checkpoints.go_on(asked, kept)
     answer = OciAnswer(standing=True, pid_file=_absolute(asked, "pid-file"))
     return answer if asked.words.verb == "create" else await _run_on(asked, kept, answer)
 
@@ -184,10 +190,14 @@ async def _update(asked: Asked, program: BundleProgram) -> OciAnswer:
 async def _update_now(asked: Asked, fds: dict[str, int]) -> OciAnswer:
     kept = asked.kept()
     resources = runtime_spec.parse(LinuxResources, limits_text(asked), where="update")
-    if resources.pids and births.counts_itself(kept.pod.sandboxer.capabilities()):
+    able = kept.pod.sandboxer.capabilities()
+    if resources.pids and births.counts_itself(able):
         raise Unsupported("the limit of processes cannot be changed by this kind of sandbox", feature="pids-limit")
+    limits, inside = births.divided(resources_of(resources), able)
     async with kept.pod.lock:
-        await kept.pod.update(resources_of(resources))
+        await kept.pod.update(limits)
+        if inside != Resources():
+            await kept.container.update(inside)
     return OciAnswer()
 
 
@@ -241,6 +251,7 @@ async def _execute_now(asked: Asked, fds: dict[str, int]) -> OciAnswer:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 ASKED: Mapping[str, Callable[[Asked, BundleProgram], Awaitable[OciAnswer]]] = {
+    "checkpoint": checkpoints.ask,
     "delete": _then_act,
     "exec": _execute,
     "kill": _then_act,
@@ -256,6 +267,7 @@ _ACTS: Mapping[str, Callable[[Asked, dict[str, int]], Awaitable[OciAnswer]]] = {
     "ended": _ended,
     "gone": _over,
     "exec": _execute_now,
+    "checkpoint": checkpoints.act,
     "delete": _delete,
     "kill": _kill,
     "pause": _pause,

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from drupe.runtime.container import Container
 from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
 from drupe.sandboxers.bundles import BundleProgram
+from drupe.sandboxers.runc.criu import Criu
 from drupe.sandboxers.runc.program import RuntimeProgram, find_runtime
 from drupe.services.oci.standing import BundleRecord, StandIn, make_raw
 from drupe.spec.container import ExecSpec
@@ -148,6 +150,15 @@ class Kept:
             raise InvalidState("container not running")
         await self.container.kill(str(number), everything=everything)
 
+    async def checkpoint(self, path: Path, *, ends: bool) -> None:
+        """Write its memory to a directory. ends: it is killed then. Raises what the kind's `checkpoint` does."""
+        self.container.check_allowed("a checkpoint of", {"checkpoint"})
+        async with self.pod.lock:
+            await self.container.tasks.checkpoint(self.container.id, path)
+        if ends:
+            await self.container.kill("KILL")
+            await self.container.wait()
+
     async def delete(self) -> None:
         """Remove it, whatever its state. The stand-in's container is its maker's to remove."""
         if not self.container.is_live:
@@ -226,6 +237,7 @@ class Bundles:
         self._kept: dict[str, Kept] = {}
         self._crun: RuntimeProgram | None = None
         self._programs: dict[str, BundleProgram] = {}
+        self.criu = Criu(core.node.storage.keeper)
 
     def standing_for(self, kind: str) -> BundleProgram:
         """What makes stand-ins for sandboxes of a kind: crun. NotFound."""

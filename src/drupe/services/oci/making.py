@@ -13,6 +13,7 @@ from drupe.oci.honoured import refuse_unhonoured, takes_spec_version
 from drupe.oci.runtime_spec import Linux, LinuxResources, Process, RuntimeConfig
 from drupe.oci.validate import parse_config
 from drupe.sandboxers.bundles import BundleProgram
+from drupe.services.oci import checkpoints
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.keeping import prepare
 from drupe.services.oci.processes import limits_text, process_of, wants_stdin
@@ -25,7 +26,7 @@ _EXEC_VALUES = ("console-socket", "pid-file", "preserve-fds", "cgroup")
 
 
 async def make(asked: Asked) -> OciAnswer:
-    """create and run: the bundle's config.json is checked, then the program makes it as it is."""
+    """create, run, restore: the bundle's config.json is checked, then the program makes it as it is."""
     bundle = asked.files.absolute(asked.words.text("bundle", "."))
     where = f"{bundle}/config.json"
     data = asked.files.read(where, "bundle's")
@@ -36,6 +37,8 @@ async def make(asked: Asked) -> OciAnswer:
         return await prepare(asked, program, config, data)
     version = await program.version()
     refuse_unhonoured(config, program.name, version)
+    if asked.words.verb == "restore":
+        return await checkpoints.become(asked, program, "restore", "--bundle", bundle)
     _refuse_flags(asked, program, version)
     words = [asked.words.verb, "--bundle", bundle, *_options(asked, _MAKING_VALUES, _MAKING_SWITCHES)]
     if takes_spec_version(program.name, version, config.oci_version):

@@ -29,11 +29,12 @@ def namespaces_of(linux: Linux) -> Namespaces:
 
     user = None
     if "user" in spaces and not spaces["user"]:
-        user = UserNamespace(uids=_ids(linux.uid_mappings), gids=_ids(linux.gid_mappings))
+        user = UserNamespace(uids=ids_of(linux.uid_mappings), gids=ids_of(linux.gid_mappings))
     return Namespaces(ipc=own("ipc"), uts=own("uts"), pid="container" if "pid" in spaces else "host", user=user)
 
 
-def _ids(mappings: list[IdMapping] | None) -> tuple[IdMap, ...]:
+def ids_of(mappings: list[IdMapping] | None) -> tuple[IdMap, ...]:
+    """Ranges in the words of a pod."""
     return tuple(IdMap(inside=one.container_id, outside=one.host_id, count=one.size) for one in mappings or ())
 
 

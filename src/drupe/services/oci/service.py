@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from drupe import __version__
-from drupe.errors import DrupeError, InvalidArgument, NotFound, Unsupported
+from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.oci.runtime_spec import SPEC_VERSION
 from drupe.oci.signals import parse_signal
-from drupe.services.oci import keeping, making, telling
+from drupe.services.oci import checkpoints, keeping, making, telling
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.flags import VERBS, Words, parse
 from drupe.services.oci.host import CallerFiles
@@ -78,13 +78,13 @@ def _flag(argv: Sequence[str], name: str) -> str:
     return ""
 
 
-_WITHOUT_ID = ("checkpoint", "features", "help", "list", "restore", "spec", "version")
+_WITHOUT_ID = ("features", "help", "list", "spec", "version")
 _TAKES = {"exec": None, "kill": 2, "ps": None, "list": 0, "features": 0, "spec": 0, "help": None, "version": None}
 
 
 def _check_arguments(words: Words) -> None:
     most = _TAKES.get(words.verb, 1)
-    if most is not None and len(words.arguments) > most and words.verb not in ("checkpoint", "restore"):
+    if most is not None and len(words.arguments) > most:
         raise InvalidArgument(f"{words.verb}: unexpected argument {words.arguments[most]!r}")
 
 
@@ -111,10 +111,6 @@ async def _delete(asked: Asked) -> OciAnswer:
     return asked.become(program, "delete", *(["--force"] if force else []), asked.id)
 
 
-async def _refused(asked: Asked) -> OciAnswer:
-    raise Unsupported(f"{asked.words.verb} is not carried out by any kind of sandbox yet", feature=asked.words.verb)
-
-
 async def _version(asked: Asked) -> OciAnswer:
     return OciAnswer(stdout=f"drupe-oci version {__version__}\nspec: {SPEC_VERSION}\n")
 
@@ -127,7 +123,7 @@ async def _help(asked: Asked) -> OciAnswer:
 
 
 _VERBS: dict[str, Callable[[Asked], Awaitable[OciAnswer]]] = {
-    "checkpoint": _refused,
+    "checkpoint": checkpoints.checkpoint,
     "create": making.make,
     "delete": _delete,
     "events": telling.events,
@@ -138,7 +134,7 @@ _VERBS: dict[str, Callable[[Asked], Awaitable[OciAnswer]]] = {
     "list": telling.list_all,
     "pause": _plain,
     "ps": telling.ps,
-    "restore": _refused,
+    "restore": making.make,
     "resume": _plain,
     "run": making.make,
     "spec": telling.spec,

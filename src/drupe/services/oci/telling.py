@@ -11,6 +11,7 @@ from drupe.oci.runtime_spec import SPEC_VERSION
 from drupe.resources.cgroups import Cgroups, detect
 from drupe.resources.cgroups.detect import cgroup_of
 from drupe.sandboxers.bundles import BundleProgram
+from drupe.services.oci import checkpoints
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.defaults import features_document, spec_document, without_uncarried
 from drupe.spec.oci import OciAnswer, OciFile, OciRun
@@ -222,7 +223,8 @@ def _stats_document(stats: Stats) -> dict[str, Any]:
 async def features(asked: Asked) -> OciAnswer:
     """What bundles may ask for (the specification's features.md)."""
     program = asked.chosen()
-    document = features_document(program.name, await program.version())
+    able = await checkpoints.are_there(asked, program)
+    document = features_document(program.name, await program.version(), checkpoints=able)
     if program.stands:
         document = without_uncarried(document, asked.node.sandboxer(program.kind).capabilities())
     return OciAnswer(stdout=_pretty(document))

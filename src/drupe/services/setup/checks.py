@@ -18,6 +18,11 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TIMEOUT_S = 2.0
 
 
+def path_of(name: str) -> str:
+    """Where a program of ours is, or belongs."""
+    return shutil.which(name, path=SYSTEM_PATH) or f"/usr/local/bin/{name}"
+
+
 def ours(name: str, links: Sequence[str] = ()) -> str:
     """The path of a program of ours that daemons find, under its other names too. Problem says how to have it there."""
     source = shutil.which(name, path=SYSTEM_PATH) or shutil.which(name) or str(Path(sys.executable).with_name(name))

@@ -15,7 +15,7 @@ from drupe.errors import InvalidArgument, Unsupported
 from drupe.services.nodeconfig import DEFAULT_PATH
 from drupe.services.probes_host import sys_resource
 from drupe.services.probing import Finding, Inconclusive, Problem, program, run
-from drupe.services.setup.checks import answers, each_kind, ours, socket_answers
+from drupe.services.setup.checks import answers, each_kind, ours, path_of, socket_answers
 from drupe.services.setup.plan import File, Setup, check, dotted, read, version_of, with_block, without_block
 
 CONFIG = Path("/etc/containerd/config.toml")
@@ -34,6 +34,14 @@ _SANDBOXED = """
 [plugins.'{plugin}'.containerd.runtimes.{name}]
   runtime_type = "{runtime}"
   sandboxer = "drupe"
+"""
+# containerd asks runtimes of runc's type alone what they can do, and Kubernetes gives pods with a user namespace to
+# those that say so: "drupe-oci features" does. Neither makes anything here: the sandboxer has the handler's name.
+_MAPPING = """
+[plugins.'{plugin}'.containerd.runtimes.drupe-runc]
+  runtime_type = "io.containerd.runc.v2"
+  sandboxer = "drupe"
+  options = {{ BinaryName = "{program}" }}
 """
 _BY_SHIM = """
 [plugins."{plugin}".containerd.runtimes.{name}]
@@ -122,9 +130,10 @@ def _number(others: str, path: Path, version: tuple[int, ...]) -> int:
 
 def _sandboxed(number: int, run_dir: Path) -> str:
     """All of them by the sandboxer, which is told the handler's name."""
-    names = ("drupe", *each_kind("drupe-{}").values())
+    names = ("drupe", *(name for kind, name in each_kind("drupe-{}").items() if kind != "runc"))
     plugin = _NEW if number >= 3 else _OLD
-    handlers = (_SANDBOXED.format(plugin=plugin, name=name, runtime=_RUNTIME.format(kind="")) for name in names)
+    handlers = [_SANDBOXED.format(plugin=plugin, name=name, runtime=_RUNTIME.format(kind="")) for name in names]
+    handlers.append(_MAPPING.format(plugin=plugin, program=path_of("drupe-oci")))
     return _PROXY.format(socket=run_dir / "sandboxer.sock") + "".join(handlers)
 
 

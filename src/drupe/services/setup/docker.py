@@ -4,13 +4,12 @@ containerd's, which spares a process for each container."""
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from drupe.errors import InvalidArgument, NotFound
 from drupe.services.probing import Inconclusive, Problem, program, run
-from drupe.services.setup.checks import SYSTEM_PATH, answers, each_kind, ours, socket_answers
+from drupe.services.setup.checks import answers, each_kind, ours, path_of, socket_answers
 from drupe.services.setup.containerd import shims
 from drupe.services.setup.plan import File, Setup, check, dotted, read, version_of
 
@@ -44,11 +43,6 @@ def runtimes(*, by_shim: bool) -> dict[str, dict[str, Any]]:
     if by_shim:
         return {f"drupe{suffix}": {"runtimeType": f"io.containerd.drupe{suffix}.v2"} for suffix in suffixes}
     return {f"drupe{suffix}": {"path": path_of(f"{OCI}{suffix}")} for suffix in suffixes}
-
-
-def path_of(name: str) -> str:
-    """Where a program of ours is, or belongs."""
-    return shutil.which(name, path=SYSTEM_PATH) or f"/usr/local/bin/{name}"
 
 
 def _programs(*, by_shim: bool) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from drupe.errors import NotFound
 from drupe.services.probes_host import sys_resource
 from drupe.services.probing import Finding, Inconclusive, Problem, program, run
-from drupe.services.setup.checks import answers, each_kind
-from drupe.services.setup.docker import OCI, oci_programs, path_of
+from drupe.services.setup.checks import answers, each_kind, path_of
+from drupe.services.setup.docker import OCI, oci_programs
 from drupe.services.setup.plan import File, Setup, check, dotted, read, version_of, with_block, without_block
 
 CONFIG = Path("/etc/containers/containers.conf.d/drupe.conf")

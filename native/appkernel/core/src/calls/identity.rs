@@ -223,7 +223,6 @@ pub fn capset(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 fn target(kernel: &Kernel, tid: Tid, pid: u64) -> Result<&Process> {
     match pid as i32 {
         0 => kernel.process(tid),
-        pid if pid < 0 => Err(Errno::INVAL),
         pid => kernel.tasks.processes.get(&(pid as u32)).ok_or(Errno::SRCH),
     }
 }
@@ -292,6 +291,8 @@ pub fn prctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         4 | 29 | 30 => 0, // PR_SET_DUMPABLE, timer slack
         7 => 0,           // PR_GET_KEEPCAPS
         8 if argument == 0 => 0,
+        21 => i64::from(kernel.task(tid)?.seccomp.mode()),
+        22 => super::seccomp::set_by_prctl(kernel, tid, argument, third)?,
         15 => {
             let name = kernel.text(tid, argument, 16, Errno::INVAL).or_else(|_| kernel.get_bytes(tid, argument, 15))?;
             let task = kernel.task_mut(tid)?;

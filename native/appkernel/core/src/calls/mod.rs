@@ -13,6 +13,7 @@ pub mod names;
 pub mod pidfd;
 pub mod poll;
 pub mod schedule;
+pub mod seccomp;
 pub mod sem;
 pub mod shm;
 pub mod signalfd;

@@ -210,12 +210,11 @@ pub fn tkill(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 /// The siginfo_t that a program gives; it may not pretend to be the kernel to others.
 pub(super) fn given_info(kernel: &Kernel, tid: Tid, target: Pid, signal: i32, address: u64) -> Result<Info> {
     let [first, code, fields @ ..]: [u64; 4] = kernel.get_words(tid, address)?;
-    let _ = first;
-    let code = code as i32;
+    let (errno, code) = ((first >> 32) as i32, code as i32);
     if (code >= 0 || code == SI_TKILL) && target != kernel.pid(tid) {
         return Err(Errno::PERM);
     }
-    Ok(Info { signal, code, fields })
+    Ok(Info { signal, code, errno, fields })
 }
 
 pub fn rt_sigqueueinfo(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {

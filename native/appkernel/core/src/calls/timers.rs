@@ -145,7 +145,7 @@ impl Kernel {
         (timer.due_ns, timer.armed) = (next, armed);
         timer.overrun = waiting.unwrap_or(missed as u32);
         let fields = [u64::from(id as u32) | missed << 32, notice.value];
-        let info = Info { signal: notice.signal, code: SI_TIMER, fields };
+        let info = Info { signal: notice.signal, code: SI_TIMER, errno: 0, fields };
         match notice.how {
             _ if waiting.is_some() => {}
             SIGEV_SIGNAL => self.send_to_process(pid, info),

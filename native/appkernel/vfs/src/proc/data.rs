@@ -47,6 +47,8 @@ pub struct Process {
     pub capabilities: [u64; 5],
     pub no_new_privileges: bool,
     pub seccomp: u32,
+    /// Of seccomp(2).
+    pub filters: u32,
     pub fd_slots: u32,
 }
 

@@ -100,6 +100,7 @@ pub(super) fn status(p: &Process) -> Vec<u8> {
     lines.extend(["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].into_iter().zip(p.capabilities.map(hex)));
     lines.push(("NoNewPrivs", u32::from(p.no_new_privileges).to_string()));
     lines.push(("Seccomp", p.seccomp.to_string()));
+    lines.push(("Seccomp_filters", p.filters.to_string()));
     lines.iter().map(|(name, value)| format!("{name}:\t{value}\n")).collect::<String>().into_bytes()
 }
 
