@@ -20,11 +20,11 @@ use drupe_appkernel_vfs::{
     ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles, Timestamp, View,
 };
 
+use crate::choice::Choice;
 use crate::hostfs::{HostDirectory, Sharing};
 use crate::machine::{errno, HostEntropy, Machine, Owned};
 use crate::streams::Stream;
 use crate::terminal::Console;
-use crate::trap::Stubs;
 
 const RDONLY: u32 = 0;
 const WRONLY: u32 = 1;
@@ -49,14 +49,15 @@ pub struct Pod {
 
 impl Pod {
     /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user).
-    pub fn start(machine: Machine, identity: Option<&Identity>) -> io::Result<Pod> {
+    pub fn start(machine: Machine, choice: &Choice, identity: Option<&Identity>) -> io::Result<Pod> {
         let machine = Arc::new(machine);
-        let stubs = Stubs::start_with(machine.watched.poller(), identity)?;
+        let guests = machine.memory_bytes().0 / 8 * 7;
+        let platform = choice.start(machine.watched.poller(), identity, machine.processors(), guests)?;
         let entropy = Arc::new(HostEntropy);
         let terminals = Board::new();
         let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: terminals.clone() });
         let host: Arc<dyn Host> = machine.clone();
-        let mut kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
+        let mut kernel = Kernel::new(platform, host, Arc::clone(&specials));
         kernel.set_terminals(Arc::clone(&terminals));
         Ok(Pod { kernel, machine, share: None, specials, terminals, shared_memory: OnceLock::new() })
     }

@@ -8,13 +8,14 @@ use drupe_appkernel_hostsys::files;
 use drupe_sys::landlock::Access;
 use drupe_sys::{fd, process};
 
+use crate::choice::Choice;
 use crate::confine::Confinement;
 use crate::control::Control;
 use crate::machine::Machine;
 use crate::pod::Pod;
 
 pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DIRECTORY --uid UID --pidfile FILE \
-[--netns DESCRIPTOR] [--hostname NAME]";
+[--netns DESCRIPTOR] [--hostname NAME] [--platform trap|kvm]";
 
 #[derive(Default)]
 struct Options {
@@ -27,6 +28,8 @@ struct Options {
     /// Where the pid of the kernel is written.
     pidfile: String,
     hostname: String,
+    /// What runs guest code; "": see `Choice::of`.
+    platform: String,
     /// The network namespace to be in.
     netns: Option<i32>,
 }
@@ -42,6 +45,7 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
             "--uid" => options.uid = value.parse().map_err(|_| format!("bad user {value}"))?,
             "--netns" => options.netns = Some(descriptor(&value)?),
             "--pidfile" => options.pidfile = value,
+            "--platform" => options.platform = value,
             "--hostname" => options.hostname = value,
             _ => return Err(format!("unknown option {word}")),
         }
@@ -78,6 +82,7 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
 
 /// The platform and a kernel, in a process that can do no more than it must.
 fn start(options: &Options) -> Result<Pod, String> {
+    let choice = Choice::of(&options.platform)?;
     let machine = Machine::new(0).map_err(|error| format!("/proc: {error}"))?;
     std::env::set_current_dir(&options.share).map_err(|error| format!("{}: {error}", options.share))?;
     if options.netns.is_some() {
@@ -86,10 +91,16 @@ fn start(options: &Options) -> Result<Pod, String> {
     let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
     let network = network.map_err(|error| format!("/proc/self/net: {error}"))?;
     let directories = network.iter().map(|fd| (fd.as_fd(), Access::Read)).collect();
-    let confinement = Confinement { uid: options.uid, directories, network: network.is_some(), share: true };
+    let confinement = Confinement {
+        uid: options.uid,
+        directories,
+        network: network.is_some(),
+        machine: choice.is_kvm(),
+        share: true,
+    };
     let identity = confinement.enter().map_err(|error| error.to_string())?;
-    let pod = Pod::start(machine, Some(&identity));
-    let mut pod = pod.map_err(|error| format!("the trap platform does not work here: {error}"))?;
+    let pod = Pod::start(machine, &choice, identity.as_ref());
+    let mut pod = pod.map_err(|error| format!("the {} platform does not work here: {error}", choice.name()))?;
     let share = files::open_path(b"/", libc::O_PATH | libc::O_DIRECTORY);
     pod.share = Some(share.map_err(|error| format!("the shared directory: {error}"))?);
     confinement.seal().map_err(|error| error.to_string())?;
