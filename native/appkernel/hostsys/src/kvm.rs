@@ -32,6 +32,7 @@ pub(crate) const REQUESTS: &[u32] = &[
     RUN as u32,
     SET_USER_MEMORY_REGION as u32,
     GET_SREGS as u32,
+    SET_SREGS as u32,
     GET_MSRS as u32,
     SET_MSRS as u32,
     GET_XSAVE as u32,

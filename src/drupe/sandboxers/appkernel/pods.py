@@ -20,6 +20,7 @@ from drupe.linux.unix_sockets import listening
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.appkernel.bounds import bounded
 from drupe.sandboxers.appkernel.line import SOCKET, Event, KernelLine
+from drupe.sandboxers.appkernel.platforms import PlatformChoice
 from drupe.sandboxers.appkernel.records import PodRecord
 from drupe.sandboxers.appkernel.share import Share
 from drupe.sandboxers.gvisor.command import entering
@@ -65,10 +66,11 @@ class KernelPod:
 class Pods:
     """By the pods' ids. on_exit: told each end of a task, with its pod."""
 
-    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, program: Path) -> None:
+    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, program: Path, platform: PlatformChoice) -> None:
         self.keeper = keeper
         self.cgroups = cgroups
         self._program = program
+        self._platform = platform
         self._pods: dict[str, KernelPod] = {}
         self.on_exit: Callable[[KernelPod, Event], None] = lambda pod, event: None
         self.on_ready: Callable[[KernelPod], None] = lambda pod: None
@@ -137,6 +139,7 @@ class Pods:
             fds = {"control": opened.enter_context(listening(record.home / SOCKET, socket.SOCK_SEQPACKET)).fileno()}
             words = [str(self._program), "serve", "--control", "3", "--share", str(pod.share.root)]
             words += ["--pidfile", str(pidfile), "--uid", str(uid_of(record.id)), "--hostname", record.hostname]
+            words += ["--platform", await self._platform.name()]
             if record.netns:
                 fds["netns"] = self._open_netns(record.netns)
                 opened.callback(os.close, fds["netns"])

@@ -18,6 +18,7 @@ from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.appkernel.able import ABLE
 from drupe.sandboxers.appkernel.bounds import memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
+from drupe.sandboxers.appkernel.platforms import PlatformChoice
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import KERNEL, PodRecord, TaskRecord
 from drupe.sandboxers.appkernel.tasks import KernelTasks, exec_status
@@ -290,5 +291,7 @@ class AppkernelSandboxer(KeptSandboxer):
 def open_appkernel(means: Means) -> AppkernelSandboxer:
     """The kind on this host. Raises NotFound when its program was not built."""
     options = cast(AppkernelOptions, means.options)
-    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=find_kernel(options))
+    program = find_kernel(options)
+    choice = PlatformChoice(program, options.platform)
+    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=program, platform=choice)
     return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit, options=options)
