@@ -13,6 +13,7 @@ from sandboxer_suite import SandboxerSuite
 from drupe.errors import NotFound
 from drupe.images.erofs import tree_erofs
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
+from drupe.sandboxers.appkernel.platforms import PlatformChoice
 from drupe.sandboxers.appkernel.pods import Pods
 from drupe.sandboxers.appkernel.sandboxer import AppkernelSandboxer
 from drupe.sandboxers.contract import SandboxConfig, TaskConfig
@@ -46,8 +47,11 @@ class AppkernelSite(KeptSite):
         return replace(super().task(sandbox, line, **fields), image=self.image if self.by_image else None)
 
     def make(self) -> AppkernelSandboxer:
-        pods = Pods(keeper=self.keeper, cgroups=self.cgroups, program=find_kernel(AppkernelOptions()))
-        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended, options=AppkernelOptions())
+        options = AppkernelOptions()
+        program = find_kernel(options)
+        platform = PlatformChoice(program, options.platform)
+        pods = Pods(keeper=self.keeper, cgroups=self.cgroups, program=program, platform=platform)
+        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended, options=options)
 
 
 class SoleSite(AppkernelSite):
