@@ -45,6 +45,7 @@ class Promise:
 
 
 SHIM = "runc's shim"
+KILLED = "a program that is killed"
 PROMISES = (
     Promise("start", "crun run", 2.0, "library call for a new pod with one container, to its first byte"),
     Promise("start", "ctr run", 0.25, "the same"),
@@ -71,6 +72,7 @@ PROMISES = (
         "of it, the host's own part: neither the monitor's nor the guest's",
         in_ms=True,
     ),
+    Promise("vm-hang", KILLED, 2000.0, "a monitor or virtiofsd that is stopped, until its pod has failed", in_ms=True),
     Promise("cri-ready", SHIM, 0.45, "containerd 2.1, by its CRI: a pod with its network and one container, started"),
     Promise("cri-exec", SHIM, 0.5, "the same: ExecSync"),
     Promise("cri-parallel-50", SHIM, 0.5, "the same: 50 pods at once"),

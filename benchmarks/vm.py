@@ -4,11 +4,13 @@ cold when no template has its size, so the cold pods ask for some memory more.""
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from common import (
@@ -34,7 +36,9 @@ from drupe.spec.template import TemplateCreate
 BOOT_TIMEOUT_S = 120.0
 WARM_BYTES, COLD_BYTES = 128 << 20, 144 << 20
 AT_ONCE = 8
-COLD = "a cold boot"
+COLD, KILLED = "a cold boot", "a program that is killed"
+HANG_TIMEOUT_MS, LOOK_EVERY_S = 60_000, 0.005
+PROGRAMS = ("vmm", "virtiofsd")
 # Parts of a start, and the phases that the daemon tells of each. All that is in none of them is the host's own part.
 PARTS = {
     "network": ("start network",),
@@ -144,6 +148,25 @@ class VmDrupe:
         report.memory("vm-daemon", peer=self.name, pods=counts, pss=pss, helpers=len(self._mine()))
         self.drop()
 
+    def fails(self, program: str, number: signal.Signals) -> float:
+        """From a signal to a program that runs a machine until its pod has failed."""
+        self.keep()
+        pod, client = self._kept.pop(), self._ours.client
+        pid = int((self._ours.run_dir / f"pods/{pod.id}/vm/{program}.pid").read_text())
+        began = time.perf_counter()
+        os.kill(pid, number)
+        took = self._failed(pod.id, began)
+        client.call("pod.delete", Delete(ref=pod.id, force=True), timeout_s=STEP_TIMEOUT_S)
+        return took
+
+    def _failed(self, pod_id: str, began: float) -> float:
+        client = self._ours.client
+        while client.call("pod.status", Ref(ref=pod_id), timeout_s=STEP_TIMEOUT_S).state != "failed":
+            if since(began) > HANG_TIMEOUT_MS:
+                raise BenchError(f"pod {pod_id} has not failed")
+            time.sleep(LOOK_EVERY_S)
+        return since(began)
+
     def drop(self) -> None:
         """Remove kept pods."""
         for pod in self._kept:
@@ -203,6 +226,8 @@ class Races:
         if self._wants("vm-memory"):
             for one in (self._cold, *self._warm.values()):
                 one.weigh(pods, self._report)
+        if self._wants("vm-hang"):
+            self._race_hangs(max(rounds, 5))
         if self._wants("vm-daemon"):
             self._warm["-block"].weigh_daemon((1, 4, AT_ONCE), self._report)
 
@@ -221,6 +246,19 @@ class Races:
                 self._report.compare(f"vm-template{name}", taken[name], COLD, taken["cold"])
                 own = [parts["own"] for parts in one.parts]
                 self._report.compare(f"vm-own{name}", own, "the whole start", taken[name])
+
+    def _race_hangs(self, n: int) -> None:
+        """Programs that are stopped beside such that are killed, of machines with a share."""
+        share = self._warm[""]
+        harms = {
+            f"{name} {number.name}": partial(share.fails, name, number)
+            for name in PROGRAMS
+            for number in (signal.SIGSTOP, signal.SIGKILL)
+        }
+        taken = interleave(harms, n, warm_up=0)
+        killed = [took for name in PROGRAMS for took in taken[f"{name} SIGKILL"]]
+        stopped = [took for name in PROGRAMS for took in taken[f"{name} SIGSTOP"]]
+        self._report.compare("vm-hang", stopped, KILLED, killed)
 
     def _compare(self, name: str, n: int, ours: Callable[[], float], peer: str, theirs: Callable[[], float]) -> None:
         taken = interleave({"ours": ours, "theirs": theirs}, n, warm_up=0 if "parallel" in name else 1)

@@ -93,6 +93,7 @@ class KeptSite(Site):
                 for bundle in config.dir.glob("task*"):
                     await self.sandboxer.tasks().delete(bundle.name)
                 await self.sandboxer.delete(config.id)
+            await self.sandboxer.retire()
             left = self.left()
             for _ in range(50):  # a helper that has done its work may take a moment to be reaped
                 if not left:

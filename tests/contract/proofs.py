@@ -14,7 +14,7 @@ from pathlib import Path
 from stage import Stage
 
 from drupe.spec import ContainerSpec, Hook, Hooks, Namespaces, Resources, SecuritySpec
-from drupe.spec.container import IDLE
+from drupe.spec.container import IDLE, Mount
 from framework.leaks import wait_until
 
 EAT = "x=a; while :; do x=$x$x; done"
@@ -395,10 +395,18 @@ def _(on: Stage) -> None:
 
 @proves("masked-paths")
 def _(on: Stage) -> None:
-    show = "grep -c ' /proc/[a-z]' /proc/self/mountinfo"
-    assert int(on.output(on.pod(on.script(show)))) > 3
+    """Files are empty, directories too, and what is read-only keeps others out; with what is mounted below it."""
+    show = "cat /proc/version | wc -c; ls /etc | wc -l; touch /tmp/x; echo y >/proc/sys/kernel/domainname; ls /usr/in"
+    chosen = SecuritySpec(
+        masked_paths=("/proc/version", "/etc", "/no/such"), read_only_paths=("/tmp", "/proc/sys", "/usr")
+    )
+    mount = Mount(target="/usr/in", type="tmpfs", size_bytes=1 << 20)
+    said = on.output(on.pod(on.script(f"mkdir -p /usr/in; {show}; touch /usr/in/x", security=chosen, mounts=(mount,))))
+    first, second, *rest = said.splitlines()
+    assert (first, second) == ("0", "0") and " ".join(rest).count("Read-only file system") >= 2, said
     free = SecuritySpec(masked_paths=(), read_only_paths=())
-    assert on.output(on.pod(on.script(f"{show} || true", security=free))) == "0"
+    seen = on.output(on.pod(on.script("cat /proc/version | wc -c; touch /tmp/x && ls /tmp", security=free))).split()
+    assert int(seen[0]) > 0 and seen[1:] == ["x"]
 
 
 @proves("privileged")

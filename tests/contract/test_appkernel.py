@@ -12,10 +12,12 @@ from sandboxer_suite import SandboxerSuite
 
 from drupe.errors import NotFound
 from drupe.images.erofs import tree_erofs
+from drupe.sandboxers.appkernel.kernels import Kernels
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
 from drupe.sandboxers.appkernel.platforms import PlatformChoice
 from drupe.sandboxers.appkernel.pods import Pods
 from drupe.sandboxers.appkernel.sandboxer import AppkernelSandboxer
+from drupe.sandboxers.appkernel.spares import Spares
 from drupe.sandboxers.contract import SandboxConfig, TaskConfig
 from drupe.spec import ContainerSpec
 from framework import probes
@@ -47,11 +49,13 @@ class AppkernelSite(KeptSite):
         return replace(super().task(sandbox, line, **fields), image=self.image if self.by_image else None)
 
     def make(self) -> AppkernelSandboxer:
-        options = AppkernelOptions()
-        program = find_kernel(options)
-        platform = PlatformChoice(program, options.platform)
-        pods = Pods(keeper=self.keeper, cgroups=self.cgroups, program=program, platform=platform)
-        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended, options=options)
+        program = find_kernel(AppkernelOptions())
+        kernels = Kernels(
+            keeper=self.keeper, cgroups=self.cgroups, program=program, platform=PlatformChoice(program, "trap")
+        )
+        spares = Spares(kernels=kernels, home=self.directory / self.states, count=1)
+        pods = Pods(kernels=kernels, spares=spares, cgroups=self.cgroups)
+        return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended, options=AppkernelOptions())
 
 
 class SoleSite(AppkernelSite):

@@ -32,10 +32,14 @@ def daemon(fresh_daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
 
 
 def run(daemon: Daemon, name: str, script: str = "exec sleep 1000", *flags: str) -> int:
-    """A pod; the pid of its kernel."""
+    """A pod that lives; the pid of its kernel."""
+    begin(daemon, name, script, *flags)
+    return int((daemon.run / "pods" / pod_of(daemon, name)["id"] / "appkernel/kernel.pid").read_text())
+
+
+def begin(daemon: Daemon, name: str, script: str, *flags: str) -> None:
     argv = ("run", "-d", "--name", name, "--sandbox", "appkernel", "--network", "none", *flags)
     daemon.command(*argv, "busybox", "sh", "-c", script, check=True)
-    return int((daemon.run / "pods" / pod_of(daemon, name)["id"] / "appkernel/kernel.pid").read_text())
 
 
 def pod_of(daemon: Daemon, name: str) -> dict[str, Any]:
@@ -68,7 +72,7 @@ def test_the_kernel_ends_or_hangs(daemon: Daemon, number: signal.Signals) -> Non
 def test_a_daemon_that_was_killed_goes_on_with_it(daemon: Daemon) -> None:
     """What runs is served on, and what has ended meanwhile is told."""
     run(daemon, "lives", "trap 'exit 5' USR1; echo begun; while :; do sleep 0.1; done")
-    run(daemon, "ends", "sleep 1; echo last words; exit 7")
+    begin(daemon, "ends", "sleep 1; echo last words; exit 7")
     daemon.kill()
     daemon.start()
     assert daemon.command("exec", "lives", "echo", "served", check=True).stdout == "served\n"
@@ -80,6 +84,6 @@ def test_a_daemon_that_was_killed_goes_on_with_it(daemon: Daemon) -> None:
 
 
 def test_memory_that_runs_out_is_told(daemon: Daemon) -> None:
-    run(daemon, "eater", "x=a; while :; do x=$x$x; done", "--memory", "64m")
+    begin(daemon, "eater", "x=a; while :; do x=$x$x; done", "--memory", "64m")
     wait_until(lambda: container_of(daemon, "eater")["state"] == "stopped", what="it has ended", timeout_s=WITHIN_S)
     assert container_of(daemon, "eater")["exit"]["reason"] == "OOMKilled"

@@ -130,7 +130,7 @@ class Runtime:
         return found
 
 
-_REFUSED = re.compile(r"config\.json: (.+) is not carried out by|(\S+ is no block device)")
+_REFUSED = re.compile(r"config\.json: (.+) is not carried out by|(/\S+ is no block device)")
 
 
 class Refused(Exception):

@@ -139,13 +139,20 @@ class Daemon:
         with suppress(ProcessLookupError):
             fd = os.pidfd_open(pid)
             try:
-                signal.pidfd_send_signal(fd, signal.SIGTERM)
-                wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="the keeper ends")
+                # again and again: it stays while something of its own ends, such as what waited for a dead daemon
+                wait_until(lambda: has_ended(pid, fd), what="the keeper ends")
             finally:
                 os.close(fd)
 
     def _inside(self, argv: Sequence[object]) -> list[str]:
         return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._netns}", *map(str, argv)]
+
+
+def has_ended(pid: int, fd: int) -> bool:
+    """Whether a process has; if not it is told to."""
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(fd, signal.SIGTERM)
+    return not Path(f"/proc/{pid}").exists()
 
 
 def as_systemd(argv: Sequence[str]) -> list[str]:

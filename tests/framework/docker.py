@@ -75,7 +75,8 @@ class Docker(Containerd):
 
     def _settings(self) -> dict[str, Any]:
         ours = {
-            name: {**it, **({"path": str(COMMAND)} if "path" in it else {})} for name, it in self._runtimes().items()
+            name: {**it, **({"path": str(COMMAND.with_name(Path(it["path"]).name))} if "path" in it else {})}
+            for name, it in self._runtimes().items()
         }
         return {
             "hosts": [f"unix://{_SOCKET}"],

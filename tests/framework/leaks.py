@@ -37,8 +37,10 @@ daemon_cgroups: set[str] = set()
 # a runtime's parent cgroup stays for the next daemon, as `/docker` does; what is below it counts
 RUNTIME_PARENT = re.compile(r"/sys/fs/cgroup/(\w+/)?drupe-[0-9a-f]{8}$")
 
-# namespaces that the wasm kind has ready for the next pod belong to the daemon, not to a test
-MADE_AHEAD = "/wasm/ns/"
+# what a kind has ready for the next pod belongs to the daemon, not to a test: namespaces of the wasm kind, the
+# directory of a spare application kernel, and its processes by their name
+MADE_AHEAD = re.compile(r"/wasm/ns/|/appkernel/[0-9a-f]{16}/share ")
+SPARE = "drupe-spare"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def our_processes(directory: Path) -> Iterator[int]:
 
 
 def _is_our_process(pid: str, directory: str) -> bool:
+    if _read(f"/proc/{pid}/comm").strip() == SPARE:
+        return False
     if f"{MARK_NAME}={MARK}\0" in _read(f"/proc/{pid}/environ") + "\0":
         return not _is_zombie(pid)
     command, cgroup = _read(f"/proc/{pid}/cmdline"), _read(f"/proc/{pid}/cgroup")
@@ -127,7 +131,7 @@ def private_mounts(pids: frozenset[int]) -> Iterator[str]:
     """Mounts in the private mount namespace of each keeper: overlays live there, out of the host's sight."""
     for pid in pids:
         if "drupe-keeper" in _read(f"/proc/{pid}/comm"):
-            yield from (f"keeper {pid}: {mount}" for mount in mounts(pid) if MADE_AHEAD not in mount)
+            yield from (f"keeper {pid}: {mount}" for mount in mounts(pid) if not MADE_AHEAD.search(mount))
 
 
 def private_cgroups(pids: frozenset[int]) -> Iterator[str]:

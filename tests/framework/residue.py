@@ -7,13 +7,14 @@ from contextlib import closing
 from pathlib import Path
 
 from framework.daemon import Daemon
-from framework.leaks import mounts
+from framework.leaks import SPARE, mounts
 
 
 def residue(daemon: Daemon) -> dict[str, list[str]]:
     """Kind of thing to what is there though no pod is. Empty when all is well."""
     found = {
-        "children of the keeper": children(daemon.keeper_pid),
+        "children of the keeper": [one for one in children(daemon.keeper_pid) if SPARE not in one],
+        "kernels": lost_kernels(daemon),
         "cgroups": cgroups_of(daemon),
         "mounts": pod_mounts(daemon),
         "pod directories": names(daemon.run / "pods"),
@@ -32,6 +33,20 @@ def children(pid: int) -> list[str]:
         return []
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [f"{child} {comm(child)}" for child in listed]
+
+
+def lost_kernels(daemon: Daemon) -> list[str]:
+    """Directories of spare application kernels which none that waits is in, nor is about to be."""
+    homes = set(names(daemon.run / "appkernel"))
+    return sorted(homes - {home for home in homes if is_spare(daemon.run / "appkernel" / home)})
+
+
+def is_spare(home: Path) -> bool:
+    """Whether a kernel waits there for a pod; one that does not yet has no pid."""
+    try:
+        return comm((home / "kernel.pid").read_text()) == SPARE
+    except OSError:
+        return True
 
 
 def comm(pid: str | int) -> str:

@@ -134,6 +134,15 @@ print(fcntl.ioctl(asker, 0x8912, struct.pack("iPP", 0, 0, 0))[:4])
 print(fcntl.ioctl(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), 0x8933, struct.pack("40s", b"lo"))[16:20])
 print(open("/proc/net/tcp").readline(), "lo:" in open("/proc/net/dev").read())
 """,
+    "cut messages": """
+import socket
+receiver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); receiver.bind(("::1", 0))
+for option in (socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT): receiver.setsockopt(socket.IPPROTO_IPV6, option, 1)
+sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+for room in (socket.CMSG_SPACE(4), socket.CMSG_SPACE(4) + 1, socket.CMSG_SPACE(4) + socket.CMSG_LEN(2), 9, 999):
+    sender.sendto(b"x", receiver.getsockname()); data, parts, flags, _ = receiver.recvmsg(9, room)
+    print(data, [(level, kind, len(part)) for level, kind, part in parts], flags)
+""",
 }
 
 

@@ -181,12 +181,29 @@ def test_containers_of_a_pod_are_counted_one_by_one_and_changed_together(daemon:
     for name in ("a", "b"):
         one = stats(daemon, name)
         assert one["pids"] == 1 and 0 < one["memory_working_set_bytes"] < 64 << 20
-        for argv in (("pause", name), ("update", "--memory", "50m", name)):
-            assert "shares its kernel with others" in refusal(daemon, *argv)
+        assert "shares its kernel with others" in refusal(daemon, "pause", name)
+        assert "cpu_quota_us" in refusal(daemon, "update", "--cpu-quota", "50000", name)
     said(daemon, "pod", "pause", "p")
     said(daemon, "pod", "resume", "p")
     said(daemon, "pod", "update", "--memory", "90m", "p")
     assert said(daemon, "exec", "b", "echo", "alive") == "alive\n"
+
+
+def test_memory_of_one_of_several_is_limited_while_it_runs(daemon: Daemon, tmp_path: Path) -> None:
+    """What it has forked by then, and what it runs later: each is held, its neighbour is not."""
+    eat = "x=a; while :; do x=$x$x; done"
+    containers = [{"name": name, "image": "busybox", "argv": ["sleep", "1000"]} for name in ("a", "b")]
+    spec = {"name": "p", "sandbox": "appkernel", "network": {"mode": "none"}, "containers": containers}
+    (tmp_path / "pod.json").write_text(json.dumps(spec))
+    said(daemon, "pod", "run", "--file", str(tmp_path / "pod.json"))
+    said(daemon, "update", "--memory", "48m", "a")
+    assert (memory_seen(daemon, "a"), memory_seen(daemon, "b") > 48 << 10) == (48 << 10, True)
+    assert stats(daemon, "a")["memory_limit_bytes"] == 48 << 20
+    assert daemon.command("exec", "a", "sh", "-c", eat).returncode == 137
+    hold = "x=a; while [ ${#x} -lt 67108864 ]; do x=$x$x; done; echo enough"
+    assert said(daemon, "exec", "b", "sh", "-c", hold) == "enough\n"
+    assert said(daemon, "exec", "a", "echo", "alive") == "alive\n"
+    assert stats(daemon, "a")["oom_kills"] > 0
 
 
 def test_a_pause_outlives_the_daemon(fresh_daemon: Daemon) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,15 +11,14 @@ import pytest
 
 from framework import bundles
 from framework.bundles import Runtime, config, make_bundle
+from framework.criu import working_criu
 from framework.daemon import Daemon
-from framework.guests import cache
 from framework.leaks import wait_until
-from framework.probes import needs_keeper, needs_program, needs_root, program
+from framework.probes import needs_keeper, needs_program, needs_root
 
 pytestmark = pytest.mark.root
 # what it read when it began is in its memory alone
 READS = "read token </token; while :; do echo $token >/new; mv /new /told; sleep 0.05; done"
-CRIU_CHECKS_WITHIN_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +37,6 @@ def runc_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield daemon
     finally:
         daemon.close()
-
-
-@functools.cache
-def working_criu() -> tuple[Path | None, str]:
-    """The host's, or that of scripts/setup.sh --tests; or why neither works on this kernel."""
-    why = "no CRIU (scripts/setup.sh --tests)"
-    for found in filter(Path.exists, (Path(program("criu") or "/none"), cache() / "criu/criu")):
-        argv = [str(found), "check"]
-        checked = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=CRIU_CHECKS_WITHIN_S)
-        if checked.returncode == 0:
-            return found, ""
-        why = f"CRIU does not work here: {checked.stderr.strip()[-200:]}"
-    return None, why
 
 
 @pytest.fixture(params=["runc", "gvisor"])

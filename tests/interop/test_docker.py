@@ -21,7 +21,7 @@ from framework.leaks import wait_until
 # Docker, and its runtime: ours after runc, which is the oracle
 CASES = [("28", "runc"), ("28", "drupe"), ("20.10", "drupe")]
 if os.environ.get("DRUPE_TEST_INTEROP"):
-    CASES += [("28", "drupe-by-oci"), ("20.10", "runc")]
+    CASES += [("28", "drupe-by-oci"), ("20.10", "runc"), ("28", "drupe-appkernel"), ("20.10", "drupe-appkernel")]
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from framework.bundles import KindRuntime, config, make_bundle
 from framework.daemon import Daemon
 from framework.leaks import wait_until
 from framework.probes import needs_program
+from framework.residue import residue
 
 pytestmark = [
     pytest.mark.root,
@@ -67,3 +69,45 @@ def test_limits_hold_inside(oci: KindRuntime, tmp_path: Path) -> None:
     oci("update", "--memory", str(96 << 20), "--pids-limit", "44", "c1")
     assert oci("exec", "c1", "cat", "/mnt/memory.max", "/mnt/pids.max").stdout == f"{96 << 20}\n44\n"
     oci("delete", "--force", "c1")
+
+
+# what is changed in a bundle, and a word of the refusal
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "more memory than there is": ({"linux": {"resources": {"memory": {"limit": 1 << 50}}}}, "memory"),
+    "processors that are not there": ({"linux": {"resources": {"cpu": {"cpus": "0-9999"}}}}, "cpuset_cpus"),
+    "a sysctl of the whole host": ({"linux": {"sysctl": {"kernel.core_pattern": "|/bin/sh"}}}, "core_pattern"),
+    "a sysctl that is a path": ({"linux": {"sysctl": {"../../etc/passwd": "1"}}}, "etc/passwd"),
+    "a program as hypervisor": ({"annotations": {"drupe.vm.hypervisor": "../../bin/sh"}}, "does not offer"),
+    "a host name of two lines": ({"hostname": "a\nb"}, "bad hostname"),
+    "a bind of what is not there": (
+        {"mounts": [{"destination": "/x", "type": "bind", "source": "/nope", "options": ["bind"]}]}, "/nope",
+    ),
+    "a disk that is not there": (
+        {"linux": {
+            "devices": [{"path": "/dev/x", "type": "b", "major": 250, "minor": 7}],
+            "resources": {"devices": [{"allow": True, "type": "b", "major": 250, "minor": 7, "access": "rwm"}]},
+        }}, "no block device 250:7",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_bundles_are_refused_and_leave_nothing(
+    oci: KindRuntime, machine_daemon: Daemon, tmp_path: Path, name: str
+) -> None:
+    changes, word = HOSTILE[name]
+    made = make_bundle(tmp_path / "bundle", config("true", cgroup=tmp_path.name[-20:], **changes))
+    refused = oci("run", "--bundle", made, "c1", check=False)
+    assert refused.returncode == 1 and word in refused.stderr and "Traceback" not in refused.stderr
+    assert oci("list", "--quiet").stdout == "" and residue(machine_daemon) == {}
+
+
+def test_a_bundle_cannot_tell_the_guests_crun_what_to_do(oci: KindRuntime, tmp_path: Path) -> None:
+    """Its annotations are for whoever asks for the state."""
+    own = {"run.oci.handler": "krun", "run.oci.seccomp_bpf_data": "AAAA", "note": "kept"}
+    disk = {"path": "/dev/x", "type": "b", "major": 254, "minor": 0}  # no rule lets it: the guest's own is no matter
+    asks = ("sh", "-c", "echo ran; dd if=/dev/x count=0 2>&1")
+    document = config(*asks, cgroup=tmp_path.name[-20:], annotations=own, linux={"devices": [disk]})
+    document["linux"].pop("resources")
+    done = oci("run", "--bundle", make_bundle(tmp_path / "bundle", document), "c1", check=False)
+    assert done.stdout.startswith("ran\n") and "not permitted" in done.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from framework import guests, machines, probes
+from framework import criu, guests, machines, probes
 from framework.bundles import COMMAND
 from framework.leaks import CGROUP_PARENT, wait_until
 from framework.podman import IMAGE, ULIMITS, Podman
@@ -176,7 +176,10 @@ def test_in_a_machine(machine: Podman, tmp_path: Path) -> None:
     assert podman.run("sh", "-c", "exit 5", check=False).returncode == 5
     assert podman.run("cat", flags=["-i"], input="piped").stdout == "piped"
     assert podman.run("sh", "-c", "echo on a terminal", flags=["-t"]).stdout.split() == ["on", "a", "terminal"]
-    missing, refused = podman.run("/nope", check=False), podman.run("true", flags=["--device", "/dev/kmsg"], check=False)
+    missing, refused = (
+        podman.run("/nope", check=False),
+        podman.run("true", flags=["--device", "/dev/kmsg"], check=False),
+    )
     assert missing.returncode == 127 and refused.returncode == 126
     assert "/dev/kmsg is no block device" in refused.stderr
     (tmp_path / "volume").mkdir()
@@ -205,6 +208,34 @@ def test_in_a_machine(machine: Podman, tmp_path: Path) -> None:
     assert podman("wait", "c").stdout == "137\n"
     podman("rm", "c")
     assert podman("ps", "--all", "--quiet").stdout == "" and podman.drupe("pod", "ls", "--quiet").stdout == ""
+
+
+@SLOW
+@pytest.mark.parametrize("name", ["runc", "gvisor"])
+def test_a_checkpoint(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Podman asks CRIU for its version, whoever makes the checkpoint."""
+    found, why = criu.working_criu()
+    if found is None:
+        pytest.skip(why)
+    needs_program("runsc", "runc")
+    monkeypatch.setenv("PATH", f"{found.parent}:{os.environ['PATH']}")
+    (tmp_path / "drupe.toml").write_text('[kinds.runc]\nprogram = "runc"\n')
+    monkeypatch.setenv("DRUPE_CONFIG", str(tmp_path / "drupe.toml"))
+    for podman in a_podman(tmp_path, COMMAND.with_name(f"drupe-oci-{name}")):
+        begins = "n=0; while :; do n=$((n+1)); echo $n >/new; mv /new /told; sleep 0.1; done"
+        podman.run("sh", "-c", begins, flags=["-d", "--name", "c"])
+        wait_until(lambda: told(podman) > 3, what="it counts", timeout_s=60)  # noqa: B023
+        podman("container", "checkpoint", "c")
+        assert podman("inspect", "--format", "{{.State.Running}}", "c").stdout == "false\n"
+        podman("container", "restore", "c")
+        assert told(podman) > 3, "it counts from where it was"
+        podman("container", "checkpoint", "--leave-running", "c")
+        assert podman("inspect", "--format", "{{.State.Running}}", "c").stdout == "true\n"
+
+
+def told(podman: Podman) -> int:
+    """What a container that counts has come to."""
+    return int(podman("exec", "c", "cat", "/told", check=False).stdout or 0)
 
 
 def test_modules(wasm: Podman) -> None:

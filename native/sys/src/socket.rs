@@ -48,6 +48,18 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     }
 }
 
+/// poll(2): until there is something to receive, or the peer has gone.
+pub fn wait_readable(fd: &impl AsFd) -> io::Result<()> {
+    let mut one = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    loop {
+        // SAFETY: one structure, which is ours.
+        match check(unsafe { libc::poll(&mut one, 1, -1) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done.map(drop),
+        }
+    }
+}
+
 /// accept4(2): the new connection does not block.
 pub fn accept(listener: &impl AsFd) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;

@@ -57,7 +57,7 @@ _DEVICES = Carried("the kind, where it has any of the host; else none can be ope
 _READ = Carried("read to check the bundle")
 
 # engines set them for everybody; without them a workload may do less, not more
-_WIDENING = ("net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start")
+WIDENING = ("net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start")
 _FILE_SYSTEMS = ("bind", "none", "tmpfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2")
 TRAVELLING = ("shared", "rshared", "slave", "rslave")  # mounts that know of the host's
 _USUAL_UMASK = 0o22
@@ -141,7 +141,7 @@ RULES: Mapping[str, Rule] = {
     "root.readonly": KIND,
     "hostname": KIND,
     "domainname": Refused(_outside("domainname")),
-    "annotations": Carried("told by `state`; those of crun's own are not for the stand-in"),
+    "annotations": Carried("told by `state`; those of crun's own reach neither crun"),
     "mounts[].destination": KIND,
     "mounts[].source": DAEMON,
     "mounts[].type": Refused(_mounts(_other_file_system)),
@@ -188,7 +188,7 @@ RULES: Mapping[str, Rule] = {
     "linux.timeOffsets*": Refused(_of_linux("time_offsets")),
     "linux.devices*": Needs("devices", _of_linux("devices")),
     "linux.cgroupsPath": DAEMON,
-    "linux.sysctl*": Needs("sysctls", lambda config: set(_linux(config).sysctl or ()) - {*_WIDENING}),
+    "linux.sysctl*": Needs("sysctls", lambda config: set(_linux(config).sysctl or ()) - {*WIDENING}),
     "linux.rootfsPropagation": Needs(
         "mount-propagation", lambda config: _linux(config).rootfs_propagation in TRAVELLING
     ),

@@ -206,6 +206,7 @@ class Core:
         """Let go of everything; pods go on running under the keeper."""
         await self.node.close()
         for sandboxer in self.node.sandboxers.values():
+            await sandboxer.retire()
             sandboxer.close()
 
     def process_ended(self, exit_: TaskExit) -> None:

@@ -259,6 +259,9 @@ class Sandboxer(ABC):
             f"sandbox kind {self.kind!r} runs no bundles of others", kind=self.kind, feature="run bundles of others"
         )
 
+    async def retire(self) -> None:  # noqa: B027 most kinds keep none
+        """End what waits for pods that have not come: the daemon ends in order."""
+
     def close(self) -> None:  # noqa: B027 most kinds hold nothing
         """Let go of what is held in this process; sandboxes go on."""
 

@@ -112,6 +112,29 @@ def test_v2_reads_counters(tree: CgroupsV2) -> None:
     assert stats.pressure["cpu.some.avg10"] == 1.5
 
 
+def test_v2_room_is_that_of_all_above(tree: CgroupsV2) -> None:
+    below, above = Path(tree.root) / "a/b", Path(tree.root) / "a"
+    (below / "memory.max").write_text("max\n")
+    (below / "cpu.max").write_text("max 100000\n")
+    assert tree.room("/a/b") == (0, 0)
+    (below / "memory.max").write_text("5000\n")
+    (above / "cpu.max").write_text("250000 100000\n")
+    assert tree.room("/a/b") == (5000, 2)
+    (below / "cpu.max").write_text("50000 100000\n")
+    assert tree.room("/a/b") == (5000, 1)
+
+
+def test_v1_room(tmp_path: Path) -> None:
+    tree = CgroupsV1({"cpu": str(tmp_path / "cpu"), "memory": str(tmp_path / "memory")})
+    for name, text_ in (("memory.limit_in_bytes", "7000"), ("cpu.cfs_quota_us", "-1"), ("cpu.cfs_period_us", "1000")):
+        place = tmp_path / name.partition(".")[0] / "a"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text_)
+    assert tree.room("/a") == (7000, 0)
+    (tmp_path / "cpu/a/cpu.cfs_quota_us").write_text("3000")
+    assert tree.room("/a") == (7000, 3)
+
+
 def test_a_cgroup_that_is_gone(tree: CgroupsV2) -> None:
     for call in (tree.stats, lambda p: tree.apply(p, EVERYTHING), lambda p: tree.verify(p, EVERYTHING), tree.freeze):
         with pytest.raises(NotFound, match="/a/gone"):

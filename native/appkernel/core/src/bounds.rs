@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use crate::kernel::Kernel;
-use crate::task::Process;
+use crate::task::{Process, Tid};
 
 #[derive(Debug, Default)]
 pub struct Bounds {
     pod: Option<u64>,
     containers: BTreeMap<u32, u64>,
+    memory_bytes: BTreeMap<u32, u64>,
 }
 
 impl Kernel {
@@ -20,6 +21,22 @@ impl Kernel {
             (Some(container), Some(tasks)) => drop(self.bounds.containers.insert(container, tasks)),
             (Some(container), None) => drop(self.bounds.containers.remove(&container)),
         }
+    }
+
+    /// Have programs of a container see this as the memory that there is; None: the pod's.
+    pub fn bound_memory(&mut self, container: u32, bytes: Option<u64>) {
+        match bytes {
+            Some(bytes) => drop(self.bounds.memory_bytes.insert(container, bytes)),
+            None => drop(self.bounds.memory_bytes.remove(&container)),
+        }
+    }
+
+    /// Memory in all and free, as a program sees it.
+    pub(crate) fn memory_of(&self, tid: Tid) -> (u64, u64) {
+        let (total, free) = self.host.memory_bytes();
+        let bound = self.process(tid).ok().and_then(|process| self.bounds.memory_bytes.get(&process.container));
+        let most = bound.copied().unwrap_or(u64::MAX);
+        (total.min(most), free.min(most))
     }
 
     /// Whether one more task fits.

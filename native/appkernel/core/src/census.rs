@@ -42,12 +42,22 @@ pub struct Census {
     system: Mutex<System>,
     /// Names that were written to /proc/PID/comm, for the kernel to take over.
     names: Mutex<Vec<(Tid, Vec<u8>)>>,
+    /// And values that were written to /proc/PID/oom_score_adj.
+    scores: Mutex<Vec<(Pid, i32)>>,
+    /// What was set below /proc/sys: paths there, and values.
+    settings: Mutex<BTreeMap<String, String>>,
 }
 
 impl Census {
     pub fn new(host: Arc<dyn Host>) -> Arc<Census> {
-        let (records, system, names) = (Mutex::default(), Mutex::new(host.system()), Mutex::default());
-        Arc::new(Census { host, pid: AtomicU32::new(0), tid: AtomicU32::new(0), records, system, names })
+        let (records, system) = (Mutex::default(), Mutex::new(host.system()));
+        let (pid, tid) = (AtomicU32::new(0), AtomicU32::new(0));
+        let (names, scores, settings) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Census { host, pid, tid, records, system, names, scores, settings })
+    }
+
+    pub(crate) fn show_setting(&self, path: &str, value: &str) {
+        self.settings.lock().insert(path.into(), value.into());
     }
 
     /// The record of a process that the caller names.
@@ -100,22 +110,28 @@ impl Kernel {
         }
         let records = self.tasks.processes.values().map(|p| (p.pid, self.record(p))).collect();
         *self.census.records.lock() = records;
+        let memory = self.memory_of(tid);
         let mut system = self.census.system.lock();
-        (system.memory_bytes, system.memory_free_bytes) = self.host.memory_bytes();
+        (system.memory_bytes, system.memory_free_bytes) = memory;
         system.since_boot = self.host.now(ClockId::Boottime).since_epoch();
         system.host_name = String::from_utf8_lossy(&self.hostname).into_owned();
+        system.domain_name = "(none)".into();
         system.threads = self.tasks.tasks.len() as u32;
         system.running = self.tasks.tasks.values().filter(|t| t.state == State::Running).count() as u32;
         system.last_pid = self.tasks.last(self.view(tid));
     }
 
-    /// Names that were written to /proc.
+    /// Names and values that were written to /proc.
     pub(crate) fn take_names(&mut self) {
         let names = std::mem::take(&mut *self.census.names.lock());
         for (tid, name) in names {
             if let Ok(task) = self.task_mut(tid) {
                 task.name = crate::exec::task_name(&name);
             }
+        }
+        let scores = std::mem::take(&mut *self.census.scores.lock());
+        for (pid, score) in scores {
+            self.tasks.processes.get_mut(&pid).into_iter().for_each(|process| process.oom_score_adj = score);
         }
     }
 
@@ -148,6 +164,7 @@ impl Kernel {
             (Some(_), ..) | (.., None) => b'Z',
             (_, true, _) => b'T',
             (.., Some(State::Blocked)) => b'S',
+            _ if task.is_some_and(|t| !t.trapped && self.platform.is_asleep(t.thread)) => b'S',
             _ => b'R',
         };
         let name = task.map_or(process.name, |t| t.name);
@@ -188,11 +205,12 @@ impl Kernel {
                 ignored,
                 caught,
             ],
-            capabilities: [ids.inheritable, ids.permitted, credentials.capabilities, ids.bounding, 0],
+            capabilities: [ids.inheritable, ids.permitted, credentials.capabilities, ids.bounding, ids.ambient],
             no_new_privileges: process.no_new_privileges,
             seccomp: task.map_or(0, |t| t.seccomp.mode()),
             filters: task.map_or(0, |t| t.seccomp.count()),
             fd_slots: 64,
+            oom_score_adj: process.oom_score_adj,
             ..Shown::default()
         }
     }
@@ -262,8 +280,17 @@ impl Processes for Census {
         Ok(())
     }
 
+    fn set_oom_score_adj(&self, pid: u32, score: i32) -> Result<()> {
+        self.scores.lock().push((pids::known(self.view(), pid), score));
+        Ok(())
+    }
+
     fn system(&self) -> System {
         self.system.lock().clone()
+    }
+
+    fn settings(&self) -> Vec<(String, String)> {
+        self.settings.lock().clone().into_iter().collect()
     }
 
     fn network_file(&self, name: &str) -> Option<Vec<u8>> {

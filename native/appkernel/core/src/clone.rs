@@ -29,6 +29,7 @@ const CLONE_CHILD_SETTID: u64 = 0x100_0000;
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// New namespaces: none can be made.
 const CLONE_NEW: u64 = 0x7e02_0080;
+const CLONE_NEWNS: u64 = 0x2_0000;
 const EXIT_SIGNAL: u64 = 0xff;
 pub const MAX_TASKS: usize = 32_768;
 
@@ -148,6 +149,9 @@ impl Kernel {
                 permitted: rights.permitted,
                 inheritable: rights.inheritable,
                 bounding: rights.bounding,
+                // Who is not root has what was made ambient, and nothing else (capabilities(7)).
+                ambient: if uid == 0 { 0 } else { rights.permitted & rights.inheritable },
+                securebits: 0,
             },
             threads: vec![pid],
             exit: None,
@@ -162,15 +166,22 @@ impl Kernel {
             vfork_waiter: None,
             limits: around.limits,
             executable: None,
+            running: None,
             command_line: Vec::new(),
             environment: Vec::new(),
             has_execed: false,
             started_ns: self.timers.now_ns(),
             alarm: None,
+            processor_alarms: [None, None],
             stopped: false,
             death_signal: 0,
             no_new_privileges: rights.no_new_privileges,
             subreaper: false,
+            dumpable: true,
+            without_huge_pages: false,
+            oom_score_adj: 0,
+            personality: 0,
+            io_priority: 0,
             name: [0; 16],
             cpu_ns: 0,
             children_cpu_ns: 0,
@@ -199,6 +210,7 @@ impl Kernel {
         let mut task = new_task(child, pid, thread, space);
         let caller = self.task(tid)?;
         (task.mask, task.name, task.seccomp) = (caller.mask, caller.name, caller.seccomp.clone());
+        (task.slack_ns, task.usual_slack_ns) = (caller.slack_ns, caller.slack_ns);
         if order.flags & CLONE_VM == 0 || order.flags & CLONE_VFORK != 0 {
             task.alt_stack = caller.alt_stack;
         }
@@ -283,11 +295,13 @@ impl Kernel {
             pending_set: None,
             vfork_waiter: shared(CLONE_VFORK).then_some(tid),
             executable: parent.executable.clone(),
+            running: parent.running.clone(),
             command_line: parent.command_line.clone(),
             environment: parent.environment.clone(),
             has_execed: false,
             started_ns: self.timers.now_ns(),
             alarm: None,
+            processor_alarms: [None, None],
             stopped: false,
             death_signal: 0,
             subreaper: false,
@@ -352,7 +366,7 @@ impl Kernel {
     }
 }
 
-fn copied<T: Clone>(shared: &Mutex<T>) -> Arc<Mutex<T>> {
+pub(crate) fn copied<T: Clone>(shared: &Mutex<T>) -> Arc<Mutex<T>> {
     Arc::new(Mutex::new(shared.lock().clone()))
 }
 
@@ -372,6 +386,8 @@ fn new_task(tid: Tid, pid: Pid, thread: ThreadId, space: SpaceId) -> Task {
         alt_stack: Default::default(),
         clear_tid: 0,
         robust_list: 0,
+        slack_ns: 50_000,
+        usual_slack_ns: 50_000,
         name: [0; 16],
         seccomp: Seccomp::Off,
     }
@@ -381,6 +397,11 @@ fn new_task(tid: Tid, pid: Pid, thread: ThreadId, space: SpaceId) -> Task {
 fn check(flags: u64) -> Result<()> {
     let needs = |flag: u64, other: u64| flags & flag == 0 || flags & other == other;
     if !needs(CLONE_THREAD, CLONE_SIGHAND) || !needs(CLONE_SIGHAND, CLONE_VM) {
+        return Err(Errno::INVAL);
+    }
+    if flags & CLONE_NEWNS != 0 && flags & CLONE_FS != 0
+        || flags & CLONE_CLEAR_SIGHAND != 0 && flags & CLONE_SIGHAND != 0
+    {
         return Err(Errno::INVAL);
     }
     if flags & CLONE_NEW != 0 {
@@ -423,6 +444,14 @@ pub(crate) fn clone3(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
     }
     let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls] = kernel.get_words(tid, address)?;
     if exit_signal > 64 || (stack == 0) != (stack_size == 0) {
+        return Err(Errno::INVAL);
+    }
+    let more = kernel.get_bytes(tid, address + 64, size as usize - 64)?;
+    if more.iter().any(|&byte| byte != 0) {
+        // set_tid and its size, or a cgroup, or what nobody knows
+        return Err(if size <= 88 { Errno::INVAL } else { Errno::TOOBIG });
+    }
+    if flags & EXIT_SIGNAL != 0 {
         return Err(Errno::INVAL);
     }
     let stack = stack.wrapping_add(stack_size);

@@ -4,16 +4,18 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_vfs::cred::MAY_EXEC;
-use drupe_appkernel_vfs::kind::{S_ISGID, S_ISUID};
+use drupe_appkernel_vfs::inode::Use;
 use drupe_appkernel_vfs::mount::{MS_NOEXEC, MS_NOSUID};
 use drupe_appkernel_vfs::{FileType, How, OpenFile, OpenFlags, Path};
 
 use crate::auxv::{self, Stack};
+use crate::clone::copied;
 use crate::elf::{self, Elf, Segment};
 use crate::kernel::{Done, Kernel, Program};
 use crate::mm::{Area, Mm, PAGE, PROT_EXEC, PROT_READ, PROT_WRITE};
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
-use crate::seat::{Seat, AT_SYMLINK_NOFOLLOW};
+use crate::privileges::Privileges;
+use crate::seat::{Seat, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW};
 use crate::task::{Pid, Tid};
 
 const STACK_BYTES: u64 = 8 << 20;
@@ -159,8 +161,8 @@ impl Kernel {
         seat: &Seat,
         image: &Image,
         environment: &[Vec<u8>],
-        space: SpaceId,
-        thread: ThreadId,
+        privileges: &Privileges,
+        (space, thread): (SpaceId, ThreadId),
     ) -> Result<Loaded> {
         let mut mm = Mm::new(space, self.platform.address_end());
         mm.top -= (self.random_u64() & 0xf_ffff) * PAGE;
@@ -184,7 +186,7 @@ impl Kernel {
                 (elf.entry.wrapping_add(base), base)
             }
         };
-        let stack = self.first_stack(seat, image, environment, &mut mm, bias, base);
+        let stack = self.first_stack(seat, image, environment, privileges, &mm, (bias, base));
         ops.push(map_stack(&mut mm, &image.elf));
         self.platform.change(thread, &ops)?;
         self.clear_tails(&mm, &image.elf, bias)?;
@@ -202,9 +204,9 @@ impl Kernel {
         seat: &Seat,
         image: &Image,
         environment: &[Vec<u8>],
-        mm: &mut Mm,
-        bias: u64,
-        base: u64,
+        privileges: &Privileges,
+        mm: &Mm,
+        (bias, base): (u64, u64),
     ) -> Stack {
         let mut random = [0; 16];
         self.host.random(&mut random);
@@ -218,11 +220,11 @@ impl Kernel {
             (auxv::AT_BASE, base),
             (auxv::AT_FLAGS, 0),
             (auxv::AT_ENTRY, image.elf.entry.wrapping_add(bias)),
-            (auxv::AT_UID, credentials.uid.into()),
+            (auxv::AT_UID, privileges.ids.uid.into()),
             (auxv::AT_EUID, credentials.uid.into()),
-            (auxv::AT_GID, credentials.gid.into()),
+            (auxv::AT_GID, privileges.ids.gid.into()),
             (auxv::AT_EGID, credentials.gid.into()),
-            (auxv::AT_SECURE, 0),
+            (auxv::AT_SECURE, privileges.secure.into()),
             (auxv::AT_HWCAP, processor.hwcap),
             (auxv::AT_HWCAP2, processor.hwcap2),
             (auxv::AT_CLKTCK, 100),
@@ -342,9 +344,13 @@ impl Kernel {
     ) -> Result<()> {
         let mut seat = self.seat(tid)?;
         let image = resolve(&seat, path, name, arguments)?;
-        self.apply_set_id(tid, &mut seat, &image.path)?;
-        let (space, thread) = self.platform.new_space()?;
-        let loaded = match self.load(&seat, &image, &environment, space, thread) {
+        // A first process was given what it is to have.
+        let first = self.thread(tid)? == ThreadId(u32::MAX);
+        let privileges = if first { Privileges::kept(self.process(tid)?) } else { self.privileges(tid, &image.path)? };
+        seat.credentials = privileges.credentials.clone();
+        let running = Arc::new(Use::running(&image.path)?);
+        let (space, thread) = self.empty_space(tid)?;
+        let loaded = match self.load(&seat, &image, &environment, &privileges, (space, thread)) {
             Ok(loaded) => loaded,
             Err(errno) => {
                 self.platform.end_space(space);
@@ -352,30 +358,21 @@ impl Kernel {
             }
         };
         self.platform.reset(thread, &loaded.registers)?;
-        self.replace(tid, &seat, &image, &environment, loaded, thread)
+        self.process_mut(tid)?.running = Some(running);
+        self.replace(tid, privileges, &image, &environment, loaded, thread)
     }
 
-    fn apply_set_id(&self, tid: Tid, seat: &mut Seat, path: &Path) -> Result<()> {
-        let metadata = path.inode().metadata()?;
-        if self.process(tid)?.no_new_privileges || path.mount.has(MS_NOSUID) {
-            return Ok(());
-        }
-        if metadata.mode & S_ISUID != 0 {
-            seat.credentials.uid = metadata.uid;
-            if metadata.uid == 0 {
-                seat.credentials.capabilities = self.process(tid)?.ids.bounding;
-            }
-        }
-        if metadata.mode & (S_ISGID | 0o010) == S_ISGID | 0o010 {
-            seat.credentials.gid = metadata.gid;
-        }
-        Ok(())
+    /// Who the process will be. Set-id bits and capabilities of files count where nothing forbids them.
+    fn privileges(&self, tid: Tid, path: &Path) -> Result<Privileges> {
+        let (process, metadata) = (self.process(tid)?, path.inode().metadata()?);
+        let trusted = !process.no_new_privileges && !path.mount.has(MS_NOSUID);
+        Ok(Privileges::after(process, path, metadata.mode, (metadata.uid, metadata.gid), trusted))
     }
 
     fn replace(
         &mut self,
         tid: Tid,
-        seat: &Seat,
+        privileges: Privileges,
         image: &Image,
         environment: &[Vec<u8>],
         loaded: Loaded,
@@ -400,13 +397,11 @@ impl Kernel {
         self.tasks.tasks.insert(pid, task);
         let process = self.process_mut(pid)?;
         process.threads = vec![pid];
-        let privileged = process.credentials != seat.credentials;
-        process.credentials = seat.credentials.clone();
-        if privileged {
-            process.ids.saved_uid = seat.credentials.uid;
-            process.ids.saved_gid = seat.credentials.gid;
-            process.ids.permitted = seat.credentials.capabilities;
+        process.dumpable = !privileges.secure;
+        if privileges.secure {
+            process.death_signal = 0;
         }
+        (process.credentials, process.ids) = (privileges.credentials, privileges.ids);
         process.executable = Some(image.path.clone());
         process.command_line = joined(&image.arguments);
         process.environment = joined(environment);
@@ -416,9 +411,12 @@ impl Kernel {
         let mut actions = process.actions.lock().clone();
         actions.reset();
         process.actions = Arc::new(drupe_appkernel_vfs::sync::Mutex::new(actions));
-        let files = process.files.lock().clone();
-        process.files = Arc::new(drupe_appkernel_vfs::sync::Mutex::new(files));
+        // A table that others use is theirs, with the locks that belong to it.
+        if Arc::strong_count(&process.files) > 1 {
+            process.files = copied(&process.files);
+        }
         let closed = process.files.lock().remove_close_on_exec();
+        closed.iter().try_for_each(|file| self.closed(pid, file))?;
         drop(closed);
         self.end_vfork(pid);
         Ok(())
@@ -466,6 +464,9 @@ pub(crate) fn execve(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
 /// execveat(2).
 pub(crate) fn execveat(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Done> {
     let [fd, path, arguments, environment, flags, _] = *args;
+    if flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
+        return Err(Errno::INVAL);
+    }
     let name = kernel.path_text(tid, path)?;
     let mut arguments = kernel.texts(tid, arguments)?;
     if arguments.is_empty() {

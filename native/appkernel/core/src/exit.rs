@@ -5,6 +5,7 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::wait;
 
+use crate::calls::descriptors::leave_locks;
 use crate::kernel::{Done, Kernel};
 use crate::mm::MmId;
 use crate::pids;
@@ -103,11 +104,13 @@ impl Kernel {
         }
         process.exit = Some(exit);
         self.has_changed = true;
-        (process.stopped, process.alarm) = (false, None);
+        (process.stopped, process.alarm, process.running) = (false, None, None);
+        process.processor_alarms = [None, None];
         let timers = std::mem::take(&mut process.posix_timers);
         drop(timers);
         let life = Arc::clone(&process.life);
         let (threads, mm) = (std::mem::take(&mut process.threads), process.mm);
+        leave_locks(process);
         let files = std::mem::take(&mut process.files);
         let shared = self.mms.get(&mm).is_some_and(|mm| mm.users > 1);
         self.account(pid);

@@ -13,14 +13,18 @@ use crate::census::Census;
 use crate::host::Host;
 use crate::jobs::Board;
 use crate::mm::{Mm, MmId};
+use crate::nursery::Nurseries;
 use crate::pids;
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
 use crate::seat::Looks;
 use crate::seccomp;
 use crate::signal::{self, Info};
+use crate::sysctl::IpcLimits;
 use crate::sysv::SysV;
 use crate::table;
-use crate::task::{Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, ALARM, TIMER};
+use crate::task::{
+    Exit, PendingCall, Pid, Process, ReadyList, State, Task, TaskWaker, Tasks, Tid, PROCESSOR_ALARM, TIMER,
+};
 use crate::timers::Timers;
 
 /// How a call ended, if not with an error.
@@ -65,6 +69,9 @@ pub struct Kernel {
     pub(crate) board: Arc<Board>,
     pub(crate) bounds: Bounds,
     pub(crate) sysv: SysV,
+    pub(crate) ipc: IpcLimits,
+    pub(crate) nurseries: Nurseries,
+    pub(crate) domainname: Vec<u8>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
     /// Rewrite places of programs that call often (rewrite.rs).
@@ -98,6 +105,9 @@ impl Kernel {
             board: Board::new(),
             bounds: Bounds::default(),
             sysv: SysV::default(),
+            ipc: IpcLimits::default(),
+            nurseries: Nurseries::new(),
+            domainname: b"(none)".to_vec(),
             has_changed: true,
             rewrites: true,
             trace: false,
@@ -181,10 +191,11 @@ impl Kernel {
     fn serve_ready(&mut self) {
         while !self.ready.is_empty() {
             for tid in self.ready.take() {
-                let number = tid & !(ALARM | TIMER);
-                self.carefully(number, |kernel| match tid & (ALARM | TIMER) {
+                let number = tid & !PROCESSOR_ALARM;
+                self.carefully(number, |kernel| match tid & PROCESSOR_ALARM {
                     0 => kernel.try_again(tid),
                     TIMER => kernel.timers_due(number),
+                    PROCESSOR_ALARM => kernel.processor_alarms_due(number),
                     _ => kernel.alarm_due(number),
                 });
             }

@@ -12,6 +12,8 @@ use crate::rewrite::Sites;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MmId(pub u32);
 
+/// Linux's vm.max_map_count, which the host's is too.
+pub const MAX_AREAS: usize = 65_530;
 pub const PAGE: u64 = 4096;
 /// vm.mmap_min_addr
 pub const LOWEST: u64 = 0x1_0000;
@@ -135,18 +137,59 @@ impl Mm {
 
     /// Put an area in place of what is in the range.
     pub fn insert(&mut self, start: u64, area: Area) {
-        self.remove(start, area.end);
+        let end = area.end;
+        self.remove(start, end);
         self.areas.insert(start, area);
+        self.join(start);
+        self.join(end);
+    }
+
+    /// Make one area of the two that meet here, if they are alike, as Linux does.
+    fn join(&mut self, at: u64) {
+        let (Some(upper), Some((start, lower))) = (self.areas.get(&at), self.areas.range(..at).next_back()) else {
+            return;
+        };
+        if lower.end != at || !lower.continues(*start, upper) {
+            return;
+        }
+        let (start, end) = (*start, upper.end);
+        self.areas.remove(&at);
+        self.areas.get_mut(&start).into_iter().for_each(|lower| lower.end = end);
+    }
+
+    /// Whether there are as many areas as a process may have (vm.max_map_count).
+    pub fn is_full(&self) -> bool {
+        self.areas.len() >= MAX_AREAS
     }
 
     pub fn protect(&mut self, start: u64, end: u64, protection: u32) {
         self.split(start);
         self.split(end);
-        self.areas.range_mut(start..end).for_each(|(_, area)| area.protection = protection);
+        let inside: Vec<u64> = self.areas.range(start..end).map(|(at, _)| *at).collect();
+        for at in inside {
+            self.areas.get_mut(&at).into_iter().for_each(|area| area.protection = protection);
+            self.join(at);
+        }
+        self.join(end);
     }
 
     pub fn size_bytes(&self) -> u64 {
         self.areas.iter().map(|(start, area)| area.end - start).sum()
+    }
+}
+
+impl Area {
+    /// Whether `upper`, which lies right above, is more of the same.
+    fn continues(&self, start: u64, upper: &Area) -> bool {
+        let alike = (self.protection, self.shared, self.name) == (upper.protection, upper.shared, upper.name);
+        alike
+            && match (&self.file, &upper.file) {
+                (None, None) => !self.shared,
+                (Some((file, offset)), Some((other, above))) => {
+                    Arc::ptr_eq(file, other) && offset.checked_add(self.end - start) == Some(*above)
+                }
+                _ => false,
+            }
     }
 }
 
@@ -166,6 +209,23 @@ mod tests {
         let left: Vec<_> = mm.areas.iter().map(|(s, a)| (*s, a.end)).collect();
         assert_eq!(left, [(0x10_0000, 0x14_0000), (0x15_0000, 0x20_0000)]);
         assert!(mm.is_mapped(0x15_0000, 0x20_0000) && !mm.is_mapped(0x13_0000, 0x16_0000));
+    }
+
+    #[test]
+    fn what_is_alike_is_one_area() {
+        let mut mm = Mm::new(SpaceId(1), 1 << 46);
+        mm.insert(0x11_0000, area(0x12_0000));
+        mm.insert(0x10_0000, area(0x11_0000));
+        mm.insert(0x12_0000, area(0x13_0000));
+        assert_eq!(mm.areas.len(), 1);
+        mm.protect(0x11_0000, 0x12_0000, 1);
+        assert_eq!(mm.areas.len(), 3);
+        mm.protect(0x11_0000, 0x12_0000, 3);
+        let left: Vec<_> = mm.areas.iter().map(|(s, a)| (*s, a.end)).collect();
+        assert_eq!(left, [(0x10_0000, 0x13_0000)]);
+        mm.insert(0x13_0000, Area { shared: true, ..area(0x14_0000) });
+        mm.insert(0x14_0000, Area { shared: true, ..area(0x15_0000) });
+        assert_eq!(mm.areas.len(), 3, "what is shared has memory of its own");
     }
 
     #[test]

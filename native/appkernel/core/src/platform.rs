@@ -93,6 +93,16 @@ pub trait Platform {
     /// An empty space with one thread, standing still.
     fn new_space(&mut self) -> Result<(SpaceId, ThreadId)>;
 
+    /// As `new_space`, forked from one whose thread has never run: it stands on the host where that one does.
+    fn new_space_beside(&mut self, _nursery: ThreadId) -> Result<(SpaceId, ThreadId)> {
+        self.new_space()
+    }
+
+    /// The host's number for the process that is the space.
+    fn host_process(&self, _space: SpaceId) -> i32 {
+        0
+    }
+
     /// A copy of the space of `thread`, which stands still, with one thread where that is.
     fn fork(&mut self, thread: ThreadId) -> Result<(SpaceId, ThreadId)>;
 
@@ -162,6 +172,11 @@ pub trait Platform {
 
     /// Processor time that the space's threads have had, in nanoseconds.
     fn cpu_ns(&self, space: SpaceId) -> u64;
+
+    /// Whether a thread that runs guest code sleeps there, in a call that the host answers (futex(2)).
+    fn is_asleep(&self, _thread: ThreadId) -> bool {
+        false
+    }
 
     /// Memory that the space's pages take now.
     fn resident_bytes(&self, space: SpaceId) -> u64;

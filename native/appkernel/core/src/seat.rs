@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::{
-    ClockId, Context, Credentials, How, MountNamespace, OpenFile, Path, SpecialFiles, Timestamp, View,
+    ClockId, Context, Credentials, How, MountNamespace, OpenFile, OpenFlags, Path, SpecialFiles, Timestamp, View,
 };
 
 use crate::kernel::Kernel;
@@ -60,8 +60,14 @@ impl Kernel {
         })
     }
 
-    /// The open file behind a descriptor. EBADF.
+    /// The open file behind a descriptor. EBADF, also for one that is only a place (O_PATH).
     pub(crate) fn file(&self, tid: Tid, fd: u64) -> Result<Arc<OpenFile>> {
+        let file = self.any_file(tid, fd)?;
+        (!file.flags().has(OpenFlags::PATH)).then_some(file).ok_or(Errno::BADF)
+    }
+
+    /// The open file behind a descriptor, of whatever kind (open(2), O_PATH, says for which calls). EBADF.
+    pub(crate) fn any_file(&self, tid: Tid, fd: u64) -> Result<Arc<OpenFile>> {
         let process = self.process(tid)?;
         let table = process.files.lock();
         table.get(fd as i32).map(Arc::clone)
@@ -79,7 +85,7 @@ impl Kernel {
         if fd as i32 == AT_FDCWD || path.first() == Some(&b'/') {
             return Ok(seat.cwd.clone());
         }
-        self.file(tid, fd)?.path().cloned().ok_or(Errno::NOTDIR)
+        self.any_file(tid, fd)?.path().cloned().ok_or(Errno::NOTDIR)
     }
 
     /// The file at a path of the guest's; `flags`: AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW.
@@ -120,7 +126,7 @@ impl Kernel {
     }
 
     fn is_of_proc(&self, tid: Tid, fd: u64) -> Looks {
-        let Ok(file) = self.file(tid, fd) else { return Looks::No };
+        let Ok(file) = self.any_file(tid, fd) else { return Looks::No };
         let shown = file.path().is_some_and(|path| path.mount.file_system().name() == "proc");
         if shown {
             Looks::Surely

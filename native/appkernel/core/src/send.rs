@@ -7,7 +7,7 @@ use drupe_appkernel_vfs::wait;
 
 use crate::kernel::Kernel;
 use crate::signal::{bit, Info, SIGALRM, SIGCONT, SIGKILL, SI_KERNEL, STOPS};
-use crate::task::{Pid, Report, State, TaskWaker, Tid, ALARM};
+use crate::task::{Pid, ProcessorAlarm, Report, State, TaskWaker, Tid, ALARM, PROCESSOR_ALARM};
 
 /// RLIMIT_SIGPENDING, roughly: what waits in one queue.
 const MAX_PENDING: usize = 1024;
@@ -154,6 +154,48 @@ impl Kernel {
             due_ns.map(|due_ns| crate::task::Alarm { due_ns, interval_ns, timer: Some(self.timers.at(due_ns, waker)) });
         if let Some(process) = self.tasks.processes.get_mut(&pid) {
             process.alarm = alarm;
+        }
+    }
+
+    /// Arm ITIMER_VIRTUAL (0) or ITIMER_PROF (1) for so much more processor time; None: disarm it.
+    pub(crate) fn set_processor_alarm(&mut self, pid: Pid, which: usize, left_ns: Option<u64>, interval_ns: u64) {
+        let used_ns = self.process_cpu_ns(pid);
+        let alarm = left_ns.map(|left| ProcessorAlarm { due_ns: used_ns + left, interval_ns, timer: None });
+        if let Some(process) = self.tasks.processes.get_mut(&pid) {
+            process.processor_alarms[which] = alarm;
+        }
+        self.processor_alarms_due(pid);
+    }
+
+    fn process_cpu_ns(&self, pid: Pid) -> u64 {
+        let mm = self.tasks.processes.get(&pid).and_then(|process| self.mms.get(&process.mm));
+        mm.map_or(0, |mm| self.platform.cpu_ns(mm.space))
+    }
+
+    /// Send what is due, and look again when the next one may be: at the earliest when all threads have run until then.
+    pub(crate) fn processor_alarms_due(&mut self, pid: Pid) {
+        const SIGNALS: [i32; 2] = [26, 27]; // SIGVTALRM, SIGPROF
+        const SOONEST_NS: u64 = 1_000_000;
+        let (used_ns, now_ns) = (self.process_cpu_ns(pid), self.timers.now_ns());
+        for (which, signal) in SIGNALS.into_iter().enumerate() {
+            let Some(process) = self.tasks.processes.get_mut(&pid) else { return };
+            let threads = process.threads.len().max(1) as u64;
+            let Some(alarm) = process.processor_alarms[which].as_mut() else { continue };
+            let is_due = alarm.due_ns <= used_ns;
+            if is_due {
+                let missed = (used_ns - alarm.due_ns).checked_div(alarm.interval_ns);
+                alarm.due_ns += missed.map_or(0, |missed| (missed + 1) * alarm.interval_ns);
+            }
+            if is_due && alarm.interval_ns == 0 {
+                process.processor_alarms[which] = None;
+            } else {
+                let waker = Arc::new(TaskWaker { tid: pid | PROCESSOR_ALARM, ready: Arc::clone(&self.ready) });
+                let wait_ns = ((alarm.due_ns - used_ns) / threads).max(SOONEST_NS);
+                alarm.timer = Some(self.timers.at(now_ns.saturating_add(wait_ns), waker));
+            }
+            if is_due {
+                self.send_to_process(pid, Info::new(signal, SI_KERNEL));
+            }
         }
     }
 

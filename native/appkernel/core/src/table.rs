@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
     descriptors as fd, events, files, identity as who, io, locks, memory, messages, msg, names, nothing, pidfd, poll,
-    schedule, seccomp, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
+    prctl, schedule, seccomp, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -126,9 +126,9 @@ fn add_io(t: &mut Table) {
     t.full(77, "ftruncate", fd::ftruncate);
     t.full(78, "getdents", fd::getdents);
     t.full(162, "sync", nothing);
-    t.full(187, "readahead", fd::hint);
+    t.full(187, "readahead", fd::readahead);
     t.full(217, "getdents64", fd::getdents64);
-    t.full(221, "fadvise64", fd::hint);
+    t.full(221, "fadvise64", fd::fadvise);
     t.part(275, "splice", "64 KiB at a time", splice::splice);
     t.part(276, "tee", "64 KiB at a time", splice::tee);
     t.part(278, "vmsplice", "copies, gives no pages", splice::vmsplice);
@@ -209,6 +209,7 @@ fn add_files(t: &mut Table) {
     t.full(266, "symlinkat", names::symlinkat);
     t.full(267, "readlinkat", files::readlinkat);
     t.full(268, "fchmodat", files::fchmodat);
+    t.full(452, "fchmodat2", files::fchmodat2);
     t.full(269, "faccessat", files::faccessat);
     t.full(280, "utimensat", files::utimensat);
     t.part(316, "renameat2", "RENAME_WHITEOUT", names::renameat2);
@@ -288,11 +289,11 @@ fn add_memory(t: &mut Table) {
         "WILLNEED, DONTNEED and FREE are the host's; other advice is taken and ignored",
         memory::madvise,
     );
-    t.part(149, "mlock", "nothing is locked", nothing);
-    t.part(150, "munlock", "nothing is locked", nothing);
-    t.part(151, "mlockall", "nothing is locked", nothing);
+    t.part(149, "mlock", "nothing is locked", memory::lock);
+    t.part(150, "munlock", "nothing is locked", memory::lock);
+    t.part(151, "mlockall", "nothing is locked", memory::mlockall);
     t.part(152, "munlockall", "nothing is locked", nothing);
-    t.part(325, "mlock2", "nothing is locked", nothing);
+    t.part(325, "mlock2", "nothing is locked", memory::mlock2);
     t.full(158, "arch_prctl", memory::arch_prctl);
 }
 
@@ -313,8 +314,6 @@ fn add_processes(t: &mut Table) {
     t.full(273, "set_robust_list", who::set_robust_list);
     t.none(101, "ptrace", "no debugger in the pod");
     t.none(334, "rseq", "the C library does without");
-    t.none(272, "unshare", "no namespaces in the pod");
-    t.none(308, "setns", "no namespaces in the pod");
     t.part(434, "pidfd_open", "what is polled must be a whole process", pidfd::pidfd_open);
     t.full(424, "pidfd_send_signal", pidfd::pidfd_send_signal);
     t.full(274, "get_robust_list", get_robust_list);
@@ -337,7 +336,7 @@ fn add_signals_and_time(t: &mut Table) {
     t.full(35, "nanosleep", time::nanosleep);
     t.full(36, "getitimer", time::getitimer);
     t.full(37, "alarm", time::alarm);
-    t.part(38, "setitimer", "ITIMER_VIRTUAL, ITIMER_PROF", time::setitimer);
+    t.part(38, "setitimer", "ITIMER_VIRTUAL counts what ITIMER_PROF does", time::setitimer);
     t.full(96, "gettimeofday", time::gettimeofday);
     t.part(98, "getrusage", "processor time alone, none of it as system time", time::getrusage);
     t.part(100, "times", "none of it as system time", time::times);
@@ -378,9 +377,32 @@ fn add_identity(t: &mut Table) {
     t.full(124, "getsid", who::getsid);
     t.full(125, "capget", who::capget);
     t.full(126, "capset", who::capset);
-    t.part(157, "prctl", "names, death signal, bounding set, subreaper, no new privileges, seccomp", who::prctl);
+    t.part(157, "prctl", "memory maps, what concerns other processors", prctl::prctl);
     t.full(186, "gettid", who::gettid);
 }
+
+/// What wants a right that no container has here. Not ENOSYS: programs take EPERM for what it is.
+const NOT_PERMITTED: [(usize, &str); 19] = [
+    (153, "vhangup"),
+    (155, "pivot_root"),
+    (163, "acct"),
+    (164, "settimeofday"),
+    (165, "mount"),
+    (166, "umount2"),
+    (167, "swapon"),
+    (168, "swapoff"),
+    (169, "reboot"),
+    (171, "setdomainname"),
+    (172, "iopl"),
+    (173, "ioperm"),
+    (175, "init_module"),
+    (176, "delete_module"),
+    (227, "clock_settime"),
+    (246, "kexec_load"),
+    (300, "fanotify_init"),
+    (308, "setns"),
+    (313, "finit_module"),
+];
 
 fn add_system(t: &mut Table) {
     t.full(63, "uname", system::uname);
@@ -403,6 +425,13 @@ fn add_system(t: &mut Table) {
     t.full(146, "sched_get_priority_max", |k, tid, a| system::sched_priority(k, tid, a, true));
     t.full(147, "sched_get_priority_min", |k, tid, a| system::sched_priority(k, tid, a, false));
     t.part(324, "membarrier", "no command is offered", system::membarrier);
+    t.part(135, "personality", "kept, no effect", system::personality);
+    t.part(272, "unshare", "new namespaces", system::unshare);
+    t.part(251, "ioprio_set", "kept, no effect; no real time", schedule::ioprio_set);
+    t.full(252, "ioprio_get", schedule::ioprio_get);
+    for (number, name) in NOT_PERMITTED {
+        t.part(number, name, "EPERM: not for containers", system::not_permitted);
+    }
     t.none(425, "io_uring_setup", "programs do without");
     t.part(
         317,

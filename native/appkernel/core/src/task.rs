@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use drupe_appkernel_vfs::inode::Use;
 use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::time::Armed;
 use drupe_appkernel_vfs::{
@@ -41,6 +42,8 @@ pub struct PendingCall {
     /// How far the call has come: bytes moved, or a number that it keeps for its next try.
     pub progress: u64,
     pub registrations: Vec<Registration>,
+    /// Whose record lock it waits for: a descriptor table's number (descriptors::lock_owner).
+    pub lock_of: Option<u64>,
     /// A FIFO that is being opened, and waits for its other side.
     pub opening: Option<Arc<OpenFile>>,
 }
@@ -75,6 +78,9 @@ pub struct Task {
     pub alt_stack: AltStack,
     pub clear_tid: u64,
     pub robust_list: u64,
+    /// As prctl(2) PR_SET_TIMERSLACK sets it, and gives it back; and what 0 means there.
+    pub slack_ns: u64,
+    pub usual_slack_ns: u64,
     pub name: [u8; 16],
     pub seccomp: Seccomp,
 }
@@ -134,15 +140,26 @@ pub struct Process {
     pub vfork_waiter: Option<Tid>,
     pub limits: [(u64, u64); LIMIT_COUNT],
     pub executable: Option<Path>,
+    /// Nobody may write to it.
+    pub running: Option<Arc<Use>>,
     pub command_line: Vec<u8>,
     pub environment: Vec<u8>,
     pub has_execed: bool,
     pub started_ns: u64,
     pub alarm: Option<Alarm>,
+    /// ITIMER_VIRTUAL and ITIMER_PROF.
+    pub processor_alarms: [Option<ProcessorAlarm>; 2],
     pub stopped: bool,
     pub death_signal: i32,
     pub no_new_privileges: bool,
     pub subreaper: bool,
+    /// Asked for by prctl(2), and told again.
+    pub dumpable: bool,
+    pub without_huge_pages: bool,
+    pub oom_score_adj: i32,
+    pub personality: u32,
+    /// ioprio_set(2).
+    pub io_priority: u32,
     /// Of its first thread, for when that is gone.
     pub name: [u8; 16],
     /// Processor time, known when the process has ended; and of its children that were waited for.
@@ -152,6 +169,14 @@ pub struct Process {
 
 /// The real interval timer (setitimer(2)).
 pub struct Alarm {
+    pub due_ns: u64,
+    pub interval_ns: u64,
+    pub timer: Option<Box<dyn Armed>>,
+}
+
+/// An interval timer of processor time. The host tells nobody when it is due: it is looked at when it might be.
+pub struct ProcessorAlarm {
+    /// In processor time of the process.
     pub due_ns: u64,
     pub interval_ns: u64,
     pub timer: Option<Box<dyn Armed>>,
@@ -167,6 +192,9 @@ pub struct Ids {
     pub permitted: u64,
     pub inheritable: u64,
     pub bounding: u64,
+    pub ambient: u64,
+    /// SECBIT_* of capabilities(7).
+    pub securebits: u32,
 }
 
 /// Tasks that something has woken, to be tried again.
@@ -191,6 +219,9 @@ impl ReadyList {
 pub const ALARM: Tid = 1 << 31;
 /// And for its POSIX timers.
 pub const TIMER: Tid = 1 << 30;
+
+/// Both: for its timers of processor time.
+pub const PROCESSOR_ALARM: Tid = ALARM | TIMER;
 
 /// Puts one task on the list.
 pub struct TaskWaker {

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::FileType;
 
 use crate::image::{Fields, Image};
 use crate::inode::Inode;
@@ -14,7 +15,20 @@ const ENTRY_BYTES: usize = 12;
 pub(crate) struct Entry<'a> {
     pub name: &'a [u8],
     pub nid: u64,
+    /// As the directory tells it; None: the inode alone does.
+    pub kind: Option<FileType>,
 }
+
+/// EROFS_FT_*, from 1 on.
+const KINDS: [FileType; 7] = [
+    FileType::Regular,
+    FileType::Directory,
+    FileType::CharDevice,
+    FileType::BlockDevice,
+    FileType::Fifo,
+    FileType::Socket,
+    FileType::Symlink,
+];
 
 struct Block<'a> {
     bytes: &'a [u8],
@@ -34,7 +48,9 @@ impl<'a> Block<'a> {
     }
 
     fn entry(&self, index: usize) -> Result<Entry<'a>> {
-        let start = self.name_offset(index);
+        let fields = self.bytes.get(index * ENTRY_BYTES..(index + 1) * ENTRY_BYTES).ok_or(Errno::UCLEAN)?;
+        let fields = Fields(fields);
+        let start = usize::from(fields.u16(8));
         let end = if index + 1 < self.count { self.name_offset(index + 1) } else { self.bytes.len() };
         let name = self.bytes.get(start..end).ok_or(Errno::UCLEAN)?;
         let name = if index + 1 < self.count { name } else { name.split(|&b| b == 0).next().unwrap_or(name) };
@@ -42,7 +58,8 @@ impl<'a> Block<'a> {
         if name.is_empty() || name.len() > 255 || (!dots && (name.contains(&b'/') || name.contains(&0))) {
             return Err(Errno::UCLEAN);
         }
-        Ok(Entry { name, nid: Fields(self.bytes).u64(index * ENTRY_BYTES) })
+        let kind = usize::from(fields.u8(10)).checked_sub(1).and_then(|at| KINDS.get(at)).copied();
+        Ok(Entry { name, nid: fields.u64(0), kind })
     }
 }
 

@@ -163,7 +163,8 @@ impl VfsInode for Node {
             if entry.name == b"." || entry.name == b".." {
                 return Ok(true);
             }
-            let kind = Inode::read(&self.shared.image, entry.nid)?.kind;
+            let kind =
+                entry.kind.map_or_else(|| Inode::read(&self.shared.image, entry.nid).map(|inode| inode.kind), Ok)?;
             Ok(sink(DirEntry { name: entry.name, inode: entry.nid, kind, next_cookie }))
         })
     }

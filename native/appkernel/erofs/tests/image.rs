@@ -111,6 +111,12 @@ fn compare_directory(inode: &InodeRef, path: &Path) {
     found.sort();
     expected.sort();
     assert_eq!(found, expected, "{path:?}");
+    inode
+        .read_dir(0, &mut |entry| {
+            assert_eq!(entry.kind, inode.lookup(entry.name).unwrap().kind(), "{path:?}");
+            true
+        })
+        .unwrap();
     for name in found {
         compare(&inode.lookup(&name).unwrap(), &path.join(OsStr::from_bytes(&name)));
         let mut missing = name.clone();

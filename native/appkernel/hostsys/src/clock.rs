@@ -5,6 +5,8 @@ use std::io;
 pub const REALTIME: i32 = libc::CLOCK_REALTIME;
 pub const MONOTONIC: i32 = libc::CLOCK_MONOTONIC;
 pub const BOOTTIME: i32 = libc::CLOCK_BOOTTIME;
+pub const REALTIME_COARSE: i32 = libc::CLOCK_REALTIME_COARSE;
+pub const MONOTONIC_COARSE: i32 = libc::CLOCK_MONOTONIC_COARSE;
 
 /// Seconds and nanoseconds of a clock; zero for one that is not there.
 pub fn now(clock: i32) -> (i64, u32) {

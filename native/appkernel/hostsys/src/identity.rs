@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use drupe_sys::credentials::{self, Capabilities};
-use drupe_sys::{fd, process};
+use drupe_sys::{fd, process, socket};
 
 /// The namespaces of stubs: of PIDs and of users. A process that does nothing holds them, and is their first: when it or the
 /// kernel's process ends, all stubs end.
@@ -15,12 +15,16 @@ use drupe_sys::{fd, process};
 pub struct Identity {
     namespace: OwnedFd,
     oom_score: File,
+    /// The holder waits there for its cgroup.
+    holder: OwnedFd,
     /// /proc of that PID namespace, with its processes only.
     pub proc: OwnedFd,
 }
 
 /// Stubs' user and group inside of their namespace: not 0, which means more than others.
 const INSIDE: u32 = 1;
+/// Of the kernel's process and the holder; one that waits for its pod has another (`kernel/src/serve.rs`).
+pub const NAME: &str = "drupe-appkernel";
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 impl Identity {
@@ -31,12 +35,13 @@ impl Identity {
         let (mut hears, says) = fd::pipe().map(|(r, w)| (File::from(r), File::from(w)))?;
         let (waits, goes) = fd::pipe()?;
         let mut goes = Some(goes);
+        let (ours, theirs) = socket::pair()?;
         drupe_sys::mount::unshare(libc::CLONE_NEWPID)?;
         let holder = process::fork_child(|| {
             drop(goes.take()); // its own copy: else it would never hear of the end
-            hold(kernel, says.try_clone(), File::from(waits))
+            hold(kernel, says.try_clone(), File::from(waits), &theirs)
         })?;
-        drop(says);
+        drop((says, theirs));
         let mut number = [0; 4];
         hears.read_exact(&mut number).map_err(|_| io::Error::from_raw_os_error(libc::EPERM))?;
         let proc = take_fd(&process::pidfd_open(holder)?, i32::from_ne_bytes(number))?;
@@ -46,7 +51,13 @@ impl Identity {
         let namespace = File::open(format!("/proc/{holder}/ns/user"))?.into();
         drop(goes.take());
         hears.read_exact(&mut [0])?;
-        Ok(Identity { namespace, oom_score, proc })
+        Ok(Identity { namespace, oom_score, holder: ours, proc })
+    }
+
+    /// Have the holder move itself into cgroups (`process::join_opened_cgroup`), once; it ends, and all stubs with it, if it
+    /// may not.
+    pub fn join_cgroups(&self, files: &[OwnedFd]) -> io::Result<()> {
+        socket::send(&self.holder, b"join", files)
     }
 
     /// Run `make`, which makes the first stub: when memory is short the host ends stubs, the largest first, and this process last.
@@ -73,7 +84,7 @@ fn become_nobody() -> io::Result<()> {
 }
 
 /// The holder: as the kernel's user it makes the user namespace, which therefore is the kernel's.
-fn hold(kernel: u32, says: io::Result<File>, mut waits: File) -> i32 {
+fn hold(kernel: u32, says: io::Result<File>, mut waits: File, order: &OwnedFd) -> i32 {
     let made = own_proc().and_then(|proc| {
         credentials::set_groups(&[])?;
         credentials::set_ids(kernel, kernel)?;
@@ -89,11 +100,21 @@ fn hold(kernel: u32, says: io::Result<File>, mut waits: File) -> i32 {
         credentials::set_no_new_privileges()?;
         says.write_all(&[0]) // fails if the kernel's process is gone already, of which no signal would tell any more
     });
-    if made.is_err() {
+    if made.and_then(|()| joined(order)).is_err() {
         return 1;
     }
     process::close_from(0);
     process::rest_for_ever()
+}
+
+/// In the holder: it holds nothing while it waits for the order, which may never come.
+fn joined(order: &OwnedFd) -> io::Result<()> {
+    let order = process::keep_only(order)?;
+    process::close_standard();
+    socket::wait_readable(&order)?;
+    let files = socket::receive(&order, &mut [0; 8])?.fds;
+    process::set_name(NAME);
+    files.iter().try_for_each(process::join_opened_cgroup)
 }
 
 fn take_fd(process: &OwnedFd, number: i32) -> io::Result<OwnedFd> {

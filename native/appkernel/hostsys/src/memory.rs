@@ -82,6 +82,14 @@ pub fn with_fd<T>(fd: RawFd, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>)
     call(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
+/// State of a thread, as a letter (proc_pid_stat(5)); None where that cannot be read.
+pub fn thread_state(proc: BorrowedFd<'_>, process: i32, thread: i32) -> Option<u8> {
+    let path = format!("{process}/task/{thread}/stat");
+    let fd = files::open(proc, path.as_bytes(), libc::O_RDONLY).ok()?;
+    let text = files::text(fd.as_fd());
+    text.rsplit_once(") ")?.1.bytes().next()
+}
+
 /// Memory that a process's pages take, from its directory in a /proc (proc_pid_statm(5)); 0 where that cannot be read.
 pub fn resident_bytes(proc: BorrowedFd<'_>, process: i32) -> u64 {
     let path = format!("{process}/statm");

@@ -21,6 +21,15 @@ pub struct Zygote {
     pub vdso: u64,
 }
 
+/// One that waits for its cgroup, before it becomes a stub.
+pub struct Waiting {
+    process: i32,
+    slot: Slot,
+    slots: OwnedFd,
+    /// Both ends of a pipe: it has no descriptors of its own.
+    gate: (OwnedFd, OwnedFd),
+}
+
 /// Signals that the stub's handler takes: traps, faults, and the kick.
 const HANDLED: [libc::c_int; 7] =
     [libc::SIGSYS, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, KICK];
@@ -41,19 +50,43 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// The caller has one thread, whose death kills it. Its first doorbell is still to be answered, with `first_ops`.
 /// `identity`: who it and all stubs are; the caller must be root. None: who the caller is.
 pub fn start(identity: Option<&Identity>) -> io::Result<Zygote> {
+    begin(identity)?.finish(&[])
+}
+
+/// The first half of `start`.
+pub fn begin(identity: Option<&Identity>) -> io::Result<Waiting> {
     let slots = memory::memfd("drupe-slots", SLOTS_SIZE)?;
     let slot = Slot::map(slots.as_fd(), 0)?;
     slot.prepare_stack();
     let program = filter::program();
+    let gate = drupe_sys::fd::pipe()?;
     let process = match identity {
         Some(identity) => identity.expendable(|| clone_process(true))?,
         None => clone_process(false)?,
     };
     if process == 0 {
-        become_stub(slots.as_fd(), &program, identity);
+        become_stub(slots.as_fd(), &program, identity, gate.0.as_fd());
     }
-    let fd = wait_for_listener(&slot, process)?;
-    Ok(Zygote { process, listener: Listener::new(own(fd)?), slot, slots, vdso: memory::vdso()?.0 })
+    Ok(Waiting { process, slot, slots, gate })
+}
+
+/// Cgroups that the first stub may be moved into.
+pub const MAX_CGROUPS: usize = 32;
+
+impl Waiting {
+    /// The second half: it moves itself into these cgroups (`drupe_sys::process::join_opened_cgroup`), and becomes a stub.
+    pub fn finish(self, cgroups: &[OwnedFd]) -> io::Result<Zygote> {
+        let Waiting { process, slot, slots, gate } = self;
+        let mut order = [-1; MAX_CGROUPS];
+        if cgroups.len() > order.len() {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
+        }
+        order.iter_mut().zip(cgroups).for_each(|(number, file)| *number = file.as_raw_fd());
+        let bytes: Vec<u8> = order.iter().flat_map(|number: &i32| number.to_ne_bytes()).collect();
+        crate::files::write(gate.1.as_fd(), &bytes)?;
+        let fd = wait_for_listener(&slot, process)?;
+        Ok(Zygote { process, listener: Listener::new(own(fd)?), slot, slots, vdso: memory::vdso()?.0 })
+    }
 }
 
 /// `placed`: children of this process have namespaces already.
@@ -104,9 +137,15 @@ pub fn first_ops() -> io::Result<Vec<Op>> {
 }
 
 /// In the child: no allocation, no library but system calls.
-fn become_stub(slots: BorrowedFd<'_>, program: &[libc::sock_filter], identity: Option<&Identity>) -> ! {
+fn become_stub(
+    slots: BorrowedFd<'_>,
+    program: &[libc::sock_filter],
+    identity: Option<&Identity>,
+    waits: BorrowedFd<'_>,
+) -> ! {
     let assumed = || identity.map_or(Ok(()), |identity| identity.assume().map_err(|error| code(&error)));
-    let done = prepare(slots, assumed).and_then(|()| install(program));
+    let prepared = prepare(slots, assumed);
+    let done = join_cgroups(waits).and(prepared).and_then(|()| install(program));
     let word = (SLOTS as usize + layout::READY) as *mut i64;
     // SAFETY: the slots are mapped there, unless `prepare` failed before; then this faults and the parent sees it.
     unsafe { word.write_volatile(done.map_or_else(|errno| -i64::from(errno), |fd| i64::from(fd) + 1)) };
@@ -152,7 +191,6 @@ fn prepare(slots: BorrowedFd<'_>, assume: impl FnOnce() -> Result<(), i32>) -> R
         done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into())?;
         // The kernel's process, of the same user, reads and writes the memory of stubs.
         done(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0).into())?;
-        done(libc::prctl(libc::PR_SET_NAME, c"drupe-guest".as_ptr(), 0, 0, 0).into())?;
         done(libc::setsid().into())?;
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         done(libc::setrlimit(libc::RLIMIT_CORE, &raw const none).into())?;
@@ -205,6 +243,24 @@ fn handle_signals() -> Result<(), i32> {
 fn sigaction(signal: i32, action: &KernelSigaction) -> Result<(), i32> {
     // SAFETY: `action` is laid out as the host's.
     done(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, std::ptr::from_ref(action), 0, 8) }).map(drop)
+}
+
+/// Waits for the order, and moves this process into the cgroups whose files it names: descriptors are shared with the parent.
+fn join_cgroups(waits: BorrowedFd<'_>) -> Result<(), i32> {
+    let mut order = [0i32; MAX_CGROUPS];
+    let size = size_of_val(&order);
+    // SAFETY: `order` has the size that is said; then one byte is read.
+    unsafe {
+        let count = libc::read(waits.as_raw_fd(), order.as_mut_ptr().cast(), size);
+        if done(count as libc::c_long)? != size as libc::c_long {
+            return Err(libc::EIO);
+        }
+        done(libc::prctl(libc::PR_SET_NAME, c"drupe-guest".as_ptr(), 0, 0, 0).into())?;
+        for file in order.into_iter().filter(|&file| file >= 0) {
+            done(libc::write(file, c"0".as_ptr().cast(), 1) as libc::c_long)?;
+        }
+    }
+    Ok(())
 }
 
 /// From here on only the stub's calls pass. Returns the listener, in the table shared with the parent.

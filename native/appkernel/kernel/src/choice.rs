@@ -1,14 +1,14 @@
 //! Which platform a pod's kernel has: `trap` unless `kvm` was asked for, which is never taken because /dev/kvm is there.
 
 use std::io;
-use std::sync::Arc;
 
 use drupe_appkernel_core::platform::Platform;
+use drupe_appkernel_core::Host;
 use drupe_appkernel_hostsys::identity::Identity;
 use drupe_appkernel_hostsys::kvm::Kvm;
-use drupe_appkernel_hostsys::poll::Poller;
 use drupe_appkernel_kvm::Machines;
 
+use crate::machine::Machine;
 use crate::trap::Stubs;
 
 /// Has the kernel take this platform where the command line says nothing; for tests.
@@ -45,17 +45,15 @@ impl Choice {
         matches!(self, Choice::Kvm(_))
     }
 
-    /// `identity`: who stubs are. `memory_bytes`: what guests may have together.
-    pub fn start(
-        &self,
-        poller: Arc<Poller>,
-        identity: Option<&Identity>,
-        processors: usize,
-        memory_bytes: u64,
-    ) -> io::Result<Box<dyn Platform>> {
+    /// `identity`: who stubs are. `machine`: the host's, as the pod may use it.
+    pub fn start(&self, machine: &Machine, identity: Option<&Identity>) -> io::Result<Box<dyn Platform>> {
+        let poller = machine.watched.poller();
         match self {
             Choice::Trap => Ok(Box::new(Stubs::start_with(poller, identity)?)),
-            Choice::Kvm(kvm) => Ok(Box::new(Machines::start(kvm, poller, processors, memory_bytes)?)),
+            Choice::Kvm(kvm) => {
+                let guests_bytes = machine.memory_bytes().0 / 8 * 7;
+                Ok(Box::new(Machines::start(kvm, poller, machine.processors(), guests_bytes)?))
+            }
         }
     }
 }

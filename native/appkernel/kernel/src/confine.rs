@@ -76,7 +76,7 @@ impl Confinement<'_> {
         step("vDSO", memory::vdso())?;
         let identity = if self.machine { None } else { Some(step("/proc", Identity::new(self.uid))?) };
         let network = if self.network { 0 } else { libc::CLONE_NEWNET };
-        let others = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+        let others = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         step("namespaces", mount::unshare(others | network))?;
         let here = if self.share { Some(step("its root", share_root())?) } else { None };
         if here.is_none() {
@@ -92,6 +92,7 @@ impl Confinement<'_> {
 
     /// Everything else. The process has one thread.
     pub fn seal(&self) -> Result<(), Failed> {
+        step("cgroup namespace", mount::unshare(libc::CLONE_NEWCGROUP))?; // it is in its cgroup by now
         process::set_umask(0); // the kernel has one for each process
         step("limits", limit())?;
         step("capabilities", credentials::limit_bounding(0))?;

@@ -2,7 +2,7 @@
 //! kept until whoever asked for it has it forgotten.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::Errno;
@@ -10,10 +10,12 @@ use drupe_appkernel_core::pids::seen;
 use drupe_appkernel_core::seccomp::Seccomp;
 use drupe_appkernel_core::task::{Exit, Pid};
 use drupe_appkernel_core::Surroundings;
+use drupe_appkernel_hostsys::files;
 use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, Path};
 use drupe_packets::{errno_name, Failure, Outcome};
 use serde_json::{json, Value};
 
+use crate::machine::errno;
 use crate::pod::Pod;
 use crate::settings::{Settings, Tree};
 use crate::terminal::Console;
@@ -140,6 +142,7 @@ impl Containers {
         let builder = Builder::new(pod, root)?;
         builder.mount_all(tree.mounts)?;
         builder.make_directory(&settings.cwd)?;
+        builder.cover(&tree.masked, &tree.protected)?;
         let (namespace, root) = builder.finish(tree.read_only);
         self.last += 1;
         let fresh =
@@ -147,7 +150,9 @@ impl Containers {
         let view = if tree.share_pid { 0 } else { fresh()? };
         let container = Container { number: self.last, view, namespace, root, seccomp };
         pod.kernel.bound_tasks(Some(self.last), tree.tasks);
-        let (pid, console) = run(pod, &container, settings, &mut fds, true)?;
+        let cgroup = fds.remove("cgroup").map(|cgroup| place(pod, self.last, &cgroup)).transpose();
+        let begun = cgroup.and_then(|_| run(pod, &container, settings, &mut fds, true));
+        let (pid, console) = begun.inspect_err(|_| unbound(pod, container.number))?;
         self.containers.insert(id.into(), container);
         self.know(pod, (id.into(), String::new()), pid, console);
         Ok(pid)
@@ -259,6 +264,18 @@ impl Containers {
         (told, false)
     }
 
+    /// Move a container's processes, now and later, into a cgroup of the host's, by the file that takes them.
+    pub fn place(&self, pod: &mut Pod, id: &str, mut fds: Descriptors) -> Outcome<()> {
+        let number = self.container(id)?.number;
+        place(pod, number, &take_fd(&mut fds, "cgroup")?)
+    }
+
+    /// Have programs of a container see this as the memory that there is; 0: the pod's.
+    pub fn bound_memory(&self, pod: &mut Pod, id: &str, bytes: u64) -> Outcome<()> {
+        pod.kernel.bound_memory(self.container(id)?.number, Some(bytes).filter(|bytes| *bytes > 0));
+        Ok(())
+    }
+
     /// Have a container, or with "" the pod, have this many tasks at most (None: any number).
     pub fn bound_tasks(&self, pod: &mut Pod, id: &str, tasks: Option<u64>) -> Outcome<()> {
         let of = if id.is_empty() { None } else { Some(self.container(id)?.number) };
@@ -324,7 +341,7 @@ impl Containers {
     pub fn delete(&mut self, pod: &mut Pod, id: &str) {
         let Some(container) = self.containers.remove(id) else { return };
         let _ended = pod.kernel.signal_container(container.number, libc::SIGKILL);
-        pod.kernel.bound_tasks(Some(container.number), None);
+        unbound(pod, container.number);
         let of_it: Vec<Key> = self.tasks.keys().filter(|key| key.0 == id).cloned().collect();
         for key in of_it {
             if let Some(task) = self.tasks.remove(&key) {
@@ -332,6 +349,21 @@ impl Containers {
             }
         }
     }
+}
+
+fn place(pod: &mut Pod, container: u32, cgroup: &OwnedFd) -> Outcome<()> {
+    let mut take = |process: i32| {
+        let written = files::write_at(cgroup.as_fd(), 0, process.to_string().as_bytes());
+        written.map(drop).map_err(errno)
+    };
+    pod.kernel.place(container, &mut take).map_err(|errno| failed("the cgroup", errno))
+}
+
+/// Nothing holds for a container any more.
+fn unbound(pod: &mut Pod, container: u32) {
+    pod.kernel.bound_tasks(Some(container), None);
+    pod.kernel.bound_memory(container, None);
+    pod.kernel.unplace(container);
 }
 
 /// Whom a signal is for.
@@ -343,7 +375,7 @@ pub enum Reach {
 }
 
 /// Where its input comes from and its output goes: three descriptors, or a terminal between two of them.
-fn files(
+fn streams(
     pod: &Pod,
     container: &Container,
     terminal: Option<(u16, u16)>,
@@ -372,7 +404,7 @@ fn run(
     fds: &mut Descriptors,
     first: bool,
 ) -> Outcome<(Pid, Option<Arc<Console>>)> {
-    let (files, console) = files(pod, container, settings.terminal, fds, first)?;
+    let (files, console) = streams(pod, container, settings.terminal, fds, first)?;
     let namespace = Arc::clone(&container.namespace);
     let (root, seccomp) = (container.root.clone(), container.seccomp.clone());
     let cwd = pod.walk(&namespace, &root, &settings.cwd);

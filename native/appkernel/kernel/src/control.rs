@@ -11,7 +11,7 @@ use drupe_appkernel_core::pids::seen;
 use drupe_appkernel_hostsys::files;
 use drupe_appkernel_vfs::wait::{IN, OUT};
 use drupe_appkernel_vfs::{Events, Registration, WaitQueue, Wake};
-use drupe_packets::{reply, Failure, Fds, Fields, Outcome, Reply, MAX_PACKET};
+use drupe_packets::{errno_name, reply, Failure, Fds, Fields, Outcome, Pairs, Reply, MAX_PACKET};
 use drupe_sys::socket;
 use serde_json::{json, Value};
 
@@ -202,6 +202,7 @@ impl Control {
         match op.as_str() {
             "start" => return self.start(pod, fields, fds),
             "exec" => return self.exec(pod, fields, fds),
+            "place" => return self.place(pod, fields, fds),
             _ => fds.finish()?,
         }
         match op.as_str() {
@@ -214,6 +215,7 @@ impl Control {
             "processes" => self.processes(pod, fields),
             "forget" => self.forget(fields),
             "delete" => self.delete(pod, fields),
+            "sysctls" => sysctls(pod, fields),
             "limits" => self.limits(pod, fields),
             "hostname" => hostname(pod, fields),
             "shutdown" => self.shutdown(fields),
@@ -248,6 +250,13 @@ impl Control {
         config.finish()?;
         let pid = self.containers.exec(pod, key, settings, fds)?;
         reply(json!({"pid": seen(pid)}))
+    }
+
+    fn place(&self, pod: &mut Pod, mut fields: Fields, fds: Fds) -> Outcome<Reply> {
+        let id: String = fields.need("container")?;
+        fields.finish()?;
+        self.containers.place(pod, &id, fds.0.into_iter().collect())?;
+        reply(json!({}))
     }
 
     fn list(&self, mut fields: Fields) -> Outcome<Reply> {
@@ -317,13 +326,11 @@ impl Control {
             self.containers.bound_tasks(pod, &id, Some(tasks).filter(|tasks| *tasks > 0))?;
         }
         match memory_bytes {
-            Some(_) if !id.is_empty() => Err(Failure::invalid("memory is the pod's")),
-            Some(limit_bytes) => {
-                pod.machine.limit_memory(limit_bytes);
-                reply(json!({}))
-            }
-            None => reply(json!({})),
+            Some(bytes) if !id.is_empty() => self.containers.bound_memory(pod, &id, bytes)?,
+            Some(bytes) => pod.machine.limit_memory(bytes),
+            None => {}
         }
+        reply(json!({}))
     }
 
     fn shutdown(&mut self, fields: Fields) -> Outcome<Reply> {
@@ -364,6 +371,16 @@ fn hello(mut fields: Fields) -> Outcome<Reply> {
         return Err(Failure::new("EPROTONOSUPPORT", text));
     }
     reply(json!({"protocol": PROTOCOL, "version": env!("CARGO_PKG_VERSION"), "pid": std::process::id()}))
+}
+
+fn sysctls(pod: &mut Pod, mut fields: Fields) -> Outcome<Reply> {
+    let values: Pairs = fields.need("values")?;
+    fields.finish()?;
+    for (name, value) in values.0 {
+        let set = pod.kernel.set_sysctl(&name, &value);
+        set.map_err(|errno| Failure::new(&errno_name(errno.0), format!("sysctl {name}={value}")))?;
+    }
+    reply(json!({}))
 }
 
 fn hostname(pod: &mut Pod, mut fields: Fields) -> Outcome<Reply> {

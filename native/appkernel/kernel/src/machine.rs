@@ -34,7 +34,8 @@ pub struct Machine {
     /// The host's /proc/self/net, if TCP and UDP are sockets of this process's network namespace; else they end within the pod.
     network: OnceLock<OwnedFd>,
     meminfo: OwnedFd,
-    cpuinfo: OwnedFd,
+    /// The host's /proc/cpuinfo, as it was.
+    cpuinfo: String,
     processors: usize,
     memfds: Arc<Memfds>,
 }
@@ -46,7 +47,7 @@ impl Machine {
         let proc = proc_apart()?;
         let [meminfo, cpuinfo] = [&b"meminfo"[..], b"cpuinfo"].map(|name| files::below(proc.as_fd(), name, 0));
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        let (meminfo, cpuinfo) = (meminfo?, cpuinfo?);
+        let (meminfo, cpuinfo) = (meminfo?, files::text(cpuinfo?.as_fd()));
         let memory_limit_bytes = match memory_limit_bytes {
             0 => crate::cgroup::memory_limit_bytes(),
             limit => limit,
@@ -56,6 +57,13 @@ impl Machine {
         let network = OnceLock::new();
         let memory_limit_bytes = AtomicU64::new(memory_limit_bytes);
         Ok(Machine { watched, memory_limit_bytes, network, meminfo, cpuinfo, processors, memfds })
+    }
+
+    /// The limits of another cgroup than that in which it was made; 0 for none. Before anything of the pod is there.
+    pub fn limit(&mut self, memory_bytes: u64, processors: usize) {
+        let allowed = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        self.processors = if processors == 0 { allowed } else { allowed.min(processors) };
+        self.limit_memory(memory_bytes);
     }
 
     /// The memory that the pod may have from now on; 0: all there is.
@@ -199,6 +207,8 @@ impl Host for Machine {
             ClockId::Realtime => clock::REALTIME,
             ClockId::Monotonic => clock::MONOTONIC,
             ClockId::Boottime => clock::BOOTTIME,
+            ClockId::RealtimeCoarse => clock::REALTIME_COARSE,
+            ClockId::MonotonicCoarse => clock::MONOTONIC_COARSE,
         });
         Timestamp::new(seconds, nanoseconds)
     }
@@ -255,9 +265,8 @@ impl Host for Machine {
     }
 
     fn system(&self) -> System {
-        let text = files::text(self.cpuinfo.as_fd());
         let field = |key: &str| {
-            let line = text.lines().find(|line| line.starts_with(key));
+            let line = self.cpuinfo.lines().find(|line| line.starts_with(key));
             line.and_then(|line| line.split_once(": ")).map_or_else(String::new, |(_, value)| value.to_string())
         };
         let mut bytes = [0; 16];

@@ -2,9 +2,11 @@
 
 mod cgroup;
 mod choice;
+mod claim;
 mod confine;
 mod containers;
 mod control;
+mod covers;
 mod hostfs;
 mod machine;
 mod manual;

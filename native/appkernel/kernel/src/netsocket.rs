@@ -13,7 +13,8 @@ use drupe_appkernel_vfs::anonymous::AnonymousInode;
 use drupe_appkernel_vfs::cred::CAP_NET_BIND_SERVICE;
 use drupe_appkernel_vfs::ioctl;
 use drupe_appkernel_vfs::socket::{
-    control_messages, Address, Caller, Outgoing, Received, Socket, SocketKind, MSG_TRUNC, SO_RCVTIMEO, SO_SNDTIMEO,
+    control_messages, is_privileged_port, Address, Caller, Outgoing, Received, Socket, SocketKind, MSG_TRUNC,
+    SO_RCVTIMEO, SO_SNDTIMEO,
 };
 use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::{Context, Events, File, FileType, Inode, Metadata, OpenFile, OpenFlags, WaitQueue};
@@ -26,7 +27,6 @@ const AF_INET6: u64 = 10;
 const AF_NETLINK: u64 = 16;
 const AF_PACKET: u64 = 17;
 const SIOCGIFCONF: u32 = 0x8912;
-const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 /// OOB, PEEK, DONTROUTE, TRUNC, EOR, CONFIRM, ERRQUEUE, MORE, FASTOPEN; waiting and SIGPIPE are the core's.
 const FLAGS: u32 = 0x1 | 0x2 | 0x4 | 0x20 | 0x80 | 0x800 | 0x2000 | 0x8000 | 0x2000_0000;
 /// What NETLINK_ROUTE may be asked: links, addresses, routes, neighbours, rules (rtnetlink(7)).
@@ -135,7 +135,7 @@ impl Socket for HostSocket {
     fn bind(&self, caller: &Caller<'_>, address: &Address) -> Result<()> {
         if let Address::Inet(to) = address {
             let privileged = caller.view.context.credentials.capable(CAP_NET_BIND_SERVICE);
-            if (1..FIRST_UNPRIVILEGED_PORT).contains(&to.port()) && !privileged {
+            if is_privileged_port(to.port()) && !privileged {
                 return Err(Errno::ACCES);
             }
         }

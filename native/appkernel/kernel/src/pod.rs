@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_core::jobs::Board;
+use drupe_appkernel_core::platform::Platform;
 use drupe_appkernel_core::{Host, Kernel};
 use drupe_appkernel_erofs::{Erofs, Image};
 use drupe_appkernel_hostsys::files;
@@ -50,16 +51,20 @@ pub struct Pod {
 impl Pod {
     /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user).
     pub fn start(machine: Machine, choice: &Choice, identity: Option<&Identity>) -> io::Result<Pod> {
+        let platform = choice.start(&machine, identity)?;
+        Ok(Pod::on(platform, machine))
+    }
+
+    /// As `start`, on a platform that is there.
+    pub fn on(platform: Box<dyn Platform>, machine: Machine) -> Pod {
         let machine = Arc::new(machine);
-        let guests = machine.memory_bytes().0 / 8 * 7;
-        let platform = choice.start(machine.watched.poller(), identity, machine.processors(), guests)?;
         let entropy = Arc::new(HostEntropy);
         let terminals = Board::new();
         let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: terminals.clone() });
         let host: Arc<dyn Host> = machine.clone();
         let mut kernel = Kernel::new(platform, host, Arc::clone(&specials));
         kernel.set_terminals(Arc::clone(&terminals));
-        Ok(Pod { kernel, machine, share: None, specials, terminals, shared_memory: OnceLock::new() })
+        Pod { kernel, machine, share: None, specials, terminals, shared_memory: OnceLock::new() }
     }
 
     /// A container's files: its root, with fresh /dev and scratch directories.

@@ -29,6 +29,9 @@ pub struct Tree {
     pub mounts: Vec<MountOrder>,
     pub read_only: bool,
     pub share_pid: bool,
+    /// Paths of its own that show nothing, and that cannot be changed.
+    pub masked: Vec<Vec<u8>>,
+    pub protected: Vec<Vec<u8>>,
     /// How many tasks it may have.
     pub tasks: Option<u64>,
     /// Its filter of system calls, struct sock_filter after struct sock_filter.
@@ -43,6 +46,8 @@ impl Tree {
             mounts: mounts.into_iter().map(MountOrder::take).collect::<Outcome<Vec<_>>>()?,
             read_only: fields.take("read_only")?.unwrap_or(false),
             share_pid: fields.take("share_pid")?.unwrap_or(false),
+            masked: paths(fields, "masked_paths")?,
+            protected: paths(fields, "read_only_paths")?,
             tasks: fields.take::<u64>("tasks")?.filter(|tasks| *tasks > 0),
             filter: fields.take("seccomp")?.map(filter).transpose()?,
         })
@@ -86,6 +91,11 @@ fn absolute(path: String, what: &str) -> Outcome<Vec<u8>> {
         true => Ok(path.into_bytes()),
         false => Err(Failure::invalid(format!("{what} {path:?} is no absolute path"))),
     }
+}
+
+fn paths(fields: &mut Fields, name: &str) -> Outcome<Vec<Vec<u8>>> {
+    let given: Vec<String> = fields.take(name)?.unwrap_or_default();
+    given.into_iter().map(|path| absolute(path, name)).collect()
 }
 
 fn filter(instructions: Vec<u64>) -> Outcome<Filter> {

@@ -18,7 +18,8 @@ use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_DOO
 use drupe_appkernel_hostsys::notify::{Listener, Notification};
 use drupe_appkernel_hostsys::poll::{self, Poller};
 use drupe_appkernel_hostsys::slot::Op;
-use drupe_appkernel_hostsys::{clock, files, memory, remote, stub, zygote};
+use drupe_appkernel_hostsys::zygote::{self, Zygote};
+use drupe_appkernel_hostsys::{clock, files, memory, remote, stub};
 
 use crate::ops::{self, Expected};
 use thread::{Space, Thread, Waiting};
@@ -36,6 +37,8 @@ const LOOKS: u32 = 32;
 /// Pieces of memory written on a thread's way back; leaves room for changes of the space.
 const STAGED_MAX: usize = layout::OP_MAX / 2;
 /// Traps that are served from slots before descriptors have their turn.
+/// Calls that have come meanwhile and are served before the poller is looked at: a few, that whoever runs the kernel is heard.
+const SERVE_OF_STASH: usize = 4;
 const SERVE_BEFORE_POLL: u32 = 16;
 
 pub struct Stubs {
@@ -72,8 +75,12 @@ impl Stubs {
     /// As `start`, with a poller that others add descriptors to, with small words.
     /// `identity`: who the stubs are; None: this process's user.
     pub fn start_with(poller: Arc<Poller>, identity: Option<&Identity>) -> std::io::Result<Stubs> {
+        Stubs::over(zygote::start(identity)?, poller, identity)
+    }
+
+    /// As `start_with`, from a first stub process that is there.
+    pub fn over(zygote: Zygote, poller: Arc<Poller>, identity: Option<&Identity>) -> std::io::Result<Stubs> {
         let first = zygote::first_ops()?;
-        let zygote = zygote::start(identity)?;
         poller.add(zygote.listener.raw_fd(), libc::EPOLLIN as u32, WORD_LISTENER)?;
         let pidfd = poll::pidfd(zygote.process)?;
         let thread = Thread::new(zygote.process, SpaceId(0), 0, zygote.slot);
@@ -335,6 +342,14 @@ impl Platform for Stubs {
         self.fork_stub(ZYGOTE, Some(&Registers::default()))
     }
 
+    fn new_space_beside(&mut self, nursery: ThreadId) -> Result<(SpaceId, ThreadId)> {
+        self.fork_stub(nursery, Some(&Registers::default()))
+    }
+
+    fn host_process(&self, space: SpaceId) -> i32 {
+        self.spaces.get(&space).map_or(0, |space| space.process)
+    }
+
     fn fork(&mut self, thread: ThreadId) -> Result<(SpaceId, ThreadId)> {
         self.fork_stub(thread, None)
     }
@@ -480,6 +495,12 @@ impl Platform for Stubs {
         self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
     }
 
+    fn is_asleep(&self, thread: ThreadId) -> bool {
+        let Some(thread) = self.threads.get(&thread).filter(|thread| thread.waiting.is_none()) else { return false };
+        let process = self.spaces.get(&thread.space).map_or(0, |space| space.in_proc);
+        memory::thread_state(self.proc.as_fd(), process, thread.in_proc) == Some(b'S')
+    }
+
     fn resident_bytes(&self, space: SpaceId) -> u64 {
         self.spaces.get(&space).map_or(0, |space| memory::resident_bytes(self.proc.as_fd(), space.in_proc))
     }
@@ -493,14 +514,17 @@ impl Platform for Stubs {
     }
 
     fn wait(&mut self, timeout_ns: Option<u64>, events: &mut Vec<Event>) -> Result<()> {
-        while let Some(note) = self.stash.pop_front() {
+        let waiting = self.stash.len().min(SERVE_OF_STASH);
+        for note in self.stash.drain(..waiting).collect::<Vec<_>>() {
             self.dispatch(&note, events);
         }
+        // What has come while the kernel waited for one stub may be much, and each of it may take long.
+        let timeout_ns = if self.stash.is_empty() { timeout_ns } else { Some(0) };
         if !self.watched.is_empty() && events.is_empty() && timeout_ns != Some(0) {
             self.watch(timeout_ns, events);
         }
         let timeout_ns = if events.is_empty() { timeout_ns } else { Some(0) };
-        if !events.is_empty() && self.served_since_poll < SERVE_BEFORE_POLL {
+        if !events.is_empty() && waiting == 0 && self.served_since_poll < SERVE_BEFORE_POLL {
             self.served_since_poll += 1;
             return Ok(());
         }

@@ -9,9 +9,10 @@ use drupe_appkernel_vfs::devices;
 use drupe_appkernel_vfs::inode::FileSystem;
 use drupe_appkernel_vfs::mount::MS_RDONLY;
 use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
-use drupe_appkernel_vfs::{Credentials, How, Mount, MountNamespace, Path, View};
+use drupe_appkernel_vfs::{Context, Credentials, How, Mount, MountNamespace, Path, View};
 use drupe_packets::{errno_name, Failure, Outcome};
 
+use crate::covers;
 use crate::hostfs::Sharing;
 use crate::pod::Pod;
 use crate::settings::{MountOrder, What};
@@ -65,6 +66,19 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// Hide the one, and keep the other from being changed.
+    pub fn cover(&self, masked: &[Vec<u8>], protected: &[Vec<u8>]) -> Outcome<()> {
+        let context = self.pod.context(&self.credentials);
+        let view = self.view(&context);
+        covers::protect(&view, protected).map_err(|errno| failed("a read-only path", errno))?;
+        covers::mask(self.pod, &view, masked).map_err(|errno| failed("a masked path", errno))
+    }
+
+    fn view<'b>(&'b self, context: &'b Context<'b>) -> View<'b> {
+        let (namespace, root, specials) = (&self.namespace, &self.root, self.pod.specials());
+        View { context, namespace, root, umask: 0, specials }
+    }
+
     /// Have a directory for the program to start in.
     pub fn make_directory(&self, path: &[u8]) -> Outcome<()> {
         let name = String::from_utf8_lossy(path).into_owned();
@@ -106,13 +120,7 @@ impl<'a> Builder<'a> {
     /// What is at a path; made, with what leads there, where nothing is.
     fn place(&self, path: &[u8], directory: bool) -> drupe_appkernel_abi::Result<Path> {
         let context = self.pod.context(&self.credentials);
-        let view = View {
-            context: &context,
-            namespace: &self.namespace,
-            root: &self.root,
-            umask: 0,
-            specials: self.pod.specials(),
-        };
+        let view = self.view(&context);
         match view.walk(&self.root, path, How::FOLLOW) {
             Err(Errno::NOENT) => {}
             found => return found,

@@ -68,9 +68,7 @@ fn calls(machine: &mut Machines) -> Result<u64> {
             [Event::Trap(who, Trap::Call { number: GETPPID, .. })] if who == thread => {}
             _ => return Err(Errno::PROTO),
         }
-        if round > 0 {
-            best = best.min(machine.last_run_ns(thread)?);
-        }
+        best = best.min(machine.last_run_ns(thread)?);
         if begun.elapsed() > PATIENCE {
             break;
         }

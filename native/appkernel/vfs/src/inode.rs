@@ -69,12 +69,57 @@ pub enum LinkTarget {
     Jump(Path),
 }
 
+/// How a regular file is used (execve(2), ETXTBSY).
+#[derive(Default)]
+pub(crate) struct Uses {
+    writers: u32,
+    running: u32,
+}
+
+/// As long as it is there a file may be written to, or not.
+pub struct Use {
+    path: Path,
+    writes: bool,
+}
+
+impl Use {
+    /// Somebody may write to the file. ETXTBSY while it runs.
+    pub fn writing(path: &Path) -> Result<Use> {
+        let mut uses = path.inode().attachment().uses.lock();
+        if uses.running > 0 {
+            return Err(Errno::TXTBSY);
+        }
+        uses.writers += 1;
+        Ok(Use { path: path.clone(), writes: true })
+    }
+
+    /// A program runs from the file. ETXTBSY while somebody may write to it.
+    pub fn running(path: &Path) -> Result<Use> {
+        let mut uses = path.inode().attachment().uses.lock();
+        if uses.writers > 0 {
+            return Err(Errno::TXTBSY);
+        }
+        uses.running += 1;
+        Ok(Use { path: path.clone(), writes: false })
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut uses = self.path.inode().attachment().uses.lock();
+        let count = if self.writes { &mut uses.writers } else { &mut uses.running };
+        *count = count.saturating_sub(1);
+    }
+}
+
 /// What the kernel keeps with an inode, whatever its file system: locks, the pipe of a FIFO, a bound socket, watches.
 #[derive(Default)]
 pub struct Attachment {
     pub locks: FileLocks,
     /// Set once, by whoever opens the FIFO or binds the socket first.
     pub object: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
+    /// Open files that may write, and programs that run from it: there are never both (ETXTBSY).
+    pub(crate) uses: Mutex<Uses>,
     /// Of inotify; its own type, kept here.
     pub watches: OnceLock<Arc<dyn Any + Send + Sync>>,
 }

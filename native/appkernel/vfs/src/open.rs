@@ -7,7 +7,7 @@ use drupe_appkernel_abi::{Errno, Result};
 
 use crate::dentry::Path;
 use crate::file::{Context, File, Metadata, SeekFrom};
-use crate::inode::DirEntry;
+use crate::inode::{DirEntry, Use};
 use crate::inotify::{self, IN_ACCESS, IN_CLOSE_NOWRITE, IN_CLOSE_WRITE, IN_MODIFY};
 use crate::sync::Mutex;
 use crate::wait::Events;
@@ -62,6 +62,8 @@ pub struct OpenFile {
     path: Option<Path>,
     flags: AtomicU32,
     offset: Mutex<u64>,
+    /// Of a regular file that was opened to be written to; held.
+    _writing: Option<Use>,
     /// F_SETOWN and F_SETSIG, as given.
     pub owner: Mutex<(i32, i32)>,
 }
@@ -69,6 +71,14 @@ pub struct OpenFile {
 impl OpenFile {
     /// `flags`: those of open(2); CREAT, EXCL, TRUNC, NOCTTY and CLOEXEC are not kept.
     pub fn new(file: Arc<dyn File>, path: Option<Path>, flags: OpenFlags) -> Arc<Self> {
+        Self::made(file, path, flags, None)
+    }
+
+    pub(crate) fn writing(file: Arc<dyn File>, path: Path, flags: OpenFlags, writing: Option<Use>) -> Arc<Self> {
+        Self::made(file, Some(path), flags, writing)
+    }
+
+    fn made(file: Arc<dyn File>, path: Option<Path>, flags: OpenFlags, writing: Option<Use>) -> Arc<Self> {
         let passing = OpenFlags::CREAT | OpenFlags::EXCL | OpenFlags::TRUNC | OpenFlags::NOCTTY | OpenFlags::CLOEXEC;
         Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -76,6 +86,7 @@ impl OpenFile {
             path,
             flags: AtomicU32::new(flags.0 & !passing),
             offset: Mutex::new(0),
+            _writing: writing,
             owner: Mutex::new((0, 0)),
         })
     }

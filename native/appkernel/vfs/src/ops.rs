@@ -8,7 +8,7 @@ use crate::cred::{CAP_CHOWN, CAP_FOWNER, CAP_FSETID, MAY_EXEC, MAY_READ, MAY_WRI
 use crate::dentry::Path;
 use crate::directory::{DirectoryFile, PathFile};
 use crate::file::{Context, File, Metadata, Timestamp};
-use crate::inode::{LinkTarget, NewNode};
+use crate::inode::{LinkTarget, NewNode, Use};
 use crate::inotify::{self, IN_ATTRIB, IN_CREATE, IN_MODIFY, IN_OPEN};
 use crate::kind::{FileType, SetAttributes, S_ISGID, S_ISUID};
 use crate::mount::MS_NODEV;
@@ -115,6 +115,8 @@ impl View<'_> {
     }
 
     fn opened(&self, path: &Path, flags: OpenFlags) -> Result<Arc<OpenFile>> {
+        let writes = flags.writes() && path.inode().kind() == FileType::Regular;
+        let writing = if writes { Some(Use::writing(path)?) } else { None };
         let file = match path.inode().kind() {
             FileType::Directory => DirectoryFile::open(path.clone()),
             _ => match path.inode().open(self.context, flags) {
@@ -123,7 +125,7 @@ impl View<'_> {
             },
         };
         inotify::tell(path, IN_OPEN);
-        Ok(OpenFile::new(file, Some(path.clone()), flags))
+        Ok(OpenFile::writing(file, path.clone(), flags, writing))
     }
 
     /// Make the entry that `found` says is missing. EEXIST, ENOENT, EROFS, EACCES.
@@ -257,6 +259,7 @@ impl View<'_> {
             _ => return Err(Errno::INVAL),
         }
         self.context.credentials.check(&metadata, MAY_WRITE)?;
+        let _writing = Use::writing(path)?;
         self.change(path, &SetAttributes { size_bytes: Some(size_bytes), ..SetAttributes::default() })
     }
 }

@@ -145,6 +145,9 @@ impl PipeEnd {
 
     /// F_SETPIPE_SZ: the capacity then. EPERM; EBUSY while it holds more; EINVAL.
     pub fn set_capacity(&self, context: &Context, size_bytes: usize) -> Result<usize> {
+        if size_bytes > 1 << 31 {
+            return Err(Errno::INVAL);
+        }
         let rounded = size_bytes.max(PIPE_BUF).checked_next_power_of_two().ok_or(Errno::INVAL)?;
         let mut state = self.pipe.state.lock();
         let privileged = context.credentials.capable(CAP_SYS_RESOURCE);

@@ -31,6 +31,9 @@ pub enum ClockId {
     Realtime,
     Monotonic,
     Boottime,
+    /// The time of the last tick, to be read alone.
+    RealtimeCoarse,
+    MonotonicCoarse,
 }
 
 /// Reads clocks and calls back at a time. The core implements it; tests have one that they turn by hand.

@@ -53,9 +53,11 @@ class QemuMachine(QmpMachine):
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def boot(self, *, timeout_s: float) -> None:
-        """It runs as soon as its program does, unless it goes on from what was saved."""
+        """It runs as soon as its program does, unless it goes on from what was saved, which had no shares."""
         if self._config.saved is not None:
             await self._load(self._config.saved, timeout_s)
+            for share in self._config.shares:
+                await self._add_share(share)
             await self._qmp.call("cont", timeout_s=timeout_s)
 
     async def _load(self, directory: Path, timeout_s: float) -> None:

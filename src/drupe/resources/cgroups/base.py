@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -74,6 +74,17 @@ def read_pairs(path: str) -> dict[str, int]:
     return {}
 
 
+def processors(directory: str, quota_of: Callable[[str], Sequence[str]]) -> int:
+    """As many as time is allowed for, by the limits of a directory and of those above; 0 for no limit. quota_of: quota
+    and period of one; nothing where there is no such file."""
+    allowed = []
+    while words := quota_of(directory):
+        if len(words) == 2 and words[0].isdigit():
+            allowed.append(int(words[0]) / int(words[1]))
+        directory = directory.rpartition("/")[0]
+    return int(max(1.0, min(allowed))) if allowed else 0
+
+
 def below(directory: str) -> Iterator[str]:
     """`directory` and all cgroups below it, parents after children."""
     with suppress(FileNotFoundError):
@@ -116,6 +127,10 @@ class BaseCgroups:
     def main_dir(self, path: str) -> str:
         """The directory whose cgroup.procs lists the processes."""
         raise NotImplementedError
+
+    def controller_dir(self, controller: str, path: str) -> str:
+        """The directory of the hierarchy that has this controller."""
+        return self.main_dir(path)
 
     def all_dirs(self, path: str) -> list[str]:
         raise NotImplementedError
@@ -170,8 +185,8 @@ class BaseCgroups:
 
     # -- processes
 
-    def procs_file(self, path: str) -> str:
-        return f"{self.main_dir(path)}/cgroup.procs"
+    def procs_file(self, path: str, controller: str = "") -> str:
+        return f"{self.controller_dir(controller, path) if controller else self.main_dir(path)}/cgroup.procs"
 
     def attach(self, path: str, pid: int) -> None:
         for directory in self.all_dirs(path):

@@ -87,8 +87,12 @@ class Cgroups(Protocol):
         somebody else must move it (`attach`, or the OCI runtime)."""
         ...
 
-    def procs_file(self, path: str) -> str:
-        """The file that takes a pid into the cgroup; in v1 into that of one hierarchy only."""
+    def procs_file(self, path: str, controller: str = "") -> str:
+        """The file that takes a pid into the cgroup; in v1 into that of one hierarchy only: with this controller."""
+        ...
+
+    def room(self, path: str) -> tuple[int, int]:
+        """Memory in bytes and processors that what runs there may have at most; 0 for no limit."""
         ...
 
     def restrict_devices(self, path: str, rules: Sequence[Mapping[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from drupe.resources.cgroups.base import (
     backoff,
     below,
     check_path,
+    processors,
     read_number,
     read_pairs,
     read_text,
@@ -61,6 +62,10 @@ class CgroupsV1(BaseCgroups):
 
     def join_files(self, path: str) -> list[str]:
         return [f"{directory}/tasks" for directory in self.all_dirs(path)]
+
+    def room(self, path: str) -> tuple[int, int]:
+        memory = read_number(f"{self._dir('memory', path)}/memory.limit_in_bytes") if "memory" in self.roots else 0
+        return memory, processors(self._dir("cpu", path), _quota) if "cpu" in self.roots else 0
 
     def restrict_devices(self, path: str, rules: Sequence[Mapping[str, Any]]) -> None:
         if "devices" not in self.roots:
@@ -161,6 +166,9 @@ class CgroupsV1(BaseCgroups):
 
     def file(self, setting: Setting, path: str) -> str:
         return f"{self._dir(setting.controller, path)}/{setting.file}"
+
+    def controller_dir(self, controller: str, path: str) -> str:
+        return self._dir(controller, path)
 
     def main_dir(self, path: str) -> str:
         return f"{self._main}/{check_path(path)}"
@@ -290,3 +298,10 @@ def _io_sums(file: str) -> tuple[int, int]:
             elif len(words) == 3 and words[1] == "Write":
                 written += int(words[2])
     return read, written
+
+
+def _quota(directory: str) -> list[str]:
+    try:
+        return [read_text(f"{directory}/cpu.cfs_{part}_us") for part in ("quota", "period")]
+    except OSError:
+        return []

@@ -15,6 +15,7 @@ from drupe.resources.cgroups.base import (
     BaseCgroups,
     backoff,
     check_path,
+    processors,
     read_number,
     read_pairs,
     read_text,
@@ -67,6 +68,10 @@ class CgroupsV2(BaseCgroups):
 
     def join_files(self, path: str) -> list[str]:
         return []  # one process of many threads, or a thread of a threaded cgroup: only the first exists here
+
+    def room(self, path: str) -> tuple[int, int]:
+        directory = self.main_dir(path)
+        return read_number(f"{directory}/memory.max"), processors(directory, _quota)
 
     def restrict_devices(self, path: str, rules: Sequence[Mapping[str, Any]]) -> None:
         raise self.missing("devices", "devices")
@@ -286,3 +291,10 @@ def _pressure(file: str, name: str) -> dict[str, float]:
                 if key.startswith("avg"):
                     found[f"{name}.{kind}.{key}"] = float(value)
     return found
+
+
+def _quota(directory: str) -> list[str]:
+    try:
+        return read_text(f"{directory}/cpu.max").split()
+    except OSError:
+        return []

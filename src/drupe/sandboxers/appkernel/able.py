@@ -24,16 +24,13 @@ _SAID: dict[str, str] = {
     "devices": "no: the kernel has no drivers, and shows no device of the host",
     "huge-pages": "no: guests have pages of the ordinary size",
     "cgroup-files": "limited: on hosts with cgroup v2",
-    "container-limits": f"no: {_ONE_KERNEL}; limit the pod",
-    "network-change": "no: whether its kernel notices is not proven",
+    "container-limits": f"limited: memory and the number of tasks; {_ONE_KERNEL}",
     "host-network": "no: the kernel opens sockets in the network namespace of its pod",
     "host-pid": "no: the kernel has a process table of its own",
     "host-ipc": "no: IPC is the kernel's own",
     "host-uts": "no: the host name is the kernel's own",
     "user-namespace": "no: ids in the pod are no ids of the host; they are as they are",
-    "sysctls": "no: the kernel has its own, which cannot be set",
-    "hooks": "no: programs of the host cannot run inside of the pod",
-    "masked-paths": "no: /proc and /sys show nothing of the host that would need it",
+    "hooks": "limited: prestart, createRuntime, poststart and poststop; programs of the host cannot run in the pod",
     "privileged": "no: there are no devices to give, and no way to turn the kernel off",
 }
 ABLE: Mapping[str, str] = {feature: _SAID.get(feature, "yes") for feature in FEATURES}

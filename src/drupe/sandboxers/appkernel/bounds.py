@@ -7,7 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from drupe.errors import Unsupported
 from drupe.resources.cgroups import Cgroups
+from drupe.spec.base import plain
 from drupe.spec.resources import Resources
 
 _SHARE = 0.15  # as systemd gives a unit (TasksMax): no pod alone can take what the host can number
@@ -25,6 +27,21 @@ def most_tasks(kernel: Path = Path("/proc/sys/kernel")) -> int:
 def bounded(cgroups: Cgroups, resources: Resources) -> Resources:
     """Limits of a kernel's cgroup: with that bound, where the host's cgroups can count tasks."""
     return msgspec.structs.replace(resources, pids=most_tasks() if "pids" in cgroups.controllers else None)
+
+
+_OF_ONE = frozenset({"memory_bytes", "memory_swap_bytes", "memory_reservation_bytes", "pids"})
+
+
+def check_of_one(resources: Resources) -> None:
+    """Raise Unsupported for limits of one container among several that would hold the kernel up for the others, too: it
+    waits for its stubs, however slow they are made."""
+    for name in plain(resources):
+        if name not in _OF_ONE:
+            raise Unsupported(
+                f"{name} of one container among several is not carried out by appkernel sandboxes",
+                kind="appkernel", feature="container-limits", cause="its containers share one kernel",
+                hint="limit the pod; of one container memory and the number of tasks can be limited",
+            )  # fmt: skip
 
 
 def on_host(resources: Resources) -> Resources:

@@ -1,7 +1,7 @@
 """A container's config.json in the words of its kernel (docs/appkernel.md).
 
 What the kernel has by itself, or has no need of, is left out here, where the capability table (`able`) has refused it
-to those who asked for it: cgroup file systems, namespaces, masked paths.
+to those who asked for it: cgroup file systems, namespaces.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ def container_config(oci: Mapping[str, Any], *, task: str, shm_bytes: int) -> tu
             mounts.append(_mount(mount, task, binds, shm_bytes))
     config = process_config(oci["process"])
     config["mounts"] = mounts
+    linux = oci.get("linux") or {}
+    config["masked_paths"] = linux.get("maskedPaths") or []
+    config["read_only_paths"] = linux.get("readonlyPaths") or []
     if program := instructions(oci):
         config["seccomp"] = program
     config["read_only"] = bool(oci["root"].get("readonly"))

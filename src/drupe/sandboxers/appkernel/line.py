@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Mapping
@@ -38,8 +39,8 @@ class KernelLine:
             raise Unavailable("the pod's kernel is not there", stage="kernel", cause=error.strerror or "") from None
         self._connection = Connection(sock, self._event, lambda: None, peer="the pod's kernel")
         try:
-            answer = await self.call("hello", protocol=PROTOCOL)
-            await self.call("subscribe")
+            both = (self.call("hello", protocol=PROTOCOL), self.call("subscribe"))
+            answer: dict[str, Any] = (await asyncio.gather(*both))[0]
         except BaseException:
             self.close()
             raise

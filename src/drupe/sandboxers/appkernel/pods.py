@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-import socket
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from drupe.errors import DrupeError, InvalidState, NotFound, Unavailable
-from drupe.keeper.client import Keeper
-from drupe.keeper.records import Io, LogFile
-from drupe.keeper.start import mounts_root
-from drupe.linux.unix_sockets import listening
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.appkernel.bounds import bounded
+from drupe.sandboxers.appkernel.kernels import Kernels, Waiting
 from drupe.sandboxers.appkernel.line import SOCKET, Event, KernelLine
-from drupe.sandboxers.appkernel.platforms import PlatformChoice
 from drupe.sandboxers.appkernel.records import PodRecord
 from drupe.sandboxers.appkernel.share import Share
-from drupe.sandboxers.gvisor.command import entering
+from drupe.sandboxers.appkernel.spares import Spares
 from drupe.sandboxers.kept.dropping import drop_task
 from drupe.spec.resources import Resources
-
-_LOG_BYTES = 1 << 20
-_FIRST_UID, _UIDS = 1_900_000_000, 50_000_000  # pairs of users that no account of a host has
-_STARTS_WITHIN_S = 30.0
 
 
 @dataclass(slots=True)
 class KernelPod:
-    """One pod, in memory. ending: its end is our own work. pid: of its kernel."""
+    """One pod, in memory. ending: its end is our own work. pid: of its kernel. kernel: one that waited and is to be
+    it. begun: a start that nobody waits for yet."""
 
     record: PodRecord
     line: KernelLine
     share: Share
     pid: int = 0
+    kernel: Waiting | None = None
+    begun: asyncio.Task[None] | None = None
     ending: bool = False
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -66,11 +58,11 @@ class KernelPod:
 class Pods:
     """By the pods' ids. on_exit: told each end of a task, with its pod."""
 
-    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, program: Path, platform: PlatformChoice) -> None:
-        self.keeper = keeper
+    def __init__(self, *, kernels: Kernels, spares: Spares, cgroups: Cgroups) -> None:
+        self.keeper = kernels.keeper
         self.cgroups = cgroups
-        self._program = program
-        self._platform = platform
+        self.spares = spares
+        self._kernels = kernels
         self._pods: dict[str, KernelPod] = {}
         self.on_exit: Callable[[KernelPod, Event], None] = lambda pod, event: None
         self.on_ready: Callable[[KernelPod], None] = lambda pod: None
@@ -80,7 +72,9 @@ class Pods:
         return iter(list(self._pods.values()))
 
     def add(self, record: PodRecord) -> KernelPod:
-        """Know a pod, and write it down."""
+        """Know a pod, and write it down. A pod that was stopped keeps its place."""
+        if (before := self.find(record.id)) is not None:
+            record.place = before.record.place
         record.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         record.save()
         return self._know(record)
@@ -91,8 +85,8 @@ class Pods:
         return None if record is None else self._know(record)
 
     def _know(self, record: PodRecord) -> KernelPod:
-        line = KernelLine(record.home, lambda event: self.on_exit(pod, event))
-        pod = self._pods[record.id] = KernelPod(record, line, Share(self.keeper, record.home / "share"))
+        line = KernelLine(record.kernel_home, lambda event: self.on_exit(pod, event))
+        pod = self._pods[record.id] = KernelPod(record, line, Share(self.keeper, record.kernel_home / "share"))
         return pod
 
     def get(self, pod_id: str) -> KernelPod:
@@ -102,6 +96,10 @@ class Pods:
         except KeyError:
             raise NotFound(f"sandbox {pod_id} is not here") from None
 
+    def of_kernel(self, key: str) -> KernelPod | None:
+        """Whose kernel the keeper calls so."""
+        return next((pod for pod in self._pods.values() if pod.record.key == key), None)
+
     def find(self, pod_id: str) -> KernelPod | None:
         return self._pods.get(pod_id)
 
@@ -109,8 +107,15 @@ class Pods:
         """Remove all that was written about it. Idempotent."""
         self._pods.pop(pod.record.id, None)
         shutil.rmtree(pod.record.home, ignore_errors=True)
+        shutil.rmtree(pod.record.kernel_home, ignore_errors=True)
 
     # -- start and end ----------------------------------------------------------------------------------------------
+
+    def begin(self, pod: KernelPod) -> None:
+        """Start a kernel that waits for it, ahead of `start`, which does it again where this fails."""
+        if pod.kernel is not None:
+            pod.begun = asyncio.ensure_future(self.start(pod))
+            pod.begun.add_done_callback(lambda begun: begun.cancelled() or begun.exception())
 
     async def start(self, pod: KernelPod) -> None:
         """Start its kernel in its cgroup, which is there, once. On failure nothing is left running."""
@@ -120,50 +125,43 @@ class Pods:
             pod.record.started, pod.record.failed = True, ""
             pod.record.save()
             try:
-                pod.pid = await self._launch(pod)
-                await pod.line.connect()
+                with self.spares.yielding():
+                    pod.pid = await self._run(pod)
+                (pod.record.home / "kernel.pid").write_text(str(pod.pid))
+                if pod.record.sysctls:
+                    await pod.line.call("sysctls", values=pod.record.sysctls)
                 if pod.record.tasks or pod.record.memory_bytes:
                     await self.limit(pod)
                 self.on_ready(pod)
             except BaseException as error:
                 if isinstance(error, DrupeError) and not error.cause:
-                    error.cause = last_words(pod.record.home)
-                await self.end(pod)
+                    error.cause = last_words(pod.record.kernel_home)
+                await self._end(pod)
                 raise
 
-    async def _launch(self, pod: KernelPod) -> int:
-        """Its control socket listens before it starts: nobody waits for it to appear."""
-        record = pod.record
-        pidfile = record.home / "kernel.pid"
-        with contextlib.ExitStack() as opened:
-            fds = {"control": opened.enter_context(listening(record.home / SOCKET, socket.SOCK_SEQPACKET)).fileno()}
-            words = [str(self._program), "serve", "--control", "3", "--share", str(pod.share.root)]
-            words += ["--pidfile", str(pidfile), "--uid", str(uid_of(record.id)), "--hostname", record.hostname]
-            words += ["--platform", await self._platform.name()]
-            if record.netns:
-                fds["netns"] = self._open_netns(record.netns)
-                opened.callback(os.close, fds["netns"])
-                words += ["--netns", "4"]
-            join = self.cgroups.join_files(record.leaf)
-            created = await self.keeper.create_task(
-                record.key,
-                words if join else entering(self.cgroups.procs_file(record.leaf), words),
-                pidfile=pidfile,
-                exit_file=pidfile.with_suffix(".exit"),
-                io=Io(mode="pipes"),
-                log=LogFile(path=str(record.home / "kernel.log"), max_bytes=_LOG_BYTES, max_files=2),
-                fds=fds,
-                extra_fds=tuple(fds),
-                join=join,
-                cwd=record.home,
-                timeout_s=_STARTS_WITHIN_S,
-            )
-        return created.pid
+    async def _run(self, pod: KernelPod) -> int:
+        """The kernel that waits for it, or one that is started for it if there is none, or it has just ended."""
+        if pod.kernel is not None:
+            with contextlib.suppress(Unavailable):
+                return await self._claim(pod, pod.kernel)
+            await drop_task(self.keeper, pod.record.key)
+        pod.kernel = await self._kernels.launch(pod.record.kernel_home, pod.record.key)
+        return await self._claim(pod, pod.kernel)
 
-    def _open_netns(self, path: str) -> int:
-        """As the keeper sees it, which has pinned it."""
-        seen = path if path.startswith("/proc/") else f"{mounts_root(self.keeper)}{path}"
-        return os.open(seen, os.O_RDONLY | os.O_CLOEXEC)
+    async def _claim(self, pod: KernelPod, kernel: Waiting) -> int:
+        pod.kernel = None
+        try:
+            self._kernels.claim(kernel, pod.record)
+            waits = (kernel.answered(), pod.line.connect())
+            for result in await asyncio.gather(*waits, return_exceptions=True):
+                if result is not None:
+                    raise result
+        except BaseException:
+            pod.line.close()
+            raise
+        finally:
+            kernel.socket.close()
+        return kernel.pid
 
     async def take_over(self, pod: KernelPod, pid: int) -> None:
         """Go on with a kernel that runs. Raises what keeps it from being reached."""
@@ -202,31 +200,43 @@ class Pods:
 
     async def end(self, pod: KernelPod) -> None:
         """Kill the kernel and all that it runs, whatever state they are in, and let go. Idempotent."""
+        if pod.begun is not None and not pod.begun.done():
+            pod.begun.cancel()
+            await asyncio.wait([pod.begun])
+        await self._end(pod)
+
+    async def _end(self, pod: KernelPod) -> None:
         pod.ending = True
         self.on_end(pod)
         pod.line.close()
+        if pod.kernel is not None:
+            pod.kernel.socket.close()
+            pod.kernel = None
         leaf = pod.record.leaf
         if self.cgroups.exists(leaf):
             await asyncio.to_thread(self.cgroups.kill_all, leaf, 9)
         await drop_task(self.keeper, pod.record.key)
         if not pod.record.sole and self.cgroups.exists(leaf):
             await asyncio.to_thread(self.cgroups.delete, leaf)
-        (pod.record.home / SOCKET).unlink(missing_ok=True)
+        (pod.record.kernel_home / SOCKET).unlink(missing_ok=True)
         pod.pid, pod.record.paused, pod.ending = 0, "", False
         if pod.record.started:
             pod.record.started = False
             with contextlib.suppress(OSError):
                 pod.record.save()
 
+    def leave(self, pod: KernelPod) -> None:
+        """Go away, and leave it to another daemon; what only waited for it ends."""
+        if pod.begun is not None:
+            pod.begun.cancel()
+        if pod.kernel is not None:
+            pod.kernel.socket.close()
+        pod.line.close()
+
     def make_leaf(self, pod: KernelPod) -> None:
         """The cgroup of a pod of several containers."""
         if not pod.record.sole:
             self.cgroups.create(pod.record.leaf, bounded(self.cgroups, Resources()))
-
-
-def uid_of(pod_id: str) -> int:
-    """The host's user that a pod's kernel runs as; the next number is that of its stubs."""
-    return _FIRST_UID + 2 * (zlib.crc32(pod_id.encode()) % _UIDS)
 
 
 def last_words(home: Path) -> str:

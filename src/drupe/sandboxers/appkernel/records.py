@@ -12,7 +12,8 @@ KERNEL = ".kernel"  # suffix of the keeper's task that is a pod's kernel: no id 
 
 
 class PodRecord(Record, kw_only=True):
-    """A pod's kernel. cgroup: of the pod. sole: it is made for one container, and runs in its cgroup; only: that
+    """A pod's kernel. cgroup: of the pod. place: of the kernel's things, if it was a spare one; "": they are in the
+    pod's own directory. sole: it is made for one container, and runs in its cgroup; only: that
     container, once it is made. netns: where its interfaces are, "" for none. started: it was, and not stopped. failed:
     why it is lost. tasks, memory_bytes: what its containers may have together, 0 for any number and all there is;
     only_memory_bytes: what that container may have. paused: the cgroup that stands still, "" for none."""
@@ -21,12 +22,14 @@ class PodRecord(Record, kw_only=True):
     dir: str
     cgroup: str
     hostname: str
+    place: str = ""
     netns: str = ""
     sole: bool = False
     only: str = ""
     only_cgroup: str = ""
     share_pid: bool = False
     shm_bytes: int = 64 << 20
+    sysctls: dict[str, str] = {}
     tasks: int = 0
     memory_bytes: int = 0
     only_memory_bytes: int = 0
@@ -36,8 +39,13 @@ class PodRecord(Record, kw_only=True):
 
     @property
     def home(self) -> Path:
-        """Everything of the kernel: socket, log, records."""
+        """Where this is written down."""
         return Path(self.dir) / "appkernel"
+
+    @property
+    def kernel_home(self) -> Path:
+        """Everything of the kernel: socket, log, shared directory."""
+        return Path(self.place) if self.place else self.home
 
     @property
     def path(self) -> Path:
@@ -46,7 +54,7 @@ class PodRecord(Record, kw_only=True):
     @property
     def key(self) -> str:
         """The keeper's name for the kernel."""
-        return self.id + KERNEL
+        return kernel_key(self.kernel_home if self.place else Path(self.id))
 
     @property
     def shown_memory_bytes(self) -> int:
@@ -62,9 +70,15 @@ class PodRecord(Record, kw_only=True):
         self.write(self.path)
 
 
+def kernel_key(place: Path) -> str:
+    """The keeper's name for a kernel, by the last part of a path that no other has."""
+    return place.name + KERNEL
+
+
 class TaskRecord(Record, kw_only=True):
-    """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. pid: as its kernel
-    counts. exit: its end, once known. execs: pids of further processes by id."""
+    """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. placed: what runs in
+    it is in its cgroup, where its memory is limited. exit: its end, once known. execs: pids of further processes by
+    id."""
 
     id: str
     sandbox: str
@@ -76,8 +90,8 @@ class TaskRecord(Record, kw_only=True):
     exit_file: str
     image: str = ""
     tasks: int = 0
+    placed: bool = False
     started: bool = False
-    pid: int = 0
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}
 

@@ -17,10 +17,13 @@ from drupe.keeper.records import Exit, TaskInfo
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.appkernel.able import ABLE
 from drupe.sandboxers.appkernel.bounds import memory_of, on_host, tasks_of
+from drupe.sandboxers.appkernel.kernels import Kernels
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
 from drupe.sandboxers.appkernel.platforms import PlatformChoice
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import KERNEL, PodRecord, TaskRecord
+from drupe.sandboxers.appkernel.spares import Spares
+from drupe.sandboxers.appkernel.sysctls import checked, of_the_network
 from drupe.sandboxers.appkernel.tasks import KernelTasks, exec_status
 from drupe.sandboxers.appkernel.watching import Watch
 from drupe.sandboxers.contract import OnExit, SandboxConfig, SandboxInfo, TaskExit, TaskState
@@ -31,9 +34,6 @@ from drupe.sandboxers.kinds import Means
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, Stats
-
-# The kernel's process opens sockets for its pod, without a right to any: whether a program may is the kernel's say.
-_FOR_ANY_USER = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 
 _IMAGE_ABLE = {"files": 'no: with kinds.appkernel.root = "image" what is written stays in the memory of the pod'}
 
@@ -61,33 +61,44 @@ class AppkernelSandboxer(KeptSandboxer):
     def close(self) -> None:
         super().close()
         self._tasks.close()
+        self._pods.spares.close()
         for pod in self._pods:
             self._unwatch(pod)
-            pod.line.close()
+            self._pods.leave(pod)
+
+    async def retire(self) -> None:
+        await self._pods.spares.end()
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
         """The network namespace only: the kernel starts when its addresses are in there."""
+        sysctls = checked(config.spec.sysctls)
+        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls=of_the_network(sysctls)))
         self._configs[config.id] = config
-        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls=_FOR_ANY_USER))
         info = await make_namespaces(self._keeper, plain, network_types(config.spec))
         containers = config.spec.containers
+        known = self._pods.find(config.id) is not None
+        spare = None if known else await self._pods.spares.take()
         pod = self._pods.add(
             PodRecord(
                 id=config.id,
                 dir=str(config.dir),
+                place=str(spare.place) if spare else "",
                 cgroup=config.cgroup,
                 hostname=config.hostname,
                 netns=info.netns,
                 sole=len(containers) == 1,
                 share_pid=config.spec.namespaces.pid == "pod",
+                sysctls=sysctls,
                 tasks=tasks_of(config.spec.resources),
                 memory_bytes=memory_of(config.spec.resources),
                 shm_bytes=max((c.shm_size_bytes for c in containers), default=64 << 20),
             )
         )
-        await pod.share.make()
+        pod.kernel = spare
+        if spare is None:
+            await pod.share.make()
         return SandboxInfo(netns=info.netns, pid=info.pid)
 
     async def start(self, sandbox_id: str) -> None:
@@ -98,7 +109,7 @@ class AppkernelSandboxer(KeptSandboxer):
             await self._pods.start(pod)
 
     def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
-        home = self._pods.get(config.id).record.home
+        home = self._pods.get(config.id).record.kernel_home
         return {path.stem: path for path in sorted(home.glob("*.log"))}
 
     async def stop(self, sandbox_id: str, *, deadline_s: float) -> None:
@@ -157,14 +168,14 @@ class AppkernelSandboxer(KeptSandboxer):
 
     def _is_mine(self, key: str) -> bool:
         if key.endswith(KERNEL):
-            return self._pods.find(key.removesuffix(KERNEL)) is not None
+            return self._pods.of_kernel(key) is not None
         return super()._is_mine(key)
 
     def _exited(self, record: Exit) -> None:
         if not self._is_mine(record.task):
             return
-        if record.task.endswith(KERNEL):
-            self._kernel_ended(self._pods.get(record.task.removesuffix(KERNEL)), record)
+        if (pod := self._pods.of_kernel(record.task)) is not None:
+            self._kernel_ended(pod, record)
             return
         status = exit_status(record)
         self._tasks.conclude(record.task, status)
@@ -207,6 +218,7 @@ class AppkernelSandboxer(KeptSandboxer):
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
         for config in configs.values():
             self._pods.load(config.dir)
+        await self._pods.spares.recover({pod.record.kernel_home for pod in self._pods})
         found = await super().recover(configs)
         for pod in self._pods:
             found |= await self._recover_pod(pod, found.pop(pod.record.key, None))
@@ -292,6 +304,8 @@ def open_appkernel(means: Means) -> AppkernelSandboxer:
     """The kind on this host. Raises NotFound when its program was not built."""
     options = cast(AppkernelOptions, means.options)
     program = find_kernel(options)
-    choice = PlatformChoice(program, options.platform)
-    pods = Pods(keeper=means.keeper, cgroups=means.cgroups, program=program, platform=choice)
+    platform = PlatformChoice(program, options.platform)
+    kernels = Kernels(keeper=means.keeper, cgroups=means.cgroups, program=program, platform=platform)
+    spares = Spares(kernels=kernels, home=means.run / "appkernel", count=options.spares)
+    pods = Pods(kernels=kernels, spares=spares, cgroups=means.cgroups)
     return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit, options=options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -21,7 +22,7 @@ import msgspec
 from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
-from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded, memory_of, on_host, tasks_of
+from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded, check_of_one, memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
 from drupe.sandboxers.appkernel.failures import explain
@@ -31,10 +32,12 @@ from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import TaskRecord, record_path
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit
 from drupe.sandboxers.kept.exits import killed
+from drupe.sandboxers.kept.hooks import refuse_inside, run_hooks
 from drupe.sandboxers.kept.tasks import KeptAttachment, KeptTasks, log_file
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
 
+log = logging.getLogger(__name__)
 _HARMLESS = (0, 17, 18, 23, 28)  # signals that do nothing by default: CHLD, CONT, URG, WINCH
 _STREAMS = ("stdin", "stdout", "stderr")
 _LOST_CODE = 255
@@ -68,6 +71,7 @@ class KernelTasks(KeptTasks):
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._pods.get(task.sandbox)
         _check_room(pod, task)
+        refuse_inside(task.oci, "appkernel")
         container_config(
             task.oci, task=task.id, shm_bytes=pod.record.shm_bytes
         )  # what it refuses is refused before anything is made
@@ -84,15 +88,35 @@ class KernelTasks(KeptTasks):
         )  # fmt: skip
         try:
             record.image, record.tasks = str(task.image or ""), tasks_of(task.resources)
+            record.placed = not pod.record.sole and memory_of(task.resources) > 0
             record.save()
-            await self._hold(record, task.fds)
-            resources = bounded(self._cgroups, task.resources) if pod.record.sole else on_host(task.resources)
-            self._cgroups.create(task.cgroup, resources)
-            apply_verified(self._cgroups, task.cgroup, resources)
+            holding = asyncio.ensure_future(self._hold(record, task.fds))
+            try:
+                await asyncio.sleep(0)  # the keeper works meanwhile
+                self._limit(pod, task)
+            finally:
+                await asyncio.wait([holding])
+            await holding
+            if pod.record.sole:
+                self._pods.begin(pod)
+            if task.oci.get("hooks"):
+                await self._pods.start(pod)  # they are told a pid, whose namespaces are the pod's
+                await run_hooks(
+                    self._keeper,
+                    task.oci,
+                    "prestart",
+                    "createRuntime",
+                    state=_state(record, task.oci, "creating", pod.pid),
+                )
         except BaseException:
             await self.delete(task.id)
             raise
         return 0
+
+    def _limit(self, pod: KernelPod, task: TaskConfig) -> None:
+        resources = bounded(self._cgroups, task.resources) if pod.record.sole else on_host(task.resources)
+        self._cgroups.create(task.cgroup, resources)
+        apply_verified(self._cgroups, task.cgroup, resources)
 
     async def _hold(self, record: TaskRecord, attach: Mapping[str, int]) -> None:
         created = await self._keeper.hold_streams(
@@ -111,41 +135,68 @@ class KernelTasks(KeptTasks):
         if record.started or record.exit is not None:
             raise InvalidState(f"container {task_id} was started before")
         pod = self._pods.get(record.sandbox)
-        await self._pods.start(pod)
         oci = json.loads((Path(record.bundle) / "config.json").read_text())
+        config, binds = self._wanted(pod, record, oci)
+        for result in await asyncio.gather(
+            self._pods.start(pod), pod.share.add(task_id, binds), return_exceptions=True
+        ):
+            if result is not None:
+                await pod.share.drop(task_id)
+                raise result
         record.started = True  # before it is: its end may be told first
         record.save()
         try:
-            record.pid = await self._run(pod, record, oci)
+            await self._run(pod, record, config)
         except DrupeError as error:
             record.started = False
             record.save()
             await pod.share.drop(task_id)
             raise explain(error, oci["process"]) from None
-        if record.id in self._records:
-            record.save()
+        await self._soft_hooks(record, oci, "poststart", "running", pod.pid)
         return pod.pid
 
-    async def _run(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> int:
+    async def _soft_hooks(self, record: TaskRecord, oci: Mapping[str, Any], phase: str, status: str, pid: int) -> None:
+        """Those that may fail without consequence but a warning."""
+        try:
+            await run_hooks(self._keeper, oci, phase, state=_state(record, oci, status, pid))
+        except DrupeError as error:
+            log.warning("container %s: %s: %s", record.id, error, error.cause)
+
+    def _wanted(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> tuple[dict[str, Any], list[Bind]]:
+        """What its kernel is told of it, and what that is to see of the host."""
         config, binds = container_config(oci, task=record.id, shm_bytes=pod.record.shm_bytes)
         config |= {"share_pid": pod.record.share_pid, "tasks": record.tasks}
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
+        if not record.image:
+            binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
+            config["root"] = f"{record.id}/{_ROOT}"
+        return config, binds
+
+    async def _run(self, pod: KernelPod, record: TaskRecord, config: dict[str, Any]) -> None:
         with contextlib.ExitStack() as opened:
             fds = {}
             if record.image:
                 fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, fds["root"])
-            else:
-                binds.append(Bind(_ROOT, oci["root"]["path"], read_only=config["read_only"]))
-                config["root"] = f"{record.id}/{_ROOT}"
-            await pod.share.add(record.id, binds)
+            if record.placed:
+                fds["cgroup"] = self._open_cgroup(record)
+                opened.callback(os.close, fds["cgroup"])
             config["env"] = with_home(config["env"], config["uid"], pod.share.seen(record.id, _ROOT))
             streams = await self._keeper.take_streams(record.id)
             for fd in streams.values():
                 opened.callback(os.close, fd)
-            answer = await pod.require().call("start", container=record.id, config=config, fds=streams | fds)
-        return int(answer["pid"])
+            await pod.require().call("start", container=record.id, config=config, fds=streams | fds)
+            if record.placed:
+                await self._show_memory(pod, record)
+
+    def _open_cgroup(self, record: TaskRecord) -> int:
+        """The file by which the kernel moves a container's stubs to where its memory is limited."""
+        return os.open(self._cgroups.procs_file(record.cgroup, "memory"), os.O_WRONLY | os.O_CLOEXEC)
+
+    async def _show_memory(self, pod: KernelPod, record: TaskRecord) -> None:
+        limit = self._cgroups.stats(record.cgroup).memory_limit_bytes
+        await pod.require().call("limits", container=record.id, memory_bytes=limit)
 
     async def delete(self, task_id: str) -> None:
         record = self._records.pop(task_id, None)
@@ -161,8 +212,15 @@ class KernelTasks(KeptTasks):
         await self._forget(task_id, kill=False)
         if cgroup is not None:
             await asyncio.to_thread(self._drop_cgroup, cgroup)
+        if record is not None and record.started:
+            await self._end_hooks(record)
         if bundle is not None:
             record_path(bundle).unlink(missing_ok=True)
+
+    async def _end_hooks(self, record: TaskRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            oci = json.loads((Path(record.bundle) / "config.json").read_text())
+            await self._soft_hooks(record, oci, "poststop", "stopped", 0)
 
     async def _unmake(self, pod: KernelPod, record: TaskRecord) -> None:
         """Nothing of a container may stay in the kernel; one that hangs, or is this container's alone, is ended."""
@@ -267,9 +325,9 @@ class KernelTasks(KeptTasks):
         """The host kills whatever of a pod it likes for memory: the kernel, or a process that lends it a space."""
         record = self._records.get(task_id)
         pod = None if record is None else self._pods.find(record.sandbox)
-        if pod is None:
+        if record is None or pod is None:
             return
-        status.oom_kills = self._cgroups.oom_kills(pod.record.leaf)
+        status.oom_kills = self._cgroups.oom_kills(record.cgroup if record.placed else pod.record.leaf)
         if status.oom_kills and status.code == 137:
             status.reason = "OOMKilled"
 
@@ -353,8 +411,11 @@ class KernelTasks(KeptTasks):
 
     async def update(self, task_id: str, resources: Resources) -> None:
         record = self._record(task_id)
-        pod, leaf = self._whole(record, "container-limits", "its containers share one kernel")
-        apply_verified(self._cgroups, leaf, on_host(resources))
+        pod = self._pods.get(record.sandbox)
+        if pod.record.sole:
+            apply_verified(self._cgroups, pod.record.leaf, on_host(resources))
+        else:
+            await self._limit_one(pod, record, resources)
         if resources.pids is not None:
             record.tasks = tasks_of(resources)
             record.save()
@@ -364,6 +425,24 @@ class KernelTasks(KeptTasks):
         if record.started and pod.runs and not pod.frozen:
             await pod.line.call("limits", container=record.id, tasks=record.tasks)
             await self._pods.limit(pod)
+
+    async def _limit_one(self, pod: KernelPod, record: TaskRecord, resources: Resources) -> None:
+        """One of several: its stubs go where its memory is limited, unless they are there."""
+        check_of_one(resources)
+        apply_verified(self._cgroups, record.cgroup, on_host(resources))
+        if resources.memory_bytes is None:
+            return
+        if not record.placed:
+            record.placed = True
+            record.save()
+            if record.started and record.exit is None:
+                fd = self._open_cgroup(record)
+                try:
+                    await pod.require().call("place", container=record.id, fds={"cgroup": fd})
+                finally:
+                    os.close(fd)
+        if record.started and record.exit is None:
+            await self._show_memory(pod, record)
 
     async def stats(self, task_id: str) -> Stats:
         """Processes and, of one container among several, time and memory as the kernel counts them; the rest is what
@@ -378,7 +457,12 @@ class KernelTasks(KeptTasks):
             return stats
         seen = await pod.require().processes(record.id)
         stats.pids = sum(one["threads"] for one in seen)
-        if not alone:
+        if record.placed:
+            own = self._cgroups.stats(record.cgroup)
+            stats.memory_usage_bytes, stats.memory_limit_bytes = own.memory_usage_bytes, own.memory_limit_bytes
+            stats.memory_working_set_bytes, stats.oom_kills = own.memory_working_set_bytes, own.oom_kills
+            stats.cpu_usage_ns = sum(one["cpu_ns"] for one in seen)
+        elif not alone:
             stats.cpu_usage_ns = sum(one["cpu_ns"] for one in seen)
             stats.memory_usage_bytes = stats.memory_working_set_bytes = sum(one["rss_bytes"] for one in seen)
         return stats
@@ -447,8 +531,12 @@ def _check_room(pod: KernelPod, task: TaskConfig) -> None:
             kind="appkernel", feature="multi-container", cause="its kernel ends with that container",
             hint="name all containers when the pod is made, or make it empty",
         )  # fmt: skip
-    if not pod.record.sole and task.resources != Resources():
-        raise Unsupported(
-            "the containers of an appkernel pod cannot be limited one by one",
-            kind="appkernel", feature="container-limits", cause="they share one kernel", hint="limit the pod",
-        )  # fmt: skip
+    if not pod.record.sole:
+        check_of_one(task.resources)
+
+
+def _state(record: TaskRecord, oci: Mapping[str, Any], status: str, pid: int) -> dict[str, Any]:
+    """What hooks are told (runtime-spec, State). pid: of the pod's kernel; 0: there is none."""
+    state: dict[str, Any] = {"ociVersion": oci["ociVersion"], "id": record.id, "status": status}
+    state |= {"pid": pid} if pid else {}
+    return state | {"bundle": record.bundle, "annotations": oci.get("annotations") or {}}

@@ -37,6 +37,8 @@ from drupe.sandboxers.vm.templates import SAVED_MEMORY, SPARE_DISKS, Templates
 from drupe.spec.resources import Resources
 from drupe.spec.template import TemplateInfo
 
+_DIGS_WITHIN_S = 120.0
+
 
 def require_room(directory: Path, size_bytes: int) -> None:
     """ResourceExhausted when a file of that size does not get into a directory: it is written by mapping it, which
@@ -183,6 +185,7 @@ class Machines:
         await machine.pause()
         await machine.save(scratch)
         await self.end(pod)
+        await self.keeper.run(["fallocate", "--dig-holes", str(memory)], timeout_s=_DIGS_WITHIN_S, check=True)
 
     def _make_place(self, pod: VmPod) -> None:
         (pod.record.home / "empty").mkdir(mode=0o755, exist_ok=True)

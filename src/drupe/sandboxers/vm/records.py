@@ -114,8 +114,9 @@ class PodRecord(Record, kw_only=True):
 
 
 class TaskRecord(Record, kw_only=True):
-    """A container. guest: its id for the agent. made: the agent knows it. exit: its end, once known. root: by block,
-    what it is made of; disks: and is, the lowest first."""
+    """A container. guest: its id for the agent. pid: of its first process there, which tells its end from that of an
+    earlier start of the same container. made: the agent knows it. exit: its end, once known. root: by block, what it is
+    made of; disks: and is, the lowest first."""
 
     id: str
     sandbox: str
@@ -126,6 +127,7 @@ class TaskRecord(Record, kw_only=True):
     log: LogSpec | None
     exit_file: str
     guest: str
+    pid: int = 0
     resources: Resources = Resources()
     made: bool = False
     started: bool = False
@@ -140,6 +142,10 @@ class TaskRecord(Record, kw_only=True):
 
     def save(self) -> None:
         self.write(self.path)
+
+    def ends_with(self, pid: int) -> bool:
+        """Whether the end of that process is its own, and news."""
+        return self.exit is None and self.pid in (0, pid)
 
     def note(self) -> None:
         """Save what a daemon that comes back could do without: a disk that is full keeps nobody from his work."""

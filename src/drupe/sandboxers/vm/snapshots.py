@@ -33,9 +33,11 @@ _ABOUT = "machine.json"
 
 
 class SavedTask(Record, kw_only=True):
-    """A container of a saved machine. guest: its id there. offsets: bytes of its output that were taken by then."""
+    """A container of a saved machine. guest: its id there. pid: as `TaskRecord.pid`. offsets: bytes of its output that
+    were taken by then."""
 
     guest: str
+    pid: int = 0
     offsets: dict[str, int] = {}
     disks: list[RootDisk] = []
 
@@ -111,7 +113,8 @@ class Saver:
                     places=dict(await machine.places()),
                     nics=pod.record.nics,
                     tasks={
-                        one.id: SavedTask(guest=one.guest, offsets=offsets(one.id), disks=one.disks) for one in tasks
+                        one.id: SavedTask(guest=one.guest, pid=one.pid, offsets=offsets(one.id), disks=one.disks)
+                        for one in tasks
                     },
                     disks=pod.record.disks,
                     spare_disks=pod.record.spare_disks,

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from drupe.errors import Unavailable
-from drupe.hypervisors.contract import MachineConfig
+from drupe.hypervisors.contract import Hypervisor, MachineConfig
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
-from drupe.sandboxers.vm import hardware, network, share
+from drupe.sandboxers.vm import filling, hardware, network, share
 from drupe.sandboxers.vm.console import last_words, why
 from drupe.sandboxers.vm.hypervisors import Hypervisors, confinement
 from drupe.sandboxers.vm.launch import Launcher
@@ -27,12 +27,12 @@ from drupe.sandboxers.vm.plugging import plug_nic, told
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.roots import RootDisk, Roots
-from drupe.sandboxers.vm.templates import SPARE_DISKS, Templates, copying
+from drupe.sandboxers.vm.templates import SPARE_DISKS, Templates, filled
 
 CONNECTS_WITHIN_S = 30.0
 _LAST_WORDS_S = 0.1  # until what a program wrote before its end is in its log
 _DISKS_AT_BOOT = 8  # places on the root bus are few; more are plugged in
-_MEMORY_FD = 5  # of a VMM: after the listeners of `Launch`
+_MEMORY_FD, _TOLD_FD = 5, 6  # of a VMM: after the listeners of `Launch`
 
 
 class Starter:
@@ -73,10 +73,7 @@ class Starter:
         if saved is None:
             await self.boot(pod, replace(config, shares=shares), phases)
         else:
-            await self._restore(pod, config, saved, phases)
-            with phases("devices"):
-                for one in shares:  # a machine that has one could not have been saved
-                    await pod.require().add(one)
+            await self._restore(pod, replace(config, shares=shares), saved, phases)
         for nic in (nic for nic in nics if nic.node is not None):
             await plug_nic(self._keeper, pod, nic)
         with phases("agent"):
@@ -132,12 +129,17 @@ class Starter:
             path.chmod(0o600)
         copied = config.saved if config.saved and config.memory_file else None
         with ExitStack() as opened:
-            memory = [_memory(opened)] if copied else []
+            copy = _Copy(opened, config.memory_bytes) if copied else None
             pod.pids[VMM] = await self._launcher.start(
-                record, record.id + VMM, [*(copying(copied, _MEMORY_FD) if copied else ()), *launch.argv],
-                launch.listeners, fifos=launch.fifos, files=memory, log=pod.console, netns=True,
+                record, record.id + VMM, [*(filled(copied, _MEMORY_FD, _TOLD_FD) if copied else ()), *launch.argv],
+                launch.listeners, fifos=launch.fifos, files=copy.files if copy else (), log=pod.console, netns=True,
                 bare=bool(confinement(hypervisor)), locked_bytes=record.memory_max_bytes if record.bound else 0,
             )  # fmt: skip
+            await self._connect(pod, hypervisor, config)
+            if copy is not None:
+                await copy.done()
+
+    async def _connect(self, pod: VmPod, hypervisor: Hypervisor, config: MachineConfig) -> None:
         try:
             pod.machine = await hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
         except Unavailable as error:
@@ -166,10 +168,24 @@ def _all(disks: Sequence[RootDisk], more: Sequence[RootDisk]) -> list[RootDisk]:
     return list({disk.id: disk for disk in (*disks, *more)}.values())
 
 
-def _memory(opened: ExitStack) -> int:
-    descriptor = os.memfd_create("machine", os.MFD_CLOEXEC)
-    opened.callback(os.close, descriptor)
-    return descriptor
+class _Copy:
+    """A template's memory on its way into a new file."""
+
+    def __init__(self, opened: ExitStack, size_bytes: int) -> None:
+        self._told, self._tells = os.pipe2(os.O_CLOEXEC)
+        opened.callback(os.close, self._told)
+        self._ours = opened.enter_context(ExitStack())
+        memory = os.memfd_create("machine", os.MFD_CLOEXEC)
+        for descriptor in (memory, self._tells):
+            self._ours.callback(os.close, descriptor)
+        os.truncate(memory, size_bytes)
+        self.files = (memory, self._tells)
+
+    async def done(self) -> None:
+        """Wait for it. Unavailable when it failed."""
+        self._ours.close()
+        if await asyncio.to_thread(os.read, self._told, 1) != filling.DONE:
+            raise Unavailable("the template's memory could not be copied", stage="vmm")
 
 
 def _setup(pod: VmPod, joined: Sequence[Joined]) -> pb.SetupRequest:

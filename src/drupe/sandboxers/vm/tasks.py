@@ -141,7 +141,7 @@ class VmTasks(TaskService):
         for task_id, one in saved.items():
             record = self._record(task_id)
             roots.remove_own(record.disks)
-            record.guest, record.made, record.started = one.guest, True, True
+            record.guest, record.pid, record.made, record.started = one.guest, one.pid, True, True
             record.disks = [moved(disk, pod.record.home) for disk in one.disks]
             record.save()
             self._streams[task_id, ""].forget()
@@ -195,7 +195,7 @@ class VmTasks(TaskService):
             id=record.guest, bundle=put.bundle, terminal=record.tty,
             stdin=_STREAM if record.stdin or record.tty else "", stdout=_STREAM, stderr="" if record.tty else _STREAM,
         )  # fmt: skip
-        await pod.agent.task("Create", request, tasks_pb.CreateTaskResponse)
+        record.pid = (await pod.agent.task("Create", request, tasks_pb.CreateTaskResponse)).pid
 
     async def _with_devices(self, pod: VmPod, record: TaskRecord) -> bytes:
         """Its config for the guest, with the names that its disks have there; they are plugged in."""
@@ -336,9 +336,9 @@ class VmTasks(TaskService):
     # -- ends -------------------------------------------------------------------------------------------------------
 
     def ended(self, event: pb.Exit, pod: VmPod) -> None:
-        """The agent tells an end: take the rest of the output, then tell it on."""
+        """The agent tells an end, or tells it again: take the rest of the output, then tell it on."""
         record = self._by_guest(pod, event.id)
-        if record is None or (not event.exec_id and record.exit is not None):
+        if record is None or (not event.exec_id and not record.ends_with(event.pid)):
             return
         if event.exec_id and event.exec_id not in record.execs:
             return

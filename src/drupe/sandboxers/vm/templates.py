@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,11 +18,12 @@ from pathlib import Path
 import msgspec
 
 from drupe.hypervisors.qemu.machine import SAVED_MEMORY
+from drupe.sandboxers.vm import filling
 from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.template import TemplateInfo
 
 SPARE_DISKS = 2  # roots that a machine has at once; more are plugged in
-_LAYOUT = 3  # goes up when saved machines of before shall not be used any more
+_LAYOUT = 4  # goes up when saved machines of before shall not be used any more
 _ABOUT = "template.json"
 
 
@@ -78,10 +80,11 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def copying(saved: Path, descriptor: int) -> list[str]:
-    """The words before a command line that fill memory, an open file, with a template's."""
-    fill = 'cp --sparse=always -- "$1" /proc/self/fd/"$2" || exit; shift 2; exec "$@"'
-    return ["/bin/sh", "-c", fill, "sh", str(saved / SAVED_MEMORY), str(descriptor)]
+def filled(saved: Path, memory: int, told: int) -> list[str]:
+    """The words before a command line that has memory, an open file, filled with a template's meanwhile. told: the end
+    of a pipe that has `filling.DONE` then, and ends without it when that failed."""
+    fill = [sys.executable, "-I", "-S", filling.__file__, str(saved / SAVED_MEMORY), str(memory), str(told)]
+    return ["/bin/sh", "-c", f'("$1" "$2" "$3" "$4" "$5" "$6" "$7" &); exec {told}>&-; shift 7; exec "$@"', "sh", *fill]
 
 
 def _processor() -> str:
@@ -90,4 +93,4 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "microcode", "Features")))
 
 
-__all__ = ["SAVED_MEMORY", "SPARE_DISKS", "Templates", "copying"]
+__all__ = ["SAVED_MEMORY", "SPARE_DISKS", "Templates", "filled"]

@@ -14,10 +14,10 @@ from drupe.sandboxers.vm.patience import Patience
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM
 
-LOOK_EVERY_S = 0.5
-_LOOK_AGAIN_S = 0.25  # while an answer is late
-_PING_EVERY = 2  # looks
-HANGS_AFTER_S = 0.75  # in which it could have answered, see `Patience`
+LOOK_EVERY_S = 0.3
+_LOOK_AGAIN_S = 0.125  # while an answer is late
+_PING_EVERY_S = 0.4
+HANGS_AFTER_S = 0.7  # in which it could have answered, see `Patience`
 _EMULATED = 0.5  # what an emulated processor does in a second, in those of one that is none
 _HANGS_AT_THE_LATEST_S = 30.0  # whatever the reason: its host may be as good as dead
 _ASK_EVERY_S, _ANSWERS_WITHIN_S = 20.0, 30.0
@@ -65,7 +65,7 @@ class Watch:
     async def _ping(self) -> None:
         """A guest answers at once, however busy it is, or it hangs."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S * _PING_EVERY)
+            await asyncio.sleep(_PING_EVERY_S)
             if self._pod.stands_still:
                 continue
             asked = asyncio.ensure_future(self._pod.agent.ping())

@@ -91,7 +91,7 @@ async def _add(tasks: Tasks, pod: Pod, asked: ContainerSpec, fds: dict[str, int]
 
 
 async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) -> Made:
-    spec = await fitted(tasks.core, spec) if asked.makes_pod else spec
+    spec = await fitted(tasks.core, spec)
     await check_program(tasks.node.sandboxer((await tasks.core.choose(spec)).kind), asked.config)
     check_ids(spec, asked.config)
     made = await tasks.core.create_pod(spec, fds=fds)

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from drupe.errors import InvalidArgument, Unsupported
+from drupe.oci.carried import WIDENING
 from drupe.rpc.cri import api_pb2 as cri
 from drupe.runtime.core import Core
 from drupe.services.oci.pods import slice_path
@@ -54,17 +55,26 @@ def pod_spec(id_: str, config: cri.PodSandboxConfig, *, owner: str, namespace: s
 
 
 async def fitted(core: Core, spec: PodSpec) -> PodSpec:
-    """A pod that some kind can have, or what `Core.choose` raises. On the node's network a pod has the node's host
-    name, too: a kernel of its own is given a copy of it."""
+    """A pod that some kind can have, or what `Core.choose` raises."""
     try:
         await core.choose(spec)
     except Unsupported as error:
-        if error.details.get("feature") != "host-uts" or spec.network.mode != "host":
+        other = _nearest(spec, error.details.get("feature", ""))
+        if other is None:
             raise
-        own = msgspec.structs.replace(spec.namespaces, uts="pod")
-        spec = msgspec.structs.replace(spec, namespaces=own, hostname=os.uname().nodename)
-        await core.choose(spec)
+        return await fitted(core, other)
     return spec
+
+
+def _nearest(spec: PodSpec, lacking: str) -> PodSpec | None:
+    """What nobody misses where a kind lacks a feature. On the node's network a pod has the node's host name, too: a
+    kernel of its own is given a copy of it. What engines set for everybody, to allow more, is left out."""
+    if lacking == "host-uts" and spec.network.mode == "host":
+        own = msgspec.structs.replace(spec.namespaces, uts="pod")
+        return msgspec.structs.replace(spec, namespaces=own, hostname=os.uname().nodename)
+    if lacking == "sysctls" and not set(spec.sysctls) - {*WIDENING}:
+        return msgspec.structs.replace(spec, sysctls={})
+    return None
 
 
 def _refuse(config: cri.PodSandboxConfig) -> None:

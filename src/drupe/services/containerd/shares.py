@@ -29,7 +29,7 @@ _ADDED = {"cpu_quota_us", "cpu_period_us", "cpu_shares", "memory_bytes", "memory
 
 def are_shared(pod: Pod) -> bool:
     """Whether containers of this pod cannot be limited one by one."""
-    return pod.sandboxer.capabilities()["container-limits"].startswith("no")
+    return pod.sandboxer.capabilities()["container-limits"] != "yes"
 
 
 def split(pod: Pod, spec: ContainerSpec) -> tuple[ContainerSpec, Resources]:

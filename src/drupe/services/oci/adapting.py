@@ -16,6 +16,7 @@ _CRUNS_OWN = ("run.oci.", "module.wasm.")  # annotations by which crun would run
 _NOT_OF_A_PROCESS = ("apparmorProfile", "selinuxLabel", "consoleSize")
 _DONE_OTHERWISE = ("sysctl", "rootfsPropagation", "mountLabel", "resources")
 _OF_PROC_AND_SYS = ("maskedPaths", "readonlyPaths")
+_NO_DEVICE = {"allow": False, "access": "rwm"}  # where nothing is said, as runc has it
 _MEMORY = ("limit", "reservation", "swap", "disableOOMKiller")
 _NPROC = "RLIMIT_NPROC"
 
@@ -32,7 +33,6 @@ def stand_in_config(
     mounts = list(config.get("mounts") or ())
     if all(mount["destination"] != "/proc" for mount in mounts):
         mounts.insert(0, _PROC)
-    annotations = config.get("annotations") or {}
     waiting = {
         "terminal": terminal,
         "user": {"uid": 0, "gid": 0},
@@ -48,7 +48,7 @@ def stand_in_config(
         "ociVersion": _VERSION,
         "process": waiting,
         "mounts": mounts,
-        "annotations": {key: value for key, value in annotations.items() if not key.startswith(_CRUNS_OWN)},
+        "annotations": _annotations(config),
         "linux": {**kept, "cgroupsPath": cgroup, "resources": {"devices": rules} if rules else {}},
     }
 
@@ -63,17 +63,23 @@ def workload_config(config: Mapping[str, Any], able: Mapping[str, str]) -> dict[
         kept.pop(name, None)
     kept["resources"] = _resources(linux.get("resources") or {}, able)
     limit = pids_limit(config) if able["pids-limit"].startswith("no") else 0
-    whole = {**config, "process": workload_process(config["process"], limit), "linux": kept}
+    process = workload_process(config["process"], limit)
+    whole = {**config, "process": process, "linux": kept, "annotations": _annotations(config)}
     whole.pop("hooks", None)
     return whole
+
+
+def _annotations(config: Mapping[str, Any]) -> dict[str, str]:
+    """Without those by which whatever crun makes it would do other things than the configuration says."""
+    return {key: value for key, value in (config.get("annotations") or {}).items() if not key.startswith(_CRUNS_OWN)}
 
 
 def _resources(resources: Mapping[str, Any], able: Mapping[str, str]) -> dict[str, Any]:
     """What of the limits is for the sandbox's own kernel (births.divided), and the rules for devices that it has."""
     kept: dict[str, Any] = {}
-    if not able["devices"].startswith("no") and resources.get("devices"):
-        kept["devices"] = resources["devices"]
-    if not able["container-limits"].startswith("no"):
+    if not able["devices"].startswith("no"):
+        kept["devices"] = resources.get("devices") or [_NO_DEVICE]
+    if able["container-limits"] == "yes":
         memory = resources.get("memory") or {}
         kept["memory"] = {name: memory[name] for name in _MEMORY if memory.get(name)}
         kept["pids"] = {"limit": limit} if (limit := pids_limit({"linux": {"resources": resources}})) else None

@@ -79,7 +79,7 @@ def limits_of(config: RuntimeConfig, able: Mapping[str, str]) -> LinuxResources 
 def divided(limits: Resources, able: Mapping[str, str]) -> tuple[Resources, Resources]:
     """Those of the pod's cgroup, and those that the sandbox's own kernel holds its workload to, where it can: memory
     that the sandbox needs for itself is not the workload's, and its processes no process of the host."""
-    if _cannot(able, "container-limits"):
+    if able["container-limits"] != "yes":
         return limits, Resources()
     inside = Resources(**{name: getattr(limits, name) for name in _INSIDE})
     return msgspec.structs.replace(limits, pids=None, unified={}, oom_kill_disable=None), inside

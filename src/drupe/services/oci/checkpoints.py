@@ -14,6 +14,7 @@ from drupe.spec.oci import OciAnswer
 
 _IMAGES = "checkpoint"  # runc's default, in the caller's directory
 _WHAT = "image directory"
+_WHOLE = "inventory.img"  # CRIU's, without which Podman takes a checkpoint for half made
 # what crun knows of runc's flags; both take the rest
 _OF_BOTH = (
     "image-path", "work-path", "tcp-established", "ext-unix-sk", "shell-job", "file-locks", "manage-cgroups-mode",
@@ -92,6 +93,7 @@ async def act(asked: Asked, fds: dict[str, int]) -> OciAnswer:
         raise InvalidState(f"container {asked.id} is not running: {kept.status}")
     with asked.files.directory(asked.words.text("image-path", _IMAGES), _WHAT, made=True) as images:
         await kept.checkpoint(images, ends=not leave)
+        (images / _WHOLE).touch()
     if leave:
         return OciAnswer()
     program = asked.found()

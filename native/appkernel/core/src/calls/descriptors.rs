@@ -43,12 +43,23 @@ impl Kernel {
     }
 
     /// A descriptor of the caller's is gone: so are its POSIX locks on that file.
-    fn closed(&self, tid: Tid, file: &OpenFile) -> Result<()> {
+    pub(crate) fn closed(&self, tid: Tid, file: &OpenFile) -> Result<()> {
         if let (Some(path), Owner::Process { table, .. }) = (file.path(), lock_owner(self.process(tid)?)) {
             path.inode().attachment().locks.release_process(table);
         }
         Ok(())
     }
+}
+
+/// The process no longer uses its descriptors: if nobody else does, its POSIX locks are gone.
+pub(crate) fn leave_locks(process: &Process) {
+    if Arc::strong_count(&process.files) > 1 {
+        return;
+    }
+    let Owner::Process { table, .. } = lock_owner(process) else { return };
+    let files = process.files.lock();
+    let paths = files.iter().filter_map(|(_, file)| file.path());
+    paths.for_each(|path| path.inode().attachment().locks.release_process(table));
 }
 
 pub fn close(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
@@ -80,7 +91,7 @@ pub fn close_range(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 fn duplicate(kernel: &mut Kernel, tid: Tid, fd: u64, minimum: u64, close_on_exec: bool) -> Result<Done> {
-    let (file, limit) = (kernel.file(tid, fd)?, kernel.file_limit(tid)?);
+    let (file, limit) = (kernel.any_file(tid, fd)?, kernel.file_limit(tid)?);
     if minimum >= limit {
         return Err(Errno::INVAL);
     }
@@ -95,7 +106,7 @@ pub fn dup(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn dup2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if args[0] as i32 == args[1] as i32 {
-        kernel.file(tid, args[0])?;
+        kernel.any_file(tid, args[0])?;
         return Ok(Done::Value(i64::from(args[1] as i32)));
     }
     dup3(kernel, tid, &[args[0], args[1], 0, 0, 0, 0])
@@ -106,7 +117,7 @@ pub fn dup3(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if from as i32 == to || flags & !u64::from(OpenFlags::CLOEXEC) != 0 {
         return Err(Errno::INVAL);
     }
-    let (file, limit) = (kernel.file(tid, from)?, kernel.file_limit(tid)?);
+    let (file, limit) = (kernel.any_file(tid, from)?, kernel.file_limit(tid)?);
     let old = kernel.process(tid)?.files.lock().replace(file, flags != 0, to, limit)?;
     if let Some(old) = old {
         kernel.closed(tid, &old)?;
@@ -116,7 +127,8 @@ pub fn dup3(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn fcntl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [fd, command, argument, ..] = *args;
-    let file = kernel.file(tid, fd)?;
+    // A place has flags and can be doubled, and that is all.
+    let file = if matches!(command, 0..=3 | 1030) { kernel.any_file(tid, fd)? } else { kernel.file(tid, fd)? };
     let table = Arc::clone(&kernel.process(tid)?.files);
     let value = match command {
         0 => return duplicate(kernel, tid, fd, argument, false),
@@ -133,20 +145,57 @@ pub fn fcntl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         }
         5..=7 | 36..=38 => return locks::record(kernel, tid, &file, command, argument),
         8 => {
+            check_owner(kernel, argument as i32)?;
             file.owner.lock().0 = argument as i32;
             0
         }
         9 => i64::from(file.owner.lock().0),
+        10 if argument > crate::signal::COUNT as u64 => return Err(Errno::INVAL),
         10 => {
             file.owner.lock().1 = argument as i32;
             0
         }
         11 => i64::from(file.owner.lock().1),
+        15 | 16 => return owner_ex(kernel, tid, &file, command == 15, argument),
         1031 | 1032 => return pipe_size(kernel, tid, &file, command == 1031, argument),
         1033 | 1034 => return seals(&file, command == 1033, argument),
         _ => return Err(Errno::INVAL),
     };
     Ok(Done::Value(value))
+}
+
+/// ESRCH for a process or group (negative) that is not there.
+fn check_owner(kernel: &Kernel, owner: i32) -> Result<()> {
+    let number = owner.unsigned_abs();
+    let there = match owner {
+        0 => true,
+        i32::MIN => return Err(Errno::INVAL),
+        n if n > 0 => kernel.tasks.tasks.contains_key(&number) || kernel.tasks.processes.contains_key(&number),
+        _ => kernel.tasks.processes.values().any(|process| process.group == number),
+    };
+    there.then_some(()).ok_or(Errno::SRCH)
+}
+
+/// F_SETOWN_EX, F_GETOWN_EX: struct f_owner_ex, a kind (0 thread, 1 process, 2 group) and a number.
+fn owner_ex(kernel: &Kernel, tid: Tid, file: &OpenFile, set: bool, address: u64) -> Result<Done> {
+    const GROUP: u64 = 2;
+    let view = kernel.view(tid);
+    if set {
+        let word = kernel.get_u64(tid, address)?;
+        let number = pids::known(view, (word >> 32) as u32) as i32;
+        let owner = match word & 0xffff_ffff {
+            0 | 1 => number,
+            GROUP => -number,
+            _ => return Err(Errno::INVAL),
+        };
+        check_owner(kernel, if word >> 32 == 0 { 0 } else { owner })?;
+        file.owner.lock().0 = owner;
+        return Ok(Done::Value(0));
+    }
+    let owner = file.owner.lock().0;
+    let kind = if owner < 0 { GROUP } else { 1 };
+    kernel.put_words(tid, address, &[u64::from(pids::seen(owner.unsigned_abs())) << 32 | kind])?;
+    Ok(Done::Value(0))
 }
 
 fn seals(file: &OpenFile, add: bool, argument: u64) -> Result<Done> {
@@ -203,9 +252,6 @@ pub fn ioctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
             return Ok(Done::Value(0));
         }
         _ => {}
-    }
-    if file.flags().has(OpenFlags::PATH) {
-        return Err(Errno::BADF);
     }
     if request == 0x8912 {
         return messages::interfaces(kernel, tid, fd, argument);
@@ -294,6 +340,22 @@ pub fn fsync(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 pub fn hint(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = kernel.file(tid, args[0])?;
     file.file().can_seek().then_some(Done::Value(0)).ok_or(Errno::SPIPE)
+}
+
+/// readahead(2), of regular files that may be read.
+pub fn readahead(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let file = kernel.file(tid, args[0])?;
+    if !file.flags().reads() {
+        return Err(Errno::BADF);
+    }
+    let regular = file.metadata()?.kind() == drupe_appkernel_vfs::FileType::Regular;
+    regular.then_some(Done::Value(0)).ok_or(Errno::INVAL)
+}
+
+/// fadvise64(2): advice 0 to 5, of no effect.
+pub fn fadvise(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let done = hint(kernel, tid, args)?;
+    (args[3] <= 5 && args[2] as i64 >= 0).then_some(done).ok_or(Errno::INVAL)
 }
 
 /// memfd_create(2) without huge pages.

@@ -6,11 +6,12 @@ use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::cred::{MAY_EXEC, MAY_READ, MAY_WRITE};
 use drupe_appkernel_vfs::inode::XattrMode;
 use drupe_appkernel_vfs::pipe::PipeEnd;
-use drupe_appkernel_vfs::{wait, Credentials, OpenFile, OpenFlags, Path, TimeChange, View};
+use drupe_appkernel_vfs::{wait, Credentials, FileType, OpenFile, OpenFlags, Path, TimeChange, View};
 
 use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
+use crate::mm::PAGE;
 use crate::seat::{Seat, AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW};
 use crate::task::Tid;
 
@@ -66,14 +67,24 @@ pub fn creat(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     openat(kernel, tid, &[CWD, args[0], flags.into(), args[1], 0, 0])
 }
 
+/// What open(2) knows; openat2(2) refuses the rest.
+const KNOWN_FLAGS: u32 = 0o37_777_703;
+
 pub fn openat2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [fd, path, how, size, ..] = *args;
     if size < 24 {
         return Err(Errno::INVAL);
     }
+    if size > PAGE {
+        return Err(Errno::TOOBIG);
+    }
     let [flags, mode, resolve] = kernel.get_words(tid, how)?;
+    if kernel.get_bytes(tid, how + 24, size as usize - 24)?.iter().any(|&byte| byte != 0) {
+        return Err(Errno::TOOBIG);
+    }
     let flags = u32::try_from(flags).map_err(|_| Errno::INVAL)?;
-    if resolve & !0x1f != 0 || mode & !0o7777 != 0 {
+    let makes = [OpenFlags::CREAT, OpenFlags::TMPFILE].iter().any(|&flag| OpenFlags(flags).has(flag));
+    if flags & !KNOWN_FLAGS != 0 || resolve & !0x1f != 0 || mode & !0o7777 != 0 || mode != 0 && !makes {
         return Err(Errno::INVAL);
     }
     open_file(kernel, tid, &Order { fd, path, flags, mode: mode as u32, resolve })
@@ -106,7 +117,7 @@ pub fn lstat(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 pub fn fstat(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let metadata = kernel.file(tid, args[0])?.metadata()?;
+    let metadata = kernel.any_file(tid, args[0])?.metadata()?;
     kernel.put(tid, args[1], &encode::stat(&metadata))?;
     Ok(Done::Value(0))
 }
@@ -119,7 +130,7 @@ pub fn statx(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
     let empty = flags & AT_EMPTY_PATH != 0 && (path == 0 || kernel.path_text(tid, path)?.is_empty());
     let (metadata, mount) = if empty && fd as i32 >= 0 {
-        let file = kernel.file(tid, fd)?;
+        let file = kernel.any_file(tid, fd)?;
         (file.metadata()?, file.path().map_or(0, |path| path.mount.id()))
     } else {
         let seat = kernel.seat(tid)?;
@@ -204,7 +215,7 @@ pub fn statfs(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 pub fn fstatfs(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let file = kernel.file(tid, args[0])?;
+    let file = kernel.any_file(tid, args[0])?;
     put_statfs(kernel, tid, file.path().ok_or(Errno::NOSYS)?, args[1])
 }
 
@@ -237,9 +248,6 @@ fn act_on(seat: &Seat, path: &Path, act: impl FnOnce(&View<'_>, &Path) -> Result
 
 fn change_open(kernel: &Kernel, tid: Tid, fd: u64, act: impl FnOnce(&View<'_>, &Path) -> Result<()>) -> Result<Done> {
     let file = kernel.file(tid, fd)?;
-    if file.flags().has(OpenFlags::PATH) {
-        return Err(Errno::BADF);
-    }
     act_on(&kernel.seat(tid)?, file.path().ok_or(Errno::BADF)?, act)
 }
 
@@ -253,6 +261,16 @@ pub fn fchmod(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn fchmodat(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     change(kernel, tid, args[0], args[1], 0, |view, path| view.chmod(path, args[2] as u32))
+}
+
+pub fn fchmodat2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    if args[3] & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
+        return Err(Errno::INVAL);
+    }
+    change(kernel, tid, args[0], args[1], args[3], |view, path| match path.inode().kind() {
+        FileType::Symlink => Err(Errno::NOTSUP),
+        _ => view.chmod(path, args[2] as u32),
+    })
 }
 
 fn id(value: u64) -> Option<u32> {

@@ -7,7 +7,7 @@ use drupe_appkernel_abi::{Errno, Result};
 use super::Args;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
-use crate::signal::COUNT;
+use crate::privileges::user_changed;
 use crate::task::{Pid, Process, Tid};
 
 const CAP_SETGID: u32 = 6;
@@ -69,19 +69,10 @@ fn change_uids(process: &mut Process, real: u32, effective: u32, saved: u32) -> 
         return Err(Errno::PERM);
     }
     let new = |wanted: u32, old: u32| if wanted == KEEP { old } else { wanted };
-    let had_root = now.contains(&0);
     process.ids.uid = new(real, now[0]);
     process.credentials.uid = new(effective, now[1]);
     process.ids.saved_uid = new(saved, now[2]);
-    let has_root = [process.ids.uid, process.credentials.uid, process.ids.saved_uid].contains(&0);
-    if had_root && !has_root {
-        process.ids.permitted = 0;
-        process.credentials.capabilities = 0;
-    } else if now[1] == 0 && process.credentials.uid != 0 {
-        process.credentials.capabilities = 0;
-    } else if now[1] != 0 && process.credentials.uid == 0 {
-        process.credentials.capabilities = process.ids.permitted;
-    }
+    user_changed(process, now);
     Ok(Done::Value(0))
 }
 
@@ -174,49 +165,57 @@ pub fn setgroups(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     Ok(Done::Value(0))
 }
 
-const CAPABILITY_VERSION: u32 = 0x2008_0522;
+/// Versions of struct __user_cap_header_struct, and how many times 32 capabilities each has.
+const VERSIONS: [(u32, usize); 3] = [(0x1998_0330, 1), (0x2007_1026, 2), (0x2008_0522, 2)];
 
-/// Version and process of a struct __user_cap_header_struct; None: the version was asked for.
-fn header(kernel: &Kernel, tid: Tid, address: u64) -> Result<Option<Pid>> {
+/// How many times 32 capabilities, and whose; None: it is no version, and was told one.
+fn header(kernel: &Kernel, tid: Tid, address: u64) -> Result<Option<(usize, Pid)>> {
     let bytes = kernel.get_bytes(tid, address, 8)?;
     let version = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let pid = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-    if version == CAPABILITY_VERSION {
-        return Ok(Some(if pid == 0 { kernel.pid(tid) } else { pids::known(kernel.view(tid), pid) }));
+    let Some((_, halves)) = VERSIONS.iter().find(|(known, _)| *known == version) else {
+        kernel.put(tid, address, &VERSIONS[2].0.to_le_bytes())?;
+        return Ok(None);
+    };
+    match pid as i32 {
+        0 => Ok(Some((*halves, kernel.pid(tid)))),
+        pid if pid < 0 => Err(Errno::INVAL),
+        _ => Ok(Some((*halves, pids::known(kernel.view(tid), pid)))),
     }
-    kernel.put(tid, address, &CAPABILITY_VERSION.to_le_bytes())?;
-    Ok(None)
 }
 
 pub fn capget(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let Some(pid) = header(kernel, tid, args[0])? else {
+    let Some((halves, pid)) = header(kernel, tid, args[0])? else {
         return if args[1] == 0 { Ok(Done::Value(0)) } else { Err(Errno::INVAL) };
     };
+    let pid = kernel.task(pid).map_or(pid, |task| task.pid);
     let process = kernel.tasks.processes.get(&pid).ok_or(Errno::SRCH)?;
     let sets = [process.credentials.capabilities, process.ids.permitted, process.ids.inheritable];
-    let half = |shift: u32| sets.iter().flat_map(move |set| ((set >> shift) as u32).to_le_bytes());
-    let bytes: Vec<u8> = half(0).chain(half(32)).collect();
+    let half = |shift: usize| sets.iter().flat_map(move |set| ((set >> (32 * shift)) as u32).to_le_bytes());
+    let bytes: Vec<u8> = (0..halves).flat_map(half).collect();
     kernel.put_if(tid, args[1], &bytes)?;
     Ok(Done::Value(0))
 }
 
 pub fn capset(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let pid = header(kernel, tid, args[0])?.ok_or(Errno::INVAL)?;
+    let (halves, pid) = header(kernel, tid, args[0])?.ok_or(Errno::INVAL)?;
     if pid != kernel.pid(tid) && pid != tid {
         return Err(Errno::PERM);
     }
-    let bytes = kernel.get_bytes(tid, args[1], 24)?;
-    let word = |i: usize| u64::from(u32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().unwrap_or_default()));
-    let set = |i: usize| word(i) | word(i + 3) << 32;
-    let (effective, permitted, inheritable) = (set(0), set(1), set(2));
+    let bytes = kernel.get_bytes(tid, args[1], 12 * halves)?;
+    let word = |i: usize| bytes.get(4 * i..4 * i + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let [effective, permitted, inheritable] = [0, 1, 2].map(|i| u64::from(word(i)) | u64::from(word(i + 3)) << 32);
     let process = kernel.process_mut(tid)?;
-    let more = permitted & !process.ids.permitted != 0 || effective & !permitted != 0;
-    let inherits = inheritable & !(process.ids.inheritable | process.ids.permitted) & process.ids.bounding;
-    if more || (inherits != 0 && !process.credentials.capable(CAP_SETPCAP)) {
+    let ids = &mut process.ids;
+    let more = permitted & !ids.permitted != 0 || effective & !permitted != 0;
+    let unbound = inheritable & !(ids.inheritable | ids.bounding) != 0;
+    let inherits = inheritable & !(ids.inheritable | ids.permitted) != 0;
+    if more || unbound || (inherits && !process.credentials.capable(CAP_SETPCAP)) {
         return Err(Errno::PERM);
     }
     process.credentials.capabilities = effective;
-    (process.ids.permitted, process.ids.inheritable) = (permitted, inheritable);
+    (ids.permitted, ids.inheritable) = (permitted, inheritable);
+    ids.ambient &= permitted & inheritable;
     Ok(Done::Value(0))
 }
 
@@ -252,11 +251,11 @@ pub fn setsid(kernel: &mut Kernel, tid: Tid, _: &Args) -> Result<Done> {
 pub fn setpgid(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let (own, session) = (kernel.pid(tid), kernel.process(tid)?.session);
     let group = args[1] as i32;
-    let process = target(kernel, tid, args[0])?;
-    let pid = process.pid;
-    if group < 0 {
+    if group < 0 || group == 0 && (args[0] as i32) < 0 {
         return Err(Errno::INVAL);
     }
+    let process = target(kernel, tid, args[0])?;
+    let pid = process.pid;
     if pid != own && process.parent != own {
         return Err(Errno::SRCH);
     }
@@ -273,71 +272,6 @@ pub fn setpgid(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
     kernel.tasks.processes.get_mut(&pid).ok_or(Errno::SRCH)?.group = group;
     Ok(Done::Value(0))
-}
-
-pub fn prctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let [option, argument, third, ..] = *args;
-    let value = match option {
-        1 if argument > COUNT as u64 => return Err(Errno::INVAL),
-        1 => {
-            kernel.process_mut(tid)?.death_signal = argument as i32;
-            0
-        }
-        2 => {
-            kernel.put(tid, argument, &kernel.process(tid)?.death_signal.to_le_bytes())?;
-            0
-        }
-        3 => 1,           // PR_GET_DUMPABLE
-        4 | 29 | 30 => 0, // PR_SET_DUMPABLE, timer slack
-        7 => 0,           // PR_GET_KEEPCAPS
-        8 if argument == 0 => 0,
-        21 => i64::from(kernel.task(tid)?.seccomp.mode()),
-        22 => super::seccomp::set_by_prctl(kernel, tid, argument, third)?,
-        15 => {
-            let name = kernel.text(tid, argument, 16, Errno::INVAL).or_else(|_| kernel.get_bytes(tid, argument, 15))?;
-            let task = kernel.task_mut(tid)?;
-            task.name = [0; 16];
-            let length = name.len().min(15);
-            task.name[..length].copy_from_slice(&name[..length]);
-            0
-        }
-        16 => {
-            kernel.put(tid, argument, &kernel.task(tid)?.name)?;
-            0
-        }
-        23 => i64::from(bounded(kernel, tid, argument)?),
-        24 => {
-            bounded(kernel, tid, argument)?;
-            if !kernel.process(tid)?.credentials.capable(CAP_SETPCAP) {
-                return Err(Errno::PERM);
-            }
-            kernel.process_mut(tid)?.ids.bounding &= !(1 << argument);
-            0
-        }
-        36 => {
-            kernel.process_mut(tid)?.subreaper = argument != 0;
-            0
-        }
-        37 => {
-            kernel.put(tid, argument, &u32::from(kernel.process(tid)?.subreaper).to_le_bytes())?;
-            0
-        }
-        38 if argument == 1 => {
-            kernel.process_mut(tid)?.no_new_privileges = true;
-            0
-        }
-        39 => i64::from(kernel.process(tid)?.no_new_privileges),
-        47 if matches!(argument, 1 | 4) && third < 41 => 0, // ambient: none is set
-        _ => return Err(Errno::INVAL),
-    };
-    Ok(Done::Value(value))
-}
-
-fn bounded(kernel: &Kernel, tid: Tid, capability: u64) -> Result<bool> {
-    if capability > 40 {
-        return Err(Errno::INVAL);
-    }
-    Ok(kernel.process(tid)?.ids.bounding >> capability & 1 == 1)
 }
 
 pub fn set_tid_address(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {

@@ -1,5 +1,6 @@
 //! flock(2) and the record locks of fcntl(2).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
@@ -90,8 +91,16 @@ pub fn record(kernel: &mut Kernel, tid: Tid, file: &Arc<OpenFile>, command: u64,
         F_RDLCK | F_WRLCK => {}
         _ => return Err(Errno::INVAL),
     }
+    kernel.pending(tid)?.lock_of = None;
     match locks.lock(wanted) {
         Err(Errno::AGAIN) if matches!(command, 7 | 38) => {
+            if let (Owner::Process { table, .. }, Some(held)) = (owner, locks.conflict(&wanted)) {
+                let holder = table_of(held.owner);
+                if holder.is_some_and(|holder| leads_back(kernel, table, holder)) {
+                    return Err(Errno::DEADLOCK);
+                }
+                kernel.pending(tid)?.lock_of = holder;
+            }
             let waker = kernel.waker(tid);
             let registration = locks.wait_queue().register(wait::IN, waker);
             kernel.pending(tid)?.registrations.push(registration);
@@ -99,6 +108,35 @@ pub fn record(kernel: &mut Kernel, tid: Tid, file: &Arc<OpenFile>, command: u64,
         }
         other => other.map(|()| Done::Value(0)),
     }
+}
+
+fn table_of(owner: Owner) -> Option<u64> {
+    match owner {
+        Owner::Process { table, .. } => Some(table),
+        Owner::File(_) => None,
+    }
+}
+
+/// Whether the holder of a lock waits for `own`, itself or by those for whom it waits.
+fn leads_back(kernel: &Kernel, own: u64, holder: u64) -> bool {
+    let waits: BTreeMap<u64, u64> = kernel
+        .tasks
+        .tasks
+        .values()
+        .filter_map(|task| {
+            let of = task.call.as_ref()?.lock_of?;
+            Some((table_of(lock_owner(kernel.tasks.processes.get(&task.pid)?))?, of))
+        })
+        .collect();
+    let mut at = holder;
+    for _ in 0..=waits.len() {
+        if at == own {
+            return true;
+        }
+        let Some(&next) = waits.get(&at) else { return false };
+        at = next;
+    }
+    false
 }
 
 fn free(given: &[u8]) -> Vec<u8> {

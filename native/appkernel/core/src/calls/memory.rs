@@ -74,6 +74,9 @@ fn check_file(file: &OpenFile, protection: u32, shared: bool) -> Result<()> {
     (flags.reads() && (!writes || flags.writes())).then_some(()).ok_or(Errno::ACCES)
 }
 
+/// Flags that Linux knows (mmap(2)); others it takes for nothing, except with MAP_SHARED_VALIDATE.
+const KNOWN_FLAGS: u64 = 0x1f_f9f3 & !0x8_0000; // without MAP_SYNC
+
 pub fn mmap(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = if args[3] & MAP_ANONYMOUS == 0 { Some(kernel.file(tid, args[4])?) } else { None };
     map(kernel, tid, args, file)
@@ -82,6 +85,9 @@ pub fn mmap(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 /// mmap(2) of this file, whatever its descriptor.
 pub(super) fn map(kernel: &mut Kernel, tid: Tid, args: &Args, file: Option<Arc<OpenFile>>) -> Result<Done> {
     let [hint, size, protection, flags, _, offset] = *args;
+    if flags & 3 == MAP_SHARED_VALIDATE && (file.is_none() || flags & !KNOWN_FLAGS != 0) {
+        return Err(if file.is_none() { Errno::INVAL } else { Errno::NOTSUP });
+    }
     let shared = match flags & 3 {
         MAP_SHARED | MAP_SHARED_VALIDATE => true,
         MAP_PRIVATE => false,
@@ -97,7 +103,7 @@ pub(super) fn map(kernel: &mut Kernel, tid: Tid, args: &Args, file: Option<Arc<O
     }
     let limit = kernel.process(tid)?.limits[LIMIT_AS].0;
     let mm = kernel.mm_mut(tid)?;
-    if mm.size_bytes().saturating_add(size) > limit {
+    if mm.size_bytes().saturating_add(size) > limit || mm.is_full() {
         return Err(Errno::NOMEM);
     }
     let address = choose(mm, hint, size, flags)?;
@@ -187,7 +193,7 @@ pub fn mprotect(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         // PROT_GROWSDOWN: the whole of what grows, which is the stack.
         address = mm.overlapping(address, end).next().map_or(address, |(start, _)| start);
     }
-    if !mm.is_mapped(address, end) {
+    if !mm.is_mapped(address, end) || mm.is_full() {
         return Err(Errno::NOMEM);
     }
     for (_, area) in mm.overlapping(address, end) {
@@ -269,6 +275,30 @@ pub fn madvise(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
 }
 
+/// mlock(2), munlock(2): nothing is locked, what is not mapped cannot be.
+pub fn lock(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let (start, size) = (args[0] & !(PAGE - 1), args[1].saturating_add(args[0] & (PAGE - 1)));
+    if args[1] == 0 {
+        return Ok(Done::Value(0));
+    }
+    let mm = kernel.mm_mut(tid)?;
+    let (start, end) = mm.range(start, size)?;
+    mm.is_mapped(start, end).then_some(Done::Value(0)).ok_or(Errno::NOMEM)
+}
+
+pub fn mlock2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    const ONFAULT: u64 = 1;
+    if args[2] & !ONFAULT != 0 {
+        return Err(Errno::INVAL);
+    }
+    lock(kernel, tid, args)
+}
+
+/// mlockall(2): of the flags one at least, and MCL_ONFAULT not alone.
+pub fn mlockall(_: &mut Kernel, _: Tid, args: &Args) -> Result<Done> {
+    matches!(args[0], 1..=3 | 5..=7).then_some(Done::Value(0)).ok_or(Errno::INVAL)
+}
+
 pub fn msync(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let mm = kernel.mm_mut(tid)?;
     if args[2] & !7 != 0 || args[2] & 5 == 5 || args[0] % PAGE != 0 {
@@ -306,6 +336,8 @@ pub fn arch_prctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
             return Ok(Done::Value(0));
         }
         0x1004 => MemoryOp::GetGs(address),
+        0x1011 => return Ok(Done::Value(1)), // ARCH_GET_CPUID: it may be asked
+        0x1012 => return Err(Errno::NODEV),  // and is not to be had otherwise
         _ => return Err(Errno::INVAL),
     };
     Ok(Done::Change(0, vec![op]))

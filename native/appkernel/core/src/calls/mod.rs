@@ -12,6 +12,7 @@ pub mod msg;
 pub mod names;
 pub mod pidfd;
 pub mod poll;
+pub mod prctl;
 pub mod schedule;
 pub mod seccomp;
 pub mod sem;

@@ -12,8 +12,6 @@ use crate::pids;
 use crate::sysv::{IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, Tid};
 
-const MESSAGE_MAX_BYTES: u64 = 8192;
-const QUEUE_MAX_BYTES: u64 = 16_384;
 const MSG_NOERROR: u64 = 0o10_000;
 const MSG_EXCEPT: u64 = 0o20_000;
 
@@ -49,14 +47,19 @@ impl Queue {
 
 pub fn msgget(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let (by, now) = (kernel.credentials(tid)?, kernel.seconds());
+    let limits = kernel.ipc;
+    let room = (kernel.sysv.queues.values().count() as u64) < limits.queues;
     let made = kernel.sysv.queues.find(
         args[0] as u32,
         args[1],
         &by,
         |_| Ok(()),
         || {
+            if !room {
+                return Err(Errno::NOSPC);
+            }
             let (messages, queue) = (VecDeque::new(), WaitQueue::new());
-            Ok(Queue { messages, limit_bytes: QUEUE_MAX_BYTES, times: [0, 0, now], last: [0; 2], queue })
+            Ok(Queue { messages, limit_bytes: limits.queue_bytes, times: [0, 0, now], last: [0; 2], queue })
         },
     );
     made.map(|id| Done::Value(id.into()))
@@ -87,7 +90,7 @@ pub fn msgsnd(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [id, address, size, flags, ..] = *args;
     let (by, pid, now) = (kernel.credentials(tid)?, kernel.pid(tid), kernel.seconds());
     let kind = kernel.get_u64(tid, address)? as i64;
-    if kind < 1 || size > MESSAGE_MAX_BYTES {
+    if kind < 1 || size > kernel.ipc.message_bytes {
         return Err(Errno::INVAL);
     }
     let bytes = kernel.get_bytes(tid, address.wrapping_add(8), size as usize)?;
@@ -153,10 +156,11 @@ pub fn msgctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         IPC_SET => {
             permissions.check_owner(&by)?;
             let given = kernel.get_bytes(tid, address, 96)?;
+            let most = kernel.ipc.queue_bytes;
             let (permissions, own) = kernel.sysv.queues.get_mut(id)?;
             permissions.set(&given);
             let limit = given[88..].first_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word));
-            own.limit_bytes = limit.min(QUEUE_MAX_BYTES);
+            own.limit_bytes = limit.min(most);
             own.times[2] = now;
         }
         IPC_RMID => {

@@ -117,7 +117,7 @@ pub fn chdir(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn fchdir(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let seat = kernel.seat(tid)?;
-    let path = files::open_directory(&kernel.file(tid, args[0])?)?;
+    let path = files::open_directory(&kernel.any_file(tid, args[0])?)?;
     kernel.process(tid)?.fs.lock().cwd = files::directory(&seat, path)?;
     Ok(Done::Value(0))
 }
@@ -125,13 +125,16 @@ pub fn fchdir(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 pub fn chroot(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     const CAP_SYS_CHROOT: u32 = 18;
     let seat = kernel.seat(tid)?;
+    let path = files::directory(&seat, kernel.at(tid, &seat, CWD, args[0], 0)?)?;
     if !seat.credentials.capable(CAP_SYS_CHROOT) {
         return Err(Errno::PERM);
     }
-    let path = kernel.at(tid, &seat, CWD, args[0], 0)?;
-    kernel.process(tid)?.fs.lock().root = files::directory(&seat, path)?;
+    kernel.process(tid)?.fs.lock().root = path;
     Ok(Done::Value(0))
 }
+
+/// No path that is told is longer, with its end.
+const PATH_MAX: usize = 4096;
 
 pub fn getcwd(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let seat = kernel.seat(tid)?;
@@ -143,6 +146,9 @@ pub fn getcwd(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         text = [b"(unreachable)".as_slice(), &text].concat();
     }
     text.push(0);
+    if text.len() > PATH_MAX {
+        return Err(Errno::NAMETOOLONG); // the C library then finds it out by itself
+    }
     if text.len() as u64 > args[1] {
         return Err(Errno::RANGE);
     }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::wait::{answer, when};
-use drupe_appkernel_vfs::{anonymous, wait, Context, Events, File, FileType, Metadata, OpenFile, OpenFlags, WaitQueue};
+use drupe_appkernel_vfs::{
+    anonymous, wait, Context, Events, File, FileType, Metadata, OpenFile, OpenFlags, Path, WaitQueue,
+};
 
 use super::signals::{check_signal, given_info, own_info};
 use super::Args;
 use crate::kernel::{Done, Kernel};
+use crate::pids;
 use crate::signal::SI_USER;
 use crate::task::{Pid, Tid};
 
@@ -78,6 +81,15 @@ impl Kernel {
         let there = self.tasks.processes.get(&held.pid).is_some_and(|process| same(&process.life));
         there.then_some(held.pid).ok_or(Errno::SRCH)
     }
+
+    /// The process whose directory in /proc is open. EBADF, ESRCH.
+    fn pid_of_directory(&self, tid: Tid, file: &OpenFile) -> Result<Pid> {
+        let of_proc = |path: &&Path| path.mount.file_system().name() == "proc";
+        let name = file.path().filter(of_proc).map(|path| path.dentry.name().to_vec()).ok_or(Errno::BADF)?;
+        let number = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok()).ok_or(Errno::BADF)?;
+        let pid = pids::known(self.view(tid), number);
+        self.tasks.processes.contains_key(&pid).then_some(pid).ok_or(Errno::SRCH)
+    }
 }
 
 pub fn pidfd_open(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
@@ -96,7 +108,12 @@ pub fn pidfd_send_signal(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<D
     if flags != 0 {
         return Err(Errno::INVAL);
     }
-    let (pid, signal) = (kernel.pid_of_fd(tid, fd)?, check_signal(signal)?);
+    let file = kernel.file(tid, fd)?;
+    let pid = match file.downcast::<PidFd>() {
+        Some(_) => kernel.pid_of_fd(tid, fd)?,
+        None => kernel.pid_of_directory(tid, &file)?,
+    };
+    let signal = check_signal(signal)?;
     let info = match info {
         0 => own_info(kernel, tid, signal, SI_USER)?,
         address => given_info(kernel, tid, pid, signal, address)?,

@@ -34,6 +34,11 @@ fn of(kernel: &Kernel, tid: Tid, number: u64) -> Result<Pid> {
     }
 }
 
+/// The same for processors: there a negative number is nobody's. ESRCH.
+fn with_affinity(kernel: &Kernel, tid: Tid, number: u64) -> Result<Pid> {
+    of(kernel, tid, number).map_err(|_| Errno::SRCH)
+}
+
 fn process(kernel: &mut Kernel, pid: Pid) -> Result<&mut Process> {
     kernel.tasks.processes.get_mut(&pid).ok_or(Errno::SRCH)
 }
@@ -46,7 +51,7 @@ fn all_processors(kernel: &Kernel) -> Vec<u8> {
 }
 
 pub fn sched_getaffinity(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let pid = of(kernel, tid, args[0])?;
+    let pid = with_affinity(kernel, tid, args[0])?;
     let mut mask = process(kernel, pid)?.schedule.processors.clone();
     if mask.is_empty() {
         mask = all_processors(kernel);
@@ -60,7 +65,7 @@ pub fn sched_getaffinity(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<D
 
 /// EINVAL when none of the processors is there.
 pub fn sched_setaffinity(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let (pid, mut mask) = (of(kernel, tid, args[0])?, all_processors(kernel));
+    let (pid, mut mask) = (with_affinity(kernel, tid, args[0])?, all_processors(kernel));
     let given = kernel.get_bytes(tid, args[2], (args[1] as usize).min(mask.len()))?;
     for (at, byte) in mask.iter_mut().enumerate() {
         *byte &= given.get(at).copied().unwrap_or(0);
@@ -123,6 +128,31 @@ fn meant(kernel: &Kernel, tid: Tid, which: u64, who: u64) -> Result<Vec<Pid>> {
     }
     let found: Vec<Pid> = kernel.tasks.processes.values().filter(is_meant).map(|p| p.pid).collect();
     (!found.is_empty()).then_some(found).ok_or(Errno::SRCH)
+}
+
+const IO_CLASS_SHIFT: u32 = 13;
+
+/// ioprio_get(2): the highest that one of them has.
+pub fn ioprio_get(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let found = meant(kernel, tid, args[0].wrapping_sub(1), args[1])?;
+    let own = found.iter().map(|pid| kernel.tasks.processes[pid].io_priority).min();
+    Ok(Done::Value(own.unwrap_or(0).into()))
+}
+
+/// ioprio_set(2): EPERM for real time.
+pub fn ioprio_set(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let value = args[2] as u32;
+    match (value >> IO_CLASS_SHIFT, value & 7) {
+        (0, level) if level != 0 => return Err(Errno::INVAL),
+        (1, _) => return Err(Errno::PERM),
+        (0 | 2 | 3, _) => {}
+        _ => return Err(Errno::INVAL),
+    }
+    for pid in meant(kernel, tid, args[0].wrapping_sub(1), args[1])? {
+        kernel.check_kill(tid, pid, 0)?;
+        process(kernel, pid)?.io_priority = value;
+    }
+    Ok(Done::Value(0))
 }
 
 /// getpriority(2): 20 - nice, of the least nice.

@@ -13,9 +13,10 @@ use crate::sysv::{IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, Tid};
 
 const SEM_UNDO: u16 = 0x1000;
-const VALUE_MAX: i64 = 32_767;
+/// Of one set, and of one call, whatever is set.
 const MAX_IN_SET: u64 = 32_000;
 const MAX_OPERATIONS: u64 = 500;
+const VALUE_MAX: i64 = 32_767;
 
 /// One set.
 pub struct Semaphores {
@@ -40,9 +41,16 @@ pub fn semget(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let (by, changed) = (kernel.credentials(tid)?, kernel.seconds());
     let count = count & 0xffff_ffff;
     let fits = |set: &Semaphores| (count <= set.values.len() as u64).then_some(()).ok_or(Errno::INVAL);
+    let [in_set, in_all, _, sets] = kernel.ipc.semaphores;
+    let known = &kernel.sysv.semaphores;
+    let total: u64 = known.values().map(|set| set.values.len() as u64).sum();
+    let room = (known.values().count() as u64) < sets && total.saturating_add(count) <= in_all;
     let made = kernel.sysv.semaphores.find(key as u32, flags, &by, fits, || {
-        if !(1..=MAX_IN_SET).contains(&count) {
+        if !(1..=in_set.min(MAX_IN_SET)).contains(&count) {
             return Err(Errno::INVAL);
+        }
+        if !room {
+            return Err(Errno::NOSPC);
         }
         let values = vec![(0, 0); count as usize];
         Ok(Semaphores { values, undo: BTreeMap::new(), operated: 0, changed, queue: WaitQueue::new() })
@@ -54,7 +62,7 @@ fn operations(kernel: &Kernel, tid: Tid, address: u64, count: u64) -> Result<Vec
     if count == 0 {
         return Err(Errno::INVAL);
     }
-    if count > MAX_OPERATIONS {
+    if count > kernel.ipc.semaphores[2].min(MAX_OPERATIONS) {
         return Err(Errno::TOOBIG);
     }
     let bytes = kernel.get_bytes(tid, address, 6 * count as usize)?;

@@ -35,9 +35,16 @@ pub fn shmget(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [key, size, flags, ..] = *args;
     let (by, pid, now) = (kernel.credentials(tid)?, kernel.pid(tid), kernel.seconds());
     let fits = |segment: &Segment| (size <= segment.size_bytes).then_some(()).ok_or(Errno::INVAL);
+    let (limits, pages) = (kernel.ipc, |bytes: u64| bytes.div_ceil(PAGE));
+    let taken: u64 = kernel.sysv.segments.values().map(|segment| pages(segment.size_bytes)).sum();
+    let room = (kernel.sysv.segments.values().count() as u64) < limits.segments
+        && taken.saturating_add(pages(size)) <= limits.segment_pages;
     let mut sysv = std::mem::take(&mut kernel.sysv);
     let made = sysv.segments.find(key as u32, flags, &by, fits, || {
-        let whole = round_up(size).filter(|&whole| whole > 0).ok_or(Errno::INVAL)?;
+        let whole = round_up(size).filter(|&whole| whole > 0 && size <= limits.segment_bytes).ok_or(Errno::INVAL)?;
+        if !room {
+            return Err(Errno::NOSPC);
+        }
         let file = kernel.new_memfd(tid, format!("SYSV{:08x}", key as u32).as_bytes(), false)?;
         kernel.with_context(tid, |context| file.truncate(context, whole))?;
         let (creator, times) = (pid, [0, 0, now]);

@@ -201,15 +201,22 @@ pub fn accept(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     accept4(kernel, tid, &[args[0], args[1], args[2], 0, 0, 0])
 }
 
+/// EFAULT: here an address is all there is to ask for.
+fn check_place(args: &Args) -> Result<()> {
+    (args[1] != 0).then_some(()).ok_or(Errno::FAULT)
+}
+
 pub fn getsockname(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = kernel.file(tid, args[0])?;
     put_address(kernel, tid, args[1], args[2], &of(&file)?.name()?, Kernel::put)?;
+    check_place(args)?;
     Ok(Done::Value(0))
 }
 
 pub fn getpeername(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = kernel.file(tid, args[0])?;
     put_address(kernel, tid, args[1], args[2], &of(&file)?.peer_name()?, Kernel::put)?;
+    check_place(args)?;
     Ok(Done::Value(0))
 }
 
@@ -229,7 +236,12 @@ pub fn getsockopt(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if (room as i32) < 0 {
         return Err(Errno::INVAL);
     }
-    let mut value = of(&file)?.option(level as u32, name as u32, room)?;
+    // Of levels below the socket's own, Linux says that they are none.
+    let elsewhere = !matches!(level as u32, 0 | 1 | 6 | 41);
+    let mut value = match of(&file)?.option(level as u32, name as u32, room) {
+        Err(Errno::NOPROTOOPT) if elsewhere => return Err(Errno::NOTSUP),
+        value => value?,
+    };
     if (level as u32, name) == (SOL_SOCKET, SO_PEERCRED) {
         pids::show(kernel.view(tid), &mut value);
     }
@@ -328,7 +340,7 @@ fn sending(kernel: &Kernel, tid: Tid, message: &Message) -> Result<Sending> {
         match (part.level, part.kind) {
             (SOL_SOCKET, SCM_RIGHTS) => {
                 for fd in words {
-                    sending.files.push(kernel.file(tid, fd.into())?);
+                    sending.files.push(kernel.any_file(tid, fd.into())?);
                 }
             }
             (SOL_SOCKET, SCM_CREDENTIALS) => {
@@ -422,7 +434,8 @@ fn answer(kernel: &mut Kernel, tid: Tid, at: u64, message: &Message, received: &
     let room = message.control.1.min(CONTROL_MAX) as usize;
     let (mut control, mut out_flags) = (received.control.clone(), received.flags);
     if control.len() > room {
-        (control, out_flags) = (Vec::new(), out_flags | MSG_CTRUNC);
+        out_flags |= MSG_CTRUNC;
+        cut_control(&mut control, room);
     }
     if let Some(peer) = received.credentials {
         let pid = pids::seen_from(kernel.view(tid), peer.pid);
@@ -440,6 +453,25 @@ fn answer(kernel: &mut Kernel, tid: Tid, at: u64, message: &Message, received: &
     }
     kernel.put_words(tid, at + 40, &[control.len() as u64])?;
     kernel.put(tid, at + 48, &out_flags.to_le_bytes())
+}
+
+/// Shorten control messages to the room there is, as Linux does: the last that begins in it says how much of it came.
+fn cut_control(control: &mut Vec<u8>, room: usize) {
+    const HEADER: usize = 16;
+    let mut at = 0;
+    while let Some(size) = control.get(at..at + 8).and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?))) {
+        let end = at.saturating_add((size as usize).max(HEADER));
+        if end > room {
+            break;
+        }
+        at = end.next_multiple_of(8);
+    }
+    let rest = room.saturating_sub(at);
+    if rest < HEADER {
+        return control.truncate(at.min(room));
+    }
+    control.truncate(room);
+    control.get_mut(at..at + 8).into_iter().for_each(|size| size.copy_from_slice(&(rest as u64).to_le_bytes()));
 }
 
 /// Give the caller the files that came. False: some had no room.

@@ -4,6 +4,7 @@ use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::ClockId;
 
 use super::Args;
+use crate::clone::copied;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::task::{Pid, Tid, LIMIT_COUNT};
@@ -16,7 +17,8 @@ const CAP_SYS_RESOURCE: u32 = 24;
 const RANDOM_MAX: usize = 1 << 25;
 
 pub fn uname(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let fields = [b"Linux".as_slice(), &kernel.hostname, RELEASE.as_bytes(), VERSION.as_bytes(), b"x86_64", b"(none)"];
+    let fields =
+        [b"Linux".as_slice(), &kernel.hostname, RELEASE.as_bytes(), VERSION.as_bytes(), b"x86_64", &kernel.domainname];
     kernel.put(tid, args[0], &encode::utsname(fields))?;
     Ok(Done::Value(0))
 }
@@ -33,7 +35,7 @@ pub fn sethostname(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 pub fn sysinfo(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let (total, free) = kernel.host.memory_bytes();
+    let (total, free) = kernel.memory_of(tid);
     let uptime = kernel.host.now(ClockId::Boottime).seconds as u64;
     let mut bytes = encode::words(&[uptime, 0, 0, 0, total, free, 0, 0, 0, 0]);
     bytes.extend((kernel.tasks.processes.len() as u16).to_le_bytes());
@@ -97,6 +99,48 @@ pub fn getrlimit(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn setrlimit(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     prlimit64(kernel, tid, &[0, args[0], args[1], 0, 0, 0])
+}
+
+/// What a container may not do, whoever asks in it.
+pub fn not_permitted(_: &mut Kernel, _: Tid, _: &Args) -> Result<Done> {
+    Err(Errno::PERM)
+}
+
+/// personality(2): kept and told.
+pub fn personality(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    const ASK: u32 = u32::MAX;
+    let own = &mut kernel.process_mut(tid)?.personality;
+    let before = *own;
+    if args[0] as u32 != ASK {
+        *own = args[0] as u32;
+    }
+    Ok(Done::Value(before.into()))
+}
+
+/// unshare(2) of what threads share; new namespaces are not permitted.
+pub fn unshare(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    const FS: u64 = 0x200;
+    const FILES: u64 = 0x400;
+    const SYSVSEM: u64 = 0x4_0000;
+    const OF_THREADS: u64 = 0x1_0900; // CLONE_THREAD, CLONE_SIGHAND, CLONE_VM: had by whoever is alone
+    const NEW: u64 = 0x7e02_0080;
+    if args[0] & !(FS | FILES | SYSVSEM | OF_THREADS | NEW) != 0 {
+        return Err(Errno::INVAL);
+    }
+    if args[0] & NEW != 0 {
+        return Err(Errno::PERM);
+    }
+    let process = kernel.process_mut(tid)?;
+    if args[0] & OF_THREADS != 0 && process.threads.len() > 1 {
+        return Err(Errno::INVAL);
+    }
+    if args[0] & FILES != 0 {
+        process.files = copied(&process.files);
+    }
+    if args[0] & FS != 0 {
+        process.fs = copied(&process.fs);
+    }
+    Ok(Done::Value(0))
 }
 
 pub fn getcpu(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {

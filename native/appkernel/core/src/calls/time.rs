@@ -7,6 +7,7 @@ use super::Args;
 use crate::encode;
 use crate::exit::rusage;
 use crate::kernel::{Done, Kernel};
+use crate::pids;
 use crate::task::{PendingCall, Tid};
 use crate::timers::{nanoseconds, timestamp};
 
@@ -17,16 +18,20 @@ pub const CLOCK_NANOSLEEP: u64 = 230;
 /// What a clock's number means to a process.
 enum Kind {
     Host(ClockId),
-    Processor,
+    /// Processor time of a process, 0: the caller's.
+    Processor(u32),
 }
 
 fn kind(id: u64) -> Result<Kind> {
     match id as i32 {
-        0 | 5 | 11 => Ok(Kind::Host(ClockId::Realtime)),
-        1 | 4 | 6 => Ok(Kind::Host(ClockId::Monotonic)),
+        0 | 11 => Ok(Kind::Host(ClockId::Realtime)),
+        1 | 4 => Ok(Kind::Host(ClockId::Monotonic)),
+        5 => Ok(Kind::Host(ClockId::RealtimeCoarse)),
+        6 => Ok(Kind::Host(ClockId::MonotonicCoarse)),
         7..=9 => Ok(Kind::Host(if id == 8 { ClockId::Realtime } else { ClockId::Boottime })),
-        2 | 3 => Ok(Kind::Processor),
-        id if id < 0 => Ok(Kind::Processor),
+        2 | 3 => Ok(Kind::Processor(0)),
+        // The number's complement, what is counted (3: a descriptor's, of which there are none), and whether of a thread.
+        id if id < 0 && id & 3 != 3 => Ok(Kind::Processor(!(id >> 3) as u32)),
         _ => Err(Errno::INVAL),
     }
 }
@@ -34,8 +39,9 @@ fn kind(id: u64) -> Result<Kind> {
 /// A clock of the host's. EINVAL; EOPNOTSUPP for processor clocks.
 pub(super) fn clock(id: u64) -> Result<ClockId> {
     match kind(id)? {
+        Kind::Host(ClockId::RealtimeCoarse | ClockId::MonotonicCoarse) => Err(Errno::NOTSUP),
         Kind::Host(id) => Ok(id),
-        Kind::Processor => Err(Errno::NOTSUP),
+        Kind::Processor(_) => Err(Errno::NOTSUP),
     }
 }
 
@@ -63,17 +69,25 @@ impl Kernel {
     }
 }
 
+/// The thread whose process is asked about. EINVAL when it is gone.
+fn counted(kernel: &Kernel, tid: Tid, number: u32) -> Result<Tid> {
+    let known = if number == 0 { tid } else { pids::known(kernel.view(tid), number) };
+    kernel.task(known).map(|_| known).map_err(|_| Errno::INVAL)
+}
+
 pub fn clock_gettime(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let time = match kind(args[0])? {
         Kind::Host(id) => kernel.host.now(id),
-        Kind::Processor => timestamp(kernel.own_cpu_ns(tid)),
+        Kind::Processor(number) => timestamp(kernel.own_cpu_ns(counted(kernel, tid, number)?)),
     };
     kernel.put(tid, args[1], &encode::timespec(time))?;
     Ok(Done::Value(0))
 }
 
 pub fn clock_getres(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    kind(args[0])?;
+    if let Kind::Processor(number) = kind(args[0])? {
+        counted(kernel, tid, number)?;
+    }
     let coarse = matches!(args[0], 5 | 6);
     let step = Timestamp::new(0, if coarse { 4_000_000 } else { 1 });
     kernel.put_if(tid, args[1], &encode::timespec(step))?;
@@ -110,7 +124,7 @@ pub fn nanosleep(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn clock_nanosleep(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [clock, flags, request, ..] = *args;
-    let Kind::Host(id) = kind(clock)? else { return Err(Errno::NOTSUP) };
+    let id = self::clock(clock)?;
     sleep(kernel, tid, |k| {
         let time = k.get_time(tid, request)?;
         match flags & ABSOLUTE {
@@ -141,28 +155,36 @@ fn timeval_words(ns: u64) -> [u64; 2] {
 pub fn getitimer(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let (left, interval) = match args[0] {
         0 => remaining(kernel, tid)?,
-        1 | 2 => (0, 0),
+        1 | 2 => processor_remaining(kernel, tid, args[0] as usize - 1)?,
         _ => return Err(Errno::INVAL),
     };
     kernel.put_words(tid, args[1], &[timeval_words(interval), timeval_words(left)].concat())?;
     Ok(Done::Value(0))
 }
 
-/// setitimer(2): ITIMER_REAL only.
+fn processor_remaining(kernel: &Kernel, tid: Tid, which: usize) -> Result<(u64, u64)> {
+    let (used, alarm) = (kernel.own_cpu_ns(tid), kernel.process(tid)?.processor_alarms[which].as_ref());
+    Ok(alarm.map_or((0, 0), |alarm| (alarm.due_ns.saturating_sub(used).max(1), alarm.interval_ns)))
+}
+
 pub fn setitimer(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [which, new, old, ..] = *args;
-    if which != 0 {
-        return Err(if which < 3 { Errno::NOSYS } else { Errno::INVAL });
-    }
-    let before = remaining(kernel, tid)?;
+    let before = match which {
+        0 => remaining(kernel, tid)?,
+        1 | 2 => processor_remaining(kernel, tid, which as usize - 1)?,
+        _ => return Err(Errno::INVAL),
+    };
     let times: [u64; 4] = if new == 0 { [0; 4] } else { kernel.get_words(tid, new)? };
     if times[1] >= 1_000_000 || times[3] >= 1_000_000 || (times[0] | times[2]) >> 32 != 0 {
         return Err(Errno::INVAL);
     }
     let ns = |seconds: u64, micro: u64| seconds * 1_000_000_000 + micro * 1000;
     let value = ns(times[2], times[3]);
-    let due = kernel.timers.now_ns() + value;
-    kernel.set_alarm(kernel.pid(tid), (value > 0).then_some(due), ns(times[0], times[1]));
+    let (pid, value, interval) = (kernel.pid(tid), (value > 0).then_some(value), ns(times[0], times[1]));
+    match which {
+        0 => kernel.set_alarm(pid, value.map(|value| kernel.timers.now_ns() + value), interval),
+        _ => kernel.set_processor_alarm(pid, which as usize - 1, value, interval),
+    }
     if old != 0 {
         kernel.put_words(tid, old, &[timeval_words(before.1), timeval_words(before.0)].concat())?;
     }

@@ -156,12 +156,11 @@ fn what_is_always_allowed_is_remembered_and_nothing_else() {
 fn there_are_only_so_many() {
     let budget = Budget::default();
     let long = vec![ret(ALLOW); MAX_INSTRUCTIONS];
-    let mut newest = None;
-    let count = (0..20).take_while(|_| match Filter::new(parsed(&long), newest.clone(), &budget) {
-        Ok(filter) => newest.replace(filter).is_none() || true,
-        Err(_) => false,
-    });
-    assert_eq!(count.count(), 7); // 8 * 4096 and the extra do not fit into 32 768
+    let (mut newest, mut count) = (None, 0);
+    while let Ok(filter) = Filter::new(parsed(&long), newest.clone(), &budget) {
+        (newest, count) = (Some(filter), count + 1);
+    }
+    assert_eq!(count, 7); // 8 * 4096 and the extra do not fit into 32 768
     let mut kept = vec![newest];
     while let Ok(filter) = Filter::new(parsed(&long), None, &budget) {
         kept.push(Some(filter));

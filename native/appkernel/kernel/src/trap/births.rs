@@ -61,7 +61,7 @@ impl Stubs {
         self.spaces.insert(space, new);
         let expected = VecDeque::from([Expected::slots(fd)]);
         let owns_gs = self.thread(parent)?.owns_gs;
-        self.add_thread(thread, Thread { expected, owns_gs, ..Thread::new(born.thread, space, index, slot) });
+        self.add_thread(thread, Thread { expected, owns_gs, in_proc, ..Thread::new(born.thread, space, index, slot) });
         self.listener.answer(born.id, i64::from(fd));
         self.wait_for_bell(thread)?;
         Ok((space, thread))
@@ -130,7 +130,8 @@ impl Stubs {
         self.next += 1;
         let waiting = Some(Waiting::Bell(bell.id));
         let owns_gs = self.thread(beside)?.owns_gs;
-        let mut thread = Thread { waiting, owns_gs, ..Thread::new(bell.thread, space_id, index, slot) };
+        let in_proc = if self.numbers_inside { results[0] as i32 } else { bell.thread };
+        let mut thread = Thread { waiting, owns_gs, in_proc, ..Thread::new(bell.thread, space_id, index, slot) };
         if !owns_gs {
             thread.staged.get_mut().copies.push(ops::set_gs(thread.slot.address));
         }

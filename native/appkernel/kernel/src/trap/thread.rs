@@ -22,6 +22,8 @@ pub(super) enum Waiting {
 
 pub(super) struct Thread {
     pub(super) host: i32,
+    /// Its number in /proc, as the host told whoever made it.
+    pub(super) in_proc: i32,
     pub(super) space: SpaceId,
     pub(super) index: u64,
     pub(super) slot: Slot,
@@ -50,6 +52,7 @@ impl Thread {
     pub(super) fn new(host: i32, space: SpaceId, index: u64, slot: Slot) -> Thread {
         Thread {
             host,
+            in_proc: host,
             space,
             index,
             slot,

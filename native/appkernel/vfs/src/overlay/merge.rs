@@ -38,8 +38,10 @@ impl OverlayNode {
     /// False when `sink` has had enough.
     fn lower_listing(&self, index: usize, layer: usize, lower: &InodeRef, after: u64, sink: Sink<'_>) -> Result<bool> {
         let (mut more, mut failed) = (true, None);
+        // Most directories have nothing above: then there is no name to look for.
+        let upper = self.upper().filter(has_entries);
         lower.read_dir(after, &mut |found| {
-            more = match self.shown(index, layer, &found) {
+            more = match self.shown(upper.as_ref(), index, layer, &found) {
                 Ok(Some((inode, kind))) => match cookie(found.next_cookie, index as u64) {
                     Ok(next_cookie) => sink(DirEntry { inode, kind, next_cookie, ..found }),
                     Err(error) => failed.replace(error).is_some(),
@@ -53,14 +55,19 @@ impl OverlayNode {
     }
 
     /// Number and kind of a lower layer's entry as it is seen; None: hidden by a layer above.
-    fn shown(&self, index: usize, layer: usize, found: &DirEntry<'_>) -> Result<Option<(u64, FileType)>> {
+    fn shown(
+        &self,
+        upper: Option<&InodeRef>,
+        index: usize,
+        layer: usize,
+        found: &DirEntry<'_>,
+    ) -> Result<Option<(u64, FileType)>> {
         for (_, above) in &self.lowers[..index] {
             if entry(above, found.name)?.is_some() {
                 return Ok(None);
             }
         }
-        let upper = self.upper().map_or(Ok(None), |upper| entry(&upper, found.name))?;
-        match upper {
+        match upper.map_or(Ok(None), |upper| entry(upper, found.name))? {
             Some(upper) if is_whiteout(&upper) => Ok(None),
             Some(_) => {
                 let child = self.child(found.name)?;
@@ -118,6 +125,16 @@ impl OverlayNode {
         names.retain(|name| upper.lookup(name).is_ok_and(|inode| is_whiteout(&inode)));
         Ok(names)
     }
+}
+
+/// Also when it cannot be told.
+fn has_entries(directory: &InodeRef) -> bool {
+    let mut any = false;
+    let listed = directory.read_dir(0, &mut |_| {
+        any = true;
+        false
+    });
+    any || listed.is_err()
 }
 
 /// EOVERFLOW where a layer's own cookies are too large to carry the step.

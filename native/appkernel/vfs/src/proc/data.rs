@@ -50,6 +50,7 @@ pub struct Process {
     /// Of seccomp(2).
     pub filters: u32,
     pub fd_slots: u32,
+    pub oom_score_adj: i32,
 }
 
 /// A mapped range.
@@ -145,7 +146,15 @@ pub trait Processes: Send + Sync {
     /// A thread's name, as prctl(2) PR_SET_NAME sets it. ESRCH.
     fn set_name(&self, pid: u32, tid: u32, name: &[u8]) -> Result<()>;
 
+    /// What was written to /proc/PID/oom_score_adj.
+    fn set_oom_score_adj(&self, pid: u32, score: i32) -> Result<()>;
+
     fn system(&self) -> System;
+
+    /// What is not at its default below /proc/sys: paths there, and values.
+    fn settings(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 
     /// A file of the host's /proc/net for the pod's network; None: it has none beyond itself.
     fn network_file(&self, _name: &str) -> Option<Vec<u8>> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Result};
 
 use super::{number, numbered, stat, Places, Source};
+use crate::cred::CAP_SYS_RESOURCE;
 use crate::dentry::Path;
 use crate::inode::LinkTarget;
 use crate::kind::FileType;
@@ -60,6 +61,26 @@ impl Maker {
         self.own(Item::new(Entry::Control(Arc::new(generate), Arc::new(accept))), 0o644)
     }
 
+    /// Kept and told; which program ends when memory is short, the host decides by size.
+    fn score(&self) -> Item {
+        let (read, write, pid, tid) = (Arc::clone(&self.source), Arc::clone(&self.source), self.pid, self.tid);
+        let current = |source: &Source, pid, tid| Ok(source.process(pid, tid).ok_or(Errno::SRCH)?.oom_score_adj);
+        let generate = move || current(&read, pid, tid).map(|score| format!("{score}\n").into_bytes());
+        let accept = move |context: &crate::Context, data: &[u8]| {
+            let text = std::str::from_utf8(data).map_err(|_| Errno::INVAL)?;
+            let score: i32 = text.trim().parse().map_err(|_| Errno::INVAL)?;
+            if !(-1000..=1000).contains(&score) {
+                return Err(Errno::INVAL);
+            }
+            // Less than it has, and less than nothing, is for the privileged.
+            if score < current(&write, pid, tid)?.min(0) && !context.credentials.capable(CAP_SYS_RESOURCE) {
+                return Err(Errno::ACCES);
+            }
+            write.set_oom_score_adj(pid, score)
+        };
+        self.own(Item::new(Entry::Control(Arc::new(generate), Arc::new(accept))), 0o644)
+    }
+
     fn entries(&self) -> Vec<(&'static str, Item)> {
         let (source, pid) = (&self.source, self.pid);
         let files = |info| self.own(Item::directory(Files { source: Arc::clone(source), pid, info }), 0o500);
@@ -83,7 +104,7 @@ impl Maker {
             ("root", self.place(|places| Some(places.root))),
             ("cgroup", fixed("0::/\n")),
             ("oom_score", fixed("0\n")),
-            ("oom_score_adj", fixed("0\n")),
+            ("oom_score_adj", self.score()),
             ("loginuid", fixed("4294967295")),
             ("sessionid", fixed("4294967295")),
             ("personality", fixed("00000000\n")),

@@ -10,7 +10,7 @@ use crate::pseudo::{Fixed, Item, PseudoFs};
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 
 /// Path below /proc/sys, and the value.
-const SETTINGS: [(&str, &str); 30] = [
+const SETTINGS: [(&str, &str); 39] = [
     ("fs/file-max", "1048576"),
     ("fs/nr_open", "1048576"),
     ("fs/inotify/max_queued_events", "16384"),
@@ -21,6 +21,9 @@ const SETTINGS: [(&str, &str); 30] = [
     ("fs/protected_symlinks", "0"),
     ("kernel/cap_last_cap", "40"),
     ("kernel/core_pattern", "core"),
+    ("kernel/msgmax", "8192"),
+    ("kernel/msgmnb", "16384"),
+    ("kernel/msgmni", "32000"),
     ("kernel/ngroups_max", "65536"),
     ("kernel/ostype", "Linux"),
     ("kernel/overflowgid", "65534"),
@@ -29,6 +32,12 @@ const SETTINGS: [(&str, &str); 30] = [
     ("kernel/random/entropy_avail", "256"),
     ("kernel/random/poolsize", "256"),
     ("kernel/randomize_va_space", "2"),
+    ("kernel/sem", "32000\t1024000000\t500\t32000"),
+    ("kernel/shm_rmid_forced", "0"),
+    ("kernel/shmall", "18446744073692774399"),
+    ("kernel/shmmax", "18446744073692774399"),
+    ("kernel/shmmni", "4096"),
+    ("kernel/tainted", "0"),
     ("kernel/threads-max", "65536"),
     ("net/core/somaxconn", "4096"),
     ("net/ipv4/ip_forward", "0"),
@@ -65,6 +74,8 @@ pub(super) fn kernel_settings(source: &Source) -> Fixed {
         ("fs/file-nr", |_, system| format!("{}\t0\t1048576", system.open_files)),
     ];
     items.extend(live.map(|(path, make)| (path.to_string(), self::live(source, make))));
+    let set = source.settings().into_iter();
+    items.extend(set.map(|(path, value)| (path, Item::fixed(&format!("{value}\n")))));
     Fixed::tree(items)
 }
 

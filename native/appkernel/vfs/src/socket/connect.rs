@@ -18,7 +18,6 @@ use crate::walk::How;
 
 /// net.core.somaxconn.
 const MAX_BACKLOG: usize = 4096;
-const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 
 /// What a socket file leads to, in its inode's attachment.
 struct Bound(Weak<LocalSocket>);
@@ -78,7 +77,7 @@ impl LocalSocket {
 
     fn bind_port(&self, caller: Option<&Caller<'_>>, address: SocketAddr) -> Result<()> {
         let privileged = caller.is_none_or(|caller| caller.view.context.credentials.capable(CAP_NET_BIND_SERVICE));
-        if (1..FIRST_UNPRIVILEGED_PORT).contains(&address.port()) && !privileged {
+        if super::is_privileged_port(address.port()) && !privileged {
             return Err(Errno::ACCES);
         }
         let bound = canonical(address);

@@ -11,6 +11,7 @@ mod network;
 mod options;
 mod transfer;
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::Arc;
 
 use crate::dentry::Path;
@@ -31,6 +32,19 @@ pub const MSG_EOR: u32 = 0x80;
 
 pub const SO_RCVTIMEO: u32 = 20;
 pub const SO_SNDTIMEO: u32 = 21;
+
+/// net.ipv4.ip_unprivileged_port_start.
+static FIRST_UNPRIVILEGED_PORT: AtomicU16 = AtomicU16::new(1024);
+
+/// Ports from this one on are anybody's.
+pub fn set_first_unprivileged_port(port: u16) {
+    FIRST_UNPRIVILEGED_PORT.store(port, Ordering::Relaxed);
+}
+
+/// Whether only who has CAP_NET_BIND_SERVICE may take a port.
+pub fn is_privileged_port(port: u16) -> bool {
+    (1..FIRST_UNPRIVILEGED_PORT.load(Ordering::Relaxed)).contains(&port)
+}
 
 pub const SHUT_RD: u32 = 0;
 pub const SHUT_WR: u32 = 1;

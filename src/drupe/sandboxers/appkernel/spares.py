@@ -1,0 +1,122 @@
+"""Spare kernels: a few that wait for pods to come, so that a start need not wait for one. From the first pod on, and as
+many as are set; they end with the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from drupe.errors import DrupeError
+from drupe.keeper.client import Keeper
+from drupe.sandboxers.appkernel.kernels import Kernels, Waiting
+from drupe.sandboxers.appkernel.records import kernel_key
+from drupe.sandboxers.appkernel.share import Share
+from drupe.sandboxers.kept.dropping import drop_task
+
+_PAUSE_S = 0.005  # what has just been started comes first
+
+
+class Spares:
+    """At most `count`. home: the directory of their directories, which they keep as kernels of pods."""
+
+    def __init__(self, *, kernels: Kernels, home: Path, count: int) -> None:
+        self._kernels = kernels
+        self._home = home
+        self._count = count
+        self._ready: list[Waiting] = []
+        self._filling: asyncio.Task[None] | None = None
+        self._busy = 0  # starts under way
+
+    @property
+    def keeper(self) -> Keeper:
+        return self._kernels.keeper
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    async def take(self) -> Waiting | None:
+        """One, for one pod; None when there is none. Those that ended, or came from a program that is no longer there,
+        are removed."""
+        while self._ready:
+            spare = self._ready.pop(0)
+            if spare.lives and spare.program == self._version():
+                return spare
+            await self._remove(spare)
+        return None
+
+    def _version(self) -> tuple[int, ...]:
+        with contextlib.suppress(OSError):
+            return self._kernels.version()
+        return ()
+
+    @contextlib.contextmanager
+    def yielding(self) -> Iterator[None]:
+        """While a pod starts no spare does; afterwards there will be enough again."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self._fill_soon()
+
+    def _fill_soon(self) -> None:
+        if self._filling is None and len(self._ready) < self._count:
+            self._filling = asyncio.ensure_future(self._fill())
+            self._filling.add_done_callback(self._filled)
+
+    def _filled(self, filling: asyncio.Task[None]) -> None:
+        self._filling = None
+        if not filling.cancelled():
+            filling.exception()  # without one a pod starts as well, and says what is wrong
+
+    async def _fill(self) -> None:
+        while len(self._ready) < self._count:
+            await asyncio.sleep(_PAUSE_S)
+            if not self._busy:
+                self._ready.append(await self._make())
+
+    async def _make(self) -> Waiting:
+        place = self._home / os.urandom(8).hex()
+        place.mkdir(mode=0o700, parents=True)
+        try:
+            await Share(self.keeper, place / "share").make()
+            return await self._kernels.launch(place, kernel_key(place))
+        except BaseException:
+            await self._clear(place)
+            raise
+
+    async def _remove(self, spare: Waiting) -> None:
+        spare.socket.close()
+        await self._clear(spare.place)
+
+    async def _clear(self, place: Path) -> None:
+        with contextlib.suppress(DrupeError):
+            await drop_task(self.keeper, kernel_key(place))
+            await Share(self.keeper, place / "share").remove()
+            shutil.rmtree(place, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let go of them, with which they end."""
+        if self._filling is not None:
+            self._filling.cancel()
+        for spare in self._ready:
+            spare.socket.close()
+
+    async def end(self) -> None:
+        """All of them, now."""
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.wait([self._filling])
+        while self._ready:
+            await self._remove(self._ready.pop())
+
+    async def recover(self, used: Collection[Path]) -> None:
+        """Remove what an earlier daemon left: its spares have ended with it. used: places of pods."""
+        if self._home.is_dir():
+            for place in self._home.iterdir():
+                if place not in used:
+                    await self._clear(place)

@@ -1,0 +1,154 @@
+"""Kernels that wait for pods: one serves one pod, they are few, and go with what they wait for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from drupe.keeper.programs import find_program
+from drupe.sandboxers.appkernel.options import PROGRAM
+from drupe.sandboxers.kinds import KINDS
+from drupe.services.doctor import why_not
+from framework.daemon import Daemon
+from framework.leaks import SPARE, mounts, wait_until
+from framework.residue import comm, is_alive, names, residue
+
+pytestmark = [pytest.mark.root]
+WITHIN_S = 60.0
+RUN = ("run", "--rm", "--sandbox", "appkernel", "--network", "none", "busybox")
+
+
+@pytest.fixture
+def daemon(fresh_daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
+    if cause := why_not(KINDS["appkernel"], cache=tmp_path / "doctor.json", named=True):
+        pytest.skip(f"appkernel cannot run here: {cause}")
+    yield fresh_daemon
+    fresh_daemon.delete_pods()
+    wait_until(lambda: residue(fresh_daemon) == {}, what="nothing is left", timeout_s=WITHIN_S)
+
+
+def homes(daemon: Daemon) -> dict[str, int]:
+    """Directories of kernels that wait, and the kernels."""
+    found = {}
+    for name in names(daemon.run / "appkernel"):
+        file = daemon.run / "appkernel" / name / "kernel.pid"
+        if file.exists() and comm(file.read_text()) == SPARE:
+            found[name] = int(file.read_text())
+    return found
+
+
+def spare(daemon: Daemon, *, besides: int = 0) -> int:
+    """The one that waits, once there is one and no other than this."""
+    wait_until(lambda: set(homes(daemon).values()) - {besides}, what="a kernel waits", timeout_s=WITHIN_S)
+    (pid,) = homes(daemon).values()
+    return pid
+
+
+def say(daemon: Daemon, *argv: str) -> str:
+    return daemon.command(*RUN, *argv, check=True).stdout
+
+
+def kernel_of(daemon: Daemon, *flags: str) -> int:
+    """Of a pod that is made now."""
+    container = daemon.command("run", "-d", *flags, *RUN[2:], "sleep", "1000", check=True).stdout.strip()
+    owner = json.loads(daemon.command("inspect", container, check=True).stdout)[0]["status"]["pod"]
+    return int((daemon.run / "pods" / owner / "appkernel/kernel.pid").read_text())
+
+
+def test_one_for_each_pod_and_nothing_of_another(daemon: Daemon) -> None:
+    assert homes(daemon) == {}  # nobody has used the kind yet
+    boots = {say(daemon, "cat", "/proc/sys/kernel/random/boot_id")}
+    waits = {spare(daemon)}
+    for name in ("one", "two"):
+        kernel = kernel_of(daemon, "--name", name, "--hostname", name, "--memory", "64m")
+        assert kernel in waits and comm(kernel) == PROGRAM
+        waits.add(spare(daemon, besides=kernel))
+        told = daemon.command("exec", name, "sh", "-c", "hostname; cat /proc/sys/kernel/random/boot_id; free -m").stdout
+        host, boot, *memory = told.splitlines()
+        assert host == name and boot not in boots and memory[1].split()[1] == "64"
+        boots.add(boot)
+        cgroup = Path(f"/proc/{kernel}/cgroup").read_text()
+        assert f"{daemon.cgroup}/" in cgroup
+        inside = [pid for pid in members(kernel) if comm(pid) in (PROGRAM, "drupe-guest")]
+        assert len(inside) >= 4  # the kernel, the holder of namespaces, the first stub, and a program's
+    assert len(waits) == 3 and len(homes(daemon)) == 1
+
+
+def members(kernel: int) -> list[str]:
+    """All processes in a kernel's cgroup (cgroups(7))."""
+    for line in Path(f"/proc/{kernel}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        tree = "/sys/fs/cgroup" if not controllers else f"/sys/fs/cgroup/{controllers}"
+        if "pids" in controllers.split(",") or not controllers:
+            return Path(f"{tree}{path}/cgroup.procs").read_text().split()
+    return []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_one_that_died(daemon: Daemon, number: signal.Signals) -> None:
+    say(daemon, "true")
+    first = spare(daemon)
+    os.kill(first, number)
+    wait_until(lambda: not is_alive(first), what="it has ended", timeout_s=WITHIN_S)
+    assert say(daemon, "echo", "served") == "served\n"
+    assert spare(daemon) != first
+
+
+def test_they_end_with_the_daemon(daemon: Daemon) -> None:
+    """One that is killed, and one that ends."""
+    say(daemon, "true")
+    first = spare(daemon)
+    daemon.kill()
+    wait_until(lambda: not is_alive(first), what="it has ended", timeout_s=WITHIN_S)
+    daemon.start()
+    wait_until(lambda: names(daemon.run / "appkernel") == [], what="its directory is gone", timeout_s=WITHIN_S)
+    assert not [mount for mount in mounts(daemon.keeper_pid) if "/appkernel/" in mount]
+    assert say(daemon, "echo", "served") == "served\n"
+    spare(daemon)
+
+
+def test_of_a_pod_that_was_never_started(daemon: Daemon) -> None:
+    """`run` is all or nothing: when the daemon died in between the kernel goes with the pod."""
+    say(daemon, "true")
+    first = spare(daemon)
+    daemon.command("create", "--name", "late", *RUN[2:], "true", check=True)
+    wait_until(lambda: comm(first) == PROGRAM, what="it is the pod's", timeout_s=WITHIN_S)
+    daemon.kill()
+    daemon.start()
+    wait_until(lambda: not is_alive(first), what="it has ended", timeout_s=WITHIN_S)
+
+
+def test_of_a_program_that_was_replaced_none_is_used(daemon: Daemon, tmp_path: Path) -> None:
+    program = tmp_path / PROGRAM
+    shutil.copy2(find_program(PROGRAM), program)
+    configure(daemon, f'program = "{program}"')
+    say(daemon, "true")
+    old = spare(daemon)
+    newer = tmp_path / "newer"
+    shutil.copy2(program, newer)
+    newer.replace(program)
+    assert kernel_of(daemon) != old
+    wait_until(lambda: not is_alive(old), what="the old one has ended", timeout_s=WITHIN_S)
+
+
+def test_as_many_as_are_set(daemon: Daemon) -> None:
+    configure(daemon, "spares = 0")
+    assert say(daemon, "echo", "served") == "served\n" == say(daemon, "echo", "served")
+    assert names(daemon.run / "appkernel") == []
+    configure(daemon, "spares = 3")
+    say(daemon, "true")
+    wait_until(lambda: len(homes(daemon)) == 3, what="three kernels wait", timeout_s=WITHIN_S)
+
+
+def configure(daemon: Daemon, line: str) -> None:
+    """Another setting, with a daemon that reads it."""
+    daemon.kill()
+    config = daemon.root / "drupe.toml"
+    config.write_text(f"[kinds.appkernel]\n{line}\n")
+    daemon.start(env={"DRUPE_CONFIG": str(config)})
