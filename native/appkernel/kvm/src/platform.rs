@@ -263,11 +263,11 @@ impl Platform for Machines {
 
     fn extended_state(&mut self, thread: ThreadId) -> Vec<u8> {
         let features = self.features;
-        self.pool.with_extended(thread, |thread| features.to_frame(&thread.extended.area)).unwrap_or_default()
+        self.pool.with_extended(thread, |thread| features.frame_of_area(&thread.extended.area)).unwrap_or_default()
     }
 
     fn set_extended_state(&mut self, thread: ThreadId, state: &[u8]) -> bool {
-        let Some(area) = self.features.from_frame(state) else { return false };
+        let Some(area) = self.features.area_of_frame(state) else { return false };
         self.pool.with_extended(thread, |thread| thread.extended.area = area).is_ok()
     }
 

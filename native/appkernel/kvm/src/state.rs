@@ -37,7 +37,7 @@ impl Features {
     }
 
     /// As it lies in a signal frame.
-    pub fn to_frame(self, area: &[u8; AREA]) -> Vec<u8> {
+    pub fn frame_of_area(self, area: &[u8; AREA]) -> Vec<u8> {
         let mut frame = area[..self.size].to_vec();
         let size = (self.size + 4) as u32;
         frame[AT_SOFTWARE..HEADER_END - 64].fill(0);
@@ -50,7 +50,7 @@ impl Features {
     }
 
     /// What a frame says; None for what no processor could have. Without the marks it is x87 and SSE alone.
-    pub fn from_frame(self, frame: &[u8]) -> Option<Box<[u8; AREA]>> {
+    pub fn area_of_frame(self, frame: &[u8]) -> Option<Box<[u8; AREA]>> {
         let word = |at: usize| frame.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
         let mut area = Box::new([0; AREA]);
         let marked = word(AT_SOFTWARE)? == MAGIC1 && word(self.size) == Some(MAGIC2);

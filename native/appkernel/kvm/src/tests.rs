@@ -13,7 +13,7 @@ use crate::Machines;
 
 const PAGE: u64 = 0x40_0000;
 const ANY: u32 = 7;
-const MEMORY_BYTES: u64 = 64 << 20;
+const MEMORY_BYTES: u64 = 16 << 20;
 
 fn machine() -> Option<Machines> {
     match Kvm::open() {
@@ -53,7 +53,7 @@ fn start(code: &[u8]) -> Option<Guest> {
 
 impl Guest {
     fn next(&mut self) -> Event {
-        for _ in 0..100 {
+        for _ in 0..600 {
             if !self.more.is_empty() {
                 return self.more.remove(0);
             }
