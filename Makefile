@@ -34,15 +34,15 @@ test-hypervisors: ## Hold every hypervisor that is installed to the contract; sa
 		command -v $$program >/dev/null && echo "found $$program" || echo "not found: $$program"; done
 	@$(PYTHON) -m pytest -rs tests/contract/test_*hypervisor*.py tests/contract/heavy_uml_vm.py
 
-fuzz-appkernel: ## Throw nonsense at the application kernel for MINUTES=30: calls, programs, images, shared memory
+fuzz-appkernel: ## Throw nonsense at the application kernel for MINUTES=30: calls, programs, images, shared memory, packets
 	@scripts/setup.sh --tests
-	@DRUPE_FUZZ_MINUTES=$(or $(MINUTES),30) $(PYTHON) -m pytest -s tests/fuzz/test_appkernel.py $(PYTEST_ARGS)
+	@DRUPE_FUZZ_MINUTES=$(or $(MINUTES),30) $(PYTHON) -m pytest -s tests/fuzz/test_appkernel.py tests/fuzz/test_appkernel_packets.py $(PYTEST_ARGS)
 
 test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: also the cases that `make test` leaves out
 	@scripts/setup.sh --tests
 	@DRUPE_TEST_INTEROP=1 $(PYTHON) -m pytest tests/interop tests/conformance/test_oci.py $(PYTEST_ARGS)
 
-test-appkernel-suites: ## Hold the application kernel to suites by others (busybox, CPython), on Linux first; SUITES="python:test_os" narrows it
+test-appkernel-suites: ## Hold the application kernel to suites by others (busybox, CPython, LTP), on Linux first; SUITES="python:test_os" narrows it
 	@scripts/setup.sh --tests
 	@ls /usr/lib/python3.11/test/test_os.py >/dev/null 2>&1 || apt-get install -qq -y --no-install-recommends libpython3.11-testsuite
 	@$(PYTHON) -m tests.conformance.appkernel_suites --out docs/appkernel-suites.new.md $(SUITES)

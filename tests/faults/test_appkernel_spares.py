@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from drupe.keeper.programs import find_program
-from drupe.sandboxers.appkernel.options import PROGRAM
+from drupe.sandboxers.appkernel.options import PROGRAM, AppkernelOptions
 from drupe.sandboxers.kinds import KINDS
 from drupe.services.doctor import why_not
 from framework.daemon import Daemon
@@ -21,6 +21,7 @@ from framework.residue import comm, is_alive, names, residue
 
 pytestmark = [pytest.mark.root]
 WITHIN_S = 60.0
+COUNT = AppkernelOptions().spares
 RUN = ("run", "--rm", "--sandbox", "appkernel", "--network", "none", "busybox")
 
 
@@ -43,11 +44,10 @@ def homes(daemon: Daemon) -> dict[str, int]:
     return found
 
 
-def spare(daemon: Daemon, *, besides: int = 0) -> int:
-    """The one that waits, once there is one and no other than this."""
-    wait_until(lambda: set(homes(daemon).values()) - {besides}, what="a kernel waits", timeout_s=WITHIN_S)
-    (pid,) = homes(daemon).values()
-    return pid
+def spares(daemon: Daemon) -> set[int]:
+    """Those that wait, once there are as many as there shall be."""
+    wait_until(lambda: len(homes(daemon)) == COUNT, what="kernels wait", timeout_s=WITHIN_S)
+    return set(homes(daemon).values())
 
 
 def say(daemon: Daemon, *argv: str) -> str:
@@ -64,11 +64,11 @@ def kernel_of(daemon: Daemon, *flags: str) -> int:
 def test_one_for_each_pod_and_nothing_of_another(daemon: Daemon) -> None:
     assert homes(daemon) == {}  # nobody has used the kind yet
     boots = {say(daemon, "cat", "/proc/sys/kernel/random/boot_id")}
-    waits = {spare(daemon)}
+    waits = spares(daemon)
     for name in ("one", "two"):
         kernel = kernel_of(daemon, "--name", name, "--hostname", name, "--memory", "64m")
         assert kernel in waits and comm(kernel) == PROGRAM
-        waits.add(spare(daemon, besides=kernel))
+        waits |= spares(daemon)
         told = daemon.command("exec", name, "sh", "-c", "hostname; cat /proc/sys/kernel/random/boot_id; free -m").stdout
         host, boot, *memory = told.splitlines()
         assert host == name and boot not in boots and memory[1].split()[1] == "64"
@@ -77,7 +77,12 @@ def test_one_for_each_pod_and_nothing_of_another(daemon: Daemon) -> None:
         assert f"{daemon.cgroup}/" in cgroup
         inside = [pid for pid in members(kernel) if comm(pid) in (PROGRAM, "drupe-guest")]
         assert len(inside) >= 4  # the kernel, the holder of namespaces, the first stub, and a program's
-    assert len(waits) == 3 and len(homes(daemon)) == 1
+    assert len(waits) == COUNT + 2
+
+
+def ended(pids: Iterable[int]) -> None:
+    """Wait for that."""
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), what="all have ended", timeout_s=WITHIN_S)
 
 
 def members(kernel: int) -> list[str]:
@@ -91,37 +96,38 @@ def members(kernel: int) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_one_that_died(daemon: Daemon, number: signal.Signals) -> None:
+def test_those_that_died(daemon: Daemon, number: signal.Signals) -> None:
     say(daemon, "true")
-    first = spare(daemon)
-    os.kill(first, number)
-    wait_until(lambda: not is_alive(first), what="it has ended", timeout_s=WITHIN_S)
+    first = spares(daemon)
+    for pid in first:
+        os.kill(pid, number)
+    ended(first)
     assert say(daemon, "echo", "served") == "served\n"
-    assert spare(daemon) != first
+    assert not spares(daemon) & first
 
 
 def test_they_end_with_the_daemon(daemon: Daemon) -> None:
     """One that is killed, and one that ends."""
     say(daemon, "true")
-    first = spare(daemon)
+    first = spares(daemon)
     daemon.kill()
-    wait_until(lambda: not is_alive(first), what="it has ended", timeout_s=WITHIN_S)
+    ended(first)
     daemon.start()
-    wait_until(lambda: names(daemon.run / "appkernel") == [], what="its directory is gone", timeout_s=WITHIN_S)
+    wait_until(lambda: names(daemon.run / "appkernel") == [], what="their directories are gone", timeout_s=WITHIN_S)
     assert not [mount for mount in mounts(daemon.keeper_pid) if "/appkernel/" in mount]
     assert say(daemon, "echo", "served") == "served\n"
-    spare(daemon)
+    spares(daemon)
 
 
 def test_of_a_pod_that_was_never_started(daemon: Daemon) -> None:
     """`run` is all or nothing: when the daemon died in between the kernel goes with the pod."""
     say(daemon, "true")
-    first = spare(daemon)
+    first = spares(daemon)
     daemon.command("create", "--name", "late", *RUN[2:], "true", check=True)
-    wait_until(lambda: comm(first) == PROGRAM, what="it is the pod's", timeout_s=WITHIN_S)
+    wait_until(lambda: PROGRAM in {comm(pid) for pid in first}, what="one is the pod's", timeout_s=WITHIN_S)
     daemon.kill()
     daemon.start()
-    wait_until(lambda: not is_alive(first), what="it has ended", timeout_s=WITHIN_S)
+    ended(first)
 
 
 def test_of_a_program_that_was_replaced_none_is_used(daemon: Daemon, tmp_path: Path) -> None:
@@ -129,12 +135,12 @@ def test_of_a_program_that_was_replaced_none_is_used(daemon: Daemon, tmp_path: P
     shutil.copy2(find_program(PROGRAM), program)
     configure(daemon, f'program = "{program}"')
     say(daemon, "true")
-    old = spare(daemon)
+    old = spares(daemon)
     newer = tmp_path / "newer"
     shutil.copy2(program, newer)
     newer.replace(program)
-    assert kernel_of(daemon) != old
-    wait_until(lambda: not is_alive(old), what="the old one has ended", timeout_s=WITHIN_S)
+    assert kernel_of(daemon) not in old
+    ended(old)
 
 
 def test_as_many_as_are_set(daemon: Daemon) -> None:

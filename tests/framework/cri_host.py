@@ -23,6 +23,7 @@ from drupe.images.store import ImageStore
 from drupe.rpc.client import Client
 from drupe.spec import PodStatus
 from drupe.spec.control import ImageExport, ListFilter
+from framework import guests
 from framework.bundles import COMMAND
 from framework.containerds import IMAGE, NEWER_RUNC, SOCKET, VERSIONS, Containerd, Version, needs_containerd
 from framework.cri import Cri, container_config, pod_config
@@ -31,6 +32,7 @@ from framework.leaks import CGROUP_PARENT, wait_until
 from framework.probes import needs_program
 
 PAUSE = "localhost/pause:latest"
+MODULES = "localhost/modules:latest"
 CGROUP = f"/{CGROUP_PARENT}-cri"
 _CLONE_NEWNET = 0x40000000
 _NETWORK = {
@@ -80,7 +82,7 @@ _HANDLER_V2 = """
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}]
   runtime_type = "io.containerd.{name}.v2"
 """
-_HANDLERS_V2 = ("runc", "drupe", "drupe-runc", "drupe-gvisor", "drupe-appkernel", "drupe-wasm")
+_HANDLERS_V2 = ("runc", "drupe", "drupe-runc", "drupe-gvisor", "drupe-appkernel", "drupe-wasm", "drupe-vm")
 HANDLERS = ("drupe", "drupe-gvisor", "drupe-appkernel", "drupe-wasm", "drupe-vm")
 
 
@@ -133,6 +135,12 @@ class CriHost(Containerd):
             store.export(ImageExport(refs=(tag,)), file)
         self.ctr("images", "import", str(archive), namespace="k8s.io")
 
+    def load_modules(self) -> None:
+        """Have an image, `MODULES`, whose programs are modules, and one a component."""
+        tree = guests.make_rootfs(self.directory / "modules")
+        guests.component(tree / "bin/suite.wasm", tree / "bin/component.wasm")
+        self.load_tree(tree, MODULES, {"Entrypoint": ["/bin/echo"], "Cmd": ["the", "entry"], "Env": ["PATH=/bin"]})
+
     # -- pods ---------------------------------------------------------------------------------------------------
 
     def pod(self, name: str, handler: str, **fields: Any) -> tuple[str, Any]:
@@ -149,6 +157,18 @@ class CriHost(Containerd):
         """The lines of a container's log, without time and stream."""
         lines = (self.logs / pod / f"{name}.log").read_text().splitlines()
         return [line.split(" ", 3)[3] for line in lines]
+
+    def wait_seen(self, container: str, *programs: str) -> str:
+        """Until all of them run in its process table, as ps shows that; what is started executes a moment later."""
+        shown = ""
+
+        def seen() -> bool:
+            nonlocal shown
+            shown = self.cri.exec(container, "ps", "-o", "pid,args")
+            return all(program in shown for program in programs)
+
+        wait_until(seen, what=f"{programs} run")
+        return shown
 
     def pods_of_drupe(self) -> list[PodStatus]:
         """All that our daemon has, whoever owns them."""

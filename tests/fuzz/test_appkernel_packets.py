@@ -21,7 +21,7 @@ from drupe.keeper.programs import find_program
 from drupe.linux.memfd import memory_file
 from framework.probes import needs_root
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(float(os.environ.get("DRUPE_FUZZ_MINUTES", "0")) * 120 + 120)]
 
 OPS = [
     "hello",
@@ -93,6 +93,9 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             cwd=directory, pass_fds=[listener.fileno()], check=True, timeout=30,
         )  # fmt: skip
     pid = int((directory / "pid").read_text())
+    with open_socket(directory, "control.sock") as sock:  # it answers: all its own processes are there
+        sock.settimeout(60.0)
+        assert "ok" in asked(sock, b'{"id": 1, "op": "hello", "protocol": 1}')
     yield directory
     for _ in range(200):
         if not Path(f"/proc/{pid}").exists():
@@ -121,7 +124,11 @@ def line(kernel: Path) -> Iterator[socket.socket]:
         assert "ok" in asked(sock, json.dumps({"id": 1, "op": "hello", "protocol": 1}).encode())
 
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MINUTES = float(os.environ.get("DRUPE_FUZZ_MINUTES", "0"))
+# some hundred a minute, in each of three tests
+FUZZ = settings(
+    max_examples=int(MINUTES * 100) or 150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @FUZZ

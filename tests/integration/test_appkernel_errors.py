@@ -145,6 +145,49 @@ print(of(135, 0xffffffff), of(135, 0x40000), of(135, 0), of(251, 1, 0, 2 << 13 |
 print(of(452, -100, b"/nowhere", 0, 0x100), of(452, -100, b"/tmp", 0o1777, 1), of(272, 0x400), of(272, 1))
 print(of(9, 0, 4096, 3, 3 | 0x20, -1, 0), open("/proc/sys/kernel/domainname").read())
 """,
+    "signals": """
+done = []
+thread = threading.Thread(target=lambda: (done.append(signal.sigwait([signal.SIGUSR1]))))
+signal.signal(signal.SIGUSR1, lambda *_: done.append("handler"))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+thread.start(); os.kill(thread.native_id, signal.SIGUSR1); thread.join(); print(done)
+pid = os.fork()
+if pid == 0:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+    print(signal.sigwait([signal.SIGUSR1]), done, flush=True); os._exit(0)
+state = ""
+while state != "S": state = open(f"/proc/{pid}/stat").read().rpartition(") ")[2][0]
+os.kill(pid, signal.SIGUSR1); print(os.waitpid(pid, 0)[1])
+other = struct.pack("iiiiq", signal.SIGUSR2, 0, -1, 0, 0) + bytes(104)
+print(of(424, os.pidfd_open(os.getpid()), signal.SIGUSR1, other, 0))
+child = os.fork()
+if child == 0: signal.pause()
+waiting = of(434, child, os.O_NONBLOCK); print(error(os.waitid, os.P_PIDFD, waiting, os.WEXITED))
+os.kill(child, 9); os.waitpid(child, 0)
+""",
+    "never waited for": """
+import socket
+one, two = socket.socketpair()
+print(error(one.recv, 1, socket.MSG_DONTWAIT))
+header = struct.pack("QiiQQQQi", 0, 0, 0, 0, 2000, 0, 0, 0) + bytes(4)
+print(of(47, one.fileno(), header, 0), of(47, one.fileno(), struct.pack("QiiQQQQi", 16, -1, *[0] * 6), 0))
+print(of(299, one.fileno(), 0, 1, 0, struct.pack("qq", -1, 0)))
+queue, room = of(68, 0, 0o600), ctypes.create_string_buffer(64)
+of(69, queue, struct.pack("q", 5) + b"abc", 3, 0)
+print(of(70, queue, room, 9, 0, 0o44000), room.raw[8:11], of(70, queue, room, 9, 1, 0o44000))
+print(of(70, queue, room, 9, 0, 0o40000))
+print(of(70, queue, room, 9, 0, 0o4000), of(71, queue, 0, 0))
+""",
+    "scheduling": """
+attributes = ctypes.create_string_buffer(48)
+print(of(315, 0, attributes, 48, 0), struct.unpack_from("II", attributes))
+print(of(315, 0, attributes, 40, 0), of(315, 0, 0, 48, 0))
+print(of(314, 0, struct.pack("IIQiIQQQ", 48, 3, *[0] * 6), 0), of(145, 0), of(314, 0, attributes, 1), of(143, 0, 0))
+def stranger():
+    os.seteuid(1000)
+    return error(os.sched_setaffinity, os.getppid(), [0]), of(142, os.getppid(), bytes(4))
+print(child(stranger))
+""",
     "scores": """
 path = "/proc/self/oom_score_adj"
 def put(value):

@@ -134,6 +134,14 @@ print(fcntl.ioctl(asker, 0x8912, struct.pack("iPP", 0, 0, 0))[:4])
 print(fcntl.ioctl(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), 0x8933, struct.pack("40s", b"lo"))[16:20])
 print(open("/proc/net/tcp").readline(), "lo:" in open("/proc/net/dev").read())
 """,
+    "errors kept": """
+import socket
+def of(call, *args):
+    try: return call(*args)
+    except OSError as error: return error.errno
+listener = socket.create_server(("127.0.0.1", 0)); sock = socket.create_connection(listener.getsockname())
+print(of(sock.recv, 1, 0x2000), of(sock.recv, 1, socket.MSG_OOB))
+""",
     "cut messages": """
 import socket
 receiver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); receiver.bind(("::1", 0))

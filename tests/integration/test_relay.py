@@ -16,6 +16,7 @@ from drupe.rpc.containerd import task_v2_pb2 as task
 from drupe.rpc.ttrpc import Client
 from drupe.spec.containerd import ShimStart
 from framework.aio import until
+from framework.bundles import config, make_bundle
 from framework.daemon import CALL_TIMEOUT_S, Daemon
 from framework.leaks import wait_until
 
@@ -108,4 +109,31 @@ def test_a_daemon_that_died_is_started_again(fresh_daemon: Daemon) -> None:
     fresh_daemon.command("system", "shutdown", check=True)
     wait_until(lambda: not listens(str(fresh_daemon.run / "drupe.sock")), what="the other has ended")
     fresh_daemon.start()
-    assert not (fresh_daemon.run / "containerd/wake").exists()  # one that leaves in order is left alone
+    assert not [*(fresh_daemon.run / "containerd").glob("wake*")]  # it was shut down: nobody wants one
+
+
+def test_a_daemon_that_got_a_signal_is_started_by_the_next_call(fresh_daemon: Daemon, tmp_path: Path) -> None:
+    """Not before: whoever stops it, and asks nothing, finds it stopped. As long as there are tasks somebody may ask."""
+    bundle = make_bundle(tmp_path / "bundle", config("sleep", "1000", cgroup="task"))
+    fresh_daemon.kill()
+    fresh_daemon.start(kept=False)
+    path, socket = address(fresh_daemon), str(fresh_daemon.run / "drupe.sock")
+
+    async def test() -> None:
+        async with await Client.connect(path) as client:
+            asked = task.CreateTaskRequest(id="t", bundle=str(bundle))
+            await client.call("containerd.task.v2.Task", "Create", asked, task.CreateTaskResponse)
+            assert fresh_daemon.process is not None
+            fresh_daemon.process.terminate()
+            fresh_daemon.process.wait()
+            assert not listens(socket) and (fresh_daemon.run / "containerd/wake-when-called").exists()
+            await ask(client)
+            assert listens(socket)
+            await client.call("containerd.task.v2.Task", "Kill", task.KillRequest(id="t", signal=9), Empty)
+            await client.call("containerd.task.v2.Task", "Wait", task.WaitRequest(id="t"), task.WaitResponse)
+            await client.call("containerd.task.v2.Task", "Delete", task.DeleteRequest(id="t"), task.DeleteResponse)
+
+    asyncio.run(test())
+    fresh_daemon.command("system", "shutdown", check=True)
+    wait_until(lambda: not listens(socket), what="the other has ended")
+    fresh_daemon.start()

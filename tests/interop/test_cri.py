@@ -152,8 +152,7 @@ def test_one_process_table_for_the_pod(cri: CriHost, handler: str) -> None:
     first = cri.run(pod, "first", *FOREVER, linux={"security_context": options})
     second = cri.run(pod, "second", "sleep", "99999", linux={"security_context": options})
     for container in (first, second):
-        seen = cri.cri.exec(container, "ps", "-o", "args")
-        assert "sleep 100000" in seen and "sleep 99999" in seen
+        cri.wait_seen(container, "sleep 100000", "sleep 99999")
 
 
 def test_the_process_table_of_another_container(cri: CriHost, sharing: str) -> None:
@@ -162,7 +161,7 @@ def test_the_process_table_of_another_container(cri: CriHost, sharing: str) -> N
     first = cri.run(pod, "first", *FOREVER)
     options = {"namespace_options": {"pid": api.TARGET, "target_id": first}}
     second = cri.run(pod, "second", "sleep", "99999", linux={"security_context": options})
-    assert "sleep 100000" in cri.cri.exec(second, "ps", "-o", "args")
+    cri.wait_seen(second, "sleep 100000")
 
 
 def test_names(cri: CriHost, handler: str) -> None:

@@ -6,14 +6,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
 from drupe.rpc.cri import api_pb2 as api
+from framework import machines
 from framework.containerds import IMAGE, SOCKET
 from framework.cri import container_config
-from framework.cri_host import CriHost, needs_handler
+from framework.cri_host import MODULES, CriHost, needs_handler, opened
 from framework.cri_streams import ERROR, STDERR, STDIN, STDOUT, exit_code
 from framework.leaks import wait_until
 
@@ -30,6 +33,13 @@ GENERATIONS = ["1.6", "1.7"] if FULL else ["1.6"]
 @pytest.fixture(scope="module", params=GENERATIONS)
 def generation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def host(generation: str, tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
+    """With guest images, where there are any."""
+    guest = lambda place: machines.make_root(place.directory / "drupe") if machines.built().exists() else None  # noqa: E731
+    yield from opened(tmp_path_factory.mktemp("g"), generation, busybox, before=guest)
 
 
 @pytest.fixture(params=HANDLERS)
@@ -99,8 +109,7 @@ def test_one_process_table_for_the_pod(cri: CriHost, handler: str) -> None:
     first = cri.run(pod, "first", *FOREVER, linux={"security_context": options})
     second = cri.run(pod, "second", "sleep", "99999", linux={"security_context": options})
     for container in (first, second):
-        seen = cri.cri.exec(container, "ps", "-o", "args")
-        assert "sleep 100000" in seen and "sleep 99999" in seen
+        cri.wait_seen(container, "sleep 100000", "sleep 99999")
 
 
 @pytest.mark.parametrize("handler", SHARING)
@@ -135,3 +144,43 @@ def test_pods_outlive_restarts_of_both(own_host: CriHost, handler: str) -> None:
     assert cri.cri.wait_exited(ends).exit_code == 5 and cri.log("outlives", "ends") == ["begun", "done"]
     cri.cri.StopContainer(container_id=lives, timeout=10)
     assert cri.cri.wait_exited(lives).exit_code == 7
+
+
+@pytest.mark.skipif(not FULL, reason="what shows the least: make test-interop")
+def test_modules(cri: CriHost) -> None:
+    """Their pod's first container, containerd's own of Linux, is something that does nothing."""
+    needs_handler("drupe-wasm")
+    cri.load_modules()
+    pod = cri.pod("modules", "drupe-wasm")
+    entry = cri.run(pod, "entry", image=MODULES)
+    assert cri.cri.wait_exited(entry).exit_code == 0 and cri.log("modules", "entry") == ["the entry"]
+    container = cri.run(pod, "main", "sleep", "1000", image=MODULES, env={"NAME": "value"})
+    assert cri.cri.exec(container, "printenv", "NAME") == "value\n"
+    assert cri.cri.ExecSync(container_id=container, cmd=["exit", "3"], timeout=20).exit_code == 3
+    url = cri.cri.Exec(container_id=container, cmd=["cat"], stdin=True, stdout=True, stderr=True).url
+    with cri.stream(url) as channels:
+        channels.send(STDIN, b"some words\n")
+        assert channels.read_until(b"words\n") == b"some words\n"
+    assert cri.cri.ContainerStats(container_id=container).stats.memory.working_set_bytes.value > 0
+    cri.cri.StopContainer(container_id=container, timeout=0)
+    cri.cri.remove_pod(pod[0])
+    assert not cri.cri.ListPodSandbox().items
+
+
+@pytest.mark.skipif(not FULL, reason="machines take seconds: make test-interop")
+def test_a_machine(cri: CriHost) -> None:
+    """The pod's first container runs in it, and ends with it."""
+    machines.needs_machines()
+    pod = cri.pod("machine", "drupe-vm", hostname="machine")
+    script = "trap 'echo bye; exit 7' TERM; echo out; while :; do sleep 0.05; done"
+    container = cri.run(pod, "main", "sh", "-c", script)
+    wait_until(lambda: cri.log("machine", "main") == ["out"], what="its output", timeout_s=60.0)
+    assert cri.cri.exec(container, "uname", "-r", timeout=60).strip() != os.uname().release
+    other = cri.run(pod, "other", *FOREVER)
+    assert cri.cri.exec(other, "hostname", timeout=60) == cri.cri.exec(container, "hostname", timeout=60) == "machine\n"
+    assert cri.cri.ContainerStats(container_id=container).stats.memory.working_set_bytes.value > 0
+    cri.cri.StopContainer(container_id=container, timeout=30)
+    assert cri.cri.wait_exited(container).exit_code == 7
+    wait_until(lambda: cri.log("machine", "main")[-1] == "bye", what="its last word", timeout_s=60.0)
+    cri.cri.remove_pod(pod[0])
+    assert not cri.pods_of_drupe()

@@ -9,13 +9,11 @@ import grpc
 import pytest
 
 from drupe.rpc.cri import api_pb2 as api
-from framework import guests
 from framework.cri import container_config
-from framework.cri_host import CriHost, opened
+from framework.cri_host import MODULES, CriHost, opened
 from framework.cri_streams import ERROR, STDIN, STDOUT, exit_code
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-MODULES = "localhost/modules:latest"
 HANDLER = "drupe-wasm"
 
 
@@ -24,15 +22,8 @@ def host(generation: str, tmp_path_factory: pytest.TempPathFactory, busybox: Pat
     pytest.importorskip("wasmtime")
     directory = tmp_path_factory.mktemp("w")
     for place in opened(directory, generation, busybox):
-        load_modules(place)
+        place.load_modules()
         yield place
-
-
-def load_modules(host: CriHost) -> None:
-    """Have an image whose programs are modules, and one a component."""
-    tree = guests.make_rootfs(host.directory / "modules")
-    guests.component(tree / "bin/suite.wasm", tree / "bin/component.wasm")
-    host.load_tree(tree, MODULES, {"Entrypoint": ["/bin/echo"], "Cmd": ["the", "entry"], "Env": ["PATH=/bin"]})
 
 
 def test_a_pod_of_modules_from_start_to_end(cri: CriHost) -> None:

@@ -119,7 +119,7 @@ def test_what_containers_of_a_pod_share(cri: CriHost, handler: str) -> None:
     assert cri.cri.exec(second, "id", "-u") == "1000\n"
     assert cri.cri.ExecSync(container_id=second, cmd=["touch", "/x"], timeout=20).exit_code == 1
     assert cri.cri.exec(first, "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start") == "80\n"
-    seen = cri.cri.exec(first, "ps", "-o", "pid,args")
+    seen = cri.wait_seen(first, "sleep 99999")
     other = next(line.split()[0] for line in seen.splitlines() if "sleep 99999" in line)
     cri.cri.exec(first, "kill", other)
     assert cri.cri.wait_exited(second).exit_code == 143

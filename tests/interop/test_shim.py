@@ -110,10 +110,10 @@ def test_a_checkpoint(containerd: Containerd) -> None:
     ctr("task", "kill", "--signal", "SIGKILL", "c")
     ctr("containers", "restore", "--live", "--rw", "again", "checkpoint:1", check=False)
     wait_until(
-        lambda: containerd.try_ctr(*asking, "again", "rm", "/drawn").returncode == 0, what="it runs", timeout_s=30
+        lambda: containerd.try_ctr(*asking, "again", "rm", "/drawn").returncode == 0, what="it runs", timeout_s=60
     )
     wait_until(
-        lambda: containerd.try_ctr(*asking, "again", "cat", "/drawn").stdout == drawn, what="it goes on", timeout_s=30
+        lambda: containerd.try_ctr(*asking, "again", "cat", "/drawn").stdout == drawn, what="it goes on", timeout_s=60
     )
     for name in ("c", "again"):
         ctr("task", "rm", "--force", name, check=False)

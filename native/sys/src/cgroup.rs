@@ -1,7 +1,8 @@
-//! A cgroup tree that crun accepts.
+//! A cgroup tree that crun accepts; how a process joins a cgroup.
 
-use crate::{mount, process};
+use crate::{check, mount, process};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
@@ -28,4 +29,12 @@ pub fn hide_unified() -> io::Result<()> {
     mount::mount("", Path::new(TOP), "", libc::MS_PRIVATE, "")
         .and_then(|()| mount::umount(unified, libc::MNT_DETACH))
         .and_then(|()| stand_in())
+}
+
+/// Moves this process, which has one thread, into a cgroup, by a file of it (v1: `tasks`; v2: `cgroup.procs`) that was opened by
+/// whoever may.
+pub fn join(file: &impl AsFd) -> io::Result<()> {
+    // SAFETY: the byte is only read.
+    let written = unsafe { libc::write(file.as_fd().as_raw_fd(), c"0".as_ptr().cast(), 1) };
+    check(written as i32).map(drop)
 }

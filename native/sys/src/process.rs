@@ -224,13 +224,6 @@ pub fn join_cgroup(file: &str) -> io::Result<()> {
     std::fs::OpenOptions::new().write(true).open(file)?.write_all(b"0")
 }
 
-/// The same, of a file that was opened by whoever may, for whoever holds it. The process has one thread.
-pub fn join_opened_cgroup(file: &impl AsFd) -> io::Result<()> {
-    // SAFETY: the byte is only read.
-    let written = unsafe { libc::write(file.as_fd().as_raw_fd(), c"0".as_ptr().cast(), 1) };
-    check(written as i32).map(drop)
-}
-
 /// waitid(2) for any child that has ended, without waiting; it is reaped. None: no more of them.
 pub fn reap() -> Option<(Pid, Ended)> {
     let mut status = 0;
@@ -460,12 +453,6 @@ pub fn set_nofile_limit(soft: u64, hard: u64) -> io::Result<()> {
 pub fn close_from(first: u32) {
     // SAFETY: no pointers; the caller (a forked child that never returns to the parent's code) uses none of them again.
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
-}
-
-/// Closes 0, 1 and 2. Only for a child that writes and reads nothing any more.
-pub fn close_standard() {
-    // SAFETY: no pointers; nothing of ours is behind these numbers.
-    unsafe { libc::syscall(libc::SYS_close_range, 0, 2, 0) };
 }
 
 /// For a forked child, which owns none of its parent's descriptors any more: closes every one but 0, 1, 2 and `fd`, which

@@ -57,13 +57,13 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
     from drupe.services.control import ControlService
     from drupe.services.warm import warm_command_line
 
-    stop = asyncio.Event()
+    stop, shut_down = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_core(paths, journal=journal, config=config) as core:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _read_again, core, config)
         front = Front(core, socket=socket or paths.socket, config=config)
-        service = ControlService(core, on_shutdown=stop.set, containerd=front)
+        service = ControlService(core, on_shutdown=shut_down.set, containerd=front)
         server = Server(socket or paths.socket, service.handle)
         with warm_command_line(paths.run):
             await front.open()
@@ -73,10 +73,18 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
                 log.info("%s", note)
             log.info("serving %s", socket or paths.socket)
             _ready("ready")
-            await stop.wait()
+            await _first(stop, shut_down)
             await server.close()
             service.close()
-            await front.close()
+            await front.close(until_called=not shut_down.is_set())
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Until one of them is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 def _read_again(core: Core, config: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import msgspec
 import pytest
 
 from drupe.errors import Unsupported
-from drupe.hypervisors.contract import Disk, MachineConfig
+from drupe.hypervisors.contract import Disk, MachineConfig, Share
 from drupe.hypervisors.qemu.arguments import command_line
 from drupe.sandboxers.kinds import kind_of
+from drupe.sandboxers.vm import filling
 from drupe.sandboxers.vm.oci import adapted
 from drupe.sandboxers.vm.options import VmOptions
-from drupe.sandboxers.vm.records import PodRecord
+from drupe.sandboxers.vm.records import PodRecord, TaskRecord
 from drupe.sandboxers.vm.roots import RootDisk, binds_of, plan
 from drupe.sandboxers.vm.sandboxer import lacking
-from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates
+from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates, filled
+from drupe.spec.status import ExitStatus
 
 FILTER = "run.oci.seccomp_bpf_data"
 
@@ -43,6 +46,56 @@ def test_a_saved_machine_finds_its_disks_where_they_were(tmp_path: Path) -> None
     assert "id=a,drive=n-a,serial=a,bus=pcie.0,addr=0x11" in words
     assert "id=spare0,drive=n-spare0,bus=pcie.0,addr=0x10" in words
     assert "/kernel" not in words and "/initrd" not in words
+
+
+def test_translated_code_is_bounded_where_memory_is_shared(tmp_path: Path) -> None:
+    """By the machine's size; not where it boots, or has its memory for itself, or a processor that runs it."""
+    clone = {"saved": tmp_path, "share_memory": True, "memory_bytes": 224 << 20}
+    assert "-accel tcg,tb-size=22 " in line(tmp_path, **clone)
+    assert "-accel tcg,tb-size=16 " in line(tmp_path, **clone | {"memory_bytes": 64 << 20})
+    assert "-accel kvm " in line(tmp_path, **clone, accelerator="kvm")
+    assert "-accel tcg " in line(tmp_path, **clone | {"share_memory": False})
+    assert "-accel tcg " in line(tmp_path)
+
+
+def test_a_share_is_plugged_in_before_a_saved_machine_goes_on(tmp_path: Path) -> None:
+    """A machine is not loaded with one on its command line."""
+    share = Share("share", "drupe", tmp_path, socket=tmp_path / "virtiofs.sock")
+    assert "vhost-user-fs" in line(tmp_path, shares=[share])
+    assert "vhost-user-fs" not in line(tmp_path, shares=[share], saved=tmp_path)
+
+
+def test_memory_is_filled_with_a_templates(tmp_path: Path) -> None:
+    """By a program, which tells when it is done; what is a hole stays one."""
+    saved, size = tmp_path / SAVED_MEMORY, 8 << 20
+    with saved.open("wb") as file:
+        file.truncate(size)
+        for at in (4096, 3 << 20, size - 4096):
+            os.pwrite(file.fileno(), os.urandom(4096), at)
+    memory = os.memfd_create("memory")
+    told, tells = os.pipe()
+    os.truncate(memory, size)
+    try:
+        numbered = f'exec 5<>/proc/self/fd/{memory} 6>/proc/self/fd/{tells}; exec "$@"'
+        words = [*filled(tmp_path, 5, 6), "/bin/sh", "-c", "[ ! -e /proc/self/fd/6 ]"]
+        subprocess.run(["/bin/sh", "-c", numbered, "sh", *words], pass_fds=(memory, tells), check=True)
+        os.close(tells)
+        assert os.read(told, 2) == filling.DONE
+        assert os.pread(memory, size, 0) == saved.read_bytes()
+        assert os.fstat(memory).st_blocks * 512 < size // 4
+    finally:
+        os.close(memory)
+        os.close(told)
+
+
+def test_an_end_is_that_of_the_process_that_was_started() -> None:
+    """A guest tells the end of an earlier start once more to a daemon that comes back."""
+    task = TaskRecord(
+        id="t", sandbox="s", cgroup="", bundle="", tty=False, stdin=False, log=None, exit_file="", guest="t", pid=7
+    )
+    assert task.ends_with(7) and not task.ends_with(6)
+    task.exit = ExitStatus(code=1)
+    assert not task.ends_with(7)
 
 
 def test_a_filter_that_is_compiled_is_not_sent_twice() -> None:

@@ -66,12 +66,14 @@ pub fn dirent64(entry: &DirEntry<'_>, room: usize, out: &mut Vec<u8>) -> bool {
     if end > room {
         return false;
     }
-    out.extend_from_slice(&entry.inode.to_le_bytes());
-    out.extend_from_slice(&entry.next_cookie.to_le_bytes());
-    out.extend_from_slice(&(length as u16).to_le_bytes());
-    out.push(entry.kind.dirent_type());
+    let mut fixed = [0; 19];
+    fixed[..8].copy_from_slice(&entry.inode.to_le_bytes());
+    fixed[8..16].copy_from_slice(&entry.next_cookie.to_le_bytes());
+    fixed[16..18].copy_from_slice(&(length as u16).to_le_bytes());
+    fixed[18] = entry.kind.dirent_type();
+    out.extend_from_slice(&fixed);
     out.extend_from_slice(entry.name);
-    out.resize(end, 0);
+    out.extend_from_slice(&[0; 8][..end - out.len()]);
     true
 }
 

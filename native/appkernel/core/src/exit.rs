@@ -401,6 +401,8 @@ pub(crate) fn waitid(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
         return Err(Errno::INVAL);
     }
     match kernel.wait_child(tid, which, options)? {
+        // A descriptor with O_NONBLOCK says so.
+        None if kind == 3 && kernel.file(tid, id).is_ok_and(|file| file.is_nonblocking()) => return Err(Errno::AGAIN),
         None => return Ok(Done::Wait),
         Some(None) => kernel.put_if(tid, info, &[0; 128])?,
         Some(Some(found)) => {

@@ -131,7 +131,9 @@ impl Kernel {
     /// Whether a signal waits that the thread does not block.
     pub(crate) fn has_signal(&self, tid: Tid) -> bool {
         let Ok(task) = self.task(tid) else { return false };
-        let open = |info: &Info| task.mask & bit(info.signal) == 0 || info.signal == SIGKILL;
+        // What sigtimedwait(2) waits for it takes itself, blocked or not.
+        let closed = task.mask | task.waits_for;
+        let open = |info: &Info| closed & bit(info.signal) == 0 || info.signal == SIGKILL;
         let process = self.tasks.processes.get(&task.pid);
         task.pending.iter().any(open) || process.is_some_and(|p| p.pending.iter().any(open))
     }

@@ -271,7 +271,7 @@ fn add_sysv(t: &mut Table) {
     t.full(220, "semtimedop", sem::semtimedop);
     t.full(68, "msgget", msg::msgget);
     t.full(69, "msgsnd", msg::msgsnd);
-    t.part(70, "msgrcv", "MSG_COPY", msg::msgrcv);
+    t.full(70, "msgrcv", msg::msgrcv);
     t.part(71, "msgctl", "IPC_INFO, MSG_INFO, MSG_STAT", msg::msgctl);
 }
 
@@ -421,6 +421,8 @@ fn add_system(t: &mut Table) {
     t.full(143, "sched_getparam", schedule::sched_getparam);
     t.part(144, "sched_setscheduler", "kept, no effect; no real time", schedule::sched_setscheduler);
     t.full(145, "sched_getscheduler", schedule::sched_getscheduler);
+    t.part(314, "sched_setattr", "kept, no effect; no real time", schedule::sched_setattr);
+    t.part(315, "sched_getattr", "no utilization clamps", schedule::sched_getattr);
     t.full(148, "sched_rr_get_interval", schedule::sched_rr_get_interval);
     t.full(146, "sched_get_priority_max", |k, tid, a| system::sched_priority(k, tid, a, true));
     t.full(147, "sched_get_priority_min", |k, tid, a| system::sched_priority(k, tid, a, false));

@@ -54,8 +54,7 @@ impl<'a> Block<'a> {
         let end = if index + 1 < self.count { self.name_offset(index + 1) } else { self.bytes.len() };
         let name = self.bytes.get(start..end).ok_or(Errno::UCLEAN)?;
         let name = if index + 1 < self.count { name } else { name.split(|&b| b == 0).next().unwrap_or(name) };
-        let dots = name == b"." || name == b"..";
-        if name.is_empty() || name.len() > 255 || (!dots && (name.contains(&b'/') || name.contains(&0))) {
+        if name.is_empty() || name.len() > 255 || name.iter().any(|&byte| byte == b'/' || byte == 0) {
             return Err(Errno::UCLEAN);
         }
         let kind = usize::from(fields.u8(10)).checked_sub(1).and_then(|at| KINDS.get(at)).copied();

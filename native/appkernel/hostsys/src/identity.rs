@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use drupe_sys::credentials::{self, Capabilities};
-use drupe_sys::{fd, process, socket};
+use drupe_sys::{cgroup, fd, process, socket};
 
 /// The namespaces of stubs: of PIDs and of users. A process that does nothing holds them, and is their first: when it or the
 /// kernel's process ends, all stubs end.
@@ -54,7 +54,7 @@ impl Identity {
         Ok(Identity { namespace, oom_score, holder: ours, proc })
     }
 
-    /// Have the holder move itself into cgroups (`process::join_opened_cgroup`), once; it ends, and all stubs with it, if it
+    /// Have the holder move itself into cgroups (`cgroup::join`), once; it ends, and all stubs with it, if it
     /// may not.
     pub fn join_cgroups(&self, files: &[OwnedFd]) -> io::Result<()> {
         socket::send(&self.holder, b"join", files)
@@ -110,11 +110,11 @@ fn hold(kernel: u32, says: io::Result<File>, mut waits: File, order: &OwnedFd) -
 /// In the holder: it holds nothing while it waits for the order, which may never come.
 fn joined(order: &OwnedFd) -> io::Result<()> {
     let order = process::keep_only(order)?;
-    process::close_standard();
+    fd::close_standard();
     socket::wait_readable(&order)?;
     let files = socket::receive(&order, &mut [0; 8])?.fds;
     process::set_name(NAME);
-    files.iter().try_for_each(process::join_opened_cgroup)
+    files.iter().try_for_each(cgroup::join)
 }
 
 fn take_fd(process: &OwnedFd, number: i32) -> io::Result<OwnedFd> {

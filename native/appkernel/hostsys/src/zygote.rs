@@ -74,7 +74,7 @@ pub fn begin(identity: Option<&Identity>) -> io::Result<Waiting> {
 pub const MAX_CGROUPS: usize = 32;
 
 impl Waiting {
-    /// The second half: it moves itself into these cgroups (`drupe_sys::process::join_opened_cgroup`), and becomes a stub.
+    /// The second half: it moves itself into these cgroups (`drupe_sys::cgroup::join`), and becomes a stub.
     pub fn finish(self, cgroups: &[OwnedFd]) -> io::Result<Zygote> {
         let Waiting { process, slot, slots, gate } = self;
         let mut order = [-1; MAX_CGROUPS];

@@ -141,6 +141,7 @@ impl Containers {
         };
         let builder = Builder::new(pod, root)?;
         builder.mount_all(tree.mounts)?;
+        builder.make_devices(&tree.devices)?;
         builder.make_directory(&settings.cwd)?;
         builder.cover(&tree.masked, &tree.protected)?;
         let (namespace, root) = builder.finish(tree.read_only);

@@ -9,7 +9,7 @@ use drupe_appkernel_core::platform::Platform;
 use drupe_appkernel_hostsys::identity::{self, Identity};
 use drupe_appkernel_hostsys::{files, zygote};
 use drupe_sys::landlock::Access;
-use drupe_sys::{fd, process};
+use drupe_sys::{cgroup, fd, process};
 
 use crate::choice::Choice;
 use crate::claim::{self, Claim};
@@ -125,7 +125,7 @@ impl Spare<'_> {
         if let Some((identity, _)) = &self.stubs {
             identity.join_cgroups(&claim.cgroups).map_err(|error| format!("cgroup: {error}"))?;
         }
-        claim.cgroups.iter().try_for_each(process::join_opened_cgroup).map_err(|error| format!("cgroup: {error}"))?;
+        claim.cgroups.iter().try_for_each(cgroup::join).map_err(|error| format!("cgroup: {error}"))?;
         if let Some(netns) = &claim.netns {
             let joined = drupe_sys::mount::setns(netns, libc::CLONE_NEWNET);
             joined.map_err(|error| format!("network namespace: {error}"))?;

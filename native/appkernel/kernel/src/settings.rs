@@ -3,6 +3,7 @@
 
 use drupe_appkernel_core::seccomp::bpf::Program as Filter;
 use drupe_appkernel_core::{default_limits, Program, Rights};
+use drupe_appkernel_vfs::kind::make_device;
 use drupe_appkernel_vfs::mount::{MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
 use drupe_appkernel_vfs::Credentials;
 use drupe_packets::{Failure, Fields, Outcome};
@@ -29,6 +30,7 @@ pub struct Tree {
     pub mounts: Vec<MountOrder>,
     pub read_only: bool,
     pub share_pid: bool,
+    pub devices: Vec<DeviceOrder>,
     /// Paths of its own that show nothing, and that cannot be changed.
     pub masked: Vec<Vec<u8>>,
     pub protected: Vec<Vec<u8>>,
@@ -41,16 +43,43 @@ pub struct Tree {
 impl Tree {
     pub fn take(fields: &mut Fields) -> Outcome<Tree> {
         let mounts: Vec<Fields> = fields.take("mounts")?.unwrap_or_default();
+        let devices: Vec<Fields> = fields.take("devices")?.unwrap_or_default();
         Ok(Tree {
             root: fields.take("root")?.map(relative).transpose()?,
             mounts: mounts.into_iter().map(MountOrder::take).collect::<Outcome<Vec<_>>>()?,
             read_only: fields.take("read_only")?.unwrap_or(false),
             share_pid: fields.take("share_pid")?.unwrap_or(false),
+            devices: devices.into_iter().map(DeviceOrder::take).collect::<Outcome<Vec<_>>>()?,
             masked: paths(fields, "masked_paths")?,
             protected: paths(fields, "read_only_paths")?,
             tasks: fields.take::<u64>("tasks")?.filter(|tasks| *tasks > 0),
             filter: fields.take("seccomp")?.map(filter).transpose()?,
         })
+    }
+}
+
+/// One of the kernel's own devices, at another place.
+pub struct DeviceOrder {
+    pub path: Vec<u8>,
+    pub number: u64,
+    pub mode: u32,
+    pub owner: (u32, u32),
+}
+
+impl DeviceOrder {
+    fn take(mut fields: Fields) -> Outcome<DeviceOrder> {
+        let number = make_device(fields.need("major")?, fields.need("minor")?);
+        let order = DeviceOrder {
+            path: absolute(fields.need("path")?, "path")?,
+            number,
+            mode: fields.take::<u32>("mode")?.unwrap_or(0o666) & 0o777,
+            owner: (fields.take("uid")?.unwrap_or(0), fields.take("gid")?.unwrap_or(0)),
+        };
+        fields.finish()?;
+        match drupe_appkernel_vfs::devices::is_plain(number) {
+            true => Ok(order),
+            false => Err(Failure::invalid(format!("there is no device {number:#x}"))),
+        }
     }
 }
 

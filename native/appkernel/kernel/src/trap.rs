@@ -266,7 +266,9 @@ impl Stubs {
             },
             layout::KICK => Trap::Kicked,
             // The host says SI_KERNEL with address 0 for addresses that no pointer can be.
-            signal => Trap::Fault { signal, code, address: info[2] },
+            signal @ 1..=64 => Trap::Fault { signal, code, address: info[2] },
+            // Guest code has written there what no signal is.
+            _ => Trap::Fault { signal: libc::SIGKILL, code: 0, address: 0 },
         }
     }
 

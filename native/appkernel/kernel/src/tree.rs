@@ -15,10 +15,12 @@ use drupe_packets::{errno_name, Failure, Outcome};
 use crate::covers;
 use crate::hostfs::Sharing;
 use crate::pod::Pod;
-use crate::settings::{MountOrder, What};
+use crate::settings::{DeviceOrder, MountOrder, What};
 
 /// S_IFREG with the permissions of a new place for a file.
 const EMPTY_FILE: u32 = 0o100_644;
+/// S_IFCHR.
+const CHARACTERS: u32 = 0o020_000;
 
 /// What was asked for could not be made, and it was not the program's fault.
 pub fn failed(what: &str, errno: Errno) -> Failure {
@@ -62,6 +64,37 @@ impl<'a> Builder<'a> {
             let place = place.map_err(|errno| failed(&format!("the place of the mount {name}"), errno))?;
             let mount = Mount::new(file_system, source(&order.what), order.flags);
             self.namespace.mount(mount, place).map_err(|errno| failed(&format!("mount {name}"), errno))?;
+        }
+        Ok(())
+    }
+
+    /// Make nodes of devices. EEXIST where something else is.
+    pub fn make_devices(&self, devices: &[DeviceOrder]) -> Outcome<()> {
+        for order in devices {
+            let made = self.make_device(order);
+            made.map_err(|errno| failed(&format!("device {}", String::from_utf8_lossy(&order.path)), errno))?;
+        }
+        Ok(())
+    }
+
+    fn make_device(&self, order: &DeviceOrder) -> drupe_appkernel_abi::Result<()> {
+        let context = self.pod.context(&self.credentials);
+        let view = self.view(&context);
+        match view.walk(&self.root, &order.path, How::NO_FOLLOW) {
+            Err(Errno::NOENT) => {}
+            Ok(there) if there.inode().metadata()?.rdev == order.number => return Ok(()),
+            Ok(_) => return Err(Errno::EXIST),
+            Err(errno) => return Err(errno),
+        }
+        self.make_way(&view, &order.path)?;
+        let node = view.mknod(&self.root, &order.path, CHARACTERS | order.mode, order.number)?;
+        view.chown(&node, Some(order.owner.0), Some(order.owner.1))
+    }
+
+    /// The directories that lead to a path.
+    fn make_way(&self, view: &View<'_>, path: &[u8]) -> drupe_appkernel_abi::Result<()> {
+        for (at, _) in path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/') {
+            made(view.mkdir(&self.root, &path[..at], 0o755))?;
         }
         Ok(())
     }
@@ -125,9 +158,7 @@ impl<'a> Builder<'a> {
             Err(Errno::NOENT) => {}
             found => return found,
         }
-        for (at, _) in path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/') {
-            made(view.mkdir(&self.root, &path[..at], 0o755))?;
-        }
+        self.make_way(&view, path)?;
         match directory {
             true => made(view.mkdir(&self.root, path, 0o755))?,
             false => made(view.mknod(&self.root, path, EMPTY_FILE, 0))?,

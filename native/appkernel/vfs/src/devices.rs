@@ -163,6 +163,11 @@ const LINKS: [(&[u8], &[u8]); 5] = [
 
 const DIRECTORIES: [(&[u8], u32); 3] = [(b"pts", 0o755), (b"shm", 0o1777), (b"mqueue", 0o1777)];
 
+/// Whether this is a device that is the same for everybody, and harms nobody: null, zero, full, random, urandom.
+pub fn is_plain(number: u64) -> bool {
+    [3, 5, 7, 8, 9].iter().any(|minor| make_device(1, *minor) == number)
+}
+
 /// Make the entries of a container's /dev in `root`, an empty directory that can hold devices (OCI runtime
 /// specification, default devices and /dev symbolic links).
 pub fn populate(context: &Context, root: &InodeRef) -> Result<()> {

@@ -341,7 +341,12 @@ impl Relay {
         let mut buffer = [0; TURN];
         match socket::receive_bytes(&connection.client.stream, &mut buffer) {
             Ok(0) => self.disconnect(id),
-            Ok(count) => connection.talk.client_said(&buffer[..count]),
+            Ok(count) => {
+                connection.talk.client_said(&buffer[..count]);
+                if connection.daemon.is_none() {
+                    self.wake.called();
+                }
+            }
             Err(error) if is_passing(&error) => {}
             Err(_) => self.disconnect(id),
         }

@@ -1,16 +1,17 @@
 //! A daemon that died is started again, while containerd waits for something: its tasks end, and nobody else would tell.
 //!
-//! How a daemon is started is in a script, which it writes when it comes and removes when it leaves in order. One that
-//! systemd keeps writes none.
+//! How a daemon is started is in a script, which it writes when it comes. One that is told by its user to end removes it; one
+//! that got a signal leaves it under another name, for the next call. One that systemd keeps writes none.
 
 use drupe_sys::process::{self, Pid, Spawn};
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const SCRIPT: &str = "wake";
+const WHEN_CALLED: &str = "wake-when-called";
 /// Whoever has ended it may be about to start it.
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(60);
@@ -18,6 +19,7 @@ const REAPED_WITHIN: Duration = Duration::from_secs(1);
 
 pub struct Wake {
     script: PathBuf,
+    when_called: PathBuf,
     due: Option<Instant>,
     pause: Duration,
     child: Option<Pid>,
@@ -25,12 +27,20 @@ pub struct Wake {
 
 impl Wake {
     pub fn new(dir: &Path) -> Wake {
-        Wake { script: dir.join(SCRIPT), due: None, pause: FIRST, child: None }
+        let (script, when_called) = (dir.join(SCRIPT), dir.join(WHEN_CALLED));
+        Wake { script, when_called, due: None, pause: FIRST, child: None }
     }
 
     pub fn daemon_left(&mut self) {
         self.pause = FIRST;
         self.due = self.script.exists().then(|| Instant::now() + self.pause);
+    }
+
+    /// Somebody asks something while there is no daemon: one that had left in order is asked for again.
+    pub fn called(&mut self) {
+        if self.due.is_none() && fs::rename(&self.when_called, &self.script).is_ok() {
+            self.daemon_left();
+        }
     }
 
     pub fn daemon_came(&mut self) {
@@ -81,7 +91,6 @@ impl Wake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn one_that_left_in_order_is_left_alone_and_one_that_died_is_not() {
@@ -89,7 +98,14 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let mut wake = Wake::new(&dir);
         wake.daemon_left();
+        wake.called();
         assert!(wake.next().is_none());
+        fs::write(dir.join(WHEN_CALLED), "").unwrap();
+        wake.daemon_left();
+        assert!(wake.next().is_none());
+        wake.called();
+        assert!(wake.next().is_some());
+        wake.daemon_came();
         fs::write(dir.join(SCRIPT), format!("echo started >{}/told", dir.display())).unwrap();
         wake.daemon_left();
         assert!(wake.next().is_some());

@@ -21,7 +21,7 @@ _SAID: dict[str, str] = {
     "block-mounts": "no: the kernel has no file systems for disks",
     "mount-propagation": "no: mounts of the host and of the kernel do not know of each other",
     "mount-options": "limited: ro, noexec, nosuid, nodev, noatime, size and mode",
-    "devices": "no: the kernel has no drivers, and shows no device of the host",
+    "devices": "limited: null, zero, full, random and urandom, which are the kernel's own, by any name",
     "huge-pages": "no: guests have pages of the ordinary size",
     "cgroup-files": "limited: on hosts with cgroup v2",
     "container-limits": f"limited: memory and the number of tasks; {_ONE_KERNEL}",

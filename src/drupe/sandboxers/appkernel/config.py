@@ -16,6 +16,7 @@ from drupe.sandboxers.runc.entering import process_fields
 
 _FLAGS = {"ro": "ro", "rro": "ro", "nosuid": "nosuid", "nodev": "nodev", "noexec": "noexec", "noatime": "noatime"}
 _LEFT_OUT = ("cgroup", "cgroup2", "mqueue")
+_DEVICES = tuple((1, minor) for minor in (3, 5, 7, 8, 9))  # null, zero, full, random, urandom: its own
 _SHM = "/dev/shm"  # noqa: S108 the container's
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -74,8 +75,26 @@ def container_config(oci: Mapping[str, Any], *, task: str, shm_bytes: int) -> tu
     config["read_only_paths"] = linux.get("readonlyPaths") or []
     if program := instructions(oci):
         config["seccomp"] = program
+    config["devices"] = _devices(oci)
     config["read_only"] = bool(oci["root"].get("readonly"))
     return config, binds
+
+
+def _devices(oci: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Nodes of devices that the kernel has itself. Raises Unsupported for others."""
+    found = []
+    for device in (oci.get("linux") or {}).get("devices") or ():
+        number = (device.get("major"), device.get("minor"))
+        if device.get("type") not in ("c", "u") or number not in _DEVICES:
+            raise Unsupported(
+                f"linux.devices: the application kernel has no device for {device['path']}",
+                kind="appkernel", feature="devices", cause="it shows no device of the host",
+                hint="null, zero, full, random and urandom are its own, by any name",
+            )  # fmt: skip
+        mode = {"mode": device["fileMode"]} if device.get("fileMode") else {}
+        owner = {name: device.get(name) or 0 for name in ("uid", "gid")}
+        found.append({"path": device["path"], "major": number[0], "minor": number[1], **mode, **owner})
+    return found
 
 
 def _mount(mount: Mapping[str, Any], task: str, binds: list[Bind], shm_bytes: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class AppkernelOptions(Spec):
 
     program: str = ""
     root: Literal["directory", "image"] = "directory"
-    spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
+    spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 4
     platform: Wanted = "trap"
 
 

@@ -125,8 +125,7 @@ class Pods:
             pod.record.started, pod.record.failed = True, ""
             pod.record.save()
             try:
-                with self.spares.yielding():
-                    pod.pid = await self._run(pod)
+                pod.pid = await self._run(pod)
                 (pod.record.home / "kernel.pid").write_text(str(pod.pid))
                 if pod.record.sysctls:
                     await pod.line.call("sysctls", values=pod.record.sysctls)
@@ -204,6 +203,7 @@ class Pods:
             pod.begun.cancel()
             await asyncio.wait([pod.begun])
         await self._end(pod)
+        self.spares.arrived(pod.record.id)
 
     async def _end(self, pod: KernelPod) -> None:
         pod.ending = True

@@ -72,12 +72,15 @@ class AppkernelSandboxer(KeptSandboxer):
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
-        """The network namespace only: the kernel starts when its addresses are in there."""
-        sysctls = checked(config.spec.sysctls)
-        plain = replace(config, spec=msgspec.structs.replace(config.spec, sysctls=of_the_network(sysctls)))
+        """The network namespace only: the kernel starts when its addresses are in there. An owner that puts them there
+        finds it by a process."""
+        sysctls, types = checked(config.spec.sysctls), network_types(config.spec)
+        spec = msgspec.structs.replace(config.spec, sysctls=of_the_network(sysctls))
+        plain = replace(config, spec=spec, held=config.held or bool(config.spec.owner and types))
         self._configs[config.id] = config
-        info = await make_namespaces(self._keeper, plain, network_types(config.spec))
+        info = await make_namespaces(self._keeper, plain, types)
         containers = config.spec.containers
+        self._pods.spares.expect(config.id)
         known = self._pods.find(config.id) is not None
         spare = None if known else await self._pods.spares.take()
         pod = self._pods.add(

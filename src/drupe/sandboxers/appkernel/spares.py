@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 from drupe.errors import DrupeError
@@ -18,6 +19,7 @@ from drupe.sandboxers.appkernel.share import Share
 from drupe.sandboxers.kept.dropping import drop_task
 
 _PAUSE_S = 0.005  # what has just been started comes first
+_COMES_WITHIN_S = 2.0
 
 
 class Spares:
@@ -29,7 +31,8 @@ class Spares:
         self._count = count
         self._ready: list[Waiting] = []
         self._filling: asyncio.Task[None] | None = None
-        self._busy = 0  # starts under way
+        self._closed = False
+        self._coming: dict[str, float] = {}  # pods, and when they are late
 
     @property
     def keeper(self) -> Keeper:
@@ -53,18 +56,22 @@ class Spares:
             return self._kernels.version()
         return ()
 
-    @contextlib.contextmanager
-    def yielding(self) -> Iterator[None]:
-        """While a pod starts no spare does; afterwards there will be enough again."""
-        self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
-            self._fill_soon()
+    def expect(self, pod_id: str) -> None:
+        """A pod is on its way: until it runs, or does not come soon, no spare is started, which would take its time."""
+        self._coming[pod_id] = time.monotonic() + _COMES_WITHIN_S
+        self._fill_soon()
+
+    def arrived(self, pod_id: str) -> None:
+        """It runs, or will not: there will be enough again."""
+        self._coming.pop(pod_id, None)
+        self._fill_soon()
+
+    def _rests(self) -> bool:
+        now = time.monotonic()
+        return all(late < now for late in self._coming.values())
 
     def _fill_soon(self) -> None:
-        if self._filling is None and len(self._ready) < self._count:
+        if self._filling is None and not self._closed and len(self._ready) < self._count:
             self._filling = asyncio.ensure_future(self._fill())
             self._filling.add_done_callback(self._filled)
 
@@ -76,7 +83,7 @@ class Spares:
     async def _fill(self) -> None:
         while len(self._ready) < self._count:
             await asyncio.sleep(_PAUSE_S)
-            if not self._busy:
+            if self._rests():
                 self._ready.append(await self._make())
 
     async def _make(self) -> Waiting:
@@ -101,15 +108,16 @@ class Spares:
 
     def close(self) -> None:
         """Let go of them, with which they end."""
+        self._closed = True
         if self._filling is not None:
             self._filling.cancel()
         for spare in self._ready:
             spare.socket.close()
 
     async def end(self) -> None:
-        """All of them, now."""
+        """All of them, now, and for good. One that is being started is waited for."""
+        self._closed, self._count = True, 0
         if self._filling is not None:
-            self._filling.cancel()
             await asyncio.wait([self._filling])
         while self._ready:
             await self._remove(self._ready.pop())

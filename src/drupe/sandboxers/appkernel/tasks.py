@@ -135,6 +135,13 @@ class KernelTasks(KeptTasks):
         if record.started or record.exit is not None:
             raise InvalidState(f"container {task_id} was started before")
         pod = self._pods.get(record.sandbox)
+        try:
+            return await self._start(pod, record)
+        finally:
+            self._pods.spares.arrived(record.sandbox)
+
+    async def _start(self, pod: KernelPod, record: TaskRecord) -> int:
+        task_id = record.id
         oci = json.loads((Path(record.bundle) / "config.json").read_text())
         config, binds = self._wanted(pod, record, oci)
         for result in await asyncio.gather(

@@ -61,8 +61,8 @@ class Front:
                 await self._hub.open()
         return self._hub
 
-    async def close(self) -> None:
-        """Stop serving."""
+    async def close(self, *, until_called: bool = True) -> None:
+        """Stop serving. until_called: what containerd asks next may start another daemon."""
         if self._hub is not None:
-            take_word(self._core.node.paths.run / "containerd")
+            take_word(self._core.node.paths.run / "containerd", until_called=until_called)
             await self._hub.close()

@@ -56,7 +56,7 @@ async def create(tasks: Tasks, peer: Peer, door: Door, request: CreateTaskReques
         bundle=request.bundle,
         streams=streams,
         whole=pod is None,
-        pid=container.status.pid,
+        pid=container.status.pid or container.pod.info.pid,  # Docker makes the network of what it created, by a process
         limits=limits,
     )
     task = Task(record, container)

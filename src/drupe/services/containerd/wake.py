@@ -1,16 +1,19 @@
 """How the relay starts a daemon when this one has died: a script in its directory (native/client/src/relay/wake.rs).
 
-One that leaves in order takes it away: whoever ended it wants none. systemd starts its own again.
+One that its user shuts down takes it away: whoever ended it wants none. One that got a signal leaves it for the next
+that containerd asks, as the command line would start another. systemd starts its own again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
 from pathlib import Path
 
 _SCRIPT = "wake"
+_WHEN_CALLED = "wake-when-called"
 
 
 def leave_word(directory: Path, *, root: Path, run: Path, socket: Path, config: Path | None) -> None:
@@ -23,8 +26,13 @@ def leave_word(directory: Path, *, root: Path, run: Path, socket: Path, config: 
     partial = directory / f"{_SCRIPT}.new"
     partial.write_text(f"{line}\n")
     partial.replace(directory / _SCRIPT)
+    (directory / _WHEN_CALLED).unlink(missing_ok=True)
 
 
-def take_word(directory: Path) -> None:
-    """Have none started. Idempotent."""
-    (directory / _SCRIPT).unlink(missing_ok=True)
+def take_word(directory: Path, *, until_called: bool) -> None:
+    """Have none started, or only for what containerd asks from now on. Idempotent."""
+    with contextlib.suppress(FileNotFoundError):
+        if until_called:
+            (directory / _SCRIPT).replace(directory / _WHEN_CALLED)
+        else:
+            (directory / _SCRIPT).unlink()

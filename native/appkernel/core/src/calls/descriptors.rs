@@ -348,7 +348,7 @@ pub fn readahead(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if !file.flags().reads() {
         return Err(Errno::BADF);
     }
-    let regular = file.metadata()?.kind() == drupe_appkernel_vfs::FileType::Regular;
+    let regular = file.metadata()?.kind() == drupe_appkernel_vfs::FileType::Regular && file.file().can_seek();
     regular.then_some(Done::Value(0)).ok_or(Errno::INVAL)
 }
 

@@ -39,7 +39,10 @@ pub fn sendmmsg(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn recvmmsg(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     const WAITFORONE: u64 = 0x1_0000;
-    let [fd, list, count, flags, ..] = *args;
+    let [fd, list, count, flags, timeout, _] = *args;
+    if timeout != 0 {
+        kernel.get_time(tid, timeout)?; // a time at all
+    }
     several(kernel, tid, &[fd, list, count, flags & !WAITFORONE, 0, 0], recvmsg)
 }
 

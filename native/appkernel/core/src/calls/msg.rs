@@ -14,6 +14,7 @@ use crate::task::{Pid, Tid};
 
 const MSG_NOERROR: u64 = 0o10_000;
 const MSG_EXCEPT: u64 = 0o20_000;
+const MSG_COPY: u64 = 0o40_000;
 
 /// One queue.
 pub struct Queue {
@@ -122,15 +123,31 @@ pub fn msgrcv(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let (permissions, own) = kernel.sysv.queues.get_mut(id)?;
     permissions.check(&by, MAY_READ)?;
     let queue = own.queue.clone();
+    if flags & MSG_COPY != 0 {
+        if flags & MSG_EXCEPT != 0 || flags & IPC_NOWAIT == 0 {
+            return Err(Errno::INVAL);
+        }
+        let found = own.messages.get(kind as usize).ok_or(Errno::NOMSG)?;
+        let (kind, bytes) = (found.0, found.1.clone());
+        if bytes.len() as u64 > size && flags & MSG_NOERROR == 0 {
+            return Err(Errno::TOOBIG);
+        }
+        return told(kernel, tid, address, (kind, bytes), size);
+    }
     let Some(at) = own.choose(kind as i64, flags) else {
         return wait_for(kernel, tid, &queue, flags, Errno::NOMSG);
     };
     if own.messages[at].1.len() as u64 > size && flags & MSG_NOERROR == 0 {
         return Err(Errno::TOOBIG);
     }
-    let Some((kind, mut bytes)) = own.messages.remove(at) else { return Err(Errno::NOMSG) };
+    let Some(message) = own.messages.remove(at) else { return Err(Errno::NOMSG) };
     (own.times[1], own.last[1]) = (now, pid);
     queue.wake(wait::READABLE);
+    told(kernel, tid, address, message, size)
+}
+
+/// Give the caller a message, as much of it as there is room for.
+fn told(kernel: &Kernel, tid: Tid, address: u64, (kind, mut bytes): (i64, Vec<u8>), size: u64) -> Result<Done> {
     bytes.truncate(size as usize);
     kernel.put_words(tid, address, &[kind as u64])?;
     kernel.put(tid, address.wrapping_add(8), &bytes)?;

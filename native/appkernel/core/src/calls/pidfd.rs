@@ -116,11 +116,9 @@ pub fn pidfd_send_signal(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<D
     let signal = check_signal(signal)?;
     let info = match info {
         0 => own_info(kernel, tid, signal, SI_USER)?,
+        address if kernel.get_u32(tid, address)? != signal as u32 => return Err(Errno::INVAL),
         address => given_info(kernel, tid, pid, signal, address)?,
     };
-    if info.signal != signal {
-        return Err(Errno::INVAL);
-    }
     kernel.check_kill(tid, pid, signal)?;
     if signal != 0 {
         kernel.send_to_process(pid, info);

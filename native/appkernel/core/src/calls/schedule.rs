@@ -12,6 +12,7 @@ const FIFO: u32 = 1;
 const ROUND_ROBIN: u32 = 2;
 const BATCH: u32 = 3;
 const IDLE: u32 = 5;
+const DEADLINE: u32 = 6;
 const RESET_ON_FORK: u32 = 0x4000_0000;
 const CAP_SYS_NICE: u32 = 23;
 const SLICE_NS: u64 = 4_000_000;
@@ -37,6 +38,13 @@ fn of(kernel: &Kernel, tid: Tid, number: u64) -> Result<Pid> {
 /// The same for processors: there a negative number is nobody's. ESRCH.
 fn with_affinity(kernel: &Kernel, tid: Tid, number: u64) -> Result<Pid> {
     of(kernel, tid, number).map_err(|_| Errno::SRCH)
+}
+
+/// Whether the caller may change how a process is scheduled: it is its user, or has CAP_SYS_NICE. EPERM.
+fn check_owner(kernel: &Kernel, tid: Tid, pid: Pid) -> Result<()> {
+    let (own, other) = (&kernel.process(tid)?.credentials, kernel.tasks.processes.get(&pid).ok_or(Errno::SRCH)?);
+    let same = own.uid == other.credentials.uid || own.uid == other.ids.uid;
+    (same || own.capable(CAP_SYS_NICE)).then_some(()).ok_or(Errno::PERM)
 }
 
 fn process(kernel: &mut Kernel, pid: Pid) -> Result<&mut Process> {
@@ -73,7 +81,7 @@ pub fn sched_setaffinity(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<D
     if mask.iter().all(|byte| *byte == 0) {
         return Err(Errno::INVAL);
     }
-    kernel.check_kill(tid, pid, 0)?;
+    check_owner(kernel, tid, pid)?;
     process(kernel, pid)?.schedule.processors = mask;
     Ok(Done::Value(0))
 }
@@ -86,26 +94,86 @@ pub fn sched_getscheduler(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<
 /// Policies without real time alone. EPERM.
 pub fn sched_setscheduler(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let pid = of(kernel, tid, args[0])?;
-    let (policy, priority) = (args[1] as u32, kernel.get_u32(tid, args[2])?);
+    let (policy, priority) = (args[1] as u32, parameter(kernel, tid, args[2])?);
     match policy & !RESET_ON_FORK {
         OTHER | BATCH | IDLE if priority == 0 => {}
         FIFO | ROUND_ROBIN if (1..=99).contains(&priority) => return Err(Errno::PERM),
         _ => return Err(Errno::INVAL),
     }
-    kernel.check_kill(tid, pid, 0)?;
+    check_owner(kernel, tid, pid)?;
     process(kernel, pid)?.schedule.policy = policy;
     Ok(Done::Value(0))
 }
 
 pub fn sched_getparam(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     of(kernel, tid, args[0])?;
+    if args[1] == 0 {
+        return Err(Errno::INVAL);
+    }
     kernel.put(tid, args[1], &[0; 4])?;
     Ok(Done::Value(0))
 }
 
 pub fn sched_setparam(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    of(kernel, tid, args[0])?;
-    (kernel.get_u32(tid, args[1])? == 0).then_some(Done::Value(0)).ok_or(Errno::INVAL)
+    let pid = of(kernel, tid, args[0])?;
+    if parameter(kernel, tid, args[1])? != 0 {
+        return Err(Errno::INVAL);
+    }
+    check_owner(kernel, tid, pid)?;
+    Ok(Done::Value(0))
+}
+
+/// struct sched_param. EINVAL without one.
+fn parameter(kernel: &Kernel, tid: Tid, address: u64) -> Result<u32> {
+    if address == 0 {
+        return Err(Errno::INVAL);
+    }
+    kernel.get_u32(tid, address)
+}
+
+/// The first version of struct sched_attr.
+const ATTRIBUTES_BYTES: u64 = 48;
+
+pub fn sched_getattr(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [pid, address, size, flags, ..] = *args;
+    if address == 0 || flags != 0 || !(ATTRIBUTES_BYTES..=4096).contains(&size) {
+        return Err(Errno::INVAL);
+    }
+    let pid = of(kernel, tid, pid)?;
+    let schedule = &process(kernel, pid)?.schedule;
+    let reset = u64::from(schedule.policy & RESET_ON_FORK != 0);
+    let policy = u64::from(schedule.policy & !RESET_ON_FORK);
+    let words = [ATTRIBUTES_BYTES | policy << 32, reset, u64::from(schedule.nice as u32), 0, 0, 0];
+    kernel.put(tid, address, &encode::words(&words))?;
+    Ok(Done::Value(0))
+}
+
+/// Policies without real time alone. EPERM.
+pub fn sched_setattr(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [pid, address, flags, ..] = *args;
+    if address == 0 || flags != 0 {
+        return Err(Errno::INVAL);
+    }
+    let pid = of(kernel, tid, pid)?;
+    let [first, flags, nice, ..]: [u64; 6] = kernel.get_words(tid, address)?;
+    let (size, policy, nice, priority) = (first as u32, (first >> 32) as u32, nice as i32, (nice >> 32) as u32);
+    match policy {
+        _ if size != 0 && u64::from(size) < ATTRIBUTES_BYTES || size > 4096 => return Err(Errno::TOOBIG),
+        OTHER | BATCH | IDLE if priority == 0 => {}
+        FIFO | ROUND_ROBIN | DEADLINE => return Err(Errno::PERM),
+        _ => return Err(Errno::INVAL),
+    }
+    check_owner(kernel, tid, pid)?;
+    let raises = kernel.process(tid)?.credentials.capable(CAP_SYS_NICE);
+    let schedule = &mut process(kernel, pid)?.schedule;
+    if policy != IDLE && nice < schedule.nice && !raises {
+        return Err(Errno::PERM);
+    }
+    schedule.policy = policy | if flags & 1 != 0 { RESET_ON_FORK } else { 0 };
+    if policy != IDLE {
+        schedule.nice = nice.clamp(-20, 19);
+    }
+    Ok(Done::Value(0))
 }
 
 pub fn sched_rr_get_interval(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {

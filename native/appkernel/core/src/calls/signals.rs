@@ -143,6 +143,11 @@ pub(super) fn own_info(kernel: &Kernel, tid: Tid, signal: i32, code: i32) -> Res
     Ok(Info::from_process(signal, code, process.pid, process.ids.uid))
 }
 
+/// The process that a number names: its own, or that of one of its threads.
+fn named(kernel: &Kernel, number: u32) -> Pid {
+    kernel.task(number).map_or(number, |task| task.pid)
+}
+
 /// Live processes of which `chosen` holds.
 fn targets(kernel: &Kernel, tid: Tid, which: i32) -> Result<Vec<Pid>> {
     let own = kernel.process(tid)?;
@@ -150,7 +155,7 @@ fn targets(kernel: &Kernel, tid: Tid, which: i32) -> Result<Vec<Pid>> {
         0 => p.group == own.group,
         -1 => p.pid != own.pid && p.parent != 0 && p.container == own.container,
         n if n < 0 => p.group == n.unsigned_abs(),
-        n => p.pid == n as u32,
+        n => p.pid == named(kernel, n as u32),
     };
     Ok(kernel.tasks.processes.values().filter(chosen).map(|p| p.pid).collect())
 }
@@ -218,7 +223,7 @@ pub(super) fn given_info(kernel: &Kernel, tid: Tid, target: Pid, signal: i32, ad
 }
 
 pub fn rt_sigqueueinfo(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let (pid, signal) = (args[0] as u32, check_signal(args[1])?);
+    let (pid, signal) = (named(kernel, args[0] as u32), check_signal(args[1])?);
     let info = given_info(kernel, tid, pid, signal, args[2])?;
     kernel.check_kill(tid, pid, signal)?;
     if signal != 0 {

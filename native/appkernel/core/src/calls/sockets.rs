@@ -136,7 +136,9 @@ impl Kernel {
 
     /// Wait for a socket, at most as long as its SO_RCVTIMEO or SO_SNDTIMEO says.
     fn wait_for_socket(&mut self, tid: Tid, file: &OpenFile, events: Events, flags: u64) -> Result<Done> {
-        if file.is_nonblocking() || flags & MSG_DONTWAIT != 0 || self.is_over(tid) {
+        // Errors that a socket of the network keeps are never waited for (MSG_ERRQUEUE).
+        let of_errors = flags & MSG_ERRQUEUE != 0 && file.downcast::<LocalSocket>().is_none();
+        if file.is_nonblocking() || flags & MSG_DONTWAIT != 0 || of_errors || self.is_over(tid) {
             return Err(Errno::AGAIN);
         }
         let option = if events & wait::IN != 0 { SO_RCVTIMEO } else { SO_SNDTIMEO };
@@ -319,8 +321,18 @@ pub fn sendto(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     send(kernel, tid, &file, &pieces, flags, &Sending { to, files: Vec::new(), credentials: None, control: Vec::new() })
 }
 
+/// UIO_MAXIOV.
+const PIECES_MAX: u64 = 1024;
+const MSG_ERRQUEUE: u64 = 0x2000;
+
 fn message(kernel: &Kernel, tid: Tid, at: u64) -> Result<Message> {
     let [name, name_size, pieces, count, control, control_size, _] = kernel.get_words(tid, at)?;
+    if name != 0 && (name_size as i32) < 0 {
+        return Err(Errno::INVAL);
+    }
+    if count > PIECES_MAX {
+        return Err(Errno::MSGSIZE);
+    }
     Ok(Message {
         pieces: kernel.get_pieces(tid, pieces, count)?,
         name: (name, name_size & 0xffff_ffff),
