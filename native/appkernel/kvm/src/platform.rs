@@ -336,6 +336,10 @@ impl Platform for Machines {
         self.pool.cpu_ns(space)
     }
 
+    fn is_asleep(&self, thread: ThreadId) -> bool {
+        self.pool.with(thread, |thread| thread.place) == Ok(Place::Waiting)
+    }
+
     fn resident_bytes(&self, space: SpaceId) -> u64 {
         lock(&self.pool.memory).resident_bytes(space)
     }
@@ -375,6 +379,6 @@ impl Platform for Machines {
 impl Machines {
     /// Whether the thread is in futex(2).
     pub fn is_waiting(&self, thread: ThreadId) -> bool {
-        self.pool.with(thread, |thread| thread.place) == Ok(Place::Waiting)
+        self.is_asleep(thread)
     }
 }
