@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kept_site import KeptSite, make_rootfs
-from sandboxer_suite import SandboxerSuite
+from sandboxer_suite import SandboxerSuite, _nothing
 
-from drupe.errors import NotFound
+from drupe.errors import DataLoss, HelperFailed, InvalidArgument, NotFound, Unsupported
 from drupe.images.erofs import tree_erofs
 from drupe.sandboxers.appkernel.kernels import Kernels
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
@@ -21,6 +23,8 @@ from drupe.sandboxers.appkernel.spares import Spares
 from drupe.sandboxers.contract import SandboxConfig, TaskConfig
 from drupe.spec import ContainerSpec
 from framework import probes
+
+ROUNDS = 400 if os.environ.get("DRUPE_TEST_FULL") else 12  # damaged snapshots
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,7 @@ class TestSole:
     test_a_paused_task_can_be_deleted = SandboxerSuite.test_a_paused_task_can_be_deleted
     test_update_is_seen_in_stats = SandboxerSuite.test_update_is_seen_in_stats
     test_the_end_of_a_task_ends_its_execs = SandboxerSuite.test_the_end_of_a_task_ends_its_execs
+    test_a_sandbox_goes_on_from_a_snapshot = SandboxerSuite.test_a_sandbox_goes_on_from_a_snapshot
     test_recover_finds_what_lives_and_what_ended = SandboxerSuite.test_recover_finds_what_lives_and_what_ended
     test_recovered_tasks_can_be_served_on = SandboxerSuite.test_recovered_tasks_can_be_served_on
     _config = staticmethod(SandboxerSuite._config)
@@ -114,6 +119,68 @@ class TestSole:
         probes.needs_root()
         probes.needs_keeper()
         return SoleSite(tmp_path, rootfs, image)
+
+
+def sealed(state: bytes) -> bytes:
+    """The state with the sum that its body has (FNV-1a)."""
+    total = 0xCBF2_9CE4_8422_2325
+    for byte in state[20:]:
+        total = (total ^ byte) * 0x100_0000_01B3 % 2**64
+    return state[:12] + total.to_bytes(8, "little") + state[20:]
+
+
+def changed(state: bytes, chance: random.Random) -> bytes:
+    """With some bytes that are others, or cut off; its sum is right."""
+    new = bytearray(state if chance.random() < 0.9 else state[: chance.randrange(20, len(state))])
+    for _ in range(chance.choice([1, 1, 2, 8])):
+        new[chance.randrange(20, len(new))] = chance.choice([0, 1, 0x7F, 0xFF, chance.randrange(256)])
+    return sealed(bytes(new))
+
+
+@pytest.mark.root
+class TestDamagedSnapshots:
+    """What is none is refused by name, or goes on as whatever it says; its kernel lives."""
+
+    _config = staticmethod(SandboxerSuite._config)
+
+    @pytest.fixture
+    def site(self, tmp_path: Path, rootfs: Path, image: Path) -> SoleSite:
+        probes.needs_root()
+        probes.needs_keeper()
+        return SoleSite(tmp_path, rootfs, image)
+
+    async def test_every_state_is_read_or_refused(self, site: SoleSite, tmp_path: Path) -> None:
+        (tmp_path / "snapshot").mkdir()
+        task = await site.running("patient")
+        await site.sandboxer.snapshot(task.sandbox, tmp_path / "snapshot", meanwhile=_nothing)
+        state, chance = (tmp_path / "snapshot/state").read_bytes(), random.Random(ROUNDS)
+        assert sealed(state) == state
+        cases = [state[:30], state[:-1] + b"?", b"x" + state, state[:8] + b"????" + state[12:]]
+        outcomes: list[str] = []
+        for case in [*cases, *(changed(state, chance) for _ in range(ROUNDS))]:
+            (tmp_path / "snapshot/state").write_bytes(case)
+            outcomes.append(await self.tried(site, task.id, tmp_path / "snapshot"))
+        assert outcomes[:4] == ["DataLoss", "DataLoss", "DataLoss", "Unsupported"]
+        assert not site.has_ended(task.id)
+
+    async def tried(self, site: SoleSite, old: str, directory: Path) -> str:
+        """What came of it; the kernel answers."""
+        config = site.config()
+        site.prepare(config)
+        site.infos[config.id] = await site.sandboxer.create(config)
+        twin = site.task(config.id, "patient")
+        await site.sandboxer.tasks().create(twin)
+        try:
+            await site.sandboxer.restore(config.id, directory, {twin.id: old})
+            outcome = ""
+        except (DataLoss, Unsupported, HelperFailed, InvalidArgument) as error:
+            outcome = type(error).__name__
+        log = config.dir / "appkernel/kernel.log"
+        assert "panicked" not in (log.read_text() if log.exists() else "")
+        await site.sandboxer.tasks().processes(twin.id) if not outcome else None
+        await site.sandboxer.tasks().delete(twin.id)
+        await site.sandboxer.delete(config.id)
+        return outcome
 
 
 def test_a_program_that_is_not_there() -> None:

@@ -52,7 +52,6 @@ _APPKERNEL = (
     ("masked and read-only paths", "(sysrq|timer_list).*", "the kernel's own /proc, which has neither"),
     ("device nodes", REFUSED, "no device of the host can be shown"),
     ("device rules", REFUSED, "no device of the host can be shown"),
-    ("capabilities of a user", "CapAmb.*", "no ambient set: what it would add the first program has, and not its next"),
     ("umask", REFUSED, "no kind with a stand-in has it yet; the usual 022 is what there is"),
     ("no new privileges, OOM score", "oom", "the host's killer sees the kernel only"),
     ("new namespaces", REFUSED, _OWN_KERNEL),

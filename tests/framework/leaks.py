@@ -98,12 +98,20 @@ def our_processes(directory: Path) -> Iterator[int]:
 
 
 def _is_our_process(pid: str, directory: str) -> bool:
-    if _read(f"/proc/{pid}/comm").strip() == SPARE:
+    if _waits_for_a_pod(pid):
         return False
     if f"{MARK_NAME}={MARK}\0" in _read(f"/proc/{pid}/environ") + "\0":
         return not _is_zombie(pid)
     command, cgroup = _read(f"/proc/{pid}/cmdline"), _read(f"/proc/{pid}/cgroup")
     return directory in command or CGROUP_PARENT in cgroup or _link(Path(f"/proc/{pid}/cwd")).startswith(directory)
+
+
+def _waits_for_a_pod(pid: str) -> bool:
+    """Whether it is a spare kernel, or about to be one: none is in a pod's cgroup."""
+    if _read(f"/proc/{pid}/comm").strip() == SPARE:
+        return True
+    cgroup = _read(f"/proc/{pid}/cgroup")
+    return "\0--claim\0" in _read(f"/proc/{pid}/cmdline") and not any(f"{one}/" in cgroup for one in daemon_cgroups)
 
 
 def _is_zombie(pid: str) -> bool:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from framework.daemon import Daemon
 from framework.leaks import SPARE, mounts
 
+SETTLES_WITHIN_S = 10.0
+
 
 def residue(daemon: Daemon) -> dict[str, list[str]]:
     """Kind of thing to what is there though no pod is. Empty when all is well."""
     found = {
-        "children of the keeper": [one for one in children(daemon.keeper_pid) if SPARE not in one],
-        "kernels": lost_kernels(daemon),
+        "children of the keeper": settled(lambda: [one for one in children(daemon.keeper_pid) if SPARE not in one]),
+        "kernels": settled(lambda: lost_kernels(daemon)),
         "cgroups": cgroups_of(daemon),
         "mounts": pod_mounts(daemon),
         "pod directories": names(daemon.run / "pods"),
@@ -33,6 +37,14 @@ def children(pid: int) -> list[str]:
         return []
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [f"{child} {comm(child)}" for child in listed]
+
+
+def settled(look: Callable[[], list[str]]) -> list[str]:
+    """What stays: a kernel that is to wait takes a moment until it does, and one that ends until it has."""
+    deadline = time.monotonic() + SETTLES_WITHIN_S
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
 
 
 def lost_kernels(daemon: Daemon) -> list[str]:

@@ -133,6 +133,28 @@ def test_a_template_has_loaded_what_its_pods_need(daemon: Daemon) -> None:
     assert {"virtiofs", "virtio_net", "overlay"} <= loaded
 
 
+def test_what_a_guest_frees_stays_in_its_template(daemon: Daemon) -> None:
+    """Its own copy of that memory goes back to the host; the file is that of all others too."""
+    memory = next(daemon.root.glob("vm/templates/*/memory"))
+    before = memory.stat()
+    run(daemon, "frees", "--network", "none", "--privileged", *BLOCK)
+    (home,) = daemon.run.glob("pods/*/vm")
+    monitor = int((home / "vmm.pid").read_text())
+    out(daemon, "exec", "frees", "sh", "-c", "head -c 60000000 /dev/zero | tail -n 1 >/dev/null")
+    most = own_kib(monitor)
+    out(daemon, "exec", "frees", "sh", "-c", "echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory")
+    wait_until(lambda: own_kib(monitor) < most - 20_000, what="it is given back", timeout_s=60)
+    after = memory.stat()
+    assert (after.st_mtime_ns, after.st_blocks) == (before.st_mtime_ns, before.st_blocks)
+    assert out(daemon, "exec", "frees", "echo", "well") == "well"
+
+
+def own_kib(pid: int) -> int:
+    """Memory that a process has for itself (proc_pid_smaps(5))."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+
 def test_templates_of_before_are_pruned(daemon: Daemon) -> None:
     """What nobody starts from goes, and what pods start from stays. (The last test here: it takes the template.)"""
     (kept,) = out(daemon, "template", "ls", "--quiet").splitlines()

@@ -188,14 +188,18 @@ class Snapshots:
         wrong = await asyncio.to_thread(changed, directory, manifest.files)
         if wrong:
             raise DataLoss(f"snapshot {info.name} is damaged", cause=wrong, hint="make another")
+        return await self._go_on(directory, manifest, name, other_ports=other_ports)
+
+    async def _go_on(self, directory: Path, manifest: SnapshotManifest, name: str, *, other_ports: bool) -> Pod:
         spec = _fresh(manifest, name, other_ports=other_ports)
         return await self._core.run_pod(spec, origin=Origin(directory, manifest))
 
     async def fork(self, pod: Pod, name: str = "") -> Pod:
         """A second pod that goes on from where this one is; this one goes on too."""
         info = await self.create(pod)
-        try:
-            return await self.restore(info.id, name, other_ports=True)
+        try:  # nobody had time to change what was written just now
+            directory = self._root / info.id
+            return await self._go_on(directory, self._manifest(directory), name, other_ports=True)
         finally:
             await self.remove(info.id)
 

@@ -36,11 +36,12 @@ def test_disks_sit_in_their_places_and_nothing_in_the_rest(tmp_path: Path) -> No
     assert "virtio-blk-pci-non-transitional,id=a,drive=n-a,serial=a,bus=pcie.0,addr=0x10" in words
     assert "virtio-blk-pci-non-transitional,id=spare1,drive=n-spare1,bus=pcie.0,addr=0x11" in words
     assert "spare0" not in words
-    assert "null-co" not in line(tmp_path, disks=[Disk("a", Path("/a"))])
+    writable = line(tmp_path, disks=[Disk("a", Path("/a"))])
+    assert "null-co" not in writable and "discard=off,write-zeroes=off" in writable
 
 
 def test_a_saved_machine_finds_its_disks_where_they_were(tmp_path: Path) -> None:
-    disks = [Disk("a", Path("/a"))]
+    disks = [Disk("a", Path("/a"), read_only=True)]
     places = {"a": "bus=pcie.0,addr=0x11", "spare0": "bus=pcie.0,addr=0x10", "balloon": "bus=pcie.0,addr=0x9"}
     words = line(tmp_path, spare_disks=2, disks=disks, places=places, saved=tmp_path)
     assert "id=a,drive=n-a,serial=a,bus=pcie.0,addr=0x11" in words

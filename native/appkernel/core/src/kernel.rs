@@ -16,6 +16,7 @@ use crate::mm::{Mm, MmId};
 use crate::nursery::Nurseries;
 use crate::pids;
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
+use crate::rest::Rest;
 use crate::seat::Looks;
 use crate::seccomp;
 use crate::signal::{self, Info};
@@ -69,6 +70,8 @@ pub struct Kernel {
     pub(crate) board: Arc<Board>,
     pub(crate) bounds: Bounds,
     pub(crate) sysv: SysV,
+    /// Who does not go on now.
+    pub(crate) rest: Rest,
     pub(crate) ipc: IpcLimits,
     pub(crate) nurseries: Nurseries,
     pub(crate) domainname: Vec<u8>,
@@ -105,6 +108,7 @@ impl Kernel {
             board: Board::new(),
             bounds: Bounds::default(),
             sysv: SysV::default(),
+            rest: Rest::default(),
             ipc: IpcLimits::default(),
             nurseries: Nurseries::new(),
             domainname: b"(none)".to_vec(),
@@ -190,7 +194,7 @@ impl Kernel {
 
     fn serve_ready(&mut self) {
         while !self.ready.is_empty() {
-            for tid in self.ready.take() {
+            for tid in self.take_ready() {
                 let number = tid & !PROCESSOR_ALARM;
                 self.carefully(number, |kernel| match tid & PROCESSOR_ALARM {
                     0 => kernel.try_again(tid),
@@ -358,6 +362,9 @@ impl Kernel {
     }
 
     fn resume(&mut self, tid: Tid, value: Option<i64>, ops: &[MemoryOp]) {
+        if self.is_held(tid) {
+            return self.park(tid, value, ops);
+        }
         let Some(task) = self.tasks.tasks.get_mut(&tid) else { return };
         task.trapped = false;
         task.state = State::Running;

@@ -50,6 +50,8 @@ pub struct Mm {
     pub users: u32,
     pub auxiliary: Vec<u8>,
     pub sites: Sites,
+    /// Starts and ends of what is mapped in pieces of the host's that the areas do not know of: of a snapshot's pages.
+    pub pieces: BTreeMap<u64, u64>,
 }
 
 impl Mm {
@@ -65,6 +67,7 @@ impl Mm {
             users: 1,
             auxiliary: Vec::new(),
             sites: Sites::default(),
+            pieces: BTreeMap::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use drupe_appkernel_abi::{Registers, Result};
+use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_vfs::HostFile;
 
 /// An address space with its threads.
@@ -186,6 +186,31 @@ pub trait Platform {
 
     /// Address of a vDSO that all spaces have; 0: none.
     fn vdso(&self) -> u64;
+
+    /// Pages of private memory in a range that are the space's own, not a file's: starts and ends, ascending.
+    fn own_pages(&self, _space: SpaceId, _start: u64, _end: u64) -> Result<Vec<(u64, u64)>> {
+        Err(Errno::NOSYS)
+    }
+
+    /// What an address of memory that is shared without a file belongs to: the same for all who share it; and where in that.
+    fn shared_object(&self, _space: SpaceId, _address: u64) -> Result<((u64, u64), u64)> {
+        Err(Errno::NOSYS)
+    }
+
+    /// The fs base of a thread that stands still; and its gs base, if that is the guest's.
+    fn segment_bases(&mut self, _thread: ThreadId) -> Result<(u64, Option<u64>)> {
+        Err(Errno::NOSYS)
+    }
+
+    /// Give a thread that has not run yet the extended state of one that has, in whatever kernel.
+    fn adopt_state(&mut self, _thread: ThreadId, _state: &[u8]) -> Result<()> {
+        Err(Errno::NOSYS)
+    }
+
+    /// Have the vDSO of all spaces to come lie where programs from elsewhere expect it.
+    fn move_vdso(&mut self, _to: u64) -> Result<()> {
+        Err(Errno::NOSYS)
+    }
 
     /// What has happened; waits for it at most `timeout_ns` (None: for ever).
     fn wait(&mut self, timeout_ns: Option<u64>, events: &mut Vec<Event>) -> Result<()>;

@@ -54,6 +54,10 @@ struct Site {
     moved: u64,
 }
 
+/// As a snapshot has them: place, trampoline, bytes moved; where trampolines are, and which slots are taken.
+pub(crate) type SavedSites = Vec<(u64, u64, u64)>;
+pub(crate) type SavedRegions = Vec<(u64, Vec<bool>)>;
+
 /// What is known of an address space's calls.
 #[derive(Clone, Default)]
 pub struct Sites {
@@ -73,6 +77,20 @@ impl Sites {
         let count = self.counts.entry(site).or_default();
         *count = count.saturating_add(1);
         *count >= OFTEN && count.is_power_of_two()
+    }
+
+    /// Rewritten places (place, trampoline, bytes moved), and regions.
+    pub(crate) fn save(&self) -> (SavedSites, SavedRegions) {
+        let sites = self.rewritten.iter().map(|(place, site)| (*place, site.trampoline, site.moved));
+        (sites.collect(), self.regions.clone())
+    }
+
+    /// None: regions of another size.
+    pub(crate) fn restore(&mut self, sites: &SavedSites, regions: &SavedRegions) -> Option<()> {
+        let whole = regions.iter().all(|(_, slots)| slots.len() as u64 == REGION_BYTES / SLOT_BYTES);
+        self.rewritten = sites.iter().map(|&(place, trampoline, moved)| (place, Site { trampoline, moved })).collect();
+        self.regions.clone_from(regions);
+        whole.then_some(())
     }
 
     /// The range holds something else from now on.

@@ -169,7 +169,7 @@ impl Kernel {
         self.processor_alarms_due(pid);
     }
 
-    fn process_cpu_ns(&self, pid: Pid) -> u64 {
+    pub(crate) fn process_cpu_ns(&self, pid: Pid) -> u64 {
         let mm = self.tasks.processes.get(&pid).and_then(|process| self.mms.get(&process.mm));
         mm.map_or(0, |mm| self.platform.cpu_ns(mm.space))
     }

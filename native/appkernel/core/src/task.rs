@@ -250,6 +250,16 @@ impl Tasks {
         self.last.get(&view).copied().unwrap_or(0)
     }
 
+    /// All that `last` knows.
+    pub(crate) fn numbers(&self) -> &BTreeMap<u32, u32> {
+        &self.last
+    }
+
+    /// Go on numbering where another kernel was.
+    pub(crate) fn begin_at(&mut self, last: &[(u32, u32)]) {
+        self.last = last.iter().copied().collect();
+    }
+
     /// Numbers of a view that nobody has begin anew.
     pub fn begin_view(&mut self, view: u32) {
         if !self.processes.keys().any(|pid| pids::view_of(*pid) == view) {

@@ -58,17 +58,22 @@ pub const GUEST: &[Rule] = &[
         "wait, wake and requeue on memory that the caller has mapped",
     ),
     rule(libc::SYS_sched_yield, When::Always, Action::Allow, "gives time away"),
-    rule(
-        libc::SYS_madvise,
-        When::OneOf { argument: 2, mask: u32::MAX, values: &[3, 4, 8] },
-        Action::Allow,
-        "WILLNEED, DONTNEED, FREE: its own memory",
-    ),
 ];
 
-/// The filter as the host takes it (seccomp(2)).
-pub fn program() -> Vec<libc::sock_filter> {
-    let (stub, guest) = (compile_all(STUB), compile_all(GUEST));
+/// Of stubs whose private memory is all fresh: in a kernel that is restored, the pages of a snapshot would come back.
+pub const GUEST_MEMORY: &[Rule] = &[rule(
+    libc::SYS_madvise,
+    When::OneOf { argument: 2, mask: u32::MAX, values: &[3, 4, 8] },
+    Action::Allow,
+    "WILLNEED, DONTNEED, FREE: its own memory",
+)];
+
+/// The filter as the host takes it (seccomp(2)). `restores`: of a kernel that goes on from a snapshot.
+pub fn program(restores: bool) -> Vec<libc::sock_filter> {
+    let (stub, mut guest) = (compile_all(STUB), compile_all(GUEST));
+    if !restores {
+        guest.extend(compile_all(GUEST_MEMORY));
+    }
     let trap = op(RET, libc::SECCOMP_RET_TRAP);
     let mut all = vec![op(LD, AT_ARCH), jump(ARCH_X86_64, 1, 0), trap];
     // Called from the stub's page? Else skip its rules; they may be too many for a short jump.

@@ -21,6 +21,7 @@ pub mod remote;
 pub mod rules;
 pub mod runner;
 pub mod slot;
+mod state;
 pub mod stub;
 pub mod terminal;
 pub mod zygote;

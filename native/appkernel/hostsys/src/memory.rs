@@ -25,15 +25,30 @@ pub fn memfd(name: &str, size_bytes: u64) -> io::Result<OwnedFd> {
 /// The vDSO's address, and the range that it and its data pages take in this process; zeros where there is none.
 /// Read once: later there may be no /proc to read it from.
 pub fn vdso() -> io::Result<(u64, u64, u64)> {
-    static KNOWN: OnceLock<(u64, u64, u64)> = OnceLock::new();
-    if let Some(known) = KNOWN.get() {
-        return Ok(*known);
-    }
-    let found = find_vdso()?;
-    Ok(*KNOWN.get_or_init(|| found))
+    let pieces = vdso_pieces()?;
+    let Some(&(address, _)) = pieces.first() else { return Ok((0, 0, 0)) };
+    let all = || pieces.iter();
+    Ok((address, all().map(|r| r.0).min().unwrap_or(0), all().map(|r| r.1).max().unwrap_or(0)))
 }
 
-fn find_vdso() -> io::Result<(u64, u64, u64)> {
+/// The parts of it, each mapped by itself: the code first, then its data.
+pub fn vdso_pieces() -> io::Result<&'static [(u64, u64)]> {
+    static KNOWN: OnceLock<Vec<(u64, u64)>> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(known);
+    }
+    let found = find_vdso()?;
+    Ok(KNOWN.get_or_init(|| found))
+}
+
+/// The vDSO's code, as it lies in this process.
+pub fn vdso_code() -> &'static [u8] {
+    let Ok(Some(&(from, to))) = vdso_pieces().map(|pieces| pieces.first()) else { return &[] };
+    // SAFETY: the host has mapped it for as long as the process lives, and never changes it.
+    unsafe { std::slice::from_raw_parts(from as *const u8, (to - from) as usize) }
+}
+
+fn find_vdso() -> io::Result<Vec<(u64, u64)>> {
     let maps = fs::read_to_string("/proc/self/maps")?;
     let range = |line: &str| {
         let (from, rest) = line.split_once('-')?;
@@ -41,10 +56,11 @@ fn find_vdso() -> io::Result<(u64, u64, u64)> {
         Some((u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?))
     };
     let of = |name: &str| maps.lines().filter(|l| l.contains(name)).filter_map(range).collect::<Vec<_>>();
-    let (code, data) = (of("[vdso]"), of("[vvar"));
-    let Some(&(address, _)) = code.first() else { return Ok((0, 0, 0)) };
-    let all = || code.iter().chain(&data);
-    Ok((address, all().map(|r| r.0).min().unwrap_or(0), all().map(|r| r.1).max().unwrap_or(0)))
+    let (mut pieces, data) = (of("[vdso]"), of("[vvar"));
+    if !pieces.is_empty() {
+        pieces.extend(data);
+    }
+    Ok(pieces)
 }
 
 /// Whether programs may read and write segment bases themselves (HWCAP2_FSGSBASE).

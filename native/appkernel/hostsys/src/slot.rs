@@ -69,7 +69,7 @@ impl Slot {
     }
 
     /// Where in the slot the thread's frame is. None: the guest has written nonsense there.
-    fn frame(&self) -> Option<usize> {
+    pub(crate) fn frame(&self) -> Option<usize> {
         let offset = self.load(layout::FRAME).checked_sub(self.address)? as usize;
         let inside =
             offset >= layout::STACK && offset + layout::UC_SIZE <= SLOT_SIZE as usize || offset == layout::FAST;

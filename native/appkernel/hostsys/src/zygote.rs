@@ -48,17 +48,18 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Start the zygote, in a PID namespace of its own where that is permitted: then no stub outlives it, nor it this process.
 /// The caller has one thread, whose death kills it. Its first doorbell is still to be answered, with `first_ops`.
-/// `identity`: who it and all stubs are; the caller must be root. None: who the caller is.
-pub fn start(identity: Option<&Identity>) -> io::Result<Zygote> {
-    begin(identity)?.finish(&[])
+/// `identity`: who it and all stubs are; the caller must be root. None: who the caller is. `restores`: the kernel goes on
+/// from a snapshot.
+pub fn start(identity: Option<&Identity>, restores: bool) -> io::Result<Zygote> {
+    begin(identity, restores)?.finish(&[])
 }
 
 /// The first half of `start`.
-pub fn begin(identity: Option<&Identity>) -> io::Result<Waiting> {
+pub fn begin(identity: Option<&Identity>, restores: bool) -> io::Result<Waiting> {
     let slots = memory::memfd("drupe-slots", SLOTS_SIZE)?;
     let slot = Slot::map(slots.as_fd(), 0)?;
     slot.prepare_stack();
-    let program = filter::program();
+    let program = filter::program(restores);
     let gate = drupe_sys::fd::pipe()?;
     let process = match identity {
         Some(identity) => identity.expendable(|| clone_process(true))?,
@@ -234,9 +235,11 @@ fn handle_signals() -> Result<(), i32> {
     }
     // Children need no reaping.
     sigaction(libc::SIGCHLD, &ignored)?;
-    let none = 0u64;
-    // SAFETY: `none` is an empty set of the host's size.
-    done(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, 8) })?;
+    // A kick waits until the thread is in guest code, whose frame lets it in: in the stub it would take the place of that frame,
+    // and the thread would return to itself for ever.
+    let kick = 1u64 << (KICK - 1);
+    // SAFETY: `kick` is a set of the host's size.
+    done(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const kick, 0, 8) })?;
     Ok(())
 }
 

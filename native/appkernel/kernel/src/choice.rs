@@ -49,7 +49,7 @@ impl Choice {
     pub fn start(&self, machine: &Machine, identity: Option<&Identity>) -> io::Result<Box<dyn Platform>> {
         let poller = machine.watched.poller();
         match self {
-            Choice::Trap => Ok(Box::new(Stubs::start_with(poller, identity)?)),
+            Choice::Trap => Ok(Box::new(Stubs::start_with(poller, identity, false)?)),
             Choice::Kvm(kvm) => {
                 let guests_bytes = machine.memory_bytes().0 / 8 * 7;
                 Ok(Box::new(Machines::start(kvm, poller, machine.processors(), guests_bytes)?))

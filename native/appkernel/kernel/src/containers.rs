@@ -1,17 +1,20 @@
 //! The containers of the pod and their tasks: first processes and those that came from outside later. How a task ended is
 //! kept until whoever asked for it has it forgotten.
 
+mod snapshots;
+
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use drupe_appkernel_abi::Errno;
 use drupe_appkernel_core::pids::seen;
+use drupe_appkernel_core::seccomp::bpf::Program as Filter;
 use drupe_appkernel_core::seccomp::Seccomp;
 use drupe_appkernel_core::task::{Exit, Pid};
 use drupe_appkernel_core::Surroundings;
 use drupe_appkernel_hostsys::files;
-use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, Path};
+use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, OpenFile, Path};
 use drupe_packets::{errno_name, Failure, Outcome};
 use serde_json::{json, Value};
 
@@ -20,6 +23,8 @@ use crate::pod::Pod;
 use crate::settings::{Settings, Tree};
 use crate::terminal::Console;
 use crate::tree::{failed, Builder, Root};
+
+pub use snapshots::{refused, SavedContainer, Successor};
 
 /// More would be a caller that never lets go.
 const MAX_CONTAINERS: usize = 1024;
@@ -40,6 +45,8 @@ struct Task {
     started_at: f64,
     ended: Option<Ended>,
     console: Option<Arc<Console>>,
+    /// Its standard streams, while somebody has them open.
+    streams: [Weak<OpenFile>; 3],
 }
 
 /// Its end is told once its terminal has shown everything, or nobody has looked for so long.
@@ -75,7 +82,7 @@ fn unix_seconds(pod: &Pod) -> f64 {
     pod.now(ClockId::Realtime).since_epoch().as_secs_f64()
 }
 
-fn monotonic_ns(pod: &Pod) -> u64 {
+pub fn monotonic_ns(pod: &Pod) -> u64 {
     pod.now(ClockId::Monotonic).since_epoch().as_nanos() as u64
 }
 
@@ -115,6 +122,12 @@ fn take_streams(fds: &mut Descriptors) -> Outcome<[OwnedFd; 3]> {
     Ok([take_fd(fds, "stdin")?, take_fd(fds, "stdout")?, take_fd(fds, "stderr")?])
 }
 
+/// What all that is run in a container begins with.
+fn first_filter(pod: &Pod, program: Option<Filter>) -> Outcome<Seccomp> {
+    let made = program.map(|program| pod.kernel.filter(program)).transpose();
+    Ok(made.map_err(|errno| failed("the filter of system calls", errno))?.unwrap_or_default())
+}
+
 impl Containers {
     /// Make a container and run its first process; its pid.
     pub fn start(
@@ -131,10 +144,7 @@ impl Containers {
         if self.containers.len() >= MAX_CONTAINERS {
             return Err(Failure::new("EUSERS", format!("{MAX_CONTAINERS} containers are there already")));
         }
-        let seccomp = match tree.filter {
-            Some(program) => pod.kernel.filter(program).map_err(|errno| failed("the filter of system calls", errno))?,
-            None => Seccomp::Off,
-        };
+        let seccomp = first_filter(pod, tree.filter)?;
         let root = match tree.root {
             Some(place) => Root::Shared(place),
             None => Root::Image(take_fd(&mut fds, "root")?),
@@ -153,9 +163,9 @@ impl Containers {
         pod.kernel.bound_tasks(Some(self.last), tree.tasks);
         let cgroup = fds.remove("cgroup").map(|cgroup| place(pod, self.last, &cgroup)).transpose();
         let begun = cgroup.and_then(|_| run(pod, &container, settings, &mut fds, true));
-        let (pid, console) = begun.inspect_err(|_| unbound(pod, container.number))?;
+        let (pid, console, streams) = begun.inspect_err(|_| unbound(pod, container.number))?;
         self.containers.insert(id.into(), container);
-        self.know(pod, (id.into(), String::new()), pid, console);
+        self.know(pod, (id.into(), String::new()), pid, console, streams);
         Ok(pid)
     }
 
@@ -168,14 +178,14 @@ impl Containers {
             return Err(Failure::new("EUSERS", format!("{MAX_TASKS} tasks are there already")));
         }
         let container = self.running(pod, &key.0)?;
-        let (pid, console) = run(pod, container, settings, &mut fds, false)?;
-        self.know(pod, key, pid, console);
+        let (pid, console, streams) = run(pod, container, settings, &mut fds, false)?;
+        self.know(pod, key, pid, console, streams);
         Ok(pid)
     }
 
-    fn know(&mut self, pod: &Pod, key: Key, pid: Pid, console: Option<Arc<Console>>) {
+    fn know(&mut self, pod: &Pod, key: Key, pid: Pid, console: Option<Arc<Console>>, streams: [Weak<OpenFile>; 3]) {
         self.by_pid.insert(pid, key.clone());
-        self.tasks.insert(key, Task { pid, started_at: unix_seconds(pod), ended: None, console });
+        self.tasks.insert(key, Task { pid, started_at: unix_seconds(pod), ended: None, console, streams });
     }
 
     fn container(&self, id: &str) -> Outcome<&Container> {
@@ -401,14 +411,12 @@ fn streams(
     Ok((files, Some(console)))
 }
 
-fn run(
-    pod: &mut Pod,
-    container: &Container,
-    settings: Settings,
-    fds: &mut Descriptors,
-    first: bool,
-) -> Outcome<(Pid, Option<Arc<Console>>)> {
+/// A first process or a further one, its terminal, and its standard streams while it has them.
+type Begun = (Pid, Option<Arc<Console>>, [Weak<OpenFile>; 3]);
+
+fn run(pod: &mut Pod, container: &Container, settings: Settings, fds: &mut Descriptors, first: bool) -> Outcome<Begun> {
     let (files, console) = streams(pod, container, settings.terminal, fds, first)?;
+    let open_streams = [0, 1, 2].map(|fd| files.get(fd).map(Arc::downgrade).unwrap_or_default());
     let namespace = Arc::clone(&container.namespace);
     let (root, seccomp) = (container.root.clone(), container.seccomp.clone());
     let cwd = pod.walk(&namespace, &root, &settings.cwd);
@@ -422,5 +430,5 @@ fn run(
     };
     let pid = begun.map_err(|errno| not_run(&name, errno))?;
     console.iter().for_each(|console| console.lead(pid));
-    Ok((pid, console))
+    Ok((pid, console, open_streams))
 }

@@ -1,6 +1,8 @@
 //! The control socket: packets as of the keeper's (docs/appkernel.md). Whoever connects may ask; any number, one after the
 //! other or at once, and none is needed: what happens meanwhile is kept until it is asked for.
 
+mod snapshots;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -78,6 +80,8 @@ pub struct Control {
     watched: Arc<Watched>,
     connections: HashMap<u64, Connection>,
     containers: Containers,
+    /// Whose connection has everything rest.
+    saver: Option<u64>,
     last: u64,
     buffer: Vec<u8>,
     pub is_over: bool,
@@ -94,6 +98,7 @@ impl Control {
             watched,
             connections: HashMap::new(),
             containers: Containers::default(),
+            saver: None,
             last: 0,
             buffer: vec![0; MAX_PACKET + 1],
             is_over: false,
@@ -117,6 +122,7 @@ impl Control {
                 self.flush(id);
                 self.serve(pod, id);
             }
+            self.release_abandoned(pod);
         }
         if pod.kernel.has_ended() || self.containers.look_again_ns().is_some() {
             for event in self.containers.take_ended(pod) {
@@ -202,6 +208,8 @@ impl Control {
         match op.as_str() {
             "start" => return self.start(pod, fields, fds),
             "exec" => return self.exec(pod, fields, fds),
+            "save" => return self.save(pod, id, fields, fds),
+            "restore" => return self.restore(pod, fields, fds),
             "place" => return self.place(pod, fields, fds),
             _ => fds.finish()?,
         }
@@ -215,6 +223,7 @@ impl Control {
             "processes" => self.processes(pod, fields),
             "forget" => self.forget(fields),
             "delete" => self.delete(pod, fields),
+            "go_on" => self.go_on(pod, fields),
             "sysctls" => sysctls(pod, fields),
             "limits" => self.limits(pod, fields),
             "hostname" => hostname(pod, fields),

@@ -18,6 +18,7 @@ mod probe;
 mod run;
 mod serve;
 mod settings;
+mod snapshot;
 mod streams;
 mod terminal;
 mod trap;

@@ -1,6 +1,8 @@
 //! TCP and UDP as sockets of the host, in the network namespace that the kernel's process is in: what listens there is reached
 //! from the pod's own loopback and from outside alike. And NETLINK_ROUTE, as far as it only asks.
 
+mod again;
+
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -31,6 +33,8 @@ const SIOCGIFCONF: u32 = 0x8912;
 const FLAGS: u32 = 0x1 | 0x2 | 0x4 | 0x20 | 0x80 | 0x800 | 0x2000 | 0x8000 | 0x2000_0000;
 /// What NETLINK_ROUTE may be asked: links, addresses, routes, neighbours, rules (rtnetlink(7)).
 const QUESTIONS: [u16; 5] = [18, 22, 26, 30, 34];
+
+pub use again::{restore, SavedSocket};
 
 /// A socket of the host's.
 pub struct HostSocket {

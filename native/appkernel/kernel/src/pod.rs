@@ -151,6 +151,18 @@ impl Pod {
         self.over(file_system_of(root)?)
     }
 
+    /// The same, with what had been written to it.
+    pub fn written(&self, root: OwnedFd, upper: Arc<Tmpfs>) -> Result<Arc<dyn FileSystem>> {
+        let root_user = Credentials::root();
+        let image = file_system_of(root)?;
+        Ok(Overlay::new(&self.context(&root_user), upper, vec![image.root()])?)
+    }
+
+    /// Have containers share this /dev/shm.
+    pub fn share_memory(&self, made: Arc<Tmpfs>) -> Arc<dyn FileSystem> {
+        Arc::clone(self.shared_memory.get_or_init(|| made))
+    }
+
     fn over(&self, image: Arc<dyn FileSystem>) -> Result<Arc<dyn FileSystem>> {
         let root = Credentials::root();
         let context = self.context(&root);

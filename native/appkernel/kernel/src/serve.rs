@@ -20,7 +20,7 @@ use crate::pod::Pod;
 use crate::trap::Stubs;
 
 pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DIRECTORY --uid UID --pidfile FILE \
-[--claim DESCRIPTOR] [--platform trap|kvm]";
+[--claim DESCRIPTOR] [--restores yes] [--platform trap|kvm]";
 
 /// The name of the processes of a kernel that waits.
 const WAITS: &str = "drupe-spare";
@@ -35,6 +35,8 @@ struct Options {
     uid: u32,
     /// Where the pid of the kernel is written.
     pidfile: String,
+    /// It is to go on from a snapshot.
+    restores: bool,
     /// A socket on which it is told its pod (`Claim`). Without one it is a pod's at once, which has no network.
     claim: Option<i32>,
     /// What runs guest code; "": see `Choice::of`.
@@ -53,6 +55,7 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
             "--claim" => options.claim = Some(descriptor(&value)?),
             "--platform" => options.platform = value,
             "--pidfile" => options.pidfile = value,
+            "--restores" => options.restores = value == "yes",
             _ => return Err(format!("unknown option {word}")),
         }
     }
@@ -107,7 +110,7 @@ fn prepare<'a>(
     let (network, with_machine) = (network.is_some(), choice.is_kvm());
     let confinement = Confinement { uid: options.uid, directories, network, machine: with_machine, share: true };
     let identity = confinement.enter().map_err(|error| error.to_string())?;
-    let begin = |identity| zygote::begin(Some(&identity)).map(|first| (identity, first));
+    let begin = |identity| zygote::begin(Some(&identity), options.restores).map(|first| (identity, first));
     let stubs = identity.map(begin).transpose().map_err(|error| no_platform(&choice, &error))?;
     let share = files::open_path(b"/", libc::O_PATH | libc::O_DIRECTORY);
     let share = share.map_err(|error| format!("the shared directory: {error}"))?;
@@ -151,6 +154,9 @@ impl Spare<'_> {
 fn serve(listener: OwnedFd, claims: Option<OwnedFd>, options: &Options) -> Result<(), String> {
     fd::set_nonblocking(&listener).map_err(|error| format!("control socket: {error}"))?;
     let choice = Choice::of(&options.platform)?;
+    if choice.is_kvm() && options.restores {
+        return Err(String::from("a snapshot cannot be restored on the kvm platform"));
+    }
     let machine = Machine::new(0).map_err(|error| format!("/proc: {error}"))?;
     if claims.is_some() {
         process::set_name(WAITS);

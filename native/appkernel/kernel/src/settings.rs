@@ -84,12 +84,14 @@ impl DeviceOrder {
 }
 
 /// Something that a container sees at a place of its own.
+#[derive(Clone)]
 pub struct MountOrder {
     pub target: Vec<u8>,
     pub what: What,
     pub flags: u32,
 }
 
+#[derive(Clone)]
 pub enum What {
     Proc,
     Sysfs,

@@ -5,6 +5,7 @@
 //! slot, and answers. Memory is the host's own: private pages, copied on write by the host when a space is forked.
 
 mod births;
+mod saving;
 mod thread;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -69,13 +70,13 @@ fn errno(error: std::io::Error) -> Errno {
 impl Stubs {
     /// Start the first stub process.
     pub fn start() -> std::io::Result<Stubs> {
-        Stubs::start_with(Arc::new(Poller::new()?), None)
+        Stubs::start_with(Arc::new(Poller::new()?), None, false)
     }
 
     /// As `start`, with a poller that others add descriptors to, with small words.
-    /// `identity`: who the stubs are; None: this process's user.
-    pub fn start_with(poller: Arc<Poller>, identity: Option<&Identity>) -> std::io::Result<Stubs> {
-        Stubs::over(zygote::start(identity)?, poller, identity)
+    /// `identity`: who the stubs are; None: this process's user. `restores`: they go on from a snapshot.
+    pub fn start_with(poller: Arc<Poller>, identity: Option<&Identity>, restores: bool) -> std::io::Result<Stubs> {
+        Stubs::over(zygote::start(identity, restores)?, poller, identity)
     }
 
     /// As `start_with`, from a first stub process that is there.
@@ -513,6 +514,26 @@ impl Platform for Stubs {
 
     fn vdso(&self) -> u64 {
         self.vdso
+    }
+
+    fn own_pages(&self, space: SpaceId, start: u64, end: u64) -> Result<Vec<(u64, u64)>> {
+        self.pages_of(space, start, end)
+    }
+
+    fn shared_object(&self, space: SpaceId, address: u64) -> Result<((u64, u64), u64)> {
+        self.object_of(space, address)
+    }
+
+    fn segment_bases(&mut self, thread: ThreadId) -> Result<(u64, Option<u64>)> {
+        self.bases_of(thread)
+    }
+
+    fn adopt_state(&mut self, thread: ThreadId, state: &[u8]) -> Result<()> {
+        self.thread(thread)?.slot.adopt_state(state).then_some(()).ok_or(Errno::INVAL)
+    }
+
+    fn move_vdso(&mut self, to: u64) -> Result<()> {
+        self.place_vdso(to)
     }
 
     fn wait(&mut self, timeout_ns: Option<u64>, events: &mut Vec<Event>) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A container's tree of files: its root, and what is mounted in it, in the order given.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use drupe_appkernel_vfs::devices;
 use drupe_appkernel_vfs::inode::FileSystem;
 use drupe_appkernel_vfs::mount::MS_RDONLY;
 use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
+use drupe_appkernel_vfs::tmpfs::Tmpfs;
 use drupe_appkernel_vfs::{Context, Credentials, How, Mount, MountNamespace, Path, View};
 use drupe_packets::{errno_name, Failure, Outcome};
 
@@ -39,26 +41,34 @@ pub struct Builder<'a> {
     credentials: Credentials,
     namespace: Arc<MountNamespace>,
     root: Path,
+    /// Of a snapshot: what lay in memory, by the number of the mount.
+    saved: HashMap<usize, Arc<Tmpfs>>,
 }
 
 impl<'a> Builder<'a> {
     /// A tree of nothing but the root: a directory of the host, or an image that is kept as it is.
     pub fn new(pod: &'a Pod, root: Root) -> Outcome<Builder<'a>> {
-        let file_system = match root {
-            Root::Shared(place) => pod.of_host(&place, Sharing::Change),
-            Root::Image(fd) => pod.writable(fd),
+        Builder::with(pod, root, HashMap::new())
+    }
+
+    /// The same, with what of a snapshot lay in memory.
+    pub fn with(pod: &'a Pod, root: Root, mut saved: HashMap<usize, Arc<Tmpfs>>) -> Outcome<Builder<'a>> {
+        let file_system = match (root, saved.remove(&0)) {
+            (Root::Shared(place), _) => pod.of_host(&place, Sharing::Change),
+            (Root::Image(fd), None) => pod.writable(fd),
+            (Root::Image(fd), Some(upper)) => pod.written(fd, upper),
         };
         let namespace =
             MountNamespace::new(Mount::new(file_system.map_err(|errno| failed("root", errno))?, b"root", 0));
         let root = namespace.root();
-        Ok(Builder { pod, credentials: Credentials::root(), namespace, root })
+        Ok(Builder { pod, credentials: Credentials::root(), namespace, root, saved })
     }
 
     /// Mount all of these; their places are made where they are missing.
     pub fn mount_all(&self, orders: Vec<MountOrder>) -> Outcome<()> {
-        for order in orders {
+        for (number, order) in (1..).zip(orders) {
             let name = String::from_utf8_lossy(&order.target).into_owned();
-            let file_system = self.file_system(&order)?;
+            let file_system = self.file_system(&order, number)?;
             let directory = file_system.root().kind() == drupe_appkernel_vfs::FileType::Directory;
             let place = self.place(&order.target, directory);
             let place = place.map_err(|errno| failed(&format!("the place of the mount {name}"), errno))?;
@@ -126,7 +136,12 @@ impl<'a> Builder<'a> {
         (self.namespace, self.root)
     }
 
-    fn file_system(&self, order: &MountOrder) -> Outcome<Arc<dyn FileSystem>> {
+    fn file_system(&self, order: &MountOrder, number: usize) -> Outcome<Arc<dyn FileSystem>> {
+        match (self.saved.get(&number), &order.what) {
+            (Some(saved), What::Shared { .. }) => return Ok(self.pod.share_memory(Arc::clone(saved))),
+            (Some(saved), What::Tmpfs { .. } | What::Devices) => return Ok(Arc::clone(saved) as Arc<dyn FileSystem>),
+            _ => {}
+        }
         let context = self.pod.context(&self.credentials);
         let made = |errno| failed("a file system", errno);
         let kernel: &Kernel = &self.pod.kernel;

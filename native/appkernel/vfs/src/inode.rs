@@ -239,6 +239,11 @@ pub trait FileSystem: Send + Sync {
         false
     }
 
+    /// Itself, for whoever has to know what it is.
+    fn as_any(&self) -> Option<&dyn Any> {
+        None
+    }
+
     /// Options for /proc/mounts beyond the mount's own flags, starting with a comma; may be empty.
     fn options(&self) -> String {
         String::new()

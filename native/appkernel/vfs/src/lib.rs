@@ -29,6 +29,7 @@ pub mod overlay;
 pub mod pipe;
 pub mod proc;
 pub mod pseudo;
+pub mod saved;
 pub mod socket;
 pub mod sync;
 #[cfg(test)]

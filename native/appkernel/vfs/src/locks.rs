@@ -63,6 +63,12 @@ impl FileLocks {
         &self.queue
     }
 
+    /// All of them: ranges; whole files, by open file and whether exclusive.
+    pub fn held(&self) -> (Vec<RecordLock>, Vec<(u64, bool)>) {
+        let locks = self.locks.lock();
+        (locks.records.clone(), locks.whole.clone())
+    }
+
     /// flock(2) LOCK_SH or LOCK_EX for the open file; converts the one that it has. EAGAIN.
     ///
     /// A conversion first gives up what it had, as Linux's does.

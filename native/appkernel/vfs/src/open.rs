@@ -136,6 +136,11 @@ impl OpenFile {
         *self.offset.lock()
     }
 
+    /// Set it, whatever the file.
+    pub fn set_position(&self, position: u64) {
+        *self.offset.lock() = position.min(MAX_POSITION);
+    }
+
     fn check_readable(&self) -> Result<()> {
         self.flags().reads().then_some(()).ok_or(Errno::BADF)
     }

@@ -23,14 +23,14 @@ pub const CAPACITY_BYTES: usize = 65_536;
 pub const MAX_CAPACITY_BYTES: usize = 1 << 20;
 const PRIVILEGED_CAPACITY_BYTES: usize = 16 << 20;
 
-struct State {
-    bytes: VecDeque<u8>,
-    capacity_bytes: usize,
-    readers: u32,
-    writers: u32,
+pub(crate) struct State {
+    pub(crate) bytes: VecDeque<u8>,
+    pub(crate) capacity_bytes: usize,
+    pub(crate) readers: u32,
+    pub(crate) writers: u32,
     /// How often each side was opened, ever.
-    readers_ever: u64,
-    writers_ever: u64,
+    pub(crate) readers_ever: u64,
+    pub(crate) writers_ever: u64,
 }
 
 impl State {
@@ -41,7 +41,7 @@ impl State {
 
 /// What both ends share.
 pub struct Pipe {
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
     /// Who waits to read, to write, and for either on an end that does both.
     reading: WaitQueue,
     writing: WaitQueue,
@@ -49,7 +49,7 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let (bytes, capacity_bytes) = (VecDeque::new(), CAPACITY_BYTES);
         let state = State { bytes, capacity_bytes, readers: 0, writers: 0, readers_ever: 0, writers_ever: 0 };
         let (reading, writing, both) = (WaitQueue::new(), WaitQueue::new(), WaitQueue::new());
@@ -99,13 +99,13 @@ pub fn open_fifo(inode: &InodeRef, flags: OpenFlags) -> Result<Arc<dyn File>> {
 
 /// One open end (or both, of a FIFO that was opened O_RDWR).
 pub struct PipeEnd {
-    pipe: Arc<Pipe>,
-    inode: InodeRef,
-    reads: bool,
-    writes: bool,
+    pub(crate) pipe: Arc<Pipe>,
+    pub(crate) inode: InodeRef,
+    pub(crate) reads: bool,
+    pub(crate) writes: bool,
     /// How often the sides had been opened when this one was.
-    readers_before: u64,
-    writers_before: u64,
+    pub(crate) readers_before: u64,
+    pub(crate) writers_before: u64,
 }
 
 impl PipeEnd {

@@ -13,6 +13,7 @@ BRIDGE, BRIDGE_SLOTS = "more", range(1, 32)  # of q35: one bridge costs less boo
 ROOT_PORTS = {"q35": 2, "virt": 6}  # q35 keeps them for devices of the host, which want PCI Express
 SPARE_SLOT = 0x10  # of the first spare disk, on the root bus; what has no place of its own sits below
 MEMORY_DEVICE = "growth"
+HOLES = ("discard", "write-zeroes")  # a disk's: QEMU would make holes, which it must not where memory is shared
 MEMORY_STEP_BYTES = 2 << 20
 MEMORY_ROOM_BYTES = 128 << 20  # Linux plugs memory in sections of that size
 _CONTROL_FD, _AGENT_FD = 3, 4  # the listeners of `Launch.listeners`, in their order
@@ -211,7 +212,11 @@ def _disk(disk: Disk, transport: str, home: Path) -> Iterator[str]:
     only = "on" if disk.read_only else "off"
     file = f"node-name=n-{disk.id},driver={disk.format},read-only={only},file.driver=file,file.filename={disk.path}"
     yield from ("-blockdev", f"{file},file.{cache},file.locking=off")
-    yield from ("-device", f"virtio-blk-{_modern(transport)},id={disk.id},drive=n-{disk.id},serial={disk.id[:20]}")
+    plain = "" if disk.read_only else "".join(f",{name}=off" for name in HOLES)
+    yield from (
+        "-device",
+        f"virtio-blk-{_modern(transport)},id={disk.id},drive=n-{disk.id},serial={disk.id[:20]}{plain}",
+    )
 
 
 def _nic(nic: Nic, transport: str, home: Path) -> Iterator[str]:

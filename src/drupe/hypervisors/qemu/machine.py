@@ -14,7 +14,7 @@ from typing import Any
 
 from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, ResourceExhausted, Unavailable, Unsupported
 from drupe.hypervisors.contract import Device, Disk, MachineConfig, MachineStatus, Nic, Share
-from drupe.hypervisors.qemu.arguments import BRIDGE, BRIDGE_SLOTS, MEMORY_DEVICE, MEMORY_STEP_BYTES, ROOT_PORTS
+from drupe.hypervisors.qemu.arguments import BRIDGE, BRIDGE_SLOTS, HOLES, MEMORY_DEVICE, MEMORY_STEP_BYTES, ROOT_PORTS
 from drupe.hypervisors.qmp import Qmp
 from drupe.hypervisors.qmpmachine import QmpMachine, wary
 from drupe.linux.unix_sockets import short_name
@@ -159,7 +159,8 @@ class QemuMachine(QmpMachine):
         node = {"node-name": f"n-{disk.id}", "driver": disk.format, "read-only": disk.read_only, "file": file}
         await self._qmp.call("blockdev-add", node)
         try:
-            await self._plug({"driver": _BLK, "id": disk.id, "drive": f"n-{disk.id}", "serial": disk.id[:20]})
+            plain = {} if disk.read_only else dict.fromkeys(HOLES, False)
+            await self._plug({"driver": _BLK, "id": disk.id, "drive": f"n-{disk.id}", "serial": disk.id[:20], **plain})
         except DrupeError:
             with contextlib.suppress(DrupeError):
                 await self._qmp.call("blockdev-del", {"node-name": f"n-{disk.id}"})

@@ -87,8 +87,8 @@ def _devices(oci: Mapping[str, Any]) -> list[dict[str, Any]]:
         number = (device.get("major"), device.get("minor"))
         if device.get("type") not in ("c", "u") or number not in _DEVICES:
             raise Unsupported(
-                f"linux.devices: the application kernel has no device for {device['path']}",
-                kind="appkernel", feature="devices", cause="it shows no device of the host",
+                f"config.json: linux.devices {device['path']} is not carried out by appkernel sandboxes",
+                kind="appkernel", feature="devices", cause="its kernel shows no device of the host",
                 hint="null, zero, full, random and urandom are its own, by any name",
             )  # fmt: skip
         mode = {"mode": device["fileMode"]} if device.get("fileMode") else {}

@@ -78,28 +78,29 @@ class Kernels:
         stat = self._program.stat()
         return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
-    async def launch(self, place: Path, key: str) -> Waiting:
+    async def launch(self, place: Path, key: str, *, restores: bool = False) -> Waiting:
         """One that waits. place: its directory, with a shared directory in it. key: the keeper's name for it. Its
-        control socket listens before it starts: nobody waits for that to appear."""
+        control socket listens before it starts: nobody waits for that to appear. restores: it is to go on from a
+        snapshot."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         ours.setblocking(False)
         version = self.version()
         try:
             with theirs, listening(place / SOCKET, socket.SOCK_SEQPACKET) as control:
                 fds = {"control": control.fileno(), "claim": theirs.fileno()}
-                pid = await self._launch(place, key, fds)
+                pid = await self._launch(place, key, fds, ["--restores", "yes"] if restores else [])
         except BaseException:
             ours.close()
             raise
         return Waiting(place, pid, ours, version)
 
-    async def _launch(self, place: Path, key: str, fds: dict[str, int]) -> int:
+    async def _launch(self, place: Path, key: str, fds: dict[str, int], further: list[str]) -> int:
         pidfile = place / "kernel.pid"
         words = [str(self._program), "serve", "--control", "3", "--claim", "4", "--share", str(place / "share")]
         words += ["--platform", await self._platform.name()]
         created = await self.keeper.create_task(
             key,
-            [*words, "--pidfile", str(pidfile), "--uid", str(_uid_of(key))],
+            [*words, "--pidfile", str(pidfile), "--uid", str(_uid_of(key)), *further],
             pidfile=pidfile,
             exit_file=pidfile.with_suffix(".exit"),
             io=Io(mode="pipes"),

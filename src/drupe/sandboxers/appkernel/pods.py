@@ -24,7 +24,7 @@ from drupe.spec.resources import Resources
 @dataclass(slots=True)
 class KernelPod:
     """One pod, in memory. ending: its end is our own work. pid: of its kernel. kernel: one that waited and is to be
-    it. begun: a start that nobody waits for yet."""
+    it. begun: a start that nobody waits for yet. saving: its kernel writes itself down, and may not answer for long."""
 
     record: PodRecord
     line: KernelLine
@@ -33,6 +33,7 @@ class KernelPod:
     kernel: Waiting | None = None
     begun: asyncio.Task[None] | None = None
     ending: bool = False
+    saving: bool = False
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -117,7 +118,15 @@ class Pods:
             pod.begun = asyncio.ensure_future(self.start(pod))
             pod.begun.add_done_callback(lambda begun: begun.cancelled() or begun.exception())
 
-    async def start(self, pod: KernelPod) -> None:
+    async def start_again(self, pod: KernelPod) -> None:
+        """Start a kernel that is to go on from a snapshot: never one that was made for something else."""
+        if pod.pid or pod.begun is not None:
+            await self.end(pod)
+            if not self.cgroups.exists(pod.record.leaf):
+                self.make_leaf(pod)
+        await self.start(pod, restores=True)
+
+    async def start(self, pod: KernelPod, *, restores: bool = False) -> None:
         """Start its kernel in its cgroup, which is there, once. On failure nothing is left running."""
         async with pod.starting:
             if pod.pid:
@@ -125,7 +134,7 @@ class Pods:
             pod.record.started, pod.record.failed = True, ""
             pod.record.save()
             try:
-                pod.pid = await self._run(pod)
+                pod.pid = await self._run(pod, restores=restores)
                 (pod.record.home / "kernel.pid").write_text(str(pod.pid))
                 if pod.record.sysctls:
                     await pod.line.call("sysctls", values=pod.record.sysctls)
@@ -138,13 +147,17 @@ class Pods:
                 await self._end(pod)
                 raise
 
-    async def _run(self, pod: KernelPod) -> int:
-        """The kernel that waits for it, or one that is started for it if there is none, or it has just ended."""
+    async def _run(self, pod: KernelPod, *, restores: bool) -> int:
+        """The kernel that waits for it, or one that is started for it if there is none, it has just ended, or is to go
+        on from a snapshot."""
         if pod.kernel is not None:
-            with contextlib.suppress(Unavailable):
-                return await self._claim(pod, pod.kernel)
+            if restores:
+                pod.kernel.socket.close()
+            else:
+                with contextlib.suppress(Unavailable):
+                    return await self._claim(pod, pod.kernel)
             await drop_task(self.keeper, pod.record.key)
-        pod.kernel = await self._kernels.launch(pod.record.kernel_home, pod.record.key)
+        pod.kernel = await self._kernels.launch(pod.record.kernel_home, pod.record.key, restores=restores)
         return await self._claim(pod, pod.kernel)
 
     async def _claim(self, pod: KernelPod, kernel: Waiting) -> int:

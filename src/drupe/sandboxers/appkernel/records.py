@@ -78,7 +78,7 @@ def kernel_key(place: Path) -> str:
 class TaskRecord(Record, kw_only=True):
     """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. placed: what runs in
     it is in its cgroup, where its memory is limited. exit: its end, once known. execs: pids of further processes by
-    id."""
+    id. restored: its kernel has it, and it goes on at its start."""
 
     id: str
     sandbox: str
@@ -92,6 +92,7 @@ class TaskRecord(Record, kw_only=True):
     tasks: int = 0
     placed: bool = False
     started: bool = False
+    restored: bool = False
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -15,6 +15,7 @@ import msgspec
 from drupe.errors import DrupeError
 from drupe.keeper.records import Exit, TaskInfo
 from drupe.resources.cgroups import Cgroups
+from drupe.sandboxers.appkernel import snapshots
 from drupe.sandboxers.appkernel.able import ABLE
 from drupe.sandboxers.appkernel.bounds import memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.kernels import Kernels
@@ -110,6 +111,14 @@ class AppkernelSandboxer(KeptSandboxer):
         if not pod.record.sole:
             self._pods.make_leaf(pod)
             await self._pods.start(pod)
+
+    async def snapshot(self, sandbox_id: str, directory: Path, *, meanwhile: Callable[[], Awaitable[None]]) -> str:
+        return await snapshots.save(self._pods.get(sandbox_id), directory, meanwhile)
+
+    async def restore(self, sandbox_id: str, directory: Path, ids: Mapping[str, str]) -> None:
+        pod = self._pods.get(sandbox_id)
+        self._pods.make_leaf(pod)
+        await self._tasks.restore(pod, directory, ids)
 
     def logs(self, config: SandboxConfig) -> Mapping[str, Path]:
         home = self._pods.get(config.id).record.kernel_home

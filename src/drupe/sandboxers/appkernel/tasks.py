@@ -22,6 +22,7 @@ import msgspec
 from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
+from drupe.sandboxers.appkernel import snapshots
 from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded, check_of_one, memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
@@ -144,16 +145,18 @@ class KernelTasks(KeptTasks):
         task_id = record.id
         oci = json.loads((Path(record.bundle) / "config.json").read_text())
         config, binds = self._wanted(pod, record, oci)
-        for result in await asyncio.gather(
-            self._pods.start(pod), pod.share.add(task_id, binds), return_exceptions=True
-        ):
+        begun = () if record.restored else (self._pods.start(pod), pod.share.add(task_id, binds))
+        for result in await asyncio.gather(*begun, return_exceptions=True):
             if result is not None:
                 await pod.share.drop(task_id)
                 raise result
         record.started = True  # before it is: its end may be told first
         record.save()
         try:
-            await self._run(pod, record, config)
+            if record.restored:
+                await self._go_on(pod, record)
+            else:
+                await self._run(pod, record, config)
         except DrupeError as error:
             record.started = False
             record.save()
@@ -182,20 +185,62 @@ class KernelTasks(KeptTasks):
 
     async def _run(self, pod: KernelPod, record: TaskRecord, config: dict[str, Any]) -> None:
         with contextlib.ExitStack() as opened:
-            fds = {}
-            if record.image:
-                fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
-                opened.callback(os.close, fds["root"])
+            fds = await self._given(pod, record, config, opened)
             if record.placed:
                 fds["cgroup"] = self._open_cgroup(record)
                 opened.callback(os.close, fds["cgroup"])
-            config["env"] = with_home(config["env"], config["uid"], pod.share.seen(record.id, _ROOT))
-            streams = await self._keeper.take_streams(record.id)
-            for fd in streams.values():
-                opened.callback(os.close, fd)
-            await pod.require().call("start", container=record.id, config=config, fds=streams | fds)
+            await pod.require().call("start", container=record.id, config=config, fds=fds)
             if record.placed:
                 await self._show_memory(pod, record)
+
+    async def _given(
+        self, pod: KernelPod, record: TaskRecord, config: dict[str, Any], opened: contextlib.ExitStack
+    ) -> dict[str, int]:
+        """The image and the streams."""
+        fds = {}
+        if record.image:
+            fds["root"] = os.open(record.image, os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, fds["root"])
+        config["env"] = with_home(config["env"], config["uid"], pod.share.seen(record.id, _ROOT))
+        streams = await self._keeper.take_streams(record.id)
+        for fd in streams.values():
+            opened.callback(os.close, fd)
+        return streams | fds
+
+    async def restore(self, pod: KernelPod, directory: Path, ids: Mapping[str, str]) -> None:
+        """Have the pod's kernel go on from a snapshot, each container from its start on. ids: the containers to those
+        of the snapshot."""
+        await self._pods.start_again(pod)
+        containers: list[dict[str, Any]] = []
+        fds: dict[str, int] = {}
+        with contextlib.ExitStack() as opened:
+            for task_id, old in ids.items():
+                record = self._record(task_id)
+                oci = json.loads((Path(record.bundle) / "config.json").read_text())
+                config, binds = self._wanted(pod, record, oci)
+                await pod.share.add(task_id, binds)
+                own = await self._given(pod, record, config, opened)
+                containers.append(config | {"id": task_id, "old": old})
+                fds |= {f"{name}:{task_id}": fd for name, fd in own.items()}
+            await snapshots.restore(pod.require(), directory, containers, fds)
+        for task_id in ids:
+            record = self._record(task_id)
+            record.restored = True
+            record.save()
+
+    async def _go_on(self, pod: KernelPod, record: TaskRecord) -> None:
+        if record.placed:
+            await self._place(pod, record)
+        await pod.require().call("go_on", container=record.id)
+
+    async def _place(self, pod: KernelPod, record: TaskRecord) -> None:
+        """Move what of it runs to where its memory is limited."""
+        fd = self._open_cgroup(record)
+        try:
+            await pod.require().call("place", container=record.id, fds={"cgroup": fd})
+        finally:
+            os.close(fd)
+        await self._show_memory(pod, record)
 
     def _open_cgroup(self, record: TaskRecord) -> int:
         """The file by which the kernel moves a container's stubs to where its memory is limited."""

@@ -42,12 +42,12 @@ class Watch:
     async def _ask(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S * _ASK_EVERY)
-            if self._pod.frozen or not self._pod.runs:
+            if self._pod.frozen or self._pod.saving or not self._pod.runs:
                 continue
             try:
                 await self._pod.line.call("hello", protocol=PROTOCOL, timeout_s=_ANSWERS_WITHIN_S)
             except DeadlineExceeded:
-                if not self._pod.frozen:
+                if not (self._pod.frozen or self._pod.saving):
                     self._lose(f"the kernel of the pod did not answer within {_ANSWERS_WITHIN_S:g} s")
                     return
             except DrupeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sys
 import time
 from collections.abc import Awaitable, Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from drupe.errors import Unavailable
 from drupe.hypervisors.contract import Hypervisor, MachineConfig
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
+from drupe.linux import no_holes_program
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm import filling, hardware, network, share
@@ -131,7 +133,7 @@ class Starter:
         with ExitStack() as opened:
             copy = _Copy(opened, config.memory_bytes) if copied else None
             pod.pids[VMM] = await self._launcher.start(
-                record, record.id + VMM, [*(filled(copied, _MEMORY_FD, _TOLD_FD) if copied else ()), *launch.argv],
+                record, record.id + VMM, [*_before(config), *launch.argv],
                 launch.listeners, fifos=launch.fifos, files=copy.files if copy else (), log=pod.console, netns=True,
                 bare=bool(confinement(hypervisor)), locked_bytes=record.memory_max_bytes if record.bound else 0,
             )  # fmt: skip
@@ -166,6 +168,15 @@ class Starter:
 def _all(disks: Sequence[RootDisk], more: Sequence[RootDisk]) -> list[RootDisk]:
     """Each once."""
     return list({disk.id: disk for disk in (*disks, *more)}.values())
+
+
+def _before(config: MachineConfig) -> list[str]:
+    """The words before a monitor's command line. A file that others map too is not its guest's to punch holes in."""
+    if config.saved is None:
+        return []
+    if config.memory_file is not None:
+        return filled(config.saved, _MEMORY_FD, _TOLD_FD)
+    return [sys.executable, "-I", "-S", no_holes_program.__file__]
 
 
 class _Copy:

@@ -237,10 +237,58 @@ pub fn mremap(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if new_size < old_size {
         ops.push(MemoryOp::Unmap { address: from + new_size, size: old_size - new_size });
     }
-    ops.push(MemoryOp::Move { from, from_size: old_size.min(new_size), to, to_size: new_size });
+    match moved.shared || mm.pieces.is_empty() {
+        true => ops.push(MemoryOp::Move { from, from_size: old_size.min(new_size), to, to_size: new_size }),
+        false => ops.extend(move_pieces(mm, &moved, (from, old_size.min(new_size)), (to, new_size))?),
+    }
     mm.remove(from, old_end);
     mm.insert(to, Area { end: to + new_size, ..moved });
     Ok(Done::Change(to as i64, ops))
+}
+
+/// A move of what the host has in pieces, which it would refuse as a whole: each of them, then what is new behind them.
+fn move_pieces(
+    mm: &mut Mm,
+    area: &Area,
+    (from, size): (u64, u64),
+    (to, new_size): (u64, u64),
+) -> Result<Vec<MemoryOp>> {
+    let end = from + size;
+    let mut cuts: Vec<u64> = mm.pieces.iter().flat_map(|(start, end)| [*start, *end]).collect();
+    cuts.extend([from, end]);
+    cuts.retain(|cut| (from..=end).contains(cut));
+    cuts.sort_unstable();
+    cuts.dedup();
+    let mut ops = Vec::new();
+    for part in cuts.windows(2).filter(|_| from != to) {
+        let (part_size, there) = (part[1] - part[0], part[0] - from + to);
+        ops.push(MemoryOp::Move { from: part[0], from_size: part_size, to: there, to_size: part_size });
+        mm.pieces.insert(there, there + part_size);
+    }
+    if new_size > size {
+        let new = Area {
+            file: area.file.as_ref().map(|(file, offset)| (Arc::clone(file), offset + size)),
+            end: to + new_size,
+            ..area.clone()
+        };
+        ops.push(mapping(to + size, &new)?);
+    }
+    Ok(ops)
+}
+
+/// As mmap(2) has mapped an area; what was copied is memory without a file.
+pub(crate) fn mapping(address: u64, area: &Area) -> Result<MemoryOp> {
+    let (size, protection) = (area.end - address, area.protection);
+    let anonymous = MemoryOp::MapAnonymous { address, size, protection, shared: area.shared };
+    let Some((file, offset)) = &area.file else { return Ok(anonymous) };
+    let shared = area.shared && file.flags().writes();
+    match file.file().mapping(*offset, size, shared) {
+        Ok(found) => {
+            Ok(MemoryOp::MapFile { address, size, protection, shared, file: found.host, offset: found.offset })
+        }
+        Err(errno) if area.shared => Err(errno),
+        Err(_) => Ok(anonymous),
+    }
 }
 
 fn new_place(mm: &Mm, old: (u64, u64), size: u64, wanted: Option<u64>, may_move: bool) -> Result<u64> {
@@ -259,6 +307,22 @@ fn new_place(mm: &Mm, old: (u64, u64), size: u64, wanted: Option<u64>, may_move:
     mm.place(size)
 }
 
+/// MADV_DONTNEED and MADV_FREE of what may be a snapshot's pages: without them the file's are there, or zeros. (Others are the
+/// host's to do, and so are these where no snapshot was.)
+fn forget(kernel: &mut Kernel, tid: Tid, start: u64, end: u64) -> Result<Done> {
+    let mm = kernel.mm_mut(tid)?;
+    let private: Vec<(u64, Area)> =
+        mm.overlapping(start, end).filter(|(_, area)| !area.shared).map(|(at, area)| (at, area.clone())).collect();
+    let mut ops = Vec::new();
+    for (at, area) in private {
+        let (from, to) = (at.max(start), area.end.min(end));
+        let file = area.file.as_ref().map(|(file, offset)| (Arc::clone(file), offset + (from - at)));
+        ops.push(mapping(from, &Area { end: to, file, ..area })?);
+        mm.pieces.insert(from, to);
+    }
+    Ok(Done::Change(0, ops))
+}
+
 /// madvise(2): what is not passed to the host is advice that may be ignored.
 pub fn madvise(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if args[1] == 0 {
@@ -270,6 +334,8 @@ pub fn madvise(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         return Err(Errno::NOMEM);
     }
     match args[2] {
+        4 | 8 => forget(kernel, tid, start, end),
+        3 => Ok(Done::Value(0)),
         0..=2 | 12..=17 | 20..=23 | 25 => Ok(Done::Value(0)),
         _ => Err(Errno::INVAL),
     }

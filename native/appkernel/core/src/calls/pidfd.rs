@@ -37,6 +37,12 @@ pub struct PidFd {
     life: Arc<Life>,
 }
 
+impl PidFd {
+    pub fn new(pid: Pid, life: Arc<Life>) -> PidFd {
+        PidFd { pid, life }
+    }
+}
+
 impl File for PidFd {
     fn read(&self, _: &Context, _: u64, _: &mut [u8]) -> Result<usize> {
         Err(Errno::INVAL)

@@ -26,6 +26,16 @@ pub struct Schedule {
     processors: Vec<u8>,
 }
 
+impl Schedule {
+    pub(crate) fn save(&self) -> (u32, i32, Vec<u8>) {
+        (self.policy, self.nice, self.processors.clone())
+    }
+
+    pub(crate) fn restore((policy, nice, processors): &(u32, i32, Vec<u8>)) -> Schedule {
+        Schedule { policy: *policy, nice: (*nice).clamp(-20, 19), processors: processors.clone() }
+    }
+}
+
 /// The process of a thread, or the caller's for 0. EINVAL, ESRCH.
 fn of(kernel: &Kernel, tid: Tid, number: u64) -> Result<Pid> {
     match number as i32 {

@@ -13,6 +13,7 @@ use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
 use crate::signal::{Info, COUNT, SIGALRM};
+use crate::snapshot::state::SavedPosixTimer;
 use crate::task::{Pid, TaskWaker, Tid, TIMER};
 use crate::timers::{nanoseconds, timestamp};
 
@@ -24,21 +25,36 @@ const MAX_TIMERS: usize = 4096;
 
 /// Whom a timer tells, and how.
 #[derive(Clone, Copy)]
-struct Notice {
-    how: u32,
-    signal: i32,
-    value: u64,
-    thread: Tid,
+pub(crate) struct Notice {
+    pub(crate) how: u32,
+    pub(crate) signal: i32,
+    pub(crate) value: u64,
+    pub(crate) thread: Tid,
 }
 
 /// One timer of a process.
 pub struct PosixTimer {
-    clock: ClockId,
-    notice: Notice,
-    interval_ns: u64,
-    due_ns: Option<u64>,
+    pub(crate) clock: ClockId,
+    pub(crate) notice: Notice,
+    pub(crate) interval_ns: u64,
+    pub(crate) due_ns: Option<u64>,
     armed: Option<Box<dyn Armed>>,
-    overrun: u32,
+    pub(crate) overrun: u32,
+}
+
+impl PosixTimer {
+    /// One of another kernel's. None: it tells in no way that there is.
+    pub(crate) fn restore(
+        saved: &SavedPosixTimer,
+        clock: ClockId,
+        armed: Option<Box<dyn Armed>>,
+    ) -> Option<PosixTimer> {
+        let SavedPosixTimer { how, signal, value, thread, interval_ns, due_ns, overrun, .. } = *saved;
+        let sound = matches!(how, SIGEV_SIGNAL | SIGEV_NONE | SIGEV_THREAD_ID);
+        let tells = how == SIGEV_NONE || (1..=COUNT).contains(&signal);
+        let notice = Notice { how, signal, value, thread };
+        (sound && tells).then_some(PosixTimer { clock, notice, interval_ns, due_ns, armed, overrun })
+    }
 }
 
 /// A process's timers, by their numbers.
@@ -119,7 +135,7 @@ pub fn timer_delete(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> 
 }
 
 impl Kernel {
-    fn arm_timer(&self, pid: Pid, due_ns: u64) -> Box<dyn Armed> {
+    pub(crate) fn arm_timer(&self, pid: Pid, due_ns: u64) -> Box<dyn Armed> {
         self.timers.at(due_ns, Arc::new(TaskWaker { tid: pid | TIMER, ready: Arc::clone(&self.ready) }))
     }
 

@@ -89,7 +89,7 @@ enum Instruction {
 
 /// A program that was checked.
 #[derive(Debug)]
-pub struct Program(Box<[Instruction]>);
+pub struct Program(Box<[Instruction]>, Box<[u8]>);
 
 /// What a program says of a call; `by_number`: it would say the same of every call of that number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,9 +195,14 @@ impl Program {
         let program = bytes.chunks_exact(INSTRUCTION_BYTES).map(decode).collect::<Result<Box<[_]>>>()?;
         check(&program)?;
         match program.last() {
-            Some(Instruction::Return(_)) => Ok(Program(program)),
+            Some(Instruction::Return(_)) => Ok(Program(program, bytes.into())),
             _ => Err(Errno::INVAL),
         }
+    }
+
+    /// As `parse` took it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.1
     }
 
     pub fn size(&self) -> usize {

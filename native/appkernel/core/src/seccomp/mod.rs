@@ -83,6 +83,11 @@ impl Filter {
         }))
     }
 
+    /// The program, and the filter that was there before.
+    pub(crate) fn parts(&self) -> (&Program, Option<&Arc<Filter>>) {
+        (&self.program, self.below.as_ref())
+    }
+
     fn all(&self) -> impl Iterator<Item = &Filter> {
         std::iter::successors(Some(self), |filter| filter.below.as_deref())
     }

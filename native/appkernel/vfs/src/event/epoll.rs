@@ -43,21 +43,21 @@ pub enum Control {
 }
 
 /// A descriptor's number, and the open file that was behind it then.
-type Key = (i32, u64);
+pub(crate) type Key = (i32, u64);
 
-struct Item {
-    file: Weak<OpenFile>,
-    wanted: EpollEvent,
-    signal: Arc<Signal>,
+pub(crate) struct Item {
+    pub(crate) file: Weak<OpenFile>,
+    pub(crate) wanted: EpollEvent,
+    pub(crate) signal: Arc<Signal>,
     _registration: Option<Registration>,
 }
 
 /// What a watched file's queue wakes: it puts the item on the ready list, once.
-struct Signal {
+pub(crate) struct Signal {
     key: Key,
     listed: AtomicBool,
     /// EPOLLONESHOT has fired.
-    disarmed: AtomicBool,
+    pub(crate) disarmed: AtomicBool,
     ready: Arc<Mutex<VecDeque<Arc<Signal>>>>,
     queue: WaitQueue,
     own: Weak<Signal>,
@@ -88,7 +88,7 @@ impl Signal {
 /// An epoll instance (epoll_create1(2)).
 #[derive(Default)]
 pub struct Epoll {
-    items: Mutex<BTreeMap<Key, Item>>,
+    pub(crate) items: Mutex<BTreeMap<Key, Item>>,
     ready: Arc<Mutex<VecDeque<Arc<Signal>>>>,
     queue: WaitQueue,
 }

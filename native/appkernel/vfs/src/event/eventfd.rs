@@ -14,8 +14,8 @@ const MAX: u64 = u64::MAX - 1;
 
 /// A counter to wait for.
 pub struct EventFd {
-    count: Mutex<u64>,
-    semaphore: bool,
+    pub(crate) count: Mutex<u64>,
+    pub(crate) semaphore: bool,
     queue: WaitQueue,
 }
 

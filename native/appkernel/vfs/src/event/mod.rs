@@ -5,6 +5,7 @@ mod eventfd;
 mod signalfd;
 mod timerfd;
 
+pub(crate) use epoll::Item;
 pub use epoll::{Control, Epoll, EpollEvent, EPOLLET, EPOLLEXCLUSIVE, EPOLLONESHOT, EPOLLWAKEUP};
 pub use eventfd::EventFd;
 pub use signalfd::{SignalFd, Signals, SIGINFO_BYTES};

@@ -39,6 +39,11 @@ impl SignalFd {
         *self.mask.lock()
     }
 
+    /// Whether it shows these signals.
+    pub fn is_of<T: Signals>(&self, signals: &Arc<T>) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.signals), Arc::as_ptr(signals))
+    }
+
     /// signalfd4(2) on a descriptor that exists.
     pub fn set_mask(&self, mask: u64) {
         *self.mask.lock() = mask;

@@ -20,19 +20,19 @@ pub struct TimerSetting {
 }
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     /// The next expiration that was not yet counted; None: not armed.
-    due: Option<Timestamp>,
-    interval: Duration,
-    expirations: u64,
+    pub(crate) due: Option<Timestamp>,
+    pub(crate) interval: Duration,
+    pub(crate) expirations: u64,
     armed: Option<Box<dyn Armed>>,
 }
 
 /// A timer to wait for.
 pub struct TimerFd {
     clock: Arc<dyn Clock>,
-    id: ClockId,
-    state: Mutex<State>,
+    pub(crate) id: ClockId,
+    pub(crate) state: Mutex<State>,
     queue: WaitQueue,
 }
 
@@ -101,7 +101,7 @@ impl TimerFd {
     }
 
     /// Have the clock call at the next expiration; what was armed is for the caller to drop without the lock.
-    fn arm(&self, state: &mut State) -> Option<Box<dyn Armed>> {
+    pub(crate) fn arm(&self, state: &mut State) -> Option<Box<dyn Armed>> {
         let expired = Arc::new(Expired(self.queue.clone()));
         let armed = state.due.map(|due| self.clock.arm(self.id, due, expired));
         std::mem::replace(&mut state.armed, armed)

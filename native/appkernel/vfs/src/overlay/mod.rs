@@ -99,6 +99,13 @@ impl Overlay {
     }
 }
 
+impl Overlay {
+    /// The layer that is written to.
+    pub fn upper(&self) -> &Arc<dyn FileSystem> {
+        &self.upper
+    }
+}
+
 impl FileSystem for Overlay {
     fn name(&self) -> &str {
         "overlay"
@@ -106,6 +113,10 @@ impl FileSystem for Overlay {
 
     fn root(&self) -> InodeRef {
         self.root.clone() as Arc<dyn Inode>
+    }
+
+    fn as_any(&self) -> Option<&dyn std::any::Any> {
+        Some(self)
     }
 
     fn statfs(&self) -> Result<StatFs> {

@@ -68,11 +68,16 @@ impl LocalSocket {
             Errno::EXIST => Errno::ADDRINUSE,
             other => other,
         })?;
-        *made.inode().attachment().object.lock() = Some(Arc::new(Bound(Weak::clone(&self.own))));
+        self.be_found_at(&made);
         let mut state = self.state.lock();
         state.name = Address::Path(path.to_vec());
         state.bound = Some(made);
         Ok(())
+    }
+
+    /// Who connects to this socket file reaches it.
+    pub(super) fn be_found_at(&self, path: &Path) {
+        *path.inode().attachment().object.lock() = Some(Arc::new(Bound(Weak::clone(&self.own))));
     }
 
     fn bind_port(&self, caller: Option<&Caller<'_>>, address: SocketAddr) -> Result<()> {

@@ -28,6 +28,10 @@ impl Files {
         Ok(Self(files, Arc::clone(in_flight)))
     }
 
+    pub fn list(&self) -> &[Arc<OpenFile>] {
+        &self.0
+    }
+
     pub fn take(&mut self) -> Vec<Arc<OpenFile>> {
         self.1.fetch_sub(self.0.len(), Ordering::Relaxed);
         std::mem::take(&mut self.0)

@@ -9,6 +9,7 @@ mod inbox;
 mod local;
 mod network;
 mod options;
+mod save;
 mod transfer;
 
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -23,6 +24,7 @@ pub use all::Socket;
 pub use control::{control_messages, push_control_message, ControlMessage, SCM_CREDENTIALS, SCM_RIGHTS, SOL_SOCKET};
 pub use local::LocalSocket;
 pub use network::Network;
+pub use save::{Numbers, SavedSocket};
 
 /// Flags of send(2) and recv(2) that an object must know; the others are the core's.
 pub const MSG_PEEK: u32 = 0x2;

@@ -100,6 +100,19 @@ impl Network {
         Ok(port)
     }
 
+    /// Whether a name or port is this socket's.
+    pub(super) fn holds(&self, socket: &Weak<LocalSocket>) -> bool {
+        let names = self.names.lock();
+        let mut ports = names.ports.values().flatten();
+        names.abstract_names.values().any(|other| other.ptr_eq(socket)) || ports.any(|one| one.socket.ptr_eq(socket))
+    }
+
+    /// Have a port again, beside whoever had it too.
+    pub(super) fn hold_port(&self, datagram: bool, address: SocketAddr, socket: &Weak<LocalSocket>) {
+        let holder = Holder { ip: address.ip(), socket: Weak::clone(socket) };
+        self.names.lock().ports.entry((datagram, address.port())).or_default().push(holder);
+    }
+
     /// The socket that gets what is sent to this address: the one with the exact address first.
     pub(super) fn holder(
         &self,

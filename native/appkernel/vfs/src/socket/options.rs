@@ -36,7 +36,7 @@ pub(super) const BUFFER_BYTES: usize = 212_992;
 
 /// Options as they were set.
 #[derive(Default)]
-pub(super) struct Options(BTreeMap<(u32, u32), Vec<u8>>);
+pub(super) struct Options(pub(super) BTreeMap<(u32, u32), Vec<u8>>);
 
 impl Options {
     fn is_on(&self, option: u32) -> bool {

@@ -10,7 +10,7 @@ use crate::backing::Backing;
 
 pub const PAGE_BYTES: usize = 4096;
 /// What one fallocate(2) reserves at most, of a file system without a limit of its own too: each page is taken at once.
-const MAX_RESERVED_PAGES: u64 = 1 << 20;
+pub(super) const MAX_RESERVED_PAGES: u64 = 1 << 20;
 const MAX_SIZE_BYTES: u64 = i64::MAX as u64;
 
 enum Store {
@@ -166,6 +166,14 @@ impl Content {
             Store::Host(pages, _) => pages.retain(|index| !(first..end).contains(index)),
         }
         shared.uncharge(before - self.pages());
+    }
+
+    /// The pages that it has, by their numbers.
+    pub fn page_numbers(&self) -> Vec<u64> {
+        match &self.store {
+            Store::Heap(pages) => pages.keys().copied().collect(),
+            Store::Host(pages, _) => pages.iter().copied().collect(),
+        }
     }
 
     /// fallocate(2) FALLOC_FL_PUNCH_HOLE.

@@ -30,6 +30,11 @@ impl TmpFile {
         Self { node }
     }
 
+    /// What is open.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// F_GET_SEALS.
     pub fn seals(&self) -> u32 {
         self.node.seals.load(Ordering::Relaxed)

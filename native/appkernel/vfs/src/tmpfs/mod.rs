@@ -4,6 +4,7 @@ mod content;
 mod directory;
 mod file;
 mod node;
+mod save;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::sync::Mutex;
 pub use content::PAGE_BYTES;
 pub use file::{TmpFile, F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE};
 pub use node::Node;
+pub use save::{Leaf, SavedNode, SavedTree};
 
 const MAGIC: u64 = 0x0102_1994;
 
@@ -115,6 +117,10 @@ impl FileSystem for Tmpfs {
 
     fn root(&self) -> InodeRef {
         self.root.clone()
+    }
+
+    fn as_any(&self) -> Option<&dyn std::any::Any> {
+        Some(self)
     }
 
     fn statfs(&self) -> Result<StatFs> {

@@ -21,14 +21,14 @@ const READ_AHEAD: usize = 64;
 const XATTR_NAME_MAX: usize = 255;
 const XATTR_SIZE_MAX: usize = 65_536;
 
-struct Attributes {
-    permissions: u32,
-    uid: u32,
-    gid: u32,
-    links: u32,
-    accessed: Timestamp,
-    modified: Timestamp,
-    changed: Timestamp,
+pub(super) struct Attributes {
+    pub(super) permissions: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) links: u32,
+    pub(super) accessed: Timestamp,
+    pub(super) modified: Timestamp,
+    pub(super) changed: Timestamp,
 }
 
 pub(super) enum Body {
@@ -40,15 +40,15 @@ pub(super) enum Body {
 
 /// A file, directory, link, or device.
 pub struct Node {
-    own: Weak<Node>,
+    pub(super) own: Weak<Node>,
     pub(super) shared: Arc<Shared>,
-    inode: u64,
-    kind: FileType,
-    device_number: u64,
-    born: Timestamp,
-    attributes: Mutex<Attributes>,
+    pub(super) inode: u64,
+    pub(super) kind: FileType,
+    pub(super) device_number: u64,
+    pub(super) born: Timestamp,
+    pub(super) attributes: Mutex<Attributes>,
     pub(super) body: Body,
-    xattrs: Mutex<BTreeMap<Vec<u8>, Vec<u8>>>,
+    pub(super) xattrs: Mutex<BTreeMap<Vec<u8>, Vec<u8>>>,
     pub(super) seals: AtomicU32,
     attachment: Attachment,
 }
@@ -56,6 +56,17 @@ pub struct Node {
 impl Node {
     pub(super) fn new(shared: &Arc<Shared>, node: &NewNode<'_>, now: Timestamp) -> Result<Arc<Self>> {
         let inode = shared.new_inode()?;
+        Ok(Self::of_number(shared, node, now, inode))
+    }
+
+    /// With the number that it had in another kernel; ENOSPC.
+    pub(super) fn numbered(shared: &Arc<Shared>, node: &NewNode<'_>, now: Timestamp, inode: u64) -> Result<Arc<Self>> {
+        shared.new_inode()?;
+        shared.next_inode.fetch_max(inode.saturating_add(1), Ordering::Relaxed);
+        Ok(Self::of_number(shared, node, now, inode))
+    }
+
+    fn of_number(shared: &Arc<Shared>, node: &NewNode<'_>, now: Timestamp, inode: u64) -> Arc<Self> {
         let body = match node.kind {
             FileType::Directory => Body::Directory(Mutex::default()),
             FileType::Regular => Body::Regular(Mutex::new(Content::new())),
@@ -71,7 +82,7 @@ impl Node {
             modified: now,
             changed: now,
         };
-        Ok(Arc::new_cyclic(|own| Self {
+        Arc::new_cyclic(|own| Self {
             own: own.clone(),
             shared: Arc::clone(shared),
             inode,
@@ -83,7 +94,7 @@ impl Node {
             xattrs: Mutex::default(),
             seals: AtomicU32::new(F_SEAL_SEAL),
             attachment: Attachment::default(),
-        }))
+        })
     }
 
     pub(super) fn set_links(&self, links: u32) {

@@ -1,0 +1,205 @@
+"""Snapshots and forks of pods under the application kernel: what ran goes on, and no two are alike."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from drupe.sandboxers.kinds import KINDS
+from drupe.services.doctor import why_not
+from framework.daemon import Daemon
+from framework.leaks import wait_until
+from framework.residue import residue
+
+pytestmark = pytest.mark.root
+HERE = ("--sandbox", "appkernel")
+DEBIAN = tuple(word for name in ("usr", "lib", "lib64") for word in ("-v", f"/{name}:/{name}:ro"))
+LOOP = "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.05; done"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    if cause := why_not(KINDS["appkernel"], cache=tmp_path / "doctor.json", named=True):
+        pytest.skip(f"appkernel cannot run here: {cause}")
+    daemon = request.getfixturevalue("fresh_daemon" if "fresh_daemon" in request.fixturenames else "daemon")
+    yield
+    daemon.delete_pods()
+    assert residue(daemon) == {}
+
+
+def said(daemon: Daemon, *argv: str) -> str:
+    return daemon.command(*argv, check=True).stdout
+
+
+def start(daemon: Daemon, name: str, *words: str, script: str) -> None:
+    said(daemon, "run", "-d", "--name", name, *HERE, *words, "busybox", "sh", "-c", script)
+
+
+def refusal(daemon: Daemon, *argv: str) -> str:
+    done = daemon.command(*argv)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    return done.stderr
+
+
+def inside(daemon: Daemon, pod: str, *argv: str) -> str:
+    return daemon.command("exec", pod, *argv).stdout
+
+
+def count(daemon: Daemon, pod: str) -> int:
+    """The file is empty for a moment each time that it is written."""
+    tries = (inside(daemon, pod, "cat", "/count") for _ in range(5))
+    return int(next(filter(None, tries), 0))
+
+
+def test_a_snapshot_goes_on_as_another_pod(fresh_daemon: Daemon) -> None:
+    """Memory and files of one moment, an identity of its own, across a restart of the daemon; then a fork."""
+    daemon = fresh_daemon
+    start(daemon, "first", script=LOOP)
+    wait_until(lambda: count(daemon, "first") > 5, what="it counts")
+    said(daemon, "snapshot", "create", "first", "moment")
+    at = count(daemon, "first")
+    wait_until(lambda: count(daemon, "first") > at, what="the first one goes on")
+    said(daemon, "rm", "-f", "first")
+    daemon.kill()
+    daemon.start()
+    pod = said(daemon, "snapshot", "restore", "--name", "second", "moment").strip()
+    assert count(daemon, "second") > 5
+    wait_until(lambda: count(daemon, "second") > at, what="the second one goes on")
+    assert inside(daemon, "second", "hostname") == pod[:12] + "\n"
+    said(daemon, "fork", "--name", "third", "second")
+    assert count(daemon, "third") > 5
+    addresses = {inside(daemon, ref, "ip", "-4", "addr", "show", "eth0") for ref in ("second", "third")}
+    assert len(addresses) == 2
+    with next((daemon.root / "snapshots").glob("*/memory/state")).open("ab") as file:
+        file.write(b"x")
+    assert "is damaged" in refusal(daemon, "snapshot", "restore", "moment")
+    said(daemon, "snapshot", "rm", "moment")
+
+
+WHO = """test -e /tmp/begun && touch /tmp/go || exit; until [ -e /tmp/drawn ]; do sleep 0.1; done; hostname
+ip link show eth0 | awk '/ether/ {print $2}'; ip -4 -o addr show eth0 | awk '{print $4}'
+cat /proc/sys/kernel/random/uuid /tmp/drawn"""
+DRAWS = """touch /tmp/begun; until [ -e /tmp/go ]; do sleep 0.1; done
+head -c 16 /dev/urandom | od -An -tx1 >/tmp/x; mv /tmp/x /tmp/drawn; sleep 1000"""
+
+
+def test_forks_are_not_alike(daemon: Daemon) -> None:
+    """What runs goes on in each, with names, addresses and random numbers of its own."""
+    start(daemon, "origin", "--tmpfs", "/tmp", script=DRAWS)
+    wait_until(lambda: daemon.command("exec", "origin", "test", "-e", "/tmp/begun").returncode == 0, what="it began")
+    for name in ("one", "two"):
+        said(daemon, "fork", "--name", name, "origin")
+    told = [said(daemon, "exec", name, "sh", "-c", WHO).splitlines() for name in ("origin", "one", "two")]
+    assert len(told[0]) == 5
+    for same in zip(*told, strict=True):
+        assert len(set(same)) == 3, same
+
+
+# Each part of it tells its own state; a line is written for each "tick" that the parent gets.
+BUSY = r"""
+import ctypes, mmap, os, select, signal, socket, subprocess, tempfile, threading, time
+numbers = {}
+shared = mmap.mmap(-1, 1 << 20)
+both = os.fork()
+if both == 0:
+    while shared[0] == 0: time.sleep(0.02)
+    shared[70000:70005] = b"child"; os._exit(0)
+held = open("/work/held", "w+"); held.write("held"); held.flush()
+gone = tempfile.TemporaryFile(dir="/work"); gone.write(b"nameless"); gone.flush()
+private = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); private[4096:4101] = b"pages"
+r, w = os.pipe(); os.write(w, b"in the pipe")
+e = os.eventfd(7)
+condition, state = threading.Condition(), {"go": False}
+def waits():
+    with condition:
+        while not state["go"]: condition.wait()
+    numbers["waited"] = True
+def counts():
+    while True:
+        numbers["counted"] = numbers.get("counted", 0) + 1; time.sleep(0.02)
+threads = [threading.Thread(target=t, daemon=True) for t in (waits, counts)]
+for thread in threads: thread.start()
+child = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+signal.signal(signal.SIGALRM, lambda *_: numbers.update(alarms=numbers.get("alarms", 0) + 1))
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+poll = select.epoll(); poll.register(e, select.EPOLLIN)
+listener = socket.create_server(("0.0.0.0", 7000))
+one, other = socket.socketpair()
+one.sendmsg([b"sent"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, e.to_bytes(4, "little"))])
+at = socket.socket(socket.AF_UNIX); at.bind("/work/at"); at.listen()
+caller = socket.socket(socket.AF_UNIX); caller.connect("/work/at"); caller.send(b"called")
+mathematics = 1.0 / 3.0
+open("/work/ready", "w").close()
+while not os.path.exists("/work/check"): time.sleep(0.02)
+before = dict(numbers)
+with condition: state["go"] = True; condition.notify_all()
+threads[0].join(20)
+child.stdin.write(b"to the child"); child.stdin.close()
+held.seek(0); gone.seek(0)
+said = [held.read(), gone.read(), bytes(private[4096:4101]), os.read(r, 99), poll.poll(0) == [(e, select.EPOLLIN)],
+        os.eventfd_read(e), child.stdout.read(), child.wait(), numbers["waited"], mathematics]
+socket.create_connection(("127.0.0.1", 7000)).close()
+data, control, _, _ = other.recvmsg(99, 99)
+shared[0] = 1; os.waitpid(both, 0)
+said += [data, len(control), at.accept()[0].recv(99), shared[70000:70005]]
+again = socket.socket(socket.AF_UNIX); again.connect("/work/at")
+while numbers["counted"] <= before["counted"] or numbers["alarms"] <= before["alarms"]: time.sleep(0.02)
+with open("/work/x", "w") as out: out.write(repr(said))
+os.rename("/work/x", "/work/said")
+time.sleep(1000)
+"""
+SAID = "['held', b'nameless', b'pages', b'in the pipe', True, 7, b'to the child', 0, True, "
+SAID += "0.3333333333333333, b'sent', 1, b'called', b'child']"
+
+
+def there(daemon: Daemon, pod: str, path: str) -> bool:
+    return daemon.command("exec", pod, "test", "-e", path).returncode == 0
+
+
+def test_what_a_program_had_it_has_again(daemon: Daemon, tmp_path: Path) -> None:
+    """Threads that wait and sleep, children, pipes, sockets, timers, events, memory of its own and shared, files."""
+    (tmp_path / "busy.py").write_text(BUSY)
+    words = ("-v", f"{tmp_path}/busy.py:/busy.py:ro", *DEBIAN, "--tmpfs", "/work")
+    start(daemon, "busy", *words, script="exec /usr/bin/python3 -I /busy.py")
+    wait_until(lambda: there(daemon, "busy", "/work/ready"), what="the program has begun")
+    said(daemon, "fork", "--name", "twin", "busy")
+    for pod in ("busy", "twin"):
+        said(daemon, "exec", pod, "touch", "/work/check")
+        wait_until(lambda pod=pod: there(daemon, pod, "/work/said"), what=f"{pod} tells")  # type: ignore[misc]
+        assert inside(daemon, pod, "cat", "/work/said") == SAID
+
+
+def redis(daemon: Daemon, pod: str, words: str) -> str:
+    return inside(daemon, pod, "sh", "-c", f"/usr/bin/redis-cli -p 7001 {words}")
+
+
+def test_redis_answers_where_it_was(daemon: Daemon) -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (scripts/setup.sh --tests)")
+    line = "exec /usr/bin/redis-server --port 7001 --save '' --protected-mode no --dir /work"
+    start(daemon, "redis", *DEBIAN, "--tmpfs", "/work", script=line)
+    wait_until(lambda: redis(daemon, "redis", "ping") == "PONG\n", what="redis answers")
+    redis(daemon, "redis", "set word kept")
+    redis(daemon, "redis", "eval \"for i=1,20000 do redis.call('set', i, i) end\" 0")
+    said(daemon, "snapshot", "create", "redis", "data")
+    redis(daemon, "redis", "set word changed")
+    said(daemon, "snapshot", "restore", "--name", "again", "data")
+    wait_until(lambda: redis(daemon, "again", "get word") == "kept\n", what="redis answers again")
+    assert redis(daemon, "again", "dbsize") == "20001\n"
+    assert redis(daemon, "redis", "get word") == "changed\n"
+    said(daemon, "snapshot", "rm", "data")
+
+
+def test_what_cannot_be_saved_is_refused_by_name(daemon: Daemon) -> None:
+    """And goes on."""
+    take = "import fcntl, time; f = open('/held', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('up', flush=True)"
+    start(daemon, "locks", *DEBIAN, script=f'exec /usr/bin/python3 -I -c "{take}; time.sleep(1000)"')
+    wait_until(lambda: "up" in said(daemon, "logs", "locks"), what="it runs")
+    assert "a record lock (fcntl) on held" in refusal(daemon, "snapshot", "create", "locks")
+    said(daemon, "run", "-d", "-t", "--name", "typed", *HERE, "busybox", "sh")
+    assert "has a terminal" in refusal(daemon, "fork", "typed")
+    for pod in ("locks", "typed"):
+        assert said(daemon, "exec", pod, "echo", "alive") == "alive\n"
