@@ -16,6 +16,7 @@ from drupe.errors import DataLoss, HelperFailed, InvalidArgument, NotFound, Unsu
 from drupe.images.erofs import tree_erofs
 from drupe.sandboxers.appkernel.kernels import Kernels
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
+from drupe.sandboxers.appkernel.platforms import PlatformChoice
 from drupe.sandboxers.appkernel.pods import Pods
 from drupe.sandboxers.appkernel.sandboxer import AppkernelSandboxer
 from drupe.sandboxers.appkernel.spares import Spares
@@ -53,7 +54,9 @@ class AppkernelSite(KeptSite):
 
     def make(self) -> AppkernelSandboxer:
         program = find_kernel(AppkernelOptions())
-        kernels = Kernels(keeper=self.keeper, cgroups=self.cgroups, program=program)
+        kernels = Kernels(
+            keeper=self.keeper, cgroups=self.cgroups, program=program, platform=PlatformChoice(program, "trap")
+        )
         spares = Spares(kernels=kernels, home=self.directory / self.states, count=1)
         pods = Pods(kernels=kernels, spares=spares, cgroups=self.cgroups)
         return AppkernelSandboxer(pods=pods, cgroups=self.cgroups, on_exit=self.ended, options=AppkernelOptions())

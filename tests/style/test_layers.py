@@ -31,6 +31,7 @@ ALLOWED_SUBPROCESS: dict[str, str] = {
     "services/warm.py": "starts the warm process of the command line itself, by posix_spawn",
     "cli/warm.py": "forks for each command; it has one thread and is not the daemon",
     "sandboxers/wasm/zygote.py": "a process of its own, whose work is to fork",
+    "sandboxers/appkernel/platforms.py": "a probe: the doctor's, and once for the setting `auto`; with a deadline",
     "sandboxers/wasm/probe.py": "a program of its own: the doctor's probe of the wasm kind",
     "guest/helpers.py": "mkfs.erofs, apt-get, dpkg and compressors for a guest image, in the client's process",
     "images/erofs.py": "mkfs.erofs for an image on demand, in its worker thread",

@@ -6,6 +6,7 @@ import json
 
 from drupe.errors import NotFound
 from drupe.keeper.programs import find_program
+from drupe.sandboxers.appkernel.platforms import probe_kvm
 from drupe.services.probing import Problem, run
 from drupe.services.probing import program as find
 
@@ -23,4 +24,6 @@ def appkernel() -> str:
     if done.code != 0:
         raise Problem(done.last_line, _PATIENCE)
     figures = json.loads(done.stdout)
-    return f"platform {figures['platform']}, {figures['call_ns'] / 1000:.1f} µs a call"
+    verdict = probe_kvm(kernel)
+    kvm = f"kvm: {verdict.why}" if verdict.fast else f"kvm: {verdict.why}: trap is used"
+    return f"platform {figures['platform']}, {figures['call_ns'] / 1000:.1f} µs a call; {kvm}"

@@ -23,6 +23,11 @@ impl Kernel {
                 space
             }
         };
+        // Its spaces are no processes of the host's: 0 would be whoever asks.
+        if self.platform.host_process(nursery) == 0 {
+            self.unplace(container);
+            return Err(Errno::NOTSUP);
+        }
         let inside = self.tasks.processes.values().filter(|p| p.container == container && p.exit.is_none());
         let spaces: BTreeSet<SpaceId> =
             inside.filter_map(|p| self.mms.get(&p.mm)).map(|mm| mm.space).chain([nursery]).collect();

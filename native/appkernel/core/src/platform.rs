@@ -98,7 +98,7 @@ pub trait Platform {
         self.new_space()
     }
 
-    /// The host's number for the process that is the space.
+    /// The host's number for the process that is the space; 0: it is none.
     fn host_process(&self, _space: SpaceId) -> i32 {
         0
     }

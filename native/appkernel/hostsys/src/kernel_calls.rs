@@ -2,11 +2,13 @@
 //! is not here kills the process: it is never needed, so whoever asks for it is not the kernel any more.
 
 use crate::netoptions::{Table, READABLE, SETTABLE, SOL_SOCKET};
-use crate::notify;
 use crate::rules::{compile_all, jump, op, rule, Action, Rule, When, ARCH_X86_64, AT_ARCH, LD, RET};
+use crate::{kvm, notify};
 
 const ALLOW: Action = Action::Allow;
 const ANY: When = When::Always;
+/// As pthread_create(3) makes a thread.
+const THREAD_FLAGS: u32 = 0x3d_0f00;
 const PROT_EXEC: u32 = libc::PROT_EXEC as u32;
 const S_IFMT: u32 = libc::S_IFMT;
 
@@ -168,11 +170,39 @@ fn options() -> impl Iterator<Item = Rule> {
         .chain(of(libc::SYS_getsockopt, READABLE, "what a socket is, and how it is"))
 }
 
+/// Further calls of a kernel that runs a machine: guest code runs in threads of its own process then, in no stub.
+pub const MACHINE: &[Rule] = &[
+    rule(
+        libc::SYS_ioctl,
+        one_of(1, kvm::REQUESTS),
+        ALLOW,
+        "runs processors of its machine, gives it memory; makes none",
+    ),
+    rule(libc::SYS_clone, one_of(0, &[THREAD_FLAGS]), ALLOW, "a thread for each processor; no process, no namespace"),
+    rule(
+        libc::SYS_clone3,
+        ANY,
+        Action::Fail(libc::ENOSYS as u16),
+        "its flags cannot be seen; the library uses clone then",
+    ),
+    rule(libc::SYS_rt_sigprocmask, ANY, ALLOW, "a thread begins"),
+    rule(libc::SYS_set_robust_list, ANY, ALLOW, "the same"),
+    rule(libc::SYS_rseq, ANY, ALLOW, "the same"),
+    rule(libc::SYS_sigaltstack, ANY, ALLOW, "the same, and ends"),
+    rule(libc::SYS_sched_getaffinity, ANY, ALLOW, "the same"),
+    rule(libc::SYS_gettid, ANY, ALLOW, "its number, by which it is taken out of a processor"),
+    rule(libc::SYS_rt_sigreturn, ANY, ALLOW, "back from the signal that does that"),
+    rule(libc::SYS_exit, ANY, ALLOW, "a thread ends"),
+];
+
 /// The filter's instructions as bytes, 8 for each (struct sock_filter).
-pub fn program(network: bool) -> Vec<u8> {
+pub fn program(network: bool, machine: bool) -> Vec<u8> {
     let kill = op(RET, libc::SECCOMP_RET_KILL_PROCESS);
     let mut all = vec![op(LD, AT_ARCH), jump(ARCH_X86_64, 1, 0), kill];
     all.extend(compile_all(KERNEL));
+    if machine {
+        all.extend(compile_all(MACHINE));
+    }
     if network {
         all.extend(compile_all(NETWORK));
         all.extend(compile_all(&options().collect::<Vec<_>>()));
@@ -191,7 +221,7 @@ mod tests {
 
     #[test]
     fn every_call_has_its_reason_and_stands_once() {
-        let all: Vec<_> = KERNEL.iter().chain(NETWORK).collect();
+        let all: Vec<_> = KERNEL.iter().chain(MACHINE).chain(NETWORK).collect();
         for (at, rule) in all.iter().enumerate() {
             assert!(!rule.why.is_empty());
             let always = matches!(rule.when, When::Always);

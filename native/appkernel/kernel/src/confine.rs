@@ -34,6 +34,8 @@ pub struct Confinement<'a> {
     pub directories: Vec<(BorrowedFd<'a>, Access)>,
     /// Whether it keeps the network namespace that it was started in.
     pub network: bool,
+    /// Whether it runs a machine (the kvm platform), which takes more calls.
+    pub machine: bool,
     /// The working directory, a mount, becomes its root; else there is nothing in that. What the host mounts there later it
     /// sees, and may change.
     pub share: bool,
@@ -67,11 +69,12 @@ pub fn own_uid() -> u32 {
 }
 
 impl Confinement<'_> {
-    /// Namespaces, and a root in which there is nothing. The stubs are to be made with the identity.
-    pub fn enter(&self) -> Result<Identity, Failed> {
+    /// Namespaces, and a root in which there is nothing. The stubs are to be made with the identity; a machine has none, and
+    /// its threads need this process's PID namespace.
+    pub fn enter(&self) -> Result<Option<Identity>, Failed> {
         step("Landlock", landlock::version())?;
         step("vDSO", memory::vdso())?;
-        let identity = step("/proc", Identity::new(self.uid))?;
+        let identity = if self.machine { None } else { Some(step("/proc", Identity::new(self.uid))?) };
         let network = if self.network { 0 } else { libc::CLONE_NEWNET };
         let others = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         step("namespaces", mount::unshare(others | network))?;
@@ -81,7 +84,7 @@ impl Confinement<'_> {
         }
         // Before there are stubs: whom it restricts reads the memory of none but those who are restricted likewise.
         let mut directories = self.directories.clone();
-        directories.push((identity.proc.as_fd(), Access::Read));
+        directories.extend(identity.as_ref().map(|identity| (identity.proc.as_fd(), Access::Read)));
         directories.extend(here.as_ref().map(|root| (root.as_fd(), Access::Change)));
         step("Landlock", landlock::restrict(&directories, self.network))?;
         Ok(identity)
@@ -98,7 +101,10 @@ impl Confinement<'_> {
         step("capabilities", credentials::set_capabilities(&self.capabilities()))?;
         step("no new privileges", credentials::set_no_new_privileges())?;
         step("no dumps", credentials::set_undumpable())?;
-        step("the filter of system calls", credentials::install_filter(&kernel_calls::program(self.network)))
+        step(
+            "the filter of system calls",
+            credentials::install_filter(&kernel_calls::program(self.network, self.machine)),
+        )
     }
 
     /// None, unless there are directories: whose files any user's may be. What the rights can be used on, Landlock says.

@@ -367,7 +367,10 @@ fn place(pod: &mut Pod, container: u32, cgroup: &OwnedFd) -> Outcome<()> {
         let written = files::write_at(cgroup.as_fd(), 0, process.to_string().as_bytes());
         written.map(drop).map_err(errno)
     };
-    pod.kernel.place(container, &mut take).map_err(|errno| failed("the cgroup", errno))
+    pod.kernel.place(container, &mut take).map_err(|errno| match errno {
+        Errno::NOTSUP => failed("this platform has no memory limit for one container of several: limit the pod", errno),
+        errno => failed("the cgroup", errno),
+    })
 }
 
 /// Nothing holds for a container any more.

@@ -1,6 +1,7 @@
 //! `drupe-appkernel`: the kernel of one pod.
 
 mod cgroup;
+mod choice;
 mod claim;
 mod confine;
 mod containers;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             .map(|figures| println!("{figures}"))
             .map(|()| 0)
             .map_err(|error| (1, format!("the trap platform does not work here: {error}"))),
+        Some("probe-kvm") => probe::run_kvm().map(|figures| println!("{figures}")).map(|()| 0).map_err(|why| (1, why)),
         Some("syscalls") => {
             print!("{}", manual::page());
             Ok(0)
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
             Err(error) => Err((1, error.to_string())),
         },
         Some("serve") => serve::run(words),
-        _ => Err((2, format!("{}\n{}\n       drupe-appkernel probe | syscalls", run::USAGE, serve::USAGE))),
+        _ => Err((2, format!("{}\n{}\n       drupe-appkernel probe | probe-kvm | syscalls", run::USAGE, serve::USAGE))),
     };
     match answer {
         Ok(code) => ExitCode::from(code),

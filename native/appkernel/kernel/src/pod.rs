@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_core::jobs::Board;
+use drupe_appkernel_core::platform::Platform;
 use drupe_appkernel_core::{Host, Kernel};
 use drupe_appkernel_erofs::{Erofs, Image};
 use drupe_appkernel_hostsys::files;
@@ -20,11 +21,11 @@ use drupe_appkernel_vfs::{
     ClockId, Context, Credentials, FdTable, FileType, How, Mount, MountNamespace, Path, SpecialFiles, Timestamp, View,
 };
 
+use crate::choice::Choice;
 use crate::hostfs::{HostDirectory, Sharing};
 use crate::machine::{errno, HostEntropy, Machine, Owned};
 use crate::streams::Stream;
 use crate::terminal::Console;
-use crate::trap::Stubs;
 
 const RDONLY: u32 = 0;
 const WRONLY: u32 = 1;
@@ -48,21 +49,20 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user). `restores`: it goes on
-    /// from a snapshot.
-    pub fn start(machine: Machine, identity: Option<&Identity>, restores: bool) -> io::Result<Pod> {
-        let stubs = Stubs::start_with(machine.watched.poller(), identity, restores)?;
-        Ok(Pod::on(stubs, machine))
+    /// Start the platform and an empty kernel. `identity`: who the stubs are (None: this process's user).
+    pub fn start(machine: Machine, choice: &Choice, identity: Option<&Identity>) -> io::Result<Pod> {
+        let platform = choice.start(&machine, identity)?;
+        Ok(Pod::on(platform, machine))
     }
 
     /// As `start`, on a platform that is there.
-    pub fn on(stubs: Stubs, machine: Machine) -> Pod {
+    pub fn on(platform: Box<dyn Platform>, machine: Machine) -> Pod {
         let machine = Arc::new(machine);
         let entropy = Arc::new(HostEntropy);
         let terminals = Board::new();
         let specials: Arc<dyn SpecialFiles> = Arc::new(Devices { entropy, terminals: terminals.clone() });
         let host: Arc<dyn Host> = machine.clone();
-        let mut kernel = Kernel::new(Box::new(stubs), host, Arc::clone(&specials));
+        let mut kernel = Kernel::new(platform, host, Arc::clone(&specials));
         kernel.set_terminals(Arc::clone(&terminals));
         Pod { kernel, machine, share: None, specials, terminals, shared_memory: OnceLock::new() }
     }

@@ -3,8 +3,10 @@
 use std::io;
 use std::time::Instant;
 
-use drupe_appkernel_abi::{Errno, Registers, Result};
+use drupe_appkernel_abi::{Errno, Registers};
 use drupe_appkernel_core::platform::{Event, MemoryOp, Platform, ThreadId, Trap};
+use drupe_appkernel_hostsys::kvm::Kvm;
+use drupe_appkernel_kvm::probe::{self as kvm_probe, Figures};
 
 use crate::trap::Stubs;
 
@@ -26,7 +28,16 @@ pub fn run() -> io::Result<String> {
     Ok(format!(r#"{{"platform":"trap","start_ns":{start},"space_ns":{space},"call_ns":{call}}}"#))
 }
 
-fn guest(stubs: &mut Stubs) -> Result<(ThreadId, std::time::Duration)> {
+/// The same of a machine of KVM's, and whether it is fast enough to be worth having. Err: why there is none.
+pub fn run_kvm() -> Result<String, String> {
+    let kvm = Kvm::open().map_err(|error| format!("/dev/kvm: {error}"))?;
+    let figures = kvm_probe::run(&kvm).map_err(|error| format!("a guest does not run: {error}"))?;
+    let Figures { start_ns, call_ns } = figures;
+    let (fast, limit) = (figures.is_fast(), kvm_probe::CALL_LIMIT_NS);
+    Ok(format!(r#"{{"platform":"kvm","start_ns":{start_ns},"call_ns":{call_ns},"limit_ns":{limit},"fast":{fast}}}"#))
+}
+
+fn guest(stubs: &mut Stubs) -> drupe_appkernel_abi::Result<(ThreadId, std::time::Duration)> {
     let begun = Instant::now();
     let (space, thread) = stubs.new_space()?;
     let fresh = begun.elapsed();
@@ -37,7 +48,7 @@ fn guest(stubs: &mut Stubs) -> Result<(ThreadId, std::time::Duration)> {
     Ok((thread, fresh))
 }
 
-fn calls(stubs: &mut Stubs, thread: ThreadId) -> Result<u128> {
+fn calls(stubs: &mut Stubs, thread: ThreadId) -> drupe_appkernel_abi::Result<u128> {
     let begun = Instant::now();
     let mut events = Vec::new();
     for round in 0..CALLS {

@@ -15,6 +15,7 @@ use drupe_appkernel_vfs::mount::MS_NODEV;
 use drupe_appkernel_vfs::{Credentials, Mount, WaitQueue};
 use drupe_sys::landlock::Access;
 
+use crate::choice::Choice;
 use crate::confine::{self, Confinement};
 use crate::hostfs::{HostDirectory, Sharing};
 use crate::machine::Machine;
@@ -22,7 +23,7 @@ use crate::pod::{root_at, Pod};
 use crate::terminal::Console;
 
 pub const USAGE: &str = "usage: drupe-appkernel run --root DIRECTORY|IMAGE [-t] [--env NAME=VALUE]... [--user UID[:GID]] \
-[--uid UID] [--bind DIRECTORY:PLACE]... [--memory BYTES] [--network] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
+[--uid UID] [--bind DIRECTORY:PLACE]... [--memory BYTES] [--network] [--platform trap|kvm] [--no-confine] [--no-rewriting] [--verbose] [--trace] -- PROGRAM [ARGUMENT]...
        --uid: the host's user that the kernel runs as, and the next one for its stubs (by default by its process's number)
        --bind: a directory of the host, seen at a place of the pod that is there; both may change it
        --network: TCP and UDP are sockets of this network namespace; without it they end within the pod
@@ -39,6 +40,7 @@ struct Options {
     uid: Option<u32>,
     network: bool,
     memory_bytes: u64,
+    platform: String,
     no_confine: bool,
     terminal: bool,
     verbose: bool,
@@ -65,6 +67,7 @@ fn parse(mut words: impl Iterator<Item = Vec<u8>>) -> Result<Options, String> {
             b"--bind" => options.binds.push(bind(&value()?)?),
             b"--uid" => options.uid = Some(user(&value()?)?.0),
             b"--memory" => options.memory_bytes = number(&value()?)?,
+            b"--platform" => options.platform = String::from_utf8_lossy(&value()?).into_owned(),
             b"--network" => options.network = true,
             b"--no-confine" => options.no_confine = true,
             b"-t" | b"--tty" => options.terminal = true,
@@ -114,14 +117,15 @@ fn apart(path: &[u8]) -> std::io::Result<OwnedFd> {
 
 /// The platform and a kernel, in a process that can do no more than it must.
 fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
+    let choice = Choice::of(&options.platform).map_err(|message| (1, message))?;
     let machine = Machine::new(options.memory_bytes).map_err(|error| failed("/proc", &error))?;
     if options.network {
         machine.join_network().map_err(|error| failed("/proc/self/net", &error))?;
     }
-    let no_platform = |error| failed("the trap platform does not work here", &error);
+    let no_platform = |error| failed(&format!("the {} platform does not work here", choice.name()), &error);
     if options.no_confine {
         eprintln!("drupe-appkernel: NOT CONFINED (--no-confine): this is no sandbox");
-        return Pod::start(machine, None, false).map_err(no_platform);
+        return Pod::start(machine, &choice, None).map_err(no_platform);
     }
     let directory = files::open_path(&options.root, libc::O_PATH | libc::O_DIRECTORY).ok();
     let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
@@ -129,9 +133,10 @@ fn start(options: &Options, binds: &[OwnedFd]) -> Result<Pod, Refusal> {
     let read = directory.iter().chain(&network).map(|fd| (fd.as_fd(), Access::Read));
     let directories = read.chain(binds.iter().map(|fd| (fd.as_fd(), Access::Change))).collect();
     let uid = options.uid.unwrap_or_else(confine::own_uid);
-    let confinement = Confinement { uid, directories, network: options.network, share: false };
+    let confinement =
+        Confinement { uid, directories, network: options.network, machine: choice.is_kvm(), share: false };
     let identity = confinement.enter().map_err(|error| (1, error.to_string()))?;
-    let pod = Pod::start(machine, Some(&identity), false).map_err(no_platform)?;
+    let pod = Pod::start(machine, &choice, identity.as_ref()).map_err(no_platform)?;
     confinement.seal().map_err(|error| (1, error.to_string()))?;
     Ok(pod)
 }

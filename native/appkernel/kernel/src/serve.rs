@@ -5,11 +5,13 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
+use drupe_appkernel_core::platform::Platform;
 use drupe_appkernel_hostsys::identity::{self, Identity};
 use drupe_appkernel_hostsys::{files, zygote};
 use drupe_sys::landlock::Access;
 use drupe_sys::{cgroup, fd, process};
 
+use crate::choice::Choice;
 use crate::claim::{self, Claim};
 use crate::confine::Confinement;
 use crate::control::Control;
@@ -18,7 +20,7 @@ use crate::pod::Pod;
 use crate::trap::Stubs;
 
 pub const USAGE: &str = "usage: drupe-appkernel serve --control DESCRIPTOR --share DIRECTORY --uid UID --pidfile FILE \
-[--claim DESCRIPTOR] [--restores yes]";
+[--claim DESCRIPTOR] [--restores yes] [--platform trap|kvm]";
 
 /// The name of the processes of a kernel that waits.
 const WAITS: &str = "drupe-spare";
@@ -37,6 +39,8 @@ struct Options {
     restores: bool,
     /// A socket on which it is told its pod (`Claim`). Without one it is a pod's at once, which has no network.
     claim: Option<i32>,
+    /// What runs guest code; "": see `Choice::of`.
+    platform: String,
 }
 
 fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
@@ -49,6 +53,7 @@ fn parse(words: impl Iterator<Item = OsString>) -> Result<Options, String> {
             "--share" => options.share = value,
             "--uid" => options.uid = value.parse().map_err(|_| format!("bad user {value}"))?,
             "--claim" => options.claim = Some(descriptor(&value)?),
+            "--platform" => options.platform = value,
             "--pidfile" => options.pidfile = value,
             "--restores" => options.restores = value == "yes",
             _ => return Err(format!("unknown option {word}")),
@@ -86,42 +91,57 @@ pub fn run(words: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
 /// which waits with the holder of its stubs' namespaces and the first stub.
 struct Spare<'a> {
     machine: Machine,
-    identity: Identity,
+    choice: Choice,
     confinement: Confinement<'a>,
-    first: zygote::Waiting,
+    /// Of stubs: who they are, and the first of them.
+    stubs: Option<(Identity, zygote::Waiting)>,
     share: OwnedFd,
 }
 
 /// `network`: the directory of /proc that shows the network namespace, wherever this process is then.
-fn prepare<'a>(options: &Options, machine: Machine, network: Option<&'a OwnedFd>) -> Result<Spare<'a>, String> {
+fn prepare<'a>(
+    options: &Options,
+    choice: Choice,
+    machine: Machine,
+    network: Option<&'a OwnedFd>,
+) -> Result<Spare<'a>, String> {
     std::env::set_current_dir(&options.share).map_err(|error| format!("{}: {error}", options.share))?;
     let directories = network.into_iter().map(|fd| (fd.as_fd(), Access::Read)).collect();
-    let confinement = Confinement { uid: options.uid, directories, network: network.is_some(), share: true };
+    let (network, with_machine) = (network.is_some(), choice.is_kvm());
+    let confinement = Confinement { uid: options.uid, directories, network, machine: with_machine, share: true };
     let identity = confinement.enter().map_err(|error| error.to_string())?;
-    let first = zygote::begin(Some(&identity), options.restores).map_err(no_platform)?;
+    let begin = |identity| zygote::begin(Some(&identity), options.restores).map(|first| (identity, first));
+    let stubs = identity.map(begin).transpose().map_err(|error| no_platform(&choice, &error))?;
     let share = files::open_path(b"/", libc::O_PATH | libc::O_DIRECTORY);
     let share = share.map_err(|error| format!("the shared directory: {error}"))?;
-    Ok(Spare { machine, identity, confinement, first, share })
+    Ok(Spare { machine, choice, confinement, stubs, share })
 }
 
-fn no_platform(error: std::io::Error) -> String {
-    format!("the trap platform does not work here: {error}")
+fn no_platform(choice: &Choice, error: &std::io::Error) -> String {
+    format!("the {} platform does not work here: {error}", choice.name())
 }
 
 impl Spare<'_> {
     /// Become the kernel of a pod, in a process that can do no more than it must.
     fn serve(mut self, claim: Claim) -> Result<Pod, String> {
         process::set_name(identity::NAME);
-        self.identity.join_cgroups(&claim.cgroups).map_err(|error| format!("cgroup: {error}"))?;
+        if let Some((identity, _)) = &self.stubs {
+            identity.join_cgroups(&claim.cgroups).map_err(|error| format!("cgroup: {error}"))?;
+        }
         claim.cgroups.iter().try_for_each(cgroup::join).map_err(|error| format!("cgroup: {error}"))?;
         if let Some(netns) = &claim.netns {
             let joined = drupe_sys::mount::setns(netns, libc::CLONE_NEWNET);
             joined.map_err(|error| format!("network namespace: {error}"))?;
             self.machine.limit(claim.memory_bytes, claim.processors as usize);
         }
-        let zygote = self.first.finish(&claim.cgroups).map_err(no_platform)?;
-        let stubs = Stubs::over(zygote, self.machine.watched.poller(), Some(&self.identity)).map_err(no_platform)?;
-        let mut pod = Pod::on(stubs, self.machine);
+        let platform = match self.stubs {
+            Some((identity, first)) => first.finish(&claim.cgroups).and_then(|zygote| {
+                let stubs = Stubs::over(zygote, self.machine.watched.poller(), Some(&identity))?;
+                Ok(Box::new(stubs) as Box<dyn Platform>)
+            }),
+            None => self.choice.start(&self.machine, None),
+        };
+        let mut pod = Pod::on(platform.map_err(|error| no_platform(&self.choice, &error))?, self.machine);
         pod.share = Some(self.share);
         if !claim.hostname.is_empty() {
             pod.kernel.set_hostname(claim.hostname.as_bytes());
@@ -133,6 +153,10 @@ impl Spare<'_> {
 
 fn serve(listener: OwnedFd, claims: Option<OwnedFd>, options: &Options) -> Result<(), String> {
     fd::set_nonblocking(&listener).map_err(|error| format!("control socket: {error}"))?;
+    let choice = Choice::of(&options.platform)?;
+    if choice.is_kvm() && options.restores {
+        return Err(String::from("a snapshot cannot be restored on the kvm platform"));
+    }
     let machine = Machine::new(0).map_err(|error| format!("/proc: {error}"))?;
     if claims.is_some() {
         process::set_name(WAITS);
@@ -140,7 +164,7 @@ fn serve(listener: OwnedFd, claims: Option<OwnedFd>, options: &Options) -> Resul
     }
     let network = machine.network_directory().map(|fd| fd.try_clone_to_owned()).transpose();
     let network = network.map_err(|error| format!("/proc/self/net: {error}"))?;
-    let spare = prepare(options, machine, network.as_ref())?;
+    let spare = prepare(options, choice, machine, network.as_ref())?;
     let claim = match &claims {
         None => Claim::default(),
         Some(socket) => match Claim::wait(socket)? {

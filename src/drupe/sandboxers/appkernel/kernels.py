@@ -20,6 +20,7 @@ from drupe.keeper.start import mounts_root
 from drupe.linux.unix_sockets import listening, send_fds
 from drupe.resources.cgroups import Cgroups
 from drupe.sandboxers.appkernel.line import SOCKET
+from drupe.sandboxers.appkernel.platforms import PlatformChoice
 from drupe.sandboxers.appkernel.records import PodRecord
 
 _LOG_BYTES = 1 << 20
@@ -64,12 +65,13 @@ class Waiting:
 
 
 class Kernels:
-    """Starts and claims them. program: the kernel, by path."""
+    """Starts and claims them. program: the kernel, by path. platform: what they shall have under them."""
 
-    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, program: Path) -> None:
+    def __init__(self, *, keeper: Keeper, cgroups: Cgroups, program: Path, platform: PlatformChoice) -> None:
         self.keeper = keeper
         self._cgroups = cgroups
         self._program = program
+        self._platform = platform
 
     def version(self) -> tuple[int, ...]:
         """What tells the program from one that was put in its place."""
@@ -95,6 +97,7 @@ class Kernels:
     async def _launch(self, place: Path, key: str, fds: dict[str, int], further: list[str]) -> int:
         pidfile = place / "kernel.pid"
         words = [str(self._program), "serve", "--control", "3", "--claim", "4", "--share", str(place / "share")]
+        words += ["--platform", await self._platform.name()]
         created = await self.keeper.create_task(
             key,
             [*words, "--pidfile", str(pidfile), "--uid", str(_uid_of(key)), *further],

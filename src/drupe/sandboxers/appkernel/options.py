@@ -9,6 +9,7 @@ import msgspec
 
 from drupe.errors import NotFound
 from drupe.keeper.programs import find_program
+from drupe.sandboxers.appkernel.platforms import Wanted
 from drupe.spec.base import Spec
 
 PROGRAM = "drupe-appkernel"
@@ -18,11 +19,13 @@ class AppkernelOptions(Spec):
     """program: the kernel, by path; "": the one that came with this version. root: how it sees containers' roots:
     "directory", the host's overlay; or "image", an EROFS file that all pods share, where what is written stays in the
     pod's memory and out of reach of `cp`, `diff` and `commit`. spares: kernels that wait for pods, from the first pod
-    on."""
+    on. platform: what runs guest code: "trap", stub processes; "kvm", a virtual machine of the host's KVM, or no pod;
+    "auto": "kvm" where a timed probe finds it fast."""
 
     program: str = ""
     root: Literal["directory", "image"] = "directory"
     spares: Annotated[int, msgspec.Meta(ge=0, le=64)] = 4
+    platform: Wanted = "trap"
 
 
 def find_kernel(options: AppkernelOptions) -> Path:

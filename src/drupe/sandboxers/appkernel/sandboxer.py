@@ -20,6 +20,7 @@ from drupe.sandboxers.appkernel.able import ABLE
 from drupe.sandboxers.appkernel.bounds import memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.kernels import Kernels
 from drupe.sandboxers.appkernel.options import AppkernelOptions, find_kernel
+from drupe.sandboxers.appkernel.platforms import PlatformChoice
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import KERNEL, PodRecord, TaskRecord
 from drupe.sandboxers.appkernel.spares import Spares
@@ -314,7 +315,9 @@ class AppkernelSandboxer(KeptSandboxer):
 def open_appkernel(means: Means) -> AppkernelSandboxer:
     """The kind on this host. Raises NotFound when its program was not built."""
     options = cast(AppkernelOptions, means.options)
-    kernels = Kernels(keeper=means.keeper, cgroups=means.cgroups, program=find_kernel(options))
+    program = find_kernel(options)
+    platform = PlatformChoice(program, options.platform)
+    kernels = Kernels(keeper=means.keeper, cgroups=means.cgroups, program=program, platform=platform)
     spares = Spares(kernels=kernels, home=means.run / "appkernel", count=options.spares)
     pods = Pods(kernels=kernels, spares=spares, cgroups=means.cgroups)
     return AppkernelSandboxer(pods=pods, cgroups=means.cgroups, on_exit=means.on_exit, options=options)
