@@ -146,10 +146,12 @@ async def hold(attachment: Attachment) -> None:
 class TaskService(ABC):
     """Containers of one sandbox kind; ids are unique per node. binds_until: the call by which what a container
     bind-mounts has been taken over: "create" or "start". joins_by_pid: a container may have a neighbour's process
-    table, called by the pid that was told of that one (/proc/PID/ns/pid)."""
+    table, called by the pid that was told of that one (/proc/PID/ns/pid). own_numbers: `pids` are those of a kernel of
+    its own, and mean nothing on the host, or another process."""
 
     binds_until: ClassVar[str] = "create"
     joins_by_pid: ClassVar[bool] = False
+    own_numbers: ClassVar[bool] = False
 
     @abstractmethod
     def know(self, task_id: str, *, cgroup: str, bundle: Path) -> None:

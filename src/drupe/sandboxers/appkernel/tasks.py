@@ -49,6 +49,7 @@ class KernelTasks(KeptTasks):
     """See the contract. A container's record is on disk, and its streams are the keeper's."""
 
     binds_until: ClassVar[str] = "start"  # the kernel is given them opened
+    own_numbers: ClassVar[bool] = True
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
         super().__init__(keeper=pods.keeper, cgroups=cgroups)

@@ -56,6 +56,7 @@ class GvisorTasks(KeptTasks):
 
     binds_until: ClassVar[str] = "start"  # a gofer takes them over
     joins_by_pid: ClassVar[bool] = True
+    own_numbers: ClassVar[bool] = True
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit) -> None:
         super().__init__(keeper=pods.keeper, cgroups=cgroups)

@@ -50,7 +50,7 @@ _HARMLESS = (0, 17, 18, 23, 28)  # signals that do nothing by default: CHLD, CON
 class VmTasks(TaskService):
     """See the contract. A container's record is on disk; in memory are its streams."""
 
-    binds_until: ClassVar[str] = "create"
+    own_numbers: ClassVar[bool] = True
 
     def __init__(
         self, *, keeper: Keeper, machines: Machines, cgroups: Cgroups, on_exit: OnExit, options: VmOptions

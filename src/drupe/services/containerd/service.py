@@ -160,9 +160,11 @@ async def state(service: TaskService, request: task.StateRequest) -> Message:
 
 
 async def pids(service: TaskService, request: task.PidsRequest) -> Message:
-    """Never empty while it lives: containerd takes a task without processes for one that leaked."""
+    """The host's, as `docker top` looks them up there: of a kernel of its own the process that runs it. Never empty
+    while it lives: containerd takes a task without processes for one that leaked."""
     found = service.task(request.id)
-    numbers = await found.container.tasks.pids(found.container.id) if found.live else []
+    tasks = found.container.tasks
+    numbers = await tasks.pids(found.container.id) if found.live and not tasks.own_numbers else []
     if not numbers and found.container.state in (State.READY, State.RUNNING, State.PAUSED):
         numbers = [found.record.pid]
     owners = {exec_.pid: exec_id for exec_id, exec_ in found.record.execs.items() if exec_.ours and exec_.exit is None}
