@@ -38,6 +38,10 @@ GUESTS = (
     "tests/integration/test_*guest*.py",
     "tests/integration/test_agent_service.py",
     "tests/integration/test_appkernel*.py",
+    # no guests, but long: so that both lanes take about the same time
+    "tests/faults/test_death_at_each_write.py",
+    "tests/faults/test_task_deaths.py",
+    "tests/integration/test_native.py",
 )
 # options that go to both lanes and choose nothing
 COMMON = ("--durations", "--last-failed", "--lf", "-x", "-v", "-q", "--maxfail", "--timeout", "-p", "--color")

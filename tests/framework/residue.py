@@ -12,12 +12,13 @@ from framework.daemon import Daemon
 from framework.leaks import SPARE, mounts
 
 SETTLES_WITHIN_S = 10.0
+ZYGOTE = "drupe-zygote"
 
 
 def residue(daemon: Daemon) -> dict[str, list[str]]:
     """Kind of thing to what is there though no pod is. Empty when all is well."""
     found = {
-        "children of the keeper": settled(lambda: [one for one in children(daemon.keeper_pid) if SPARE not in one]),
+        "children of the keeper": settled(lambda: working(daemon.keeper_pid)),
         "kernels": settled(lambda: lost_kernels(daemon)),
         "cgroups": cgroups_of(daemon),
         "mounts": pod_mounts(daemon),
@@ -29,6 +30,11 @@ def residue(daemon: Daemon) -> dict[str, list[str]]:
         "journal rows": journal_rows(daemon),
     }
     return {kind: what for kind, what in found.items() if what}
+
+
+def working(keeper: int) -> list[str]:
+    """Its children but for those that wait for a pod and are the daemon's own: spare kernels, zygotes of modules."""
+    return [one for one in children(keeper) if not one.endswith((SPARE, ZYGOTE))]
 
 
 def children(pid: int) -> list[str]:

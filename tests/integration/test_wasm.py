@@ -46,13 +46,9 @@ def suite(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_left(daemon: Daemon) -> Iterator[None]:
-    """But for the zygote and its waiting children, which are the daemon's own."""
     yield
     daemon.delete_pods()
-    left = residue(daemon)
-    left["children of the keeper"] = [c for c in left.get("children of the keeper", []) if "drupe-zygote" not in c]
-    wait_until(lambda: not [c for c in children(daemon.keeper_pid) if "drupe-zygote" not in c], what="all have ended")
-    assert {kind: what for kind, what in residue(daemon).items() if kind != "children of the keeper"} == {}
+    assert residue(daemon) == {}
 
 
 def out(daemon: Daemon, *argv: str, code: int = 0, input: str | None = None) -> str:

@@ -191,13 +191,13 @@ class Container:
             self.require_pod_awake("kill it")
         if number == 9 or self.state is State.READY:
             self._want_stopped()
+        self._event("kill", signal=str(number))  # before the end that it may bring about
         try:
             await self.tasks.kill(self.id, number, everything=everything)
         except NotFound:
             raise InvalidState(f"{self.what} has just ended") from None
         if number == 9 and self.state is State.PAUSED:  # a frozen process dies only once thawed
             await self.pod.thaw_for(self)
-        self._event("kill", signal=str(number))
 
     def check_allowed(self, doing: str, features: set[str]) -> None:
         """As `Pod.check_allowed`."""

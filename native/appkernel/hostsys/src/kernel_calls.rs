@@ -185,14 +185,9 @@ pub const MACHINE: &[Rule] = &[
         Action::Fail(libc::ENOSYS as u16),
         "its flags cannot be seen; the library uses clone then",
     ),
-    rule(libc::SYS_rt_sigprocmask, ANY, ALLOW, "a thread begins"),
-    rule(libc::SYS_set_robust_list, ANY, ALLOW, "the same"),
+    rule(libc::SYS_set_robust_list, ANY, ALLOW, "a thread begins"),
     rule(libc::SYS_rseq, ANY, ALLOW, "the same"),
-    rule(libc::SYS_sigaltstack, ANY, ALLOW, "the same, and ends"),
     rule(libc::SYS_sched_getaffinity, ANY, ALLOW, "the same"),
-    rule(libc::SYS_gettid, ANY, ALLOW, "its number, by which it is taken out of a processor"),
-    rule(libc::SYS_rt_sigreturn, ANY, ALLOW, "back from the signal that does that"),
-    rule(libc::SYS_exit, ANY, ALLOW, "a thread ends"),
 ];
 
 /// The filter's instructions as bytes, 8 for each (struct sock_filter).

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from drupe.spec.status import ExitStatus
 
 FIFO = "start.fifo"
 WORDS = "trap"
+ARRIVES_WITHIN_S = 10.0
 
 
 class WasmTasks(KeptTasks):
@@ -91,8 +93,17 @@ class WasmTasks(KeptTasks):
                 await coming.arrived()
             finally:
                 coming.close()
-        if not release(bundle / FIFO):
+        if not await self._released(task_id, bundle / FIFO):
             raise InvalidState(f"container {task_id} does not wait to be started", hint="it runs, or has ended")
+
+    async def _released(self, task_id: str, fifo: Path) -> bool:
+        """One that an earlier daemon made may still be on its way there."""
+        deadline = time.monotonic() + ARRIVES_WITHIN_S
+        while not (there := release(fifo)) and fifo.exists() and task_id not in self._ended:
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.01)
+        return there
 
     def was_started(self, task_id: str) -> bool:
         """Whether it does not wait any more."""
