@@ -36,6 +36,7 @@ from drupe.spec.resources import Resources
 
 _SHM = "/dev/shm"  # noqa: S108 the container's
 _SHM_BYTES = 64 << 20
+_IN_ITS_NAMESPACES = ("wasm",)  # a module's process is one of the host's, beside the stand-in
 _INSIDE = (
     "memory_bytes", "memory_reservation_bytes", "memory_swap_bytes", "oom_kill_disable", "pids", "unified",
 )  # fmt: skip
@@ -177,10 +178,16 @@ class _Birth:
             cgroup=cgroup_of(self.asked, self.config),
             network=self._network(),
             namespaces=namespaces_of(self.linux),
-            sysctls={} if _cannot(self.able, "sysctls") else self.linux.sysctl or {},
+            sysctls=self._sysctls(),
             resources=limits,
             containers=(self._container(inside),),
         )
+
+    def _sysctls(self) -> dict[str, str]:
+        """For a kernel of the pod's own; in the stand-in's namespaces crun has set them."""
+        if _cannot(self.able, "sysctls") or self.record.kind in _IN_ITS_NAMESPACES:
+            return {}
+        return self.linux.sysctl or {}
 
     def _network(self) -> NetworkSpec:
         """A new one is the stand-in's, which its maker's hooks may fill."""
