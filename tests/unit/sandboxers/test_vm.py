@@ -52,8 +52,8 @@ def test_a_saved_machine_finds_its_disks_where_they_were(tmp_path: Path) -> None
 def test_translated_code_is_bounded_where_memory_is_shared(tmp_path: Path) -> None:
     """By the machine's size; not where it boots, or has its memory for itself, or a processor that runs it."""
     clone = {"saved": tmp_path, "share_memory": True, "memory_bytes": 224 << 20}
-    assert "-accel tcg,tb-size=22 " in line(tmp_path, **clone)
-    assert "-accel tcg,tb-size=16 " in line(tmp_path, **clone | {"memory_bytes": 64 << 20})
+    assert "-accel tcg,tb-size=48 " in line(tmp_path, **clone)
+    assert "-accel tcg,tb-size=102 " in line(tmp_path, **clone | {"memory_bytes": 1 << 30})
     assert "-accel kvm " in line(tmp_path, **clone, accelerator="kvm")
     assert "-accel tcg " in line(tmp_path, **clone | {"share_memory": False})
     assert "-accel tcg " in line(tmp_path)

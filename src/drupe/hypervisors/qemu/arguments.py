@@ -29,7 +29,7 @@ _QUICK = ("rcupdate.rcu_expedited=1",)
 # page table deeper than needed.
 _EMULATED = {"virt": "max"}
 _EMULATED_X86 = "max,-erms,-fsrm,-la57"
-_CODE_SHARE, _CODE_LEAST_MIB = 10, 16
+_CODE_SHARE, _CODE_LEAST_MIB = 10, 48
 # What a kernel does at every step is translated once more: policies that nobody has loaded, and statistics of stalls.
 _PLAIN = ("lsm=landlock,lockdown,yama", "psi=0")
 
@@ -60,7 +60,8 @@ def _machine(config: MachineConfig, machine: str) -> list[str]:
 
 def _accelerator(config: MachineConfig) -> str:
     """Translated code is the largest part of a machine that shares its memory with others. It may be a tenth of what
-    the machine has; of QEMU's own 1 GiB, a start leaves 31 MB behind that are hardly used again."""
+    the machine has, of QEMU's own 1 GiB, but no less than what a start (31 MB) and a few programs after it take: with
+    less QEMU throws all of it away and translates it anew."""
     if config.accelerator != "tcg" or not config.share_memory:
         return config.accelerator
     return f"tcg,tb-size={min(max(config.memory_bytes // _CODE_SHARE >> 20, _CODE_LEAST_MIB), 1024)}"
