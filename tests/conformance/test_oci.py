@@ -50,15 +50,20 @@ def test_what_it_sees_in_gvisor(daemon: Daemon, tmp_path: Path, name: str) -> No
         check(name, ours, observe(name, bundles.runsc(tmp_path / "runsc"), tmp_path), "runsc", kind="gvisor")
 
 
+def beside_runc(name: str, kind: str, daemon: Daemon, tmp_path: Path) -> None:
+    """A case by the kind's `drupe-oci` and by runc: they differ only where the list says so."""
+    needs_program("runc", "crun")
+    ours = observe(name, bundles.of_kind(kind, daemon, tmp_path / "ours"), tmp_path)
+    assert ours, "the case saw nothing"
+    check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path), "runc", kind=kind)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_it_sees_under_the_application_kernel(daemon: Daemon, tmp_path: Path, name: str) -> None:
     """Beside runc, as a program sees Linux."""
     if name not in APPKERNEL_SHORTLY and not os.environ.get("DRUPE_TEST_INTEROP"):
         pytest.skip("what shows the least: make test-interop")
-    needs_program("runc", "crun")
-    ours = observe(name, bundles.of_kind("appkernel", daemon, tmp_path / "ours"), tmp_path)
-    assert ours, "the case saw nothing"
-    check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path), "runc", kind="appkernel")
+    beside_runc(name, "appkernel", daemon, tmp_path)
 
 
 @pytest.mark.timeout(600)
@@ -67,10 +72,7 @@ def test_what_it_sees_in_a_machine(machine_daemon: Daemon, tmp_path: Path, name:
     """Beside runc: a Linux of its own, whose programs are made by crun."""
     if name not in MACHINES_SHORTLY and not os.environ.get("DRUPE_TEST_INTEROP"):
         pytest.skip("a machine for each of its bundles: make test-interop")
-    needs_program("runc", "crun")
-    ours = observe(name, bundles.of_kind("vm", machine_daemon, tmp_path / "ours"), tmp_path)
-    assert ours, "the case saw nothing"
-    check(name, ours, observe(name, bundles.runc(tmp_path / "runc"), tmp_path), "runc", kind="vm")
+    beside_runc(name, "vm", machine_daemon, tmp_path)
 
 
 @pytest.mark.parametrize("name", wasm_conformance.CASES)

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from drupe.sandboxers.kinds import KINDS
-from drupe.services.doctor import why_not
+from framework.appkernels import leaves_nothing
 from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
-from framework.residue import is_alive, residue
+from framework.residue import is_alive
 
 pytestmark = [pytest.mark.root]
 WITHIN_S = 20.0
@@ -24,11 +23,8 @@ WITHIN_S = 20.0
 
 @pytest.fixture
 def daemon(fresh_daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
-    if cause := why_not(KINDS["appkernel"], cache=tmp_path / "doctor.json", named=True):
-        pytest.skip(f"appkernel cannot run here: {cause}")
-    yield fresh_daemon
-    fresh_daemon.delete_pods()
-    assert residue(fresh_daemon) == {}
+    with leaves_nothing(fresh_daemon, tmp_path):
+        yield fresh_daemon
 
 
 def run(daemon: Daemon, name: str, script: str = "exec sleep 1000", *flags: str) -> int:

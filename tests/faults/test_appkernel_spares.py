@@ -13,11 +13,10 @@ import pytest
 
 from drupe.keeper.programs import find_program
 from drupe.sandboxers.appkernel.options import PROGRAM, AppkernelOptions
-from drupe.sandboxers.kinds import KINDS
-from drupe.services.doctor import why_not
+from framework.appkernels import leaves_nothing
 from framework.daemon import Daemon
 from framework.leaks import SPARE, mounts, wait_until
-from framework.residue import comm, is_alive, names, residue
+from framework.residue import comm, is_alive, names
 
 pytestmark = [pytest.mark.root]
 WITHIN_S = 60.0
@@ -27,11 +26,8 @@ RUN = ("run", "--rm", "--sandbox", "appkernel", "--network", "none", "busybox")
 
 @pytest.fixture
 def daemon(fresh_daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
-    if cause := why_not(KINDS["appkernel"], cache=tmp_path / "doctor.json", named=True):
-        pytest.skip(f"appkernel cannot run here: {cause}")
-    yield fresh_daemon
-    fresh_daemon.delete_pods()
-    wait_until(lambda: residue(fresh_daemon) == {}, what="nothing is left", timeout_s=WITHIN_S)
+    with leaves_nothing(fresh_daemon, tmp_path):
+        yield fresh_daemon
 
 
 def homes(daemon: Daemon) -> dict[str, int]:

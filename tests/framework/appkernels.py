@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from drupe.sandboxers.kinds import KINDS
+from drupe.services.doctor import why_not
+from framework.daemon import Daemon
+from framework.leaks import wait_until
+from framework.residue import residue
 
 KERNEL = Path(__file__).parents[2] / "src/drupe/_bin/drupe-appkernel"
 PYTHON = "/usr/bin/python3"
@@ -41,6 +49,17 @@ def text(words, at=4096):
     return place + at
 inside = STUB + ctypes.string_at(STUB, 4096).index(CALLS) if len(sys.argv) < 2 else base + own
 """
+
+
+@contextmanager
+def leaves_nothing(daemon: Daemon, directory: Path) -> Iterator[Daemon]:
+    """Pods of this kind by a daemon: skips where they cannot run, saying why; afterwards nothing may be left of them.
+    directory: the test's own."""
+    if cause := why_not(KINDS["appkernel"], cache=directory / "doctor.json", named=True):
+        pytest.skip(f"appkernel cannot run here: {cause}")
+    yield daemon
+    daemon.delete_pods()
+    wait_until(lambda: residue(daemon) == {}, what="nothing is left")
 
 
 def skip_without_platform() -> None:

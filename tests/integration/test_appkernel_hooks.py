@@ -9,22 +9,17 @@ from typing import Any
 
 import pytest
 
-from drupe.sandboxers.kinds import KINDS
-from drupe.services.doctor import why_not
+from framework.appkernels import leaves_nothing
 from framework.daemon import Daemon
 from framework.leaks import wait_until
-from framework.residue import residue
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(daemon: Daemon, tmp_path: Path) -> Iterator[None]:
-    if cause := why_not(KINDS["appkernel"], cache=tmp_path / "doctor.json", named=True):
-        pytest.skip(f"appkernel cannot run here: {cause}")
-    yield
-    daemon.delete_pods()
-    assert residue(daemon) == {}
+    with leaves_nothing(daemon, tmp_path):
+        yield
 
 
 def hook(script: str, **more: Any) -> dict[str, Any]:

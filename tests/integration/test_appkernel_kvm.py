@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
-from tests.framework.appkernels import KERNEL, PYTHON
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel confines itself, as root")
+from framework.appkernels import KERNEL, PYTHON
+
+pytestmark = pytest.mark.root  # the kernel confines itself
 
 FORKS = """
 import os

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 
 from drupe.sandboxers.appkernel.bounds import most_tasks
-from drupe.sandboxers.kinds import KINDS
-from drupe.services.doctor import why_not
 from framework import probes
+from framework.appkernels import leaves_nothing
 from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
-from framework.residue import residue
 
 pytestmark = pytest.mark.root
 HERE = ("--sandbox", "appkernel")
@@ -26,12 +24,9 @@ ALONE = (*HERE, "--network", "none")
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
-    if cause := why_not(KINDS["appkernel"], cache=tmp_path / "doctor.json", named=True):
-        pytest.skip(f"appkernel cannot run here: {cause}")
     daemon = request.getfixturevalue("fresh_daemon" if "fresh_daemon" in request.fixturenames else "daemon")
-    yield
-    daemon.delete_pods()
-    assert residue(daemon) == {}
+    with leaves_nothing(daemon, tmp_path):
+        yield
 
 
 def said(daemon: Daemon, *argv: str) -> str:

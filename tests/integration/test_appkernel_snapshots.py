@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from drupe.sandboxers.kinds import KINDS
-from drupe.services.doctor import why_not
+from framework.appkernels import leaves_nothing
 from framework.daemon import Daemon
 from framework.leaks import wait_until
-from framework.residue import residue
 
 pytestmark = pytest.mark.root
 HERE = ("--sandbox", "appkernel")
@@ -22,12 +20,9 @@ LOOP = "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.05; done"
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
-    if cause := why_not(KINDS["appkernel"], cache=tmp_path / "doctor.json", named=True):
-        pytest.skip(f"appkernel cannot run here: {cause}")
     daemon = request.getfixturevalue("fresh_daemon" if "fresh_daemon" in request.fixturenames else "daemon")
-    yield
-    daemon.delete_pods()
-    assert residue(daemon) == {}
+    with leaves_nothing(daemon, tmp_path):
+        yield
 
 
 def said(daemon: Daemon, *argv: str) -> str:
@@ -107,8 +102,8 @@ both = os.fork()
 if both == 0:
     while shared[0] == 0: time.sleep(0.02)
     shared[70000:70005] = b"child"; os._exit(0)
-held = open("/work/held", "w+"); held.write("held"); held.flush()
-gone = tempfile.TemporaryFile(dir="/work"); gone.write(b"nameless"); gone.flush()
+held = open("/own/held", "w+"); held.write("held"); held.flush()
+gone = tempfile.TemporaryFile(dir="/own"); gone.write(b"nameless"); gone.flush()
 private = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); private[4096:4101] = b"pages"
 r, w = os.pipe(); os.write(w, b"in the pipe")
 e = os.eventfd(7)
@@ -129,11 +124,11 @@ poll = select.epoll(); poll.register(e, select.EPOLLIN)
 listener = socket.create_server(("0.0.0.0", 7000))
 one, other = socket.socketpair()
 one.sendmsg([b"sent"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, e.to_bytes(4, "little"))])
-at = socket.socket(socket.AF_UNIX); at.bind("/work/at"); at.listen()
-caller = socket.socket(socket.AF_UNIX); caller.connect("/work/at"); caller.send(b"called")
+at = socket.socket(socket.AF_UNIX); at.bind("/own/at"); at.listen()
+caller = socket.socket(socket.AF_UNIX); caller.connect("/own/at"); caller.send(b"called")
 mathematics = 1.0 / 3.0
-open("/work/ready", "w").close()
-while not os.path.exists("/work/check"): time.sleep(0.02)
+open("/own/ready", "w").close()
+while not os.path.exists("/own/check"): time.sleep(0.02)
 before = dict(numbers)
 with condition: state["go"] = True; condition.notify_all()
 threads[0].join(20)
@@ -145,10 +140,10 @@ socket.create_connection(("127.0.0.1", 7000)).close()
 data, control, _, _ = other.recvmsg(99, 99)
 shared[0] = 1; os.waitpid(both, 0)
 said += [data, len(control), at.accept()[0].recv(99), shared[70000:70005]]
-again = socket.socket(socket.AF_UNIX); again.connect("/work/at")
+again = socket.socket(socket.AF_UNIX); again.connect("/own/at")
 while numbers["counted"] <= before["counted"] or numbers["alarms"] <= before["alarms"]: time.sleep(0.02)
-with open("/work/x", "w") as out: out.write(repr(said))
-os.rename("/work/x", "/work/said")
+with open("/own/x", "w") as out: out.write(repr(said))
+os.rename("/own/x", "/own/said")
 time.sleep(1000)
 """
 SAID = "['held', b'nameless', b'pages', b'in the pipe', True, 7, b'to the child', 0, True, "
@@ -162,14 +157,14 @@ def there(daemon: Daemon, pod: str, path: str) -> bool:
 def test_what_a_program_had_it_has_again(daemon: Daemon, tmp_path: Path) -> None:
     """Threads that wait and sleep, children, pipes, sockets, timers, events, memory of its own and shared, files."""
     (tmp_path / "busy.py").write_text(BUSY)
-    words = ("-v", f"{tmp_path}/busy.py:/busy.py:ro", *DEBIAN, "--tmpfs", "/work")
+    words = ("-v", f"{tmp_path}/busy.py:/busy.py:ro", *DEBIAN, "--tmpfs", "/own")
     start(daemon, "busy", *words, script="exec /usr/bin/python3 -I /busy.py")
-    wait_until(lambda: there(daemon, "busy", "/work/ready"), what="the program has begun")
+    wait_until(lambda: there(daemon, "busy", "/own/ready"), what="the program has begun")
     said(daemon, "fork", "--name", "twin", "busy")
     for pod in ("busy", "twin"):
-        said(daemon, "exec", pod, "touch", "/work/check")
-        wait_until(lambda pod=pod: there(daemon, pod, "/work/said"), what=f"{pod} tells")  # type: ignore[misc]
-        assert inside(daemon, pod, "cat", "/work/said") == SAID
+        said(daemon, "exec", pod, "touch", "/own/check")
+        wait_until(lambda pod=pod: there(daemon, pod, "/own/said"), what=f"{pod} tells")  # type: ignore[misc]
+        assert inside(daemon, pod, "cat", "/own/said") == SAID
 
 
 def redis(daemon: Daemon, pod: str, words: str) -> str:
@@ -179,8 +174,8 @@ def redis(daemon: Daemon, pod: str, words: str) -> str:
 def test_redis_answers_where_it_was(daemon: Daemon) -> None:
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (scripts/setup.sh --tests)")
-    line = "exec /usr/bin/redis-server --port 7001 --save '' --protected-mode no --dir /work"
-    start(daemon, "redis", *DEBIAN, "--tmpfs", "/work", script=line)
+    line = "exec /usr/bin/redis-server --port 7001 --save '' --protected-mode no --dir /own"
+    start(daemon, "redis", *DEBIAN, "--tmpfs", "/own", script=line)
     wait_until(lambda: redis(daemon, "redis", "ping") == "PONG\n", what="redis answers")
     redis(daemon, "redis", "set word kept")
     redis(daemon, "redis", "eval \"for i=1,20000 do redis.call('set', i, i) end\" 0")

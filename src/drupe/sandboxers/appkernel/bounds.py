@@ -13,10 +13,10 @@ from drupe.spec.base import plain
 from drupe.spec.resources import Resources
 
 _SHARE = 0.15  # as systemd gives a unit (TasksMax): no pod alone can take what the host can number
-OWN_TASKS = (
-    3  # the kernel, the holder of its stubs' namespaces, and the first stub: the host counts them, guests do not
-)
+# The kernel, the holder of its stubs' namespaces, and the first stub: the host counts them, guests do not.
+OWN_TASKS = 3
 _NUMBERS = ("pid_max", "threads-max")
+_OF_ONE = frozenset({"memory_bytes", "memory_swap_bytes", "memory_reservation_bytes", "pids"})
 
 
 def most_tasks(kernel: Path = Path("/proc/sys/kernel")) -> int:
@@ -27,9 +27,6 @@ def most_tasks(kernel: Path = Path("/proc/sys/kernel")) -> int:
 def bounded(cgroups: Cgroups, resources: Resources) -> Resources:
     """Limits of a kernel's cgroup: with that bound, where the host's cgroups can count tasks."""
     return msgspec.structs.replace(resources, pids=most_tasks() if "pids" in cgroups.controllers else None)
-
-
-_OF_ONE = frozenset({"memory_bytes", "memory_swap_bytes", "memory_reservation_bytes", "pids"})
 
 
 def check_of_one(resources: Resources) -> None:
