@@ -500,6 +500,11 @@ impl Platform for Stubs {
         self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
     }
 
+    fn thread_cpu_ns(&self, thread: ThreadId) -> Option<u64> {
+        let thread = self.threads.get(&thread)?;
+        memory::thread_cpu_ns(self.proc.as_fd(), self.spaces.get(&thread.space)?.in_proc, thread.in_proc)
+    }
+
     fn is_asleep(&self, thread: ThreadId) -> bool {
         let Some(thread) = self.threads.get(&thread).filter(|thread| thread.waiting.is_none()) else { return false };
         let process = self.spaces.get(&thread.space).map_or(0, |space| space.in_proc);
