@@ -87,7 +87,14 @@ async def _add(tasks: Tasks, pod: Pod, asked: ContainerSpec, fds: dict[str, int]
     """One more container in a pod, and the limits that the pod has for it."""
     spec, limits = shares.split(pod, asked)
     await shares.hold(tasks, pod, limits)
-    return await tasks.core.create_container(pod, spec, fds), limits
+    container = await tasks.core.create_container(pod, spec, fds)
+    if spec.bundle is not None and spec.bundle.checkpoint:
+        try:
+            await container.tasks.go_on_from(container.id, Path(spec.bundle.checkpoint))
+        except BaseException:
+            await tasks.core.delete_container(container, force=True)
+            raise
+    return container, limits
 
 
 async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) -> Made:
@@ -219,13 +226,27 @@ async def checkpoint(task: Task, request: CheckpointTaskRequest) -> None:
     container.check_allowed("a checkpoint of", {"checkpoint"})
     if not request.path.startswith("/"):
         raise InvalidArgument(f"checkpoint: {request.path!r} is no absolute path")
-    async with task.pod.lock:
-        await container.tasks.checkpoint(container.id, Path(request.path))
     options = CheckpointOptions()
     if request.options.type_url.endswith(options.DESCRIPTOR.full_name):
         options.ParseFromString(request.options.value)
+    async with task.pod.lock:
+        await container.tasks.checkpoint(container.id, Path(request.path), words=_words(options))
     if options.exit:
         await container.kill("KILL")
+
+
+def _words(options: CheckpointOptions) -> list[str]:
+    """As containerd's own shim gives them to runc."""
+    flags = {
+        "--tcp-established": options.open_tcp,
+        "--ext-unix-sk": options.external_unix_sockets,
+        "--shell-job": options.terminal,
+        "--file-locks": options.file_locks,
+    }
+    words = [flag for flag, asked in flags.items() if asked]
+    words += [f"--empty-ns={name}" for name in options.empty_namespaces]
+    named = {"--manage-cgroups-mode": options.cgroups_mode, "--parent-path": options.parent_path}
+    return words + [f"{flag}={value}" for flag, value in named.items() if value]
 
 
 @contextlib.contextmanager
