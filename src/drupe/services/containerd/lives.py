@@ -12,6 +12,7 @@ from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound, Pe
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.runc_options_pb2 import CheckpointOptions
 from drupe.rpc.containerd.task_v2_pb2 import CheckpointTaskRequest, CreateTaskRequest, ResizePtyRequest
+from drupe.rpc.ttrpc.service import parse
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
 from drupe.services.containerd import opening, shares
@@ -128,7 +129,8 @@ async def start(tasks: Tasks, task: Task) -> int:
     container, pod, record = task.container, task.pod, task.record
     if container.state is not State.READY:
         raise InvalidState(f"task {record.id} is {container.state}: it can be started once")
-    fds = task.fds or await opening.of_task(tasks, record.key, record.streams)
+    fds, task.fds = task.fds, {}
+    fds = fds or await opening.of_task(tasks, record.key, record.streams)
     try:
         async with pod.lock:
             if pod.state is State.READY:
@@ -136,7 +138,6 @@ async def start(tasks: Tasks, task: Task) -> int:
             else:
                 await container.start(fds)
     finally:
-        task.fds = {}
         close_streams(fds)
     note_started(tasks, task)
     return record.pid
@@ -226,9 +227,8 @@ async def checkpoint(task: Task, request: CheckpointTaskRequest) -> None:
     container.check_allowed("a checkpoint of", {"checkpoint"})
     if not request.path.startswith("/"):
         raise InvalidArgument(f"checkpoint: {request.path!r} is no absolute path")
-    options = CheckpointOptions()
-    if request.options.type_url.endswith(options.DESCRIPTOR.full_name):
-        options.ParseFromString(request.options.value)
+    asked = request.options.type_url.endswith(CheckpointOptions.DESCRIPTOR.full_name)
+    options = parse(CheckpointOptions, request.options.value if asked else b"")
     async with task.pod.lock:
         await container.tasks.checkpoint(container.id, Path(request.path), words=_words(options))
     if options.exit:

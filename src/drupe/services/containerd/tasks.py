@@ -186,6 +186,8 @@ class Tasks:
 
     async def _watch(self, task: Task) -> None:
         exit_ = await task.container.wait()
+        fds, task.fds = task.fds, {}
+        close_streams(fds)  # killed before its start: whoever reads waits for their end before it is deleted
         if task.container.state is not State.DELETED:
             self.tell_exit(task, exit_)
 
