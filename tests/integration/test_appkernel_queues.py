@@ -104,6 +104,38 @@ other = os.fork()
 if other == 0: os.setresuid(1000, 1000, 1000); print(of(438, held, number, 0), flush=True); os._exit(0)
 os.waitpid(other, 0); os.kill(child, 9); os.waitpid(child, 0); print(of(438, held, number, 0))
 """,
+    "memory by ranges": """
+import mmap, re
+page, size = 4096, 64 << 20
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); memory[:16 << 20] = bytes(16 << 20)
+at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+def parts(name):
+    found, own = [], None
+    for line in open(f"/proc/self/{name}"):
+        if match := re.match("([0-9a-f]+)-([0-9a-f]+) (....) ", line):
+            own = {"start": int(match[1], 16), "end": int(match[2], 16), "how": match[3]}; found.append(own)
+        elif match := re.match(r"(\\w+): +(\\d+) kB$", line): own[match[1]] = int(match[2])
+    return found
+own = [part for part in parts("smaps") if part["start"] <= at < part["end"]][0]
+print(own["how"], own["Size"] >= 65536, 16384 <= own["Rss"] < 24000)
+print(own["Private_Dirty"] == own["Anonymous"] == own["Rss"])
+whole = parts("smaps_rollup"); print(len(whole), whole[0]["Rss"] > 16384, whole[0]["Pss"] <= whole[0]["Rss"])
+ranges = [line.split()[:2] for line in open("/proc/self/maps")]
+known = {"KernelPageSize", "Pss", "Shared_Clean", "Shared_Dirty", "Private_Clean", "Referenced", "Swap"}
+print(known <= set(own), len(ranges) > 9)
+""",
+    "sealed": """
+import fcntl, mmap
+fd = os.memfd_create("x", os.MFD_ALLOW_SEALING); os.ftruncate(fd, 4096)
+def seal(what):
+    try: return fcntl.fcntl(fd, 1033, what)
+    except OSError as error: return errno.errorcode[error.errno]
+memory = mmap.mmap(fd, 4096); again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+print(seal(8), fcntl.fcntl(fd, 1034), seal(2)); memory.close(); memory = mmap.mmap(again, 4096); print(seal(8))
+memory.close(); memory = mmap.mmap(fd, 4096, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
+print(seal(8), fcntl.fcntl(fd, 1034))
+print(open("/proc/sys/fs/mqueue/msg_max").read().strip().isdigit())
+""",
     "processor time": """
 def end(soft, hard, handler=None):
     child = os.fork()

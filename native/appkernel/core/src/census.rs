@@ -13,6 +13,7 @@ use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, OpenFile, Path};
 use crate::host::Host;
 use crate::kernel::Kernel;
 use crate::mm::Mm;
+use crate::pages;
 use crate::pids;
 use crate::signal::{set_of, Set, COUNT, SIG_DFL, SIG_IGN};
 use crate::task::{FsState, Pid, Process, State, Tid, LIMIT_COUNT};
@@ -63,6 +64,11 @@ impl Census {
     /// The record of a process that the caller names.
     fn of<T>(&self, pid: u32, get: impl FnOnce(&Record) -> T) -> Option<T> {
         self.records.lock().get(&pids::known(self.view(), pid)).map(get)
+    }
+
+    /// What the host says of a process's memory (`pages::fill`).
+    pub(crate) fn fill_areas(&self, pid: Pid, report: &str) {
+        self.records.lock().get_mut(&pid).into_iter().for_each(|record| pages::fill(&mut record.areas, report));
     }
 
     /// The caller's view of numbers: others' processes it cannot name.

@@ -256,7 +256,11 @@ impl Kernel {
             Some(handler) => {
                 match self.looks_at_proc(tid, number, &args) {
                     Looks::No => {}
-                    looks => self.take_census(tid, looks == Looks::Surely),
+                    Looks::Maybe => self.take_census(tid, false),
+                    Looks::Surely => {
+                        self.take_census(tid, true);
+                        self.count_pages(tid, args[0]);
+                    }
                 }
                 handler(self, tid, &args)
             }

@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod mm;
 mod mqueue;
 mod nursery;
+mod pages;
 pub mod pids;
 pub mod platform;
 mod privileges;

@@ -186,6 +186,11 @@ pub trait Platform {
     /// Memory that the space's pages take now.
     fn resident_bytes(&self, space: SpaceId) -> u64;
 
+    /// The same, range by range, as proc_pid_smaps(5) has it; empty where that is not known.
+    fn memory_report(&self, _space: SpaceId) -> String {
+        String::new()
+    }
+
     /// Where the guest's addresses end.
     fn address_end(&self) -> u64;
 

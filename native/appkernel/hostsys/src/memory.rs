@@ -113,6 +113,21 @@ pub fn thread_cpu_ns(proc: BorrowedFd<'_>, process: i32, thread: i32) -> Option<
     files::text(fd.as_fd()).split(' ').next()?.parse().ok()
 }
 
+/// What a process has in memory, range by range (proc_pid_smaps(5)); what can be read of it.
+pub fn report(proc: BorrowedFd<'_>, process: i32) -> String {
+    const LONGEST_BYTES: usize = 32 << 20;
+    let path = format!("{process}/smaps");
+    let Ok(fd) = files::open(proc, path.as_bytes(), libc::O_RDONLY) else { return String::new() };
+    let (mut bytes, mut part) = (Vec::new(), vec![0; 64 << 10]);
+    while bytes.len() < LONGEST_BYTES {
+        match files::read_at(fd.as_fd(), bytes.len() as u64, &mut part) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => bytes.extend_from_slice(&part[..count]),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Memory that a process's pages take, from its directory in a /proc (proc_pid_statm(5)); 0 where that cannot be read.
 pub fn resident_bytes(proc: BorrowedFd<'_>, process: i32) -> u64 {
     let path = format!("{process}/statm");

@@ -515,6 +515,10 @@ impl Platform for Stubs {
         self.spaces.get(&space).map_or(0, |space| memory::resident_bytes(self.proc.as_fd(), space.in_proc))
     }
 
+    fn memory_report(&self, space: SpaceId) -> String {
+        self.spaces.get(&space).map_or_else(String::new, |space| memory::report(self.proc.as_fd(), space.in_proc))
+    }
+
     fn address_end(&self) -> u64 {
         layout::GUEST_END
     }

@@ -7,7 +7,7 @@ use drupe_appkernel_vfs::ioctl::{FIOASYNC, FIOCLEX, FIONBIO, FIONCLEX};
 use drupe_appkernel_vfs::locks::Owner;
 use drupe_appkernel_vfs::pipe::PipeEnd;
 use drupe_appkernel_vfs::tmpfs::TmpFile;
-use drupe_appkernel_vfs::{OpenFile, OpenFlags};
+use drupe_appkernel_vfs::{FileType, OpenFile, OpenFlags};
 
 use super::mq;
 use super::{locks, messages, Args};
@@ -160,7 +160,7 @@ pub fn fcntl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         11 => i64::from(file.owner.lock().1),
         15 | 16 => return owner_ex(kernel, tid, &file, command == 15, argument),
         1031 | 1032 => return pipe_size(kernel, tid, &file, command == 1031, argument),
-        1033 | 1034 => return seals(&file, command == 1033, argument),
+        1033 | 1034 => return seals(kernel, &file, command == 1033, argument),
         _ => return Err(Errno::INVAL),
     };
     Ok(Done::Value(value))
@@ -200,9 +200,22 @@ fn owner_ex(kernel: &Kernel, tid: Tid, file: &OpenFile, set: bool, address: u64)
     Ok(Done::Value(0))
 }
 
-fn seals(file: &OpenFile, add: bool, argument: u64) -> Result<Done> {
+/// Whether somebody could still change the file by memory that it has mapped.
+fn is_mapped_for_writing(kernel: &Kernel, file: &TmpFile) -> bool {
+    let same = |open: &OpenFile| {
+        open.flags().writes() && open.downcast::<TmpFile>().is_some_and(|other| Arc::ptr_eq(other.node(), file.node()))
+    };
+    let mut areas = kernel.mms.values().flat_map(|mm| mm.areas.values());
+    areas.any(|area| area.shared && area.file.as_ref().is_some_and(|(open, _)| same(open)))
+}
+
+fn seals(kernel: &Kernel, file: &OpenFile, add: bool, argument: u64) -> Result<Done> {
+    const SEAL_WRITE: u64 = 8;
     let file = file.downcast::<TmpFile>().ok_or(Errno::INVAL)?;
     if add {
+        if argument & SEAL_WRITE != 0 && is_mapped_for_writing(kernel, file) {
+            return Err(Errno::BUSY);
+        }
         file.add_seals(argument as u32)?;
         return Ok(Done::Value(0));
     }
@@ -351,7 +364,9 @@ pub fn sync_file_range(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Don
     if flags & !7 != 0 || end.is_none() {
         return Err(Errno::INVAL);
     }
-    hint(kernel, tid, args)
+    let kind = kernel.file(tid, args[0])?.metadata()?.kind();
+    let is_kept = matches!(kind, FileType::Regular | FileType::Directory | FileType::BlockDevice);
+    is_kept.then_some(Done::Value(0)).ok_or(Errno::SPIPE)
 }
 
 /// readahead(2), of regular files that may be read.

@@ -53,6 +53,19 @@ pub struct Process {
     pub oom_score_adj: i32,
 }
 
+/// What /proc/PID/smaps counts of a range, in its order.
+pub const COUNTS: [&str; 9] = [
+    "Rss",
+    "Pss",
+    "Shared_Clean",
+    "Shared_Dirty",
+    "Private_Clean",
+    "Private_Dirty",
+    "Referenced",
+    "Anonymous",
+    "Swap",
+];
+
 /// A mapped range.
 #[derive(Clone, Debug, Default)]
 pub struct Area {
@@ -66,6 +79,8 @@ pub struct Area {
     pub inode: u64,
     /// The file's path, or "[heap]", "[stack]"; may be empty.
     pub name: Vec<u8>,
+    /// By `COUNTS`, where that is known.
+    pub counts_kib: [u64; COUNTS.len()],
 }
 
 /// Where a process is.

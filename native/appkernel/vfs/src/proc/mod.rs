@@ -14,7 +14,7 @@ use crate::inode::LinkTarget;
 use crate::kind::FileType;
 use crate::pseudo::{Directory, Fixed, Item, Listed, PseudoFs};
 
-pub use data::{Area, Places, Process, Processes, System};
+pub use data::{Area, Places, Process, Processes, System, COUNTS};
 pub use sys::sysfs;
 
 const MAGIC: u64 = 0x9fa0;

@@ -94,6 +94,8 @@ impl Maker {
             ("environ", self.text(0o400, |s, pid, _| s.environment(pid))),
             ("auxv", self.text(0o400, |s, pid, _| s.auxiliary(pid))),
             ("maps", self.text(0o444, |s, pid, _| Some(stat::maps(&s.areas(pid))))),
+            ("smaps", self.text(0o444, |s, pid, _| Some(stat::smaps(&s.areas(pid))))),
+            ("smaps_rollup", self.text(0o444, |s, pid, _| Some(stat::smaps_rollup(&s.areas(pid))))),
             ("limits", self.text(0o444, |s, pid, _| Some(stat::limits(&s.limits(pid)?)))),
             ("mounts", self.text(0o444, |s, pid, _| mounts(s, pid, mount_line))),
             ("mountinfo", self.text(0o444, |s, pid, _| mounts(s, pid, mountinfo_line))),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Area, Process};
+use super::{Area, Process, COUNTS};
 use crate::kind::split_device;
 use crate::open::OpenFile;
 
@@ -102,6 +102,29 @@ pub(super) fn status(p: &Process) -> Vec<u8> {
     lines.push(("Seccomp", p.seccomp.to_string()));
     lines.push(("Seccomp_filters", p.filters.to_string()));
     lines.iter().map(|(name, value)| format!("{name}:\t{value}\n")).collect::<String>().into_bytes()
+}
+
+fn counts(counts_kib: &[u64; COUNTS.len()]) -> String {
+    COUNTS.iter().zip(counts_kib).map(|(name, kib)| format!("{:<15} {kib:>8} kB\n", format!("{name}:"))).collect()
+}
+
+/// /proc/PID/smaps.
+pub(super) fn smaps(areas: &[Area]) -> Vec<u8> {
+    let one = |area: &Area| {
+        let size = (area.end - area.start) / 1024;
+        let head = format!("Size:           {size:>8} kB\nKernelPageSize:        4 kB\nMMUPageSize:           4 kB\n");
+        [maps(std::slice::from_ref(area)), head.into_bytes(), counts(&area.counts_kib).into_bytes()].concat()
+    };
+    areas.iter().flat_map(one).collect()
+}
+
+/// /proc/PID/smaps_rollup.
+pub(super) fn smaps_rollup(areas: &[Area]) -> Vec<u8> {
+    let mut all = [0; COUNTS.len()];
+    areas.iter().flat_map(|area| area.counts_kib.iter().enumerate()).for_each(|(which, kib)| all[which] += kib);
+    let (start, end) = (areas.first().map_or(0, |area| area.start), areas.last().map_or(0, |area| area.end));
+    let whole = Area { start, end, name: b"[rollup]".to_vec(), ..Area::default() };
+    [maps(&[whole]), counts(&all).into_bytes()].concat()
 }
 
 /// /proc/PID/maps.

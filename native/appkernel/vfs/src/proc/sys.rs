@@ -10,13 +10,18 @@ use crate::pseudo::{Fixed, Item, PseudoFs};
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 
 /// Path below /proc/sys, and the value.
-const SETTINGS: [(&str, &str); 39] = [
+const SETTINGS: [(&str, &str); 44] = [
     ("fs/file-max", "1048576"),
     ("fs/nr_open", "1048576"),
     ("fs/inotify/max_queued_events", "16384"),
     ("fs/inotify/max_user_instances", "128"),
     ("fs/inotify/max_user_watches", "65536"),
     ("fs/epoll/max_user_watches", "65536"),
+    ("fs/mqueue/msg_default", "10"),
+    ("fs/mqueue/msg_max", "10"),
+    ("fs/mqueue/msgsize_default", "8192"),
+    ("fs/mqueue/msgsize_max", "8192"),
+    ("fs/mqueue/queues_max", "256"),
     ("fs/protected_hardlinks", "0"),
     ("fs/protected_symlinks", "0"),
     ("kernel/cap_last_cap", "40"),
