@@ -232,6 +232,23 @@ mine = []; burn(time.process_time() + 0.1, time.process_time)
 thread = threading.Thread(target=other); thread.start(); thread.join()
 print(mine[0][0] < 0.05, mine[0][1] >= 0.1)
 """,
+    "users of files": """
+FSUID, FSGID = 122, 123
+place = tempfile.mkdtemp(); os.chmod(place, 0o777); secret = place + "/secret"; open(secret, "w").close(); os.chmod(secret, 0o600)
+def seen(): return [l.split()[1:] for l in open("/proc/self/status") if l[:3] in ("Uid", "Gid")]
+def rights(): return int([l for l in open("/proc/self/status") if l.startswith("CapEff")][0].split()[1], 16) & 0x1f
+def apart():
+    changed = of(FSUID, 1000), of(FSUID, -1), of(FSGID, 1001), of(FSGID, -1), seen(), rights()
+    os.close(os.open(place + "/made", os.O_CREAT)); made = os.stat(place + "/made")
+    kept = error(os.open, secret, os.O_RDONLY), made.st_uid, made.st_gid, os.geteuid(), os.access(secret, os.R_OK)
+    return changed, kept, of(FSUID, 0), rights() == before, error(os.open, secret, os.O_RDONLY) != 13
+def user():
+    os.setresgid(5, 6, 7); os.setresuid(1000, 1001, 1002)
+    return [of(FSUID, n) for n in (1000, 1002, 99, 0, -1)], [of(FSGID, n) for n in (5, 7, 99, -1)], seen()
+def back(): of(FSUID, 1000); os.seteuid(0); return seen(), of(FSUID, 5), child(lambda: os.popen("grep Uid /proc/self/status").read())
+before = rights(); print(child(apart)); print(child(user)); print(child(back))
+import shutil; shutil.rmtree(place)
+""",
     "scores": """
 path = "/proc/self/oom_score_adj"
 def put(value):

@@ -153,6 +153,8 @@ impl Kernel {
                 // Who is not root has what was made ambient, and nothing else (capabilities(7)).
                 ambient: if uid == 0 { 0 } else { rights.permitted & rights.inheritable },
                 securebits: 0,
+                fs_uid: None,
+                fs_gid: None,
             },
             threads: vec![pid],
             exit: None,

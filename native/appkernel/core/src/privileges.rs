@@ -87,9 +87,24 @@ impl Privileges {
         }
         self.credentials.capabilities = if file.effective { self.ids.permitted } else { self.ids.ambient };
         (self.ids.saved_uid, self.ids.saved_gid) = (uid, self.credentials.gid);
+        (self.ids.fs_uid, self.ids.fs_gid) = (None, None);
         self.ids.securebits &= !SECBIT_KEEP_CAPS;
         let more = self.ids.permitted & !self.ids.ambient != 0 && self.ids.uid != 0 && file.effective;
         self.secure = changed || uid != self.ids.uid || self.credentials.gid != self.ids.gid || more;
+    }
+}
+
+/// Effect of setfsuid(2): who was root to files and is it no more has lost the rights on them, and the other way round.
+pub(crate) fn file_user_changed(process: &mut Process, old: u32, new: u32) {
+    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, LINUX_IMMUTABLE, MKNOD, MAC_OVERRIDE
+    const ON_FILES: u64 = 0x1f | 1 << 9 | 1 << 27 | 1 << 32;
+    if process.ids.securebits & SECBIT_NO_SETUID_FIXUP != 0 {
+        return;
+    }
+    match (old == 0, new == 0) {
+        (true, false) => process.credentials.capabilities &= !ON_FILES,
+        (false, true) => process.credentials.capabilities |= process.ids.permitted & ON_FILES,
+        _ => {}
     }
 }
 

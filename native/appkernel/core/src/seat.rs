@@ -48,7 +48,7 @@ impl Kernel {
         let process = self.process(tid)?;
         let fs = process.fs.lock();
         Ok(Seat {
-            credentials: process.credentials.clone(),
+            credentials: process.acting(),
             now: self.host.now(ClockId::Realtime),
             pid: process.pid,
             session: process.session,
@@ -77,7 +77,9 @@ impl Kernel {
     pub(crate) fn with_context<T>(&self, tid: Tid, act: impl FnOnce(&Context<'_>) -> Result<T>) -> Result<T> {
         let process = self.process(tid)?;
         let now = self.host.now(ClockId::Realtime);
-        act(&Context { credentials: &process.credentials, now, pid: process.pid, session: process.session })
+        let apart = process.ids.fs_uid.or(process.ids.fs_gid).map(|_| process.acting());
+        let credentials = apart.as_ref().unwrap_or(&process.credentials);
+        act(&Context { credentials, now, pid: process.pid, session: process.session })
     }
 
     /// Where a path relative to this descriptor starts.

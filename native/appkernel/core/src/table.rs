@@ -374,8 +374,8 @@ fn add_identity(t: &mut Table) {
     t.full(119, "setresgid", who::setresgid);
     t.full(120, "getresgid", who::getresgid);
     t.full(121, "getpgid", who::getpgid);
-    t.part(122, "setfsuid", "always the effective id", who::setfsuid);
-    t.part(123, "setfsgid", "always the effective id", who::setfsgid);
+    t.full(122, "setfsuid", who::setfsuid);
+    t.full(123, "setfsgid", who::setfsgid);
     t.full(124, "getsid", who::getsid);
     t.full(125, "capget", who::capget);
     t.full(126, "capset", who::capset);

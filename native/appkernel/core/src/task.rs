@@ -189,12 +189,24 @@ pub struct Ids {
     pub saved_uid: u32,
     pub gid: u32,
     pub saved_gid: u32,
+    /// Those for files, where setfsuid(2) and setfsgid(2) have set them apart from the effective ones.
+    pub fs_uid: Option<u32>,
+    pub fs_gid: Option<u32>,
     pub permitted: u64,
     pub inheritable: u64,
     pub bounding: u64,
     pub ambient: u64,
     /// SECBIT_* of capabilities(7).
     pub securebits: u32,
+}
+
+impl Process {
+    /// Who it is to files.
+    pub fn acting(&self) -> Credentials {
+        let own = &self.credentials;
+        let (uid, gid) = (self.ids.fs_uid.unwrap_or(own.uid), self.ids.fs_gid.unwrap_or(own.gid));
+        Credentials { uid, gid, ..own.clone() }
+    }
 }
 
 /// Tasks that something has woken, to be tried again.

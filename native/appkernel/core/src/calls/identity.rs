@@ -7,7 +7,7 @@ use drupe_appkernel_abi::{Errno, Result};
 use super::Args;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
-use crate::privileges::user_changed;
+use crate::privileges::{file_user_changed, user_changed};
 use crate::task::{Pid, Process, Tid};
 
 const CAP_SETGID: u32 = 6;
@@ -72,6 +72,7 @@ fn change_uids(process: &mut Process, real: u32, effective: u32, saved: u32) -> 
     process.ids.uid = new(real, now[0]);
     process.credentials.uid = new(effective, now[1]);
     process.ids.saved_uid = new(saved, now[2]);
+    process.ids.fs_uid = None;
     user_changed(process, now);
     Ok(Done::Value(0))
 }
@@ -86,6 +87,7 @@ fn change_gids(process: &mut Process, real: u32, effective: u32, saved: u32) -> 
     process.ids.gid = new(real, now[0]);
     process.credentials.gid = new(effective, now[1]);
     process.ids.saved_gid = new(saved, now[2]);
+    process.ids.fs_gid = None;
     Ok(Done::Value(0))
 }
 
@@ -130,13 +132,28 @@ pub fn setresgid(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     change_gids(kernel.process_mut(tid)?, args[0] as u32, args[1] as u32, args[2] as u32)
 }
 
-/// setfsuid(2), setfsgid(2): the id is the effective one; asked, not set apart.
-pub fn setfsuid(kernel: &mut Kernel, tid: Tid, _: &Args) -> Result<Done> {
-    geteuid(kernel, tid, &[0; 6])
+/// setfsuid(2): the one before is told, whatever comes of it.
+pub fn setfsuid(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let (process, new) = (kernel.process_mut(tid)?, args[0] as u32);
+    let effective = process.credentials.uid;
+    let old = process.ids.fs_uid.unwrap_or(effective);
+    let is_own = [process.ids.uid, effective, process.ids.saved_uid, old].contains(&new);
+    if new != KEEP && (is_own || process.credentials.capable(CAP_SETUID)) {
+        process.ids.fs_uid = (new != effective).then_some(new);
+        file_user_changed(process, old, new);
+    }
+    Ok(Done::Value(old.into()))
 }
 
-pub fn setfsgid(kernel: &mut Kernel, tid: Tid, _: &Args) -> Result<Done> {
-    getegid(kernel, tid, &[0; 6])
+pub fn setfsgid(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let (process, new) = (kernel.process_mut(tid)?, args[0] as u32);
+    let effective = process.credentials.gid;
+    let old = process.ids.fs_gid.unwrap_or(effective);
+    let is_own = [process.ids.gid, effective, process.ids.saved_gid, old].contains(&new);
+    if new != KEEP && (is_own || process.credentials.capable(CAP_SETGID)) {
+        process.ids.fs_gid = (new != effective).then_some(new);
+    }
+    Ok(Done::Value(old.into()))
 }
 
 pub fn getgroups(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {

@@ -170,6 +170,8 @@ impl Kernel {
                 bounding,
                 ambient,
                 securebits: p.securebits,
+                fs_uid: p.fs_ids.0,
+                fs_gid: p.fs_ids.1,
             },
             threads: Vec::new(),
             exit: p.exit.map(|exit| match u8::try_from(exit) {

@@ -171,6 +171,7 @@ impl Kernel {
             }),
             pending: p.pending.iter().map(info).collect(),
             ids: [c.uid, c.gid, p.ids.uid, p.ids.saved_uid, p.ids.gid, p.ids.saved_gid],
+            fs_ids: (p.ids.fs_uid, p.ids.fs_gid),
             groups: c.groups.to_vec(),
             capabilities: [c.capabilities, p.ids.permitted, p.ids.inheritable, p.ids.bounding, p.ids.ambient],
             securebits: p.ids.securebits,

@@ -188,6 +188,7 @@ coded! {
         pub exit: Option<i32>,
         pub pending: Vec<SavedInfo>,
         pub ids: [u32; 6],
+        pub fs_ids: (Option<u32>, Option<u32>),
         pub groups: Vec<u32>,
         /// Effective, permitted, inheritable, bounding, ambient.
         pub capabilities: [u64; 5],
