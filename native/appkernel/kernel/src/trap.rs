@@ -243,7 +243,7 @@ impl Stubs {
         thread.input.0 = thread.slot.input(&mut thread.input.1);
         let (signal, info) = thread.slot.signal();
         let code = info[1] as i32;
-        thread.is_fast = signal == 0 && matches!(thread.waiting, Some(Waiting::Slot));
+        thread.is_fast = signal == layout::SIGNAL_FAST_CALL;
         if thread.is_fast {
             let r = thread.slot.fast_registers();
             return Trap::Call { number: r.rax, args: [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] };
