@@ -211,7 +211,11 @@ fn is_mapped_for_writing(kernel: &Kernel, file: &TmpFile) -> bool {
 
 fn seals(kernel: &Kernel, file: &OpenFile, add: bool, argument: u64) -> Result<Done> {
     const SEAL_WRITE: u64 = 8;
+    let writes = file.flags().writes();
     let file = file.downcast::<TmpFile>().ok_or(Errno::INVAL)?;
+    if add && !writes {
+        return Err(Errno::PERM);
+    }
     if add {
         if argument & SEAL_WRITE != 0 && is_mapped_for_writing(kernel, file) {
             return Err(Errno::BUSY);

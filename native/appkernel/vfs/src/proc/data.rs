@@ -54,17 +54,8 @@ pub struct Process {
 }
 
 /// What /proc/PID/smaps counts of a range, in its order.
-pub const COUNTS: [&str; 9] = [
-    "Rss",
-    "Pss",
-    "Shared_Clean",
-    "Shared_Dirty",
-    "Private_Clean",
-    "Private_Dirty",
-    "Referenced",
-    "Anonymous",
-    "Swap",
-];
+pub const COUNTS: [&str; 9] =
+    ["Rss", "Pss", "Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty", "Referenced", "Anonymous", "Swap"];
 
 /// A mapped range.
 #[derive(Clone, Debug, Default)]
