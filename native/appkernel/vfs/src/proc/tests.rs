@@ -209,6 +209,7 @@ fn area(line: &str) -> Area {
         device: crate::kind::make_device(hex(major) as u32, hex(minor) as u32),
         inode: next().parse().unwrap(),
         name: next().trim_start().into(),
+        ..Area::default()
     }
 }
 
