@@ -264,6 +264,10 @@ class Sandboxer(ABC):
             f"sandbox kind {self.kind!r} runs no bundles of others", kind=self.kind, feature="run bundles of others"
         )
 
+    def holds(self, key: str) -> bool:
+        """Whether a task of the keeper's is a sandbox that is known here, and no container."""
+        return False
+
     async def retire(self) -> None:  # noqa: B027 most kinds keep none
         """End what waits for pods that have not come: the daemon ends in order."""
 
