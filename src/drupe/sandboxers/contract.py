@@ -365,7 +365,7 @@ class Sandboxer(ABC):
 
 
 # what is about processes of the host's kernel means nothing where the whole of a sandbox's own kernel is written down
-_MOOT = ("--ext-unix-sk", "--shell-job", "--file-locks", "--manage-cgroups-mode")
+_MOOT = ("--ext-unix-sk", "--shell-job", "--file-locks", "--manage-cgroups-mode", "--work-path")
 
 
 def refuse_words(kind: str, words: Sequence[str]) -> None:
