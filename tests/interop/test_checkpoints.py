@@ -82,9 +82,9 @@ def test_a_container_of_the_cri(own_host: CriHost, tmp_path: Path) -> None:
     cri = own_host
     cri.env["PATH"] = f"{criu.parent}:{cri.env['PATH']}"
     (cri.directory / "drupe.toml").write_text('[containerd]\nsandboxer = true\n[kinds.runc]\nprogram = "runc"\n')
+    cri.stop()  # else what it asks starts a daemon, too
     cri.end_daemon(signal.SIGTERM)
     cri.start_daemon()
-    cri.stop()
     cri.start()
     names = {}
     for handler in ("runc", "drupe-runc"):
