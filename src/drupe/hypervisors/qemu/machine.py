@@ -272,6 +272,8 @@ class QemuMachine(QmpMachine):
         return await self.status()
 
     async def _set_processors(self, wanted: int) -> None:
+        if self._machine == "virt":
+            raise Unsupported("a virt machine of QEMU keeps its processors", feature="resize-processors")
         slots = await self._qmp.call("query-hotpluggable-cpus")
         here = [slot for slot in slots if "qom-path" in slot]
         free = [slot for slot in slots if "qom-path" not in slot]

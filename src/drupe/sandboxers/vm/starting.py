@@ -204,7 +204,8 @@ class _Copy:
 
 def _setup(pod: VmPod, joined: Sequence[Joined]) -> pb.SetupRequest:
     record = pod.record
-    mount = pb.GuestMount(type=record.rootfs, source=share.TAG, target=GUEST_SHARE)
+    # device nodes there are the host's, by number: none is to be opened in the guest
+    mount = pb.GuestMount(type=record.rootfs, source=share.TAG, target=GUEST_SHARE, options=["nodev"])
     if record.rootfs == "hostfs":
         mount.options.append(str(record.share))
     return pb.SetupRequest(
