@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from drupe.errors import DrupeError, Unavailable
 from drupe.hypervisors.contract import Machine, MachineConfig
 from drupe.hypervisors.qmp import Qmp, understood
+from drupe.hypervisors.words import readable
 
 M = TypeVar("M", bound=type[Machine])
 
@@ -79,7 +80,7 @@ class QmpMachine(Machine):
         if name == "GUEST_PANICKED":
             return "panic"
         if name == "SHUTDOWN":
-            reason = str(data.get("reason", "shutdown"))
+            reason = readable(str(data.get("reason", "shutdown")))
             return {"guest-shutdown": "shutdown", "guest-reset": "reset", "guest-panic": "panic"}.get(reason, reason)
         return ""
 

@@ -16,11 +16,11 @@ from google.protobuf.message import Message
 
 from drupe.errors import DataLoss, DeadlineExceeded, DrupeError, Unavailable, Unsupported
 from drupe.hypervisors.lines import Line
+from drupe.hypervisors.words import readable
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.rpc.pace import Pace
 from drupe.rpc.timeouts import timeout
 from drupe.rpc.ttrpc import Client
-from drupe.sandboxers.vm.console import readable
 
 PROTOCOL = 1
 ANSWERS_WITHIN_S = 30.0  # without an accelerator a busy guest is slow; one that hangs is found by its watch
