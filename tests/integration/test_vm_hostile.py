@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from framework.daemon import Daemon
+from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
-from framework.residue import residue
+from framework.residue import residue, rss_kib
 
 pytestmark = [pytest.mark.root]
 
@@ -47,5 +48,24 @@ def test_what_a_guest_puts_beside_its_roots_leads_nowhere(daemon: Daemon, tmp_pa
     assert [path.name for path in share.iterdir()] == said.stdout.split()[:1], said
     assert "Read-only file system" in said.stderr
     assert daemon.command("exec", "one", "sh", "-c", "echo mine >/own; cat /own", check=True).stdout == "mine\n"
+    copies_out(daemon, outside)
     daemon.command("pod", "rm", "-f", "one", check=True)
     assert sorted(path.name for path in outside.iterdir()) == ["empty", "file"], "the host removed what a link named"
+
+
+def copies_out(daemon: Daemon, outside: Path) -> None:
+    """Links come out as links, what has no end is handed on as it comes, and names lead nowhere."""
+    script = f"mkdir /d; ln -s {outside} /d/a; ln -s ../../../../../.. /d/b; truncate -s 1099511627776 /d/c; mkdir /d/x"
+    daemon.command("exec", "one", "sh", "-c", script, check=True)
+    before = rss_kib(daemon.pid)
+    copying = subprocess.Popen([COMMAND, "cp", "one:/d", "-"], env=daemon.environment(), stdout=subprocess.PIPE)
+    assert copying.stdout is not None
+    taken = sum(len(copying.stdout.read(1 << 20)) for _ in range(128))
+    copying.kill()
+    copying.stdout.close()
+    copying.wait()
+    assert taken == 128 << 20
+    assert rss_kib(daemon.pid) - before < 64 << 10
+    daemon.command("exec", "one", "rm", "/d/c", check=True)
+    daemon.command("cp", "one:/d", str(outside.parent / "copy"), check=True)
+    assert (outside.parent / "copy/a").is_symlink() and (outside.parent / "copy/b").is_symlink()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from drupe.errors import DrupeError, Unavailable
-from drupe.hypervisors.contract import Machine, MachineConfig
+from drupe.hypervisors.contract import KILLED, Machine, MachineConfig
 from drupe.hypervisors.qmp import Qmp, understood
 from drupe.hypervisors.words import readable
 
@@ -62,7 +62,7 @@ class QmpMachine(Machine):
         await self._qmp.close()
 
     async def _listen(self) -> None:
-        why = "killed"
+        why = KILLED
         with contextlib.suppress(DrupeError), understood():
             while True:
                 event = await self._qmp.event()

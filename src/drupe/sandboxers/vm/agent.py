@@ -14,7 +14,7 @@ from typing import TypeVar
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from drupe.errors import DataLoss, DeadlineExceeded, DrupeError, Unavailable, Unsupported
+from drupe.errors import DataLoss, DeadlineExceeded, DrupeError, HelperFailed, InternalError, Unavailable, Unsupported
 from drupe.hypervisors.lines import Line
 from drupe.hypervisors.words import readable
 from drupe.rpc.guest import guest_pb2 as pb
@@ -223,6 +223,8 @@ class Agent:
             error.message, error.cause = readable(error.message), readable(error.cause)
             if isinstance(error, DataLoss):
                 self.nonsense(error.message)
+            if isinstance(error, InternalError):  # the guest's, and no bug of ours
+                raise HelperFailed(error.message, cause=error.cause, may_have_run=error.may_have_run) from None
             raise
 
     def nonsense(self, what: str) -> None:
