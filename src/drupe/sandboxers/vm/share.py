@@ -1,5 +1,10 @@
 """What a machine sees of the host: one directory, served by virtiofsd, into which the keeper mounts what its containers
-are given: their roots, and what they bind-mount."""
+are given: their roots, and what they bind-mount.
+
+A guest whose kernel is hostile has all rights there that virtiofsd has. So the directory itself is read-only to it, and
+only what is mounted into it is not: whoever could put a link in the place of the next mount would have the host mount,
+or remove, what it leads to.
+"""
 
 from __future__ import annotations
 
@@ -59,11 +64,12 @@ class Share:
         self._root = record.share
 
     async def make(self) -> None:
-        """A mount of its own, so that what is mounted into it later reaches virtiofsd's namespace (shared subtrees)."""
+        """A mount of its own, so that what is mounted into it later reaches virtiofsd's namespace (shared subtrees).
+        The host makes places for mounts below it, where it is not read-only."""
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root = str(self._root)
         await self._keeper.mount(
-            [Mount(target=root, source=root, flags=("bind",)), Mount(target=root, flags=("shared",))]
+            [Mount(target=root, source=root, flags=("bind", "ro")), Mount(target=root, flags=("shared",))]
         )
 
     async def remove(self) -> None:
@@ -135,7 +141,7 @@ class Share:
 
 def _remove_empty(root: Path) -> None:
     """Remove what was made as places for mounts, and nothing that holds something."""
-    if not root.is_dir():
+    if root.is_symlink() or not root.is_dir():
         root.unlink(missing_ok=True)
         return
     for entry in root.iterdir():
