@@ -234,7 +234,8 @@ print(mine[0][0] < 0.05, mine[0][1] >= 0.1)
 """,
     "users of files": """
 FSUID, FSGID = 122, 123
-place = tempfile.mkdtemp(); os.chmod(place, 0o777); secret = place + "/secret"; open(secret, "w").close(); os.chmod(secret, 0o600)
+place = tempfile.mkdtemp(); os.chmod(place, 0o777); secret = place + "/secret"
+open(secret, "w").close(); os.chmod(secret, 0o600)
 def seen(): return [l.split()[1:] for l in open("/proc/self/status") if l[:3] in ("Uid", "Gid")]
 def rights(): return int([l for l in open("/proc/self/status") if l.startswith("CapEff")][0].split()[1], 16) & 0x1f
 def apart():
@@ -245,7 +246,8 @@ def apart():
 def user():
     os.setresgid(5, 6, 7); os.setresuid(1000, 1001, 1002)
     return [of(FSUID, n) for n in (1000, 1002, 99, 0, -1)], [of(FSGID, n) for n in (5, 7, 99, -1)], seen()
-def back(): of(FSUID, 1000); os.seteuid(0); return seen(), of(FSUID, 5), child(lambda: os.popen("grep Uid /proc/self/status").read())
+def back():
+    of(FSUID, 1000); os.seteuid(0); return seen(), of(FSUID, 5), child(lambda: os.popen("grep Uid /proc/self/status").read())
 before = rights(); print(child(apart)); print(child(user)); print(child(back))
 import shutil; shutil.rmtree(place)
 """,

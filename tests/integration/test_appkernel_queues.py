@@ -134,7 +134,8 @@ memory = mmap.mmap(fd, 4096); again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
 print(seal(8), fcntl.fcntl(fd, 1034), seal(2)); memory.close(); memory = mmap.mmap(again, 4096); print(seal(8))
 memory.close(); memory = mmap.mmap(fd, 4096, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
 print(seal(8), fcntl.fcntl(fd, 1034))
-reader = os.memfd_create("y", os.MFD_ALLOW_SEALING); fd = os.open(f"/proc/self/fd/{reader}", os.O_RDONLY); print(seal(2))
+reader = os.memfd_create("y", os.MFD_ALLOW_SEALING)
+fd = os.open(f"/proc/self/fd/{reader}", os.O_RDONLY); print(seal(2))
 print(open("/proc/sys/fs/mqueue/msg_max").read().strip().isdigit())
 """,
     "processor time": """
