@@ -247,7 +247,8 @@ def user():
     os.setresgid(5, 6, 7); os.setresuid(1000, 1001, 1002)
     return [of(FSUID, n) for n in (1000, 1002, 99, 0, -1)], [of(FSGID, n) for n in (5, 7, 99, -1)], seen()
 def back():
-    of(FSUID, 1000); os.seteuid(0); return seen(), of(FSUID, 5), child(lambda: os.popen("grep Uid /proc/self/status").read())
+    of(FSUID, 1000); os.seteuid(0)
+    return seen(), of(FSUID, 5), child(lambda: os.popen("grep Uid /proc/self/status").read())
 before = rights(); print(child(apart)); print(child(user)); print(child(back))
 import shutil; shutil.rmtree(place)
 """,
