@@ -198,6 +198,8 @@ impl Kernel {
             death_signal: signal(p.death_signal)?,
             no_new_privileges: p.no_new_privileges,
             subreaper: p.subreaper,
+            heard_cpu_ns: 0,
+            lane: p.container,
             dumpable: p.dumpable,
             without_huge_pages: p.without_huge_pages,
             oom_score_adj: p.oom_score_adj,
