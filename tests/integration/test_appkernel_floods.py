@@ -1,5 +1,5 @@
-"""Floods from inside a pod: of timers, processes, signals, of what is kept in the kernel's memory. Who sends them is slowed
-or ended; the pod's kernel stays answerable, and the others go on."""
+"""Floods from inside a pod: of timers, processes, signals, of what is kept in the memory of its kernel. Who sends them
+is slowed or ended; the kernel stays answerable, and the others go on."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _SAID: dict[str, str] = {
     "processes": "limited: pids are the kernel's own",
     "files": "limited: what lies on a tmpfs is in the kernel's memory and cannot be reached from outside",
     "checkpoint": "no: the pod is saved as a whole, see snapshot",
-    "snapshot": "limited: not of what has a terminal, System V IPC, inotify or record locks",
+    "snapshot": "limited: not of what has a terminal",
     "rlimits": "limited: nofile, nproc, as and data are enforced, the others are kept",
     "oom-score": "no: the host's killer of processes sees the kernel's own only",
     "host-hardware": "no: the kernel has no drivers",

@@ -10,7 +10,7 @@ use super::files::Files;
 use super::memory::Objects;
 use super::state::{
     Place, Saved, SavedArea, SavedCall, SavedFs, SavedInfo, SavedLife, SavedMm, SavedPosixTimer, SavedProcess,
-    SavedTask,
+    SavedSysV, SavedTask,
 };
 use super::{Foreign, Pages, Refusal, Trees};
 use crate::kernel::Kernel;
@@ -67,7 +67,6 @@ impl Kernel {
         foreign: &dyn Foreign,
         pages: &mut Pages<'_>,
     ) -> Result<Saved, Refusal> {
-        self.check_saveable()?;
         let trees = Trees(trees);
         let mut files = Files::new(&trees, foreign);
         let mut saved = self.saved_head();
@@ -85,7 +84,9 @@ impl Kernel {
                 saved.tasks.push(self.save_task(tid, &mut filters).map_err(|why| self.blame(pid, &why))?);
             }
         }
+        saved.sysv = self.save_sysv(&mut files);
         saved.files = files.save(self, pages)?;
+        saved.locks = files.locks(&shared.tables)?;
         saved.filters = filters.saved;
         (saved.pipes, saved.leaves, saved.sockets) = (files.pipes, files.leaves, files.sockets);
         saved.objects = shared.objects.saved;
@@ -100,19 +101,6 @@ impl Kernel {
     fn name_of(&self, process: &Process) -> String {
         let name = self.tasks.tasks.get(&process.pid).map_or(process.name, |task| task.name);
         String::from_utf8_lossy(&name).trim_end_matches('\0').to_string()
-    }
-
-    fn check_saveable(&self) -> Result<(), Refusal> {
-        let sysv = &self.sysv;
-        let kinds = [
-            (sysv.segments.values().count(), "shared memory"),
-            (sysv.semaphores.values().count(), "semaphores"),
-            (sysv.queues.values().count(), "message queues"),
-        ];
-        match kinds.iter().find(|(count, _)| *count > 0) {
-            Some((count, kind)) => Err(format!("there are {kind} of System V in the pod ({count})")),
-            None => Ok(()),
-        }
     }
 
     fn saved_head(&self) -> Saved {
@@ -134,6 +122,8 @@ impl Kernel {
             tasks: Vec::new(),
             first: self.is_first.iter().copied().collect(),
             joined: self.joined.iter().copied().collect(),
+            locks: Vec::new(),
+            sysv: SavedSysV { next: [0; 3], segments: Vec::new(), semaphores: Vec::new(), queues: Vec::new() },
         }
     }
 
