@@ -45,7 +45,7 @@ test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: 
 test-appkernel-suites: ## Hold the application kernel to suites by others (busybox, CPython, LTP), on Linux first; SUITES="python:test_os" narrows it
 	@scripts/setup.sh --tests
 	@ls /usr/lib/python3.11/test/test_os.py >/dev/null 2>&1 || apt-get install -qq -y --no-install-recommends libpython3.11-testsuite
-	@$(PYTHON) -m tests.conformance.appkernel_suites --out docs/appkernel-suites.new.md $(SUITES)
+	@PYTHONPATH=tests $(PYTHON) -m tests.conformance.appkernel_suites --out docs/appkernel-suites.new.md $(SUITES)
 
 test-nested-kvm: ## Try the application kernel's kvm platform on a KVM with an (emulated) processor's help, in a machine of QEMU's
 	@scripts/setup.sh --tests

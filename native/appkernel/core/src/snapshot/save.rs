@@ -10,9 +10,10 @@ use super::files::Files;
 use super::memory::Objects;
 use super::state::{
     Place, Saved, SavedArea, SavedCall, SavedFs, SavedInfo, SavedLife, SavedMm, SavedPosixTimer, SavedProcess,
-    SavedSysV, SavedTask,
+    SavedSysV, SavedTask, PROCESSOR_CLOCK,
 };
 use super::{Foreign, Pages, Refusal, Trees};
+use crate::calls::timers::Source;
 use crate::kernel::Kernel;
 use crate::mm::{Mm, MmId};
 use crate::platform::ThreadId;
@@ -67,6 +68,7 @@ impl Kernel {
         foreign: &dyn Foreign,
         pages: &mut Pages<'_>,
     ) -> Result<Saved, Refusal> {
+        self.check_saveable()?;
         let trees = Trees(trees);
         let mut files = Files::new(&trees, foreign);
         let mut saved = self.saved_head();
@@ -101,6 +103,13 @@ impl Kernel {
     fn name_of(&self, process: &Process) -> String {
         let name = self.tasks.tasks.get(&process.pid).map_or(process.name, |task| task.name);
         String::from_utf8_lossy(&name).trim_end_matches('\0').to_string()
+    }
+
+    fn check_saveable(&self) -> Result<(), Refusal> {
+        match self.message_queues.named.len() {
+            0 => Ok(()),
+            count => Err(format!("there are POSIX message queues in the pod ({count})")),
+        }
     }
 
     fn saved_head(&self) -> Saved {
@@ -165,7 +174,7 @@ impl Kernel {
                 Report::Stopped(signal) => signal,
                 Report::Continued => 0,
             }),
-            timers: p.posix_timers.iter().map(|(id, timer)| timer.save(*id)).collect(),
+            timers: self.saved_timers(p),
             schedule: p.schedule.save(),
             vfork_waiter: p.vfork_waiter,
             limits: p.limits,
@@ -189,6 +198,16 @@ impl Kernel {
             cpu_ns: p.cpu_ns,
             children_cpu_ns: p.children_cpu_ns,
         })
+    }
+
+    fn saved_timers(&self, process: &Process) -> Vec<SavedPosixTimer> {
+        let mut saved: Vec<_> = process.posix_timers.iter().map(|(id, timer)| timer.save(*id)).collect();
+        let used = self.process_cpu_ns(process.pid);
+        for timer in saved.iter_mut().filter(|timer| timer.clock == PROCESSOR_CLOCK) {
+            timer.due_ns = timer.due_ns.map(|due| due.saturating_sub(used).max(1));
+            // which is counted anew
+        }
+        saved
     }
 
     fn saved_processor_alarms(&self, process: &Process) -> Vec<(u8, u64, u64)> {
@@ -329,7 +348,10 @@ impl crate::calls::timers::PosixTimer {
     fn save(&self, id: i32) -> SavedPosixTimer {
         SavedPosixTimer {
             id,
-            clock: clock_number(self.clock),
+            clock: match self.source {
+                Source::Host(clock) => clock_number(clock),
+                Source::Process | Source::Thread(_) => PROCESSOR_CLOCK,
+            },
             how: self.notice.how,
             signal: self.notice.signal,
             value: self.notice.value,
