@@ -64,8 +64,8 @@ COUNTED = {
     "blocked": """
 import time
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN, signal.SIGALRM]); timer = make(signal.SIGRTMIN)
-libc.syscall(223, timer, 0, spec, None); signal.setitimer(signal.ITIMER_REAL, 1e-6, 1e-6)
-begun = time.monotonic(); time.sleep(0.2); signal.sigwait([signal.SIGRTMIN])
+begun = time.monotonic(); libc.syscall(223, timer, 0, spec, None)
+signal.setitimer(signal.ITIMER_REAL, 1e-6, 1e-6); time.sleep(0.2); signal.sigwait([signal.SIGRTMIN])
 overrun, passed_us = libc.syscall(225, timer), (time.monotonic() - begun) * 1e6
 print(100_000 < overrun <= passed_us, signal.sigwait([signal.SIGALRM]) == signal.SIGALRM)
 signal.signal(signal.SIGRTMIN, signal.SIG_IGN); signal.signal(signal.SIGRTMIN, heard)
