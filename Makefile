@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-appkernel-suites test-nested-kvm test-cgroup2 test-hypervisors test-interop
-.PHONY: fuzz-appkernel lint format bench bench-quick clean
+.PHONY: fuzz-appkernel fuzz-vm lint format bench bench-quick clean
 
 help: ## Show these targets
 	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ test-hypervisors: ## Hold every hypervisor that is installed to the contract; sa
 fuzz-appkernel: ## Throw nonsense at the application kernel for MINUTES=30: calls, programs, images, shared memory, packets
 	@scripts/setup.sh --tests
 	@DRUPE_FUZZ_MINUTES=$(or $(MINUTES),30) $(PYTHON) -m pytest -s tests/fuzz/test_appkernel.py tests/fuzz/test_appkernel_packets.py $(PYTEST_ARGS)
+
+fuzz-vm: ## Throw nonsense at all that reads what machines send: MINUTES=30 for each target, JOBS=2 of them at a time
+	@scripts/setup.sh --tests
+	@scripts/fuzz-vm.sh $(PYTEST_ARGS)
 
 test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: also the cases that `make test` leaves out
 	@scripts/setup.sh --tests
