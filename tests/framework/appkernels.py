@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,3 +98,21 @@ def small_image(tmp_path: Path) -> Path:
         (tree / "etc" / f"link{number}").symlink_to(f"file{number}")
     subprocess.run(["mkfs.erofs", "--quiet", image, tree], check=True, capture_output=True)
     return image
+
+
+@contextmanager
+def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
+    """A cgroup v1 with this much memory; its file of members."""
+    home = Path("/sys/fs/cgroup/memory")
+    if not (home / "memory.limit_in_bytes").exists():
+        pytest.skip("needs the memory controller of cgroup v1")
+    group = home / f"drupe-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(limit_bytes))
+        yield group / "cgroup.procs"
+    finally:
+        deadline = time.monotonic() + 10
+        while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        group.rmdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.appkernels import JUMP, KERNEL, run, skip_without_platform, small_image
+from framework.appkernels import JUMP, KERNEL, memory_cgroup, run, skip_without_platform, small_image
 from framework.taken_over import Captive, Killed
 
 pytestmark = pytest.mark.root
@@ -421,24 +421,6 @@ def test_full_pipes_at_the_limit_of_memory_cost_the_pod_at_most() -> None:
         )  # fmt: skip
         assert done.returncode in (-9, 137), done.stderr
         assert status_of(other)["State"].startswith("S")
-
-
-@contextmanager
-def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
-    """A cgroup v1 with this much memory; its file of members."""
-    home = Path("/sys/fs/cgroup/memory")
-    if not (home / "memory.limit_in_bytes").exists():
-        pytest.skip("needs the memory controller of cgroup v1")
-    group = home / f"drupe-escape-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / "memory.limit_in_bytes").write_text(str(limit_bytes))
-        yield group / "cgroup.procs"
-    finally:
-        deadline = time.monotonic() + 10
-        while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        group.rmdir()
 
 
 def test_memory_at_an_end_costs_one_program() -> None:

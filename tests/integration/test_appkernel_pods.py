@@ -71,6 +71,21 @@ def test_a_privileged_port_is_the_guests_right(daemon: Daemon) -> None:
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_program_in_a_bind_mount_is_found(daemon: Daemon, tmp_path: Path) -> None:
+    """By its path, and by PATH; one that is not there is told as missing."""
+    (tmp_path / "tool").write_text("#!/bin/sh\necho found\n")
+    (tmp_path / "tool").chmod(0o755)
+    start(daemon, "bound", *ALONE, "-v", f"{tmp_path}:/data:ro")
+    for words in (
+        ("bound", "/data/tool"),
+        ("-w", "/data", "bound", "./tool"),
+        ("-e", "PATH=/bin:/data", "bound", "tool"),
+    ):
+        assert said(daemon, "exec", *words) == "found\n"
+    done = daemon.command("exec", "bound", "/data/none")
+    assert (done.returncode, "is not in the container" in done.stderr) == (127, True), done.stderr
+
+
 def test_files_are_copied_both_ways(daemon: Daemon, tmp_path: Path) -> None:
     """Content, mode and owner; both sides see at once what the other has written."""
     start(

@@ -188,13 +188,69 @@ def test_redis_answers_where_it_was(daemon: Daemon) -> None:
     said(daemon, "snapshot", "rm", "data")
 
 
+KEPT = """
+import ctypes, fcntl, os, struct, time
+libc = ctypes.CDLL(None, use_errno=True); libc.shmat.restype = ctypes.c_void_p
+memory = libc.shmget(0x51, 8192, 0o1600); place = libc.shmat(memory, None, 0); ctypes.memmove(place, b"shared", 6)
+unused = libc.shmget(0x52, 4096, 0o1600)
+sems = libc.semget(0x53, 2, 0o1600); libc.semctl(sems, 1, 16, 5)
+queue = libc.msgget(0x54, 0o1600); libc.msgsnd(queue, struct.pack("q", 3) + b"told", 4, 0)
+def operate(index, change, flags): return libc.semop(sems, struct.pack("Hhh", index, change, flags), 1)
+child = os.fork()
+if child == 0: operate(0, 2, 0x1000); operate(1, -9, 0); ctypes.memmove(place + 10, b"child", 5); os._exit(7)
+while libc.semctl(sems, 0, 12) != 2: time.sleep(0.01)
+held = open("/own/held", "w+"); fcntl.lockf(held, fcntl.LOCK_EX, 4, 8)
+whole = open("/own/whole", "w+"); fcntl.fcntl(whole, 37, struct.pack("hhqqi", 1, 0, 0, 0, 0))  # F_OFD_SETLK
+os.mkdir("/own/seen"); notices = libc.inotify_init1(0o4000)
+watch = libc.inotify_add_watch(notices, b"/own/seen", 0x100); open("/own/seen/before", "w").close()
+open("/own/ready", "w").close()
+while not os.path.exists("/own/check"): time.sleep(0.02)
+open("/own/seen/after", "w").close(); events = os.read(notices, 999)
+names = [name for name in (b"before", b"after") if name in events]
+again = libc.inotify_add_watch(notices, b"/own/seen", 0x100) == watch
+other = os.fork()
+if other == 0:
+    def taken(*args):
+        try: fcntl.lockf(*args); return False
+        except OSError: return True
+    first, second = open("/own/held", "w+"), open("/own/whole", "w+")
+    os._exit(taken(first, fcntl.LOCK_EX | fcntl.LOCK_NB, 4, 8) + 2 * taken(first, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+             + 4 * taken(second, fcntl.LOCK_EX | fcntl.LOCK_NB))
+locks = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]); operate(1, 4, 0)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]); room = ctypes.create_string_buffer(99)
+said = [code, ctypes.string_at(place, 6), ctypes.string_at(place + 10, 5)]
+said += [libc.semctl(sems, 0, 12), libc.semctl(sems, 1, 12), libc.msgrcv(queue, room, 50, 0, 0o4000), room.raw[8:12]]
+said += [libc.shmget(0x52, 4096, 0) == unused, locks, names, again]
+said += [libc.shmget(0, 1, 0o1600) > unused]
+open("/own/part", "w").write(repr(said)); os.rename("/own/part", "/own/said")
+time.sleep(1000)
+"""
+KEPT_SAID = "[7, b'shared', b'child', 0, 0, 4, b'told', True, 5, [b'before', b'after'], True, True]"
+
+
+def test_what_the_kernel_keeps_it_keeps_again(daemon: Daemon, tmp_path: Path) -> None:
+    """System V IPC, record locks and watches: of the pod, of two forks, each for itself."""
+    (tmp_path / "kept.py").write_text(KEPT)
+    words = ("-v", f"{tmp_path}/kept.py:/kept.py:ro", *DEBIAN, "--tmpfs", "/own")
+    start(daemon, "kept", *words, script="exec /usr/bin/python3 -I /kept.py")
+    wait_until(lambda: there(daemon, "kept", "/own/ready"), what="the program has begun")
+    said(daemon, "snapshot", "create", "kept", "calls")
+    for name in ("left", "right"):
+        said(daemon, "snapshot", "restore", "--name", name, "calls")
+    for pod in ("kept", "left", "right"):
+        said(daemon, "exec", pod, "touch", "/own/check")
+        wait_until(lambda pod=pod: there(daemon, pod, "/own/said"), what=f"{pod} tells")  # type: ignore[misc]
+        assert inside(daemon, pod, "cat", "/own/said") == KEPT_SAID, pod
+    said(daemon, "snapshot", "rm", "calls")
+
+
 def test_what_cannot_be_saved_is_refused_by_name(daemon: Daemon) -> None:
     """And goes on."""
-    take = "import fcntl, time; f = open('/held', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('up', flush=True)"
-    start(daemon, "locks", *DEBIAN, script=f'exec /usr/bin/python3 -I -c "{take}; time.sleep(1000)"')
-    wait_until(lambda: "up" in said(daemon, "logs", "locks"), what="it runs")
-    assert "a record lock (fcntl) on held" in refusal(daemon, "snapshot", "create", "locks")
+    start(daemon, "fifo", script="mkfifo /fifo; (exec cat /fifo) & echo up; wait")
+    wait_until(lambda: "up" in said(daemon, "logs", "fifo"), what="it runs")
+    wait_until(lambda: "fifo" in inside(daemon, "fifo", "ps"), what="it waits")
+    wait_until(lambda: "a FIFO" in refusal(daemon, "snapshot", "create", "fifo"), what="it is refused")
     said(daemon, "run", "-d", "-t", "--name", "typed", *HERE, "busybox", "sh")
     assert "has a terminal" in refusal(daemon, "fork", "typed")
-    for pod in ("locks", "typed"):
+    for pod in ("fifo", "typed"):
         assert said(daemon, "exec", pod, "echo", "alive") == "alive\n"

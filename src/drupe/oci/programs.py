@@ -10,6 +10,7 @@ import errno
 import os
 import posixpath
 import stat
+from collections.abc import Iterable
 from typing import Any
 
 from drupe.errors import DrupeError, InvalidArgument, NotFound, PermissionDenied
@@ -19,20 +20,21 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 _DEFAULT_PATH = "/bin:/usr/bin"  # execvp(3)
 
 
-def check_process(root_fd: int, process: dict[str, Any]) -> None:
-    """Look for an OCI process's cwd and program (as execvp(3) does) below `root_fd`.
+def check_process(root_fd: int, process: dict[str, Any], *, covered: Iterable[str] = ()) -> None:
+    """Look for an OCI process's cwd and program (as execvp(3) does) below `root_fd`. covered: paths of which that does
+    not show what is there, for something is mounted on them.
 
     Raises NotFound for what is not there, InvalidArgument for a cwd that is no directory, PermissionDenied for a
     program that nobody may execute.
     """
-    cwd = process.get("cwd", "/")
-    mode = _mode(root_fd, cwd)
+    cwd, covered = process.get("cwd", "/"), tuple(covered)
+    mode = _mode(root_fd, cwd, covered)
     if mode == 0:
         raise NotFound(f"working directory {cwd!r} is not in the container")
     if mode is not None and not stat.S_ISDIR(mode):
         raise InvalidArgument(f"working directory {cwd!r} is not a directory")
     name = process["args"][0]
-    modes = [_mode(root_fd, path) for path in _places(name, process.get("env", ()), cwd)]
+    modes = [_mode(root_fd, path, covered) for path in _places(name, process.get("env", ()), cwd)]
     if any(mode is None or _executable(mode) for mode in modes):
         return
     found = next((mode for mode in modes if mode), 0)
@@ -64,9 +66,13 @@ def _executable(mode: int) -> bool:
     return stat.S_ISREG(mode) and mode & 0o111 != 0
 
 
-def _mode(root_fd: int, path: str) -> int | None:
+def _is_at(path: str, place: str) -> bool:
+    return path == place or path.startswith(place.rstrip("/") + "/")
+
+
+def _mode(root_fd: int, path: str, covered: tuple[str, ...]) -> int | None:
     """st_mode of what is at `path`, 0 when there is nothing, None when that cannot be told from here."""
-    if path.startswith("/proc/"):
+    if path.startswith("/proc/") or any(_is_at(posixpath.normpath(path), place) for place in covered):
         return None  # its own processes are others than ours
     try:
         descriptor = open_in_root(root_fd, path, O_PATH)

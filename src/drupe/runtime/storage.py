@@ -329,7 +329,7 @@ class Storage:
             user = _own_user(base) if spec.user is None else resolve_user(root, spec.user)
             process = build_process(base, spec, user)
             if not container.runs_modules:  # a module is looked for by its sandboxer, and need not be executable
-                check_process(root, process)
+                check_process(root, process, covered=_mounts_unseen(container, root))
         return process
 
     @contextlib.contextmanager
@@ -462,6 +462,14 @@ def _keeper_mount(plan: RootfsPlan) -> KeeperMount:
 
 def _image_mounts(spec: ContainerSpec) -> list[Mount]:
     return [mount for mount in spec.mounts if mount.type == "image"]
+
+
+def _mounts_unseen(container: Container, root: int) -> list[str]:
+    """Where mounts lie that this root does not show: it is not that of a process of the host's."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(Path(f"/proc/{container.status.pid}/root").stat(), os.fstat(root)):
+            return []
+    return [str(mount["destination"]) for mount in container.oci.get("mounts", ()) if mount["destination"] != "/"]
 
 
 def _own_user(process: dict[str, Any]) -> ResolvedUser:

@@ -78,3 +78,11 @@ def test_the_working_directory_must_be_one(root: int) -> None:
         check(root, "true", cwd="/nosuch")
     with pytest.raises(InvalidArgument, match="not a directory"):
         check(root, "true", cwd="/bin/true")
+
+
+def test_what_a_mount_covers_is_left_to_the_runtime(root: int) -> None:
+    """Program and working directory; beside it they are looked for as ever."""
+    check_process(root, {"args": ["/data/tool"], "cwd": "/data/new"}, covered=["/data"])
+    check_process(root, {"args": ["tool"], "cwd": "/", "env": ["PATH=/bin:/data/../data"]}, covered=["/data"])
+    with pytest.raises(NotFound):
+        check_process(root, {"args": ["/database/tool"], "cwd": "/"}, covered=["/data"])

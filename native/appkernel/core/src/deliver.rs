@@ -43,7 +43,8 @@ impl Kernel {
 
     /// Deliver what waits to a thread that stands still, on its way to guest code. False: it does not go on now.
     pub(crate) fn deliver(&mut self, tid: Tid) -> bool {
-        while let Some(info) = self.take_signal(tid) {
+        while let Some(mut info) = self.take_signal(tid) {
+            self.taken(self.pid(tid), &mut info);
             self.note_pending(self.pid(tid));
             let action = self.action(tid, info.signal);
             match action.handler {

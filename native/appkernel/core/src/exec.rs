@@ -352,6 +352,7 @@ impl Kernel {
         seat.credentials = privileges.credentials.clone();
         let running = Arc::new(Use::running(&image.path)?);
         let (space, thread) = self.empty_space(tid)?;
+        self.platform.set_lane(space, self.process(tid)?.lane);
         let loaded = match self.load(&seat, &image, &environment, &privileges, (space, thread)) {
             Ok(loaded) => loaded,
             Err(errno) => {

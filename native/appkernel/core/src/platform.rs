@@ -112,6 +112,10 @@ pub trait Platform {
     /// Write what was staged, and do `ops` now; those after one that fails are not done.
     fn change(&mut self, thread: ThreadId, ops: &[MemoryOp]) -> Result<()>;
 
+    /// Lanes have their turns, one after the other: many who call in one do not keep another waiting. What is forked from a
+    /// space is in its lane.
+    fn set_lane(&mut self, _space: SpaceId, _lane: u32) {}
+
     fn registers(&self, thread: ThreadId) -> Result<Registers>;
 
     fn set_registers(&mut self, thread: ThreadId, registers: &Registers) -> Result<()>;

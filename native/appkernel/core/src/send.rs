@@ -5,8 +5,9 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::wait;
 
+use crate::calls::timers::{forwarded, UNHEARD_NS};
 use crate::kernel::Kernel;
-use crate::signal::{bit, Info, SIGALRM, SIGCONT, SIGKILL, SI_KERNEL, STOPS};
+use crate::signal::{bit, set_of, Info, SIGALRM, SIGCONT, SIGKILL, SI_KERNEL, STOPS};
 use crate::task::{Pid, ProcessorAlarm, Report, State, TaskWaker, Tid, ALARM, PROCESSOR_ALARM};
 
 /// RLIMIT_SIGPENDING, roughly: what waits in one queue.
@@ -29,6 +30,11 @@ fn enqueue(list: &mut Vec<Info>, info: Info) {
     if !known && (list.len() < MAX_PENDING || info.signal == SIGKILL) {
         list.push(info);
     }
+}
+
+/// Whether one more fits: signals with a number from 32 on are queued, the others are kept once.
+pub(crate) fn has_room(list: &[Info], signal: i32) -> bool {
+    signal < FIRST_REAL_TIME || list.len() < MAX_PENDING
 }
 
 impl Kernel {
@@ -110,6 +116,7 @@ impl Kernel {
                     task.pending.retain(|info| bit(info.signal) & against == 0);
                 }
             }
+            self.dropped_signals(pid);
         }
         self.note_pending(pid);
         let Some(process) = self.tasks.processes.get(&pid) else { return };
@@ -224,15 +231,48 @@ impl Kernel {
         }
     }
 
+    /// The alarm may be due. Until its signal has been taken it does not go on.
     pub(crate) fn alarm_due(&mut self, pid: Pid) {
-        let Some(alarm) = self.tasks.processes.get_mut(&pid).and_then(|p| p.alarm.take()) else { return };
         let now = self.timers.now_ns();
-        if alarm.due_ns > now {
-            return self.set_alarm(pid, Some(alarm.due_ns), alarm.interval_ns);
+        let Some(alarm) = self.tasks.processes.get_mut(&pid).and_then(|p| p.alarm.as_mut()) else { return };
+        let due_ns = alarm.due_ns;
+        alarm.timer = None;
+        if due_ns > now {
+            return self.rearm_alarm(pid, due_ns);
         }
-        if let Some(missed) = (now - alarm.due_ns).checked_div(alarm.interval_ns) {
-            self.set_alarm(pid, Some(alarm.due_ns + (missed + 1) * alarm.interval_ns), alarm.interval_ns);
+        let waits =
+            |kernel: &Self| kernel.tasks.processes.get(&pid).is_some_and(|p| set_of(&p.pending) & bit(SIGALRM) != 0);
+        if !waits(self) {
+            if let Some(pause_ns) = self.pause_before_timer(pid) {
+                return self.rearm_alarm(pid, now.saturating_add(pause_ns));
+            }
+            self.send_to_process(pid, Info::new(SIGALRM, SI_KERNEL));
         }
-        self.send_to_process(pid, Info::new(SIGALRM, SI_KERNEL));
+        if !waits(self) {
+            self.forward_alarm(pid, now, UNHEARD_NS); // it was ignored
+        }
+    }
+
+    /// Have an alarm that was due be due again, not sooner than `pause_ns` from now; or be over.
+    pub(crate) fn forward_alarm(&mut self, pid: Pid, now_ns: u64, pause_ns: u64) {
+        let Some(process) = self.tasks.processes.get_mut(&pid) else { return };
+        let Some(alarm) = process.alarm.as_mut() else { return };
+        match forwarded(alarm.due_ns, alarm.interval_ns, now_ns).0 {
+            None => process.alarm = None,
+            Some(next) => {
+                alarm.due_ns = next;
+                self.rearm_alarm(pid, next.max(now_ns.saturating_add(pause_ns)));
+            }
+        }
+    }
+
+    /// Have an alarm that stands still look at this time.
+    pub(crate) fn rearm_alarm(&mut self, pid: Pid, at_ns: u64) {
+        let waker = Arc::new(TaskWaker { tid: pid | ALARM, ready: Arc::clone(&self.ready) });
+        let timers = Arc::clone(&self.timers);
+        let alarm = self.tasks.processes.get_mut(&pid).and_then(|process| process.alarm.as_mut());
+        if let Some(alarm) = alarm.filter(|alarm| alarm.timer.is_none()) {
+            alarm.timer = Some(timers.at(at_ns, waker));
+        }
     }
 }

@@ -62,6 +62,16 @@ impl Permissions {
         self.mode = self.mode & !0o777 | word(20) & 0o777;
     }
 
+    /// As they are saved (SavedPermissions).
+    pub(crate) fn to_words(&self) -> [u32; 6] {
+        [self.key, self.uid, self.gid, self.creator.0, self.creator.1, self.mode]
+    }
+
+    pub(crate) fn from_words(words: &[u32; 6]) -> Permissions {
+        let [key, uid, gid, creator, of, mode] = *words;
+        Permissions { key, uid, gid, creator: (creator, of), mode: mode & 0o777 }
+    }
+
     pub fn encode(&self, more_mode: u32) -> Vec<u8> {
         let words = [self.key, self.uid, self.gid, self.creator.0, self.creator.1, self.mode | more_mode, 0, 0];
         let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -72,8 +82,8 @@ impl Permissions {
 
 /// Objects of one kind, by their identifiers.
 pub struct Objects<T> {
-    all: BTreeMap<i32, (Permissions, T)>,
-    next: i32,
+    pub(crate) all: BTreeMap<i32, (Permissions, T)>,
+    pub(crate) next: i32,
 }
 
 impl<T> Default for Objects<T> {

@@ -153,6 +153,10 @@ pub struct Process {
     pub death_signal: i32,
     pub no_new_privileges: bool,
     pub subreaper: bool,
+    /// Whom it descends from, of those that came from outside: each of these has its turn (Platform::set_lane).
+    pub lane: u32,
+    /// Its processor time when it last had a signal of a timer.
+    pub heard_cpu_ns: u64,
     /// Asked for by prctl(2), and told again.
     pub dumpable: bool,
     pub without_huge_pages: bool,
@@ -171,6 +175,7 @@ pub struct Process {
 pub struct Alarm {
     pub due_ns: u64,
     pub interval_ns: u64,
+    /// None: it was due, and goes on when its signal has been taken.
     pub timer: Option<Box<dyn Armed>>,
 }
 

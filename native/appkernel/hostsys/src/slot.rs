@@ -96,9 +96,13 @@ impl Slot {
     #[must_use]
     pub fn set_registers(&self, registers: &Registers) -> bool {
         let Some(at) = self.frame() else { return false };
-        let at = at + layout::UC_REGISTERS;
-        registers.to_words().iter().enumerate().for_each(|(i, word)| self.store(at + 8 * i, *word));
+        self.put_registers(at, registers);
         true
+    }
+
+    fn put_registers(&self, frame: usize, registers: &Registers) {
+        let at = frame + layout::UC_REGISTERS;
+        registers.to_words().iter().enumerate().for_each(|(i, word)| self.store(at + 8 * i, *word));
     }
 
     #[must_use]
@@ -164,7 +168,7 @@ impl Slot {
         self.store(at + layout::UC_STACK + 16, layout::STACK_SIZE as u64);
         self.store(at + layout::UC_REGISTERS + 18 * 8, SEGMENTS);
         self.store(layout::FRAME, self.address + at as u64);
-        assert!(self.set_registers(registers), "a frame just made is sound");
+        self.put_registers(at, registers); // not where FRAME says: another thread of the guest may write there meanwhile
     }
 
     /// Give this slot the same frame as `other`'s, for a child that goes on where its parent is.

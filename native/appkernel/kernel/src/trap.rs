@@ -5,10 +5,12 @@
 //! slot, and answers. Memory is the host's own: private pages, copied on write by the host when a space is forked.
 
 mod births;
+mod lanes;
 mod saving;
 #[cfg(test)]
 mod testing;
 mod thread;
+mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +27,7 @@ use drupe_appkernel_hostsys::zygote::{self, Zygote};
 use drupe_appkernel_hostsys::{clock, files, memory, remote, stub};
 
 use crate::ops::{self, Expected};
+use lanes::Lanes;
 use thread::{Space, Thread, Waiting};
 
 /// A stub that has been told to do something must come back within this time, or is killed.
@@ -34,13 +37,13 @@ const WORD_LISTENER: u64 = u64::MAX;
 const WORD_SPACE: u64 = 1 << 63;
 const ZYGOTE: ThreadId = ThreadId(0);
 
-/// How long slots are looked at before this process sleeps; looks between two readings of the clock.
-const WATCH_NS: u64 = 40_000;
-const LOOKS: u32 = 32;
 /// Pieces of memory written on a thread's way back; leaves room for changes of the space.
 const STAGED_MAX: usize = layout::OP_MAX / 2;
 /// Calls that have come meanwhile and are served before the poller is looked at: a few, that whoever runs the kernel is heard.
 const SERVE_OF_STASH: usize = 4;
+/// With more spaces than these calls are taken in before one is chosen; and how many at most.
+const CROWD: usize = 8;
+const STASH_MAX: usize = 4096;
 /// Traps that are served from slots before descriptors have their turn.
 const SERVE_BEFORE_POLL: u32 = 16;
 
@@ -52,7 +55,7 @@ pub struct Stubs {
     spaces: BTreeMap<SpaceId, Space>,
     next: u32,
     /// Came while something else was waited for.
-    stash: VecDeque<Notification>,
+    stash: Lanes<Notification>,
     vdso: u64,
     /// That of the stubs' PID namespace if `numbers_inside`, else the host's.
     proc: OwnedFd,
@@ -100,6 +103,7 @@ impl Stubs {
             next_slot: 1,
             resting: VecDeque::new(),
             threads: 1,
+            lane: 0,
         };
         let mut stubs = Stubs {
             listener: zygote.listener,
@@ -108,7 +112,7 @@ impl Stubs {
             threads: BTreeMap::from([(ZYGOTE, thread)]),
             spaces: BTreeMap::from([(SpaceId(0), space)]),
             next: 1,
-            stash: VecDeque::new(),
+            stash: Lanes::default(),
             vdso: zygote.vdso,
             proc,
             numbers_inside,
@@ -203,7 +207,25 @@ impl Stubs {
             if self.by_host.get(&note.thread) == Some(&id) {
                 self.accept(id, &note);
             } else {
-                self.stash.push_back(note);
+                self.put_by(note);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keep what has come for later.
+    fn put_by(&mut self, note: Notification) {
+        let thread = self.by_host.get(&note.thread).and_then(|id| self.threads.get(id));
+        let lane = thread.and_then(|thread| self.spaces.get(&thread.space)).map_or(0, |space| space.lane);
+        self.stash.push(lane, note);
+    }
+
+    /// Where many may call at once: take in what has come, so that who is served is not who came first.
+    fn take_in(&mut self) -> Result<()> {
+        let is_crowd = self.spaces.len() > CROWD;
+        while is_crowd && self.stash.len() < STASH_MAX && poll::is_readable(self.listener.raw_fd(), 0) {
+            if let Some(note) = self.listener.receive().map_err(errno)? {
+                self.put_by(note);
             }
         }
         Ok(())
@@ -299,41 +321,6 @@ impl Stubs {
         seconds as u64 * 1_000_000_000 + u64::from(nanoseconds)
     }
 
-    /// Look at the slots of quick threads for a while; then sleep will be better.
-    fn watch(&mut self, timeout_ns: Option<u64>, events: &mut Vec<Event>) {
-        let begun = self.now_ns();
-        let limit = begun + timeout_ns.map_or(WATCH_NS, |ns| ns.min(WATCH_NS));
-        loop {
-            for _ in 0..LOOKS {
-                let rung = |id: &&ThreadId| self.threads.get(id).is_some_and(|thread| thread.slot.has_rung());
-                if let Some(&id) = self.watched.iter().find(rung) {
-                    return self.rung(id, events);
-                }
-                std::hint::spin_loop();
-            }
-            if self.now_ns() >= limit {
-                break;
-            }
-        }
-        for id in std::mem::take(&mut self.watched) {
-            let Some(thread) = self.threads.get_mut(&id) else { continue };
-            if thread.slot.unwatch() {
-                thread.pace.missed();
-            } else {
-                self.rung(id, events);
-            }
-        }
-    }
-
-    fn rung(&mut self, id: ThreadId, events: &mut Vec<Event>) {
-        self.watched.retain(|watched| *watched != id);
-        if let Some(thread) = self.threads.get_mut(&id) {
-            thread.waiting = Some(Waiting::Slot);
-            thread.pace.hit();
-            events.push(Event::Trap(id, self.trap(id)));
-        }
-    }
-
     fn forget_thread(&mut self, id: ThreadId) -> Option<Thread> {
         let thread = self.threads.remove(&id)?;
         self.by_host.remove(&thread.host);
@@ -373,6 +360,12 @@ impl Platform for Stubs {
             done(&self.run(thread, &calls, expected)?)?;
         }
         Ok(())
+    }
+
+    fn set_lane(&mut self, space: SpaceId, lane: u32) {
+        if let Some(space) = self.spaces.get_mut(&space) {
+            space.lane = lane;
+        }
     }
 
     fn registers(&self, thread: ThreadId) -> Result<Registers> {
@@ -548,8 +541,10 @@ impl Platform for Stubs {
     }
 
     fn wait(&mut self, timeout_ns: Option<u64>, events: &mut Vec<Event>) -> Result<()> {
+        self.take_in()?;
         let waiting = self.stash.len().min(SERVE_OF_STASH);
-        for note in self.stash.drain(..waiting).collect::<Vec<_>>() {
+        for _ in 0..waiting {
+            let Some(note) = self.stash.pop() else { break };
             self.dispatch(&note, events);
         }
         // What has come while the kernel waited for one stub may be much, and each of it may take long.

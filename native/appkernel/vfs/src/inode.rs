@@ -204,6 +204,11 @@ pub trait Inode: Send + Sync {
         Err(Errno::PERM)
     }
 
+    /// Whether the caller may know where this symbolic link leads. EACCES.
+    fn check_follow(&self, _context: &Context) -> Result<()> {
+        Ok(())
+    }
+
     /// Where this symbolic link leads.
     fn read_link(&self) -> Result<LinkTarget> {
         Err(Errno::INVAL)

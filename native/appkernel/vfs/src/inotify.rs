@@ -78,10 +78,14 @@ impl Event {
     }
 }
 
+/// An event as it is saved: descriptor, mask, cookie, name.
+pub type SavedNotice = (i32, u32, u32, Vec<u8>);
+
 #[derive(Default)]
 struct Instance {
     next_descriptor: i32,
-    watched: BTreeMap<i32, (InodeRef, Arc<Watch>)>,
+    /// With the place by which it was asked for.
+    watched: BTreeMap<i32, (Path, Arc<Watch>)>,
     events: VecDeque<Event>,
 }
 
@@ -98,7 +102,8 @@ impl Inotify {
     }
 
     /// inotify_add_watch(2). EINVAL, EEXIST, ENOTDIR, ENOSPC.
-    pub fn add(&self, inode: &InodeRef, mask: u32) -> Result<i32> {
+    pub fn add(&self, path: &Path, mask: u32) -> Result<i32> {
+        let inode = path.inode();
         let both = IN_MASK_ADD | IN_MASK_CREATE;
         if mask & ALL_EVENTS == 0 || mask & both == both {
             return Err(Errno::INVAL);
@@ -107,7 +112,8 @@ impl Inotify {
             return Err(Errno::NOTDIR);
         }
         let mut state = self.state.lock();
-        let known = state.watched.values().find(|(other, _)| Arc::ptr_eq(other, inode)).map(|(_, w)| Arc::clone(w));
+        let known =
+            state.watched.values().find(|(other, _)| Arc::ptr_eq(other.inode(), inode)).map(|(_, w)| Arc::clone(w));
         match known {
             Some(_) if mask & IN_MASK_CREATE != 0 => Err(Errno::EXIST),
             Some(watch) => {
@@ -115,30 +121,67 @@ impl Inotify {
                 watch.mask.store(old | mask, Ordering::Relaxed);
                 Ok(watch.descriptor)
             }
-            None => self.watch(&mut state, inode, mask),
+            None => {
+                let descriptor = state.next_descriptor + 1;
+                self.watch(&mut state, path, mask, descriptor)
+            }
         }
     }
 
-    fn watch(&self, state: &mut Instance, inode: &InodeRef, mask: u32) -> Result<i32> {
+    fn watch(&self, state: &mut Instance, path: &Path, mask: u32, descriptor: i32) -> Result<i32> {
+        let inode = path.inode();
         if state.watched.len() >= MAX_WATCHES {
             return Err(Errno::NOSPC);
         }
-        state.next_descriptor += 1;
-        let descriptor = state.next_descriptor;
+        state.next_descriptor = descriptor;
         let watch = Arc::new(Watch { instance: self.own.clone(), descriptor, mask: AtomicU32::new(mask) });
         inode.attachment().watches.get_or_init(|| Arc::new(Watches::default()));
         if let Some(watches) = watches(inode) {
             watches.0.lock().push(Arc::clone(&watch));
         }
-        state.watched.insert(descriptor, (Arc::clone(inode), watch));
+        state.watched.insert(descriptor, (path.clone(), watch));
         Ok(descriptor)
     }
 
     /// inotify_rm_watch(2). EINVAL.
     pub fn remove(&self, descriptor: i32) -> Result<()> {
-        let (inode, watch) = self.state.lock().watched.remove(&descriptor).ok_or(Errno::INVAL)?;
-        detach(&inode, &watch);
+        let (path, watch) = self.state.lock().watched.remove(&descriptor).ok_or(Errno::INVAL)?;
+        detach(path.inode(), &watch);
         self.push(Event { descriptor, mask: IN_IGNORED, cookie: 0, name: Vec::new() });
+        Ok(())
+    }
+
+    /// As it is: the descriptor given last, what is watched (descriptor, mask, place), what was not read yet.
+    pub fn save(&self) -> (i32, Vec<(i32, u32, Path)>, Vec<SavedNotice>) {
+        let state = self.state.lock();
+        let watched =
+            |(path, watch): &(Path, Arc<Watch>)| (watch.descriptor, watch.mask.load(Ordering::Relaxed), path.clone());
+        let notice = |event: &Event| (event.descriptor, event.mask, event.cookie, event.name.clone());
+        let events = state.events.iter().map(notice).collect();
+        (state.next_descriptor, state.watched.values().map(watched).collect(), events)
+    }
+
+    /// The same again, of a fresh instance. EINVAL, ENOSPC.
+    pub fn restore(&self, next: i32, watched: &[(i32, u32, Path)], events: &[SavedNotice]) -> Result<()> {
+        let mut state = self.state.lock();
+        for (descriptor, mask, path) in watched {
+            let sound = (1..=next).contains(descriptor) && !state.watched.contains_key(descriptor);
+            if !sound || mask & ALL_EVENTS == 0 {
+                return Err(Errno::INVAL);
+            }
+            self.watch(&mut state, path, *mask, *descriptor)?;
+        }
+        if events.len() > MAX_QUEUED || next < 0 {
+            return Err(Errno::INVAL);
+        }
+        let event = |(descriptor, mask, cookie, name): &SavedNotice| Event {
+            descriptor: *descriptor,
+            mask: *mask,
+            cookie: *cookie,
+            name: name.clone(),
+        };
+        state.events = events.iter().map(event).collect();
+        state.next_descriptor = next;
         Ok(())
     }
 
@@ -170,7 +213,7 @@ fn detach(inode: &InodeRef, watch: &Arc<Watch>) {
 impl Drop for Inotify {
     fn drop(&mut self) {
         let state = self.state.lock();
-        state.watched.values().for_each(|(inode, watch)| detach(inode, watch));
+        state.watched.values().for_each(|(path, watch)| detach(path.inode(), watch));
     }
 }
 

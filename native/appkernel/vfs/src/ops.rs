@@ -186,6 +186,7 @@ impl View<'_> {
 
     /// The text of the symbolic link at `path`; for links that jump, the path of where they lead. EINVAL.
     pub fn read_link(&self, path: &Path) -> Result<Vec<u8>> {
+        path.inode().check_follow(self.context)?;
         match path.inode().read_link()? {
             LinkTarget::Text(text) => Ok(text),
             LinkTarget::Jump(to) => Ok(to.link_text(self.root)),

@@ -34,6 +34,9 @@ pub struct Item {
     pub entry: Entry,
     pub permissions: u32,
     pub owner: (u32, u32),
+    /// Read and followed by its owner alone, whatever the permissions, and by who may trace others (ptrace(2), access mode
+    /// checking).
+    pub guarded: bool,
 }
 
 impl Item {
@@ -45,7 +48,7 @@ impl Item {
             Entry::Control(..) => 0o644,
             Entry::Link(_) => 0o777,
         };
-        Self { entry, permissions, owner: (0, 0) }
+        Self { entry, permissions, owner: (0, 0), guarded: false }
     }
 
     /// A text that never changes.
@@ -74,6 +77,19 @@ impl Item {
     #[must_use]
     pub fn with(self, permissions: u32, owner: (u32, u32)) -> Self {
         Self { permissions, owner, ..self }
+    }
+
+    #[must_use]
+    pub fn guarded(self) -> Self {
+        Self { guarded: true, ..self }
+    }
+
+    /// EACCES.
+    fn check_reader(&self, context: &Context) -> Result<()> {
+        const CAP_SYS_PTRACE: u32 = 19;
+        let by = context.credentials;
+        let may = !self.guarded || by.uid == self.owner.0 || by.capable(CAP_SYS_PTRACE);
+        may.then_some(()).ok_or(Errno::ACCES)
     }
 
     fn kind(&self) -> FileType {
@@ -264,6 +280,10 @@ impl Inode for PseudoNode {
         Ok(())
     }
 
+    fn check_follow(&self, context: &Context) -> Result<()> {
+        self.item.check_reader(context)
+    }
+
     fn read_link(&self) -> Result<LinkTarget> {
         match &self.item.entry {
             Entry::Link(lead) => lead(),
@@ -277,7 +297,8 @@ impl Inode for PseudoNode {
         (*changes == cut && matches!(self.item.entry, Entry::Control(..))).then_some(()).ok_or(Errno::PERM)
     }
 
-    fn open(&self, _: &Context, flags: OpenFlags) -> Result<Arc<dyn File>> {
+    fn open(&self, context: &Context, flags: OpenFlags) -> Result<Arc<dyn File>> {
+        self.item.check_reader(context)?;
         if flags.writes() && !matches!(self.item.entry, Entry::Control(..)) {
             return Err(Errno::ACCES);
         }

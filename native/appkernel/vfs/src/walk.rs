@@ -220,6 +220,7 @@ impl Walk<'_> {
         if self.links > MAX_LINKS || forbidden {
             return Err(Errno::LOOP);
         }
+        link.inode().check_follow(self.view.context)?;
         match link.inode().read_link()? {
             LinkTarget::Text(text) => self.push(&text).map(|()| Step::On),
             LinkTarget::Jump(_) if self.how.resolve & RESOLVE_NO_MAGICLINKS != 0 => Err(Errno::LOOP),

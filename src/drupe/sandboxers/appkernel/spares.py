@@ -33,6 +33,7 @@ class Spares:
         self._filling: asyncio.Task[None] | None = None
         self._closed = False
         self._coming: dict[str, float] = {}  # pods, and when they are late
+        self._arrival = asyncio.Event()
 
     @property
     def keeper(self) -> Keeper:
@@ -64,11 +65,21 @@ class Spares:
     def arrived(self, pod_id: str) -> None:
         """It runs, or will not: there will be enough again."""
         self._coming.pop(pod_id, None)
+        self._arrival.set()
         self._fill_soon()
 
-    def _rests(self) -> bool:
+    async def _rest(self) -> None:
+        """Until no pod is on its way, for a moment."""
+        while (left_s := max(self._coming.values(), default=0.0) - time.monotonic()) > 0:
+            self._arrival.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrival.wait(), left_s)
+            if not self._is_expecting():
+                await asyncio.sleep(_PAUSE_S)
+
+    def _is_expecting(self) -> bool:
         now = time.monotonic()
-        return all(late < now for late in self._coming.values())
+        return any(late > now for late in self._coming.values())
 
     def _fill_soon(self) -> None:
         if self._filling is None and not self._closed and len(self._ready) < self._count:
@@ -82,9 +93,8 @@ class Spares:
 
     async def _fill(self) -> None:
         while len(self._ready) < self._count:
-            await asyncio.sleep(_PAUSE_S)
-            if self._rests():
-                self._ready.append(await self._make())
+            await self._rest()
+            self._ready.append(await self._make())
 
     async def _make(self) -> Waiting:
         place = self._home / os.urandom(8).hex()

@@ -6,8 +6,9 @@ use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::ioctl::{FIOASYNC, FIOCLEX, FIONBIO, FIONCLEX};
 use drupe_appkernel_vfs::locks::Owner;
 use drupe_appkernel_vfs::pipe::PipeEnd;
+use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::tmpfs::TmpFile;
-use drupe_appkernel_vfs::{FileType, OpenFile, OpenFlags};
+use drupe_appkernel_vfs::{FdTable, FileType, OpenFile, OpenFlags};
 
 use super::mq;
 use super::{locks, messages, Args};
@@ -21,7 +22,11 @@ const FD_CLOEXEC: u64 = 1;
 
 /// The descriptor table as an owner of POSIX locks.
 pub(crate) fn lock_owner(process: &Process) -> Owner {
-    Owner::Process { table: Arc::as_ptr(&process.files) as *const u8 as u64, pid: process.pid as i32 }
+    table_owner(&process.files, process.pid as i32)
+}
+
+pub(crate) fn table_owner(files: &Arc<Mutex<FdTable>>, pid: i32) -> Owner {
+    Owner::Process { table: Arc::as_ptr(files) as *const u8 as u64, pid }
 }
 
 impl Kernel {

@@ -215,7 +215,7 @@ pub fn inotify_add_watch(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<D
         return Err(Errno::NOTDIR);
     }
     let inotify = file.downcast::<Inotify>().ok_or(Errno::INVAL)?;
-    Ok(Done::Value(inotify.add(path.inode(), mask as u32)?.into()))
+    Ok(Done::Value(inotify.add(&path, mask as u32)?.into()))
 }
 
 pub fn inotify_rm_watch(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {

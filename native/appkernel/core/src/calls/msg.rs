@@ -9,6 +9,7 @@ use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
+use crate::snapshot::state::SavedQueue;
 use crate::sysv::{IPC_INFO, IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, Tid};
 
@@ -30,6 +31,19 @@ pub struct Queue {
 }
 
 impl Queue {
+    pub(crate) fn save(&self) -> SavedQueue {
+        let messages = self.messages.iter().cloned().collect();
+        SavedQueue { messages, limit_bytes: self.limit_bytes, times: self.times, last: self.last }
+    }
+
+    /// None: it is not sound.
+    pub(crate) fn restore(saved: &SavedQueue) -> Option<Queue> {
+        let SavedQueue { limit_bytes, times, last, .. } = *saved;
+        let sound = saved.messages.iter().all(|(kind, _)| *kind > 0);
+        let messages = || saved.messages.iter().cloned().collect();
+        sound.then(|| Queue { messages: messages(), limit_bytes, times, last, queue: WaitQueue::new() })
+    }
+
     fn size_bytes(&self) -> u64 {
         self.messages.iter().map(|(_, bytes)| bytes.len() as u64).sum()
     }

@@ -9,6 +9,7 @@ use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
+use crate::snapshot::state::SavedSemaphores;
 use crate::sysv::{IPC_INFO, IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, State, Tid};
 
@@ -77,6 +78,28 @@ fn operations(kernel: &Kernel, tid: Tid, address: u64, count: u64) -> Result<Vec
 }
 
 impl Semaphores {
+    pub(crate) fn save(&self) -> SavedSemaphores {
+        let undo = self.undo.iter().map(|((pid, index), change)| (*pid, *index, *change)).collect();
+        SavedSemaphores { values: self.values.clone(), undo, times: (self.operated, self.changed) }
+    }
+
+    /// None: it is not sound.
+    pub(crate) fn restore(saved: &SavedSemaphores) -> Option<Semaphores> {
+        let sized = (1..=MAX_IN_SET).contains(&(saved.values.len() as u64));
+        let values = saved.values.iter().all(|(value, _)| i64::from(*value) <= VALUE_MAX);
+        let known = |(_, index, change): &(u32, u16, i64)| {
+            usize::from(*index) < saved.values.len() && i32::try_from(*change).is_ok()
+        };
+        let undo = || saved.undo.iter().map(|(pid, index, change)| ((*pid, *index), *change)).collect();
+        (sized && values && saved.undo.iter().all(known)).then(|| Semaphores {
+            values: saved.values.clone(),
+            undo: undo(),
+            operated: saved.times.0,
+            changed: saved.times.1,
+            queue: WaitQueue::new(),
+        })
+    }
+
     /// The first that cannot be done now, if all before it are.
     fn blocked(&self, list: &[Operation]) -> Result<Option<Operation>> {
         self.attempt(list).map(|done| done.err())

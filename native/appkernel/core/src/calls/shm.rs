@@ -11,6 +11,7 @@ use crate::kernel::{Done, Kernel};
 use crate::mm::{round_up, PAGE};
 use crate::pids;
 use crate::platform::MemoryOp;
+use crate::snapshot::state::SavedSegment;
 use crate::sysv::{IPC_INFO, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, Tid};
 
@@ -32,6 +33,32 @@ pub struct Segment {
     /// Of the last attach, detach and change.
     times: [u64; 3],
     is_removed: bool,
+}
+
+impl Segment {
+    pub(crate) fn file(&self) -> &Arc<OpenFile> {
+        &self.file
+    }
+
+    /// All but the file's number.
+    pub(crate) fn save(&self) -> SavedSegment {
+        let Segment { size_bytes, creator, last, times, is_removed, .. } = *self;
+        SavedSegment { file: 0, size_bytes, processes: (creator, last), times, is_removed }
+    }
+
+    /// None: the file is none of this size.
+    pub(crate) fn restore(saved: &SavedSegment, file: &Arc<OpenFile>) -> Option<Segment> {
+        let holds = file.metadata().is_ok_and(|metadata| metadata.size_bytes >= saved.size_bytes);
+        let SavedSegment { size_bytes, processes: (creator, last), times, is_removed, .. } = *saved;
+        (holds && size_bytes > 0).then(|| Segment {
+            file: Arc::clone(file),
+            size_bytes,
+            creator,
+            last,
+            times,
+            is_removed,
+        })
+    }
 }
 
 pub fn shmget(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {

@@ -83,10 +83,15 @@ fn encoded(info: &Info) -> [u8; SIGINFO_BYTES] {
 }
 
 fn take(kernel: &mut Kernel, tid: Tid, mask: Set) -> Result<Option<Info>> {
-    if let Some(info) = take_pending(&mut kernel.task_mut(tid)?.pending, !mask) {
-        return Ok(Some(info));
+    let of_task = take_pending(&mut kernel.task_mut(tid)?.pending, !mask);
+    let mut found = match of_task {
+        Some(info) => Some(info),
+        None => take_pending(&mut kernel.process_mut(tid)?.pending, !mask),
+    };
+    if let Some(info) = &mut found {
+        kernel.taken(kernel.pid(tid), info);
     }
-    Ok(take_pending(&mut kernel.process_mut(tid)?.pending, !mask))
+    Ok(found)
 }
 
 /// read(2) of such a file: signals of the caller's.

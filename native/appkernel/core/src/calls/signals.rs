@@ -7,6 +7,7 @@ use drupe_appkernel_vfs::wait;
 
 use super::Args;
 use crate::kernel::{Done, Kernel};
+use crate::send::has_room;
 use crate::signal::{
     bit, set_of, take_pending, Action, AltStack, Info, COUNT, SI_TKILL, SI_USER, SS_DISABLE, SS_ONSTACK, UNBLOCKABLE,
 };
@@ -55,6 +56,7 @@ impl Kernel {
         for thread in threads {
             self.task_mut(thread)?.pending.retain(|info| info.signal != signal);
         }
+        self.dropped_signals(self.pid(tid));
         self.note_pending(self.pid(tid));
         Ok(())
     }
@@ -227,13 +229,16 @@ pub fn rt_sigqueueinfo(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Don
     let info = given_info(kernel, tid, pid, signal, args[2])?;
     kernel.check_kill(tid, pid, signal)?;
     if signal != 0 {
-        kernel.send_to_process(pid, info);
+        let room = kernel.tasks.processes.get(&pid).is_none_or(|process| has_room(&process.pending, signal));
+        room.then(|| kernel.send_to_process(pid, info)).ok_or(Errno::AGAIN)?;
     }
     Ok(Done::Value(0))
 }
 
 pub fn rt_tgsigqueueinfo(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let info = given_info(kernel, tid, args[0] as u32, check_signal(args[2])?, args[3])?;
+    let target = kernel.tasks.tasks.get(&(args[1] as u32));
+    target.is_none_or(|task| has_room(&task.pending, info.signal)).then_some(()).ok_or(Errno::AGAIN)?;
     to_thread(kernel, tid, Some(args[0] as u32), args[1], info)
 }
 
@@ -248,7 +253,8 @@ pub fn rt_sigtimedwait(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Don
         Some(info) => Some(info),
         None => kernel.tasks.processes.get_mut(&process).and_then(|p| take_pending(&mut p.pending, !set)),
     };
-    if let Some(info) = found {
+    if let Some(mut info) = found {
+        kernel.taken(process, &mut info);
         kernel.note_pending(process);
         kernel.put_if(tid, info_address, &info.to_bytes())?;
         return Ok(Done::Value(info.signal.into()));

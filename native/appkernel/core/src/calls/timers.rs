@@ -14,7 +14,7 @@ use crate::kernel::{Done, Kernel};
 use crate::pids;
 use crate::signal::{Info, COUNT, SIGALRM};
 use crate::snapshot::state::SavedPosixTimer;
-use crate::task::{Pid, TaskWaker, Tid, TIMER};
+use crate::task::{Pid, State, TaskWaker, Tid, TIMER};
 use crate::timers::{nanoseconds, timestamp};
 
 const SI_TIMER: i32 = -2;
@@ -24,6 +24,10 @@ const SIGEV_NONE: u32 = 1;
 const SIGEV_THREAD: u32 = 2;
 const SIGEV_THREAD_ID: u32 = 4;
 const MAX_TIMERS: usize = 4096;
+/// What a process runs between two signals of timers, at least.
+const BETWEEN_NS: u64 = 200_000;
+/// How soon a timer is due again whose signal nobody takes.
+pub(crate) const UNHEARD_NS: u64 = 10_000_000;
 
 /// Whom a timer tells, and how.
 #[derive(Clone, Copy)]
@@ -106,7 +110,9 @@ fn timer(kernel: &mut Kernel, tid: Tid, id: u64) -> Result<&mut PosixTimer> {
 
 /// struct itimerspec: interval and what is left.
 fn setting(now_ns: u64, timer: &PosixTimer) -> Vec<u8> {
-    let left = timer.due_ns.map_or(0, |due| due.saturating_sub(now_ns).max(1));
+    let next =
+        timer.due_ns.and_then(|due| if due > now_ns { Some(due) } else { forwarded(due, timer.interval_ns, now_ns).0 });
+    let left = next.map_or(0, |due| due.saturating_sub(now_ns).max(1));
     [encode::timespec(timestamp(timer.interval_ns)), encode::timespec(timestamp(left))].concat()
 }
 
@@ -182,14 +188,19 @@ impl Kernel {
     /// A timer of the process may be due.
     pub(crate) fn timers_due(&mut self, pid: Pid) {
         let Some(process) = self.tasks.processes.get(&pid) else { return };
-        let set = process.posix_timers.iter().filter_map(|(id, timer)| Some((*id, timer.source, timer.due_ns?)));
-        for (id, source, due) in set.collect::<Vec<_>>() {
-            match self.timer_now_ns(pid, source) {
-                now if due <= now => self.fire_timer(pid, id, now),
-                _ if matches!(source, Source::Host(_)) => {}
-                _ => self.look_again(pid, id, source, due),
-            }
+        let set = process.posix_timers.iter().filter(|(_, timer)| timer.armed.is_some());
+        let set: Vec<_> = set.filter_map(|(id, timer)| Some((*id, timer.source, timer.due_ns?))).collect();
+        let (due, later): (Vec<_>, Vec<_>) =
+            set.into_iter().partition(|(_, source, due)| *due <= self.timer_now_ns(pid, *source));
+        for (id, source, due) in later.into_iter().filter(|(_, source, _)| !matches!(source, Source::Host(_))) {
+            self.look_again(pid, id, source, due);
         }
+        let Some((first, ..)) = due.first() else { return };
+        if let Some(pause_ns) = self.pause_before_timer(pid) {
+            let at_ns = self.timers.now_ns().saturating_add(pause_ns);
+            return self.arm_again(pid, *first, at_ns); // then all that are due are looked at
+        }
+        due.into_iter().for_each(|(id, ..)| self.fire_timer(pid, id));
     }
 
     fn look_again(&mut self, pid: Pid, id: i32, source: Source, due: u64) {
@@ -200,37 +211,102 @@ impl Kernel {
         }
     }
 
-    fn fire_timer(&mut self, pid: Pid, id: i32, now: u64) {
-        let timer = |kernel: &Self| {
-            let found = kernel.tasks.processes.get(&pid)?.posix_timers.get(&id);
-            found.map(|t| (t.source, t.due_ns, t.interval_ns, t.notice))
+    fn fire_timer(&mut self, pid: Pid, id: i32) {
+        let timer = |kernel: &mut Self| -> Option<(u64, Notice)> {
+            let timer = kernel.tasks.processes.get_mut(&pid)?.posix_timers.get_mut(&id)?;
+            timer.armed = None;
+            Some((timer.interval_ns, timer.notice))
         };
-        let Some((source, Some(due), interval, notice)) = timer(self) else { return };
-        let missed = (now - due).checked_div(interval).unwrap_or(0);
-        let next = (interval > 0).then(|| due + (missed + 1) * interval);
-        let armed = next.map(|next| self.arm_source(pid, source, next));
-        let waiting = self.count_overrun(pid, id, notice, missed);
-        let Some(timer) = self.tasks.processes.get_mut(&pid).and_then(|p| p.posix_timers.get_mut(&id)) else { return };
-        (timer.due_ns, timer.armed) = (next, armed);
-        timer.overrun = waiting.unwrap_or(missed as u32);
-        let fields = [u64::from(id as u32) | missed << 32, notice.value];
-        let info = Info { signal: notice.signal, code: SI_TIMER, errno: 0, fields };
-        match notice.how {
-            _ if waiting.is_some() => {}
-            SIGEV_SIGNAL | SIGEV_THREAD => self.send_to_process(pid, info),
-            SIGEV_THREAD_ID => self.send_to_task(notice.thread, info),
-            _ => {}
+        let Some((interval, notice)) = timer(self) else { return };
+        let waits = |kernel: &Self| kernel.waits_for_timer(pid, id, notice.thread);
+        if !waits(self) {
+            let fields = [u64::from(id as u32), notice.value];
+            let info = Info { signal: notice.signal, code: SI_TIMER, errno: 0, fields };
+            match notice.how {
+                SIGEV_SIGNAL | SIGEV_THREAD => self.send_to_process(pid, info),
+                SIGEV_THREAD_ID => self.send_to_task(notice.thread, info),
+                _ => {}
+            }
+        }
+        if !waits(self) {
+            // Nobody takes it: it was ignored, or there was no room.
+            self.forward_timer(pid, id, if interval == 0 { 0 } else { UNHEARD_NS });
         }
     }
 
-    /// If the timer's last signal still waits: it counts this expiry, too. How often it has then.
-    fn count_overrun(&mut self, pid: Pid, id: i32, notice: Notice, missed: u64) -> Option<u32> {
-        let of_thread = self.tasks.tasks.get_mut(&notice.thread).map(|task| &mut task.pending);
-        let of_process = self.tasks.processes.get_mut(&pid).map(|process| &mut process.pending);
+    /// Whether the timer's last signal still waits. Until that is taken it does not go on, and then counts what it has missed.
+    fn waits_for_timer(&self, pid: Pid, id: i32, thread: Tid) -> bool {
+        let of_thread = self.tasks.tasks.get(&thread).map(|task| &task.pending);
+        let of_process = self.tasks.processes.get(&pid).map(|process| &process.pending);
         let mut all = of_thread.into_iter().chain(of_process).flatten();
-        let same = |info: &&mut Info| info.code == SI_TIMER && info.fields[0] as u32 == id as u32;
-        let info = all.find(same)?;
-        info.fields[0] = info.fields[0].saturating_add((missed + 1) << 32);
-        Some((info.fields[0] >> 32) as u32)
+        all.any(|info| info.code == SI_TIMER && info.fields[0] as u32 == id as u32)
+    }
+
+    fn arm_again(&mut self, pid: Pid, id: i32, at_ns: u64) {
+        let armed = self.arm_timer(pid, at_ns);
+        if let Some(timer) = self.tasks.processes.get_mut(&pid).and_then(|p| p.posix_timers.get_mut(&id)) {
+            timer.armed = Some(armed);
+        }
+    }
+
+    /// Have a timer that was due be due again, not sooner than `pause_ns` from now. How many times it has missed.
+    fn forward_timer(&mut self, pid: Pid, id: i32, pause_ns: u64) -> u64 {
+        let timer = self.tasks.processes.get(&pid).and_then(|p| p.posix_timers.get(&id));
+        let Some((source, Some(due), interval)) = timer.map(|t| (t.source, t.due_ns, t.interval_ns)) else { return 0 };
+        let now = self.timer_now_ns(pid, source);
+        let (next, missed) = forwarded(due, interval, now);
+        let armed = next.map(|next| self.arm_source(pid, source, next.max(now.saturating_add(pause_ns))));
+        if let Some(timer) = self.tasks.processes.get_mut(&pid).and_then(|p| p.posix_timers.get_mut(&id)) {
+            (timer.due_ns, timer.armed) = (next, armed);
+            timer.overrun = u32::try_from(missed).unwrap_or(u32::MAX).min(i32::MAX as u32);
+        }
+        missed
+    }
+
+    /// A signal was taken from those that wait: a timer that sent it goes on, and the signal says how often it was late.
+    pub(crate) fn taken(&mut self, pid: Pid, info: &mut Info) {
+        let Some(process) = self.tasks.processes.get(&pid) else { return };
+        let (id, now) = (info.fields[0] as i32, self.timers.now_ns());
+        let timer = process.posix_timers.get(&id).filter(|timer| info.code == SI_TIMER && timer.armed.is_none());
+        let alarm = process.alarm.as_ref().filter(|alarm| info.signal == SIGALRM && alarm.timer.is_none());
+        let (has_timer, has_alarm) = (timer.is_some(), alarm.is_some());
+        if has_alarm {
+            self.forward_alarm(pid, now, 0);
+        }
+        if has_timer {
+            let missed = self.forward_timer(pid, id, 0).min(i32::MAX as u64);
+            info.fields[0] = u64::from(id as u32) | missed << 32;
+        }
+        if has_alarm || has_timer {
+            let heard_cpu_ns = self.process_cpu_ns(pid);
+            self.tasks.processes.entry(pid).and_modify(|process| process.heard_cpu_ns = heard_cpu_ns);
+        }
+    }
+
+    /// Signals that waited were dropped: timers that sent them go on.
+    pub(crate) fn dropped_signals(&mut self, pid: Pid) {
+        let Some(process) = self.tasks.processes.get(&pid) else { return };
+        let is_due = |(_, timer): &(&i32, &PosixTimer)| timer.armed.is_none() && timer.due_ns.is_some();
+        let due: Vec<i32> = process.posix_timers.iter().filter(is_due).map(|(id, _)| *id).collect();
+        let now = self.timers.now_ns();
+        due.into_iter().for_each(|id| self.arm_again(pid, id, now));
+        self.rearm_alarm(pid, now);
+    }
+
+    /// How long a timer is to wait: a process runs a little between two of their signals, whatever their intervals. None: it
+    /// has, or waits in a call.
+    pub(crate) fn pause_before_timer(&self, pid: Pid) -> Option<u64> {
+        let process = self.tasks.processes.get(&pid)?;
+        let runs = |tid| self.tasks.tasks.get(tid).is_some_and(|task| task.state == State::Running && !task.trapped);
+        let has_run = || self.process_cpu_ns(pid).saturating_sub(process.heard_cpu_ns) >= BETWEEN_NS;
+        (process.threads.iter().any(runs) && !has_run()).then_some(BETWEEN_NS)
+    }
+}
+
+/// When a timer is due next, and how often it was meanwhile, beside the once that is told.
+pub(crate) fn forwarded(due_ns: u64, interval_ns: u64, now_ns: u64) -> (Option<u64>, u64) {
+    match now_ns.saturating_sub(due_ns).checked_div(interval_ns) {
+        None => (None, 0),
+        Some(missed) => (Some(due_ns.saturating_add((missed + 1).saturating_mul(interval_ns))), missed),
     }
 }

@@ -7,6 +7,7 @@ use drupe_appkernel_vfs::anonymous::{self, AnonymousInode};
 use drupe_appkernel_vfs::directory::{DirectoryFile, PathFile};
 use drupe_appkernel_vfs::event::{Epoll, EpollEvent, EventFd, SignalFd, TimerFd};
 use drupe_appkernel_vfs::inode::NewNode;
+use drupe_appkernel_vfs::inotify::Inotify;
 use drupe_appkernel_vfs::pipe::{Pipe, PipeEnd};
 use drupe_appkernel_vfs::saved::{SavedPipe, Watched};
 use drupe_appkernel_vfs::socket::{LocalSocket, Numbers, SavedSocket};
@@ -16,7 +17,7 @@ use drupe_appkernel_vfs::{
     Timestamp,
 };
 
-use super::state::{Body, EpollItem, PipeFile, Place, Saved, SavedFile};
+use super::state::{Body, EpollItem, PipeFile, Place, Saved, SavedFile, SavedInotify};
 use super::{damaged, opened, Foreign, Pages, Refusal, Trees};
 use crate::calls::pidfd::{Life, PidFd};
 use crate::kernel::Kernel;
@@ -26,8 +27,8 @@ use crate::task::Pid;
 pub(super) struct Files<'a> {
     pub trees: &'a Trees<'a>,
     pub foreign: &'a dyn Foreign,
-    numbers: HashMap<u64, u32>,
-    found: Vec<Arc<OpenFile>>,
+    pub(super) numbers: HashMap<u64, u32>,
+    pub(super) found: Vec<Arc<OpenFile>>,
     pipe_numbers: HashMap<usize, u32>,
     pub pipes: Vec<SavedPipe>,
     leaf_numbers: HashMap<usize, u32>,
@@ -94,7 +95,7 @@ impl<'a> Files<'a> {
         let body = self.body(kernel, file, pages)?;
         let ids = file.metadata().map_or((0, 0), |metadata| (metadata.uid, metadata.gid));
         let (position, owner) = (file.position(), *file.owner.lock());
-        Ok(SavedFile { flags: file.flags().0, position, owner, ids, lock: lock_of(file)?, body })
+        Ok(SavedFile { flags: file.flags().0, position, owner, ids, lock: lock_of(file), body })
     }
 
     fn body(&mut self, kernel: &Kernel, file: &OpenFile, pages: &mut Pages<'_>) -> Result<Body, Refusal> {
@@ -120,6 +121,9 @@ impl<'a> Files<'a> {
             };
             return Ok(Body::Epoll(epoll.save().into_iter().map(item).collect()));
         }
+        if let Some(inotify) = file.downcast::<Inotify>() {
+            return self.notices(inotify).map(Body::Inotify);
+        }
         if let Some(process) = file.downcast::<PidFd>() {
             return Ok(Body::Process(process.pid));
         }
@@ -132,6 +136,16 @@ impl<'a> Files<'a> {
             return Ok(Body::Socket(self.socket(&shared)));
         }
         self.with_path(file, pages)
+    }
+
+    fn notices(&self, inotify: &Inotify) -> Result<SavedInotify, Refusal> {
+        let (next, watched, events) = inotify.save();
+        let place = |path: &Path| {
+            let name = || String::from_utf8_lossy(&path.dentry.name()).into_owned();
+            self.trees.place(path).ok_or_else(|| format!("a watch (inotify) on {}, which was removed", name()))
+        };
+        let watches = watched.iter().map(|(descriptor, mask, path)| Ok((*descriptor, *mask, place(path)?)));
+        Ok(SavedInotify { next, watches: watches.collect::<Result<_, Refusal>>()?, events })
     }
 
     fn with_path(&mut self, file: &OpenFile, pages: &mut Pages<'_>) -> Result<Body, Refusal> {
@@ -175,14 +189,10 @@ impl<'a> Files<'a> {
     }
 }
 
-/// Its flock; record locks cannot be saved.
-fn lock_of(file: &OpenFile) -> Result<Option<bool>, Refusal> {
-    let Some(path) = file.path() else { return Ok(None) };
-    let (records, whole) = path.inode().attachment().locks.held();
-    if !records.is_empty() {
-        return Err(format!("a record lock (fcntl) on {}", String::from_utf8_lossy(&path.dentry.name())));
-    }
-    Ok(whole.iter().find(|(id, _)| *id == file.id()).map(|(_, exclusive)| *exclusive))
+/// Its flock.
+fn lock_of(file: &OpenFile) -> Option<bool> {
+    let (_, whole) = file.path()?.inode().attachment().locks.held();
+    whole.iter().find(|(id, _)| *id == file.id()).map(|(_, exclusive)| *exclusive)
 }
 
 /// What files are made again from.
@@ -238,6 +248,7 @@ impl<'a> Maker<'a> {
                 event(timer, "timerfd")
             }
             Body::Epoll(_) => event(Epoll::new(), "eventpoll"),
+            Body::Inotify(saved) => event(self.notices(saved)?, "inotify"),
             Body::Process(pid) => event(kernel.pidfd_again(*pid), "pidfd"),
             Body::Signals((mask, pid)) => event(kernel.signalfd_again(*mask, *pid)?, "signalfd"),
             Body::Socket(number) => {
@@ -253,6 +264,15 @@ impl<'a> Maker<'a> {
             locked.map_err(|_| damaged("locks that exclude one another"))?;
         }
         Ok(made)
+    }
+
+    fn notices(&self, saved: &SavedInotify) -> Result<Arc<dyn File>, Refusal> {
+        let inotify = Inotify::new();
+        let place = |(descriptor, mask, place): &(i32, u32, Place)| Ok((*descriptor, *mask, self.trees.find(place)?));
+        let watched = saved.watches.iter().map(place).collect::<Result<Vec<_>, Refusal>>()?;
+        let done = inotify.restore(saved.next, &watched, &saved.events);
+        done.map_err(|errno| damaged(&format!("watches of files: {errno}")))?;
+        Ok(inotify)
     }
 
     /// What sockets hold, and what they are to one another, once all files are made.

@@ -5,11 +5,13 @@
 //! nothing of what is read is believed.
 
 mod files;
+mod locks;
 mod memory;
 mod restore;
 mod save;
 mod spaces;
 pub mod state;
+mod sysv;
 
 use std::sync::Arc;
 

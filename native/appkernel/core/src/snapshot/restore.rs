@@ -10,6 +10,7 @@ use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::{Backing, Credentials, FdTable, MountNamespace, OpenFile, WaitQueue};
 
 use super::files::{watch_again, Maker};
+use super::locks::lock_again;
 use super::state::{Saved, SavedInfo, SavedLife, SavedProcess, SavedTask, PROCESSOR_CLOCK};
 use super::{damaged, Foreign, Refusal, Trees};
 use crate::calls::schedule::Schedule;
@@ -83,6 +84,8 @@ impl Kernel {
         saved.tasks.iter().try_for_each(|task| self.announce_task(task, &filters))?;
         let files = self.restore_files(&saved, &trees, foreign, memory.as_ref())?;
         self.fill_tables(&saved, &shared, &files)?;
+        lock_again(&saved.locks, &files, &shared.tables)?;
+        self.restore_sysv(&saved.sysv, &files)?;
         self.restore_spaces(&saved, &shared, &files, memory)?;
         self.restore_timers(&saved)?;
         self.is_first = self.known(&saved.first)?;
@@ -200,6 +203,8 @@ impl Kernel {
             death_signal: signal(p.death_signal)?,
             no_new_privileges: p.no_new_privileges,
             subreaper: p.subreaper,
+            heard_cpu_ns: 0,
+            lane: p.container,
             dumpable: p.dumpable,
             without_huge_pages: p.without_huge_pages,
             oom_score_adj: p.oom_score_adj,

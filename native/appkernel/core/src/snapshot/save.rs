@@ -10,7 +10,7 @@ use super::files::Files;
 use super::memory::Objects;
 use super::state::{
     Place, Saved, SavedArea, SavedCall, SavedFs, SavedInfo, SavedLife, SavedMm, SavedPosixTimer, SavedProcess,
-    SavedTask, PROCESSOR_CLOCK,
+    SavedSysV, SavedTask, PROCESSOR_CLOCK,
 };
 use super::{Foreign, Pages, Refusal, Trees};
 use crate::calls::timers::Source;
@@ -86,7 +86,9 @@ impl Kernel {
                 saved.tasks.push(self.save_task(tid, &mut filters).map_err(|why| self.blame(pid, &why))?);
             }
         }
+        saved.sysv = self.save_sysv(&mut files);
         saved.files = files.save(self, pages)?;
+        saved.locks = files.locks(&shared.tables)?;
         saved.filters = filters.saved;
         (saved.pipes, saved.leaves, saved.sockets) = (files.pipes, files.leaves, files.sockets);
         saved.objects = shared.objects.saved;
@@ -104,18 +106,9 @@ impl Kernel {
     }
 
     fn check_saveable(&self) -> Result<(), Refusal> {
-        let sysv = &self.sysv;
-        let kinds = [
-            (sysv.segments.values().count(), "shared memory"),
-            (sysv.semaphores.values().count(), "semaphores"),
-            (sysv.queues.values().count(), "message queues"),
-        ];
-        if !self.message_queues.named.is_empty() {
-            return Err(format!("there are POSIX message queues in the pod ({})", self.message_queues.named.len()));
-        }
-        match kinds.iter().find(|(count, _)| *count > 0) {
-            Some((count, kind)) => Err(format!("there are {kind} of System V in the pod ({count})")),
-            None => Ok(()),
+        match self.message_queues.named.len() {
+            0 => Ok(()),
+            count => Err(format!("there are POSIX message queues in the pod ({count})")),
         }
     }
 
@@ -138,6 +131,8 @@ impl Kernel {
             tasks: Vec::new(),
             first: self.is_first.iter().copied().collect(),
             joined: self.joined.iter().copied().collect(),
+            locks: Vec::new(),
+            sysv: SavedSysV { next: [0; 3], segments: Vec::new(), semaphores: Vec::new(), queues: Vec::new() },
         }
     }
 

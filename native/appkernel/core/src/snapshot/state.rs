@@ -6,7 +6,7 @@ use drupe_appkernel_vfs::socket::SavedSocket;
 use drupe_appkernel_vfs::tmpfs::Leaf;
 
 /// Of this form; the kernel's own version is told apart from it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 coded! {
     /// A place in a tree of files: which namespace, which mount of it, and names from that mount's root on.
@@ -37,6 +37,15 @@ coded! {
 }
 
 coded! {
+    /// The descriptor given last; descriptor, mask and place of each watch; what was not read: descriptor, mask, cookie, name.
+    pub struct SavedInotify {
+        pub next: i32,
+        pub watches: Vec<(i32, u32, Place)>,
+        pub events: Vec<(i32, u32, u32, Vec<u8>)>,
+    }
+}
+
+coded! {
     pub enum Body {
         /// Opened again by its place.
         Named(Place) = 0,
@@ -54,6 +63,7 @@ coded! {
         Signals((u64, u32)) = 8,
         /// A socket within the pod, by its number.
         Socket(u32) = 9,
+        Inotify(SavedInotify) = 10,
     }
 }
 
@@ -224,6 +234,64 @@ coded! {
 }
 
 coded! {
+    /// A record lock (fcntl(2)): a file of its inode; whose it is: a table's, and what its process is called, or (None) that
+    /// open file's.
+    pub struct SavedLock {
+        pub file: u32,
+        pub table: Option<(u32, i32)>,
+        pub exclusive: bool,
+        pub start: u64,
+        pub end: u64,
+    }
+}
+
+/// Key, user, group, the creator's user and group, mode.
+pub type SavedPermissions = [u32; 6];
+
+/// Identifier, permissions, object.
+pub type SavedIpc<T> = (i32, SavedPermissions, T);
+
+coded! {
+    /// file: its number. processes: who made it, who used it last. times: of the last attach, detach, change.
+    pub struct SavedSegment {
+        pub file: u32,
+        pub size_bytes: u64,
+        pub processes: (u32, u32),
+        pub times: [u64; 3],
+        pub is_removed: bool,
+    }
+}
+
+coded! {
+    /// values: each with who changed it last. undo: process, index, what to add. times: of the last operation and change.
+    pub struct SavedSemaphores {
+        pub values: Vec<(u16, u32)>,
+        pub undo: Vec<(u32, u16, i64)>,
+        pub times: (u64, u64),
+    }
+}
+
+coded! {
+    /// times: of the last send, receive, change. last: who sent and received last.
+    pub struct SavedQueue {
+        pub messages: Vec<(i64, Vec<u8>)>,
+        pub limit_bytes: u64,
+        pub times: [u64; 3],
+        pub last: [u32; 2],
+    }
+}
+
+coded! {
+    /// System V IPC. next: identifiers given last.
+    pub struct SavedSysV {
+        pub next: [i32; 3],
+        pub segments: Vec<SavedIpc<SavedSegment>>,
+        pub semaphores: Vec<SavedIpc<SavedSemaphores>>,
+        pub queues: Vec<SavedIpc<SavedQueue>>,
+    }
+}
+
+coded! {
     /// All of it but pages and file systems.
     pub struct Saved {
         /// Of the host's monotonic clock, which programs read by themselves.
@@ -248,5 +316,7 @@ coded! {
         pub tasks: Vec<SavedTask>,
         pub first: Vec<u32>,
         pub joined: Vec<u32>,
+        pub locks: Vec<SavedLock>,
+        pub sysv: SavedSysV,
     }
 }

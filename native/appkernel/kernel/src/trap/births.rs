@@ -56,8 +56,10 @@ impl Stubs {
             .add(std::os::fd::AsRawFd::as_raw_fd(&pidfd), libc::EPOLLIN as u32, WORD_SPACE | u64::from(space.0))
             .map_err(errno)?;
         let resting = (0..index).collect();
+        let lane = self.thread(parent).and_then(|t| self.spaces.get(&t.space).ok_or(Errno::SRCH))?.lane;
         let in_proc = if self.numbers_inside { inside as i32 } else { born.thread };
-        let new = Space { process: born.thread, in_proc, pidfd, slots, next_slot: index + 1, resting, threads: 1 };
+        let new =
+            Space { process: born.thread, in_proc, pidfd, slots, next_slot: index + 1, resting, threads: 1, lane };
         self.spaces.insert(space, new);
         let expected = VecDeque::from([Expected::slots(fd)]);
         let owns_gs = self.thread(parent)?.owns_gs;
@@ -75,15 +77,15 @@ impl Stubs {
     fn wait_for_stranger(&mut self, number: u32) -> Result<Notification> {
         let known = &self.by_host;
         let is_it = |note: &Notification| note.number == number && !known.contains_key(&note.thread);
-        if let Some(at) = self.stash.iter().position(is_it) {
-            return self.stash.remove(at).ok_or(Errno::SRCH);
+        if let Some(found) = self.stash.find(is_it) {
+            return Ok(found);
         }
         loop {
             let Some(note) = self.receive()? else { continue };
             if note.number == number && !self.by_host.contains_key(&note.thread) {
                 return Ok(note);
             }
-            self.stash.push_back(note);
+            self.put_by(note);
         }
     }
 

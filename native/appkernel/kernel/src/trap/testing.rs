@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use drupe_appkernel_core::platform::{SpaceId, ThreadId};
+use drupe_appkernel_core::platform::{SpaceId, ThreadId, Trap};
 use drupe_appkernel_hostsys::poll;
 
 use super::Stubs;
@@ -25,5 +25,23 @@ impl Stubs {
     /// As the host does when memory is short.
     pub fn kill_host_process(&self, space: SpaceId) {
         poll::signal(self.spaces[&space].pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    /// Take in calls until so many wait to be served.
+    pub fn gather(&mut self, count: usize) {
+        while self.stash.len() < count {
+            self.take_in().expect("calls are taken in");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Write a word of a thread's slot, as its guest may.
+    pub fn spoil(&self, thread: ThreadId, word: usize, value: u64) {
+        self.threads[&thread].slot.store(word, value);
+    }
+
+    /// Why the thread stands still, as its slot says now.
+    pub fn trapped(&mut self, thread: ThreadId) -> Trap {
+        self.trap(thread)
     }
 }

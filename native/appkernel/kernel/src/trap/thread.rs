@@ -95,4 +95,5 @@ pub(super) struct Space {
     pub(super) next_slot: u64,
     pub(super) resting: VecDeque<u64>,
     pub(super) threads: u32,
+    pub(super) lane: u32,
 }

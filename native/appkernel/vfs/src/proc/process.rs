@@ -48,7 +48,7 @@ impl Maker {
     fn place(&self, choose: fn(Places) -> Option<Path>) -> Item {
         let (source, pid) = (Arc::clone(&self.source), self.pid);
         let lead = move || source.places(pid).and_then(choose).map(LinkTarget::Jump).ok_or(Errno::NOENT);
-        self.own(Item::link(lead), 0o777)
+        self.own(Item::link(lead), 0o777).guarded()
     }
 
     fn name(&self) -> Item {
@@ -91,11 +91,11 @@ impl Maker {
             ("status", self.text(0o444, |s, pid, tid| Some(stat::status(&s.process(pid, tid)?)))),
             ("comm", self.name()),
             ("cmdline", self.text(0o444, |s, pid, _| s.command_line(pid))),
-            ("environ", self.text(0o400, |s, pid, _| s.environment(pid))),
-            ("auxv", self.text(0o400, |s, pid, _| s.auxiliary(pid))),
-            ("maps", self.text(0o444, |s, pid, _| Some(stat::maps(&s.areas(pid))))),
-            ("smaps", self.text(0o444, |s, pid, _| Some(stat::smaps(&s.areas(pid))))),
-            ("smaps_rollup", self.text(0o444, |s, pid, _| Some(stat::smaps_rollup(&s.areas(pid))))),
+            ("environ", self.text(0o400, |s, pid, _| s.environment(pid)).guarded()),
+            ("auxv", self.text(0o400, |s, pid, _| s.auxiliary(pid)).guarded()),
+            ("maps", self.text(0o444, |s, pid, _| Some(stat::maps(&s.areas(pid)))).guarded()),
+            ("smaps", self.text(0o444, |s, pid, _| Some(stat::smaps(&s.areas(pid)))).guarded()),
+            ("smaps_rollup", self.text(0o444, |s, pid, _| Some(stat::smaps_rollup(&s.areas(pid)))).guarded()),
             ("limits", self.text(0o444, |s, pid, _| Some(stat::limits(&s.limits(pid)?)))),
             ("mounts", self.text(0o444, |s, pid, _| mounts(s, pid, mount_line))),
             ("mountinfo", self.text(0o444, |s, pid, _| mounts(s, pid, mountinfo_line))),
@@ -187,7 +187,7 @@ impl Directory for Files {
             let (_, file) = Self::find(&source, pid, fd)?;
             file.path().cloned().map(LinkTarget::Jump).ok_or(Errno::NOENT)
         };
-        Some(Item::link(lead).with(permissions, owner))
+        Some(Item::link(lead).with(permissions, owner).guarded())
     }
 
     fn list(&self) -> Vec<Listed> {
