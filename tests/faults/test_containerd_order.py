@@ -12,12 +12,16 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
+from drupe.rpc.containerd import sandbox_shim_pb2 as pb
 from drupe.rpc.containerd import task_v2_pb2 as task
+from drupe.rpc.cri.api_pb2 import PodSandboxConfig
 from drupe.rpc.ttrpc.envelope import Code, request
 from drupe.rpc.ttrpc.envelope_pb2 import Request
 from drupe.rpc.ttrpc.frames import Frame, Kind, encode
+from drupe.spec.containerd import ShimDelete
+from framework.daemon import Daemon
 from framework.raw_ttrpc import SERVICE, Raw
-from framework.taskcaller import PROCESS, REFUSALS, end
+from framework.taskcaller import PEER, PROCESS, REFUSALS, end, pods
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -176,3 +180,22 @@ def test_metadata_and_deadlines_without_measure(raw: Raw) -> None:
         answer = raw.answer(raw.post_data(Request(service=service, method=method).SerializeToString()))
         assert answer.status.code == Code.UNIMPLEMENTED and len(answer.status.message) < 4096
         assert "\n" not in answer.status.message
+
+
+# -- sandboxes that a shim serves -------------------------------------------------------------------------------------
+
+SANDBOX = "containerd.runtime.sandbox.v1.Sandbox"
+
+
+def test_a_sandbox_whose_shim_is_cleaned_up_after(raw: Raw, daemon: Daemon) -> None:
+    """When its connection has ended, containerd calls the shim's `delete` for it, and nothing else."""
+    config = PodSandboxConfig(metadata={"name": "s", "uid": "u", "namespace": "n"})
+    options = AnyMessage(type_url="runtime.v1.PodSandboxConfig", value=config.SerializeToString())
+    asked = pb.CreateSandboxRequest(sandbox_id="s", options=options)
+    assert raw.call("CreateSandbox", asked, service=SANDBOX)[:2] == (Code.OK, "")
+    assert raw.call("StartSandbox", pb.StartSandboxRequest(sandbox_id="s"), service=SANDBOX)[:2] == (Code.OK, "")
+    assert len(pods(daemon)) == 1
+    with daemon.client() as client:
+        for id_, stays in (("other", 1), ("s", 0), ("s", 0)):
+            client.call("containerd.delete", ShimDelete(id=id_, **PEER), timeout_s=60)
+            assert len(pods(daemon)) == stays

@@ -114,7 +114,7 @@ def rss_bytes(pid: int) -> int:
 
 def pods(daemon: Daemon) -> list[Any]:
     with daemon.client() as client:
-        return list(client.call("pod.list", ListFilter(), timeout_s=20).pods)
+        return list(client.call("pod.list", ListFilter(all_owners=True), timeout_s=20).pods)
 
 
 # -- bytes, calls and messages ----------------------------------------------------------------------------------------

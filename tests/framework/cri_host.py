@@ -173,7 +173,7 @@ class CriHost(Containerd):
     def pods_of_drupe(self) -> list[PodStatus]:
         """All that our daemon has, whoever owns them."""
         with Client.connect(self.path("/run/drupe/drupe.sock")) as client:
-            return list(client.call("pod.list", ListFilter(), timeout_s=30).pods)
+            return list(client.call("pod.list", ListFilter(all_owners=True), timeout_s=30).pods)
 
     def stream(self, url: str) -> Channels:
         """The streams behind a URL that the CRI answered."""

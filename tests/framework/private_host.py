@@ -81,6 +81,8 @@ class PrivateHost:
 
     def close(self) -> None:
         """End the daemons, the last first, and let go of the namespaces."""
+        if self._daemon.poll() is not None:  # whoever asked for one while there was none was quicker than a test
+            self.drupe("system", "shutdown")
         for service in reversed(self._services):
             service.terminate()
             service.wait(TIMEOUT_S)

@@ -68,7 +68,7 @@ def rss_bytes(pid: int) -> int:
 
 def pods(daemon: Daemon) -> list[Any]:
     with daemon.client() as client:
-        return list(client.call("pod.list", ListFilter(), timeout_s=20).pods)
+        return list(client.call("pod.list", ListFilter(all_owners=True), timeout_s=20).pods)
 
 
 def end(raw: Raw, name: str = "t") -> None:

@@ -441,6 +441,7 @@ def test_sandboxes_outlive_a_restart_of_containerd(own_host: CriHost, handler: s
     cri.kill()
     cri.inside("rm", SOCKET)  # it would look as if somebody answered
     cri.start()
+    wait_until(cri.ready, what="the CRI is ready", timeout_s=30.0)
     wait_until(lambda: cri.cri.pod_state(pod[0]) == "READY", what="the pod is known again", timeout_s=30.0)
 
 

@@ -25,12 +25,23 @@ async def started(hub: Hub, ask: ShimStart) -> ShimStarted:
 
 async def deleted(hub: Hub, ask: ShimDelete) -> ShimDeleted:
     """Called after every connection's end, and after a crash: whatever is there is killed and removed."""
-    key = Peer(grpc=ask.grpc, ttrpc=ask.ttrpc).key
-    task = hub.tasks.find(key, ask.namespace, ask.id)
+    peer = Peer(grpc=ask.grpc, ttrpc=ask.ttrpc)
+    task = hub.tasks.find(peer.key, ask.namespace, ask.id)
     if task is None:
+        await _remove_sandbox(hub, peer, ask)
         return ShimDeleted(exited_at=time.time())
     exit_ = task.container.status.exit
     await lives.remove(hub.tasks, task)
     return ShimDeleted(
         pid=task.record.pid, exit_status=exit_.code if exit_ else 137, exited_at=exit_.at if exit_ else time.time()
     )
+
+
+async def _remove_sandbox(hub: Hub, peer: Peer, ask: ShimDelete) -> None:
+    """One that its shim served, with all in it: whose connection has ended, containerd tells nothing else."""
+    pod = hub.core.pods.get(ask.id)
+    if pod is None or not pod.held or (pod.spec.owner, pod.spec.namespace) != (peer.owner, ask.namespace):
+        return
+    for task in hub.tasks.in_pod(pod):
+        await lives.remove(hub.tasks, task)
+    await hub.sandboxes.shutdown(ask.id)

@@ -113,7 +113,8 @@ class Tasks:
     async def _remove_strays(self, pod: Pod) -> None:
         known = {task.container.id for task in self.in_pod(pod)}
         strays = [container for container in pod.containers.values() if container.id not in known]
-        if not pod.held and len(strays) == len(pod.containers):
+        started = pod.state is not State.READY  # a sandbox is made and started in one call, which has failed then
+        if len(strays) == len(pod.containers) and not (pod.held and started):
             await self.core.delete_pod(pod, force=True)
             return
         for container in strays:
@@ -132,6 +133,7 @@ class Tasks:
         """Something is being changed; `close` waits for it."""
         self._work.add(work)
         work.add_done_callback(self._work.discard)
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # its caller may have gone
 
     async def close(self) -> None:
         """Tasks go on."""
