@@ -6,6 +6,7 @@ use crate::stand_in;
 use drupe_sys::terminal::{self, Settings};
 use drupe_sys::{mount, process};
 use serde_json::Value;
+use std::env;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -63,6 +64,9 @@ pub fn root() -> io::Result<OwnedFd> {
 /// Makes a stand-in as the answer says, and opens what is to be handed on with it.
 pub fn stand_in(answer: &Value, standing: &mut Option<Standing>) -> Result<(), String> {
     let wanted = &answer["stand_in"];
+    if env::var("LISTEN_FDS").is_ok_and(|count| !matches!(count.as_str(), "" | "0")) {
+        return Err("LISTEN_FDS: descriptors of the caller's are not handed on by this kind of sandbox".into());
+    }
     // First: nothing else may have its numbers.
     stand_in::lay_out().map_err(|error| format!("cannot lay out descriptors: {error}"))?;
     let trees = open_trees(wanted)?;

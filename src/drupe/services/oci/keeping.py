@@ -41,7 +41,7 @@ async def prepare(asked: Asked, program: BundleProgram, config: RuntimeConfig, d
     resources_of(births.limits_of(config, able))
     refuse_unhonoured(config, program.name, await program.version())
     terminal = bool(config.process and config.process.terminal)
-    _check_flags(asked, terminal=terminal)
+    _check_flags(asked, program.kind, terminal=terminal)
     bundle, console = asked.files.absolute(asked.words.text("bundle", ".")), asked.words.text("console-socket")
     plain: dict[str, Any] = json.loads(data)
     plain["root"] = {**plain["root"], "path": births.absolute(bundle, plain["root"]["path"])}
@@ -71,11 +71,11 @@ def _waits(asked: Asked) -> bool:
     return asked.words.verb in ("run", "restore") and not asked.words.on("detach")
 
 
-def _check_flags(asked: Asked, *, terminal: bool) -> None:
+def _check_flags(asked: Asked, kind: str, *, terminal: bool) -> None:
     words = asked.words
     for name in ("pidfd-socket", "preserve-fds", "keep"):
         if words.text(name) not in ("", "0", "false"):
-            raise Unsupported(f"--{name} is not carried out by this kind of sandbox", feature=f"--{name}")
+            raise Unsupported(f"--{name} is not carried out by {kind} sandboxes", feature=f"--{name}")
     console = words.text("console-socket")
     if console and not terminal:
         raise InvalidArgument("cannot use console socket if the container has no terminal")
@@ -225,7 +225,7 @@ async def _execute(asked: Asked, program: BundleProgram) -> OciAnswer:
     kept = asked.kept()
     for name in ("cgroup", "preserve-fds", "ignore-paused"):
         if asked.words.text(name) not in ("", "0", "false"):
-            raise Unsupported(f"exec --{name} is not carried out by this kind of sandbox", feature=f"--{name}")
+            raise Unsupported(f"exec --{name} is not carried out by {kept.pod.kind} sandboxes", feature=f"--{name}")
     terminal, console = _process(asked, kept)["terminal"], _absolute(asked, "console-socket")
     if terminal and not console and asked.words.on("detach"):
         raise InvalidArgument("cannot allocate tty if drupe-oci will detach without setting console socket")
