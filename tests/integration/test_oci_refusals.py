@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from drupe.sandboxers.wasm.able import ABLE as WASM
 from framework import bundles
 from framework.bundles import Runtime, config, make_bundle
 from framework.daemon import Daemon
+from framework.leaks import wait_until
 from framework.probes import needs_program
 from framework.uncarried import LIMITS, LINUX, OPTIONS, USES, asked_of
 
@@ -123,3 +127,37 @@ def test_a_path_is_no_name_for_systemd(kernel: Runtime, tmp_path: Path) -> None:
     refused = kernel("--systemd-cgroup", "create", "--bundle", made, "c1", check=False)
     assert refused.returncode == 1 and "is not SLICE:PREFIX:NAME" in refused.stderr
     assert "$.linux.cgroupsPath" in refused.stderr and kernel("list", "--quiet").stdout == ""
+
+
+def made_anew(oci: Runtime, bundle: Path) -> bool:
+    oci("delete", "--force", "c1", check=False)
+    with (bundle / "said").open("wb") as out:
+        argv = [*oci.argv, "create", "--bundle", str(bundle), "c1"]
+        return subprocess.run(argv, env=oci.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode == 0
+
+
+def test_a_caller_that_is_killed_leaves_what_delete_removes(kernel: Runtime, tmp_path: Path) -> None:
+    """Whenever that is: what it began goes on for a moment, and the id is free again after `delete --force`."""
+    made = make_bundle(tmp_path / "bundle", config("sleep", "1000", cgroup=tmp_path.name[-20:]))
+    for number in range(12):
+        argv = [*kernel.argv, "create", "--bundle", str(made), "c1"]
+        with (tmp_path / "said").open("wb") as out:
+            calling = subprocess.Popen(argv, env=kernel.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            calling.wait(number * 0.01)
+        calling.kill()
+        calling.wait()
+        wait_until(functools.partial(made_anew, kernel, made), what="another one of that id")
+        kernel("delete", "--force", "c1")
+    assert kernel("list", "--quiet").stdout == "" and list((tmp_path / "state").glob("*/*")) == []
+
+
+def test_what_its_program_cannot_delete_is_deleted(kernel: Runtime, tmp_path: Path) -> None:
+    """A file of its state is lost: so it has been killed while it deleted."""
+    made = make_bundle(tmp_path / "bundle", config("sleep", "1000", cgroup=tmp_path.name[-20:]))
+    pid = kernel.create(made, "c1", tmp_path / "out")
+    home = tmp_path / "state/appkernel-crun/c1"
+    (home / "config.json").unlink()
+    kernel("delete", "--force", "c1")
+    assert not home.exists() and kernel("list", "--quiet").stdout == ""
+    wait_until(lambda: not Path(f"/proc/{pid}/exe").exists(), what="the end of its stand-in")

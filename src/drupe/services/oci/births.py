@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import posixpath
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 from drupe.errors import DrupeError, InvalidArgument, NotFound, PermissionDenied
 from drupe.images.files import remove_tree
 from drupe.linux.openat2 import O_PATH
+from drupe.linux.pidfd import open_same
 from drupe.oci.limits import resources_of
 from drupe.oci.mount_options import needs_copy, refused_copy
 from drupe.oci.programs import check_process, is_empty
@@ -25,6 +27,7 @@ from drupe.oci.validate import parse_config
 from drupe.runtime.bundled import ROOT_TREE, binds_of_config, is_bind
 from drupe.runtime.names import new_id
 from drupe.runtime.pod import Pod
+from drupe.sandboxers.bundles import BundleProgram
 from drupe.services.oci.adapting import pids_limit, workload_config
 from drupe.services.oci.asked import NAMESPACE, Asked, features_of
 from drupe.services.oci.kept import OWNER, Kept
@@ -123,7 +126,8 @@ async def bear(asked: Asked, stand_in: StandIn, trees: Mapping[str, int]) -> Kep
         if not asked.node.sandboxer(birth.record.kind).runs_modules:
             _check_program(stand_in, birth.plain["process"])
         _refuse_copies(stand_in, birth.config, birth.record.kind)
-        pod = await core.create_pod(birth.pod(), trees=trees)
+        with asked.bundles.making(asked.root, asked.id):
+            pod = await core.create_pod(birth.pod(), trees=trees)
     except BaseException:
         stand_in.close()
         if pod_id not in core.pods:
@@ -277,6 +281,19 @@ def _refuse_copies(stand_in: StandIn, config: RuntimeConfig, kind: str) -> None:
             os.close(root)
         if found:
             raise refused_copy(found, kind)
+
+
+def remove_half_made(asked: Asked, program: BundleProgram) -> None:
+    """What its program cannot delete, since it has not written all that it knows, or was deleting it already."""
+    home = f"{asked.root}/{program.home}/{asked.id}"
+    with contextlib.suppress(DrupeError, ValueError, LookupError, TypeError, OSError):
+        status = json.loads(asked.files.read(f"{home}/status", "status"))
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = open_same(int(status["pid"]), int(status["process-start-time"]))
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+        asked.node.cgroups.delete(str(status["cgroup-path"]), timeout_s=0.2)
+    asked.files.remove(home)
 
 
 def config_of(pod: Pod) -> dict[str, Any]:

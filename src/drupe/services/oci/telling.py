@@ -42,7 +42,7 @@ def _half_made(asked: Asked, program: BundleProgram, name: str) -> dict[str, Any
     with contextlib.suppress(DrupeError, ValueError):
         found = dict(json.loads(asked.files.read(f"{asked.root}/{program.home}/{name}/status", "status")))
     pid = int(found.get("pid") or 0)
-    alive = pid > 0 and Path(f"/proc/{pid}").exists()
+    alive = not found or Path(f"/proc/{pid}").exists()
     kept = {key: str(found.get(key) or "") for key in ("bundle", "rootfs", "created")}
     state = {"ociVersion": SPEC_VERSION, "id": name, "pid": pid if alive else 0, **kept, "owner": "root"}
     return state | {"status": "creating" if alive else "stopped"}
@@ -176,18 +176,26 @@ async def events(asked: Asked) -> OciAnswer:
     if found.get("status") == "stopped":
         if asked.ask.state is None:
             raise InvalidState(f"container with id {asked.id} is not running")
-        return OciAnswer()
+        return OciAnswer(stdout=_last_words(asked))
     try:
         stats = _stats_of(asked.kept().pod.cgroup if program.stands else _cgroup_of(int(found["pid"])))
     except (InvalidState, NotFound):
         if asked.ask.state is None:
             raise
-        return OciAnswer()  # it has just ended
+        return OciAnswer(stdout=_last_words(asked))  # it has just ended
     lines = [_event(asked, "stats", _stats_document(stats))]
     if asked.ask.state is not None and stats.oom_kills > int(asked.ask.state):
         lines.insert(0, _event(asked, "oom", None))
     once = asked.words.on("stats")
     return OciAnswer(stdout="".join(lines), again_s=None if once else _interval_s(asked), state=stats.oom_kills)
+
+
+def _last_words(asked: Asked) -> str:
+    """A kill for memory that nobody has been told of: it has ended the sandbox, and with it what could be counted."""
+    kept = asked.bundles.find(asked.root, asked.id)
+    exit_ = kept.container.status.exit if kept is not None else None
+    told = asked.ask.state if isinstance(asked.ask.state, int) else 0
+    return _event(asked, "oom", None) if exit_ is not None and exit_.oom_kills > told else ""
 
 
 def _cgroup_of(pid: int) -> str:
