@@ -58,13 +58,23 @@ $bb mkdir -p /new/run/systemd /new/run/dbus && $bb cp -r /units /new/run/systemd
 exec $bb switch_root /new /lib/systemd/systemd --unit=guest.service --show-status=no
 INIT
 mkdir "$work/root/units"
+# systemd is on the bus where both its units are active.
+cat >"$work/root/units/dbus.socket" <<'UNIT'
+[Unit]
+DefaultDependencies=no
+[Socket]
+ListenStream=/run/dbus/system_bus_socket
+UNIT
 cat >"$work/root/units/dbus.service" <<'UNIT'
 [Unit]
 DefaultDependencies=no
+Requires=dbus.socket
+After=dbus.socket
 [Service]
 StandardOutput=null
+StandardError=null
 Type=notify
-ExecStart=/usr/bin/dbus-daemon --system --address=unix:path=/run/dbus/system_bus_socket --nofork --nopidfile --syslog-only
+ExecStart=/usr/bin/dbus-daemon --system --address=systemd: --nofork --nopidfile --systemd-activation --syslog-only
 UNIT
 cat >"$work/root/units/guest.service" <<'UNIT'
 [Unit]
