@@ -10,6 +10,7 @@ GROUPS_='
 host:  keeper client packets sys; drupe-keeper drupe-client drupe-oci drupe-relay containerd-shim-drupe-v2
 agent: agent sys;         drupe-agent
 appkernel: appkernel packets sys; drupe-appkernel
+trim:  trim;              libdrupe_trim.so
 '
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/native
 
@@ -19,7 +20,7 @@ sources() { # sources CRATE...: what the group depends on, NUL-separated
 }
 
 build() { # build GROUP BUILT CRATES PROGRAMS
-    local group=$1 built=$2 crates=$3 programs=$4 program profile=release
+    local group=$1 built=$2 crates=$3 programs=$4 program profile=release flags=
     [ "$group" != appkernel ] || profile=appkernel # it unwinds: Cargo.toml says why
     command -v cargo >/dev/null || {
         echo "build-native: cargo is missing: apt-get install cargo-web (Debian) or https://rustup.rs" >&2
@@ -28,6 +29,7 @@ build() { # build GROUP BUILT CRATES PROGRAMS
     export CARGO_TARGET_DIR=$cache/target
     local -a bins=()
     for program in $programs; do bins+=(--bin "$program"); done
+    [ "$group" != trim ] || bins=(--package drupe-trim) flags='-C target-feature=-crt-static' # what others load is not static
     # Clones share the target directory, one after the other, and cargo takes files for unchanged by their times: what
     # another clone built last would pass for ours.
     mkdir -p "$cache"
@@ -35,7 +37,7 @@ build() { # build GROUP BUILT CRATES PROGRAMS
     flock 9
     sources $crates | xargs -0 touch
     # Offline when the registry's cache has everything.
-    (cd native && { cargo build --quiet --profile $profile --locked --offline "${bins[@]}" 2>/dev/null ||
+    (cd native && { [ -z "$flags" ] || export RUSTFLAGS=$flags; } && { cargo build --quiet --profile $profile --locked --offline "${bins[@]}" 2>/dev/null ||
         cargo build --quiet --profile $profile --locked "${bins[@]}"; })
     mkdir -p "$built.$$"
     (cd "$CARGO_TARGET_DIR/$profile" && install -m 755 $programs "$built.$$")

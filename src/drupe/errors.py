@@ -27,6 +27,8 @@ from __future__ import annotations
 import errno
 from typing import Any, ClassVar
 
+_LONGEST = 1200  # of a message, in letters, where it goes to whoever sent what is in it
+
 
 class DrupeError(Exception):
     """Base of all expected errors.
@@ -194,6 +196,15 @@ _HINTS = {
     errno.EROFS: "the state directory must be writable",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
+
+
+def in_a_line(error: DrupeError) -> str:
+    """Its message for a caller who may have sent anything that is in it: on one line, and not longer than what gRPC's
+    clients take (8 KiB of trailers, where a byte may be three)."""
+    text = str(error)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def from_os_error(error: OSError) -> DrupeError:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from framework import images, probes
+from framework import images, probes, taskcaller
+from framework.bundles import make_rootfs
+from framework.daemon import Daemon
 from framework.faulty import FaultyDaemon
+from framework.raw_ttrpc import Raw
 
 
 @pytest.fixture
@@ -24,3 +27,28 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[
         yield daemon
     finally:
         daemon.close()
+
+
+@pytest.fixture(scope="module")
+def address(daemon: Daemon) -> str:
+    """Of the Task service."""
+    return taskcaller.task_address(daemon)
+
+
+@pytest.fixture
+def raw(daemon: Daemon, address: str) -> Iterator[Raw]:
+    """A caller of it that may send anything."""
+    yield from taskcaller.harmless(daemon, address)
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("rootfs")
+    make_rootfs(directory)
+    return directory
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, rootfs: Path) -> Callable[..., Path]:
+    """Makes one; see framework.taskcaller."""
+    return taskcaller.bundles(tmp_path / "bundle", rootfs)

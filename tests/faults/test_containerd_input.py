@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -22,88 +22,13 @@ from drupe.rpc.containerd.mount_pb2 import Mount
 from drupe.rpc.containerd.streaming_pb2 import StreamInit
 from drupe.rpc.ttrpc.envelope import Code
 from drupe.rpc.ttrpc.frames import MAX_DATA_BYTES
-from drupe.spec.containerd import ShimDelete, ShimDeleted, ShimStart, ShimStarted
-from drupe.spec.control import ListFilter
-from framework.bundles import config, make_bundle, make_rootfs
+from drupe.spec.containerd import ShimDelete, ShimDeleted
 from framework.daemon import Daemon
 from framework.leaks import wait_until
 from framework.raw_ttrpc import Raw
+from framework.taskcaller import MEBIBYTE, PEER, PROCESS, REFUSALS, end, pods
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
-
-PEER = {"grpc": "/nonexistent/containerd.sock", "ttrpc": "/nonexistent/containerd.sock.ttrpc", "namespace": "n"}
-MEBIBYTE = 1 << 20
-GROWTH_BYTES = 48 * MEBIBYTE
-PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
-
-
-@pytest.fixture(scope="module")
-def address(daemon: Daemon) -> str:
-    """Of the Task service."""
-    with daemon.client() as client:
-        started: ShimStarted = client.call(
-            "containerd.start", ShimStart(name="containerd-shim-drupe-v2", id="x", **PEER), timeout_s=20
-        )
-    return started.address.removeprefix("unix://")
-
-
-@pytest.fixture
-def raw(daemon: Daemon, address: str) -> Iterator[Raw]:
-    """A connection to the Task service. After the test another is served as before, memory has not grown, and no pod
-    is left."""
-    before, log = rss_bytes(daemon.pid), len(daemon.log.read_text())
-    with Raw(address) as connection:
-        yield connection
-    with Raw(address) as other:
-        assert other.call("State", task.StateRequest(id="nobody"))[0] == Code.NOT_FOUND
-    assert rss_bytes(daemon.pid) - before < GROWTH_BYTES
-    wait_until(lambda: not pods(daemon), what="no pod is left")
-    assert "Traceback" not in daemon.log.read_text()[log:], daemon.log.read_text()[log:]
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, rootfs: Path) -> Callable[..., Path]:
-    """Make a bundle; `changes` as of framework.bundles.config."""
-
-    def make(*args: str, **changes: Any) -> Path:
-        directory = tmp_path / "bundle"
-        directory.mkdir(exist_ok=True)
-        document = config(*(args or ("sleep", "1000")), cgroup="input", **changes)
-        document["root"] = changes.get("root", {"path": str(rootfs)})
-        return make_bundle(directory, document, rootfs=_linked(directory, rootfs))
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("rootfs")
-    make_rootfs(directory)
-    return directory
-
-
-def _linked(directory: Path, rootfs: Path) -> Path:
-    with suppress(FileExistsError):
-        (directory / "rootfs").symlink_to(rootfs)
-    return rootfs
-
-
-def rss_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def pods(daemon: Daemon) -> list[Any]:
-    with daemon.client() as client:
-        return list(client.call("pod.list", ListFilter(), timeout_s=20).pods)
-
-
-def end(raw: Raw, name: str = "t") -> None:
-    """Kill and delete a task."""
-    raw.call("Kill", task.KillRequest(id=name, signal=9, all=True))
-    raw.call("Wait", task.WaitRequest(id=name))
-    raw.ask("Delete", task.DeleteRequest(id=name), task.DeleteResponse)
-
 
 # -- frames -----------------------------------------------------------------------------------------------------------
 
@@ -230,7 +155,6 @@ WRONG_FIELDS: dict[str, dict[str, Any]] = {
     },
     "a kind of no name": {"annotations": {"drupe.kind": "nope"}},
 }
-REFUSALS = {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.UNIMPLEMENTED, Code.FAILED_PRECONDITION, Code.ABORTED}
 
 
 @pytest.mark.parametrize("name", WRONG_CONFIGS)
@@ -409,6 +333,28 @@ def test_a_stream_whose_caller_does_not_read(raw: Raw, address: str, bundle: Cal
         time.sleep(0.5)  # it writes all the while
         assert raw.call("State", task.StateRequest(id="t"))[0] == Code.OK
         end(raw)
+
+
+def test_a_task_that_is_killed_before_its_start_lets_go_of_its_streams(
+    raw: Raw, bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    """containerd comes back, ends what it had not started, and waits for the end of the output before it deletes."""
+    for name in ("out", "err"):
+        os.mkfifo(tmp_path / name)
+    readers = [os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK) for name in ("out", "err")]
+    assert raw.create(bundle(), "t", stdout=str(tmp_path / "out"), stderr=str(tmp_path / "err")) == (Code.OK, "")
+    raw.ask("Kill", task.KillRequest(id="t", signal=9), Empty)
+    assert raw.ask("Wait", task.WaitRequest(id="t"), task.WaitResponse).exit_status == 137
+    for reader in readers:
+        wait_until(lambda fd=reader: _is_over(fd), what="its output ends")  # type: ignore[misc]
+        os.close(reader)
+    raw.ask("Delete", task.DeleteRequest(id="t"), task.DeleteResponse)
+
+
+def _is_over(fd: int) -> bool:
+    with suppress(BlockingIOError):
+        return os.read(fd, 100) == b""
+    return False
 
 
 # -- callers that go --------------------------------------------------------------------------------------------------

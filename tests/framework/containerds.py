@@ -176,11 +176,11 @@ class Containerd(PrivateHost):
                 parent.rmdir()
 
 
-def serving(directory: Path, name: str, store: Path) -> Iterator[Containerd]:
+def serving(directory: Path, name: str, store: Path, *, drupe_config: Path | None = None) -> Iterator[Containerd]:
     """containerd of a version with the image, for as long as a fixture lives."""
     version = VERSIONS[name]
     needs_containerd(version)
-    place = Containerd(directory, version, store)
+    place = Containerd(directory, version, store, drupe_config=drupe_config)
     try:
         place.start()
         place.load()

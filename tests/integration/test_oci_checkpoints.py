@@ -1,4 +1,5 @@
-"""`drupe-oci checkpoint` and `restore`: by runc with CRIU, by gVisor, and refused by name where it cannot be."""
+"""`drupe-oci checkpoint` and `restore`: by runc with CRIU, by gVisor, by the application
+kernel, and refused by name where it cannot be."""
 
 from __future__ import annotations
 
@@ -39,12 +40,15 @@ def runc_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         daemon.close()
 
 
-@pytest.fixture(params=["runc", "gvisor"])
+@pytest.fixture(params=["runc", "gvisor", "appkernel"])
 def oci(request: pytest.FixtureRequest, daemon: Daemon, runc_daemon: Daemon, tmp_path: Path) -> Iterator[Runtime]:
     """drupe-oci by a kind that can."""
     if request.param == "gvisor":
         needs_program("runsc", "crun")
         runtime: Runtime = bundles.of_kind("gvisor", daemon, tmp_path / "state")
+    elif request.param == "appkernel":
+        needs_program("crun")
+        runtime = bundles.of_kind("appkernel", daemon, tmp_path / "state")
     else:
         if why := working_criu()[1]:
             pytest.skip(why)
@@ -151,7 +155,7 @@ def test_a_criu_that_does_not_work_says_why(runc_daemon: Daemon, tmp_path: Path)
     assert "none is not installed" in missing.stderr
 
 
-@pytest.mark.parametrize("kind", ["appkernel", "vm", "wasm"])
+@pytest.mark.parametrize("kind", ["vm", "wasm"])
 def test_kinds_that_cannot_refuse_before_anything_is_made(daemon: Daemon, tmp_path: Path, kind: str) -> None:
     needs_program("crun")
     oci = bundles.of_kind(kind, daemon, tmp_path / "state")

@@ -17,6 +17,8 @@ NATIVE = ROOT / "native"
 # crates that may contain `unsafe`, each with its reason
 UNSAFE_HOMES = {
     NATIVE / "sys": "thin wrappers over the system calls that the keeper and the client make",
+    NATIVE
+    / "trim": "a plugin of QEMU: C functions that it calls and is called by, and memory of QEMU that it gives back",
     NATIVE / "appkernel/hostsys": "stub processes of the application kernel, and the code in their signal handlers",
 }
 

@@ -33,7 +33,8 @@ impl Dialled {
 
     /// Whoever waits for its bytes has them all then.
     pub fn end(&self, id: &str) {
-        if let Some((socket, _)) = self.0.lock().unwrap().connections.remove(id) {
+        if let Some((socket, streams)) = self.0.lock().unwrap().connections.remove(id) {
+            streams.give_up();
             let _ = socket.shutdown(Shutdown::Both); // it may be over already
         }
     }

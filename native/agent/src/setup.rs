@@ -25,8 +25,10 @@ pub fn set_up(call: &Call, request: &SetupRequest) -> Reply<Empty> {
     for mount in &request.mounts {
         mounts::mount(agent, mount, &call.patience())?;
     }
-    links::set(agent, &request.interfaces, &call.patience())?;
-    routes::set(&request.routes)?;
+    if !request.interfaces.is_empty() || !request.routes.is_empty() {
+        links::set(agent, &request.interfaces, &call.patience())?;
+        routes::set(&request.routes)?;
+    }
     agent.change(|state| state.is_set_up = true);
     Ok(Empty {})
 }

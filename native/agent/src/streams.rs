@@ -7,6 +7,7 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{shutdown, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ pub struct Streams {
     input: Mutex<Input>,
     outputs: [Mutex<Output>; 2],
     terminal: OnceLock<OwnedFd>,
+    given_up: AtomicBool,
 }
 
 /// A part of an output; end: the stream has no more than this.
@@ -133,7 +135,17 @@ impl Streams {
     pub fn read(&self, which: i32, offset: u64, max: u32, patience: &Patience) -> Reply<Part> {
         let output = self.outputs.get(which as usize).ok_or_else(|| invalid(format!("there is no stream {which}")))?;
         let max = if max == 0 { DEFAULT_READ } else { (max as usize).min(MAX_READ) };
-        output.lock().unwrap().read(offset, max, patience)
+        let part = output.lock().unwrap().read(offset, max, patience);
+        match part {
+            Err(_) if self.given_up.load(Ordering::Acquire) => Ok(Part { data: Vec::new(), end: true, offset }),
+            part => part,
+        }
+    }
+
+    /// What a read finds from now on instead of an error is the end: a socket that was shut down answers what still
+    /// comes with a reset, and is told so itself (tcp(7); RFC 1122, 4.2.2.13).
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
     }
 
     /// Writes `data`, which begins at `offset` of the stream (None: where it stands); what was taken before is skipped.

@@ -110,7 +110,8 @@ class MachineConfig:
     that `Machine.save` need not write it. places: where devices sit, as `Machine.places` told it of the saved one.
     spare_disks: how many places for disks a machine has from its start that may hold none yet: the first of `disks`
     sit there, and one that goes on from it may have others in them. A guest takes each for a disk of SPARE_DISK_BYTES,
-    provided that those of the first machine are of that size."""
+    provided that those of the first machine are of that size. trim: a plugin by which an emulator gives back what it
+    keeps for a machine that has become quiet."""
 
     id: str
     dir: Path
@@ -133,6 +134,7 @@ class MachineConfig:
     memory_file: Path | None = None
     places: Mapping[str, str] = field(default_factory=dict)
     spare_disks: int = 0
+    trim: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

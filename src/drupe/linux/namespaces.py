@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Final
 
 _NS_GET_USERNS: Final = 0xB701
+_NS_GET_NSTYPE: Final = 0xB703
+_CLONE_NEWNET: Final = 0x40000000
+_LOOKING: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def owning_user_namespace(namespace: str) -> int | None:
     """A descriptor of the user namespace that owns the one at `namespace`; None where it is the caller's own. Raises
     OSError (EPERM: one that is outside of the caller's)."""
-    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(namespace, _LOOKING)
     try:
         owner = fcntl.ioctl(fd, _NS_GET_USERNS)
     finally:
@@ -22,6 +25,17 @@ def owning_user_namespace(namespace: str) -> int | None:
         os.close(owner)
         return None
     return owner
+
+
+def is_network_namespace(path: str) -> bool:
+    """Whether a file is one: it may be anything else, and nobody is waited for. Raises OSError."""
+    fd = os.open(path, _LOOKING)
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def id_maps(pid: int) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:

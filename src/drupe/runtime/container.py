@@ -373,6 +373,7 @@ class Container:
             exit_file=self.bundle / "exit.json",
             resources=self.spec.resources,
             fds=self.first_fds,
+            restores=self.spec.bundle is not None and bool(self.spec.bundle.checkpoint),
             **self.node.storage.made_of(self),
             image=await self.node.storage.image_file(self) if self.pod.sandboxer.wants_image else None,
         )

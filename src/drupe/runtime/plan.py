@@ -132,7 +132,7 @@ def joins_host_network(spec: PodSpec) -> bool:
     """Whether a pod that joins an existing network namespace joins the host's: then it is not isolated from it."""
     if spec.network.mode != "path":
         return False
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # ValueError: a NUL in it
         return Path(spec.network.netns_path).samefile("/proc/self/ns/net")
     return False
 

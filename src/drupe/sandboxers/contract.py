@@ -65,7 +65,8 @@ class TaskConfig:
     recorded. resources: the limits, which `oci` has in its own words too. fds: what `attach` will be given before the
     start; a kind may attach them now, and answer that then. image: an EROFS file of its image, for kinds that want
     one, where it has an image. image_digest, upper: the image of which its root is, and the directory with what is
-    over it; "" and None where the root is made of anything else."""
+    over it; "" and None where the root is made of anything else. restores: it will be told what it goes on from
+    (`go_on_from`), and runs nothing else."""
 
     id: str
     sandbox: str
@@ -81,6 +82,7 @@ class TaskConfig:
     image: Path | None = None
     image_digest: str = ""
     upper: Path | None = None
+    restores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +231,14 @@ class TaskService(ABC):
     async def delete(self, task_id: str) -> None:
         """Kill what lives and remove every trace. Idempotent."""
 
-    async def checkpoint(self, task_id: str, path: Path) -> None:
-        """Write the container's memory to the directory `path`; it goes on. Refused by kinds that cannot."""
+    async def checkpoint(self, task_id: str, path: Path, *, words: Sequence[str] = ()) -> None:
+        """Write the container's memory to the directory `path`; it goes on. words: flags of runc's verb for what the
+        host's kernel has of it ("--tcp-established"). Refused by kinds that cannot, by name."""
         raise _no_checkpoints(task_id)
 
     async def go_on_from(self, task_id: str, path: Path) -> None:
-        """Have a container that was made go on, at its start, from what `checkpoint` wrote to `path`, of which a copy
-        is taken. Refused by kinds that cannot."""
+        """Have a container that was made for it (`restores`) go on, at its start, from what `checkpoint` wrote to
+        `path`, of which a copy is taken. Refused by kinds that cannot."""
         raise _no_checkpoints(task_id)
 
 
@@ -355,6 +358,17 @@ class Sandboxer(ABC):
     async def recover(self, configs: Mapping[str, SandboxConfig]) -> dict[str, TaskState]:
         """After a restart: take over the sandboxes that should live, answer what tasks are there (by task or
         "task.exec" id), and remove what belongs to none of them."""
+
+
+# what is about processes of the host's kernel means nothing where the whole of a sandbox's own kernel is written down
+_MOOT = ("--ext-unix-sk", "--shell-job", "--file-locks", "--manage-cgroups-mode")
+
+
+def refuse_words(kind: str, words: Sequence[str]) -> None:
+    """Raise Unsupported for a flag of `checkpoint` that cannot be carried out where a kernel of its own is saved."""
+    for word in words:
+        if (flag := word.partition("=")[0]) not in _MOOT:
+            raise Unsupported(f"{flag} is not carried out by {kind} sandboxes", kind=kind, feature=flag)
 
 
 def _no_checkpoints(task_id: str) -> Unsupported:

@@ -59,6 +59,13 @@ def test_translated_code_is_bounded_where_memory_is_shared(tmp_path: Path) -> No
     assert "-accel tcg " in line(tmp_path)
 
 
+def test_code_that_is_translated_is_given_back_where_there_is_any(tmp_path: Path) -> None:
+    plugin = tmp_path / "trim.so"
+    assert f"-plugin {plugin}" in line(tmp_path, trim=plugin)
+    assert "-plugin" not in line(tmp_path, trim=plugin, accelerator="kvm")
+    assert "-plugin" not in line(tmp_path)
+
+
 def test_a_share_is_plugged_in_before_a_saved_machine_goes_on(tmp_path: Path) -> None:
     """A machine is not loaded with one on its command line."""
     share = Share("share", "drupe", tmp_path, socket=tmp_path / "virtiofs.sock")

@@ -90,7 +90,7 @@ fn jump(stubs: &mut Stubs, thread: ThreadId, registers: &Registers) {
     stubs.reset(thread, &Registers { rip, rbx: PAGE + 0x100, eflags: 0x202, ..*registers }).unwrap();
     stubs.resume(thread, None, &[]).unwrap();
     let mut events = Vec::new();
-    stubs.wait(Some(1_000_000_000), &mut events).unwrap();
+    stubs.wait(Some(10_000_000_000), &mut events).unwrap();
     stubs.wait(Some(100_000_000), &mut events).unwrap();
 }
 

@@ -55,7 +55,8 @@ def _machine(config: MachineConfig, machine: str) -> list[str]:
     kind = f"{_MACHINES[machine]},memory-backend=ram"
     processor = "host" if config.accelerator == "kvm" else _EMULATED.get(machine, _EMULATED_X86)
     processors = f"{config.processors},maxcpus={max(config.processors, config.processors_max)}"
-    return ["-M", kind, "-accel", _accelerator(config), "-cpu", processor, "-smp", processors]
+    plugin = ["-plugin", str(config.trim)] if config.trim and config.accelerator == "tcg" else []
+    return ["-M", kind, "-accel", _accelerator(config), "-cpu", processor, "-smp", processors, *plugin]
 
 
 def _accelerator(config: MachineConfig) -> str:

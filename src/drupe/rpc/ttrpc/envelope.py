@@ -8,7 +8,7 @@ from enum import IntEnum
 from google.protobuf.message import DecodeError, Message
 
 from drupe import errors
-from drupe.errors import DataLoss, DrupeError, InvalidArgument
+from drupe.errors import DataLoss, DrupeError, InvalidArgument, in_a_line
 from drupe.rpc.ttrpc.envelope_pb2 import KeyValue, Request, Response, Status
 
 _NANO = 1_000_000_000
@@ -61,7 +61,7 @@ _ERRORS: dict[int, type[DrupeError]] = {
 def status_of(error: DrupeError) -> Status:
     """The status that stands for an error: its code, and its text on one line with the hint."""
     code = Code[error.code] if error.code in Code.__members__ else Code.UNKNOWN
-    text = f"{error} ({error.hint})" if error.hint else str(error)
+    text = f"{in_a_line(error)} ({error.hint})" if error.hint else in_a_line(error)
     return Status(code=code, message=text.encode(errors="replace").decode())
 
 

@@ -13,7 +13,7 @@ _SAID: dict[str, str] = {
     "update": f"limited: of a pod, or of its only container; {_ONE_KERNEL}",
     "processes": "limited: pids are the kernel's own",
     "files": "limited: what lies on a tmpfs is in the kernel's memory and cannot be reached from outside",
-    "checkpoint": "no: the pod is saved as a whole, see snapshot",
+    "checkpoint": "limited: of a pod's only container, by drupe-oci or containerd; else see snapshot",
     "snapshot": "limited: not of what has a terminal, System V IPC, inotify or record locks",
     "rlimits": "limited: nofile, nproc, as and data are enforced, the others are kept",
     "oom-score": "no: the host's killer of processes sees the kernel's own only",

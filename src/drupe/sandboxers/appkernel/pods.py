@@ -209,6 +209,13 @@ class Pods:
             await asyncio.to_thread(self.cgroups.thaw, cgroup)
         self._note_pause(pod, "")
 
+    async def go_on(self, pod: KernelPod) -> None:
+        """Have a kernel that was written down while its pod was paused go on, now that it is not."""
+        if pod.record.rests:
+            await pod.require().call("go_on")
+            pod.record.rests = False
+            pod.record.save()
+
     def _note_pause(self, pod: KernelPod, cgroup: str) -> None:
         pod.record.paused = cgroup
         with contextlib.suppress(OSError):
@@ -236,7 +243,7 @@ class Pods:
         if not pod.record.sole and self.cgroups.exists(leaf):
             await asyncio.to_thread(self.cgroups.delete, leaf)
         (pod.record.kernel_home / SOCKET).unlink(missing_ok=True)
-        pod.pid, pod.record.paused, pod.ending = 0, "", False
+        pod.pid, pod.record.paused, pod.record.rests, pod.ending = 0, "", False, False
         if pod.record.started:
             pod.record.started = False
             with contextlib.suppress(OSError):

@@ -16,7 +16,8 @@ class PodRecord(Record, kw_only=True):
     pod's own directory. sole: it is made for one container, and runs in its cgroup; only: that
     container, once it is made. netns: where its interfaces are, "" for none. started: it was, and not stopped. failed:
     why it is lost. tasks, memory_bytes: what its containers may have together, 0 for any number and all there is;
-    only_memory_bytes: what that container may have. paused: the cgroup that stands still, "" for none."""
+    only_memory_bytes: what that container may have. paused: the cgroup that stands still, "" for none. rests: its
+    kernel was written down while it was paused, and has to be told to go on."""
 
     id: str
     dir: str
@@ -36,6 +37,7 @@ class PodRecord(Record, kw_only=True):
     started: bool = False
     failed: str = ""
     paused: str = ""
+    rests: bool = False
 
     @property
     def home(self) -> Path:
@@ -78,7 +80,8 @@ def kernel_key(place: Path) -> str:
 class TaskRecord(Record, kw_only=True):
     """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. placed: what runs in
     it is in its cgroup, where its memory is limited. exit: its end, once known. execs: pids of further processes by
-    id. restored: its kernel has it, and it goes on at its start."""
+    id. restore: directory of the checkpoint that it starts from. restored: its kernel has it, and it goes on at its
+    start."""
 
     id: str
     sandbox: str
@@ -92,6 +95,7 @@ class TaskRecord(Record, kw_only=True):
     tasks: int = 0
     placed: bool = False
     started: bool = False
+    restore: str = ""
     restored: bool = False
     exit: ExitStatus | None = None
     execs: dict[str, int] = {}

@@ -145,7 +145,9 @@ class AppkernelSandboxer(KeptSandboxer):
         await self._pods.freeze(self._pods.get(sandbox_id), self._cgroup(sandbox_id))
 
     async def resume(self, sandbox_id: str) -> None:
-        await self._pods.thaw(self._pods.get(sandbox_id), self._cgroup(sandbox_id))
+        pod = self._pods.get(sandbox_id)
+        await self._pods.thaw(pod, self._cgroup(sandbox_id))
+        await self._pods.go_on(pod)
 
     async def stats(self, sandbox_id: str) -> Stats:
         """What the pod costs the host, but for the number of processes."""

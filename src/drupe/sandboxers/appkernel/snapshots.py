@@ -12,7 +12,7 @@ from drupe.errors import DataLoss, DrupeError, Unsupported
 from drupe.sandboxers.appkernel.line import PROTOCOL, KernelLine
 from drupe.sandboxers.appkernel.pods import KernelPod
 
-_FILES = ("state", "memory")
+FILES = ("state", "memory")
 _WITHIN_S = 600.0
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
@@ -22,7 +22,7 @@ def _opened(directory: Path, flags: int) -> Iterator[dict[str, int]]:
     """The two files of a snapshot: what there is, and the pages."""
     with contextlib.ExitStack() as opened:
         fds: dict[str, int] = {}
-        for name in _FILES:
+        for name in FILES:
             try:
                 fds[name] = os.open(directory / name, flags | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
@@ -31,9 +31,11 @@ def _opened(directory: Path, flags: int) -> Iterator[dict[str, int]]:
         yield fds
 
 
-async def save(pod: KernelPod, directory: Path, meanwhile: Callable[[], Awaitable[None]]) -> str:
-    """Have the kernel write everything down while it stands still; it goes on afterwards. Returns what can read it.
-    Unsupported says what cannot be saved, and whose it is."""
+async def save(
+    pod: KernelPod, directory: Path, meanwhile: Callable[[], Awaitable[None]], *, goes_on: bool = True
+) -> str:
+    """Have the kernel write everything down while it stands still; it goes on afterwards if that is said. Returns what
+    can read it. Unsupported says what cannot be saved, and whose it is."""
     line = pod.require()
     hello = await line.call("hello", protocol=PROTOCOL)
     with _opened(directory, _NEW) as fds:
@@ -44,7 +46,8 @@ async def save(pod: KernelPod, directory: Path, meanwhile: Callable[[], Awaitabl
             try:
                 await meanwhile()
             finally:
-                await line.call("go_on")
+                if goes_on:
+                    await line.call("go_on")
         finally:
             pod.saving = False
     return f"drupe-appkernel {hello['version']}"

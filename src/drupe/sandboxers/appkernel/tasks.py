@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,13 +22,14 @@ import msgspec
 from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
-from drupe.sandboxers.appkernel import snapshots
+from drupe.sandboxers.appkernel import checkpoints, snapshots
 from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded, check_of_one, memory_of, on_host, tasks_of
 from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
 from drupe.sandboxers.appkernel.failures import explain
 from drupe.sandboxers.appkernel.homes import with_home
 from drupe.sandboxers.appkernel.line import Event
+from drupe.sandboxers.appkernel.making import check_room, state_of
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import TaskRecord, record_path
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit
@@ -72,7 +73,7 @@ class KernelTasks(KeptTasks):
         if task.id in self._records:
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._pods.get(task.sandbox)
-        _check_room(pod, task)
+        check_room(pod, task)
         refuse_inside(task.oci, "appkernel")
         container_config(
             task.oci, task=task.id, shm_bytes=pod.record.shm_bytes
@@ -99,7 +100,7 @@ class KernelTasks(KeptTasks):
             finally:
                 await asyncio.wait([holding])
             await holding
-            if pod.record.sole:
+            if pod.record.sole and not task.restores:
                 self._pods.begin(pod)
             if task.oci.get("hooks"):
                 await self._pods.start(pod)  # they are told a pid, whose namespaces are the pod's
@@ -108,7 +109,7 @@ class KernelTasks(KeptTasks):
                     task.oci,
                     "prestart",
                     "createRuntime",
-                    state=_state(record, task.oci, "creating", pod.pid),
+                    state=state_of(record, task.oci, "creating", pod.pid),
                 )
         except BaseException:
             await self.delete(task.id)
@@ -138,6 +139,9 @@ class KernelTasks(KeptTasks):
             raise InvalidState(f"container {task_id} was started before")
         pod = self._pods.get(record.sandbox)
         try:
+            if record.restore:
+                await self.restore(pod, Path(record.restore), {task_id: checkpoints.whose(Path(record.restore))})
+                await checkpoints.drop(record)
             return await self._start(pod, record)
         finally:
             self._pods.spares.arrived(record.sandbox)
@@ -169,7 +173,7 @@ class KernelTasks(KeptTasks):
     async def _soft_hooks(self, record: TaskRecord, oci: Mapping[str, Any], phase: str, status: str, pid: int) -> None:
         """Those that may fail without consequence but a warning."""
         try:
-            await run_hooks(self._keeper, oci, phase, state=_state(record, oci, status, pid))
+            await run_hooks(self._keeper, oci, phase, state=state_of(record, oci, status, pid))
         except DrupeError as error:
             log.warning("container %s: %s: %s", record.id, error, error.cause)
 
@@ -228,6 +232,14 @@ class KernelTasks(KeptTasks):
             record = self._record(task_id)
             record.restored = True
             record.save()
+
+    async def checkpoint(self, task_id: str, path: Path, *, words: Sequence[str] = ()) -> None:
+        record = self._record(task_id)
+        await checkpoints.write(self._pods, self._pods.get(record.sandbox), record, path, words)
+
+    async def go_on_from(self, task_id: str, path: Path) -> None:
+        record = self._record(task_id)
+        await checkpoints.take(self._pods.get(record.sandbox), record, path)
 
     async def _go_on(self, pod: KernelPod, record: TaskRecord) -> None:
         if record.placed:
@@ -461,6 +473,7 @@ class KernelTasks(KeptTasks):
 
     async def _thaw(self, pod: KernelPod) -> None:
         await self._pods.thaw(pod, pod.record.cgroup, pod.record.leaf)
+        await self._pods.go_on(pod)
 
     async def update(self, task_id: str, resources: Resources) -> None:
         record = self._record(task_id)
@@ -575,21 +588,3 @@ def _filled(fds: Mapping[str, int]) -> Iterator[dict[str, int]]:
 def exec_status(how: Mapping[str, Any]) -> ExitStatus:
     """A kernel's exit record in our words."""
     return ExitStatus(code=how["code"], signal=how["signal"], at=how["at"], reason="Error" if how["code"] else "")
-
-
-def _check_room(pod: KernelPod, task: TaskConfig) -> None:
-    if pod.record.only not in ("", task.id):
-        raise Unsupported(
-            "a pod that was made for one container takes no further one",
-            kind="appkernel", feature="multi-container", cause="its kernel ends with that container",
-            hint="name all containers when the pod is made, or make it empty",
-        )  # fmt: skip
-    if not pod.record.sole:
-        check_of_one(task.resources)
-
-
-def _state(record: TaskRecord, oci: Mapping[str, Any], status: str, pid: int) -> dict[str, Any]:
-    """What hooks are told (runtime-spec, State). pid: of the pod's kernel; 0: there is none."""
-    state: dict[str, Any] = {"ociVersion": oci["ociVersion"], "id": record.id, "status": status}
-    state |= {"pid": pid} if pid else {}
-    return state | {"bundle": record.bundle, "annotations": oci.get("annotations") or {}}

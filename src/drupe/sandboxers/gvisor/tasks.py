@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,17 +32,17 @@ from drupe.errors import (
 from drupe.keeper.records import Created, Io
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
-from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit
+from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit, refuse_words
 from drupe.sandboxers.gvisor.command import scored
 from drupe.sandboxers.gvisor.config import POD_SPACE, TMP, adapted
 from drupe.sandboxers.gvisor.ends import from_wait_status, killed, write_exit_file
 from drupe.sandboxers.gvisor.execs import GuestExecs
 from drupe.sandboxers.gvisor.failures import explain, gone
-from drupe.sandboxers.gvisor.pending import PendingAttachment
 from drupe.sandboxers.gvisor.pods import GvisorPod, Pods
 from drupe.sandboxers.gvisor.processes import family, process_infos
 from drupe.sandboxers.gvisor.records import ROOT_ID, TaskRecord, forget_guest, gofer_of, record_path
 from drupe.sandboxers.gvisor.snapshots import MEMORY, rename, write_memory
+from drupe.sandboxers.kept.pending import PendingAttachment
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus, ProcessInfo, Stats
@@ -189,17 +189,12 @@ class GvisorTasks(KeptTasks):
             record.guest, record.restore = guest, str(image)
             record.save()
 
-    async def checkpoint(self, task_id: str, path: Path) -> None:
+    async def checkpoint(self, task_id: str, path: Path, *, words: Sequence[str] = ()) -> None:
         record = self._record(task_id)
+        refuse_words("gvisor", words)
         pod = self._pods.get(record.sandbox)
         if not pod.record.sole:
-            raise Unsupported(
-                f"container {task_id} shares its gVisor sandbox with others",
-                kind="gvisor",
-                feature="checkpoint",
-                cause="they share one kernel, whose memory is one",
-                hint="snapshot the pod",
-            )
+            raise _shared(task_id)
         if not record.started or record.exit is not None:
             raise InvalidState(f"container {task_id} does not run")
         (path / MEMORY).unlink(missing_ok=True)  # written over, as CRIU does; runsc would refuse
@@ -214,6 +209,8 @@ class GvisorTasks(KeptTasks):
 
     async def go_on_from(self, task_id: str, path: Path) -> None:
         record = self._record(task_id)
+        if not self._pods.get(record.sandbox).record.sole:
+            raise _shared(task_id)
         if not (path / MEMORY).is_file():
             raise InvalidArgument(f"{path} holds no checkpoint of gVisor's")
         copy = Path(record.bundle) / "checkpoint"
@@ -551,6 +548,16 @@ def _check_room(pod: GvisorPod, task: TaskConfig, others: list[TaskRecord]) -> N
             cause="they share one kernel",
             hint="limit the pod",
         )
+
+
+def _shared(task_id: str) -> Unsupported:
+    return Unsupported(
+        f"container {task_id} shares its gVisor sandbox with others",
+        kind="gvisor",
+        feature="checkpoint",
+        cause="they share one kernel, whose memory is one",
+        hint="snapshot the pod",
+    )
 
 
 def _record_of(task: TaskConfig, guest: str) -> TaskRecord:

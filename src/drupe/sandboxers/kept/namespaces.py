@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from drupe.errors import InvalidArgument
+from drupe.errors import InvalidArgument, NotFound
 from drupe.keeper.client import Keeper
-from drupe.linux.namespaces import id_maps, owning_user_namespace
+from drupe.linux.namespaces import id_maps, is_network_namespace, owning_user_namespace
 from drupe.sandboxers.contract import SandboxConfig, SandboxInfo
 from drupe.spec.pod import IdMap, PodSpec
 
@@ -24,6 +24,8 @@ async def make_namespaces(keeper: Keeper, config: SandboxConfig, types: list[str
     a PID namespace that nothing else is in. Undone by `drop_namespaces`."""
     directory = config.dir / "ns"
     joined = config.spec.network.netns_path if config.spec.network.mode == "path" else ""
+    if joined:
+        _check_network(joined)
     named = bool(joined) and (config.held or not joined.startswith("/proc/"))
     pid = None
     if types or config.held or named:
@@ -57,6 +59,18 @@ def _users(config: SandboxConfig, joined: str) -> Iterator[dict[str, Any]]:
         yield {"userns": f"/proc/{os.getpid()}/fd/{owner}"}
     finally:
         os.close(owner)
+
+
+def _check_network(path: str) -> None:
+    """Whoever opens a FIFO waits for its writer, and the keeper would."""
+    try:
+        found = is_network_namespace(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        kind = NotFound if isinstance(error, FileNotFoundError) else InvalidArgument
+        cause = getattr(error, "strerror", "") or str(error)
+        raise kind(f"network namespace {path!r} cannot be joined", cause=cause) from None
+    if not found:
+        raise InvalidArgument(f"{path} is no network namespace")
 
 
 def _owner_of(netns: str) -> int | None:

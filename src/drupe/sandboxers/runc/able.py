@@ -10,7 +10,7 @@ _SAID = {
     "wasm-modules": "no: the host's kernel runs no WebAssembly",
     "host-hardware": "no: it is the host's kernel that has the hardware",
     "block-mounts": "no: the host's kernel would read a file system that nobody vouches for; mount it, and bind it",
-    "checkpoint": "no: of bundles alone, by drupe-oci with runc and CRIU; crun is built without CRIU",
+    "checkpoint": "limited: by drupe-oci or containerd, where the node uses runc and CRIU works; not by crun",
     "snapshot": "no: a process of the host's kernel cannot be snapshot without CRIU",
     "cgroup-files": "limited: on hosts with cgroup v2",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,19 @@ class RuntimeCommand:
 
     def delete(self, task_id: str) -> list[str]:
         return [*self._base(), "delete", "--force", task_id]
+
+    def checkpoint(
+        self, task_id: str, images: Path, work: Path, *, criu: Sequence[str], words: Sequence[str]
+    ) -> list[str]:
+        """runc only: its containers go on. criu: flags by which it is found. words: flags of the verb."""
+        where = ["--leave-running", "--image-path", str(images), "--work-path", str(work)]
+        return [*self._base(), *criu, "checkpoint", *where, *words, task_id]
+
+    def restore(self, task_id: str, bundle: Path, images: Path, *, criu: Sequence[str]) -> list[str]:
+        """runc only: `create` and `start` in one."""
+        where = ["--bundle", str(bundle), "--image-path", str(images), "--work-path", str(images)]
+        argv = [*self._base(bundle / "create.log"), *criu, "restore", "--detach", "--no-subreaper", *where]
+        return [*argv, "--pid-file", str(bundle / "pid"), task_id]
 
     def state(self, task_id: str) -> list[str]:
         return [*self._base(), "state", task_id]

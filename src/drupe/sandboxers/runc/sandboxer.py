@@ -18,6 +18,7 @@ from drupe.sandboxers.kept.namespaces import drop_namespaces, make_namespaces, n
 from drupe.sandboxers.kept.sandboxer import KeptSandboxer
 from drupe.sandboxers.kinds import Means
 from drupe.sandboxers.runc.able import ABLE
+from drupe.sandboxers.runc.checkpoints import Checkpoints
 from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.sandboxers.runc.infra import InfraProcess
 from drupe.sandboxers.runc.options import RuncOptions
@@ -32,8 +33,6 @@ class RuncSandboxer(KeptSandboxer):
 
     def __init__(self, *, keeper: Keeper, command: RuntimeCommand, cgroups: Cgroups, on_exit: OnExit) -> None:
         self._command = command
-        self._tasks = RuncTasks(keeper=keeper, command=command, cgroups=cgroups)
-        super().__init__(keeper=keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
         self._bundles = BundleProgram(
             self.kind,
             command.program.name,
@@ -41,6 +40,9 @@ class RuncSandboxer(KeptSandboxer):
             executable=command.program.executable,
             keeper=keeper,
         )
+        checkpoints = Checkpoints(keeper=keeper, command=command, program=self._bundles)
+        self._tasks = RuncTasks(keeper=keeper, command=command, cgroups=cgroups, checkpoints=checkpoints)
+        super().__init__(keeper=keeper, cgroups=cgroups, on_exit=on_exit, tasks=self._tasks)
         self._infra = InfraProcess(keeper=keeper, tasks=self._tasks)
 
     def capabilities(self) -> Mapping[str, str]:

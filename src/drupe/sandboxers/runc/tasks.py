@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,8 @@ from drupe.sandboxers.contract import Attachment, ExecConfig, TaskConfig
 from drupe.sandboxers.kept.fifo import release
 from drupe.sandboxers.kept.tasks import KeptAttachment, KeptTasks, log_file
 from drupe.sandboxers.kept.words import last_message
+from drupe.sandboxers.runc import checkpoints
+from drupe.sandboxers.runc.checkpoints import Checkpoints, Resuming
 from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.sandboxers.runc.entering import process_fields
 from drupe.spec.resources import Resources
@@ -37,9 +39,11 @@ class RuncTasks(KeptTasks):
 
     joins_by_pid: ClassVar[bool] = True
 
-    def __init__(self, *, keeper: Keeper, command: RuntimeCommand, cgroups: Cgroups) -> None:
+    def __init__(self, *, keeper: Keeper, command: RuntimeCommand, cgroups: Cgroups, checkpoints: Checkpoints) -> None:
         super().__init__(keeper=keeper, cgroups=cgroups)
         self._command = command
+        self._checkpoints = checkpoints
+        self._resuming: dict[str, Resuming] = {}
         self._attached: dict[str, tuple[Mapping[str, int], Attachment]] = {}  # at creation, to whom
         self._plain: set[str] = set()  # made here, by crun, without hooks: no crun is needed to start and delete them
 
@@ -53,6 +57,10 @@ class RuncTasks(KeptTasks):
         if join:
             self._cgroups.create(task.cgroup, Resources())
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
+        if task.restores:
+            self._plain.discard(task.id)
+            self._resuming[task.id] = Resuming(task)
+            return 0
         try:
             try:
                 return await self._make(task, join)
@@ -92,6 +100,8 @@ class RuncTasks(KeptTasks):
     async def attach(
         self, task_id: str, fds: Mapping[str, int], *, exec_id: str = "", keep_stdin: bool = False
     ) -> Attachment:
+        if (resuming := self._resuming.get(task_id)) is not None and not exec_id:
+            return resuming.attach(fds, keep_stdin=keep_stdin)
         known, early = self._attached.get(task_id, (None, None))
         if early is not None and known is fds:
             del self._attached[task_id]
@@ -109,14 +119,54 @@ class RuncTasks(KeptTasks):
             self._cgroups.restrict_devices(task.cgroup, rules)
         apply_verified(self._cgroups, task.cgroup, task.resources)
 
-    async def start(self, task_id: str) -> None:
+    async def checkpoint(self, task_id: str, path: Path, *, words: Sequence[str] = ()) -> None:
+        self._cgroup(task_id)
+        await self._checkpoints.write(task_id, path, self._bundle_of[task_id] / "criu", words)
+
+    async def go_on_from(self, task_id: str, path: Path) -> None:
+        resuming = self._resuming.get(task_id)
+        if resuming is None:
+            raise InvalidState(f"container {task_id} was not made to go on from a checkpoint")
+        resuming.check()
+        await self._checkpoints.take(path, resuming.images)
+
+    async def _go_on(self, resuming: Resuming) -> int:
+        """runc makes it and has it go on at once."""
+        task = resuming.task
+        del self._resuming[task.id]
+        try:
+            created = await self._keeper.create_task(
+                task.id,
+                await self._checkpoints.restoring(task.id, task.bundle, resuming.images),
+                pidfile=task.bundle / "pid",
+                io=Io(mode="pipes", stdin=task.stdin),
+                log=log_file(task.log),
+                exit_file=task.exit_file,
+                log_file=task.bundle / "create.log",
+                env=checkpoints.path(),
+                hold=True,
+                timeout_s=checkpoints.TIMEOUT_S,
+            )
+            await resuming.join(partial(super().attach, task.id))
+            await self._keeper.flow(task.id)
+        except HelperFailed as error:
+            raise checkpoints.explain(error, resuming.images) from None
+        finally:
+            resuming.drop()
+            await asyncio.to_thread(shutil.rmtree, resuming.images, ignore_errors=True)
+        return created.pid
+
+    async def start(self, task_id: str) -> int | None:
         """Where there are no hooks to run, `crun start` does no more than open the fifo that its init waits at."""
+        if (resuming := self._resuming.get(task_id)) is not None:
+            return await self._go_on(resuming)
         if task_id in self._plain and release(self._command.root / task_id / "exec.fifo"):
-            return
+            return None
         result = await self._keeper.run(self._command.start(task_id), timeout_s=HELPER_TIMEOUT_S)
         if result.exit != 0:
             failure = HelperFailed(f"container {task_id} did not start", cause=result.stderr.strip())
             raise explain(failure, _process_of(self._bundle_of.get(task_id)))
+        return None
 
     async def exec(self, config: ExecConfig) -> int:
         key = self._exec_key(config)
@@ -175,6 +225,9 @@ class RuncTasks(KeptTasks):
         self._plain.discard(task_id)
         self._attached.pop(task_id, None)
         self._ended.discard(task_id)
+        if (resuming := self._resuming.pop(task_id, None)) is not None:
+            resuming.drop()
+            await asyncio.to_thread(shutil.rmtree, resuming.images, ignore_errors=True)
         if not over:
             await self._delete_living(task_id, cgroup)
         if cgroup is not None:

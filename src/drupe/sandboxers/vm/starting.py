@@ -30,6 +30,7 @@ from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.roots import RootDisk, Roots
 from drupe.sandboxers.vm.templates import SPARE_DISKS, Templates, filled
+from drupe.sandboxers.vm.trimming import find_plugin
 
 CONNECTS_WITHIN_S = 30.0
 _LAST_WORDS_S = 0.1  # until what a program wrote before its end is in its log
@@ -125,6 +126,8 @@ class Starter:
     async def launch(self, pod: VmPod, config: MachineConfig) -> None:
         """Start the VMM and reach its monitor."""
         record, hypervisor = pod.record, self._hypervisors.of(pod.record.hypervisor)
+        if config.saved is not None and config.accelerator == "tcg":
+            config = replace(config, trim=await find_plugin(self._keeper, self.program(record)))
         launch = hypervisor.prepare(config)
         for path, content in launch.files.items():
             path.write_bytes(content)

@@ -19,7 +19,7 @@ import grpc.aio
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from drupe.errors import DrupeError, InvalidArgument
+from drupe.errors import DrupeError, InvalidArgument, in_a_line
 from drupe.rpc.containerd import sandbox_controller_pb2 as pb
 from drupe.rpc.cri import api_pb2 as cri
 from drupe.rpc.ttrpc.service import parse
@@ -33,6 +33,8 @@ SERVICE = "containerd.services.sandbox.v1.Controller"
 VERSION = 3  # of the Task service at the address: containerd 2.0.6 and later take nothing less
 _NAMESPACE = "containerd-namespace"
 _UPDATED = "updated-resources"
+# a containerd that comes back asks for the end of all its pods at once; by default gRPC drops some of more than 1000
+_OPTIONS = (("grpc.server.max_pending_requests", 8192), ("grpc.server.max_pending_requests_hard_limit", 16384))
 
 log = logging.getLogger("drupe")
 Call = Callable[[Any, str], Awaitable[Message]]
@@ -126,7 +128,7 @@ def _linux_of(asked: pb.ControllerUpdateRequest) -> cri.LinuxPodSandboxConfig:
 
 async def serve(controller: Controller, socket: Path) -> grpc.aio.Server:
     """Answer at a unix socket, for root alone. Raises OSError when there is no place for it."""
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((_handlers(controller),))
     before = os.umask(0o177)
     try:
@@ -160,7 +162,7 @@ def _answer(call: Call, name: str, request: type[Message]) -> Callable[[Any, Any
         try:
             return await call(parse(request, data), str(namespace))
         except DrupeError as error:
-            text = f"{error} (hint: {error.hint})" if error.hint else str(error)
+            text = f"{in_a_line(error)} (hint: {error.hint})" if error.hint else in_a_line(error)
             await context.abort(grpc.StatusCode[error.code], text)
         except Exception:
             log.exception("containerd's call %s", name)

@@ -8,7 +8,7 @@ import secrets
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from drupe.errors import AlreadyExists, InvalidArgument, InvalidState, NotFound
+from drupe.errors import AlreadyExists, InvalidState, NotFound
 from drupe.oci.runtime_spec import Process, parse
 from drupe.oci.validate import check_process
 from drupe.rpc.containerd import task_events_pb2 as events
@@ -17,14 +17,14 @@ from drupe.services.containerd import opening
 from drupe.services.containerd.records import ExecRecord, Streams
 from drupe.services.containerd.stdio import close_streams, hold, stream_id, with_all, writer_seen
 from drupe.services.containerd.tasks import Task, Tasks
+from drupe.spec.base import check_name
 from drupe.spec.container import ExecSpec
 from drupe.state.machine import State, require
 
 
 def add(tasks: Tasks, task: Task, request: ExecProcessRequest) -> None:
     """Remember an exec; nothing runs yet."""
-    if not request.exec_id:
-        raise InvalidArgument("an exec needs an id")
+    check_name(request.exec_id, "exec")
     if request.exec_id in task.record.execs:
         raise AlreadyExists(f"task {task.record.id} has an exec {request.exec_id!r}")
     require(task.container.what, task.container.state, State.RUNNING, to="exec")
@@ -45,8 +45,16 @@ def _process(spec: AnyMessage) -> dict[str, object]:
 async def start(tasks: Tasks, task: Task, exec_id: str) -> int:
     """Run it; returns its host pid."""
     exec_ = task.exec(exec_id)
-    if exec_.ours:
+    if exec_.ours or exec_id in task.starting:
         raise InvalidState(f"exec {exec_id!r} has been started")
+    task.starting.add(exec_id)
+    try:
+        return await _start(tasks, task, exec_id, exec_)
+    finally:
+        task.starting.discard(exec_id)
+
+
+async def _start(tasks: Tasks, task: Task, exec_id: str, exec_: ExecRecord) -> int:
     fds = await _open(tasks, task, exec_id, exec_)
     try:
         args = exec_.process["args"]

@@ -12,6 +12,7 @@ from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound, Pe
 from drupe.rpc.containerd import task_events_pb2 as events
 from drupe.rpc.containerd.runc_options_pb2 import CheckpointOptions
 from drupe.rpc.containerd.task_v2_pb2 import CheckpointTaskRequest, CreateTaskRequest, ResizePtyRequest
+from drupe.rpc.ttrpc.service import parse
 from drupe.runtime.container import Container
 from drupe.runtime.pod import Pod
 from drupe.services.containerd import opening, shares
@@ -87,7 +88,14 @@ async def _add(tasks: Tasks, pod: Pod, asked: ContainerSpec, fds: dict[str, int]
     """One more container in a pod, and the limits that the pod has for it."""
     spec, limits = shares.split(pod, asked)
     await shares.hold(tasks, pod, limits)
-    return await tasks.core.create_container(pod, spec, fds), limits
+    container = await tasks.core.create_container(pod, spec, fds)
+    if spec.bundle is not None and spec.bundle.checkpoint:
+        try:
+            await container.tasks.go_on_from(container.id, Path(spec.bundle.checkpoint))
+        except BaseException:
+            await tasks.core.delete_container(container, force=True)
+            raise
+    return container, limits
 
 
 async def _make(tasks: Tasks, asked: Asked, spec: PodSpec, fds: dict[str, int]) -> Made:
@@ -121,7 +129,8 @@ async def start(tasks: Tasks, task: Task) -> int:
     container, pod, record = task.container, task.pod, task.record
     if container.state is not State.READY:
         raise InvalidState(f"task {record.id} is {container.state}: it can be started once")
-    fds = task.fds or await opening.of_task(tasks, record.key, record.streams)
+    fds, task.fds = task.fds, {}
+    fds = fds or await opening.of_task(tasks, record.key, record.streams)
     try:
         async with pod.lock:
             if pod.state is State.READY:
@@ -129,7 +138,6 @@ async def start(tasks: Tasks, task: Task) -> int:
             else:
                 await container.start(fds)
     finally:
-        task.fds = {}
         close_streams(fds)
     note_started(tasks, task)
     return record.pid
@@ -219,13 +227,26 @@ async def checkpoint(task: Task, request: CheckpointTaskRequest) -> None:
     container.check_allowed("a checkpoint of", {"checkpoint"})
     if not request.path.startswith("/"):
         raise InvalidArgument(f"checkpoint: {request.path!r} is no absolute path")
+    asked = request.options.type_url.endswith(CheckpointOptions.DESCRIPTOR.full_name)
+    options = parse(CheckpointOptions, request.options.value if asked else b"")
     async with task.pod.lock:
-        await container.tasks.checkpoint(container.id, Path(request.path))
-    options = CheckpointOptions()
-    if request.options.type_url.endswith(options.DESCRIPTOR.full_name):
-        options.ParseFromString(request.options.value)
+        await container.tasks.checkpoint(container.id, Path(request.path), words=_words(options))
     if options.exit:
         await container.kill("KILL")
+
+
+def _words(options: CheckpointOptions) -> list[str]:
+    """As containerd's own shim gives them to runc."""
+    flags = {
+        "--tcp-established": options.open_tcp,
+        "--ext-unix-sk": options.external_unix_sockets,
+        "--shell-job": options.terminal,
+        "--file-locks": options.file_locks,
+    }
+    words = [flag for flag, asked in flags.items() if asked]
+    words += [f"--empty-ns={name}" for name in options.empty_namespaces]
+    named = {"--manage-cgroups-mode": options.cgroups_mode, "--parent-path": options.parent_path}
+    return words + [f"{flag}={value}" for flag, value in named.items() if value]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from drupe.services.containerd.stdio import close_streams
 
 SCHEME = "binary://"
 _READY_TIMEOUT_S = 10.0
+_TOLD_S = 0.05  # an answer that is here has some turns of the loop to be seen
 _LONGEST_S = 10 * 365 * 86400.0
 
 
@@ -36,7 +37,7 @@ async def start_logger(node: Node, keeper: Keeper, uri: str, *, id_: str, namesp
     await asyncio.sleep(0)  # now they are sent
     close_streams(theirs)
     try:
-        await _ready(running, ends[2][0], argv[0])
+        await _ready(running, ends[2][0], argv[0], keeper)
     except BaseException:
         close_streams(ours)  # with its input it ends
         raise
@@ -58,8 +59,8 @@ def _argv(uri: str) -> list[str]:
     return argv
 
 
-async def _ready(running: asyncio.Task[RunResult], fd: int, program: str) -> None:
-    """Until it has closed the other end of `fd`."""
+async def _ready(running: asyncio.Task[RunResult], fd: int, program: str, keeper: Keeper) -> None:
+    """Until it has closed the other end of `fd`, which a program that cannot be run does as well."""
     loop, closed = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(fd, closed.set)
     waiting = asyncio.ensure_future(closed.wait())
@@ -71,5 +72,7 @@ async def _ready(running: asyncio.Task[RunResult], fd: int, program: str) -> Non
         loop.remove_reader(fd)
     if not done:
         raise DeadlineExceeded(f"the logger {program} was not ready within {_READY_TIMEOUT_S:g} s")
+    await keeper.umount([])  # nothing: the keeper answers in turn, so by now it has told of such a program
+    await asyncio.wait([running], timeout=_TOLD_S)
     if running.done() and (error := running.exception()) is not None:
         raise InvalidArgument(f"the logger {program} cannot be run", cause=str(error))

@@ -107,7 +107,7 @@ async def delete(service: TaskService, request: task.DeleteRequest) -> Message:
     found = service.task(request.id)
     if request.exec_id:
         exec_ = found.exec(request.exec_id)
-        if exec_.ours and exec_.exit is None:
+        if request.exec_id in found.starting or (exec_.ours and exec_.exit is None):
             raise InvalidState(f"exec {request.exec_id!r} runs")
         grave = Grave(key=found.record.key, exec_id=request.exec_id, pid=exec_.pid, exit=exec_.exit)
         service.tasks.graves.dig(grave)

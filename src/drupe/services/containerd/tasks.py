@@ -34,6 +34,7 @@ class Task:
         self.container = container
         self.fds: dict[str, int] = {}
         self.begun: dict[str, asyncio.Event] = {}  # by exec: set once it has been started
+        self.starting: set[str] = set()  # execs that are just being started
         self.stdin_closed: set[str] = set()  # execs for which no more input comes
         self.stdin_holders: dict[str, int] = {}  # by exec: keeps its stdin from ending before there is a writer
 
@@ -170,6 +171,8 @@ class Tasks:
     def remove(self, task: Task, told: Message | None = None) -> None:
         """Forget one whose container is gone. told: the event that says so."""
         task.let_go()
+        for exec_id in list(task.begun):  # it will not come any more
+            task.note_begun(exec_id)
         for streams in (task.record.streams, *(exec_.streams for exec_ in task.record.execs.values())):
             self.forget_streams(task.record.peer, task.record.namespace, streams)
         self._tasks.pop(task.record.key, None)
@@ -186,6 +189,8 @@ class Tasks:
 
     async def _watch(self, task: Task) -> None:
         exit_ = await task.container.wait()
+        fds, task.fds = task.fds, {}
+        close_streams(fds)  # killed before its start: whoever reads waits for their end before it is deleted
         if task.container.state is not State.DELETED:
             self.tell_exit(task, exit_)
 
