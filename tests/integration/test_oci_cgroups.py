@@ -1,6 +1,6 @@
 """The cgroups of bundles: what is asked for holds, by whoever makes them; nothing of them is left.
 
-`make test-cgroup2` runs these where cgroups are v2 alone, and systemd is there for --systemd-cgroup.
+`make test-cgroup2` runs these where cgroups are v2 alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def oci(request: pytest.FixtureRequest, daemon: Daemon, tmp_path: Path) -> Itera
 @pytest.mark.parametrize("systemd", [False, True], ids=["path", "systemd"])
 def test_limits_and_what_is_left(oci: Runtime, tmp_path: Path, systemd: bool) -> None:
     if systemd and not by_systemd():
-        pytest.skip("systemd is not the first process here: make test-cgroup2")
+        pytest.skip("systemd is not the first process here")
     name = tmp_path.name[-12:]
     given = path = f"/{CGROUP_PARENT}-{name}"
     if systemd:
