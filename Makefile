@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-appkernel-suites test-nested-kvm test-cgroup2 test-hypervisors test-interop
-.PHONY: fuzz-appkernel lint format bench bench-quick clean
+.PHONY: fuzz-appkernel fuzz-vm lint format bench bench-quick clean
 
 help: ## Show these targets
 	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ fuzz-appkernel: ## Throw nonsense at the application kernel for MINUTES=30: call
 	@scripts/setup.sh --tests
 	@DRUPE_FUZZ_MINUTES=$(or $(MINUTES),30) $(PYTHON) -m pytest -s tests/fuzz/test_appkernel.py tests/fuzz/test_appkernel_packets.py $(PYTEST_ARGS)
 
+fuzz-vm: ## Throw nonsense at all that reads what machines send: MINUTES=30 for each target, JOBS=2 of them at a time
+	@scripts/setup.sh --tests
+	@scripts/fuzz-vm.sh $(PYTEST_ARGS)
+
 test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: also the cases that `make test` leaves out
 	@scripts/setup.sh --tests
 	@DRUPE_TEST_INTEROP=1 $(PYTHON) -m pytest tests/interop tests/conformance/test_oci.py $(PYTEST_ARGS)
@@ -45,7 +49,7 @@ test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: 
 test-appkernel-suites: ## Hold the application kernel to suites by others (busybox, CPython, LTP), on Linux first; SUITES="python:test_os" narrows it
 	@scripts/setup.sh --tests
 	@ls /usr/lib/python3.11/test/test_os.py >/dev/null 2>&1 || apt-get install -qq -y --no-install-recommends libpython3.11-testsuite
-	@$(PYTHON) -m tests.conformance.appkernel_suites --out docs/appkernel-suites.new.md $(SUITES)
+	@PYTHONPATH=tests $(PYTHON) -m tests.conformance.appkernel_suites --out docs/appkernel-suites.new.md $(SUITES)
 
 test-nested-kvm: ## Try the application kernel's kvm platform on a KVM with an (emulated) processor's help, in a machine of QEMU's
 	@scripts/setup.sh --tests

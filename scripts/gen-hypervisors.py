@@ -9,7 +9,7 @@ from pathlib import Path
 from drupe.hypervisors.cloud_hypervisor import CloudHypervisor
 from drupe.hypervisors.contract import ABILITIES
 from drupe.hypervisors.firecracker import Firecracker
-from drupe.hypervisors.qemu.driver import MICROVM, Qemu
+from drupe.hypervisors.qemu.driver import MICROVM, VIRT, Qemu
 from drupe.hypervisors.stratovirt import StratoVirt
 from drupe.hypervisors.uml import Uml
 
@@ -18,6 +18,7 @@ BEGIN, END = "<!-- abilities: scripts/gen-hypervisors.py -->\n", "<!-- end -->\n
 DRIVERS = {
     "qemu": Qemu.abilities,
     "qemu microvm": MICROVM,
+    "qemu virt": VIRT,
     "cloud-hypervisor": CloudHypervisor.abilities,
     "firecracker": Firecracker.abilities,
     "stratovirt": StratoVirt.abilities,

@@ -31,6 +31,7 @@ lld-14                     wasm-ld-14
 redis-server               redis-server
 nginx-light                nginx
 wasi-libc                  /usr/include/wasm32-wasi
+qemu-system-arm               qemu-system-aarch64
 user-mode-linux            linux.uml
 cpio                       cpio
 patchelf                   patchelf

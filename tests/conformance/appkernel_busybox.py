@@ -46,7 +46,7 @@ def modules(wanted: str = "") -> Iterator[tuple[str, list[str]]]:
     names = [n for n in names if (suite / f"{n}.tests").exists() or (suite / n).is_dir()]
     script = (
         f"d=$(mktemp -d) && cp -r {suite} $d/testsuite && cp -r {suite.parent}/scripts $d/scripts && "
-        "cd $d/testsuite && cp /bin/busybox $d/busybox && export bindir=$d tsdir=$d/testsuite && "
+        "cd $d/testsuite && cp /bin/busybox $d/busybox && export bindir=$d tsdir=$d/testsuite SHELL=/bin/sh && "
         "$d/busybox --list | tr a-z- A-Z_ | sed 's/.*/CONFIG_&=y/' >$d/.config; "
         'for n in "$@"; do echo "== $n"; timeout 60 ./runtest -v "$n" </dev/null 2>&1; done'
     )

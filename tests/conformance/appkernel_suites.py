@@ -1,9 +1,10 @@
 """Suites by others on the application kernel: each test on Linux first, then here (`make test-appkernel-suites`).
 
-    python -m tests.conformance.appkernel_suites [--timeout-s N] [--out FILE] [SUITE|SUITE:MODULE ...]
+    python -m tests.conformance.appkernel_suites [--timeout-s N] [--out FILE] [--linux runc|host] [SUITE[:MODULE] ...]
 
 Suites: python (CPython's regression tests, Debian's libpython3.11-testsuite), busybox (from its source package, where
-the package manager has it), ltp (where it was built). What fails on Linux, too, is not counted.
+the package manager has it), ltp (where it was built). What fails on Linux, too, is not counted. Linux is a container of
+runc's over the same files; `--linux host` is the host itself. Both sides have the rights of a container.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.conformance import appkernel_busybox, appkernel_ltp
+from tests.conformance import appkernel_busybox, appkernel_ltp, appkernel_oracle
+
+from drupe.oci.capabilities import DEFAULT
 
 ROOT = Path(__file__).parents[2]
 KERNEL = ROOT / "src/drupe/_bin/drupe-appkernel"
@@ -70,13 +74,34 @@ class Outcome:
     note: str = ""
 
 
-def here(command: list[str]) -> list[str]:
-    """The command line that runs `command` in the application kernel over the host's files."""
-    return [str(KERNEL), "run", "--network", "--root", "/", "--env", "HOME=/root", "--", *command]
+# Gives the command line that runs a command in some place, for as long as it is used.
+Place = Callable[[list[str]], AbstractContextManager[list[str]]]
 
 
-def run(command: list[str], timeout_s: float) -> tuple[str, str]:
+def limited(command: list[str]) -> list[str]:
+    """With the rights of a container, as `drupe run` has it."""
+    rights = ["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in DEFAULT)]
+    return ["setpriv", "--bounding-set", ",".join(rights), *command]
+
+
+def here(command: list[str]) -> AbstractContextManager[list[str]]:
+    """The application kernel, over the host's files."""
+    start = [str(KERNEL), "run", "--network", "--root", "/", "--env", "HOME=/root", "--"]
+    return nullcontext([*start, *limited(command)])
+
+
+def host(command: list[str]) -> AbstractContextManager[list[str]]:
+    """The host itself."""
+    return nullcontext(limited(command))
+
+
+def run(place: Place, command: list[str], timeout_s: float) -> tuple[str, str]:
     """Output of a command in a network of its own, and a word about how it ended if not well."""
+    with place(command) as argv:
+        return finish(argv, timeout_s)
+
+
+def finish(command: list[str], timeout_s: float) -> tuple[str, str]:
     started = subprocess.Popen(
         [*NETWORK, *command],
         stdout=subprocess.PIPE,
@@ -93,14 +118,14 @@ def run(command: list[str], timeout_s: float) -> tuple[str, str]:
         return output.decode(errors="replace"), f"not ended after {timeout_s:.0f} s"
 
 
-def python_module(module: str, timeout_s: float, on_linux: bool) -> Outcome:
+def python_module(module: str, timeout_s: float, place: Place) -> Outcome:
     """One module of CPython's regression tests, by its JUnit report."""
     script = (
         f"cd $(mktemp -d) && {PYTHON} -m test --timeout {timeout_s / 3:.0f} --junit-xml r.xml {module} >log 2>&1; "
         "tail -n 40 log; echo '<!-- RESULTS -->'; cat r.xml"
     )
     command = ["/bin/sh", "-c", script]
-    output, note = run(command if on_linux else here(command), timeout_s)
+    output, note = run(place, command, timeout_s)
     log, _, report = output.partition("<!-- RESULTS -->\n")
     try:
         tree = ElementTree.fromstring(report)
@@ -137,20 +162,19 @@ class Row:
         return f"| {self.suite} | {self.module} | {passed} | {passed - len(self.worse())} | {note} |"
 
 
-def rows(wanted: list[str], timeout_s: float) -> Iterator[Row]:
+def rows(wanted: list[str], timeout_s: float, linux: Place) -> Iterator[Row]:
     """The suites that were asked for, one module after the other."""
     chosen = [(name.partition(":")[0], name.partition(":")[2]) for name in wanted]
     for suite, module in chosen:
         if suite == "python":
             for name in [module] if module else MODULES:
-                linux = python_module(name, timeout_s, on_linux=True)
-                yield Row(suite, name, linux, python_module(name, timeout_s, on_linux=False))
+                outcomes = [python_module(name, timeout_s, place) for place in (linux, here)]
+                yield Row(suite, name, *outcomes)
         else:
             runner = {"busybox": appkernel_busybox, "ltp": appkernel_ltp}[suite]
             for name, command in runner.modules(module):
-                results = [run(place, timeout_s) for place in (command, here(command))]
-                linux, ours = (Outcome(runner.results(text), note) for text, note in results)
-                yield Row(suite, name, linux, ours)
+                results = [run(place, command, timeout_s) for place in (linux, here)]
+                yield Row(suite, name, *(Outcome(runner.results(text), note) for text, note in results))
 
 
 def main() -> int:
@@ -158,10 +182,14 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", default=["python", "busybox", "ltp"])
     parser.add_argument("--timeout-s", type=float, default=600)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--linux", choices=["runc", "host"], default="runc")
     options = parser.parse_args()
+    if options.linux == "runc" and not appkernel_oracle.is_there():
+        parser.error("runc runs no container here: install it, or compare with the host itself (--linux host)")
+    linux: Place = appkernel_oracle.container if options.linux == "runc" else host
     table = ["| suite | module | pass on Linux | of these here | note |", "|---|---|---|---|---|"]
     details = []
-    for row in rows(options.suites or ["python", "busybox", "ltp"], options.timeout_s):
+    for row in rows(options.suites or ["python", "busybox", "ltp"], options.timeout_s, linux):
         table.append(row.line())
         print(time.strftime("%H:%M:%S"), row.line(), flush=True)
         details += [f"- {row.module}: `{name}`: {row.ours.tests.get(name, 'no result')}" for name in row.worse()]

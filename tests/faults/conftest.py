@@ -7,11 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from framework import images, probes, taskcaller
+from framework import hostileguest, images, probes, taskcaller
 from framework.bundles import make_rootfs
 from framework.daemon import Daemon
 from framework.faulty import FaultyDaemon
 from framework.raw_ttrpc import Raw
+
+
+@pytest.fixture(scope="session")
+def lying_daemon(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[Daemon]:
+    """A daemon whose machines have agents that lie, or stand still at a method, when they are told to."""
+    hostileguest.needs()
+    daemon = Daemon(tmp_path_factory.mktemp("d"))
+    images.copy_store(busybox, daemon.root)
+    try:
+        hostileguest.start(daemon)
+        yield daemon
+    finally:
+        daemon.close()
 
 
 @pytest.fixture

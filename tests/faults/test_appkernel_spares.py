@@ -115,6 +115,19 @@ def test_they_end_with_the_daemon(daemon: Daemon) -> None:
     spares(daemon)
 
 
+def test_one_that_is_a_pods_is_known_to_be_after_a_restart(daemon: Daemon) -> None:
+    """By the daemon as a whole, though other kinds see only that the keeper has it."""
+    say(daemon, "true")
+    waiting = spares(daemon)
+    assert kernel_of(daemon, "--name", "lives") in waiting
+    daemon.command("run", "-d", "--name", "other", "--sandbox", "runc", "--network", "none", "busybox", "sleep", "1000")
+    daemon.kill()
+    daemon.start()
+    assert daemon.command("exec", "lives", "echo", "served", check=True).stdout == "served\n"
+    assert "belongs to no pod" not in daemon.log.read_text()
+    daemon.command("rm", "-f", "lives", "other", check=True)
+
+
 def test_of_a_pod_that_was_never_started(daemon: Daemon) -> None:
     """`run` is all or nothing: when the daemon died in between the kernel goes with the pod."""
     say(daemon, "true")

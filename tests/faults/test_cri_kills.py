@@ -15,7 +15,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,27 +195,22 @@ class Kills:
                 state = self.host.cri.state(container)
                 if container not in (lost or ()) or state == "RUNNING":
                     self.wrong.append(f"after {victim}: {handler} {container[:12]} in {pod[:12]} is {state}")
-                self._remove(container)
-                self._stand_again(handler)
+                del self.standing[container]
+                self._again(f"{handler} {pod[:12]} cannot be removed", lambda p=pod: self.host.cri.remove_pod(p))  # type: ignore[misc]
+                self._again(f"no pod of {handler} can be made", lambda h=handler: self.stand(h))  # type: ignore[misc]
 
-    def _stand_again(self, handler: str) -> None:
-        """Our own calls come when everybody is back."""
+    def _again(self, what: str, call: Callable[[], object]) -> None:
+        """Until it succeeds: containerd answers UNAVAILABLE for some seconds after our daemon was away."""
         deadline = time.monotonic() + WITHIN_S
         while True:
             try:
-                return self.stand(handler)
+                call()
+                return
             except grpc.RpcError as error:
                 if time.monotonic() > deadline:
-                    self.wrong.append(f"no pod of {handler} can be made: {error}")
-                    return None
+                    self.wrong.append(f"{what}: {error}")
+                    return
                 time.sleep(0.5)
-
-    def _remove(self, container: str) -> None:
-        pod, handler = self.standing.pop(container)
-        try:
-            self.host.cri.remove_pod(pod)
-        except grpc.RpcError as error:
-            self.wrong.append(f"{handler} {pod[:12]} cannot be removed: {error}")
 
     def _answers(self) -> bool:
         with suppress(grpc.RpcError, DrupeError):

@@ -188,6 +188,50 @@ def stranger():
     return error(os.sched_setaffinity, os.getppid(), [0]), of(142, os.getppid(), bytes(4))
 print(child(stranger))
 """,
+    "corners of input and output": """
+import socket
+SPLICE, VMSPLICE, SYNC = 275, 278, 277
+file = tempfile.TemporaryFile(buffering=0); room = ctypes.create_string_buffer(64)
+import mmap
+memory = mmap.mmap(-1, 200_704); at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print(of(20, file.fileno(), struct.pack("6Q", at, 64, 16, 64, at, 64), 3), file.tell(), os.fstat(file.fileno()).st_size)
+r, w = os.pipe()
+print(of(VMSPLICE, w, struct.pack("2Q", at, 200_000), 1, 0), of(VMSPLICE, w, struct.pack("2Q", at, 9), 1, 2))
+print(len(os.read(r, 200_000)), of(VMSPLICE, w, struct.pack("2Q", 16, 9), 1, 0))
+appended = os.open("/tmp", os.O_TMPFILE | os.O_RDWR | os.O_APPEND, 0o600); os.write(w, b"bytes")
+event, directory = of(290, 0, 0), os.open("/tmp", os.O_RDONLY)
+print([of(SPLICE, r, 0, fd, 0, 5, 0) for fd in (appended, event)])
+print([of(SPLICE, fd, 0, w, 0, 5, 0) for fd in (directory, event)])
+print([of(SYNC, file.fileno(), *more) for more in ((0, 1, 7), (-1, 1, 1), (0, -1, 2), (0, 1, 8))], of(SYNC, r, 0, 1, 4))
+print(of(17, w, room, 1, 0), of(18, r, room, 1, 0), of(61, -2**31, 0, 0, 0))
+path = tempfile.mktemp(); os.mkfifo(path); print(error(os.setxattr, path, "user.x", b"1")); os.unlink(path)
+one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM); two.send(b"x")
+print(of(45, one.fileno(), room, 1, 0, room, struct.pack("i", -1)))
+print(of(53, 2, 1, 1, room), of(53, 2, 1, 0, room), of(53, 2, 75, 0, room))
+os.mkdir(path); script = path + "/named.script"
+open(script, "w").write("#!/bin/sh\\ncat /proc/$$/comm\\n"); os.chmod(script, 0o755)
+os.symlink("/bin/cat", path + "/other"); print(os.popen(f"{script}; {path}/other /proc/self/comm").read())
+""",
+    "processor clocks": """
+def make(clock, how=0, number=signal.SIGUSR1, thread=0):
+    timer, event = ctypes.c_int(), struct.pack("Qiii", 7, number, how, thread) + bytes(48)
+    return of(222, clock, event, ctypes.byref(timer)), timer.value
+def spec(interval, first): return struct.pack("qqqq", 0, int(interval * 1e9), 0, int(first * 1e9))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGALRM])
+def burn(until, clock):
+    while clock() < until: pass
+for clock, now in ((2, time.process_time), (3, time.thread_time)):
+    made, timer = make(clock); old = ctypes.create_string_buffer(32)
+    print(made, of(223, timer, 0, None, None), of(223, timer, 0, spec(0, 0.05), old), old.raw == bytes(32))
+    print(signal.sigtimedwait([signal.SIGUSR1], 0), of(224, timer, old), 0 < struct.unpack("4q", old)[3] <= 5e7)
+    start = now(); burn(start + 0.03, now); burn(start + 0.2, now)
+    print(signal.sigtimedwait([signal.SIGUSR1], 30).si_code, of(224, timer, old), old.raw == bytes(32), of(226, timer))
+print(make(1, 2)[0], make(1, 3)[0], make(-1)[0], make((~os.getppid() << 3) | 2)[0] != 0)
+def other(): mine.append((time.thread_time(), time.process_time()))
+mine = []; burn(time.process_time() + 0.1, time.process_time)
+thread = threading.Thread(target=other); thread.start(); thread.join()
+print(mine[0][0] < 0.05, mine[0][1] >= 0.1)
+""",
     "scores": """
 path = "/proc/self/oom_score_adj"
 def put(value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,10 +92,15 @@ def test_a_root_by_block_has_what_was_copied_in_before(daemon: Daemon, tmp_path:
 FILE_RIGHTS = {0, 1, 3, 4, 6, 7, 31}  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SETFCAP (capabilities(7))
 
 
-def test_what_the_programs_of_a_machine_may_do(daemon: Daemon) -> None:
+def test_what_the_programs_of_a_machine_may_do(daemon: Daemon, tmp_path: Path) -> None:
     """The monitor: a user of its own and nothing else. virtiofsd: to hand out files of any owner, of one directory.
-    Both are where nothing of the host is, in the pod's cgroup, behind a filter."""
-    run(daemon, "one")
+    Both are where nothing of the host is, in the pod's cgroup, behind a filter. Device nodes of the host are none."""
+    os.mknod(tmp_path / "node", 0o600 | stat.S_IFBLK, os.makedev(254, 0))  # the guest's first disk has such a number
+    refused = daemon.command("run", "--rm", "--sandbox", "vm", "-v", f"{tmp_path / 'node'}:/node", "busybox", "true")
+    assert refused.returncode != 0 and "is a device of the host" in refused.stderr
+    run(daemon, "one", "-v", f"{tmp_path}:/given", "-v", "/dev/null:/sink")
+    assert out(daemon, "exec", "one", "sh", "-c", "echo x >/sink; cat /sink; echo $?") == "0"
+    assert daemon.command("exec", "one", "dd", "if=/given/node", "count=1").returncode != 0
     pod = json.loads(out(daemon, "inspect", "--type", "pod", "one"))[0]
     home = daemon.run / "pods" / pod["id"] / "vm"
     monitor, waits = (int((home / f"{name}.pid").read_text()) for name in ("vmm", "virtiofsd"))

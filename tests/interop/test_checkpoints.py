@@ -4,12 +4,16 @@ containerd's own shim does with runc is the oracle."""
 from __future__ import annotations
 
 import os
+import signal
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from framework.containerds import IMAGE, VERSIONS, Containerd, serving
+from framework.cri_host import CriHost
 from framework.criu import working_criu
 from framework.leaks import wait_until
 from framework.probes import needs_program
@@ -67,6 +71,33 @@ def test_it_goes_on_from_there(containerd: Containerd, runtime: str) -> None:
         ctr("task", "rm", "--force", name, check=False)
         ctr("container", "rm", name)
     ctr("images", "rm", "checkpoint:1")
+
+
+@pytest.mark.skipif(not ALL, reason="has a host of its own: make test-interop")
+def test_a_container_of_the_cri(own_host: CriHost, tmp_path: Path) -> None:
+    """What is in the archive, beside what only one of them leaves there, is the same; the container goes on."""
+    criu, why = working_criu()
+    if criu is None:
+        pytest.skip(why)
+    cri = own_host
+    cri.env["PATH"] = f"{criu.parent}:{cri.env['PATH']}"
+    (cri.directory / "drupe.toml").write_text('[containerd]\nsandboxer = true\n[kinds.runc]\nprogram = "runc"\n')
+    cri.stop()  # else what it asks starts a daemon, too
+    cri.end_daemon(signal.SIGTERM)
+    cri.start_daemon()
+    cri.start()
+    names = {}
+    for handler in ("runc", "drupe-runc"):
+        container = cri.run(cri.pod(f"of-{handler}", handler), "main", "sh", "-c", DRAWS)
+        archive = tmp_path / f"{handler}.tar"
+        cri.cri.CheckpointContainer(container_id=container, location=str(archive), timeout=100)
+        with tarfile.open(archive) as files:
+            names[handler] = {name for name in files.getnames() if not any(map(str.isdigit, name))}
+        assert cri.cri.exec(container, "cat", "/drawn") and cri.cri.state(container) == "RUNNING"
+    assert names["runc"] == names["drupe-runc"]
+    shared = cri.run(cri.pod("kernel", "drupe-appkernel"), "main", "sleep", "1000")
+    with pytest.raises(grpc.RpcError, match="shares its kernel with others"):
+        cri.cri.CheckpointContainer(container_id=shared, location=str(tmp_path / "k.tar"), timeout=100)
 
 
 def _tells(containerd: Containerd, name: str) -> str:

@@ -107,6 +107,7 @@ def _owner(path: Path) -> tuple[int, int]:
     return found.st_uid, found.st_gid
 
 
+@pytest.mark.parametrize("handler", HANDLERS + FULL * ["drupe-by-oci"], indirect=True)
 def test_what_containers_of_a_pod_share(cri: CriHost, handler: str) -> None:
     """The namespace itself, and with it the rights in the network and over one another's processes."""
     shared = users(pid=api.POD)

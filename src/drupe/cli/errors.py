@@ -30,8 +30,10 @@ def debug() -> bool:
 
 
 def one_line(text: str) -> str:
-    """`text` with its line breaks folded, so that an error stays one line whatever a helper program printed."""
-    return "; ".join(part.strip() for part in text.splitlines() if part.strip())
+    """`text` with its line breaks folded, and without what would move a terminal: an error stays one line whatever a
+    helper program or a guest has said."""
+    line = "; ".join(part.strip() for part in text.splitlines() if part.strip())
+    return "".join(char for char in line if char.isprintable() or char == "\t")
 
 
 def say(message: str, *, hint: str = "") -> None:

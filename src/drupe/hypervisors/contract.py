@@ -22,6 +22,7 @@ Accelerator = Literal["kvm", "tcg", "native"]
 
 _SERIAL_BYTES = 20  # of a virtio disk
 SPARE_DISK_BYTES = 1 << 40  # what a guest has learned it does not ask again: none that takes the place is larger
+KILLED = "killed"  # the end of a machine whose monitor said nothing of it
 
 ABILITIES: dict[str, str] = {
     "pause": "pause and resume a machine",

@@ -15,6 +15,7 @@ from typing import Any
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
 
 from drupe.errors import DeadlineExceeded, HelperFailed, Unavailable
+from drupe.hypervisors.words import readable
 from drupe.linux.unix_sockets import short_name
 from drupe.rpc.pace import Pace
 from drupe.rpc.timeouts import timeout
@@ -129,7 +130,9 @@ def understood() -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise HelperFailed(
-            "the monitor answered what it never does", stage="vmm", cause=f"{type(error).__name__}: {error}"[:200]
+            "the monitor answered what it never does",
+            stage="vmm",
+            cause=readable(f"{type(error).__name__}: {error}", chars=200),
         ) from None
 
 
@@ -140,6 +143,6 @@ def _translated(command: str, timeout_s: float) -> Iterator[None]:
     except TimeoutError:
         raise DeadlineExceeded(f"the monitor did not answer {command} within {timeout_s:g} s", stage="vmm") from None
     except ExecuteError as error:
-        raise HelperFailed(f"the monitor refused {command}", stage="vmm", cause=str(error)) from None
+        raise HelperFailed(f"the monitor refused {command}", stage="vmm", cause=readable(str(error))) from None
     except _LOST as error:
-        raise Unavailable("the monitor of the machine has gone", stage="vmm", cause=str(error)) from None
+        raise Unavailable("the monitor of the machine has gone", stage="vmm", cause=readable(str(error))) from None

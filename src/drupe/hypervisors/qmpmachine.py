@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from drupe.errors import DrupeError, Unavailable
-from drupe.hypervisors.contract import Machine, MachineConfig
+from drupe.hypervisors.contract import KILLED, Machine, MachineConfig
 from drupe.hypervisors.qmp import Qmp, understood
+from drupe.hypervisors.words import readable
 
 M = TypeVar("M", bound=type[Machine])
 
@@ -61,7 +62,7 @@ class QmpMachine(Machine):
         await self._qmp.close()
 
     async def _listen(self) -> None:
-        why = "killed"
+        why = KILLED
         with contextlib.suppress(DrupeError), understood():
             while True:
                 event = await self._qmp.event()
@@ -79,7 +80,7 @@ class QmpMachine(Machine):
         if name == "GUEST_PANICKED":
             return "panic"
         if name == "SHUTDOWN":
-            reason = str(data.get("reason", "shutdown"))
+            reason = readable(str(data.get("reason", "shutdown")))
             return {"guest-shutdown": "shutdown", "guest-reset": "reset", "guest-panic": "panic"}.get(reason, reason)
         return ""
 

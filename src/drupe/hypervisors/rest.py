@@ -16,6 +16,7 @@ from typing import Any
 import h11
 
 from drupe.errors import DeadlineExceeded, HelperFailed, Unavailable
+from drupe.hypervisors.words import readable
 from drupe.rpc.timeouts import timeout
 
 ANSWERS_WITHIN_S = 10.0
@@ -162,4 +163,4 @@ def _words(status: int, content: bytes) -> str:
         found = json.loads(text)
         parts = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
         text = ": ".join(str(part) for part in parts)
-    return f"{status} {text}".strip()
+    return readable(f"{status} {text}")

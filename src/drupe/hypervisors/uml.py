@@ -30,11 +30,13 @@ from drupe.hypervisors.contract import (
     said,
 )  # fmt: skip
 from drupe.hypervisors.lines import Line, open_fifos
+from drupe.hypervisors.words import readable
 from drupe.rpc.timeouts import timeout
 
 ANSWERS_WITHIN_S = 10.0
 MOST_DISKS, MOST_NICS = 16, 16
 _MAGIC, _VERSION = 0xCAFEBABE, 2
+_MAX_WORDS_BYTES = 1 << 20
 _REQUEST = struct.Struct("=III")  # magic, version, length; the answer: error, more, length
 _NO_SHARES = "no: virtiofsd tells its tag to QEMU only, and Rust's refuses UML's table of memory"
 _FIXED = "no: what it has at the start is all it gets"
@@ -194,10 +196,12 @@ class Mconsole:
                 raise HelperFailed("User-mode Linux's answer is too short", stage="vmm")
             failed, more, length = _REQUEST.unpack_from(answer)
             words += answer[_REQUEST.size : _REQUEST.size + length].rstrip(b"\0")
+            if len(words) > _MAX_WORDS_BYTES:
+                raise HelperFailed("User-mode Linux's answer has no end", stage="vmm")
         text = words.decode(errors="replace").strip()
         if failed:
             raise HelperFailed(
-                f"User-mode Linux refused {command.split('=', maxsplit=1)[0]!r}", stage="vmm", cause=text
+                f"User-mode Linux refused {command.split('=', maxsplit=1)[0]!r}", stage="vmm", cause=readable(text)
             )
         return text
 

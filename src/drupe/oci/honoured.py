@@ -7,7 +7,7 @@ Versions are the first release that honours a field, by the programs' release no
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from drupe.errors import InvalidArgument, Unsupported
 from drupe.oci.runtime_spec import Linux, LinuxResources, Process, RuntimeConfig
@@ -117,6 +117,17 @@ def first_version(field: Field, program: str) -> Version | None:
 def takes_spec_version(program: str, version: Version, spec: str) -> bool:
     """Whether the program takes this ociVersion: crun before 1.14.2 wants its own, whatever the fields."""
     return program != "crun" or version >= (1, 14, 2) or spec.startswith("1.0")
+
+
+def for_older_crun(document: dict[str, Any]) -> dict[str, Any]:
+    """A config.json in the words of a crun that takes no other ociVersion than its own. Of a user namespace that is
+    joined it is not told the maps, which that has already: where a process table is joined, too, crun 1.8.1 looks for
+    the namespace at a process that is not in it yet, and mounts with mapped ids fail (mount_setattr(2), EPERM)."""
+    linux = dict(document.get("linux") or {})
+    if any(space.get("type") == "user" and space.get("path") for space in linux.get("namespaces") or ()):
+        linux.pop("uidMappings", None)
+        linux.pop("gidMappings", None)
+    return document | {"ociVersion": "1.0.2"} | ({"linux": linux} if "linux" in document else {})
 
 
 def dotted(version: Version) -> str:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from drupe.runtime.node import Node
     from drupe.runtime.snapshots import Origin
 
+_ENDS_WITHIN_S = 5.0  # what ran in a sandbox that was ended
+
 
 class Pod:
     """One pod. auto_stop: stop when the last container ended (pods made by `run`). held: see SandboxConfig."""
@@ -237,11 +239,21 @@ class Pod:
         stops = (c.stop(timeout_s=timeout_s, force=force) for c in self.containers.values())
         results = await asyncio.gather(*stops, return_exceptions=True)
         await self._leave_sandbox(deadline_s=timeout_s or 10.0)
-        errors = [result for result in results if isinstance(result, BaseException)]
-        if errors:
-            raise errors[0]
+        if errors := [result for result in results if isinstance(result, BaseException)]:
+            await self._ended_with_sandbox(errors[0])
         self.set_state(State.STOPPED)
         self._event("stop")
+
+    async def _ended_with_sandbox(self, error: BaseException) -> None:
+        """What could not be stopped has ended with its sandbox, if that was one with an end of its own. Raises `error`
+        where something still lives."""
+        waiting = [asyncio.ensure_future(c.wait()) for c in self.containers.values() if c.is_live]
+        if waiting:
+            _, living = await asyncio.wait(waiting, timeout=_ENDS_WITHIN_S)
+            for one in waiting:
+                one.cancel()
+            if living:
+                raise error
 
     async def pause(self) -> None:
         """Freeze the whole pod; every running container becomes paused."""

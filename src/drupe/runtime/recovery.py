@@ -120,7 +120,7 @@ async def _take_over(node: Node, pods: dict[str, Pod]) -> dict[str, TaskState]:
         owners = {key for pod in mine.values() for key in (pod.id, *pod.containers)}
         # of a task that is not of its kind a sandboxer knows only that it is there
         found |= {key: state for key, state in states.items() if _owner(key) in owners or key not in found}
-    return found
+    return {key: state for key, state in found.items() if not any(kind.holds(key) for kind in node.sandboxers.values())}
 
 
 # -- what no row names ------------------------------------------------------------------------------------------------

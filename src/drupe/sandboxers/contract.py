@@ -264,6 +264,10 @@ class Sandboxer(ABC):
             f"sandbox kind {self.kind!r} runs no bundles of others", kind=self.kind, feature="run bundles of others"
         )
 
+    def holds(self, key: str) -> bool:
+        """Whether a task of the keeper's is a sandbox that is known here, and no container."""
+        return False
+
     async def retire(self) -> None:  # noqa: B027 most kinds keep none
         """End what waits for pods that have not come: the daemon ends in order."""
 
@@ -361,7 +365,7 @@ class Sandboxer(ABC):
 
 
 # what is about processes of the host's kernel means nothing where the whole of a sandbox's own kernel is written down
-_MOOT = ("--ext-unix-sk", "--shell-job", "--file-locks", "--manage-cgroups-mode")
+_MOOT = ("--ext-unix-sk", "--shell-job", "--file-locks", "--manage-cgroups-mode", "--work-path")
 
 
 def refuse_words(kind: str, words: Sequence[str]) -> None:

@@ -24,6 +24,12 @@ def test_a_refusal_is_one_line_and_a_hint(daemon: Use, capsys: Capture) -> None:
     assert capsys.readouterr().err == "drupe: start: crun failed: line one; line two\nhint: look; there\n"
 
 
+def test_what_a_guest_says_does_not_move_the_terminal(daemon: Use, capsys: Capture) -> None:
+    daemon({"pod.list": HelperFailed("\x1b]0;owned\x07said", cause="\x9b2Jred\u202e\ta\rb")})
+    assert main(["ps"]) == 125
+    assert capsys.readouterr().err == "drupe: ]0;ownedsaid: 2Jred\ta; b\n"
+
+
 def test_exit_codes_by_kind(daemon: Use, capsys: Capture) -> None:
     daemon({"pod.list": DeadlineExceeded("late")})
     assert main(["ps"]) == 124

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from drupe.errors import InvalidArgument, Unsupported
-from drupe.oci.honoured import FIELDS, parse_version, refuse_unhonoured, takes_spec_version
+from drupe.oci.honoured import FIELDS, for_older_crun, parse_version, refuse_unhonoured, takes_spec_version
 from drupe.oci.runtime_spec import RuntimeConfig, parse
 
 MAPPING = '{"containerID": 0, "hostID": 1, "size": 1}'
@@ -72,3 +72,13 @@ def test_versions() -> None:
     assert takes_spec_version("crun", (1, 8, 1), "1.0.2-dev")
     assert takes_spec_version("crun", (1, 14, 2), "1.2.0")
     assert takes_spec_version("runc", (1, 1, 5), "1.2.0")
+
+
+def test_an_older_crun_is_not_told_the_maps_of_a_namespace_that_is_joined() -> None:
+    maps = {"uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}], "gidMappings": []}
+    made, joined = {"type": "user"}, {"type": "user", "path": "/proc/1/ns/user"}
+    for space, kept in ((made, maps), (joined, {})):
+        linux = {"namespaces": [{"type": "pid"}, space]}
+        told = for_older_crun({"ociVersion": "1.2.0", "linux": linux | maps})
+        assert told == {"ociVersion": "1.0.2", "linux": linux | kept}
+    assert for_older_crun({"ociVersion": "1.2.0"}) == {"ociVersion": "1.0.2"}

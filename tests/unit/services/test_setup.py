@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -171,3 +172,100 @@ def test_a_program_that_daemons_do_not_find(tmp_path: Path, monkeypatch: pytest.
     assert failure.value.mend.startswith(f"ln -s {program} /usr/local/bin/drupe-oci && ")
     with pytest.raises(Problem, match="is not installed"):
         checks.ours("drupe-none")
+
+
+# -- files that are not what one expects ------------------------------------------------------------------------------
+
+PLANS = [("containerd", "containerd 2.1.9"), ("dockerd", "Docker version 28.5.2"), ("podman", "podman version 4.3.1")]
+MAKE = {"containerd": containerd.plan, "dockerd": docker.plan, "podman": podman.plan}
+
+
+@pytest.mark.parametrize(("program", "says"), PLANS)
+def test_what_is_no_file_is_refused(installed: Tools, tmp_path: Path, program: str, says: str) -> None:
+    installed(program, says)
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "long").write_bytes(b"#" * (5 << 20))
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "deep").write_text("[" * 100_000 if program == "dockerd" else "a = " + "[" * 100_000)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("directory", "long", "bytes", "loop", "dangling", "deep", "fifo", "long/below"):
+        with pytest.raises(DrupeError) as refused:
+            MAKE[program](config=tmp_path / name, run_dir=tmp_path)
+        assert name in str(refused.value), (name, refused.value)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_tables_of_other_types_are_no_tables(installed: Tools, tmp_path: Path) -> None:
+    """What is wrong is containerd's and Docker's to say; nothing of it is lost."""
+    installed("containerd", "containerd 2.1.9")
+    installed("dockerd", "Docker version 28.5.2")
+    path = tmp_path / "config.toml"
+    path.write_text("version = 3\ngrpc = 7\ndisabled_plugins = 'x'\n")
+    file = containerd.plan(config=path, run_dir=tmp_path).files[0]
+    assert tomllib.loads(file.content)["grpc"] == 7
+    path.write_text("version = 3\nplugins = 'x'\n")
+    with pytest.raises(InvalidArgument, match="says already"):
+        containerd.plan(config=path, run_dir=tmp_path)
+    (tmp_path / "drupe.toml").write_text("containerd = 7\n")
+    path.write_text("version = 3\n")
+    with pytest.raises(InvalidArgument, match=r"drupe\.toml"):
+        containerd.plan(config=path, run_dir=tmp_path)
+    for hosts in (7, [7], "unix:///x", {}):
+        (tmp_path / "daemon.json").write_text(json.dumps({"hosts": hosts, "runtimes": {"x": 7}}))
+        settings = json.loads(docker.plan(config=tmp_path / "daemon.json", run_dir=tmp_path).files[0].content)
+        assert settings["hosts"] == hosts and settings["runtimes"]["x"] == 7
+
+
+def test_a_cri_that_is_off_is_said(installed: Tools, tmp_path: Path) -> None:
+    """As the package containerd.io brings it."""
+    installed("containerd", "containerd 1.7.24")
+    (tmp_path / "config.toml").write_text('version = 2\ndisabled_plugins = ["cri"]\n')
+    found = {probe.name: probe for probe in containerd.plan(config=tmp_path / "config.toml", run_dir=tmp_path).checks}
+    assert found["CRI"].state != "ok" and "disabled_plugins" in found["CRI"].cause
+
+
+def test_options_of_ours_in_daemon_json_stay(installed: Tools, tmp_path: Path) -> None:
+    installed("dockerd", "Docker version 28.5.2")
+    path = tmp_path / "daemon.json"
+    mine = {"runtimeType": "io.containerd.drupe-vm.v2", "options": {"a": 1}}
+    path.write_text(json.dumps({"runtimes": {"drupe-vm": mine, "drupe": {"path": "/old/drupe-oci"}}}))
+    settings = json.loads(docker.plan(config=path, run_dir=tmp_path).files[0].content)["runtimes"]
+    assert settings["drupe-vm"] == mine and settings["drupe"] == {"runtimeType": "io.containerd.drupe.v2"}
+
+
+def test_containers_conf_that_cannot_be_added_to(installed: Tools, tmp_path: Path) -> None:
+    installed("podman", "podman version 3.0.1")
+    path = tmp_path / "containers.conf"
+    for text, words in (("[engine\n", "not valid TOML"), ('[engine.runtimes]\nx = ["/x"]\n', "says already")):
+        path.write_text(text)
+        with pytest.raises(InvalidArgument, match=words):
+            podman.plan(config=path, run_dir=tmp_path)
+
+
+def test_line_ends_stay(tmp_path: Path, installed: Tools) -> None:
+    installed("containerd", "containerd 2.1.9")
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"version = 3\r\n# mine\r\n")
+    file = containerd.plan(config=path, run_dir=tmp_path).files[0]
+    plan.write(file)
+    assert path.read_bytes().startswith(b"version = 3\r\n# mine\r\n")
+    again = containerd.plan(config=path, run_dir=tmp_path).files[0]
+    assert not again.changed
+
+
+def test_what_others_write_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("theirs")
+    for old in ("before", None):
+        with pytest.raises(DrupeError, match="somebody else"):
+            plan.write(plan.File(path=str(path), content="ours", old=old))
+    assert path.read_text() == "theirs" and [each.name for each in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_a_program_that_says_no_version(installed: Tools, tmp_path: Path) -> None:
+    for program, _ in PLANS:
+        installed(program, "no number here")
+        with pytest.raises(DrupeError, match="version"):
+            MAKE[program](run_dir=tmp_path)

@@ -119,6 +119,7 @@ impl Kernel {
         self.tasks.tasks.insert(pid, task);
         let process = self.first_process(pid, container, mm, around);
         self.tasks.processes.insert(pid, process);
+        self.watch_cpu_limit(pid);
         let outside = if first { &mut self.is_first } else { &mut self.joined };
         outside.insert(pid);
         if let Err(errno) = self.exec_first(pid, program) {
@@ -177,7 +178,7 @@ impl Kernel {
             has_execed: false,
             started_ns: self.timers.now_ns(),
             alarm: None,
-            processor_alarms: [None, None],
+            processor_alarms: [None, None, None],
             stopped: false,
             death_signal: 0,
             no_new_privileges: rights.no_new_privileges,
@@ -227,6 +228,7 @@ impl Kernel {
         } else {
             let process = self.copy_process(tid, child, space, order)?;
             self.tasks.processes.insert(child, process);
+            self.watch_cpu_limit(child);
         }
         self.has_changed = true;
         self.by_thread.insert(thread, child);
@@ -306,7 +308,7 @@ impl Kernel {
             has_execed: false,
             started_ns: self.timers.now_ns(),
             alarm: None,
-            processor_alarms: [None, None],
+            processor_alarms: [None, None, None],
             stopped: false,
             death_signal: 0,
             subreaper: false,

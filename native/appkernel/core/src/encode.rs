@@ -8,6 +8,11 @@ pub fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
+/// Fields that are int there, cut to its range.
+pub fn ints(numbers: &[u64]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| (*number).min(i32::MAX as u64).to_le_bytes()[..4].to_vec()).collect()
+}
+
 /// struct timespec.
 pub fn timespec(time: Timestamp) -> Vec<u8> {
     words(&[time.seconds as u64, time.nanoseconds.into()])

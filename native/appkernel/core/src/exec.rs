@@ -29,6 +29,8 @@ const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
 /// A program, found and readable, with what it is to be given.
 struct Image {
     path: Path,
+    /// As the caller names it: of a script its own name, not the interpreter's.
+    called: Vec<u8>,
     file: Arc<OpenFile>,
     elf: Elf,
     arguments: Vec<Vec<u8>>,
@@ -119,13 +121,14 @@ fn script(header: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>)> {
 
 /// Follow scripts to a program, and find its interpreter.
 fn resolve(seat: &Seat, mut path: Path, mut name: Vec<u8>, mut arguments: Vec<Vec<u8>>) -> Result<Image> {
+    let called = name.clone();
     for _ in 0..MAX_SCRIPTS {
         let file = open_program(seat, &path)?;
         let header = read_at(seat, &file, 0, SCRIPT_LINE)?;
         if !header.starts_with(b"#!") {
             let elf = read_elf(seat, &file, &header)?;
             let interpreter = elf.interpreter.map(|(at, size)| interpreter(seat, &file, at, size)).transpose()?;
-            return Ok(Image { path, file, elf, arguments, interpreter });
+            return Ok(Image { path, called, file, elf, arguments, interpreter });
         }
         let (program, argument) = script(&header)?;
         let rest = if arguments.is_empty() { Vec::new() } else { arguments.split_off(1) };
@@ -233,8 +236,7 @@ impl Kernel {
         if self.platform.vdso() != 0 {
             auxiliary.push((auxv::AT_SYSINFO_EHDR, self.platform.vdso()));
         }
-        let (name, _) = image.path.text(&seat.root);
-        auxv::build(top, &image.arguments, environment, &auxiliary, random, &name)
+        auxv::build(top, &image.arguments, environment, &auxiliary, random, &image.called)
     }
 
     /// Zeros from the end of a segment's bytes to the end of their last page.
@@ -390,7 +392,7 @@ impl Kernel {
         let mut task = self.tasks.tasks.remove(&tid).ok_or(Errno::SRCH)?;
         (task.tid, task.thread, task.space, task.trapped) = (pid, thread, space, true);
         (task.alt_stack, task.clear_tid, task.robust_list) = (Default::default(), 0, 0);
-        let name = task_name(image.path.dentry.name().as_slice());
+        let name = task_name(image.called.rsplit(|byte| *byte == b'/').next().unwrap_or_default());
         task.name = name;
         self.has_changed = true;
         self.by_thread.insert(thread, pid);
@@ -419,6 +421,7 @@ impl Kernel {
         closed.iter().try_for_each(|file| self.closed(pid, file))?;
         drop(closed);
         self.end_vfork(pid);
+        self.watch_cpu_limit(pid); // the time of the new program is counted anew
         Ok(())
     }
 

@@ -105,7 +105,7 @@ impl Kernel {
         process.exit = Some(exit);
         self.has_changed = true;
         (process.stopped, process.alarm, process.running) = (false, None, None);
-        process.processor_alarms = [None, None];
+        process.processor_alarms = [None, None, None];
         let timers = std::mem::take(&mut process.posix_timers);
         drop(timers);
         let life = Arc::clone(&process.life);
@@ -369,6 +369,9 @@ pub(crate) fn wait4(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Do
     let [which, status, options, usage, ..] = *args;
     if options & !(WNOHANG | WUNTRACED | WCONTINUED | 0xe000_0000) & 0xffff_ffff != 0 {
         return Err(Errno::INVAL);
+    }
+    if which as i32 == i32::MIN {
+        return Err(Errno::SRCH); // a group whose number cannot be
     }
     match kernel.wait_child(tid, i64::from(which as i32), options & 0xffff_ffff | WEXITED)? {
         None => Ok(Done::Wait),

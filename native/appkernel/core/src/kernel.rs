@@ -9,6 +9,7 @@ use drupe_appkernel_vfs::socket::Network;
 use drupe_appkernel_vfs::{tty, SpecialFiles};
 
 use crate::bounds::Bounds;
+use crate::calls::mq::MessageQueues;
 use crate::census::Census;
 use crate::host::Host;
 use crate::jobs::Board;
@@ -70,6 +71,7 @@ pub struct Kernel {
     pub(crate) board: Arc<Board>,
     pub(crate) bounds: Bounds,
     pub(crate) sysv: SysV,
+    pub(crate) message_queues: MessageQueues,
     /// Who does not go on now.
     pub(crate) rest: Rest,
     pub(crate) ipc: IpcLimits,
@@ -108,6 +110,7 @@ impl Kernel {
             board: Board::new(),
             bounds: Bounds::default(),
             sysv: SysV::default(),
+            message_queues: MessageQueues::default(),
             rest: Rest::default(),
             ipc: IpcLimits::default(),
             nurseries: Nurseries::new(),

@@ -18,6 +18,7 @@ pub mod host;
 pub mod jobs;
 pub mod kernel;
 pub mod mm;
+mod mqueue;
 mod nursery;
 pub mod pids;
 pub mod platform;

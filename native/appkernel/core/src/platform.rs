@@ -173,6 +173,11 @@ pub trait Platform {
     /// Processor time that the space's threads have had, in nanoseconds.
     fn cpu_ns(&self, space: SpaceId) -> u64;
 
+    /// And one of its threads; None: that is not known apart.
+    fn thread_cpu_ns(&self, _thread: ThreadId) -> Option<u64> {
+        None
+    }
+
     /// Whether a thread that runs guest code sleeps there, in a call that the host answers (futex(2)).
     fn is_asleep(&self, _thread: ThreadId) -> bool {
         false

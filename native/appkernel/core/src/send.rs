@@ -14,6 +14,16 @@ const MAX_PENDING: usize = 1024;
 /// Signals below this are kept once.
 const FIRST_REAL_TIME: i32 = 32;
 
+pub(crate) const LIMIT_CPU: usize = 0;
+/// Which processor alarm watches it.
+const CPU_LIMIT: usize = 2;
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// No time at all is taken for a second.
+fn cpu_limit_ns(seconds: u64) -> u64 {
+    seconds.max(1).saturating_mul(SECOND_NS)
+}
+
 fn enqueue(list: &mut Vec<Info>, info: Info) {
     let known = info.signal < FIRST_REAL_TIME && list.iter().any(|other| other.signal == info.signal);
     if !known && (list.len() < MAX_PENDING || info.signal == SIGKILL) {
@@ -162,7 +172,8 @@ impl Kernel {
     /// Arm ITIMER_VIRTUAL (0) or ITIMER_PROF (1) for so much more processor time; None: disarm it.
     pub(crate) fn set_processor_alarm(&mut self, pid: Pid, which: usize, left_ns: Option<u64>, interval_ns: u64) {
         let used_ns = self.process_cpu_ns(pid);
-        let alarm = left_ns.map(|left| ProcessorAlarm { due_ns: used_ns + left, interval_ns, timer: None });
+        let alarm =
+            left_ns.map(|left| ProcessorAlarm { due_ns: used_ns.saturating_add(left), interval_ns, timer: None });
         if let Some(process) = self.tasks.processes.get_mut(&pid) {
             process.processor_alarms[which] = alarm;
         }
@@ -176,7 +187,7 @@ impl Kernel {
 
     /// Send what is due, and look again when the next one may be: at the earliest when all threads have run until then.
     pub(crate) fn processor_alarms_due(&mut self, pid: Pid) {
-        const SIGNALS: [i32; 2] = [26, 27]; // SIGVTALRM, SIGPROF
+        const SIGNALS: [i32; 3] = [26, 27, 24]; // SIGVTALRM, SIGPROF, SIGXCPU
         const SOONEST_NS: u64 = 1_000_000;
         let (used_ns, now_ns) = (self.process_cpu_ns(pid), self.timers.now_ns());
         for (which, signal) in SIGNALS.into_iter().enumerate() {
@@ -196,8 +207,20 @@ impl Kernel {
                 alarm.timer = Some(self.timers.at(now_ns.saturating_add(wait_ns), waker));
             }
             if is_due {
-                self.send_to_process(pid, Info::new(signal, SI_KERNEL));
+                let ends = which == CPU_LIMIT && used_ns >= cpu_limit_ns(process.limits[LIMIT_CPU].1);
+                self.send_to_process(pid, Info::new(if ends { SIGKILL } else { signal }, SI_KERNEL));
             }
+        }
+    }
+
+    /// RLIMIT_CPU: SIGXCPU at the soft limit and each second from then on, SIGKILL at the hard one (setrlimit(2)).
+    pub(crate) fn watch_cpu_limit(&mut self, pid: Pid) {
+        let Some(process) = self.tasks.processes.get(&pid) else { return };
+        let (soft, hard) = process.limits[LIMIT_CPU];
+        let is_limited = soft.min(hard) != u64::MAX;
+        if is_limited || process.processor_alarms[CPU_LIMIT].is_some() {
+            let left = cpu_limit_ns(soft.min(hard)).saturating_sub(self.process_cpu_ns(pid));
+            self.set_processor_alarm(pid, CPU_LIMIT, is_limited.then_some(left), SECOND_NS);
         }
     }
 

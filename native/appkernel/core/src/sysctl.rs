@@ -36,8 +36,6 @@ impl Default for IpcLimits {
     }
 }
 
-/// Of message queues that are files (mqueue): there are none, so that any limit holds.
-const OF_QUEUES: [&str; 5] = ["queues_max", "msg_max", "msgsize_max", "msg_default", "msgsize_default"];
 /// Longest message that fits into the kernel's memory at once.
 const MESSAGE_MOST: u64 = 1 << 20;
 
@@ -69,7 +67,11 @@ impl Kernel {
                 drupe_appkernel_vfs::socket::set_first_unprivileged_port(port);
             }
             _ if name.starts_with("net.") => {}
-            _ if name.strip_prefix("fs.mqueue.").is_some_and(|name| OF_QUEUES.contains(&name)) => drop(one(&numbers?)?),
+            "fs.mqueue.queues_max" => self.message_queues.queues_max = one(&numbers?)?,
+            "fs.mqueue.msg_max" => self.message_queues.most.messages = one(&numbers?)?,
+            "fs.mqueue.msgsize_max" => self.message_queues.most.message_bytes = one(&numbers?)?,
+            "fs.mqueue.msg_default" => self.message_queues.usual.messages = one(&numbers?)?,
+            "fs.mqueue.msgsize_default" => self.message_queues.usual.message_bytes = one(&numbers?)?,
             _ => return Err(Errno::NOENT),
         }
         let shown = match name {

@@ -16,6 +16,7 @@ pub const IPC_NOWAIT: u64 = 0o4000;
 pub const IPC_RMID: u64 = 0;
 pub const IPC_SET: u64 = 1;
 pub const IPC_STAT: u64 = 2;
+pub const IPC_INFO: u64 = 3;
 pub const IPC_PRIVATE: u32 = 0;
 const CAP_IPC_OWNER: u32 = 15;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -89,6 +90,17 @@ impl<T> Objects<T> {
 
     pub fn get_mut(&mut self, id: u64) -> Result<&mut (Permissions, T)> {
         self.all.get_mut(&(id as i32)).ok_or(Errno::INVAL)
+    }
+
+    /// The object at this place among all, for SHM_STAT and its kin. EINVAL.
+    pub fn at(&self, place: u64) -> Result<i32> {
+        let place = usize::try_from(place as i32).map_err(|_| Errno::INVAL)?;
+        self.all.keys().nth(place).copied().ok_or(Errno::INVAL)
+    }
+
+    /// The last place where one is; 0 also when there is none.
+    pub fn last_place(&self) -> i64 {
+        self.all.len().saturating_sub(1) as i64
     }
 
     pub fn remove(&mut self, id: u64) -> Option<T> {

@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
-    descriptors as fd, events, files, identity as who, io, locks, memory, messages, msg, names, nothing, pidfd, poll,
-    prctl, schedule, seccomp, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
+    descriptors as fd, events, files, identity as who, io, locks, memory, messages, mq, msg, names, nothing, pidfd,
+    poll, prctl, schedule, seccomp, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -132,7 +132,7 @@ fn add_io(t: &mut Table) {
     t.part(275, "splice", "64 KiB at a time", splice::splice);
     t.part(276, "tee", "64 KiB at a time", splice::tee);
     t.part(278, "vmsplice", "copies, gives no pages", splice::vmsplice);
-    t.part(277, "sync_file_range", "does not wait", fd::hint);
+    t.part(277, "sync_file_range", "does not wait", fd::sync_file_range);
     t.full(285, "fallocate", fd::fallocate);
     t.full(292, "dup3", fd::dup3);
     t.part(293, "pipe2", "O_DIRECT is taken and has no effect", events::pipe2);
@@ -258,21 +258,22 @@ fn add_sockets(t: &mut Table) {
 fn add_sysv(t: &mut Table) {
     t.part(29, "shmget", "huge pages", shm::shmget);
     t.full(30, "shmat", shm::shmat);
-    t.part(31, "shmctl", "IPC_INFO, SHM_INFO, SHM_STAT", shm::shmctl);
+    t.full(31, "shmctl", shm::shmctl);
     t.full(67, "shmdt", shm::shmdt);
     t.full(64, "semget", sem::semget);
     t.full(65, "semop", sem::semop);
-    t.part(
-        66,
-        "semctl",
-        "IPC_INFO, SEM_INFO, SEM_STAT; GETNCNT and GETZCNT count all who wait for the set",
-        sem::semctl,
-    );
+    t.full(66, "semctl", sem::semctl);
     t.full(220, "semtimedop", sem::semtimedop);
     t.full(68, "msgget", msg::msgget);
     t.full(69, "msgsnd", msg::msgsnd);
     t.full(70, "msgrcv", msg::msgrcv);
-    t.part(71, "msgctl", "IPC_INFO, MSG_INFO, MSG_STAT", msg::msgctl);
+    t.full(71, "msgctl", msg::msgctl);
+    t.full(240, "mq_open", mq::mq_open);
+    t.full(241, "mq_unlink", mq::mq_unlink);
+    t.full(242, "mq_timedsend", mq::mq_timedsend);
+    t.full(243, "mq_timedreceive", mq::mq_timedreceive);
+    t.part(244, "mq_notify", "SIGEV_THREAD, which a thread of the C library does elsewhere", mq::mq_notify);
+    t.full(245, "mq_getsetattr", mq::mq_getsetattr);
 }
 
 fn add_memory(t: &mut Table) {
@@ -317,6 +318,7 @@ fn add_processes(t: &mut Table) {
     t.part(434, "pidfd_open", "what is polled must be a whole process", pidfd::pidfd_open);
     t.full(424, "pidfd_send_signal", pidfd::pidfd_send_signal);
     t.full(274, "get_robust_list", get_robust_list);
+    t.full(438, "pidfd_getfd", pidfd::pidfd_getfd);
 }
 
 fn add_signals_and_time(t: &mut Table) {
@@ -344,7 +346,7 @@ fn add_signals_and_time(t: &mut Table) {
     t.part(228, "clock_gettime", "processor clocks of other processes", time::clock_gettime);
     t.full(229, "clock_getres", time::clock_getres);
     t.part(230, "clock_nanosleep", "processor clocks", time::clock_nanosleep);
-    t.part(222, "timer_create", "processor clocks", timers::timer_create);
+    t.part(222, "timer_create", "processor clocks of other processes", timers::timer_create);
     t.full(223, "timer_settime", timers::timer_settime);
     t.full(224, "timer_gettime", timers::timer_gettime);
     t.full(225, "timer_getoverrun", timers::timer_getoverrun);
@@ -409,7 +411,7 @@ fn add_system(t: &mut Table) {
     t.part(99, "sysinfo", "load and swap are zero", system::sysinfo);
     t.full(97, "getrlimit", system::getrlimit);
     t.full(160, "setrlimit", system::setrlimit);
-    t.part(302, "prlimit64", "kept; FSIZE, NOFILE, NPROC, AS and DATA are enforced", system::prlimit64);
+    t.part(302, "prlimit64", "kept; CPU, FSIZE, NOFILE, NPROC, MSGQUEUE, AS and DATA are enforced", system::prlimit64);
     t.full(170, "sethostname", system::sethostname);
     t.full(318, "getrandom", system::getrandom);
     t.part(203, "sched_setaffinity", "kept, no effect; of whole processes", schedule::sched_setaffinity);

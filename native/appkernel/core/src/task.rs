@@ -147,8 +147,8 @@ pub struct Process {
     pub has_execed: bool,
     pub started_ns: u64,
     pub alarm: Option<Alarm>,
-    /// ITIMER_VIRTUAL and ITIMER_PROF.
-    pub processor_alarms: [Option<ProcessorAlarm>; 2],
+    /// ITIMER_VIRTUAL, ITIMER_PROF, and RLIMIT_CPU.
+    pub processor_alarms: [Option<ProcessorAlarm>; 3],
     pub stopped: bool,
     pub death_signal: i32,
     pub no_new_privileges: bool,

@@ -18,6 +18,8 @@ pub const SLOTS_SIZE: u64 = SLOT_SIZE * SLOT_COUNT;
 pub const READY: usize = 0x00;
 pub const FRAME: usize = 0x08;
 pub const SIGNAL: usize = 0x10;
+/// No signal: a call by way of a trampoline, whose registers are at `FAST`.
+pub const SIGNAL_FAST_CALL: i32 = 0x100;
 pub const INFO: usize = 0x18;
 pub const OP_COUNT: usize = 0x20;
 /// An operation failed while resuming: the guest saw its error.

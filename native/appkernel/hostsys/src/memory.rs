@@ -106,6 +106,13 @@ pub fn thread_state(proc: BorrowedFd<'_>, process: i32, thread: i32) -> Option<u
     text.rsplit_once(") ")?.1.bytes().next()
 }
 
+/// Processor time that a thread has had, in nanoseconds (proc(5), schedstat); None where that cannot be read.
+pub fn thread_cpu_ns(proc: BorrowedFd<'_>, process: i32, thread: i32) -> Option<u64> {
+    let path = format!("{process}/task/{thread}/schedstat");
+    let fd = files::open(proc, path.as_bytes(), libc::O_RDONLY).ok()?;
+    files::text(fd.as_fd()).split(' ').next()?.parse().ok()
+}
+
 /// Memory that a process's pages take, from its directory in a /proc (proc_pid_statm(5)); 0 where that cannot be read.
 pub fn resident_bytes(proc: BorrowedFd<'_>, process: i32) -> u64 {
     let path = format!("{process}/statm");

@@ -88,7 +88,7 @@ global_asm!(
     "jmp 35b",
     // A call without a signal: from a trampoline (core's rewrite.rs), which has put the address of a system call
     // instruction into r11. rcx and r11 are free, as after any system call. The slot is where gs points to, unless the
-    // guest has taken gs; then, and when nobody watches, or when the call is one that the host does, the instruction does it.
+    // guest has taken gs; then, and when the call is one that the host does, the instruction does it.
     "drupe_stub_fast:",
     "cmp eax, 202", // futex, sched_yield, madvise: the host's (filter.rs)
     "je drupe_stub_look",
@@ -101,8 +101,7 @@ global_asm!(
     "cmp ecx, {slots_high}",
     "jne 60f",
     "rdgsbase rcx",
-    "cmp dword ptr [rcx + {turn}], {watched}",
-    "je 61f",
+    "jmp 61f",
     "60:",
     "jmp r11",
     "61:",
@@ -128,8 +127,8 @@ global_asm!(
     "mov rbx, rcx",
     "lea rdx, [rbx + {fast}]",
     "mov [rbx + {frame}], rdx",
+    "mov qword ptr [rbx + {signal}], {fast_call}",
     "xor ecx, ecx",
-    "mov [rbx + {signal}], rcx",
     "mov [rbx + {in_size}], rcx",
     "mov [rbx + {kicked}], rcx",
     "lea r9, [rip + 62f]",
@@ -139,12 +138,12 @@ global_asm!(
     "mov ecx, {rang}",
     "lock cmpxchg [rbx + {turn}], ecx",
     "je 26f",
-    // Nobody watches any more.
-    "mov r11, [rbx + {fast} + 0xa8]",
-    "sub r11, 2",
-    "mov [rbx + {fast} + 0xa8], r11",
-    "mov rax, [rbx + {fast} + 0x90]",
-    "jmp 63f",
+    // Nobody watches: the doorbell. A kick has it begun anew, here (SA_RESTART), and is taken when the call is over.
+    "mov eax, {doorbell}",
+    "mov rdi, rbx",
+    "syscall",
+    "mov r12, rax",
+    "jmp 24f",
     // The hand-off.
     "26:",
     "mov ecx, {spins}",
@@ -295,7 +294,6 @@ global_asm!(
     "drupe_stub_leave:",
     "mov r11, [rbx + {fast} + 0xa8]",
     "mov rax, [rbx + {fast} + 0x90]",
-    "63:",
     "mov r8, [rbx + {fast} + 0x28]",
     "mov r9, [rbx + {fast} + 0x30]",
     "mov r10, [rbx + {fast} + 0x38]",
@@ -383,6 +381,7 @@ global_asm!(
     kick = const layout::KICK,
     kicked = const layout::KICKED,
     fast = const layout::FAST,
+    fast_call = const layout::SIGNAL_FAST_CALL,
     slots_shift = const layout::SLOTS_SIZE.trailing_zeros(),
     slots_high = const (layout::SLOTS / layout::SLOTS_SIZE) as u32,
     want_frame = const layout::CALL_FRAME,

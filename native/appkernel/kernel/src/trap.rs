@@ -243,7 +243,7 @@ impl Stubs {
         thread.input.0 = thread.slot.input(&mut thread.input.1);
         let (signal, info) = thread.slot.signal();
         let code = info[1] as i32;
-        thread.is_fast = signal == 0 && matches!(thread.waiting, Some(Waiting::Slot));
+        thread.is_fast = signal == layout::SIGNAL_FAST_CALL;
         if thread.is_fast {
             let r = thread.slot.fast_registers();
             return Trap::Call { number: r.rax, args: [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] };
@@ -498,6 +498,11 @@ impl Platform for Stubs {
 
     fn cpu_ns(&self, space: SpaceId) -> u64 {
         self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
+    }
+
+    fn thread_cpu_ns(&self, thread: ThreadId) -> Option<u64> {
+        let thread = self.threads.get(&thread)?;
+        memory::thread_cpu_ns(self.proc.as_fd(), self.spaces.get(&thread.space)?.in_proc, thread.in_proc)
     }
 
     fn is_asleep(&self, thread: ThreadId) -> bool {

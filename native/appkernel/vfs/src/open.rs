@@ -205,16 +205,16 @@ impl OpenFile {
 
     /// pread64(2).
     pub fn pread(&self, context: &Context, offset: u64, out: &mut [u8]) -> Result<usize> {
-        self.check_readable()?;
         self.check_seekable()?;
+        self.check_readable()?;
         check_position(offset)?;
         self.told(self.file.read(context, offset, out), IN_ACCESS)
     }
 
     /// pwrite64(2); with O_APPEND at the end, as Linux does (BUGS there).
     pub fn pwrite(&self, context: &Context, offset: u64, data: &[u8]) -> Result<usize> {
-        self.check_writable()?;
         self.check_seekable()?;
+        self.check_writable()?;
         check_position(offset)?;
         if self.flags().has(OpenFlags::APPEND) {
             return self.told(self.file.append(context, data).map(|(count, _)| count), IN_MODIFY);

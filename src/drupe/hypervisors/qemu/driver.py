@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from drupe.errors import InvalidArgument, NotFound, Unsupported
 from drupe.hypervisors.contract import Hypervisor, Launch, Machine, MachineConfig, said
-from drupe.hypervisors.qemu.arguments import command_line
+from drupe.hypervisors.qemu.arguments import ROOT_PORTS, command_line
 
 INSTALL = "apt-get install --no-install-recommends qemu-system-x86 qemu-system-common"
 MACHINES = {"x86_64": ("q35", "microvm"), "aarch64": ("virt",)}
@@ -31,6 +31,12 @@ MICROVM: Mapping[str, str] = said({
     "resize-memory": _AS_IT_IS,
     "balloon": _AS_IT_IS,
     "virtiofs": "no: under emulation programs that were read over it came to hang",
+})  # fmt: skip
+VIRT: Mapping[str, str] = said({
+    **_SAID,
+    "resize-processors": "no: QEMU's virt takes no processors while it runs",
+    **{f"hotplug-{what}": f"limited: {ROOT_PORTS['virt']} devices at once" for what in ("disk", "nic")},
+    "hotplug-share": f"limited: over virtio-fs; {ROOT_PORTS['virt']} devices at once",
 })  # fmt: skip
 
 
@@ -54,7 +60,8 @@ class Qemu(Hypervisor):
         self._program = program or f"qemu-system-{self._architecture}"
 
     def abilities_of(self, machine_type: str) -> Mapping[str, str]:
-        return MICROVM if machine_type == "microvm" else self.abilities
+        wanted = machine_type or next(iter(MACHINES.get(self._architecture, ())), "")
+        return {"microvm": MICROVM, "virt": VIRT}.get(wanted, self.abilities)
 
     def machine_of(self, config: MachineConfig) -> str:
         """Its machine type. InvalidArgument for one that this processor does not have."""
@@ -68,6 +75,8 @@ class Qemu(Hypervisor):
         machine = self.machine_of(config)
         if machine == "microvm":
             refuse_microvm(config)
+        if machine == "virt" and config.processors_max > config.processors:
+            raise Unsupported("a virt machine of QEMU keeps its processors", feature="resize-processors")
         control, agent, empty = config.dir / "qmp.sock", config.dir / "agent.sock", config.dir / "empty"
         return Launch(
             argv=command_line(config, find_qemu(self._program), machine, empty),

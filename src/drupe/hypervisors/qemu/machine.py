@@ -17,6 +17,7 @@ from drupe.hypervisors.contract import Device, Disk, MachineConfig, MachineStatu
 from drupe.hypervisors.qemu.arguments import BRIDGE, BRIDGE_SLOTS, HOLES, MEMORY_DEVICE, MEMORY_STEP_BYTES, ROOT_PORTS
 from drupe.hypervisors.qmp import Qmp
 from drupe.hypervisors.qmpmachine import QmpMachine, wary
+from drupe.hypervisors.words import readable
 from drupe.linux.unix_sockets import short_name
 from drupe.rpc.timeouts import timeout
 
@@ -82,7 +83,7 @@ class QemuMachine(QmpMachine):
             if told.get("status") == "completed":
                 return
             if told.get("status") in ("failed", "cancelled"):
-                raise HelperFailed(failed, stage="vmm", cause=str(told.get("error-desc", told["status"])))
+                raise HelperFailed(failed, stage="vmm", cause=readable(str(told.get("error-desc", told["status"]))))
             await asyncio.sleep(0.002)
         raise DeadlineExceeded(failed, stage="vmm", cause=f"not within {timeout_s:g} s")
 
@@ -92,7 +93,7 @@ class QemuMachine(QmpMachine):
         size = int(memory["base-memory"]) + int(memory.get("plugged-memory", 0))
         processors = await self._qmp.call("query-cpus-fast")
         state: Any = _STATES.get(told["status"], "stopped")
-        return MachineStatus(state, len(processors), size, str(told["status"]))
+        return MachineStatus(state, len(processors), size, readable(str(told["status"])))
 
     async def save(self, directory: Path) -> None:
         """Memory in a file of the caller's (`MachineConfig.memory_file`) is not written again: it is there."""
@@ -272,6 +273,8 @@ class QemuMachine(QmpMachine):
         return await self.status()
 
     async def _set_processors(self, wanted: int) -> None:
+        if self._machine == "virt":
+            raise Unsupported("a virt machine of QEMU keeps its processors", feature="resize-processors")
         slots = await self._qmp.call("query-hotpluggable-cpus")
         here = [slot for slot in slots if "qom-path" in slot]
         free = [slot for slot in slots if "qom-path" not in slot]

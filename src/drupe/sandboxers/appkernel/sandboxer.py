@@ -180,10 +180,11 @@ class AppkernelSandboxer(KeptSandboxer):
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
+    def holds(self, key: str) -> bool:
+        return key.endswith(KERNEL) and self._pods.of_kernel(key) is not None
+
     def _is_mine(self, key: str) -> bool:
-        if key.endswith(KERNEL):
-            return self._pods.of_kernel(key) is not None
-        return super()._is_mine(key)
+        return self.holds(key) if key.endswith(KERNEL) else super()._is_mine(key)
 
     def _exited(self, record: Exit) -> None:
         if not self._is_mine(record.task):

@@ -24,6 +24,7 @@ from drupe.sandboxers.runc.command import RuntimeCommand
 from drupe.sandboxers.runc.criu import Criu
 
 TIMEOUT_S = 300.0
+_WORK = "--work-path="
 _INVENTORY = "inventory.img"  # CRIU writes it last
 _ERROR = re.compile(r"Error \([^)]*\): (.+)")
 
@@ -55,15 +56,18 @@ class Checkpoints:
 
     async def write(self, task_id: str, images: Path, work: Path, words: Sequence[str]) -> None:
         """Have a container that runs, or is frozen, written down; it goes on as it was. work: a directory for CRIU's
-        own files, which is removed. HelperFailed says what CRIU did not like."""
+        own files, which is removed, unless `words` name one. HelperFailed says what CRIU did not like."""
         flags = await self.flags()
         (images / _INVENTORY).unlink(missing_ok=True)
+        named = [word.removeprefix(_WORK) for word in words if word.startswith(_WORK)]
+        others = [word for word in words if not word.startswith(_WORK)]
+        place = Path(named[-1]) if named else work
         work.mkdir(exist_ok=True)
         try:
-            argv = self._command.checkpoint(task_id, images, work, criu=flags, words=words)
+            argv = self._command.checkpoint(task_id, images, place, criu=flags, words=others)
             done = await self._keeper.run(argv, env=path(), timeout_s=TIMEOUT_S)
             if done.exit != 0 or done.timed_out:
-                cause = _cause(work / "dump.log") or last_message(done.stderr)
+                cause = _cause(place / "dump.log") or last_message(done.stderr)
                 raise HelperFailed("the container cannot be checkpointed", stage="checkpoint", cause=cause)
         finally:
             await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)

@@ -14,13 +14,13 @@ from typing import TypeVar
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from drupe.errors import DataLoss, DeadlineExceeded, DrupeError, Unavailable, Unsupported
+from drupe.errors import DataLoss, DeadlineExceeded, DrupeError, HelperFailed, InternalError, Unavailable, Unsupported
 from drupe.hypervisors.lines import Line
+from drupe.hypervisors.words import readable
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.rpc.pace import Pace
 from drupe.rpc.timeouts import timeout
 from drupe.rpc.ttrpc import Client
-from drupe.sandboxers.vm.console import readable
 
 PROTOCOL = 1
 ANSWERS_WITHIN_S = 30.0  # without an accelerator a busy guest is slow; one that hangs is found by its watch
@@ -223,6 +223,8 @@ class Agent:
             error.message, error.cause = readable(error.message), readable(error.cause)
             if isinstance(error, DataLoss):
                 self.nonsense(error.message)
+            if isinstance(error, InternalError):  # the guest's, and no bug of ours
+                raise HelperFailed(error.message, cause=error.cause, may_have_run=error.may_have_run) from None
             raise
 
     def nonsense(self, what: str) -> None:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from drupe.hypervisors.words import readable
+
 _LAST_WORDS_BYTES = 16 << 10  # a panic comes with registers and a trace
-_READABLE_CHARS = 500
 
 
 def named_logs(home: Path) -> Iterator[tuple[str, Path]]:
@@ -28,14 +29,7 @@ def why(end: str, console: Path) -> str:
     """Why a machine ended: the kernel's panic, or its last words."""
     lines = _tail(console)
     panic = next((line for line in lines if "Kernel panic" in line), "")
-    return panic or f"{end}: {last_words(console)}"
-
-
-def readable(text: str, *, chars: int = _READABLE_CHARS) -> str:
-    """On one line, and no longer than somebody would read."""
-    line = " ".join(text[: 2 * chars].split())
-    line = "".join(char for char in line if char.isprintable())
-    return line if len(line) <= chars else line[:chars] + "…"
+    return panic or f"{readable(end)}: {last_words(console)}"
 
 
 def _tail(path: Path) -> list[str]:

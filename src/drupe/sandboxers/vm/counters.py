@@ -9,10 +9,10 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
 from drupe.errors import DataLoss
+from drupe.hypervisors.words import readable
 from drupe.rpc.containerd import cgroup2_metrics_pb2 as metrics_pb
 from drupe.rpc.containerd import task_pb2
 from drupe.rpc.guest import guest_pb2 as pb
-from drupe.sandboxers.vm.console import readable
 from drupe.spec.status import ProcessInfo, Stats
 
 STOPPED = task_pb2.STOPPED
@@ -60,7 +60,7 @@ def process_info(one: pb.Process) -> ProcessInfo:
         ppid=one.ppid,
         uid=one.uid,
         user=str(one.uid),
-        state=one.state[:1] or "S",
+        state=readable(one.state[:1]) or "S",
         cpu_s=one.cpu_ns / 1e9,
         rss_bytes=_sum([one.rss_bytes]),
         started_at=min(max(one.started_unix_ns / 1e9, 0.0), _SECONDS_MAX),

@@ -41,4 +41,9 @@ def lost(cause: str) -> ExitStatus:
     return ExitStatus(code=_LOST_CODE, at=time.time(), reason="Lost", message=cause)
 
 
-__all__ = ["killed", "lost", "of_event", "of_state", "write_exit_file"]
+def with_machine(cause: str) -> ExitStatus:
+    """The end of what ran in a machine that is lost by `cause`, or was killed (cause "")."""
+    return lost(cause) if cause else killed(9, at=time.time())
+
+
+__all__ = ["killed", "lost", "of_event", "of_state", "with_machine", "write_exit_file"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from drupe.errors import DrupeError, HelperFailed, InternalError, NotFound
+from drupe.errors import DrupeError, HelperFailed, NotFound
 from drupe.sandboxers.runc.tasks import explain as explain_crun
 
 _GONE = ("no such process", "not running", "stopped", "has ended", "there is no", "no container", "not found")
@@ -12,7 +12,7 @@ _GONE = ("no such process", "not running", "stopped", "has ended", "there is no"
 
 def explain(error: DrupeError, process: dict[str, Any]) -> DrupeError:
     """The error for a process that did not start (exit codes 126 and 127 of Docker derive from it)."""
-    if isinstance(error, InternalError) or "crun" in error.message:
+    if isinstance(error, HelperFailed) or "crun" in error.message:
         return explain_crun(HelperFailed(error.message, cause=error.message.partition(": ")[2]), process)
     return error
 

@@ -19,11 +19,12 @@ _MAX_LINE = 16 * 1024
 
 class Place(Record, kw_only=True):
     """How far a process's output has come. offsets: bytes taken from the agent, by stream. partial: what of them is
-    no whole line yet. size: of the log then."""
+    no whole line yet. size: of the log then. begun: whether that is the size of a log."""
 
     offsets: dict[str, int] = {}
     partial: dict[str, bytes] = {}
     size: int = 0
+    begun: bool = False
 
 
 class LogWriter:
@@ -94,6 +95,7 @@ class LogWriter:
             os.truncate(path, 0)
         self.close()
         self._open(spec.path)
+        self._place.size = 0
 
     def _open(self, path: str) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -102,12 +104,16 @@ class LogWriter:
         except OSError:
             self._file = None
             return
-        if not self._place.offsets:  # its first run here: what an earlier run of the container wrote stays
-            self._place.size = os.fstat(self._file).st_size
+        if not self._place.begun:  # what an earlier run of the container wrote stays
+            self._place.size, self._place.begun = os.fstat(self._file).st_size, True
 
     def _take_back(self) -> None:
-        """Drop lines that were written and not recorded: their bytes come again."""
-        if self._file is not None and os.fstat(self._file).st_size > self._place.size:
+        """Drop lines that were written and not recorded: their bytes come again. A shorter log was rotated since."""
+        if self._file is None:
+            return
+        size = os.fstat(self._file).st_size
+        self._place.size = min(self._place.size, size)
+        if size > self._place.size:
             os.ftruncate(self._file, self._place.size)
 
 

@@ -210,7 +210,17 @@ class Machines:
         hypervisor = self.hypervisors.of(pod.record.hypervisor)
         pod.machine = await hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
         if not pod.record.paused:
-            await pod.agent.connect(timeout_s=self._agent_timeout_s)
+            await self._go_on(pod)
+
+    async def _go_on(self, pod: VmPod) -> None:
+        """Reach its agent. A daemon that was killed while it saved the machine left it, or what runs in it, standing
+        still."""
+        machine = pod.require()
+        if (await machine.status()).state == "paused":
+            await machine.resume()
+        await pod.agent.connect(timeout_s=self._agent_timeout_s)
+        with contextlib.suppress(DrupeError):  # of an agent that knows no such thing
+            await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=False))
 
     # -- end --------------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ class VmSandboxer(Sandboxer):
             keeper=keeper, cgroups=cgroups, hypervisor=hypervisor, root=root, images=images, options=options
         )
         self._machines.on_begun = self._watch
+        self._machines.starter.on_answered = self._listen
         self._machines.on_ready = self._follow
         self._machines.on_nonsense = self._lost
         self._saver = Saver(keeper, self._machines.starter)
@@ -170,6 +171,7 @@ class VmSandboxer(Sandboxer):
             await self._machines.shut_down(pod, deadline_s=deadline_s)
             self._unfollow(pod)
             await self._machines.end(pod)
+            self._tasks.machine_ended(pod)
 
     async def delete(self, sandbox_id: str) -> None:
         config = self._configs.pop(sandbox_id, None)
@@ -260,9 +262,14 @@ class VmSandboxer(Sandboxer):
         self._unfollow(pod)
         self._watches[pod.record.id] = Watch(pod, self._lost)
 
+    def _listen(self, pod: VmPod) -> None:
+        """Expect it to answer."""
+        if (watch := self._watches.get(pod.record.id)) is not None:  # a template's has none
+            watch.listen()
+
     def _follow(self, pod: VmPod) -> None:
         """Hear its events, expect it to answer, and keep its interfaces those of its namespace."""
-        self._watches[pod.record.id].listen()
+        self._listen(pod)
         self._following[pod.record.id] = [asyncio.ensure_future(self._hear(pod)), following(self._interfaces, pod)]
 
     def _unfollow(self, pod: VmPod) -> None:
@@ -312,7 +319,7 @@ class VmSandboxer(Sandboxer):
         if pod.ending or not pod.record.started or pod.machine is None:
             return  # who starts or ends it sees to that
         self._machines.lost(pod, cause)
-        self._tasks.machine_lost(pod, cause)
+        self._tasks.machine_ended(pod, cause)
         self.on_failed(pod.record.id, cause)
         self._ending = asyncio.ensure_future(self._end_lost(pod))
 

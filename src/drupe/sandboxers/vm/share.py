@@ -1,14 +1,20 @@
 """What a machine sees of the host: one directory, served by virtiofsd, into which the keeper mounts what its containers
-are given: their roots, and what they bind-mount."""
+are given: their roots, and what they bind-mount.
+
+A guest whose kernel is hostile has all rights there that virtiofsd has. So the directory itself is read-only to it, and
+only what is mounted into it is not: whoever could put a link in the place of the next mount would have the host mount,
+or remove, what it leads to.
+"""
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drupe.errors import NotFound
+from drupe.errors import NotFound, Unsupported
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount
 from drupe.keeper.start import mounts_root
@@ -18,6 +24,14 @@ from drupe.sandboxers.vm.records import PodRecord
 _PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"), Path("/usr/lib/virtiofsd"))
 INSTALL = "apt-get install --no-install-recommends qemu-system-common"
 TAG = "drupe"
+# Device numbers that mean the same to every Linux kernel (its admin-guide/devices.txt); a guest has each in its /dev.
+_EVERYWHERE = {
+    (1, 3): "/dev/null",
+    (1, 5): "/dev/zero",
+    (1, 7): "/dev/full",
+    (1, 8): "/dev/random",
+    (1, 9): "/dev/urandom",
+}
 
 
 def find_virtiofsd() -> str:
@@ -50,11 +64,12 @@ class Share:
         self._root = record.share
 
     async def make(self) -> None:
-        """A mount of its own, so that what is mounted into it later reaches virtiofsd's namespace (shared subtrees)."""
+        """A mount of its own, so that what is mounted into it later reaches virtiofsd's namespace (shared subtrees).
+        The host makes places for mounts below it, where it is not read-only."""
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root = str(self._root)
         await self._keeper.mount(
-            [Mount(target=root, source=root, flags=("bind",)), Mount(target=root, flags=("shared",))]
+            [Mount(target=root, source=root, flags=("bind", "ro")), Mount(target=root, flags=("shared",))]
         )
 
     async def remove(self) -> None:
@@ -66,26 +81,45 @@ class Share:
         _remove_empty(self._root)
 
     async def add(self, task: str, oci: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-        """Show a container's root and binds; answers where the guest has them: its root, and source to source."""
+        """Show a container's root and binds; answers where the guest has them: its root, and source to source.
+        Unsupported for a device of the host, NotFound for what is not there."""
+        binds = {
+            m["source"]: found for m in oci.get("mounts", ()) if brings(m) and (found := self._device(m["source"]))
+        }
         place = self._root / task
         (place / "rootfs").mkdir(mode=0o700, parents=True, exist_ok=True)
         mounts = [Mount(target=str(place / "rootfs"), source=oci["root"]["path"], flags=("rbind",))]
-        binds: dict[str, str] = {}
-        for number, mount in enumerate(m for m in oci.get("mounts", ()) if brings(m)):
+        wanted = [mount for mount in oci.get("mounts", ()) if brings(mount) and mount["source"] not in binds]
+        for number, mount in enumerate(wanted):
             target = place / f"bind-{number}"
-            self._prepare(Path(mount["source"]), target)
+            self._prepare(mount["source"], target)
             only = ("ro",) if {"ro", "rro"} & set(mount.get("options", ())) else ()
             mounts.append(Mount(target=str(target), source=mount["source"], flags=("rbind", *only)))
             binds[mount["source"]] = f"{GUEST_SHARE}/{task}/bind-{number}"
         await self._keeper.mount(mounts)
         return f"{GUEST_SHARE}/{task}/rootfs", binds
 
-    def _prepare(self, source: Path, target: Path) -> None:
+    def _stat(self, source: str) -> os.stat_result:
         try:
-            mode = Path(f"{mounts_root(self._keeper)}{source}").stat().st_mode
+            return Path(f"{mounts_root(self._keeper)}{source}").stat()
         except OSError:
             raise NotFound(f"{source} is not there to be mounted") from None
-        if stat.S_ISDIR(mode):
+
+    def _device(self, source: str) -> str:
+        """The guest's own, for a device node; "" for what is none. A node of the host's is but its number, and that may
+        be another device's in the guest."""
+        found = self._stat(source)
+        if not (stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+            return ""
+        number = os.major(found.st_rdev), os.minor(found.st_rdev)
+        if stat.S_ISBLK(found.st_mode) or number not in _EVERYWHERE:
+            what = f"{source} is a device of the host, and its number may be another device's in the guest"
+            hint = f"a block device: --device {source}"
+            raise Unsupported(what, kind="vm", feature="devices", hint=hint)
+        return _EVERYWHERE[number]
+
+    def _prepare(self, source: str, target: Path) -> None:
+        if stat.S_ISDIR(self._stat(source).st_mode):
             target.mkdir(exist_ok=True)
         else:
             target.touch()
@@ -107,7 +141,7 @@ class Share:
 
 def _remove_empty(root: Path) -> None:
     """Remove what was made as places for mounts, and nothing that holds something."""
-    if not root.is_dir():
+    if root.is_symlink() or not root.is_dir():
         root.unlink(missing_ok=True)
         return
     for entry in root.iterdir():

@@ -7,13 +7,13 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from drupe.errors import Unavailable
-from drupe.hypervisors.contract import Hypervisor, MachineConfig
+from drupe.hypervisors.contract import KILLED, Hypervisor, MachineConfig
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
 from drupe.linux import no_holes_program
@@ -33,7 +33,7 @@ from drupe.sandboxers.vm.templates import SPARE_DISKS, Templates, filled
 from drupe.sandboxers.vm.trimming import find_plugin
 
 CONNECTS_WITHIN_S = 30.0
-_LAST_WORDS_S = 0.1  # until what a program wrote before its end is in its log
+_VERDICT_S = 1.0  # until it is told that a program has ended, and how; that ends the start
 _DISKS_AT_BOOT = 8  # places on the root bus are few; more are plugged in
 _MEMORY_FD, _TOLD_FD = 5, 6  # of a VMM: after the listeners of `Launch`
 
@@ -57,6 +57,7 @@ class Starter:
         self.roots = roots
         self.templates = templates
         self._agent_timeout_s = agent_timeout_s
+        self.on_answered: Callable[[VmPod], None] = lambda _: None  # its agent is there
 
     async def start(self, pod: VmPod, *, from_template: bool, cold: Sequence[RootDisk] = ()) -> None:
         """All of it. Raises DrupeError; what was started then is the caller's to end."""
@@ -109,7 +110,11 @@ class Starter:
             await self.launch(pod, config)
         with phases("kernel"):
             await pod.require().boot(timeout_s=CONNECTS_WITHIN_S)
-            await self.or_end(pod, pod.agent.connect(timeout_s=self._agent_timeout_s))
+            await self._reach_agent(pod)
+
+    async def _reach_agent(self, pod: VmPod) -> None:
+        await self.or_end(pod, pod.agent.connect(timeout_s=self._agent_timeout_s))
+        self.on_answered(pod)
 
     async def _restore(self, pod: VmPod, config: MachineConfig, saved: Path, phases: Phases) -> None:
         """The same by a template. Its random numbers are made its own before anything else is asked of it."""
@@ -120,7 +125,7 @@ class Starter:
         with phases("restore"):
             await pod.require().boot(timeout_s=CONNECTS_WITHIN_S)
         with phases("renew"):
-            await self.or_end(pod, pod.agent.connect(timeout_s=self._agent_timeout_s))
+            await self._reach_agent(pod)
             await self.or_end(pod, pod.agent.guest("AddEntropy", pb.AddEntropyRequest(data=os.urandom(64))))
 
     async def launch(self, pod: VmPod, config: MachineConfig) -> None:
@@ -148,7 +153,7 @@ class Starter:
         try:
             pod.machine = await hypervisor.connect(config, timeout_s=CONNECTS_WITHIN_S)
         except Unavailable as error:
-            await asyncio.sleep(_LAST_WORDS_S)
+            await asyncio.sleep(_VERDICT_S)
             said = last_words(pod.console) or error.cause
             raise Unavailable("the virtual machine monitor did not start", stage="vmm", cause=said) from None
 
@@ -159,9 +164,10 @@ class Starter:
         try:
             await asyncio.wait({asked, end}, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
-                raise Unavailable(
-                    "the machine ended while it booted", stage="kernel", cause=why(end.result(), pod.console)
-                )
+                cause = why(end.result(), pod.console)
+                if end.result() == KILLED:
+                    await asyncio.sleep(_VERDICT_S)
+                raise Unavailable("the machine ended while it booted", stage="kernel", cause=cause)
             asked.result()
         finally:
             asked.cancel()
@@ -204,7 +210,8 @@ class _Copy:
 
 def _setup(pod: VmPod, joined: Sequence[Joined]) -> pb.SetupRequest:
     record = pod.record
-    mount = pb.GuestMount(type=record.rootfs, source=share.TAG, target=GUEST_SHARE)
+    # device nodes there are the host's, by number: none is to be opened in the guest
+    mount = pb.GuestMount(type=record.rootfs, source=share.TAG, target=GUEST_SHARE, options=["nodev"])
     if record.rootfs == "hostfs":
         mount.options.append(str(record.share))
     return pb.SetupRequest(

@@ -51,6 +51,7 @@ class Streams:
 
     def begin(self) -> None:
         """The process runs, or may have ended already: take its output."""
+        self._note()
         streams = ("stdout",) if self._tty else ("stdout", "stderr")
         self._pulling = [asyncio.ensure_future(self._pull(stream)) for stream in streams]
         for attachment in self._attached:
@@ -102,11 +103,14 @@ class Streams:
         self.on_first = lambda: None
         self._log.write(stream, data)
         self._place.offsets[stream] = offset
+        self._note()
+        for attachment in self._attached:
+            await attachment.put(stream, data)
+
+    def _note(self) -> None:
         if self._path is not None:
             with contextlib.suppress(OSError):  # a full disk costs lines after a crash, not the workload
                 self._place.write(self._path)
-        for attachment in self._attached:
-            await attachment.put(stream, data)
 
     async def finish(self) -> None:
         """The process has ended: wait for the rest of its output."""

@@ -26,7 +26,7 @@ from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit, TaskService, TaskState
 from drupe.sandboxers.vm import counters, devices, roots
 from drupe.sandboxers.vm.attachments import VmAttachment
-from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, write_exit_file
+from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, with_machine, write_exit_file
 from drupe.sandboxers.vm.failures import explain, gone
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.oci import adapted, brings
@@ -387,13 +387,13 @@ class VmTasks(TaskService):
             write_exit_file(Path(record.exit_file), record.id, status)
         self._on_exit(TaskExit(task=record.id, exec_id="", status=status))
 
-    def machine_lost(self, pod: VmPod, cause: str) -> None:
-        """All that ran in a machine ends with it."""
+    def machine_ended(self, pod: VmPod, cause: str = "") -> None:
+        """All that ran in a machine ends with it. cause: why it is lost; "" when it was ended: its agent may lie."""
         for record in self.records(pod.record.id):
             for exec_id in list(record.execs):
-                self._tell_later(record, exec_id, lost(cause))
+                self._tell_later(record, exec_id, with_machine(cause))
             if record.started and record.exit is None:
-                self._tell_later(record, "", lost(cause))
+                self._tell_later(record, "", with_machine(cause))
 
     # -- recovery ---------------------------------------------------------------------------------------------------
 

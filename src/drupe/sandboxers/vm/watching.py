@@ -38,8 +38,9 @@ class Watch:
         self._watching = [asyncio.ensure_future(self._look())]
 
     def listen(self) -> None:
-        """The agent is there: it has to answer."""
-        self._watching += [asyncio.ensure_future(self._ping()), asyncio.ensure_future(self._ask())]
+        """The agent is there: it has to answer. Idempotent."""
+        if len(self._watching) == 1:
+            self._watching += [asyncio.ensure_future(self._ping()), asyncio.ensure_future(self._ask())]
 
     def stop(self) -> None:
         for watching in self._watching:

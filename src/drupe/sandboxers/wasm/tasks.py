@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound
+from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unavailable
 from drupe.keeper.client import Keeper
 from drupe.keeper.escrow import Held
 from drupe.keeper.start import mounts_root
@@ -217,14 +217,20 @@ class WasmTasks(KeptTasks):
     def _open(self, oci: dict[str, Any], process: dict[str, Any]) -> int:
         env = process.get("env", ())
         path = next((word[5:] for word in env if word.startswith("PATH=")), "")
-        directory = oci.get("root", {}).get("path", "")
-        root = os.open(f"{mounts_root(self._keeper)}{directory}", os.O_PATH | os.O_CLOEXEC) if directory else -1
+        root = self._root(oci.get("root", {}).get("path", ""))
         try:
             cwd = process.get("cwd", "/")
             return open_module(root, process["args"][0], path=path, cwd=cwd, own=settings.own_module(oci))
         finally:
             if root >= 0:
                 os.close(root)
+
+    def _root(self, directory: str) -> int:
+        """-1 for none. Unavailable while the keeper, in whose mounts it is, has died and is replaced."""
+        try:
+            return os.open(f"{mounts_root(self._keeper)}{directory}", os.O_PATH | os.O_CLOEXEC) if directory else -1
+        except OSError as error:
+            raise Unavailable("the root of the container cannot be reached now", cause=error.strerror or "") from None
 
     def _job(self, oci: dict[str, Any], process: dict[str, Any], code: Entry | None, place: Place) -> Job:
         user = process.get("user", {})

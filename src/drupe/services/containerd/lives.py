@@ -245,7 +245,11 @@ def _words(options: CheckpointOptions) -> list[str]:
     }
     words = [flag for flag, asked in flags.items() if asked]
     words += [f"--empty-ns={name}" for name in options.empty_namespaces]
-    named = {"--manage-cgroups-mode": options.cgroups_mode, "--parent-path": options.parent_path}
+    named = {
+        "--manage-cgroups-mode": options.cgroups_mode,
+        "--parent-path": options.parent_path,
+        "--work-path": options.work_path,
+    }
     return words + [f"{flag}={value}" for flag, value in named.items() if value]
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from drupe.errors import Unsupported
 from drupe.oci import runtime_spec
-from drupe.oci.honoured import refuse_unhonoured, takes_spec_version
+from drupe.oci.honoured import for_older_crun, refuse_unhonoured, takes_spec_version
 from drupe.oci.runtime_spec import Linux, LinuxResources, Process, RuntimeConfig
 from drupe.oci.validate import parse_config
 from drupe.sandboxers.bundles import BundleProgram
@@ -43,7 +43,7 @@ async def make(asked: Asked) -> OciAnswer:
     words = [asked.words.verb, "--bundle", bundle, *_options(asked, _MAKING_VALUES, _MAKING_SWITCHES)]
     if takes_spec_version(program.name, version, config.oci_version):
         return asked.become(program, *words, asked.id)
-    text = json.dumps(json.loads(data) | {"ociVersion": "1.0.2"})
+    text = json.dumps(for_older_crun(json.loads(data)))
     return asked.become(program, *words, "--config", _TEXT, asked.id, texts={_TEXT: text})
 
 

@@ -16,7 +16,18 @@ from drupe.services.nodeconfig import DEFAULT_PATH
 from drupe.services.probes_host import sys_resource
 from drupe.services.probing import Finding, Inconclusive, Problem, program, run
 from drupe.services.setup.checks import answers, each_kind, ours, path_of, socket_answers
-from drupe.services.setup.plan import File, Setup, check, dotted, read, version_of, with_block, without_block
+from drupe.services.setup.plan import (
+    File,
+    Setup,
+    check,
+    dotted,
+    parse,
+    read,
+    table,
+    version_of,
+    with_block,
+    without_block,
+)
 
 CONFIG = Path("/etc/containerd/config.toml")
 SHIM = "containerd-shim-drupe-v2"
@@ -63,10 +74,11 @@ def plan(*, config: Path = CONFIG, run_dir: Path) -> Setup:
     if sandboxed:
         files.append(_node_config(Path(os.environ.get("DRUPE_CONFIG") or DEFAULT_PATH)))
     settings = tomllib.loads(files[0].content)
-    socket = str(settings.get("grpc", {}).get("address") or _SOCKET)
+    socket = str(table(settings, "grpc").get("address") or _SOCKET)
     checks = [
         check("shim", lambda: ours(SHIM) if sandboxed else shims()),
         check("oom_score_adj", lambda: _oom_score_adj(settings)),
+        check("CRI", lambda: _cri_is_on(settings)),
         check("cgroup driver", lambda: _cgroup_driver(settings)),
         check("configuration", lambda: _loads(files[0])),
         check("containerd", lambda: socket_answers(socket, start="systemctl start containerd")),
@@ -114,16 +126,13 @@ def _config(path: Path, version: tuple[int, ...], run_dir: Path) -> File:
 
 def _number(others: str, path: Path, version: tuple[int, ...]) -> int:
     """The version of the file: its own, else the newest that this containerd reads."""
-    try:
-        settings = tomllib.loads(others)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidArgument(f"{path} is not valid TOML: {error}") from None
+    settings = parse(path, others, "TOML")
     if not settings:
         return 3 if version >= (2,) else 2
     number = settings.get("version", 1)
     if number == 1:
         raise Unsupported(f"{path} is of version 1", hint="containerd config migrate writes it anew")
-    if not isinstance(number, int) or number > (4 if version >= (2, 3) else 3 if version >= (2,) else 2):
+    if not isinstance(number, int) or number < 1 or number > (4 if version >= (2, 3) else 3 if version >= (2,) else 2):
         raise InvalidArgument(f"{path}: containerd {dotted(version)} does not read version {number!r}")
     return number
 
@@ -154,11 +163,8 @@ def _node_config(path: Path) -> File:
     """The switch in our own configuration."""
     old = read(path)
     others = without_block(old or "")
-    try:
-        settings = tomllib.loads(others)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidArgument(f"{path} is not valid TOML: {error}") from None
-    if settings.get("containerd", {}).get("sandboxer"):
+    settings = parse(path, others, "TOML")
+    if table(settings, "containerd").get("sandboxer"):
         return File(path=str(path), content=old or "", old=old)
     if "containerd" in settings:
         raise InvalidArgument(f"{path} has a table [containerd] without sandboxer", hint="add sandboxer = true to it")
@@ -169,9 +175,16 @@ def _node_config(path: Path) -> File:
 
 
 def _cri(settings: dict[str, Any]) -> dict[str, Any]:
-    plugins = settings.get("plugins", {})
-    found: dict[str, Any] = plugins.get(_NEW) or plugins.get(_OLD) or {}
-    return found
+    return table(settings, "plugins", _NEW) or table(settings, "plugins", _OLD)
+
+
+def _cri_is_on(settings: dict[str, Any]) -> str:
+    """Packages of Docker's bring a configuration without it."""
+    disabled = settings.get("disabled_plugins")
+    for name in disabled if isinstance(disabled, list) else []:
+        if name in ("cri", _OLD, _NEW):
+            raise Inconclusive(f"the CRI is off: disabled_plugins has {name!r}", "remove it there, for Kubernetes")
+    return "on"
 
 
 def _oom_score_adj(settings: dict[str, Any]) -> str:
@@ -188,8 +201,7 @@ def _oom_score_adj(settings: dict[str, Any]) -> str:
 
 
 def _cgroup_driver(settings: dict[str, Any]) -> str:
-    runc = _cri(settings).get("containerd", {}).get("runtimes", {}).get("runc", {}).get("options", {})
-    if runc.get("SystemdCgroup"):
+    if table(_cri(settings), "containerd", "runtimes", "runc", "options").get("SystemdCgroup"):
         return "systemd: pods are made as plain cgroups below the slices that the kubelet gives"
     return "cgroupfs"
 

@@ -11,7 +11,7 @@ from drupe.errors import InvalidArgument, NotFound
 from drupe.services.probing import Inconclusive, Problem, program, run
 from drupe.services.setup.checks import answers, each_kind, ours, path_of, socket_answers
 from drupe.services.setup.containerd import shims
-from drupe.services.setup.plan import File, Setup, check, dotted, read, version_of
+from drupe.services.setup.plan import File, Setup, check, dotted, parse, read, version_of
 
 CONFIG = Path("/etc/docker/daemon.json")
 _SOCKET = "/var/run/docker.sock"
@@ -56,19 +56,24 @@ def oci_programs() -> str:
 
 
 def _config(path: Path, wanted: dict[str, dict[str, Any]]) -> File:
-    """Merged: what others set stays, in its order and indentation."""
+    """Merged: what others set stays, in its order and indentation, and so do options of a runtime of ours."""
     old = read(path)
     text = old or ""
-    try:
-        settings = json.loads(text) if text.strip() else {}
-    except ValueError as error:
-        raise InvalidArgument(f"{path} is not valid JSON: {error}") from None
+    settings = parse(path, text, "JSON") if text.strip() else {}
     if not isinstance(settings, dict) or not isinstance(settings.get("runtimes", {}), dict):
         raise InvalidArgument(f"{path} is not an object with an object `runtimes`")
-    merged = {**settings, "runtimes": {**settings.get("runtimes", {}), **wanted}}
+    runtimes = settings.get("runtimes", {})
+    ours = {name: _with_options(runtimes.get(name), entry) for name, entry in wanted.items()}
+    merged = {**settings, "runtimes": {**runtimes, **ours}}
     if merged != settings:
         text = json.dumps(merged, indent=_indent(text), ensure_ascii=False) + "\n"
     return File(path=str(path), content=text, old=old)
+
+
+def _with_options(there: Any, entry: dict[str, Any]) -> dict[str, Any]:
+    """What is there, where it names the same program."""
+    same = isinstance(there, dict) and all(there.get(name) == value for name, value in entry.items())
+    return there if same else entry
 
 
 def _indent(text: str) -> int | str:
@@ -79,8 +84,9 @@ def _indent(text: str) -> int | str:
 
 
 def _socket(file: File) -> str:
-    hosts = json.loads(file.content).get("hosts") or []
-    return next((host.removeprefix("unix://") for host in hosts if host.startswith("unix://")), _SOCKET)
+    hosts = json.loads(file.content).get("hosts")
+    named = [str(host) for host in hosts] if isinstance(hosts, list) else []
+    return next((host.removeprefix("unix://") for host in named if host.startswith("unix://")), _SOCKET)
 
 
 def _valid(file: File, version: tuple[int, ...]) -> str:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
+import stat
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, Literal
 
-from drupe.errors import InvalidArgument, NotFound, PermissionDenied, from_os_error
+from drupe.errors import InvalidArgument, InvalidState, NotFound, PermissionDenied, from_os_error
 from drupe.services.probing import Finding
 from drupe.spec.base import Record
 from drupe.spec.host import Probe
 
+_MAX_BYTES = 4 << 20
 _BEGIN, _END = "# >>> drupe setup", "# <<< drupe setup"
 _BLOCK = re.compile(rf"\n?^{_BEGIN}.*?^{_END}\n", re.DOTALL | re.MULTILINE)
 
@@ -52,15 +57,50 @@ class Setup(Record):
 
 
 def read(path: Path) -> str | None:
-    """A configuration file's text; None when there is none. PermissionDenied, InvalidArgument."""
+    """A configuration file's text, its line ends as they are; None when there is none. PermissionDenied,
+    InvalidArgument."""
     try:
-        return path.read_text()
+        data = _bytes(path)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise InvalidArgument(f"{path} is a link to {path.readlink()}, which is not there") from None
         return None
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise from_os_error(error) from None
+    if len(data) > _MAX_BYTES:
+        raise InvalidArgument(f"{path} is longer than {_MAX_BYTES >> 20} MiB")
+    try:
+        return data.decode()
     except UnicodeDecodeError:
         raise InvalidArgument(f"{path} is not UTF-8") from None
-    except OSError as error:
-        raise from_os_error(error) from None
+
+
+def _bytes(path: Path) -> bytes:
+    """What is in a file, as far as it is taken. Raises OSError, InvalidArgument."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO is not waited for
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidArgument(f"{path} is no file")
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(_MAX_BYTES + 1)
+
+
+def parse(path: Path, text: str, form: Literal["TOML", "JSON"]) -> Any:
+    """What a file says. InvalidArgument says where it is wrong."""
+    try:
+        return tomllib.loads(text) if form == "TOML" else json.loads(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{path} is not valid {form}: {error}") from None
+    except RecursionError:
+        raise InvalidArgument(f"{path} is not valid {form}: too deep") from None
+
+
+def table(settings: Any, *names: str) -> dict[str, Any]:
+    """What is below these names; an empty one where there is none, or something else."""
+    for name in names:
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def with_block(text: str, block: str) -> str:
@@ -76,10 +116,12 @@ def without_block(text: str) -> str:
 
 def write(file: File) -> File:
     """Put it in place, whole or not at all, the old one beside it; owner and mode stay. Answers with the backup's path.
-    PermissionDenied, ResourceExhausted."""
+    PermissionDenied, ResourceExhausted; InvalidState where somebody has changed it since it was looked at."""
     path = Path(file.path)
     if not file.changed:
         return file
+    if read(path) != file.old:
+        raise InvalidState(f"{path} has just been changed by somebody else", hint="call it again")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         backup = _keep(path) if file.old is not None else ""
@@ -109,7 +151,7 @@ def _replace(path: Path, content: str) -> None:
     old = target.stat() if target.exists() else None
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", newline="") as file:
             file.write(content)
             os.fchmod(descriptor, old.st_mode & 0o777 if old else 0o644)
             if old:

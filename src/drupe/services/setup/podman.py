@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import resource
+import tomllib
 from pathlib import Path
 
-from drupe.errors import NotFound
+from drupe.errors import InvalidArgument, NotFound
 from drupe.services.probes_host import sys_resource
 from drupe.services.probing import Finding, Inconclusive, Problem, program, run
 from drupe.services.setup.checks import answers, each_kind, path_of
 from drupe.services.setup.docker import OCI, oci_programs
-from drupe.services.setup.plan import File, Setup, check, dotted, read, version_of, with_block, without_block
+from drupe.services.setup.plan import File, Setup, check, dotted, parse, read, version_of, with_block, without_block
 
 CONFIG = Path("/etc/containers/containers.conf.d/drupe.conf")
 _DIRECTORY_SINCE = (4,)
@@ -26,7 +27,7 @@ def plan(*, config: Path | None = None, run_dir: Path) -> Setup:
         raise NotFound(problem.cause, hint=problem.mend) from None
     path = config or (CONFIG if version >= _DIRECTORY_SINCE else _WHOLE)
     old = read(path)
-    file = File(path=str(path), content=with_block(without_block(old or ""), _block()), old=old)
+    file = File(path=str(path), content=_config(path, without_block(old or "")), old=old)
     checks = [
         check("programs", oci_programs),
         check("limits", _limits),
@@ -34,6 +35,20 @@ def plan(*, config: Path | None = None, run_dir: Path) -> Setup:
         check("drupe", lambda: answers(run_dir)),
     ]
     return Setup(tool="podman", version=dotted(version), files=[file], checks=checks, restart="")
+
+
+def _config(path: Path, others: str) -> str:
+    """What others wrote, and our part; TOML has a table once. InvalidArgument."""
+    parse(path, others, "TOML")
+    content = with_block(others, _block())
+    try:
+        tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidArgument(
+            f"{path} says already, by itself, what would be added: {error}",
+            hint=f"move its [engine.runtimes] below {CONFIG.parent}, or add drupe there by hand",
+        ) from None
+    return content
 
 
 def _block() -> str:
@@ -61,6 +76,8 @@ def _known(file: File) -> str:
     """Whether podman, as it is configured now, takes our name for a runtime."""
     if file.changed:
         raise Inconclusive(f"{file.path} is not written yet", "drupe setup podman --write")
+    if Path(file.path) not in (CONFIG, _WHOLE):
+        raise Inconclusive(f"{file.path} is not where podman looks by itself", f"CONTAINERS_CONF={file.path}")
     done = run(["podman", "--runtime", "drupe", "info", "--format", "{{.Host.OCIRuntime.Path}}"], deadline_s=20.0)
     if done.code != 0:
         raise Problem(done.last_line, f"look at {file.path}")

@@ -9,6 +9,7 @@ use drupe_appkernel_vfs::pipe::PipeEnd;
 use drupe_appkernel_vfs::tmpfs::TmpFile;
 use drupe_appkernel_vfs::{OpenFile, OpenFlags};
 
+use super::mq;
 use super::{locks, messages, Args};
 use crate::encode;
 use crate::kernel::{Done, Kernel};
@@ -47,6 +48,7 @@ impl Kernel {
         if let (Some(path), Owner::Process { table, .. }) = (file.path(), lock_owner(self.process(tid)?)) {
             path.inode().attachment().locks.release_process(table);
         }
+        mq::closed(file, self.pid(tid));
         Ok(())
     }
 }
@@ -340,6 +342,16 @@ pub fn fsync(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 pub fn hint(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = kernel.file(tid, args[0])?;
     file.file().can_seek().then_some(Done::Value(0)).ok_or(Errno::SPIPE)
+}
+
+/// sync_file_range(2): files are memory, but nonsense is refused.
+pub fn sync_file_range(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [_, offset, size, flags, ..] = *args;
+    let end = (offset as i64).checked_add(size as i64).filter(|_| (offset | size) as i64 >= 0);
+    if flags & !7 != 0 || end.is_none() {
+        return Err(Errno::INVAL);
+    }
+    hint(kernel, tid, args)
 }
 
 /// readahead(2), of regular files that may be read.

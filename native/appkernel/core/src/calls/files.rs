@@ -418,6 +418,10 @@ pub fn set_attribute(kernel: &mut Kernel, tid: Tid, args: &Args, which: Which) -
         _ => return Err(Errno::INVAL),
     };
     path.mount.check_writable()?;
+    let plain = matches!(path.inode().kind(), FileType::Regular | FileType::Directory);
+    if name.starts_with(b"user.") && !plain {
+        return Err(Errno::PERM); // xattr(7): permissions of other files do not say who may
+    }
     path.inode().xattrs()?.set(&seat.context(), &name, &value, mode)?;
     Ok(Done::Value(0))
 }

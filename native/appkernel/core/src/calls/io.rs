@@ -80,7 +80,10 @@ fn write_from(kernel: &mut Kernel, tid: Tid, fd: u64, pieces: &[Piece], at: Opti
             }
             kernel.check_file_size(tid, u64::MAX)?;
         }
-        let data = kernel.gather(tid, pieces, done, ((want - done).min(limit) as usize).min(IO_MAX))?;
+        let data = match kernel.gather(tid, pieces, done, ((want - done).min(limit) as usize).min(IO_MAX)) {
+            Err(_) if done > 0 => return Ok(Done::Value(done as i64)),
+            data => data?,
+        };
         let wrote = kernel.with_context(tid, |context| match at {
             Some(offset) => file.pwrite(context, offset + done, &data),
             None => file.write(context, &data),

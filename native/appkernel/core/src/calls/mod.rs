@@ -8,6 +8,7 @@ pub mod io;
 pub mod locks;
 pub mod memory;
 pub mod messages;
+pub mod mq;
 pub mod msg;
 pub mod names;
 pub mod pidfd;

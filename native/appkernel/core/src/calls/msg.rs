@@ -9,12 +9,15 @@ use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
-use crate::sysv::{IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
+use crate::sysv::{IPC_INFO, IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, Tid};
 
 const MSG_NOERROR: u64 = 0o10_000;
 const MSG_EXCEPT: u64 = 0o20_000;
 const MSG_COPY: u64 = 0o40_000;
+const MSG_STAT: u64 = 11;
+const MSG_INFO: u64 = 12;
+const MSG_STAT_ANY: u64 = 13;
 
 /// One queue.
 pub struct Queue {
@@ -154,21 +157,52 @@ fn told(kernel: &Kernel, tid: Tid, address: u64, (kind, mut bytes): (i64, Vec<u8
     Ok(Done::Value(bytes.len() as i64))
 }
 
+/// struct msqid_ds.
+fn shown(kernel: &Kernel, tid: Tid, id: u64) -> Result<Vec<u8>> {
+    let (permissions, own) = kernel.sysv.queues.get(id)?;
+    let mut bytes = permissions.encode(0);
+    bytes.extend(encode::words(&own.times));
+    bytes.extend(encode::words(&[own.size_bytes(), own.messages.len() as u64, own.limit_bytes]));
+    let seen = |pid: &Pid| pids::seen_from(kernel.view(tid), *pid).to_le_bytes();
+    bytes.extend(own.last.iter().flat_map(seen));
+    bytes.extend(encode::words(&[0, 0]));
+    Ok(bytes)
+}
+
+/// struct msginfo: the limits, and with MSG_INFO how much there is.
+fn information(kernel: &Kernel, command: u64) -> Vec<u8> {
+    let (limits, queues) = (kernel.ipc, &kernel.sysv.queues);
+    let [pool, map, total] = match command {
+        MSG_INFO => [
+            queues.values().count() as u64,
+            queues.values().map(|queue| queue.messages.len() as u64).sum(),
+            queues.values().map(Queue::size_bytes).sum(),
+        ],
+        _ => [limits.queues.saturating_mul(limits.queue_bytes) / 1024, limits.queue_bytes, limits.queue_bytes],
+    };
+    let mut bytes = encode::ints(&[pool, map, limits.message_bytes, limits.queue_bytes, limits.queues, 16, total]);
+    bytes.extend([0xff, 0xff, 0, 0]); // msgseg, a short
+    bytes
+}
+
 pub fn msgctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [id, command, address, ..] = *args;
     let (by, now) = (kernel.credentials(tid)?, kernel.seconds());
+    if matches!(command, IPC_INFO | MSG_INFO) {
+        kernel.put(tid, address, &information(kernel, command))?;
+        return Ok(Done::Value(kernel.sysv.queues.last_place()));
+    }
+    let by_place = matches!(command, MSG_STAT | MSG_STAT_ANY);
+    let id = if by_place { kernel.sysv.queues.at(id)? as u64 } else { id };
     let (permissions, own) = kernel.sysv.queues.get(id)?;
     let queue = own.queue.clone();
     match command {
-        IPC_STAT => {
-            permissions.check(&by, MAY_READ)?;
-            let mut bytes = permissions.encode(0);
-            bytes.extend(encode::words(&own.times));
-            bytes.extend(encode::words(&[own.size_bytes(), own.messages.len() as u64, own.limit_bytes]));
-            let seen = |pid: &Pid| pids::seen_from(kernel.view(tid), *pid).to_le_bytes();
-            bytes.extend(own.last.iter().flat_map(seen));
-            bytes.extend(encode::words(&[0, 0]));
-            kernel.put(tid, address, &bytes)?;
+        IPC_STAT | MSG_STAT | MSG_STAT_ANY => {
+            if command != MSG_STAT_ANY {
+                permissions.check(&by, MAY_READ)?;
+            }
+            kernel.put(tid, address, &shown(kernel, tid, id)?)?;
+            return Ok(Done::Value(if by_place { id as i64 } else { 0 }));
         }
         IPC_SET => {
             permissions.check_owner(&by)?;

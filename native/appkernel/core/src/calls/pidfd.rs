@@ -88,6 +88,18 @@ impl Kernel {
         there.then_some(held.pid).ok_or(Errno::SRCH)
     }
 
+    /// EPERM unless the caller may see all that another process has.
+    fn check_look(&self, tid: Tid, pid: Pid) -> Result<()> {
+        const CAP_SYS_PTRACE: u32 = 19;
+        let (own, other) = (self.process(tid)?, self.tasks.processes.get(&pid).ok_or(Errno::SRCH)?);
+        let users = [other.ids.uid, other.credentials.uid, other.ids.saved_uid];
+        let groups = [other.ids.gid, other.credentials.gid, other.ids.saved_gid];
+        let same = users.iter().all(|uid| *uid == own.ids.uid) && groups.iter().all(|gid| *gid == own.ids.gid);
+        let no_more = other.ids.permitted & !own.ids.permitted == 0;
+        let may = own.pid == pid || own.credentials.capable(CAP_SYS_PTRACE) || (same && no_more && other.dumpable);
+        may.then_some(()).ok_or(Errno::PERM)
+    }
+
     /// The process whose directory in /proc is open. EBADF, ESRCH.
     fn pid_of_directory(&self, tid: Tid, file: &OpenFile) -> Result<Pid> {
         let of_proc = |path: &&Path| path.mount.file_system().name() == "proc";
@@ -107,6 +119,19 @@ pub fn pidfd_open(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         return Err(Errno::INVAL); // a thread that leads no group
     }
     kernel.new_pidfd(tid, pid as u32, flags).map(|fd| Done::Value(fd.into()))
+}
+
+/// pidfd_getfd(2): a descriptor of another process that the caller may look into (ptrace(2), "access mode checking").
+pub fn pidfd_getfd(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
+    let [fd, wanted, flags, ..] = *args;
+    if flags != 0 {
+        return Err(Errno::INVAL);
+    }
+    let pid = kernel.pid_of_fd(tid, fd)?;
+    kernel.check_look(tid, pid)?;
+    let process = kernel.tasks.processes.get(&pid).filter(|process| process.exit.is_none()).ok_or(Errno::SRCH)?;
+    let file = process.files.lock().get(wanted as i32).map(Arc::clone)?;
+    kernel.install(tid, file, true).map(|fd| Done::Value(fd.into()))
 }
 
 pub fn pidfd_send_signal(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {

@@ -9,14 +9,19 @@ use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
-use crate::sysv::{IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
-use crate::task::{Pid, Tid};
+use crate::sysv::{IPC_INFO, IPC_NOWAIT, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
+use crate::task::{Pid, State, Tid};
 
 const SEM_UNDO: u16 = 0x1000;
 /// Of one set, and of one call, whatever is set.
 const MAX_IN_SET: u64 = 32_000;
 const MAX_OPERATIONS: u64 = 500;
 const VALUE_MAX: i64 = 32_767;
+const SEM_STAT: u64 = 18;
+const SEM_INFO: u64 = 19;
+const SEM_STAT_ANY: u64 = 20;
+const SEMOP: u64 = 65;
+const SEMTIMEDOP: u64 = 220;
 
 /// One set.
 pub struct Semaphores {
@@ -72,21 +77,35 @@ fn operations(kernel: &Kernel, tid: Tid, address: u64, count: u64) -> Result<Vec
 }
 
 impl Semaphores {
-    /// All of them, or none. EAGAIN: one cannot be done now, and whether that one may wait.
-    fn operate(&mut self, list: &[Operation], pid: Pid) -> Result<Option<Operation>> {
+    /// The first that cannot be done now, if all before it are.
+    fn blocked(&self, list: &[Operation]) -> Result<Option<Operation>> {
+        self.attempt(list).map(|done| done.err())
+    }
+
+    /// What all would lead to; or the one that cannot be done now.
+    fn attempt(&self, list: &[Operation]) -> Result<std::result::Result<Vec<i64>, Operation>> {
         let mut values: Vec<i64> = self.values.iter().map(|(value, _)| i64::from(*value)).collect();
         for operation in list {
             let value = values.get_mut(usize::from(operation.index)).ok_or(Errno::FBIG)?;
             let next = *value + i64::from(operation.change);
             let blocked = next < 0 || (operation.change == 0 && *value != 0);
             if blocked {
-                return Ok(Some(*operation));
+                return Ok(Err(*operation));
             }
             if next > VALUE_MAX {
                 return Err(Errno::RANGE);
             }
             *value = next;
         }
+        Ok(Ok(values))
+    }
+
+    /// All of them, or none: the one that cannot be done now.
+    fn operate(&mut self, list: &[Operation], pid: Pid) -> Result<Option<Operation>> {
+        let values = match self.attempt(list)? {
+            Ok(values) => values,
+            Err(blocked) => return Ok(Some(blocked)),
+        };
         for operation in list {
             let index = usize::from(operation.index);
             self.values[index] = (values[index] as u16, pid);
@@ -133,23 +152,63 @@ pub fn semop(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     semtimedop(kernel, tid, &[args[0], args[1], args[2], 0, 0, 0])
 }
 
+/// struct seminfo: the limits, and with SEM_INFO how much there is.
+fn information(kernel: &Kernel, command: u64) -> Vec<u8> {
+    const UNDO_BYTES: u64 = 20;
+    let [in_set, in_all, operations, sets] = kernel.ipc.semaphores;
+    let known = &kernel.sysv.semaphores;
+    let (used, total) = match command {
+        SEM_INFO => (known.values().count() as u64, known.values().map(|set| set.values.len() as u64).sum()),
+        _ => (UNDO_BYTES, VALUE_MAX as u64),
+    };
+    encode::ints(&[in_all, sets, in_all, in_all, in_set, operations, operations, used, VALUE_MAX as u64, total])
+}
+
+/// GETNCNT, GETZCNT: how many wait for this semaphore to grow, or (`zero`) to be zero.
+fn waiting(kernel: &Kernel, id: u64, index: u16, zero: bool) -> Result<i64> {
+    let (_, set) = kernel.sysv.semaphores.get(id)?;
+    let stuck = |tid: Tid, args: &Args| {
+        let list = operations(kernel, tid, args[1], args[2]).ok()?;
+        set.blocked(&list).ok()?
+    };
+    let of_task = |task: &crate::task::Task| {
+        let call =
+            task.call.as_ref().filter(|call| task.state == State::Blocked && call.args[0] as i32 == id as i32)?;
+        if matches!(call.number, SEMOP | SEMTIMEDOP) {
+            stuck(task.tid, &call.args)
+        } else {
+            None
+        }
+    };
+    let counts = |operation: &Operation| operation.index == index && (operation.change == 0) == zero;
+    Ok(kernel.tasks.tasks.values().filter_map(of_task).filter(counts).count() as i64)
+}
+
 pub fn semctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [id, index, command, argument, ..] = *args;
     let (by, pid, now) = (kernel.credentials(tid)?, kernel.pid(tid), kernel.seconds());
+    if matches!(command, IPC_INFO | SEM_INFO) {
+        kernel.put(tid, argument, &information(kernel, command))?;
+        return Ok(Done::Value(kernel.sysv.semaphores.last_place()));
+    }
+    let by_place = matches!(command, SEM_STAT | SEM_STAT_ANY);
+    let id = if by_place { kernel.sysv.semaphores.at(id)? as u64 } else { id };
     let (permissions, set) = kernel.sysv.semaphores.get(id)?;
     let at = index as u32 as usize;
     let queue = set.queue.clone();
     match command {
         IPC_RMID | IPC_SET => permissions.check_owner(&by)?,
         16 | 17 => permissions.check(&by, MAY_WRITE)?,
+        SEM_STAT_ANY => {}
         _ => permissions.check(&by, MAY_READ)?,
     }
     let value = set.values.get(at).copied().ok_or(Errno::INVAL);
     match command {
-        IPC_STAT => {
+        IPC_STAT | SEM_STAT | SEM_STAT_ANY => {
             let words = [set.operated, 0, set.changed, 0, set.values.len() as u64, 0, 0];
             let bytes = [permissions.encode(0), encode::words(&words)].concat();
             kernel.put(tid, argument, &bytes)?;
+            return Ok(Done::Value(if by_place { id as i64 } else { 0 }));
         }
         IPC_SET => {
             let given = kernel.get_bytes(tid, argument, 48)?;
@@ -164,7 +223,7 @@ pub fn semctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
             let bytes: Vec<u8> = set.values.iter().flat_map(|(value, _)| value.to_le_bytes()).collect();
             kernel.put(tid, argument, &bytes)?;
         }
-        14 | 15 => return value.map(|_| Done::Value(queue.len() as i64)), // GETNCNT, GETZCNT: all who wait
+        14 | 15 => return value.and_then(|_| waiting(kernel, id, at as u16, command == 15)).map(Done::Value),
         16 => {
             value?;
             set_values(kernel, id, at, &[argument as u32 as i32 as i64], pid)?;

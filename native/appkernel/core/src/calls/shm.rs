@@ -11,7 +11,7 @@ use crate::kernel::{Done, Kernel};
 use crate::mm::{round_up, PAGE};
 use crate::pids;
 use crate::platform::MemoryOp;
-use crate::sysv::{IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
+use crate::sysv::{IPC_INFO, IPC_RMID, IPC_SET, IPC_STAT, MAY_READ, MAY_WRITE};
 use crate::task::{Pid, Tid};
 
 const SHM_RDONLY: u64 = 0o10_000;
@@ -19,6 +19,9 @@ const SHM_RND: u64 = 0o20_000;
 const SHM_REMAP: u64 = 0o40_000;
 const SHM_EXEC: u64 = 0o100_000;
 const SHM_DEST: u32 = 0o1000;
+const SHM_STAT: u64 = 13;
+const SHM_INFO: u64 = 14;
+const SHM_STAT_ANY: u64 = 15;
 
 /// One segment; its file lives as long as somebody has it attached.
 pub struct Segment {
@@ -122,23 +125,50 @@ impl Kernel {
     }
 }
 
+/// struct shmid_ds.
+fn shown(kernel: &Kernel, tid: Tid, id: u64) -> Result<Vec<u8>> {
+    let (permissions, segment) = kernel.sysv.segments.get(id)?;
+    let mut bytes = permissions.encode(if segment.is_removed { SHM_DEST } else { 0 });
+    bytes.extend(encode::words(&[segment.size_bytes]));
+    bytes.extend(encode::words(&segment.times));
+    let seen = |pid| pids::seen_from(kernel.view(tid), pid).to_le_bytes();
+    bytes.extend([segment.creator, segment.last].into_iter().flat_map(seen));
+    bytes.extend(encode::words(&[kernel.attached(segment), 0, 0]));
+    Ok(bytes)
+}
+
+/// IPC_INFO: struct shminfo, the limits; SHM_INFO: struct shm_info, what there is, all of it in memory.
+fn information(kernel: &Kernel, command: u64) -> Vec<u8> {
+    let limits = kernel.ipc;
+    if command == IPC_INFO {
+        let most = [limits.segment_bytes, 1, limits.segments, limits.segments, limits.segment_pages];
+        return encode::words(&[&most[..], &[0; 4]].concat());
+    }
+    let segments = &kernel.sysv.segments;
+    let pages: u64 = segments.values().map(|segment| segment.size_bytes.div_ceil(PAGE)).sum();
+    encode::words(&[segments.values().count() as u64, pages, pages, 0, 0, 0])
+}
+
 pub fn shmctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     const SHM_LOCK: u64 = 11;
     const SHM_UNLOCK: u64 = 12;
     let [id, command, address, ..] = *args;
     let by = kernel.credentials(tid)?;
     let now = kernel.seconds();
-    let (permissions, segment) = kernel.sysv.segments.get(id)?;
+    if matches!(command, IPC_INFO | SHM_INFO) {
+        kernel.put(tid, address, &information(kernel, command))?;
+        return Ok(Done::Value(kernel.sysv.segments.last_place()));
+    }
+    let by_place = matches!(command, SHM_STAT | SHM_STAT_ANY);
+    let id = if by_place { kernel.sysv.segments.at(id)? as u64 } else { id };
+    let (permissions, _) = kernel.sysv.segments.get(id)?;
     match command {
-        IPC_STAT => {
-            permissions.check(&by, MAY_READ)?;
-            let mut bytes = permissions.encode(if segment.is_removed { SHM_DEST } else { 0 });
-            bytes.extend(encode::words(&[segment.size_bytes]));
-            bytes.extend(encode::words(&segment.times));
-            let seen = |pid| pids::seen_from(kernel.view(tid), pid).to_le_bytes();
-            bytes.extend([segment.creator, segment.last].into_iter().flat_map(seen));
-            bytes.extend(encode::words(&[kernel.attached(segment), 0, 0]));
-            kernel.put(tid, address, &bytes)?;
+        IPC_STAT | SHM_STAT | SHM_STAT_ANY => {
+            if command != SHM_STAT_ANY {
+                permissions.check(&by, MAY_READ)?;
+            }
+            kernel.put(tid, address, &shown(kernel, tid, id)?)?;
+            return Ok(Done::Value(if by_place { id as i64 } else { 0 }));
         }
         IPC_SET => {
             permissions.check_owner(&by)?;

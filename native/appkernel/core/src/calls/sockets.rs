@@ -78,11 +78,11 @@ pub fn socket(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 pub fn socketpair(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    if family(args[0])? != Family::Unix {
+    let (family, sort) = (family(args[0])?, kind(args[1])?);
+    check_protocol(family, sort, args[2])?;
+    if family != Family::Unix {
         return Err(Errno::NOTSUP);
     }
-    let sort = kind(args[1])?;
-    check_protocol(Family::Unix, sort, args[2])?;
     let network = Arc::clone(&kernel.network);
     let files = kernel.with_context(tid, |context| {
         let (one, two) = LocalSocket::pair(context, &network, sort)?;
@@ -418,6 +418,9 @@ pub fn recvfrom(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [fd, at, size, flags, name, name_size_at] = *args;
     let file = kernel.file(tid, fd)?;
     let pieces = [Piece { address: at, size: size as usize }];
+    if name != 0 && (kernel.get_u32(tid, name_size_at)? as i32) < 0 {
+        return Err(Errno::INVAL);
+    }
     let Some(received) = receive(kernel, tid, &file, &pieces, flags)? else { return Ok(Done::Wait) };
     if let (Some(from), true) = (&received.from, name != 0) {
         put_address(kernel, tid, name, name_size_at, from, Kernel::put)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::pipe::PipeEnd;
-use drupe_appkernel_vfs::{wait, Events, OpenFile};
+use drupe_appkernel_vfs::{wait, Events, FileType, OpenFile, OpenFlags};
 
 use super::io::{self, offset};
 use super::Args;
@@ -21,6 +21,15 @@ fn wait_for(kernel: &mut Kernel, tid: Tid, file: &OpenFile, events: Events, flag
         return Err(Errno::AGAIN);
     }
     kernel.wait_for_file(tid, file, events)
+}
+
+/// Whether what is read of a file or written to it is bytes: not so of directories, events, processes.
+fn has_bytes(file: &OpenFile) -> bool {
+    match file.metadata().map(|metadata| metadata.kind()) {
+        Ok(FileType::Directory) => false,
+        Ok(FileType::Regular) => file.file().can_seek(),
+        _ => true,
+    }
 }
 
 fn position(kernel: &Kernel, tid: Tid, file: &OpenFile, address: u64) -> Result<Option<u64>> {
@@ -41,6 +50,10 @@ pub fn splice(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         return Err(Errno::BADF);
     }
     let pipes = (from.downcast::<PipeEnd>(), to.downcast::<PipeEnd>());
+    let appends = pipes.1.is_none() && to.flags().has(OpenFlags::APPEND);
+    if appends || !has_bytes(&from) || !has_bytes(&to) {
+        return Err(Errno::INVAL);
+    }
     let from_at = position(kernel, tid, &from, from_position)?;
     let to_at = position(kernel, tid, &to, to_position)?;
     let size = size.min(CHUNK_BYTES as u64) as usize;
@@ -152,11 +165,26 @@ pub fn vmsplice(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if args[3] & !KNOWN != 0 {
         return Err(Errno::INVAL);
     }
-    if args[3] & NONBLOCK != 0 && file.poll(if file.flags().writes() { wait::OUT } else { wait::IN | wait::HUP }) == 0 {
+    if file.flags().writes() {
+        return give(kernel, tid, &file, args);
+    }
+    if args[3] & NONBLOCK != 0 && file.poll(wait::IN | wait::HUP) == 0 {
         return Err(Errno::AGAIN);
     }
-    match file.flags().writes() {
-        true => io::writev(kernel, tid, args),
-        false => io::readv(kernel, tid, args),
+    io::readv(kernel, tid, args)
+}
+
+/// As much as there is room for: only a full pipe is waited for.
+fn give(kernel: &mut Kernel, tid: Tid, file: &Arc<OpenFile>, args: &Args) -> Result<Done> {
+    let pieces = kernel.get_pieces(tid, args[1], args[2])?;
+    let room = file.downcast::<PipeEnd>().map_or(0, PipeEnd::free_bytes);
+    if room == 0 && file.poll(wait::ERR) == 0 && pieces.iter().any(|piece| piece.size > 0) {
+        return wait_for(kernel, tid, file, wait::WRITABLE, args[3]);
+    }
+    let bytes = kernel.gather(tid, &pieces, 0, room.max(1))?;
+    match kernel.with_context(tid, |context| file.write(context, &bytes)) {
+        Ok(count) => Ok(Done::Value(count as i64)),
+        Err(Errno::PIPE) => Err(kernel.broken_pipe(tid)),
+        Err(errno) => Err(errno),
     }
 }

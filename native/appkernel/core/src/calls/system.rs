@@ -7,6 +7,7 @@ use super::Args;
 use crate::clone::copied;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
+use crate::send::LIMIT_CPU;
 use crate::task::{Pid, Tid, LIMIT_COUNT};
 
 /// The Linux whose interface this is.
@@ -72,6 +73,9 @@ fn set_limit(kernel: &mut Kernel, tid: Tid, pid: Pid, resource: usize, new: (u64
         return Err(Errno::PERM);
     }
     process.limits[resource] = new;
+    if resource == LIMIT_CPU {
+        kernel.watch_cpu_limit(pid);
+    }
     Ok(())
 }
 

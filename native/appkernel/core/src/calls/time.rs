@@ -3,6 +3,7 @@
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::{ClockId, Timestamp};
 
+use super::timers::Source;
 use super::Args;
 use crate::encode;
 use crate::exit::rusage;
@@ -20,6 +21,8 @@ enum Kind {
     Host(ClockId),
     /// Processor time of a process, 0: the caller's.
     Processor(u32),
+    /// The same of a thread.
+    Thread(u32),
 }
 
 fn kind(id: u64) -> Result<Kind> {
@@ -29,9 +32,11 @@ fn kind(id: u64) -> Result<Kind> {
         5 => Ok(Kind::Host(ClockId::RealtimeCoarse)),
         6 => Ok(Kind::Host(ClockId::MonotonicCoarse)),
         7..=9 => Ok(Kind::Host(if id == 8 { ClockId::Realtime } else { ClockId::Boottime })),
-        2 | 3 => Ok(Kind::Processor(0)),
+        2 => Ok(Kind::Processor(0)),
+        3 => Ok(Kind::Thread(0)),
         // The number's complement, what is counted (3: a descriptor's, of which there are none), and whether of a thread.
-        id if id < 0 && id & 3 != 3 => Ok(Kind::Processor(!(id >> 3) as u32)),
+        id if id < 0 && id & 7 < 3 => Ok(Kind::Processor(!(id >> 3) as u32)),
+        id if id < 0 && id & 3 != 3 => Ok(Kind::Thread(!(id >> 3) as u32)),
         _ => Err(Errno::INVAL),
     }
 }
@@ -41,7 +46,19 @@ pub(super) fn clock(id: u64) -> Result<ClockId> {
     match kind(id)? {
         Kind::Host(ClockId::RealtimeCoarse | ClockId::MonotonicCoarse) => Err(Errno::NOTSUP),
         Kind::Host(id) => Ok(id),
-        Kind::Processor(_) => Err(Errno::NOTSUP),
+        Kind::Processor(_) | Kind::Thread(_) => Err(Errno::NOTSUP),
+    }
+}
+
+/// The clock of a timer of the caller's: its own processor time, or one of the host's. EINVAL, EOPNOTSUPP.
+pub(super) fn source(kernel: &Kernel, tid: Tid, id: u64) -> Result<Source> {
+    match kind(id)? {
+        Kind::Processor(number) if kernel.pid(counted(kernel, tid, number)?) == kernel.pid(tid) => Ok(Source::Process),
+        Kind::Thread(number) => {
+            let thread = counted(kernel, tid, number)?;
+            (kernel.pid(thread) == kernel.pid(tid)).then_some(Source::Thread(thread)).ok_or(Errno::INVAL)
+        }
+        _ => clock(id).map(Source::Host),
     }
 }
 
@@ -49,6 +66,12 @@ impl Kernel {
     /// Processor time of the caller's process until now.
     pub(crate) fn own_cpu_ns(&self, tid: Tid) -> u64 {
         self.space(tid).map_or(0, |space| self.platform.cpu_ns(space))
+    }
+
+    /// The same of a thread alone.
+    pub(crate) fn thread_cpu_ns(&self, tid: Tid) -> u64 {
+        let own = self.thread(tid).ok().and_then(|thread| self.platform.thread_cpu_ns(thread));
+        own.unwrap_or_else(|| self.own_cpu_ns(tid))
     }
 
     /// A call is left before its end: nanosleep(2) says how long it would have slept.
@@ -79,13 +102,14 @@ pub fn clock_gettime(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done>
     let time = match kind(args[0])? {
         Kind::Host(id) => kernel.host.now(id),
         Kind::Processor(number) => timestamp(kernel.own_cpu_ns(counted(kernel, tid, number)?)),
+        Kind::Thread(number) => timestamp(kernel.thread_cpu_ns(counted(kernel, tid, number)?)),
     };
     kernel.put(tid, args[1], &encode::timespec(time))?;
     Ok(Done::Value(0))
 }
 
 pub fn clock_getres(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    if let Kind::Processor(number) = kind(args[0])? {
+    if let Kind::Processor(number) | Kind::Thread(number) = kind(args[0])? {
         counted(kernel, tid, number)?;
     }
     let coarse = matches!(args[0], 5 | 6);
@@ -193,7 +217,8 @@ pub fn setitimer(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 
 pub fn getrusage(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let time = match args[0] as i32 {
-        0 | 1 => kernel.own_cpu_ns(tid),
+        0 => kernel.own_cpu_ns(tid),
+        1 => kernel.thread_cpu_ns(tid),
         -1 => kernel.process(tid)?.children_cpu_ns,
         _ => return Err(Errno::INVAL),
     };

@@ -7,7 +7,7 @@ use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::time::Armed;
 use drupe_appkernel_vfs::ClockId;
 
-use super::time::{clock, ABSOLUTE};
+use super::time::{source, ABSOLUTE};
 use super::Args;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
@@ -20,6 +20,8 @@ use crate::timers::{nanoseconds, timestamp};
 const SI_TIMER: i32 = -2;
 const SIGEV_SIGNAL: u32 = 0;
 const SIGEV_NONE: u32 = 1;
+/// What the C library makes of it is its own: here it is a signal.
+const SIGEV_THREAD: u32 = 2;
 const SIGEV_THREAD_ID: u32 = 4;
 const MAX_TIMERS: usize = 4096;
 
@@ -32,11 +34,21 @@ pub(crate) struct Notice {
     pub(crate) thread: Tid,
 }
 
+/// What a timer counts. The host tells nobody when a processor's time is due: it is looked at when it might be.
+#[derive(Clone, Copy)]
+pub(crate) enum Source {
+    Host(ClockId),
+    /// Processor time of the timer's process.
+    Process,
+    Thread(Tid),
+}
+
 /// One timer of a process.
 pub struct PosixTimer {
-    pub(crate) clock: ClockId,
+    pub(crate) source: Source,
     pub(crate) notice: Notice,
     pub(crate) interval_ns: u64,
+    /// On the monotonic clock, or in processor time.
     pub(crate) due_ns: Option<u64>,
     armed: Option<Box<dyn Armed>>,
     pub(crate) overrun: u32,
@@ -46,14 +58,14 @@ impl PosixTimer {
     /// One of another kernel's. None: it tells in no way that there is.
     pub(crate) fn restore(
         saved: &SavedPosixTimer,
-        clock: ClockId,
+        source: Source,
         armed: Option<Box<dyn Armed>>,
     ) -> Option<PosixTimer> {
         let SavedPosixTimer { how, signal, value, thread, interval_ns, due_ns, overrun, .. } = *saved;
-        let sound = matches!(how, SIGEV_SIGNAL | SIGEV_NONE | SIGEV_THREAD_ID);
+        let sound = matches!(how, SIGEV_SIGNAL | SIGEV_NONE | SIGEV_THREAD | SIGEV_THREAD_ID);
         let tells = how == SIGEV_NONE || (1..=COUNT).contains(&signal);
         let notice = Notice { how, signal, value, thread };
-        (sound && tells).then_some(PosixTimer { clock, notice, interval_ns, due_ns, armed, overrun })
+        (sound && tells).then_some(PosixTimer { source, notice, interval_ns, due_ns, armed, overrun })
     }
 }
 
@@ -66,7 +78,7 @@ fn notice(kernel: &Kernel, tid: Tid, address: u64, id: i32) -> Result<Notice> {
     }
     let [value, second, third] = kernel.get_words(tid, address)?;
     let (signal, how, thread) = (second as i32, (second >> 32) as u32, pids::known(kernel.view(tid), third as u32));
-    let known = matches!(how, SIGEV_SIGNAL | SIGEV_NONE | SIGEV_THREAD_ID);
+    let known = matches!(how, SIGEV_SIGNAL | SIGEV_NONE | SIGEV_THREAD | SIGEV_THREAD_ID);
     if !known || (how != SIGEV_NONE && !(1..=COUNT).contains(&signal)) {
         return Err(Errno::INVAL);
     }
@@ -77,13 +89,13 @@ fn notice(kernel: &Kernel, tid: Tid, address: u64, id: i32) -> Result<Notice> {
 }
 
 pub fn timer_create(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let clock = clock(args[0])?;
+    let source = source(kernel, tid, args[0])?;
     let timers = &kernel.process(tid)?.posix_timers;
     let id = (0..).zip(timers.keys().copied().chain([i32::MAX])).find(|(free, used)| free != used);
     let (id, _) = id.filter(|_| timers.len() < MAX_TIMERS).ok_or(Errno::AGAIN)?;
     let notice = notice(kernel, tid, args[1], id)?;
     kernel.put(tid, args[2], &id.to_le_bytes())?;
-    let timer = PosixTimer { clock, notice, interval_ns: 0, due_ns: None, armed: None, overrun: 0 };
+    let timer = PosixTimer { source, notice, interval_ns: 0, due_ns: None, armed: None, overrun: 0 };
     kernel.process_mut(tid)?.posix_timers.insert(id, timer);
     Ok(Done::Value(0))
 }
@@ -100,15 +112,19 @@ fn setting(now_ns: u64, timer: &PosixTimer) -> Vec<u8> {
 
 pub fn timer_settime(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [id, flags, new, old, ..] = *args;
+    if new == 0 {
+        return Err(Errno::INVAL);
+    }
     let (interval, value) = (kernel.get_time(tid, new)?, kernel.get_time(tid, new.wrapping_add(16))?);
-    let (now, pid) = (kernel.timers.now_ns(), kernel.pid(tid));
-    let clock = timer(kernel, tid, id)?.clock;
-    let due = match nanoseconds(value) {
-        0 => None,
-        _ if flags & ABSOLUTE != 0 => Some(kernel.timers.to_monotonic_ns(clock, value)),
-        ns => Some(now.saturating_add(ns)),
+    let (pid, source) = (kernel.pid(tid), timer(kernel, tid, id)?.source);
+    let now = kernel.timer_now_ns(pid, source);
+    let due = match (nanoseconds(value), source) {
+        (0, _) => None,
+        (_, Source::Host(clock)) if flags & ABSOLUTE != 0 => Some(kernel.timers.to_monotonic_ns(clock, value)),
+        (ns, _) if flags & ABSOLUTE != 0 => Some(ns),
+        (ns, _) => Some(now.saturating_add(ns)),
     };
-    let armed = due.map(|due| kernel.arm_timer(pid, due));
+    let armed = due.map(|due| kernel.arm_source(pid, source, due));
     let timer = timer(kernel, tid, id)?;
     let before = setting(now, timer);
     (timer.interval_ns, timer.due_ns, timer.overrun) = (nanoseconds(interval), due, 0);
@@ -119,7 +135,8 @@ pub fn timer_settime(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done>
 }
 
 pub fn timer_gettime(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let now = kernel.timers.now_ns();
+    let (pid, source) = (kernel.pid(tid), timer(kernel, tid, args[0])?.source);
+    let now = kernel.timer_now_ns(pid, source);
     let bytes = setting(now, timer(kernel, tid, args[0])?);
     kernel.put(tid, args[1], &bytes)?;
     Ok(Done::Value(0))
@@ -139,23 +156,59 @@ impl Kernel {
         self.timers.at(due_ns, Arc::new(TaskWaker { tid: pid | TIMER, ready: Arc::clone(&self.ready) }))
     }
 
+    /// What the timer's clock says.
+    fn timer_now_ns(&self, pid: Pid, source: Source) -> u64 {
+        match source {
+            Source::Host(_) => self.timers.now_ns(),
+            Source::Process => self.process_cpu_ns(pid),
+            Source::Thread(tid) => self.thread_cpu_ns(tid),
+        }
+    }
+
+    /// Look at a timer when it may be due: at the earliest when all threads have run until then.
+    pub(crate) fn arm_source(&self, pid: Pid, source: Source, due_ns: u64) -> Box<dyn Armed> {
+        const SOONEST_NS: u64 = 1_000_000;
+        if let Source::Host(_) = source {
+            return self.arm_timer(pid, due_ns);
+        }
+        let threads = match source {
+            Source::Process => self.tasks.processes.get(&pid).map_or(1, |process| process.threads.len().max(1)),
+            _ => 1,
+        };
+        let left_ns = due_ns.saturating_sub(self.timer_now_ns(pid, source)) / threads as u64;
+        self.arm_timer(pid, self.timers.now_ns().saturating_add(left_ns.max(SOONEST_NS)))
+    }
+
     /// A timer of the process may be due.
     pub(crate) fn timers_due(&mut self, pid: Pid) {
-        let now = self.timers.now_ns();
         let Some(process) = self.tasks.processes.get(&pid) else { return };
-        let is_due = |(_, timer): &(&i32, &PosixTimer)| timer.due_ns.is_some_and(|due| due <= now);
-        let due: Vec<i32> = process.posix_timers.iter().filter(is_due).map(|(id, _)| *id).collect();
-        due.into_iter().for_each(|id| self.fire_timer(pid, id, now));
+        let set = process.posix_timers.iter().filter_map(|(id, timer)| Some((*id, timer.source, timer.due_ns?)));
+        for (id, source, due) in set.collect::<Vec<_>>() {
+            match self.timer_now_ns(pid, source) {
+                now if due <= now => self.fire_timer(pid, id, now),
+                _ if matches!(source, Source::Host(_)) => {}
+                _ => self.look_again(pid, id, source, due),
+            }
+        }
+    }
+
+    fn look_again(&mut self, pid: Pid, id: i32, source: Source, due: u64) {
+        let armed = self.arm_source(pid, source, due);
+        let timer = self.tasks.processes.get_mut(&pid).and_then(|process| process.posix_timers.get_mut(&id));
+        if let Some(timer) = timer {
+            timer.armed = Some(armed);
+        }
     }
 
     fn fire_timer(&mut self, pid: Pid, id: i32, now: u64) {
         let timer = |kernel: &Self| {
-            kernel.tasks.processes.get(&pid)?.posix_timers.get(&id).map(|t| (t.due_ns, t.interval_ns, t.notice))
+            let found = kernel.tasks.processes.get(&pid)?.posix_timers.get(&id);
+            found.map(|t| (t.source, t.due_ns, t.interval_ns, t.notice))
         };
-        let Some((Some(due), interval, notice)) = timer(self) else { return };
+        let Some((source, Some(due), interval, notice)) = timer(self) else { return };
         let missed = (now - due).checked_div(interval).unwrap_or(0);
         let next = (interval > 0).then(|| due + (missed + 1) * interval);
-        let armed = next.map(|next| self.arm_timer(pid, next));
+        let armed = next.map(|next| self.arm_source(pid, source, next));
         let waiting = self.count_overrun(pid, id, notice, missed);
         let Some(timer) = self.tasks.processes.get_mut(&pid).and_then(|p| p.posix_timers.get_mut(&id)) else { return };
         (timer.due_ns, timer.armed) = (next, armed);
@@ -164,7 +217,7 @@ impl Kernel {
         let info = Info { signal: notice.signal, code: SI_TIMER, errno: 0, fields };
         match notice.how {
             _ if waiting.is_some() => {}
-            SIGEV_SIGNAL => self.send_to_process(pid, info),
+            SIGEV_SIGNAL | SIGEV_THREAD => self.send_to_process(pid, info),
             SIGEV_THREAD_ID => self.send_to_task(notice.thread, info),
             _ => {}
         }

@@ -10,10 +10,10 @@ use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::{Backing, Credentials, FdTable, MountNamespace, OpenFile, WaitQueue};
 
 use super::files::{watch_again, Maker};
-use super::state::{Saved, SavedInfo, SavedLife, SavedProcess, SavedTask};
+use super::state::{Saved, SavedInfo, SavedLife, SavedProcess, SavedTask, PROCESSOR_CLOCK};
 use super::{damaged, Foreign, Refusal, Trees};
 use crate::calls::schedule::Schedule;
-use crate::calls::timers::{PosixTimer, PosixTimers};
+use crate::calls::timers::{PosixTimer, PosixTimers, Source};
 use crate::kernel::Kernel;
 use crate::mm::MmId;
 use crate::pids;
@@ -193,7 +193,7 @@ impl Kernel {
             has_execed: p.has_execed,
             started_ns: p.started_ns,
             alarm: None,
-            processor_alarms: [None, None],
+            processor_alarms: [None, None, None],
             stopped: p.stopped,
             death_signal: signal(p.death_signal)?,
             no_new_privileges: p.no_new_privileges,
@@ -310,15 +310,18 @@ impl Kernel {
                 self.set_alarm(process.pid, Some(due_ns), interval_ns);
             }
             for (which, left_ns, interval_ns) in
-                process.processor_alarms.iter().copied().filter(|(which, ..)| *which < 2)
+                process.processor_alarms.iter().copied().filter(|(which, ..)| *which < 3)
             {
                 let (left_ns, interval_ns) = (left_ns.min(LONGEST_NS), interval_ns.min(LONGEST_NS));
                 self.set_processor_alarm(process.pid, which.into(), Some(left_ns), interval_ns);
             }
             for timer in &process.timers {
-                let clock = clock_of(timer.clock).map_err(|_| damaged("a clock"))?;
-                let armed = timer.due_ns.map(|due| self.arm_timer(process.pid, due));
-                let made = PosixTimer::restore(timer, clock, armed);
+                let source = match timer.clock {
+                    PROCESSOR_CLOCK => Source::Process,
+                    number => Source::Host(clock_of(number).map_err(|_| damaged("a clock"))?),
+                };
+                let armed = timer.due_ns.map(|due| self.arm_source(process.pid, source, due));
+                let made = PosixTimer::restore(timer, source, armed);
                 let made = made.ok_or_else(|| damaged("a timer"))?;
                 if let Some(process) = self.tasks.processes.get_mut(&process.pid) {
                     process.posix_timers.insert(timer.id, made);

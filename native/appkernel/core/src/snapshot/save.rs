@@ -10,9 +10,10 @@ use super::files::Files;
 use super::memory::Objects;
 use super::state::{
     Place, Saved, SavedArea, SavedCall, SavedFs, SavedInfo, SavedLife, SavedMm, SavedPosixTimer, SavedProcess,
-    SavedTask,
+    SavedTask, PROCESSOR_CLOCK,
 };
 use super::{Foreign, Pages, Refusal, Trees};
+use crate::calls::timers::Source;
 use crate::kernel::Kernel;
 use crate::mm::{Mm, MmId};
 use crate::platform::ThreadId;
@@ -109,6 +110,9 @@ impl Kernel {
             (sysv.semaphores.values().count(), "semaphores"),
             (sysv.queues.values().count(), "message queues"),
         ];
+        if !self.message_queues.named.is_empty() {
+            return Err(format!("there are POSIX message queues in the pod ({})", self.message_queues.named.len()));
+        }
         match kinds.iter().find(|(count, _)| *count > 0) {
             Some((count, kind)) => Err(format!("there are {kind} of System V in the pod ({count})")),
             None => Ok(()),
@@ -175,7 +179,7 @@ impl Kernel {
                 Report::Stopped(signal) => signal,
                 Report::Continued => 0,
             }),
-            timers: p.posix_timers.iter().map(|(id, timer)| timer.save(*id)).collect(),
+            timers: self.saved_timers(p),
             schedule: p.schedule.save(),
             vfork_waiter: p.vfork_waiter,
             limits: p.limits,
@@ -199,6 +203,16 @@ impl Kernel {
             cpu_ns: p.cpu_ns,
             children_cpu_ns: p.children_cpu_ns,
         })
+    }
+
+    fn saved_timers(&self, process: &Process) -> Vec<SavedPosixTimer> {
+        let mut saved: Vec<_> = process.posix_timers.iter().map(|(id, timer)| timer.save(*id)).collect();
+        let used = self.process_cpu_ns(process.pid);
+        for timer in saved.iter_mut().filter(|timer| timer.clock == PROCESSOR_CLOCK) {
+            timer.due_ns = timer.due_ns.map(|due| due.saturating_sub(used).max(1));
+            // which is counted anew
+        }
+        saved
     }
 
     fn saved_processor_alarms(&self, process: &Process) -> Vec<(u8, u64, u64)> {
@@ -339,7 +353,10 @@ impl crate::calls::timers::PosixTimer {
     fn save(&self, id: i32) -> SavedPosixTimer {
         SavedPosixTimer {
             id,
-            clock: clock_number(self.clock),
+            clock: match self.source {
+                Source::Host(clock) => clock_number(clock),
+                Source::Process | Source::Thread(_) => PROCESSOR_CLOCK,
+            },
             how: self.notice.how,
             signal: self.notice.signal,
             value: self.notice.value,

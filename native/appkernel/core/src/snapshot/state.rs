@@ -157,6 +157,9 @@ coded! {
     }
 }
 
+/// The clock of timers that count processor time.
+pub const PROCESSOR_CLOCK: u8 = 255;
+
 coded! {
     /// clock, how, signal, value, thread; interval, due, overrun.
     pub struct SavedPosixTimer {

@@ -1,0 +1,12 @@
+"""Words of programs that may be in a guest's hands."""
+
+from __future__ import annotations
+
+_CHARS = 500
+
+
+def readable(text: str, *, chars: int = _CHARS) -> str:
+    """On one line, without what moves a terminal, and no longer than somebody would read."""
+    line = " ".join(text[: 2 * chars].split())
+    line = "".join(char for char in line if char.isprintable())
+    return line if len(line) <= chars else line[:chars] + "…"
