@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=("$@")
-[ ${#tests[@]} -gt 0 ] || tests=(tests/integration/test_cgroups.py tests/integration/test_limits.py tests/unit/resources)
+[ ${#tests[@]} -gt 0 ] || tests=(tests/integration/test_cgroups.py tests/integration/test_limits.py tests/integration/test_oci_cgroups.py tests/unit/resources)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/drupe/guest
 work=$(mktemp -d)
 share=''
@@ -57,7 +57,7 @@ exec $bb switch_root /new /bin/bash /run/guest
 INIT
 chmod +x "$work/root/init"
 cat >"$work/root/guest" <<GUEST
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DRUPE_TEST_PATIENCE=10
 ip link set lo up
 hostname guest
 for module in veth bridge br_netfilter nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_reject_inet nf_conntrack tun loop; do

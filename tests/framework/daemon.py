@@ -116,6 +116,9 @@ class Daemon:
     def close(self) -> None:
         """Remove the pods, end daemon and keeper, let go of the network namespace."""
         assert self.process is not None
+        if self.process.poll() is None and not self._answers():
+            self.process.terminate()  # why it has not begun is what a test is to tell
+            self.process.wait(START_TIMEOUT_S)
         if self.process.poll() is None:
             self.delete_pods()
             with self.client() as client:

@@ -185,6 +185,7 @@ def open_files() -> Iterator[str]:
 
 def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float = 30.0) -> None:
     """Wait until `condition()` is true; AssertionError naming `what` when the time is over."""
+    timeout_s *= float(os.environ.get("DRUPE_TEST_PATIENCE", "1"))  # an emulated machine takes many times as long
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"

@@ -89,6 +89,23 @@ def bind_mount(site: Site) -> Seen:
     return {"output": run(site, "cat", "/mnt/file", mounts=[shared])["output"]}
 
 
+@case("umask")
+def umask(site: Site) -> Seen:
+    shared = site.directory / "shared"
+    shared.mkdir()
+    write = ["sh", "-c", "echo x >/mnt/new"]
+    if site.runtime.name == "wasm":
+        write = ["/bin/suite.wasm", "put", "/mnt/new", "x"]
+    mount = {"destination": "/mnt", "type": "bind", "source": str(shared), "options": ["bind"]}
+    seen = run(
+        site,
+        process={"args": write, "user": {"uid": 0, "gid": 0, "umask": 0o27}},
+        mounts=[*config(cgroup="")["mounts"], mount],
+    )
+    assert seen["exit code"] == "0", seen
+    return {"exit code": seen["exit code"], "mode": oct((shared / "new").stat().st_mode)}
+
+
 @case("what cannot start")
 def cannot_start(site: Site) -> Seen:
     cases: dict[str, dict[str, Any]] = {

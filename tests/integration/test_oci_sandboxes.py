@@ -242,7 +242,7 @@ def test_nothing_is_left_of_what_cannot_be(oci: KindRuntime, daemon: Daemon, tmp
         assert failed.returncode == 1 and "drupe-oci: " in failed.stderr
     made = bundle(tmp_path, "true", hooks={"createRuntime": [{"path": "/bin/false"}]})
     assert oci("create", "--bundle", made, "c1", check=False).returncode == 1
-    for flag in ("--preserve-fds=2", "--console-socket=/x"):
+    for flag in ("--preserve-fds=2", "--console-socket=/x", "--pid-file=/nowhere/pid", f"--pid-file={tmp_path}"):
         assert oci("create", "--bundle", bundle(tmp_path, "true"), flag, "c1", check=False).returncode == 1
     assert oci("list", "--quiet").stdout == ""
     assert list((tmp_path / "state").glob("*/*")) == []

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from drupe.errors import Unsupported
+from drupe.oci.mount_options import refuse_options
 from drupe.oci.runtime_spec import Linux, Mount, Process, RuntimeConfig
 
 Uses = Callable[[RuntimeConfig], object]
@@ -40,13 +41,22 @@ class Moot:
 
 
 @dataclass(frozen=True, slots=True)
+class Lacked:
+    """Honoured, but by the kinds of `by`, which cannot for the reason that is said. uses: as above."""
+
+    by: Mapping[str, str]
+    uses: Uses
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """No kind carries it out. uses: whether a config asks for it."""
 
     uses: Uses
+    why: str = "no kind but runc has it yet"
 
 
-Rule = Carried | Needs | Moot | Refused
+Rule = Carried | Needs | Moot | Lacked | Refused
 
 STAND_IN = Carried("the stand-in has it, in the workload's place")
 KIND = Carried("the kind of sandbox")
@@ -61,6 +71,9 @@ WIDENING = ("net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start")
 _FILE_SYSTEMS = ("bind", "none", "tmpfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2")
 TRAVELLING = ("shared", "rshared", "slave", "rslave")  # mounts that know of the host's
 _USUAL_UMASK = 0o22
+_NOT_JOINED = ("pid", "ipc", "uts", "mount", "cgroup", "user", "time")
+_OWN_SPACES = "of the namespaces of others a sandbox joins the network alone; all others are its own kernel's"
+_ITS_MOUNTS = "without one its mounts would be made on the host"
 _KERNELS_OWN = ("/proc/", "/sys/")
 
 
@@ -81,8 +94,8 @@ def _has(name: str) -> Uses:
     return lambda config: not lacks_namespace(config, name)
 
 
-def _joins(config: RuntimeConfig, *names: str) -> bool:
-    return any(space.type in names and space.path for space in _linux(config).namespaces or ())
+def _joins(name: str) -> Uses:
+    return lambda config: any(space.type == name and space.path for space in _linux(config).namespaces or ())
 
 
 def _mounts(test: Callable[[Mount], object]) -> Uses:
@@ -96,6 +109,11 @@ def _options(mount: Mount) -> set[str]:
 def is_bind(mount: Mount) -> bool:
     """Whether a mount shows something of the host (mount(8))."""
     return mount.type == "bind" or bool({"bind", "rbind"} & _options(mount))
+
+
+def is_idmap(option: str) -> bool:
+    """Whether an option of a mount shows its files with other ids ("idmap", or crun's "idmap=uids=..")."""
+    return option.partition("=")[0] in ("idmap", "ridmap")
 
 
 def _other_file_system(mount: Mount) -> bool:
@@ -146,7 +164,7 @@ RULES: Mapping[str, Rule] = {
     "mounts[].source": DAEMON,
     "mounts[].type": Refused(_mounts(_other_file_system)),
     "mounts[].options": Needs("mount-propagation", _mounts(lambda mount: _options(mount) & {*TRAVELLING})),
-    "mounts[].options idmap": Refused(_mounts(lambda mount: _options(mount) & {"idmap", "ridmap"})),
+    "mounts[].options idmap": Refused(_mounts(lambda mount: any(map(is_idmap, mount.options or ())))),
     "mounts[].uidMappings*": Refused(_mounts(lambda mount: mount.uid_mappings)),
     "mounts[].gidMappings*": Refused(_mounts(lambda mount: mount.gid_mappings)),
     "process.args": KIND,
@@ -157,12 +175,12 @@ RULES: Mapping[str, Rule] = {
     "process.user.uid": KIND,
     "process.user.gid": KIND,
     "process.user.additionalGids": KIND,
-    "process.user.umask": Refused(_umask),
+    "process.user.umask": Lacked({"gvisor": "runsc takes none; the usual 022 is what there is"}, _umask),
     "process.user.username": Refused(lambda config: getattr(_process(config).user, "username", None)),
     "process.capabilities*": KIND,
     "process.rlimits*": KIND,
     "process.noNewPrivileges": Moot("programs in a sandbox gain nothing of the host's, whatever is said"),
-    "process.oomScoreAdj": KIND,
+    "process.oomScoreAdj": Carried("the kind; of one whose kernel the host's killer sees alone, it is shown inside"),
     "process.apparmorProfile": _NO_HOST_KERNEL,
     "process.selinuxLabel": _NO_HOST_KERNEL,
     "process.commandLine": Refused(_of_process("command_line")),
@@ -176,7 +194,9 @@ RULES: Mapping[str, Rule] = {
     "hooks.poststart*": STAND_IN,
     "hooks.poststop*": STAND_IN,
     "linux.namespaces[].type": STAND_IN,
-    "linux.namespaces[].path": Refused(lambda config: _joins(config, "pid", "ipc", "uts", "user", "time")),
+    **{f"linux.namespaces[].path {name}": Refused(_joins(name), _OWN_SPACES) for name in _NOT_JOINED},
+    "linux.namespaces[].path": Carried("the sandbox joins the network that it names; others are refused, above"),
+    "linux.namespaces mount": Refused(lambda config: lacks_namespace(config, "mount"), _ITS_MOUNTS),
     "linux.namespaces pid": Needs("host-pid", lambda config: lacks_namespace(config, "pid")),
     "linux.namespaces ipc": Needs("host-ipc", lambda config: lacks_namespace(config, "ipc")),
     "linux.namespaces uts": Needs("host-uts", lambda config: lacks_namespace(config, "uts")),
@@ -255,11 +275,27 @@ def refuse_uncarried(config: RuntimeConfig, kind: str, able: Mapping[str, str]) 
     """Raise Unsupported naming the first field that this kind does not carry out. able: its capabilities ("yes",
     "limited: reason", "no: reason" by feature)."""
     for path, rule in RULES.items():
-        if isinstance(rule, Needs | Refused) and rule.uses(config):
-            able_to = able.get(rule.feature, "no") if isinstance(rule, Needs) else "no: no kind but runc has it yet"
-            can, _, why = able_to.partition(": ")
-            if can == "no":
-                field = path.rstrip("*")
-                raise Unsupported(
-                    f"config.json: {field} is not carried out by {kind} sandboxes", kind=kind, feature=field, cause=why
-                )
+        why = _why_not(rule, kind, able)
+        if why is not None and isinstance(rule, Needs | Lacked | Refused) and rule.uses(config):
+            field = path.rstrip("*")
+            raise Unsupported(
+                f"config.json: {field} is not carried out by {kind} sandboxes", kind=kind, feature=field, cause=why
+            )
+    refuse_options(config, kind)
+
+
+def refuses(path: str, kind: str, able: Mapping[str, str]) -> bool:
+    """Whether a kind with these capabilities refuses who asks for the field of that rule."""
+    return _why_not(RULES[path], kind, able) is not None
+
+
+def _why_not(rule: Rule, kind: str, able: Mapping[str, str]) -> str | None:
+    """None: it is carried out."""
+    if isinstance(rule, Refused):
+        return rule.why
+    if isinstance(rule, Lacked):
+        return rule.by.get(kind)
+    if isinstance(rule, Needs):
+        can, _, why = able.get(rule.feature, "no").partition(": ")
+        return why if can == "no" else None
+    return None

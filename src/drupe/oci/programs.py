@@ -41,6 +41,18 @@ def check_process(root_fd: int, process: dict[str, Any], *, covered: Iterable[st
     raise not_executable(name, directory=stat.S_ISDIR(found)) if found else no_program(name)
 
 
+def is_empty(root_fd: int, path: str) -> bool:
+    """Whether a directory below `root_fd` has nothing in it, or cannot be looked into."""
+    try:
+        descriptor = open_in_root(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return True
+    try:
+        return not os.listdir(descriptor)  # noqa: PTH208 - a descriptor
+    finally:
+        os.close(descriptor)
+
+
 def no_program(name: str) -> DrupeError:
     """What is said about a program that is not there; exit code 127, as of a shell."""
     where = "in the container" if "/" in name else "in the container's PATH"

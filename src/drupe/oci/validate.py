@@ -12,7 +12,7 @@ from typing import Any
 
 from drupe.errors import InvalidArgument, Unsupported
 from drupe.oci.host import RLIMITS
-from drupe.oci.runtime_spec import Device, Linux, Process, Rlimit, RuntimeConfig, parse
+from drupe.oci.runtime_spec import Device, Linux, Process, Rlimit, RuntimeConfig, User, parse
 
 _VERSION = re.compile(r"^1\.\d+\.\d+(-[0-9A-Za-z.+-]+)?$")
 _NAMESPACES = frozenset(("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"))
@@ -65,15 +65,26 @@ def _process_problems(process: Process, at: str = "$.process") -> Iterator[str]:
     for number, entry in enumerate(process.env or ()):
         if entry.partition("=")[0] == "" or "=" not in entry:
             yield f"{entry!r} is not NAME=value - at `{at}.env[{number}]`"
-    for name in ("uid", "gid"):
-        if process.user and not 0 <= getattr(process.user, name) < 2**32:
-            yield f"id out of range - at `{at}.user.{name}`"
+    yield from _user_problems(process.user or User(), f"{at}.user")
+    size = process.console_size
+    if size and not (0 <= size.height < 2**16 and 0 <= size.width < 2**16):
+        yield f"no terminal has {size.height} rows and {size.width} columns - at `{at}.consoleSize`"
     yield from _rlimit_problems(process.rlimits or (), at)
     if process.oom_score_adj is not None and not -1000 <= process.oom_score_adj <= 1000:
         yield f"{process.oom_score_adj} is not in -1000..1000 - at `{at}.oomScoreAdj`"
     for number, text in enumerate([*(process.args or ()), *(process.env or ())]):
         if "\0" in text:
             yield f"string {number} of args and env holds a NUL - at `{at}`"
+
+
+def _user_problems(user: User, at: str) -> Iterator[str]:
+    for name in ("uid", "gid"):
+        if not 0 <= getattr(user, name) < 2**32:
+            yield f"id out of range - at `{at}.{name}`"
+    if any(not 0 <= gid < 2**32 for gid in user.additional_gids or ()):
+        yield f"id out of range - at `{at}.additionalGids`"
+    if user.umask is not None and not 0 <= user.umask <= 0o777:
+        yield f"{user.umask} is no mask of permissions - at `{at}.umask`"
 
 
 def _rlimit_problems(rlimits: Iterable[Rlimit], process: str) -> Iterator[str]:
@@ -108,6 +119,8 @@ def _linux_problems(linux: Linux) -> Iterator[str]:
     for name, paths in (("maskedPaths", linux.masked_paths), ("readonlyPaths", linux.readonly_paths)):
         for number, path in enumerate(paths or ()):
             yield from _absolute(path, f"$.linux.{name}[{number}]")
+    if ".." in (linux.cgroups_path or "").split("/"):
+        yield f"{linux.cgroups_path!r} leads out of where it is - at `$.linux.cgroupsPath`"
     if linux.rootfs_propagation and linux.rootfs_propagation not in _PROPAGATIONS:
         yield f"no propagation {linux.rootfs_propagation!r} - at `$.linux.rootfsPropagation`"
 

@@ -35,7 +35,8 @@ class OciStandIn(Record):
     make: the program that makes it the first process of a container, `status` the file where that writes its pid.
     Without: it is a process beside drupe-oci, on its streams or on a new terminal whose master goes to `console`.
     undo: removes it where there will be no sandbox. trees: what to open with open_tree(2), by name. raw: the caller's
-    terminal is put back as it was, in the end. reap: the caller waits for it.
+    terminal is put back as it was, in the end. reap: the caller waits for it. pid_file: where its number will be told,
+    which must be possible before there is one.
     """
 
     make: list[str] = []
@@ -45,6 +46,7 @@ class OciStandIn(Record):
     console: str = ""
     raw: bool = False
     reap: bool = False
+    pid_file: str = ""
 
 
 class OciFile(Record):

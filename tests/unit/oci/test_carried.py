@@ -13,96 +13,23 @@ import msgspec
 import pytest
 
 from drupe.errors import Unsupported
-from drupe.oci.carried import RULES, Carried, Moot, Needs, Refused, refuse_uncarried, rule_of
+from drupe.oci.carried import RULES, Carried, Lacked, Moot, Needs, Refused, refuse_uncarried, refuses, rule_of
 from drupe.oci.limits import resources_of
 from drupe.oci.runtime_spec import RuntimeConfig, parse
+from drupe.sandboxers.appkernel.able import ABLE as APPKERNEL
 from drupe.sandboxers.features import FEATURES
 from drupe.sandboxers.gvisor.able import ABLE as GVISOR
+from drupe.sandboxers.vm.able import ABLE as VM
 from drupe.sandboxers.wasm.able import ABLE as WASM
+from framework.uncarried import ALL_SPACES, LIMITS, LINUX, OPTIONS, PROCESS, USES, asked_of, linux
 
 SCHEMA = [line for line in (Path(__file__).parent / "schema_fields.txt").read_text().splitlines() if line[0] != "#"]
-ABLE = {"gvisor": GVISOR, "wasm": WASM}
+ABLE = {"gvisor": GVISOR, "wasm": WASM, "vm": VM, "appkernel": APPKERNEL}
 # typed, and newer than the schema: they must be refused, not overlooked
 NEWER = (
     "process.execCPUAffinity", "linux.netDevices", "linux.memoryPolicy", "linux.intelRdt.schemata",
     "linux.intelRdt.enableMonitoring",
 )  # fmt: skip
-MAPPING = {"containerID": 0, "hostID": 1, "size": 1}
-ALL_SPACES = [{"type": name} for name in ("pid", "ipc", "uts", "network", "mount")]
-LINUX = {"namespaces": ALL_SPACES}
-PROCESS = {"cwd": "/", "args": ["x"]}
-
-
-def without(name: str) -> dict[str, Any]:
-    return {"linux": {"namespaces": [space for space in ALL_SPACES if space["type"] != name]}}
-
-
-def linux(**fields: Any) -> dict[str, Any]:
-    return {"linux": LINUX | fields}
-
-
-def space(name: str, **more: str) -> dict[str, Any]:
-    return linux(namespaces=[*(one for one in ALL_SPACES if one["type"] != name), {"type": name, **more}])
-
-
-def mount(**fields: Any) -> dict[str, Any]:
-    return {"mounts": [{"destination": "/m", "type": "bind", "source": "/", **fields}]}
-
-
-def process(**fields: Any) -> dict[str, Any]:
-    return {"process": PROCESS | fields}
-
-
-USES: Mapping[str, dict[str, Any]] = {
-    "domainname": {"domainname": "d"},
-    "mounts[].type": mount(type="ext4"),
-    "mounts[].options": mount(options=["bind", "rslave"]),
-    "mounts[].options idmap": mount(options=["bind", "ridmap"]),
-    "mounts[].uidMappings*": mount(uidMappings=[MAPPING]),
-    "mounts[].gidMappings*": mount(gidMappings=[MAPPING]),
-    "process.user.umask": process(user={"uid": 0, "gid": 0, "umask": 0o77}),
-    "process.user.username": process(user={"uid": 0, "gid": 0, "username": "u"}),
-    "process.commandLine": process(commandLine="x"),
-    "process.scheduler*": process(scheduler={"policy": "SCHED_BATCH"}),
-    "process.ioPriority*": process(ioPriority={"class": "IOPRIO_CLASS_BE", "priority": 1}),
-    "process.execCPUAffinity*": process(execCPUAffinity={"initial": "0"}),
-    "hooks.startContainer*": {"hooks": {"startContainer": [{"path": "/x"}]}},
-    "linux.namespaces[].path": space("ipc", path="/proc/1/ns/ipc"),
-    "linux.namespaces pid": without("pid"),
-    "linux.namespaces ipc": without("ipc"),
-    "linux.namespaces uts": without("uts"),
-    "linux.namespaces network": without("network"),
-    "linux.namespaces user": space("user"),
-    "linux.namespaces time": space("time"),
-    "linux.uidMappings*": linux(uidMappings=[MAPPING]),
-    "linux.gidMappings*": linux(gidMappings=[MAPPING]),
-    "linux.timeOffsets*": linux(timeOffsets={"monotonic": {"secs": 1}}),
-    "linux.devices*": linux(devices=[{"type": "c", "path": "/dev/x", "major": 1, "minor": 3}]),
-    "linux.sysctl*": linux(sysctl={"kernel.msgmax": "1"}),
-    "linux.rootfsPropagation": linux(rootfsPropagation="rshared"),
-    "linux.maskedPaths elsewhere": linux(maskedPaths=["/proc/kcore", "/etc/secret"]),
-    "linux.readonlyPaths elsewhere": linux(readonlyPaths=["/etc"]),
-    "linux.seccomp.listenerPath": linux(seccomp={"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/s"}),
-    "linux.seccomp.listenerMetadata": linux(seccomp={"defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "m"}),
-    "linux.personality*": linux(personality={"domain": "LINUX32"}),
-    "linux.intelRdt*": linux(intelRdt={"closID": "x"}),
-    "linux.netDevices*": linux(netDevices={"eth0": {"name": "c0"}}),
-    "linux.memoryPolicy*": linux(memoryPolicy={"mode": "MPOL_BIND"}),
-    "linux.resources.hugepageLimits*": linux(resources={"hugepageLimits": [{"pageSize": "2MB", "limit": 9}]}),
-    "linux.resources.unified*": linux(resources={"unified": {"memory.high": "1"}}),
-    "vm*": {"vm": {"kernel": {"path": "/k"}}},
-    "windows*": {"windows": {"layerFolders": []}},
-    "solaris*": {"solaris": {"milestone": "m"}},
-    "zos*": {"zos": {"namespaces": []}},
-}  # fmt: skip
-LIMITS: Mapping[str, dict[str, Any]] = {
-    "cpu.burst": {"cpu": {"burst": 1}}, "cpu.idle": {"cpu": {"idle": 1}},
-    "cpu.realtimeRuntime": {"cpu": {"realtimeRuntime": 1}}, "cpu.realtimePeriod": {"cpu": {"realtimePeriod": 1}},
-    "memory.kernel": {"memory": {"kernel": 1}}, "memory.kernelTCP": {"memory": {"kernelTCP": 1}},
-    "blockIO.leafWeight": {"blockIO": {"leafWeight": 10}},
-    "blockIO.weightDevice": {"blockIO": {"weightDevice": [{"major": 1, "minor": 1, "weight": 10}]}},
-    "network": {"network": {"classID": 1}}, "rdma": {"rdma": {"mlx5_1": {"hcaHandles": 3}}},
-}  # fmt: skip
 
 
 def config(part: Mapping[str, Any]) -> RuntimeConfig:
@@ -151,20 +78,33 @@ def test_no_rule_is_for_a_field_that_there_is_not() -> None:
 
 
 def test_each_refusal_has_a_bundle_that_asks_for_it() -> None:
-    assert {path for path, rule in RULES.items() if isinstance(rule, Needs | Refused)} == set(USES)
+    assert {path for path, rule in RULES.items() if isinstance(rule, Needs | Lacked | Refused)} == set(USES)
 
 
 @pytest.mark.parametrize("kind", ABLE)
 @pytest.mark.parametrize("path", USES)
 def test_what_a_kind_does_not_carry_out_is_refused_by_name(kind: str, path: str) -> None:
-    rule, able = RULES[path], ABLE[kind]
-    if isinstance(rule, Needs) and not able[rule.feature].startswith("no"):
+    able = ABLE[kind]
+    if not refuses(path, kind, able):
         refuse_uncarried(config(USES[path]), kind, able)
         return
     with pytest.raises(Unsupported) as refused:
         refuse_uncarried(config(USES[path]), kind, able)
-    assert refused.value.details["feature"] == path.rstrip("*")
-    assert path.rstrip("*") in str(refused.value) and kind in str(refused.value)
+    assert refused.value.details["feature"] == asked_of(path)
+    assert asked_of(path) in str(refused.value) and kind in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ABLE)
+@pytest.mark.parametrize(("mount", "option", "kinds"), OPTIONS, ids=[option for _, option, _ in OPTIONS])
+def test_options_of_mounts_are_carried_out_or_refused(
+    kind: str, mount: dict[str, Any], option: str, kinds: tuple[str, ...]
+) -> None:
+    asked = config({"mounts": [mount]})
+    if kind in kinds:
+        with pytest.raises(Unsupported, match=option):
+            refuse_uncarried(asked, kind, ABLE[kind])
+    else:
+        refuse_uncarried(asked, kind, ABLE[kind])
 
 
 @pytest.mark.parametrize("name", LIMITS)

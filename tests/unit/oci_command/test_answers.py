@@ -62,7 +62,8 @@ class Site:
         node: Any = SimpleNamespace(
             sandboxer=self.sandboxer, config=self.config, paths=paths, require_open=lambda: None
         )
-        bundles: Any = SimpleNamespace(core=SimpleNamespace(node=node), of=lambda root: iter(()))
+        none: Any = {name: lambda root, id_: None for name in ("find", "is_being_made")}
+        bundles: Any = SimpleNamespace(core=SimpleNamespace(node=node), of=lambda root: iter(()), **none)
         root = os.open("/", os.O_PATH)
         try:
             call = OciAsk(name=name, argv=argv, cwd=str(self.directory), **more)

@@ -45,7 +45,7 @@ struct Order {
     pidfd: u64,
 }
 
-/// A container's root, working directory, user, descriptors.
+/// A container's root, working directory, user, descriptors. umask: of its first files.
 pub struct Surroundings {
     pub namespace: Arc<MountNamespace>,
     pub root: Path,
@@ -55,7 +55,12 @@ pub struct Surroundings {
     pub seccomp: Seccomp,
     pub files: FdTable,
     pub limits: [(u64, u64); LIMIT_COUNT],
+    pub umask: u32,
+    pub oom_score_adj: i32,
 }
+
+/// umask(2) of a process for which nobody said another.
+pub const USUAL_UMASK: u32 = 0o022;
 
 /// Capabilities beside the effective ones (capabilities(7)), and whether a program may gain any.
 #[derive(Clone, Copy, Debug, Default)]
@@ -137,7 +142,7 @@ impl Kernel {
             container,
             mm,
             files: Arc::new(Mutex::new(around.files)),
-            fs: Arc::new(Mutex::new(FsState { root: around.root, cwd: around.cwd, umask: 0o022 })),
+            fs: Arc::new(Mutex::new(FsState { root: around.root, cwd: around.cwd, umask: around.umask })),
             namespace: around.namespace,
             actions: Arc::new(Mutex::new(Actions::default())),
             pending: Vec::new(),
@@ -184,7 +189,7 @@ impl Kernel {
             subreaper: false,
             dumpable: true,
             without_huge_pages: false,
-            oom_score_adj: 0,
+            oom_score_adj: around.oom_score_adj,
             personality: 0,
             io_priority: 0,
             name: [0; 16],

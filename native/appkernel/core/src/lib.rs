@@ -39,7 +39,7 @@ pub mod task;
 pub mod timers;
 
 pub use calls::system::{RELEASE, VERSION};
-pub use clone::{default_limits, Rights, Surroundings};
+pub use clone::{default_limits, Rights, Surroundings, USUAL_UMASK};
 pub use container::Seen;
 pub use host::Host;
 pub use kernel::{Done, Kernel, Program};

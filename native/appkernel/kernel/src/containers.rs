@@ -421,9 +421,10 @@ fn run(pod: &mut Pod, container: &Container, settings: Settings, fds: &mut Descr
     let (root, seccomp) = (container.root.clone(), container.seccomp.clone());
     let cwd = pod.walk(&namespace, &root, &settings.cwd);
     let cwd = cwd.map_err(|errno| failed(&format!("cwd {}", String::from_utf8_lossy(&settings.cwd)), errno))?;
-    let Settings { program, credentials, rights, limits, .. } = settings;
+    let Settings { program, credentials, rights, limits, umask, oom_score_adj, .. } = settings;
     let name = program.path.clone();
-    let around = Surroundings { namespace, root, cwd, credentials, rights, files, limits, seccomp };
+    let around =
+        Surroundings { namespace, root, cwd, credentials, rights, files, limits, seccomp, umask, oom_score_adj };
     let begun = match first {
         true => pod.kernel.spawn(container.number, container.view, around, program),
         false => pod.kernel.enter(container.number, around, program),

@@ -117,7 +117,11 @@ impl Pod {
 
     /// A file system of its own; without a size it has half of the memory, as Linux makes one.
     pub fn tmpfs(&self, context: &Context<'_>, mode: u32, size_bytes: Option<u64>) -> Result<Arc<Tmpfs>> {
-        let root = NewNode::new(FileType::Directory, mode, 0, 0);
+        self.tmpfs_of(context, NewNode::new(FileType::Directory, mode, 0, 0), size_bytes)
+    }
+
+    /// The same with this directory as its root.
+    pub fn tmpfs_of(&self, context: &Context<'_>, root: NewNode<'_>, size_bytes: Option<u64>) -> Result<Arc<Tmpfs>> {
         let half = self.machine.memory_bytes().0 / 2;
         let limits = Limits { size_bytes: size_bytes.unwrap_or(half), inodes: half / BYTES_PER_INODE };
         Tmpfs::new(limits, self.machine.backings(), &root, context.now)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use drupe_appkernel_core::seccomp::Seccomp;
 use drupe_appkernel_core::task::Exit;
-use drupe_appkernel_core::{default_limits, Program, Rights, Surroundings};
+use drupe_appkernel_core::{default_limits, Program, Rights, Surroundings, USUAL_UMASK};
 use drupe_appkernel_hostsys::files;
 use drupe_appkernel_hostsys::terminal::{self, Raw};
 use drupe_appkernel_vfs::inode::FileSystem;
@@ -178,8 +178,10 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> Result<u8, Refusa
     let credentials = if uid == 0 { Credentials::root() } else { Credentials::new(uid, gid, 0) };
     let limits = default_limits();
     let rights = Rights::of(&credentials);
+    let (seccomp, umask, oom_score_adj) = (Seccomp::Off, USUAL_UMASK, 0);
+    let cwd = root.clone();
     let around =
-        Surroundings { namespace, cwd: root.clone(), root, credentials, rights, files, limits, seccomp: Seccomp::Off };
+        Surroundings { namespace, cwd, root, credentials, rights, files, limits, seccomp, umask, oom_score_adj };
     let command = options.command[0].clone();
     let program = Program { path: command.clone(), arguments: options.command, environment: options.environment };
     let pid = pod.kernel.spawn(0, 0, around, program).map_err(|errno| {

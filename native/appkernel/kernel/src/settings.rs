@@ -2,7 +2,7 @@
 //! asked for is left out silently.
 
 use drupe_appkernel_core::seccomp::bpf::Program as Filter;
-use drupe_appkernel_core::{default_limits, Program, Rights};
+use drupe_appkernel_core::{default_limits, Program, Rights, USUAL_UMASK};
 use drupe_appkernel_vfs::kind::make_device;
 use drupe_appkernel_vfs::mount::{MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY};
 use drupe_appkernel_vfs::Credentials;
@@ -19,6 +19,8 @@ pub struct Settings {
     pub credentials: Credentials,
     pub rights: Rights,
     pub limits: [(u64, u64); 16],
+    pub umask: u32,
+    pub oom_score_adj: i32,
     /// Rows and columns of its terminal, if it has one.
     pub terminal: Option<(u16, u16)>,
 }
@@ -101,6 +103,8 @@ pub enum What {
     Tmpfs {
         size_bytes: Option<u64>,
         mode: u32,
+        /// User and group.
+        owner: (u32, u32),
     },
     /// The memory that the pod's containers share; the first one's size counts.
     Shared {
@@ -169,6 +173,8 @@ impl Settings {
             credentials,
             rights,
             limits: limits(fields.take("rlimits")?.unwrap_or_default())?,
+            umask: fields.take::<u32>("umask")?.unwrap_or(USUAL_UMASK) & 0o777,
+            oom_score_adj: fields.take::<i32>("oom_score_adj")?.unwrap_or(0).clamp(-1000, 1000),
             terminal: terminal.then_some(size),
         })
     }
@@ -204,6 +210,7 @@ impl MountOrder {
             "tmpfs" => What::Tmpfs {
                 size_bytes: fields.take("size_bytes")?,
                 mode: fields.take::<u32>("mode")?.unwrap_or(0o1777) & 0o7777,
+                owner: (fields.take("uid")?.unwrap_or(0), fields.take("gid")?.unwrap_or(0)),
             },
             "shm" => What::Shared { size_bytes: fields.need("size_bytes")? },
             "bind" => What::Bind(relative(fields.need("source")?)?),
@@ -241,12 +248,13 @@ mod tests {
     fn a_process_as_it_was_asked_for() {
         let text = r#"{"args": ["sh", "-c", "x"], "env": ["A=b"], "cwd": "/tmp", "uid": 7, "gid": 8, "groups": [9],
             "effective": 32, "bounding": 96, "no_new_privileges": true, "rlimits": [[7, 100, 200]],
-            "terminal": true, "rows": 24, "cols": 80}"#;
+            "terminal": true, "rows": 24, "cols": 80, "umask": 39, "oom_score_adj": 300}"#;
         let settings = Settings::take(&mut fields(text)).unwrap();
         assert_eq!(settings.program.path, b"sh");
         assert_eq!((settings.credentials.uid, settings.credentials.gid, settings.credentials.capabilities), (7, 8, 32));
         assert_eq!((settings.rights.bounding, settings.rights.no_new_privileges), (96, true));
         assert_eq!((settings.limits[7], settings.terminal), ((100, 200), Some((24, 80))));
+        assert_eq!((settings.umask, settings.oom_score_adj), (0o47, 300));
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use drupe_appkernel_abi::Errno;
 use drupe_appkernel_core::Kernel;
 use drupe_appkernel_vfs::devices;
-use drupe_appkernel_vfs::inode::FileSystem;
+use drupe_appkernel_vfs::inode::{FileSystem, NewNode};
 use drupe_appkernel_vfs::mount::MS_RDONLY;
 use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
 use drupe_appkernel_vfs::tmpfs::Tmpfs;
-use drupe_appkernel_vfs::{Context, Credentials, How, Mount, MountNamespace, Path, View};
+use drupe_appkernel_vfs::{Context, Credentials, FileType, How, Mount, MountNamespace, Path, View};
 use drupe_packets::{errno_name, Failure, Outcome};
 
 use crate::covers;
@@ -69,7 +69,7 @@ impl<'a> Builder<'a> {
         for (number, order) in (1..).zip(orders) {
             let name = String::from_utf8_lossy(&order.target).into_owned();
             let file_system = self.file_system(&order, number)?;
-            let directory = file_system.root().kind() == drupe_appkernel_vfs::FileType::Directory;
+            let directory = file_system.root().kind() == FileType::Directory;
             let place = self.place(&order.target, directory);
             let place = place.map_err(|errno| failed(&format!("the place of the mount {name}"), errno))?;
             let mount = Mount::new(file_system, source(&order.what), order.flags);
@@ -149,7 +149,10 @@ impl<'a> Builder<'a> {
         Ok(match &order.what {
             What::Proc => procfs(source, context.now),
             What::Sysfs => sysfs(&source, context.now),
-            What::Tmpfs { size_bytes, mode } => self.pod.tmpfs(&context, *mode, *size_bytes).map_err(made)?,
+            What::Tmpfs { size_bytes, mode, owner } => {
+                let root = NewNode::new(FileType::Directory, *mode, owner.0, owner.1);
+                self.pod.tmpfs_of(&context, root, *size_bytes).map_err(made)?
+            }
             What::Shared { size_bytes } => self.pod.shared_memory(&context, *size_bytes).map_err(made)?,
             What::Devices => {
                 let dev = self.pod.tmpfs(&context, 0o755, None).map_err(made)?;

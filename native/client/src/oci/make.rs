@@ -6,11 +6,12 @@ use crate::stand_in;
 use drupe_sys::terminal::{self, Settings};
 use drupe_sys::{mount, process};
 use serde_json::Value;
+use std::env;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A stand-in that we made. fds: what the daemon is to have. undo: what removes what it is in. stays: its sandbox is
@@ -63,6 +64,10 @@ pub fn root() -> io::Result<OwnedFd> {
 /// Makes a stand-in as the answer says, and opens what is to be handed on with it.
 pub fn stand_in(answer: &Value, standing: &mut Option<Standing>) -> Result<(), String> {
     let wanted = &answer["stand_in"];
+    if env::var("LISTEN_FDS").is_ok_and(|count| !matches!(count.as_str(), "" | "0")) {
+        return Err("LISTEN_FDS: descriptors of the caller's are not handed on by this kind of sandbox".into());
+    }
+    try_pid(text(wanted, "pid_file"))?;
     // First: nothing else may have its numbers.
     stand_in::lay_out().map_err(|error| format!("cannot lay out descriptors: {error}"))?;
     let trees = open_trees(wanted)?;
@@ -121,8 +126,27 @@ pub fn wait(standing: &Option<Standing>) -> Result<u8, String> {
     stand_in::wait(standing.pid, &standing.pidfd, &standing.signals).map_err(|error| format!("cannot wait: {error}"))
 }
 
-/// Its number, for whoever asked for it in a file.
+/// Its number, for whoever asked for it in a file: all of it at once, as runc does.
 pub fn write_pid(path: &str, standing: &Option<Standing>) -> Result<(), String> {
     let Some(standing) = standing.as_ref().filter(|_| !path.is_empty()) else { return Ok(()) };
-    fs::write(path, standing.pid.to_string()).map_err(|error| format!("cannot write {path}: {error}"))
+    let told = fs::write(beside(path), standing.pid.to_string()).and_then(|()| fs::rename(beside(path), path));
+    told.map_err(|error| format!("cannot write {path}: {error}"))
+}
+
+/// Whether it can be told there, before there is anything that would have to go again.
+fn try_pid(path: &str) -> Result<(), String> {
+    if path.is_empty() {
+        return Ok(());
+    }
+    let tried = match Path::new(path).is_dir() {
+        true => Err(io::ErrorKind::IsADirectory.into()),
+        false => fs::write(beside(path), "").and_then(|()| fs::remove_file(beside(path))),
+    };
+    tried.map_err(|error| format!("cannot write {path}: {error}"))
+}
+
+/// Where a file is written before it is in its place.
+fn beside(path: &str) -> PathBuf {
+    let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy();
+    Path::new(path).with_file_name(format!(".{name}.{}", std::process::id()))
 }

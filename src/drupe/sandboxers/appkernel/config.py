@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from drupe.errors import Unsupported
+from drupe.oci.mount_options import flag_of
 from drupe.sandboxers.appkernel.filters import instructions
 from drupe.sandboxers.runc.entering import process_fields
 
-_FLAGS = {"ro": "ro", "rro": "ro", "nosuid": "nosuid", "nodev": "nodev", "noexec": "noexec", "noatime": "noatime"}
+_FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime")
 _LEFT_OUT = ("cgroup", "cgroup2", "mqueue")
 _DEVICES = tuple((1, minor) for minor in (3, 5, 7, 8, 9))  # null, zero, full, random, urandom: its own
 _SHM = "/dev/shm"  # noqa: S108 the container's
@@ -46,6 +47,8 @@ def process_config(process: Mapping[str, Any]) -> dict[str, Any]:
         **{name: capabilities[name] for name in ("effective", "permitted", "inheritable", "bounding")},
         "no_new_privileges": fields["no_new_privileges"],
         "rlimits": fields["rlimits"],
+        "umask": (process.get("user") or {}).get("umask"),
+        "oom_score_adj": fields["oom_score_adj"],
         "terminal": bool(process.get("terminal")),
         "rows": size.get("height", 0),
         "cols": size.get("width", 0),
@@ -99,7 +102,7 @@ def _devices(oci: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _mount(mount: Mapping[str, Any], task: str, binds: list[Bind], shm_bytes: int) -> dict[str, Any]:
     target, options = mount["destination"], mount.get("options") or ()
-    made = {"target": target, "flags": sorted({_FLAGS[option] for option in options if option in _FLAGS})}
+    made = {"target": target, "flags": sorted({*map(flag_of, options)} & {*_FLAGS})}
     if target == _SHM:
         return made | {"type": "shm", "size_bytes": shm_bytes}
     if _is_bind(mount):
@@ -119,6 +122,7 @@ def _tmpfs(target: str, options: Any) -> dict[str, Any]:
         return {"type": "devices"}
     given = dict(option.split("=", 1) for option in options if "=" in option)
     made: dict[str, Any] = {"type": "tmpfs", "mode": int(given.get("mode", "1777"), 8)}
+    made |= {name: int(given[name]) for name in ("uid", "gid") if name in given}
     return made | ({"size_bytes": _size(given["size"])} if "size" in given else {})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from drupe.oci.mount_options import flag_of
 from drupe.sandboxers.contract import SandboxConfig
 from drupe.sandboxers.gvisor.records import ROOT_ID, PodRecord
 
@@ -77,11 +78,11 @@ def _tmp(root: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mount(mount: dict[str, Any], pod: PodRecord) -> dict[str, Any]:
-    """`rro` is crun's; the sentry refuses writes below the whole mount anyway. /dev/shm of a pod of one container is
+    """What is for mounts below it holds for all of it: the sentry has one. /dev/shm of a pod of one container is
     the sentry's own; several share the pod's directory on the host."""
     if mount["destination"] == _SHM and pod.sole:
         options = ["nosuid", "nodev", "mode=1777", f"size={pod.shm_bytes}"]
         options += ["noexec"] if "noexec" in (mount.get("options") or ()) else []
         return {"destination": _SHM, "type": "tmpfs", "source": "shm", "options": options}
-    options = ["ro" if option == "rro" else option for option in mount.get("options", ())]
+    options = [flag_of(option) for option in mount.get("options", ())]
     return {**mount, "options": options}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -64,10 +65,13 @@ class GvisorSandboxer(KeptSandboxer):
     # -- sandboxes ----------------------------------------------------------------------------------------------
 
     async def create(self, config: SandboxConfig) -> SandboxInfo:
-        """The network namespace only: the sandbox itself is made when its addresses are in there."""
+        """The network namespace only: the sandbox itself is made when its addresses are in there. Who puts them there
+        for an owner (Docker) finds it by a process."""
         platform = await platform_for(self._options, config.spec, self._keeper)
         self._configs[config.id] = config
-        info = await make_namespaces(self._keeper, config, network_types(config.spec))
+        types = network_types(config.spec)
+        filled = bool(config.spec.owner and types)
+        info = await make_namespaces(self._keeper, replace(config, held=config.held or filled), types)
         record = PodRecord(
             id=config.id,
             dir=str(config.dir),
@@ -76,9 +80,9 @@ class GvisorSandboxer(KeptSandboxer):
             sole=len(config.spec.containers) == 1,
             hostname=config.hostname,
             shm_bytes=max((c.shm_size_bytes for c in config.spec.containers), default=64 << 20),
-            network=_network(config.spec),
+            network="sandbox" if filled else _network(config.spec),
             platform=platform,
-            netns="" if config.spec.network.mode == "none" else info.netns,
+            netns=info.netns if filled or config.spec.network.mode != "none" else "",
             joins=config.spec.network.mode == "path" and not config.held,
             debug=wants_debug(self._options, config.spec),
             seccomp=any(c.security.seccomp not in ("default", "unconfined") for c in config.spec.containers),

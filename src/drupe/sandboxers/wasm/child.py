@@ -158,6 +158,7 @@ def _lead_session(job: Job) -> None:
 
 
 def _limit(job: Job) -> None:
+    os.umask(job.umask)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for limit in job.rlimits:
         resource.setrlimit(limit.number, (limit.soft, limit.hard))

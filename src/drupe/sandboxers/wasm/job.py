@@ -69,6 +69,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     groups: tuple[int, ...] = ()
     rlimits: tuple[Rlimit, ...] = ()
     oom_score_adj: int | None = None
+    umask: int = 0o22
     tty: bool = False
     code: str = ""
     fifo: str = ""

@@ -54,6 +54,12 @@ def own_module(oci: Mapping[str, Any]) -> Own | None:
     return Own(path, (oci["process"]["args"][0],)) if path else None
 
 
+def umask_of(user: Mapping[str, Any]) -> int:
+    """What is taken from the permissions of files that it makes (umask(2)); by a runtime-spec `user`."""
+    given: int | None = user.get("umask")
+    return 0o22 if given is None else given
+
+
 def rlimits_of(process: Mapping[str, Any]) -> tuple[Rlimit, ...]:
     """Those of the OCI process, as setrlimit(2) wants them."""
     found = []

@@ -243,6 +243,7 @@ class WasmTasks(KeptTasks):
             groups=tuple(user.get("additionalGids", ())),
             rlimits=settings.rlimits_of(process),
             oom_score_adj=process.get("oomScoreAdj"),
+            umask=settings.umask_of(user),
             name=os.path.basename(process["args"][0]),  # noqa: PTH119 - a guest's path
             form=code.form if code is not None else "",
             code=str(code.directory) if code is not None else "",

@@ -21,6 +21,7 @@ from drupe.spec.oci import OciAnswer, OciAsk, OciRun
 
 # a namespace of the bundle's own → what it has without one
 _SHARED = {"network": "host-network", "pid": "host-pid", "ipc": "host-ipc", "uts": "host-uts"}
+_LONGEST_ID = 255  # NAME_MAX
 NAMESPACE = "oci"  # as which bundles of others meet the node's policy
 _CALLED = "drupe-oci-"
 _ID = re.compile(r"[\w+.-]+", re.ASCII)  # runc's rule
@@ -62,6 +63,8 @@ class Asked:
 
     def check_id(self) -> None:
         """Raise InvalidArgument unless the container's id can be a file's name."""
+        if len(self.id) > _LONGEST_ID:
+            raise InvalidArgument(f"a container id of {len(self.id)} characters is too long", hint="at most 255")
         if not _ID.fullmatch(self.id) or self.id in (".", ".."):
             raise InvalidArgument(f"container id {self.id!r} has other characters than letters, digits and _ + - .")
 
@@ -112,6 +115,9 @@ class Asked:
         for program in self.programs():
             if self.files.exists(f"{self.root}/{program.home}/{self.id}"):
                 return program
+        kept = self.bundles.find(self.root, self.id)  # what stood for it is gone, and it is not
+        if kept is not None:
+            return self.bundles.standing_for(kept.record.kind)
         raise NotFound("container does not exist", hint=f"drupe-oci --root {self.root} list shows those that do")
 
     def check_free(self) -> None:
@@ -119,6 +125,8 @@ class Asked:
         for other in self.programs():
             if self.files.exists(f"{self.root}/{other.home}/{self.id}"):
                 raise InvalidArgument(f"container with given ID already exists: {self.id}")
+        if self.bundles.find(self.root, self.id) or self.bundles.is_being_made(self.root, self.id):
+            raise InvalidArgument(f"container with given ID already exists: {self.id}")
 
     def standing(self) -> BundleProgram | None:
         """The program that made this container, where it only stands for one that the daemon keeps."""

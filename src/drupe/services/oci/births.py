@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import posixpath
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,16 @@ import msgspec
 from drupe.errors import DrupeError, InvalidArgument, NotFound, PermissionDenied
 from drupe.images.files import remove_tree
 from drupe.linux.openat2 import O_PATH
+from drupe.linux.pidfd import open_same
 from drupe.oci.limits import resources_of
-from drupe.oci.programs import check_process
+from drupe.oci.mount_options import needs_copy, refused_copy
+from drupe.oci.programs import check_process, is_empty
 from drupe.oci.runtime_spec import SPEC_VERSION, Linux, LinuxResources, Namespace, RuntimeConfig
 from drupe.oci.validate import parse_config
 from drupe.runtime.bundled import ROOT_TREE, binds_of_config, is_bind
 from drupe.runtime.names import new_id
 from drupe.runtime.pod import Pod
+from drupe.sandboxers.bundles import BundleProgram
 from drupe.services.oci.adapting import pids_limit, workload_config
 from drupe.services.oci.asked import NAMESPACE, Asked, features_of
 from drupe.services.oci.kept import OWNER, Kept
@@ -87,17 +91,23 @@ def divided(limits: Resources, able: Mapping[str, str]) -> tuple[Resources, Reso
 
 
 def cgroup_of(asked: Asked, config: RuntimeConfig) -> str:
-    """Of the pod, and of all that is made for it."""
-    path = cgroup_path((config.linux and config.linux.cgroups_path) or "")
-    return path or f"/{asked.id}"  # as crun has it
+    """Of the pod, and of all that is made for it. Raises InvalidArgument where systemd is to make it, and it has not
+    the form for that; without systemd a path is a path."""
+    given = (config.linux and config.linux.cgroups_path) or ""
+    if not asked.words.on("systemd-cgroup"):
+        return f"/{given.strip('/') or asked.id}"  # as crun has it
+    if given and given.count(":") != 2:
+        raise InvalidArgument(
+            f"config.json: {given!r} is not SLICE:PREFIX:NAME, as for --systemd-cgroup - at `$.linux.cgroupsPath`"
+        )
+    return cgroup_path(given or f":crun:{asked.id}")
 
 
 def cgroup_of_stand_in(asked: Asked, config: RuntimeConfig) -> str:
     """In the words of crun. A cgroup of version 2 that has others below it holds no processes (cgroups(7))."""
-    given = (config.linux and config.linux.cgroups_path) or ""
-    if asked.words.on("systemd-cgroup"):
-        return given
     path = cgroup_of(asked, config)
+    if asked.words.on("systemd-cgroup"):
+        return (config.linux and config.linux.cgroups_path) or ""
     return f"{path}/stand-in" if asked.node.cgroups.version == 2 else path
 
 
@@ -115,7 +125,9 @@ async def bear(asked: Asked, stand_in: StandIn, trees: Mapping[str, int]) -> Kep
         (directory / _DIRECTORY / "config.json").write_text(json.dumps(workload_config(birth.plain, birth.able)))
         if not asked.node.sandboxer(birth.record.kind).runs_modules:
             _check_program(stand_in, birth.plain["process"])
-        pod = await core.create_pod(birth.pod(), trees=trees)
+        _refuse_copies(stand_in, birth.config, birth.record.kind)
+        with asked.bundles.making(asked.root, asked.id):
+            pod = await core.create_pod(birth.pod(), trees=trees)
     except BaseException:
         stand_in.close()
         if pod_id not in core.pods:
@@ -255,6 +267,33 @@ def _check_program(stand_in: StandIn, process: dict[str, Any]) -> None:
         raise (DrupeError(f"{error}: {words}") if words else error) from None
     finally:
         os.close(root)
+
+
+def _refuse_copies(stand_in: StandIn, config: RuntimeConfig, kind: str) -> None:
+    """Raise Unsupported where memory is to begin with files that the kind does not copy there: the stand-in has them,
+    since crun has made its mounts."""
+    wanted = [mount.destination for mount in config.mounts or () if needs_copy(mount, kind)]
+    with contextlib.suppress(OSError):
+        root = os.open(f"/proc/{stand_in.pid}/root", O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = next((path for path in wanted if not is_empty(root, path)), "")
+        finally:
+            os.close(root)
+        if found:
+            raise refused_copy(found, kind)
+
+
+def remove_half_made(asked: Asked, program: BundleProgram) -> None:
+    """What its program cannot delete, since it has not written all that it knows, or was deleting it already."""
+    home = f"{asked.root}/{program.home}/{asked.id}"
+    with contextlib.suppress(DrupeError, ValueError, LookupError, TypeError, OSError):
+        status = json.loads(asked.files.read(f"{home}/status", "status"))
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = open_same(int(status["pid"]), int(status["process-start-time"]))
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+        asked.node.cgroups.delete(str(status["cgroup-path"]), timeout_s=0.2)
+    asked.files.remove(home)
 
 
 def config_of(pod: Pod) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drupe.errors import InvalidArgument, NotFound, PermissionDenied
+from drupe.images.files import remove_tree
 from drupe.linux.openat2 import O_PATH, open_in_root, open_regular
 
 MAX_BYTES = 4 * 1024 * 1024  # config.json is rarely over 50 kB; what is longer is no configuration
@@ -58,6 +59,16 @@ class CallerFiles:
             return sorted(os.listdir(fd))  # noqa: PTH208 of a descriptor
         finally:
             os.close(fd)
+
+    def remove(self, path: str) -> None:
+        """A directory, and what is in it."""
+        above, name = posixpath.split(self.absolute(path))
+        with contextlib.suppress(OSError):
+            fd = open_in_root(self._root_fd, above, O_PATH | os.O_DIRECTORY)
+            try:
+                remove_tree(Path(f"/proc/self/fd/{fd}/{name}"))
+            finally:
+                os.close(fd)
 
     @contextlib.contextmanager
     def directory(self, path: str, what: str, *, made: bool = False) -> Iterator[Path]:

@@ -27,6 +27,8 @@ from drupe.spec.oci import OciAnswer, OciStandIn
 from drupe.spec.resources import Resources
 
 _TEXT = "@text"
+_WHOLE = ("status", "config.json")  # of crun's own: it deletes nothing that lacks one
+_TRY_S, _TRIES = 0.05, 100  # crun makes a container in some ten milliseconds
 
 
 # -- create, run, restore ---------------------------------------------------------------------------------------------
@@ -41,7 +43,7 @@ async def prepare(asked: Asked, program: BundleProgram, config: RuntimeConfig, d
     resources_of(births.limits_of(config, able))
     refuse_unhonoured(config, program.name, await program.version())
     terminal = bool(config.process and config.process.terminal)
-    _check_flags(asked, terminal=terminal)
+    _check_flags(asked, program.kind, terminal=terminal)
     bundle, console = asked.files.absolute(asked.words.text("bundle", ".")), asked.words.text("console-socket")
     plain: dict[str, Any] = json.loads(data)
     plain["root"] = {**plain["root"], "path": births.absolute(bundle, plain["root"]["path"])}
@@ -58,6 +60,7 @@ async def prepare(asked: Asked, program: BundleProgram, config: RuntimeConfig, d
             trees=births.trees_of(bundle, plain),
             raw=terminal and not console,
             reap=_waits(asked),
+            pid_file=_absolute(asked, "pid-file"),
         ),
         texts={_TEXT: json.dumps(text)},
         fallback=program.path,
@@ -71,11 +74,11 @@ def _waits(asked: Asked) -> bool:
     return asked.words.verb in ("run", "restore") and not asked.words.on("detach")
 
 
-def _check_flags(asked: Asked, *, terminal: bool) -> None:
+def _check_flags(asked: Asked, kind: str, *, terminal: bool) -> None:
     words = asked.words
     for name in ("pidfd-socket", "preserve-fds", "keep"):
         if words.text(name) not in ("", "0", "false"):
-            raise Unsupported(f"--{name} is not carried out by this kind of sandbox", feature=f"--{name}")
+            raise Unsupported(f"--{name} is not carried out by {kind} sandboxes", feature=f"--{name}")
     console = words.text("console-socket")
     if console and not terminal:
         raise InvalidArgument("cannot use console socket if the container has no terminal")
@@ -160,12 +163,35 @@ async def _kill(asked: Asked, fds: dict[str, int]) -> OciAnswer:
 
 async def _delete(asked: Asked, fds: dict[str, int]) -> OciAnswer:
     program, kept = asked.found(), asked.bundles.find(asked.root, asked.id)
+    if kept is None and (waits := _until_made(asked, program)) is not None:
+        return waits
     if kept is not None:
         if kept.container.is_live and not asked.words.on("force"):
             raise InvalidState(f"cannot delete container {asked.id} that is not stopped: {kept.status}")
         await kept.delete()
         asked.bundles.remove(kept)
+        if _is_half_made(asked, program):
+            births.remove_half_made(asked, program)
+            return OciAnswer()
     return asked.become(program, "delete", "--force", asked.id)
+
+
+def _until_made(asked: Asked, program: BundleProgram) -> OciAnswer | None:
+    """Whoever made it may have been killed, and what that began goes on for a moment: the program that makes what
+    stands for it, which knows nothing of it before its end, or we. None: there is nothing to wait for any more."""
+    half, tries = _is_half_made(asked, program), asked.ask.state
+    tries = tries if isinstance(tries, int) else 0
+    if not (half or asked.bundles.is_being_made(asked.root, asked.id)):
+        return None
+    if tries < _TRIES:
+        return OciAnswer(again_s=_TRY_S, state=tries + 1)
+    births.remove_half_made(asked, program)
+    return OciAnswer()
+
+
+def _is_half_made(asked: Asked, program: BundleProgram) -> bool:
+    home = f"{asked.root}/{program.home}/{asked.id}"
+    return asked.files.exists(home) and not all(asked.files.exists(f"{home}/{name}") for name in _WHOLE)
 
 
 async def _pause(asked: Asked, fds: dict[str, int]) -> OciAnswer:
@@ -225,12 +251,18 @@ async def _execute(asked: Asked, program: BundleProgram) -> OciAnswer:
     kept = asked.kept()
     for name in ("cgroup", "preserve-fds", "ignore-paused"):
         if asked.words.text(name) not in ("", "0", "false"):
-            raise Unsupported(f"exec --{name} is not carried out by this kind of sandbox", feature=f"--{name}")
+            raise Unsupported(f"exec --{name} is not carried out by {kept.pod.kind} sandboxes", feature=f"--{name}")
     terminal, console = _process(asked, kept)["terminal"], _absolute(asked, "console-socket")
     if terminal and not console and asked.words.on("detach"):
         raise InvalidArgument("cannot allocate tty if drupe-oci will detach without setting console socket")
     return OciAnswer(
-        stand_in=OciStandIn(console=console if terminal else "", raw=terminal and not console), act=True, state="exec"
+        stand_in=OciStandIn(
+            console=console if terminal else "",
+            raw=terminal and not console,
+            pid_file=_absolute(asked, "pid-file"),
+        ),
+        act=True,
+        state="exec",
     )
 
 

@@ -235,6 +235,7 @@ class Bundles:
     def __init__(self, core: Core) -> None:
         self.core = core
         self._kept: dict[str, Kept] = {}
+        self._being_made: set[tuple[str, str]] = set()
         self._crun: RuntimeProgram | None = None
         self._programs: dict[str, BundleProgram] = {}
         self.criu = Criu(core.node.storage.keeper)
@@ -276,6 +277,18 @@ class Bundles:
     def of(self, root: str) -> Iterator[Kept]:
         """Those below a root."""
         return (kept for kept in list(self._kept.values()) if kept.record.root == root)
+
+    @contextlib.contextmanager
+    def making(self, root: str, id_: str) -> Iterator[None]:
+        """While one is made: whoever deletes it waits for what becomes of it."""
+        self._being_made.add((root, id_))
+        try:
+            yield
+        finally:
+            self._being_made.discard((root, id_))
+
+    def is_being_made(self, root: str, id_: str) -> bool:
+        return (root, id_) in self._being_made
 
     def find(self, root: str, id_: str) -> Kept | None:
         return next((kept for kept in self.of(root) if kept.record.id == id_), None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from drupe.errors import DrupeError, HelperFailed, InvalidArgument, InvalidState, NotFound
@@ -26,11 +28,24 @@ async def state(asked: Asked) -> OciAnswer:
     """The container's state, with the fields of the specification whatever the program leaves out."""
     program = asked.found()
     if program.stands:
-        return OciAnswer(stdout=_pretty(asked.kept().state()))
+        kept = asked.bundles.find(asked.root, asked.id)
+        return OciAnswer(stdout=_pretty(_half_made(asked, program, asked.id) if kept is None else kept.state()))
     ran = asked.ran("state")
     if ran is None:
         return asked.first_run(program, state=asked.command(program, "state", asked.id, log=False))
     return OciAnswer(stdout=_pretty(_whole_state(asked, program, _parsed(ran, program))))
+
+
+def _half_made(asked: Asked, program: BundleProgram, name: str) -> dict[str, Any]:
+    """Of a container whose caller has made what stands for it, and not come back yet: it may have been killed."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(DrupeError, ValueError):
+        found = dict(json.loads(asked.files.read(f"{asked.root}/{program.home}/{name}/status", "status")))
+    pid = int(found.get("pid") or 0)
+    alive = not found or Path(f"/proc/{pid}").exists()
+    kept = {key: str(found.get(key) or "") for key in ("bundle", "rootfs", "created")}
+    state = {"ociVersion": SPEC_VERSION, "id": name, "pid": pid if alive else 0, **kept, "owner": "root"}
+    return state | {"status": "creating" if alive else "stopped"}
 
 
 def _whole_state(asked: Asked, program: BundleProgram, found: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +93,10 @@ async def list_all(asked: Asked) -> OciAnswer:
         return asked.first_run(here[0], **runs)
     found = [entry for program in here if (ran := asked.ran(program.home)) for entry in _parsed(ran, program) or ()]
     found += [kept.state() for kept in asked.bundles.of(asked.root)]
+    known = {str(entry["id"]) for entry in found}
+    for program in asked.programs():
+        names = asked.files.names(f"{asked.root}/{program.home}") if program.stands else ()
+        found += [_half_made(asked, program, name) for name in names if name not in known]
     return OciAnswer(stdout=_listing(asked, sorted(found, key=lambda entry: str(entry["id"]))))
 
 
@@ -157,18 +176,26 @@ async def events(asked: Asked) -> OciAnswer:
     if found.get("status") == "stopped":
         if asked.ask.state is None:
             raise InvalidState(f"container with id {asked.id} is not running")
-        return OciAnswer()
+        return OciAnswer(stdout=_last_words(asked))
     try:
         stats = _stats_of(asked.kept().pod.cgroup if program.stands else _cgroup_of(int(found["pid"])))
     except (InvalidState, NotFound):
         if asked.ask.state is None:
             raise
-        return OciAnswer()  # it has just ended
+        return OciAnswer(stdout=_last_words(asked))  # it has just ended
     lines = [_event(asked, "stats", _stats_document(stats))]
     if asked.ask.state is not None and stats.oom_kills > int(asked.ask.state):
         lines.insert(0, _event(asked, "oom", None))
     once = asked.words.on("stats")
     return OciAnswer(stdout="".join(lines), again_s=None if once else _interval_s(asked), state=stats.oom_kills)
+
+
+def _last_words(asked: Asked) -> str:
+    """A kill for memory that nobody has been told of: it has ended the sandbox, and with it what could be counted."""
+    kept = asked.bundles.find(asked.root, asked.id)
+    exit_ = kept.container.status.exit if kept is not None else None
+    told = asked.ask.state if isinstance(asked.ask.state, int) else 0
+    return _event(asked, "oom", None) if exit_ is not None and exit_.oom_kills > told else ""
 
 
 def _cgroup_of(pid: int) -> str:
