@@ -102,7 +102,7 @@ def is_clean(said: str) -> bool:
 
 
 @pytest.mark.skipif(not IS_FULL, reason="agents that lie while their pod starts: make test-full")
-@pytest.mark.parametrize("how", ["silent", "wrong-ids", "rubbish", "empty", "errors", "endless"])
+@pytest.mark.parametrize("how", ["silent", "wrong-ids", "rubbish", "errors", "endless"])
 def test_an_agent_that_lies_from_the_start(daemon: Daemon, how: str) -> None:
     """Up to the pod's setup it is honest, as it knows of nothing; then each answer is a lie."""
     done = run(daemon, "one", "--hostname", f"lie-{how}", check=False)
@@ -146,5 +146,5 @@ def test_output_without_an_end(daemon: Daemon) -> None:
     for _ in range(10):
         assert daemon.command("exec", "other", "echo", "served", check=True).stdout == "served\n"
     assert sum(path.stat().st_size for path in logs if path.is_file()) < 64 << 20
-    asking = subprocess.Popen([COMMAND, "exec", "one", "true"], env=daemon.environment(), stdout=subprocess.DEVNULL)
-    asking.wait(FAILS_WITHIN_S)
+    asking = [COMMAND, "exec", "one", "true"]
+    subprocess.run(asking, env=daemon.environment(), capture_output=True, timeout=FAILS_WITHIN_S, check=False)
