@@ -139,7 +139,7 @@ fn try_pid(path: &str) -> Result<(), String> {
         return Ok(());
     }
     let tried = match Path::new(path).is_dir() {
-        true => Err(io::ErrorKind::IsADirectory.into()),
+        true => Err(io::Error::from_raw_os_error(libc::EISDIR)),
         false => fs::write(beside(path), "").and_then(|()| fs::remove_file(beside(path))),
     };
     tried.map_err(|error| format!("cannot write {path}: {error}"))
