@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,14 @@ from framework.daemon import Daemon
 # how fast examples are made says how busy the machine is, and nothing of us
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
+
+
+def pytest_configure() -> None:
+    """What nohup(1) or a shell's `&` has us ignore, each program that we start would ignore, too (execve(2)); tests of
+    signals need it otherwise. A handler of ours is not handed down."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
