@@ -115,6 +115,9 @@ class Spares:
             await drop_task(self.keeper, kernel_key(place))
             await Share(self.keeper, place / "share").remove()
             shutil.rmtree(place, ignore_errors=True)
+        for empty in (place / "share", place):  # the keeper went before there was more
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
     def close(self) -> None:
         """Let go of them, with which they end."""
