@@ -34,7 +34,7 @@ GUESTS = (
     "tests/contract/test_appkernel.py",
     "tests/faults/test_*vm*.py",
     "tests/faults/test_appkernel.py",
-    "tests/integration/test_vm.py",
+    "tests/integration/test_vm*.py",
     "tests/integration/test_*guest*.py",
     "tests/integration/test_agent_service.py",
     "tests/integration/test_appkernel*.py",
