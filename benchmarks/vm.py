@@ -36,6 +36,7 @@ from drupe.spec.template import TemplateCreate
 BOOT_TIMEOUT_S = 120.0
 WARM_BYTES, COLD_BYTES = 128 << 20, 144 << 20
 AT_ONCE = 8
+SETTLE_S = 3.0  # an idle machine's memory, not that of a start
 COLD, KILLED = "a cold boot", "a program that is killed"
 HANG_TIMEOUT_MS, LOOK_EVERY_S = 60_000, 0.005
 PROGRAMS = ("vmm", "virtiofsd")
@@ -130,6 +131,7 @@ class VmDrupe:
         for count in counts:
             while len(self._kept) < count:
                 self.keep()
+            time.sleep(SETTLE_S)
             seen.append(self._by_program())
         programs = {name: slope(counts, [one.get(name, 0) / 1e6 for one in seen]) for name in seen[-1]}
         whole = [sum(one.values()) for one in seen]

@@ -18,7 +18,7 @@ from drupe.sandboxers.appkernel.records import kernel_key
 from drupe.sandboxers.appkernel.share import Share
 from drupe.sandboxers.kept.dropping import drop_task
 
-_PAUSE_S = 0.005  # what has just been started comes first
+_PAUSE_S = 0.005
 _COMES_WITHIN_S = 2.0
 
 
@@ -69,17 +69,13 @@ class Spares:
         self._fill_soon()
 
     async def _rest(self) -> None:
-        """Until no pod is on its way, for a moment."""
+        """Until no pod is on its way, and a moment longer: what has just been started comes first."""
+        await asyncio.sleep(_PAUSE_S)
         while (left_s := max(self._coming.values(), default=0.0) - time.monotonic()) > 0:
             self._arrival.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrival.wait(), left_s)
-            if not self._is_expecting():
-                await asyncio.sleep(_PAUSE_S)
-
-    def _is_expecting(self) -> bool:
-        now = time.monotonic()
-        return any(late > now for late in self._coming.values())
+            await asyncio.sleep(_PAUSE_S)
 
     def _fill_soon(self) -> None:
         if self._filling is None and not self._closed and len(self._ready) < self._count:
