@@ -21,9 +21,9 @@ from framework.bundles import MOUNTS
 # In namespaces that end with the first process: whoever is killed with it takes the container along.
 NAMESPACES = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
 START = """
-mount -t tmpfs work "$1/work" && mkdir "$1/work/upper" "$1/work/own" "$1/work/state" &&
-mount -t overlay -o "lowerdir=/,upperdir=$1/work/upper,workdir=$1/work/own" root "$1/root" &&
-exec runc --root "$1/work/state" run --bundle "$1" --no-new-keyring "$2"
+mount -t tmpfs layers "$1/layers" && mkdir "$1/layers/upper" "$1/layers/own" "$1/layers/state" &&
+mount -t overlay -o "lowerdir=/,upperdir=$1/layers/upper,workdir=$1/layers/own" root "$1/root" &&
+exec runc --root "$1/layers/state" run --bundle "$1" --no-new-keyring "$2"
 """
 
 
@@ -55,7 +55,7 @@ def container(command: list[str]) -> Iterator[list[str]]:
     """The command line that runs `command` so; afterwards nothing of it is left."""
     with tempfile.TemporaryDirectory(prefix="drupe-oracle-") as place:
         name = Path(place).name
-        for directory in ("work", "root"):
+        for directory in ("layers", "root"):
             (Path(place) / directory).mkdir()
         (Path(place) / "config.json").write_text(json.dumps(config(command, f"/{name}")))
         try:

@@ -28,16 +28,16 @@ from drupe.errors import DrupeError
 from framework.cri_host import IMAGE, MODULES, CriHost, opened
 from framework.daemon import Daemon
 from framework.leaks import wait_until
+from framework.probes import only_full
 from framework.residue import residue
 
 SECONDS = float(os.environ.get("DRUPE_SOAK_S", "120"))
 SEED = int(os.environ.get("DRUPE_SOAK_SEED", "0")) or random.randrange(1, 1 << 30)
-FULL = bool(os.environ.get("DRUPE_TEST_FULL"))
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.timeout(600 + 3 * SECONDS),
-    pytest.mark.skipif(not FULL, reason="kills for minutes: DRUPE_TEST_FULL=1"),
+    only_full("kills for minutes"),
 ]
 
 STANDING = ("drupe-runc", "drupe-runc", "drupe-appkernel", "drupe-appkernel", "drupe-wasm")

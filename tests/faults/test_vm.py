@@ -16,6 +16,7 @@ import pytest
 from framework import machines
 from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
+from framework.machines import fails, pod_of
 from framework.residue import is_alive, residue
 
 pytestmark = [pytest.mark.root]
@@ -41,17 +42,6 @@ def pid_of(daemon: Daemon, name: str, program: str) -> int:
     return int((daemon.run / "pods" / pod["id"] / "vm" / f"{program}.pid").read_text())
 
 
-def pod_of(daemon: Daemon, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(daemon.command("inspect", "--type", "pod", name, check=True).stdout)[0]
-    return found
-
-
-def fails(daemon: Daemon, name: str) -> str:
-    """Wait until it has failed; the cause."""
-    wait_until(lambda: pod_of(daemon, name)["state"] == "failed", what="the pod has failed", timeout_s=FAILS_WITHIN_S)
-    return str(pod_of(daemon, name)["cause"])
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
 @pytest.mark.parametrize(("program", "words"), [("vmm", "virtual machine monitor"), ("virtiofsd", "virtiofsd")])
 def test_a_program_of_the_machine_ends_or_hangs(
@@ -59,7 +49,7 @@ def test_a_program_of_the_machine_ends_or_hangs(
 ) -> None:
     monitor = run(daemon, "one")
     os.kill(pid_of(daemon, "one", program), number)
-    cause = fails(daemon, "one")
+    cause = fails(daemon, "one", within_s=FAILS_WITHIN_S)
     assert words in cause and ("signal 9" in cause or "stopped by a signal" in cause)
     assert not is_alive(monitor)
     done = daemon.command("exec", "one", "true")
@@ -81,7 +71,7 @@ def test_who_waits_is_answered_when_the_machine_goes(daemon: Daemon) -> None:
 
 def test_a_panic_of_the_guest_is_its_cause(daemon: Daemon) -> None:
     run(daemon, "one", "sleep 1; echo c >/proc/sysrq-trigger; sleep 1000", "--privileged")
-    assert "panic" in fails(daemon, "one")
+    assert "panic" in fails(daemon, "one", within_s=FAILS_WITHIN_S)
 
 
 def test_a_daemon_that_comes_back_goes_on_with_a_machine(fresh_daemon: Daemon) -> None:

@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from framework import images, machines, serviceguest
 from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
+from framework.machines import fails, leaves_nothing, pod_of
 from framework.probes import needs_full
-from framework.residue import residue
 
 pytestmark = [pytest.mark.root]
 FAILS_WITHIN_S = 30.0  # it takes about two seconds; machines of tests are busy
@@ -28,19 +27,11 @@ COLD = ("--memory", "200m")  # there is no template of that size
 
 @pytest.fixture
 def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
-    yield machine_daemon
-    machine_daemon.delete_pods()
-    wait_until(lambda: not residue(machine_daemon), what=f"nothing is left: {residue(machine_daemon)}")
-    assert "Traceback" not in machine_daemon.log.read_text()
+    yield from leaves_nothing(machine_daemon)
 
 
 def argv(name: str, script: str, *flags: str) -> tuple[str, ...]:
     return ("run", "-d", "--name", name, "--sandbox", "vm", "--network", "none", *flags, "busybox", "sh", "-c", script)
-
-
-def pod_of(daemon: Daemon, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(daemon.command("inspect", "--type", "pod", name, check=True).stdout)[0]
-    return found
 
 
 def pid_of(daemon: Daemon, program: str) -> int:
@@ -48,12 +39,6 @@ def pid_of(daemon: Daemon, program: str) -> int:
     with suppress(StopIteration, ValueError):
         return int(next(iter(daemon.run.glob(f"pods/*/vm/{program}.pid"))).read_text())
     return 0
-
-
-def fails(daemon: Daemon, name: str) -> str:
-    """Wait until it has failed; the cause."""
-    wait_until(lambda: pod_of(daemon, name)["state"] == "failed", what="the pod has failed", timeout_s=FAILS_WITHIN_S)
-    return str(pod_of(daemon, name)["cause"])
 
 
 # -- the agent ----------------------------------------------------------------------------------------------------
@@ -83,7 +68,7 @@ def test_an_agent_that_is_a_service(service: Daemon) -> None:
         [COMMAND, "exec", "one", "sleep", "999"], env=service.environment(), stderr=subprocess.PIPE, text=True
     )
     service.command("exec", "one", "hostname", serviceguest.FREEZE, check=True)
-    assert "does not answer" in fails(service, "one")
+    assert "does not answer" in fails(service, "one", within_s=FAILS_WITHIN_S)
     _, said = waiting.communicate(timeout=FAILS_WITHIN_S)
     assert waiting.returncode and "Traceback" not in said
 
@@ -92,7 +77,7 @@ def test_a_service_that_is_killed_and_one_that_ends_its_machine(service: Daemon)
     needs_full("machines with another first process")
     service.command(*argv("two", "exec sleep 1000", "--privileged"), check=True)
     service.command("exec", "two", "hostname", serviceguest.KILL, check=True)
-    assert "does not answer" in fails(service, "two")
+    assert "does not answer" in fails(service, "two", within_s=FAILS_WITHIN_S)
     service.command("rm", "-f", "two", check=True)
     service.command(*argv("three", "trap 'exit 7' TERM; while :; do sleep 0.1; done"), check=True)
     service.command("stop", "three", check=True)
@@ -126,7 +111,7 @@ def during_exec(daemon: Daemon, harm: Callable[[], None]) -> str:
     for words in (("exec", "one", "true"), ("top", "one"), ("pause", "one")):
         done = daemon.command(*words)
         assert done.returncode and "Traceback" not in done.stderr, done
-    return fails(daemon, "one")
+    return fails(daemon, "one", within_s=FAILS_WITHIN_S)
 
 
 def during_stop(daemon: Daemon, harm: Callable[[], None]) -> str:
@@ -146,7 +131,7 @@ def during_pause(daemon: Daemon, harm: Callable[[], None]) -> str:
     time.sleep(3)  # a pause is no hang
     assert pod_of(daemon, "one")["state"] == "paused"
     harm()
-    return fails(daemon, "one")
+    return fails(daemon, "one", within_s=FAILS_WITHIN_S)
 
 
 Moment = Callable[[Daemon, Callable[[], None]], str]
@@ -182,7 +167,7 @@ def test_a_snapshot_whose_machine_is_stopped(daemon: Daemon) -> None:
         if done.returncode:
             break
     assert done.returncode and "stopped by a signal" in done.stderr, done.stderr
-    assert "stopped by a signal" in fails(daemon, "one")
+    assert "stopped by a signal" in fails(daemon, "one", within_s=FAILS_WITHIN_S)
     for line in daemon.command("snapshot", "ls", "-q", check=True).stdout.split():
         daemon.command("snapshot", "rm", line, check=True)
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from framework import machines
 from framework.daemon import COMMAND, Daemon
 from framework.leaks import wait_until
+from framework.machines import fails, pod_of
+from framework.probes import only_full
 from framework.residue import names, rss_kib
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 FAILS_WITHIN_S = 90.0  # it takes about two seconds; machines of tests are busy
 GROWS_KIB = 96 << 10  # a frame is 4 MiB at most, and there are few at a time
 ANSWERS_WITHIN_S = 30.0
+LOGGED_BYTES = 4 << 20  # more than is honest
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,11 @@ def daemon(with_other: Daemon) -> Iterator[Daemon]:
     assert "Traceback" not in with_other.log.read_text()
 
 
-def run(daemon: Daemon, name: str, *flags: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(
+    daemon: Daemon, name: str, *flags: str, program: Sequence[str] = ("sleep", "1000"), check: bool = True
+) -> subprocess.CompletedProcess[str]:
     words = ("run", "-d", "--name", name, "--sandbox", "vm", "--network", "none", "--privileged", *flags)
-    return daemon.command(*words, "busybox", "sleep", "1000", check=check, timeout_s=machines.BOOTS_WITHIN_S)
+    return daemon.command(*words, "busybox", *program, check=check, timeout_s=machines.BOOTS_WITHIN_S)
 
 
 def lies(daemon: Daemon, how: str) -> None:
@@ -53,17 +56,6 @@ def lies(daemon: Daemon, how: str) -> None:
     daemon.command("exec", "one", "sh", "-c", f"echo lie {how} >/proc/sys/kernel/core_pattern")
 
 
-def pod_of(daemon: Daemon, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(daemon.command("inspect", "--type", "pod", name, check=True).stdout)[0]
-    return found
-
-
-def fails(daemon: Daemon, name: str) -> str:
-    wait_until(lambda: pod_of(daemon, name)["state"] == "failed", what="the pod has failed", timeout_s=FAILS_WITHIN_S)
-    return str(pod_of(daemon, name)["cause"])
-
-
-IS_FULL = bool(os.environ.get("DRUPE_TEST_FULL"))
 HANGS, BREAKS = "does not answer", "does not keep to its protocol"
 LIES = {
     "wrong-ids": (BREAKS,),
@@ -80,7 +72,7 @@ LIES = {
 }
 
 
-@pytest.mark.skipif(not IS_FULL, reason="each lie of an agent: make test-full")
+@only_full("each lie of an agent")
 @pytest.mark.parametrize("how", LIES)
 def test_a_pod_whose_agent_lies_has_failed(daemon: Daemon, how: str) -> None:
     run(daemon, "one")
@@ -91,7 +83,7 @@ def test_a_pod_whose_agent_lies_has_failed(daemon: Daemon, how: str) -> None:
     lies(daemon, how)
     _, said = waiting.communicate(timeout=FAILS_WITHIN_S)
     assert waiting.returncode and is_clean(said)
-    assert any(words in fails(daemon, "one") for words in LIES[how])
+    assert any(words in fails(daemon, "one", within_s=FAILS_WITHIN_S) for words in LIES[how])
     for words in (("exec", "one", "true"), ("top", "one"), ("pause", "one")):
         done = daemon.command(*words)
         assert done.returncode and is_clean(done.stderr)
@@ -101,13 +93,12 @@ def is_clean(said: str) -> bool:
     return "Traceback" not in said and len(said) < 3000 and all(c.isprintable() or c in "\t\n" for c in said)
 
 
-@pytest.mark.skipif(not IS_FULL, reason="agents that lie while their pod starts: make test-full")
+@only_full("agents that lie while their pod starts")
 @pytest.mark.parametrize("how", ["silent", "wrong-ids", "rubbish", "errors", "endless"])
 def test_an_agent_that_lies_from_the_start(daemon: Daemon, how: str) -> None:
     """Up to the pod's setup it is honest, as it knows of nothing; then each answer is a lie."""
     done = run(daemon, "one", "--hostname", f"lie-{how}", check=False)
     assert done.returncode == 125 and done.stderr and is_clean(done.stderr), done.stderr
-    print(how, done.stderr)
 
 
 def test_lies_that_harm_nobody(daemon: Daemon) -> None:
@@ -125,7 +116,7 @@ def test_lies_that_harm_nobody(daemon: Daemon) -> None:
     assert pod_of(daemon, "one")["state"] == "running"
 
 
-@pytest.mark.skipif(not IS_FULL, reason="an agent that tells ends of containers that are not its own: make test-full")
+@only_full("an agent that tells ends of containers that are not its own")
 def test_ends_of_others(daemon: Daemon) -> None:
     """Told by an agent that has nothing to do with them."""
     run(daemon, "one")
@@ -136,15 +127,20 @@ def test_ends_of_others(daemon: Daemon) -> None:
     assert {pod_of(daemon, name)["state"] for name in ("one", "other")} == {"running"}
 
 
-@pytest.mark.skipif(not IS_FULL, reason="an agent that never ends a process's output: make test-full")
+def size_of(log: Path) -> int:
+    """Of a log and what was rotated away from it."""
+    return sum(path.stat().st_size for path in log.parent.glob(f"{log.name}*"))
+
+
+@only_full("an agent that never ends a process's output")
 def test_output_without_an_end(daemon: Daemon) -> None:
     """It is logged within bounds, nobody else waits for it, and the pod goes when it is told to."""
-    run(daemon, "one")
+    run(daemon, "one", program=("sh", "-c", "while sleep 0.1; do echo honest; done"))
+    log = Path(pod_of(daemon, "one")["containers"][0]["log_path"])
     lies(daemon, "output")
-    pod = pod_of(daemon, "one")
-    logs = [path for path in daemon.root.rglob("*") if pod["containers"][0]["id"] in str(path) and "log" in path.name]
+    wait_until(lambda: size_of(log) > LOGGED_BYTES, what="what the agent says is logged", timeout_s=FAILS_WITHIN_S)
     for _ in range(10):
         assert daemon.command("exec", "other", "echo", "served", check=True).stdout == "served\n"
-    assert sum(path.stat().st_size for path in logs if path.is_file()) < 64 << 20
+    assert size_of(log) < 64 << 20
     asking = [COMMAND, "exec", "one", "true"]
     subprocess.run(asking, env=daemon.environment(), capture_output=True, timeout=FAILS_WITHIN_S, check=False)

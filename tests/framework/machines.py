@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,8 @@ from drupe.sandboxers.vm.share import find_virtiofsd
 from framework import probes
 from framework.daemon import Daemon
 from framework.guests import cache
+from framework.leaks import wait_until
+from framework.residue import residue
 
 BOOTS_WITHIN_S = 180.0  # 3 s on a host that does nothing else; 60 were not enough under a load of 25
 PACKAGE = Path(guest.__file__).parents[1]
@@ -41,6 +46,26 @@ def needs_machines() -> None:
         guest.find(built())
     except DrupeError as error:
         pytest.skip(f"{error.message} (scripts/setup.sh --tests)")
+
+
+def pod_of(daemon: Daemon, name: str) -> dict[str, Any]:
+    """What `drupe inspect` says of a pod."""
+    found: dict[str, Any] = json.loads(daemon.command("inspect", "--type", "pod", name, check=True).stdout)[0]
+    return found
+
+
+def fails(daemon: Daemon, name: str, *, within_s: float) -> str:
+    """Wait until a pod has failed; the cause."""
+    wait_until(lambda: pod_of(daemon, name)["state"] == "failed", what="the pod has failed", timeout_s=within_s)
+    return str(pod_of(daemon, name)["cause"])
+
+
+def leaves_nothing(daemon: Daemon) -> Iterator[Daemon]:
+    """For a fixture: a daemon of machines, and after the test that nothing of its pods is left and no bug was told."""
+    yield daemon
+    daemon.delete_pods()
+    wait_until(lambda: not residue(daemon), what=f"nothing is left: {residue(daemon)}")
+    assert "Traceback" not in daemon.log.read_text()
 
 
 def prepared(daemon: Daemon) -> Daemon:

@@ -42,6 +42,16 @@ def needs_full(what: str) -> None:
         pytest.skip(f"{what}: takes long, make test-full (DRUPE_TEST_FULL=1) runs it")
 
 
+def only_full(what: str) -> pytest.MarkDecorator:
+    """As `needs_full`, before a fixture is made for it."""
+    return pytest.mark.skipif(not os.environ.get("DRUPE_TEST_FULL"), reason=f"{what}: make test-full")
+
+
+def only_interop(what: str) -> pytest.MarkDecorator:
+    """What is run only where DRUPE_TEST_INTEROP is set."""
+    return pytest.mark.skipif(not os.environ.get("DRUPE_TEST_INTEROP"), reason=f"{what}: make test-interop")
+
+
 def needs_path(path: str, *, package: str = "") -> None:
     """Skip unless `path` exists; `package` is what to install."""
     if not Path(path).exists():

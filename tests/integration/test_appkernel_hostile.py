@@ -10,6 +10,7 @@ import pytest
 
 from framework.appkernels import PYTHON, leaves_nothing
 from framework.daemon import Daemon
+from framework.probes import needs_path
 
 pytestmark = pytest.mark.root
 DEBIAN = tuple(word for name in ("usr", "lib", "lib64") for word in ("-v", f"/{name}:/{name}:ro"))
@@ -126,9 +127,9 @@ def attempted(pods: Daemon, directory: Path, kind: str, host_pid: int, secret: P
     return said
 
 
-@pytest.mark.skipif(not Path(PYTHON).exists(), reason=f"{PYTHON} is not installed")
 def test_each_attempt_gets_what_it_gets_under_runc(pods: Daemon, tmp_path: Path) -> None:
     """Paths and links out, /proc, devices, mounts, signals and traces, descriptors, what others have."""
+    needs_path(PYTHON)
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "file").write_text("of the host")

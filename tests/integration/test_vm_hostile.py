@@ -10,18 +10,15 @@ from pathlib import Path
 import pytest
 
 from framework.daemon import COMMAND, Daemon
-from framework.leaks import wait_until
-from framework.residue import residue, rss_kib
+from framework.machines import leaves_nothing
+from framework.residue import rss_kib
 
 pytestmark = [pytest.mark.root]
 
 
 @pytest.fixture
 def daemon(machine_daemon: Daemon) -> Iterator[Daemon]:
-    yield machine_daemon
-    machine_daemon.delete_pods()
-    wait_until(lambda: not residue(machine_daemon), what=f"nothing is left: {residue(machine_daemon)}")
-    assert "Traceback" not in machine_daemon.log.read_text()
+    yield from leaves_nothing(machine_daemon)
 
 
 # The guest's own mount of what the host shows; a container that is root with all rights is as good as the kernel.

@@ -16,7 +16,7 @@ from framework.containerds import IMAGE, VERSIONS, Containerd, serving
 from framework.cri_host import CriHost
 from framework.criu import working_criu
 from framework.leaks import wait_until
-from framework.probes import needs_program
+from framework.probes import needs_program, only_interop
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -73,7 +73,7 @@ def test_it_goes_on_from_there(containerd: Containerd, runtime: str) -> None:
     ctr("images", "rm", "checkpoint:1")
 
 
-@pytest.mark.skipif(not ALL, reason="has a host of its own: make test-interop")
+@only_interop("has a host of its own")
 def test_a_container_of_the_cri(own_host: CriHost, tmp_path: Path) -> None:
     """What is in the archive, beside what only one of them leaves there, is the same; the container goes on."""
     criu, why = working_criu()

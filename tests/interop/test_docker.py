@@ -17,6 +17,7 @@ import pytest
 
 from framework.docker import GENERATIONS, IMAGE, Docker, needs_docker
 from framework.leaks import wait_until
+from framework.probes import only_interop
 
 # Docker, and its runtime: ours after runc, which is the oracle
 CASES = [("28", "runc"), ("28", "drupe"), ("20.10", "drupe")]
@@ -216,7 +217,7 @@ def test_a_pair_with_a_network_of_its_own(side: Side) -> None:
         side("network", "rm", "pair", check=False)
 
 
-@pytest.mark.skipif(not os.environ.get("DRUPE_TEST_INTEROP"), reason="another Docker: make test-interop")
+@only_interop("another Docker")
 def test_gvisor_has_the_network_that_docker_makes(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> None:
     """By the process of a task that is only created: there has to be one."""
     needs_docker(GENERATIONS["28"])
