@@ -13,14 +13,20 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from drupe.rpc.client import Client
 from drupe.rpc.containerd.sandbox_controller_pb2 import ControllerCreateRequest
+from drupe.rpc.containerd.sandbox_shim_pb2 import CreateSandboxRequest, StartSandboxRequest
 from drupe.rpc.cri import api_pb2 as api
+from drupe.rpc.ttrpc.envelope import Code
+from drupe.services.containerd.shimsandboxes import NAME
+from drupe.spec.containerd import ShimStart
 from framework.containerds import IMAGE, SOCKET
 from framework.cri import container_config, pod_config
 from framework.cri_host import CGROUP, CriHost, needs_handler
 from framework.cri_streams import ERROR, RESIZE, STDERR, STDIN, STDOUT, exit_code
 from framework.leaks import wait_until
 from framework.probes import needs_program
+from framework.raw_ttrpc import Raw
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 FOREVER = ("sleep", "100000")
@@ -432,6 +438,48 @@ def test_the_sandboxer_refuses_what_is_wrong(cri: CriHost) -> None:
 def create_request(name: str, options: AnyMessage, **fields: str) -> bytes:
     """Its first field is the sandbox's id, as in every other request."""
     return ControllerCreateRequest(sandbox_id=name, options=options, **fields).SerializeToString()
+
+
+@pytest.mark.parametrize("by", ["sandboxer", "shim"])
+def test_a_sandbox_that_containerd_does_not_know_goes(own_host: CriHost, by: str) -> None:
+    """As it is left when the daemon dies before it has answered for it, or a shim before it could ask for its end."""
+    cri = own_host
+    pod = cri.pod("known", "drupe-runc" if by == "sandboxer" else "drupe-by-shim")
+    main = cri.run(pod, "main", *FOREVER)
+    config = pod_config("lost", cri.logs / "lost", cgroup_parent=CGROUP, host_network=True).SerializeToString()
+    options = AnyMessage(type_url="runtime.v1.PodSandboxConfig", value=config)
+    (make_by_sandboxer if by == "sandboxer" else make_by_shim)(cri, "lost", options)
+    assert {each.id for each in cri.pods_of_drupe()} == {pod[0], "lost"}
+    cri.end_daemon(signal.SIGKILL)
+    cri.start_daemon()
+    wait_until(lambda: _answers(cri, pod[0]), what="containerd has found the daemon again", timeout_s=60.0)
+    wait_until(
+        lambda: {each.id for each in cri.pods_of_drupe()} == {pod[0]}, what="it is gone", timeout_s=60.0,
+    )  # fmt: skip
+    assert cri.cri.exec(main, "echo", "fine") == "fine\n"
+    assert "knows nothing of it" in cri.drupe("system", "info").stdout
+
+
+def make_by_sandboxer(cri: CriHost, name: str, options: AnyMessage) -> None:
+    """As containerd does it, but that it is not written down in its store."""
+    with grpc.insecure_channel(f"unix://{cri.path('/run/drupe/sandboxer.sock')}") as channel:
+        for method in ("Create", "Start"):
+            call = channel.unary_unary(f"/containerd.services.sandbox.v1.Controller/{method}")
+            call(create_request(name, options), timeout=30, metadata=[("containerd-namespace", "k8s.io")])
+
+
+def make_by_shim(cri: CriHost, name: str, options: AnyMessage) -> None:
+    """The same at the door of a shim."""
+    ask = ShimStart(
+        name="containerd-shim-drupe-runc-v2", id=name, namespace="k8s.io", grpc=SOCKET, ttrpc=f"{SOCKET}.ttrpc"
+    )
+    with Client.connect(cri.path("/run/drupe/drupe.sock")) as client:
+        address = client.call("containerd.start", ask, timeout_s=30).address.removeprefix("unix://")
+    with Raw(cri.path(address)) as shim:
+        for method, request in (("CreateSandbox", CreateSandboxRequest), ("StartSandbox", StartSandboxRequest)):
+            fields = {"options": options} if request is CreateSandboxRequest else {}
+            code, answer, _ = shim.call(method, request(sandbox_id=name, **fields), service=NAME)
+            assert code == Code.OK, answer
 
 
 @pytest.mark.parametrize("handler", ["drupe-runc", "drupe-by-shim"])

@@ -1,0 +1,69 @@
+"""Sandboxes of which containerd knows nothing: the daemon died before it could answer for one, or a shim was killed
+before it could say that one is over.
+
+containerd writes a sandbox down before it asks for it, strikes it out after it has had it removed, and waits for the
+end of each that runs. So those that nobody waits for are looked up in containerd's store, and go where it has never
+heard of them. Where it does not answer, nothing is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from drupe.errors import DrupeError, Unavailable
+from drupe.rpc.containerd import sandbox_controller_pb2 as pb
+from drupe.runtime.pod import Pod
+from drupe.services.containerd import lives
+from drupe.services.containerd.peers import Peer
+from drupe.services.containerd.sandboxes import Sandboxes
+from drupe.services.containerd.tasks import Tasks
+
+LOOK_EVERY_S = 10.0
+_FIRST_LOOK_S = 2.0  # until a containerd that was waiting for the daemon has asked again
+_ANSWER_S = 5.0
+_GET = "/containerd.services.sandbox.v1.Store/Get"
+
+log = logging.getLogger("drupe")
+
+
+async def watch(tasks: Tasks, sandboxes: Sandboxes) -> None:
+    """Remove them, for ever."""
+    await asyncio.sleep(_FIRST_LOOK_S)
+    while True:
+        for pod in sandboxes.unwaited():
+            try:
+                await _look(tasks, sandboxes, pod)
+            except (DrupeError, ImportError) as error:
+                log.debug("%s: whether containerd knows it is not clear: %s", pod.what, error)
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _look(tasks: Tasks, sandboxes: Sandboxes, pod: Pod) -> None:
+    peer = next((peer for peer in tasks.all_peers() if peer.owner == pod.spec.owner), None)
+    if peer is not None and not await _is_known(peer, pod):
+        tasks.node.note(f"{pod.what}: removed, for containerd at {peer.grpc} knows nothing of it")
+        await remove(tasks, sandboxes, pod)
+
+
+async def _is_known(peer: Peer, pod: Pod) -> bool:
+    """Unavailable: there is no answer. ImportError: gRPC is not installed, which only a Controller needs else."""
+    import grpc.aio  # costs 15 MiB, and most daemons never get here
+
+    request = pb.StoreGetRequest(sandbox_id=pod.id).SerializeToString()
+    async with grpc.aio.insecure_channel(f"unix:{peer.grpc.removeprefix('unix://')}") as channel:
+        get: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_GET)
+        try:
+            await get(request, timeout=_ANSWER_S, metadata=(("containerd-namespace", pod.spec.namespace),))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return False
+            raise Unavailable(f"containerd at {peer.grpc}: {error.details()}") from None
+    return True
+
+
+async def remove(tasks: Tasks, sandboxes: Sandboxes, pod: Pod) -> None:
+    """A sandbox with all tasks in it, whatever their state."""
+    for task in tasks.in_pod(pod):
+        await lives.remove(tasks, task)
+    await sandboxes.shutdown(pod.id)
