@@ -59,6 +59,10 @@ class PrivateHost:
                 [*self._nsenter(), *argv], env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
 
+    def serve_too(self, *argv: str, log: str) -> None:
+        """Start a daemon in there that ends with the host."""
+        self._services.append(self.serve(*argv, log=log))
+
     def wait_for(self, socket: str) -> None:
         """Until there is a socket of that name in there."""
         wait_until(

@@ -2,8 +2,8 @@
 before it could say that one is over.
 
 containerd writes a sandbox down before it asks for it, strikes it out after it has had it removed, and waits for the
-end of each that runs. So those that nobody waits for are looked up in containerd's store, and go where it has never
-heard of them. Where it does not answer, nothing is done.
+end of each that runs. So those that nobody waits for are looked up in its store, and go where it has never heard of
+them. Where it does not answer, nothing is done.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from drupe.services.containerd.peers import Peer
 from drupe.services.containerd.sandboxes import Sandboxes
 from drupe.services.containerd.tasks import Tasks
 
-LOOK_EVERY_S = 10.0
+LOOK_EVERY_S = 30.0
 _FIRST_LOOK_S = 2.0  # until a containerd that was waiting for the daemon has asked again
 _ANSWER_S = 5.0
 _GET = "/containerd.services.sandbox.v1.Store/Get"
@@ -31,35 +31,35 @@ async def watch(tasks: Tasks, sandboxes: Sandboxes) -> None:
     """Remove them, for ever."""
     await asyncio.sleep(_FIRST_LOOK_S)
     while True:
-        for pod in sandboxes.unwaited():
+        for peer in tasks.all_peers():
             try:
-                await _look(tasks, sandboxes, pod)
+                for pod in await _unknown(peer, [pod for pod in sandboxes.unwaited() if pod.spec.owner == peer.owner]):
+                    tasks.node.note(f"{pod.what}: removed, for containerd at {peer.grpc} knows nothing of it")
+                    await remove(tasks, sandboxes, pod)
             except (DrupeError, ImportError) as error:
-                log.debug("%s: whether containerd knows it is not clear: %s", pod.what, error)
+                log.debug("what containerd at %s knows is not clear: %s", peer.grpc, error)
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def _look(tasks: Tasks, sandboxes: Sandboxes, pod: Pod) -> None:
-    peer = next((peer for peer in tasks.all_peers() if peer.owner == pod.spec.owner), None)
-    if peer is not None and not await _is_known(peer, pod):
-        tasks.node.note(f"{pod.what}: removed, for containerd at {peer.grpc} knows nothing of it")
-        await remove(tasks, sandboxes, pod)
+async def _unknown(peer: Peer, pods: list[Pod]) -> list[Pod]:
+    """Those that are not in its store. Unavailable: it does not say. ImportError: gRPC is not installed, which only a
+    Controller needs else."""
+    if not pods:
+        return []
+    import grpc.aio  # costs 15 MiB, and most daemons that serve no Controller never get here
 
-
-async def _is_known(peer: Peer, pod: Pod) -> bool:
-    """Unavailable: there is no answer. ImportError: gRPC is not installed, which only a Controller needs else."""
-    import grpc.aio  # costs 15 MiB, and most daemons never get here
-
-    request = pb.StoreGetRequest(sandbox_id=pod.id).SerializeToString()
     async with grpc.aio.insecure_channel(f"unix:{peer.grpc.removeprefix('unix://')}") as channel:
         get: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_GET)
-        try:
-            await get(request, timeout=_ANSWER_S, metadata=(("containerd-namespace", pod.spec.namespace),))
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
-                return False
-            raise Unavailable(f"containerd at {peer.grpc}: {error.details()}") from None
-    return True
+        found = []
+        for pod in pods:
+            request = pb.StoreGetRequest(sandbox_id=pod.id).SerializeToString()
+            try:
+                await get(request, timeout=_ANSWER_S, metadata=(("containerd-namespace", pod.spec.namespace),))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise Unavailable(f"{error.code().name} {error.details()}") from None
+                found.append(pod)
+    return found
 
 
 async def remove(tasks: Tasks, sandboxes: Sandboxes, pod: Pod) -> None:

@@ -154,8 +154,8 @@ class Sandboxes:
         return pod
 
     def unwaited(self) -> list[Pod]:
-        """Those that run and whose end nobody waits for."""
-        return [p for p in self._core.pods.values() if p.held and p.state in _LIVE and not self._waiters[p.id]]
+        """Those whose end nobody waits for."""
+        return [pod for pod in self._core.pods.values() if pod.held and not self._waiters[pod.id]]
 
     # -- ends ---------------------------------------------------------------------------------------------------
 
