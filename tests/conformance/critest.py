@@ -74,17 +74,15 @@ def opened(version: Version, store: Path) -> Iterator[CriHost]:
 
 def run(host: CriHost, handler: str, log: Path, *words: str) -> Results:
     """critest with a handler; its output goes to `log`."""
-    reports = host.directory / "reports"
-    reports.mkdir()
+    report = host.directory / "junit.xml"
     argv = [
         str(critest_program.build()), f"--runtime-endpoint=unix://{SOCKET}", f"--runtime-handler={handler}",
-        f"--report-dir={reports}", "--ginkgo.timeout=4h", "--ginkgo.no-color", *words,
+        f"--ginkgo.junit-report={report}", "--ginkgo.timeout=4h", "--ginkgo.no-color", *words,
     ]  # fmt: skip
     host.serve(*argv, log=log.name).wait()
     for each in (log.name, "daemon.log", "containerd.log"):
         shutil.copy(host.directory / each, log.with_name(f"{log.stem}-{each}" if each != log.name else each))
-    found = list(reports.glob("junit*.xml"))
-    return results(found[0]) if found else {}
+    return results(report) if report.exists() else {}
 
 
 def results(report: Path) -> Results:
