@@ -121,7 +121,9 @@ def _make_tree(tree: Path, image: Image) -> None:
     tree.mkdir()
     made = runpy.run_path(str(SCRIPTS / "make-busybox-image.py"))
     made["make_tree"](tree, made["busybox_binary"](""))
-    for link in [path for path in tree.rglob("*") if path.is_symlink()]:  # a test hides one of them, which must not hide all
+    for link in [
+        path for path in tree.rglob("*") if path.is_symlink()
+    ]:  # a test hides one of them, which must not hide all
         link.unlink()
         link.hardlink_to(tree / "bin/busybox")
     (tree / "var/run").symlink_to("/run")

@@ -241,6 +241,29 @@ def test_what_a_container_is_given(cri: CriHost, handler: str, tmp_path: Path) -
         assert done.exit_code == 1 and b"Read-only file system" in done.stderr, place
 
 
+def test_a_privileged_container(cri: CriHost, native: str, tmp_path: Path) -> None:
+    """It may use all devices, mount, and show its mounts to the host where it is asked to."""
+    cri.inside("mount", "--bind", "--make-rshared", str(tmp_path), str(tmp_path))
+    try:
+        (tmp_path / "ours").mkdir()
+        (tmp_path / "theirs").mkdir()
+        pod = cri.pod("privileged", native, linux={"security_context": {"privileged": True}})
+        linux = {"security_context": {"privileged": True, "namespace_options": {"pid": api.CONTAINER}}}
+        mounts = [{"host_path": str(tmp_path), "container_path": "/v", "propagation": api.PROPAGATION_BIDIRECTIONAL}]
+        container = cri.run(pod, "main", *FOREVER, linux=linux, mounts=mounts)
+        devices = {path.name for path in Path("/dev").iterdir() if path.is_char_device() or path.is_block_device()}
+        assert devices - {"tty", "console", "ptmx"} <= set(cri.cri.exec(container, "ls", "/dev").split())
+        assert "Seccomp:\t0" in cri.cri.exec(container, "grep", "Seccomp:", "/proc/self/status")
+        cri.cri.exec(container, "sh", "-c", "mount -t tmpfs none /v/ours && touch /v/ours/seen && echo >/dev/kmsg")
+        assert "seen" in cri.inside("ls", str(tmp_path / "ours")).stdout
+        cri.inside("mount", "-t", "tmpfs", "none", str(tmp_path / "theirs"))
+        cri.inside("touch", str(tmp_path / "theirs/seen"))
+        assert cri.cri.exec(container, "ls", "/v/theirs") == "seen\n"
+        cri.cri.remove_pod(pod[0])
+    finally:
+        cri.inside("umount", "--recursive", str(tmp_path))
+
+
 @pytest.mark.parametrize("handler", ["drupe-gvisor"] + FULL * [APPKERNEL])
 def test_limits_of_containers_that_share_a_kernel(cri: CriHost, handler: str) -> None:
     """The pod has the sums, which Status tells; one without a limit lifts it, as the kubelet has it."""

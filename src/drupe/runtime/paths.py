@@ -49,8 +49,8 @@ class Paths:
 
     @property
     def cgroup(self) -> str:
-        """The parent of all pods' cgroups; one per runtime, so that two on a host never take each other for orphans. (In
-        mount namespaces of their own several may have one and the same run directory.)"""
+        """The parent of all pods' cgroups; one per runtime, so that two on a host never take each other for orphans,
+        also where each has a mount namespace of its own, and so the same run directory."""
         if (self.root, self.run) == (DEFAULT_ROOT, DEFAULT_RUN):
             return "/drupe"
         return "/drupe-" + hashlib.sha256(f"{self.root}\0{self.run}".encode()).hexdigest()[:8]
