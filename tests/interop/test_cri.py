@@ -483,6 +483,30 @@ def test_a_sandbox_that_containerd_does_not_know_goes(own_host: CriHost, by: str
     assert "knows nothing of it" in cri.drupe("system", "info").stdout
 
 
+def test_a_daemon_that_looks_all_the_time_removes_nothing_that_containerd_knows(own_host: CriHost) -> None:
+    """While pods are made, and while a containerd that was killed has not begun to wait for them again."""
+    cri = own_host
+    looks = "import sys; from drupe.cli.main import main; from drupe.services.containerd import leftovers; "
+    looks += "leftovers.LOOK_EVERY_S = leftovers.FIRST_LOOK_S = 0.01; sys.exit(main())"
+    cri.program = ("-c", looks)
+    cri.end_daemon(signal.SIGTERM)
+    cri.start_daemon()
+    pods = [cri.pod(f"known-{number}", handler) for number, handler in enumerate(("drupe-runc", "drupe-by-shim") * 2)]
+    mains = [cri.run(pod, "main", *FOREVER) for pod in pods]
+    cri.cri.StopPodSandbox(pod_sandbox_id=pods[0][0])
+    for _ in range(2):
+        cri.kill()
+        cri.inside("rm", SOCKET)  # it would look as if somebody answered
+        time.sleep(0.5)
+        cri.start()
+        wait_until(cri.ready, what="the CRI is ready", timeout_s=60.0)
+    for pod, main in list(zip(pods, mains, strict=True))[1:]:
+        wait_until(lambda pod=pod: _answers(cri, pod[0]), what="it is known again", timeout_s=60.0)  # type: ignore[misc]
+        assert cri.cri.exec(main, "echo", "fine") == "fine\n"
+    assert {each.id for each in cri.pods_of_drupe()} == {pod[0] for pod in pods}
+    assert "knows nothing of it" not in cri.drupe("system", "info").stdout
+
+
 def make_by_sandboxer(cri: CriHost, name: str, options: AnyMessage) -> None:
     """As containerd does it, but that it is not written down in its store."""
     with grpc.insecure_channel(f"unix://{cri.path('/run/drupe/sandboxer.sock')}") as channel:

@@ -153,9 +153,13 @@ class Sandboxes:
                 del self._waiters[id_]
         return pod
 
-    def unwaited(self) -> list[Pod]:
-        """Those whose end nobody waits for."""
-        return [pod for pod in self._core.pods.values() if pod.held and not self._waiters[pod.id]]
+    def is_waited(self, id_: str) -> bool:
+        """Whether somebody waits for its end just now."""
+        return self._waiters[id_] > 0
+
+    def all(self) -> list[Pod]:
+        """Each that is here, whatever its state."""
+        return [pod for pod in self._core.pods.values() if pod.held]
 
     # -- ends ---------------------------------------------------------------------------------------------------
 
