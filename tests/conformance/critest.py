@@ -9,8 +9,10 @@ with containerd, drupe's daemon and a registry that has the images; no traffic l
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -79,10 +81,17 @@ def run(host: CriHost, handler: str, log: Path, *words: str) -> Results:
         str(critest_program.build()), f"--runtime-endpoint=unix://{SOCKET}", f"--runtime-handler={handler}",
         f"--ginkgo.junit-report={report}", "--ginkgo.timeout=4h", "--ginkgo.no-color", *words,
     ]  # fmt: skip
-    host.serve(*argv, log=log.name).wait()
+    running = host.serve(*argv, log=log.name)
+    try:
+        running.wait()
+    finally:
+        running.kill()
+        running.wait()
     for each in (log.name, "daemon.log", "containerd.log"):
         shutil.copy(host.directory / each, log.with_name(f"{log.stem}-{each}" if each != log.name else each))
-    return results(report) if report.exists() else {}
+    found = results(report) if report.exists() else {}
+    log.with_suffix(".json").write_text(json.dumps(found, indent=1))
+    return found
 
 
 def results(report: Path) -> Results:
@@ -132,6 +141,7 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, default=Path("/tmp/drupe-critest"), help="where output goes (%(default)s)")
     parser.add_argument("--out", type=Path, help="a file for the table")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # with nothing left behind
     try:
         critest_program.build()
     except RuntimeError as error:

@@ -5,7 +5,6 @@ One image cannot be made: critest names it by the digest of a published one.
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import shutil
@@ -21,10 +20,7 @@ from drupe.images.store import ImageStore
 from framework.cri_host import CriHost
 from framework.images import SCRIPTS
 
-PORT = 5000
-HOST = f"127.0.0.1:{PORT}"
 CERTIFICATES = "/run/containerd-registries"  # containerd's name for the directory of its registries' settings
-MIRROR = f'[host."http://{HOST}"]\n  capabilities = ["pull", "resolve"]\n'
 ENVIRONMENT = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
 NGINX = """user www-data;
 pid /var/run/nginx.pid;
@@ -91,29 +87,18 @@ IMAGES = [
 def serve(host: CriHost) -> None:
     """Start a registry in there that has all of them, and have containerd ask it instead of every other. Call it after
     `open`."""
-    directory = host.directory / "registry"
-    directory.mkdir()
-    config = {
-        "version": "0.1", "log": {"level": "error"}, "http": {"addr": HOST},
-        "storage": {"filesystem": {"rootdirectory": str(directory / "data")}},
-    }  # fmt: skip
-    (directory / "registry.json").write_text(json.dumps(config))
-    host.serve_too("docker-registry", "serve", str(directory / "registry.json"), log="registry.log")
+    registry = host.serve_registry()
     mirror = Path(host.path(CERTIFICATES)) / "_default"
     mirror.mkdir(parents=True)
-    (mirror / "hosts.toml").write_text(MIRROR)
-    _send(host, ImageStore(host.directory / "drupe/images"))
-
-
-def _send(host: CriHost, store: ImageStore) -> None:
+    (mirror / "hosts.toml").write_text(f'[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n')
+    store = ImageStore(host.directory / "drupe/images")
     for number, image in enumerate(IMAGES):
         tree = host.directory / f"tree-{number}"
         _make_tree(tree, image)
         for tag in image.tags:
             config = {"Env": ENVIRONMENT, "Cmd": ["sh"], **image.config}
-            image_from_tree(store, tree, tag=f"{HOST}/{tag}", config=config, created_s=0, progress=silent)
-            sent = host.drupe("image", "push", "--insecure", f"{HOST}/{tag}")
-            assert sent.returncode == 0, sent.stderr
+            image_from_tree(store, tree, tag=f"{registry}/{tag}", config=config, created_s=0, progress=silent)
+            host.push(f"{registry}/{tag}")
         shutil.rmtree(tree)
 
 
