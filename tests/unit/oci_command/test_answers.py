@@ -92,7 +92,7 @@ def test_create_becomes_the_program(site: Site) -> None:
     home = f"{site.directory}/run/bundles/runc-crun"
     assert said.execute == [
         "/exe", "--root", home, "--systemd-cgroup", "--log=/l", "--log-format=json",
-        "create", "--bundle", str(site.directory), "--pid-file", "p", "c1",
+        "create", "--bundle", str(site.directory), "--pid-file", f"{site.directory}/p", "c1",
     ]  # fmt: skip
     assert (said.fallback, said.hide_cgroup, said.texts) == ("/path", True, {})
 

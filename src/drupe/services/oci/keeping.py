@@ -17,7 +17,7 @@ from drupe.oci.limits import resources_of
 from drupe.oci.runtime_spec import LinuxResources, Process, RuntimeConfig
 from drupe.oci.signals import parse_signal
 from drupe.sandboxers.bundles import BundleProgram
-from drupe.services.oci import births, checkpoints
+from drupe.services.oci import births, checkpoints, frozen
 from drupe.services.oci.adapting import DESCRIPTORS, stand_in_config, workload_process
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.kept import Kept
@@ -252,6 +252,8 @@ async def _execute(asked: Asked, program: BundleProgram) -> OciAnswer:
     for name in ("cgroup", "preserve-fds", "ignore-paused"):
         if asked.words.text(name) not in ("", "0", "false"):
             raise Unsupported(f"exec --{name} is not carried out by {kept.pod.kind} sandboxes", feature=f"--{name}")
+    if kept.status == "paused":
+        raise InvalidState(frozen.PAUSED)
     terminal, console = _process(asked, kept)["terminal"], _absolute(asked, "console-socket")
     if terminal and not console and asked.words.on("detach"):
         raise InvalidArgument("cannot allocate tty if drupe-oci will detach without setting console socket")

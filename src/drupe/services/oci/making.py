@@ -13,16 +13,18 @@ from drupe.oci.honoured import for_older_crun, refuse_unhonoured, takes_spec_ver
 from drupe.oci.runtime_spec import Linux, LinuxResources, Process, RuntimeConfig
 from drupe.oci.validate import parse_config
 from drupe.sandboxers.bundles import BundleProgram
-from drupe.services.oci import checkpoints
+from drupe.services.oci import checkpoints, frozen
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.keeping import prepare
 from drupe.services.oci.processes import limits_text, process_of, wants_stdin
+from drupe.services.oci.saying import warned
 from drupe.spec.oci import OciAnswer
 
 _TEXT = "@text"
 _MAKING_VALUES = ("console-socket", "pid-file", "preserve-fds")
 _MAKING_SWITCHES = ("no-pivot", "no-new-keyring", "no-subreaper", "detach")
-_EXEC_VALUES = ("console-socket", "pid-file", "preserve-fds", "cgroup")
+_PATHS = ("console-socket", "pid-file")
+_EXEC_VALUES = ("console-socket", "pid-file", "preserve-fds")
 
 
 async def make(asked: Asked) -> OciAnswer:
@@ -33,6 +35,7 @@ async def make(asked: Asked) -> OciAnswer:
     config = parse_config(data, where=where)
     program = asked.chosen(config)
     asked.check_free()
+    warning = frozen.check_new(asked, config) if program.name == "crun" else ""
     if program.stands:
         return await prepare(asked, program, config, data)
     version = await program.version()
@@ -41,10 +44,11 @@ async def make(asked: Asked) -> OciAnswer:
         return await checkpoints.become(asked, program, "restore", "--bundle", bundle)
     _refuse_flags(asked, program, version)
     words = [asked.words.verb, "--bundle", bundle, *_options(asked, _MAKING_VALUES, _MAKING_SWITCHES)]
-    if takes_spec_version(program.name, version, config.oci_version):
-        return asked.become(program, *words, asked.id)
-    text = json.dumps(for_older_crun(json.loads(data)))
-    return asked.become(program, *words, "--config", _TEXT, asked.id, texts={_TEXT: text})
+    texts = {}
+    if not takes_spec_version(program.name, version, config.oci_version):
+        texts[_TEXT] = json.dumps(for_older_crun(json.loads(data)))
+        words += ["--config", _TEXT]
+    return warned(asked, asked.become(program, *words, asked.id, texts=texts), warning)
 
 
 def _refuse_flags(asked: Asked, program: BundleProgram, version: tuple[int, ...]) -> None:
@@ -55,7 +59,13 @@ def _refuse_flags(asked: Asked, program: BundleProgram, version: tuple[int, ...]
 
 
 def _options(asked: Asked, values: tuple[str, ...], switches: tuple[str, ...] = ()) -> list[str]:
-    words = [word for name in values if (value := asked.words.text(name)) for word in (f"--{name}", value)]
+    """values, switches: of these flags those that were given. Paths become absolute: crun changes its directory first."""
+    given = [(name, value) for name in values if (value := asked.words.text(name))]
+    words = [
+        word
+        for name, value in given
+        for word in (f"--{name}", asked.files.absolute(value) if name in _PATHS else value)
+    ]
     return [*words, *(f"--{name}" for name in switches if asked.words.on(name))]
 
 
@@ -64,10 +74,13 @@ async def execute(asked: Asked) -> OciAnswer:
     is written out from the container's own, as runc would."""
     program = asked.found()
     words = ["exec", *_options(asked, _EXEC_VALUES, ("detach",))]
+    words += [word for path in asked.words.options.get("cgroup", ()) for word in ("--cgroup", path)]
     if asked.words.on("ignore-paused"):
         if program.name == "crun":
             raise Unsupported("exec --ignore-paused is not carried out by crun", feature="--ignore-paused")
         words.append("--ignore-paused")
+    elif program.name == "crun":
+        frozen.check_running(asked, program)
     if path := asked.words.text("process"):
         data = asked.files.read(path, "process")
     else:
