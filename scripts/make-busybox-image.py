@@ -71,9 +71,11 @@ def make_tree(root: Path, busybox: Path) -> None:
 
 
 def make_tar(path: Path, busybox: Path) -> None:
-    """The tree alone, for those who unpack roots themselves."""
+    """The tree alone, for those who unpack roots themselves; without what runtimes make to mount on."""
     with tempfile.TemporaryDirectory(prefix="busybox-image.") as scratch, tarfile.open(path, "w") as archive:
         make_tree(Path(scratch), busybox)
+        for name in ("proc", "sys"):
+            (Path(scratch) / name).rmdir()
         archive.add(scratch, ".")
 
 
@@ -86,7 +88,8 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="make it again even if the store has it")
     options = parser.parse_args()
     if options.tar:
-        return make_tar(Path(options.tar), busybox_binary(options.busybox))
+        make_tar(Path(options.tar), busybox_binary(options.busybox))
+        return
     store = ImageStore(Path(options.root))
     try:
         info = None if options.force else _existing(store, options.tag)

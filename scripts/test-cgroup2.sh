@@ -1,6 +1,7 @@
 #!/bin/bash
 # `make test-cgroup2 [TESTS=…]`: the tests of limits in a guest whose only cgroups are v2. QEMU emulates it (no KVM), with a kernel
 # of Debian; its root is this host's, below a layer in memory: same programs, same .venv, nothing is written here.
+# GUEST_INIT=systemd: systemd is the first process, with its bus, and makes the scopes that are asked for (--systemd-cgroup).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=("$@")
@@ -53,8 +54,27 @@ $bb mount -t tmpfs run /new/run; $bb mount -t tmpfs -o mode=1777 tmp /new/tmp
 $bb mkdir -p /new/lib/modules && $bb mount -t tmpfs none /new/lib/modules
 $bb ln -s "$($bb cat /modules)" "/new/lib/modules/$($bb uname -r)"
 $bb cp /guest /new/run/guest
-exec $bb switch_root /new /bin/bash /run/guest
+[ "$($bb cat /first)" = systemd ] || exec $bb switch_root /new /bin/bash /run/guest
+$bb mkdir -p /new/run/systemd/system /new/run/systemd/system.conf.d
+$bb cp /guest.service /new/run/systemd/system/guest.service
+printf '[Manager]\nDefaultCPUAccounting=yes\nDefaultIOAccounting=yes\n' >/new/run/systemd/system.conf.d/guest.conf
+exec $bb switch_root /new /lib/systemd/systemd --unit=guest.service --show-status=no
 INIT
+cat >"$work/root/guest.service" <<'UNIT'
+[Unit]
+DefaultDependencies=no
+Wants=dbus.service
+After=dbus.service
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /run/guest
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+TimeoutStartSec=infinity
+Delegate=yes
+UNIT
+echo "${GUEST_INIT:-bash}" >"$work/root/first"
 chmod +x "$work/root/init"
 cat >"$work/root/guest" <<GUEST
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DRUPE_TEST_PATIENCE=10

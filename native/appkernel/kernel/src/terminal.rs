@@ -9,8 +9,8 @@ use drupe_appkernel_hostsys::{files, poll};
 use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::tty::Master;
 use drupe_appkernel_vfs::{
-    wait, Context, Credentials, Events, FdTable, MountNamespace, OpenFile, OpenFlags, Path, Registration, SpecialFiles,
-    Timestamp, View, WaitQueue, Wake,
+    wait, Context, Credentials, Events, FdTable, MountNamespace, OpenFile, OpenFlags, Path, Registration, SetAttributes,
+    SpecialFiles, Timestamp, View, WaitQueue, Wake,
 };
 
 use crate::streams::Watched;
@@ -123,6 +123,13 @@ impl Console {
             table.insert(Arc::clone(&self.slave), false, 0, 3)?;
         }
         Ok(table)
+    }
+
+    /// It is this user's, as login(1) has it.
+    pub fn give_to(&self, uid: u32) -> Result<()> {
+        let inode = self.slave.path().ok_or(Errno::NXIO)?.inode();
+        let changes = SetAttributes { uid: Some(uid), ..SetAttributes::default() };
+        inode.set_attributes(&context(&Credentials::root()), &changes)
     }
 
     /// Become the controlling terminal of a process that leads its session and has not run yet.

@@ -37,7 +37,7 @@ _VERBS = {
     "cpuset-cpus cpuset-mems cpu-idle memory memory-reservation memory-swap pids-limit l3-cache-schema mem-bw-schema",
 }
 VERBS = tuple(_VERBS)
-_IN_ORDER = ("exec",)  # what follows the container's id is the command, flags and all
+_IN_ORDER = ("exec", "ps")  # what follows the container's id is the command, or for ps(1), flags and all
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from drupe import __version__
 from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.oci.runtime_spec import SPEC_VERSION
-from drupe.oci.signals import parse_signal
-from drupe.services.oci import checkpoints, helping, keeping, making, telling
+from drupe.services.oci import checkpoints, crun_state, helping, keeping, making, telling
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.flags import Words, parse
 from drupe.services.oci.host import CallerFiles
 from drupe.services.oci.kept import Bundles
+from drupe.services.oci.processes import kill_signal
 from drupe.services.oci.saying import refusal
 from drupe.spec.oci import OciAnswer, OciAsk
 
@@ -66,9 +66,11 @@ async def _plain(asked: Asked) -> OciAnswer:
 
 
 async def _kill(asked: Asked) -> OciAnswer:
-    signal = parse_signal((asked.words.arguments[1:] or ["TERM"])[0])
+    program, signal = asked.found(), kill_signal(asked.words)
     every = ["--all"] if asked.words.on("all") else []
-    return asked.become(asked.found(), "kill", *every, asked.id, str(signal))
+    if every and program.name == "crun" and crun_state.has_ended(asked, program):
+        return OciAnswer()  # as with runc, there is nobody whom it does not reach
+    return asked.become(program, "kill", *every, asked.id, str(signal))
 
 
 async def _delete(asked: Asked) -> OciAnswer:
