@@ -55,9 +55,7 @@ class PrivateHost:
     def serve(self, *argv: str, log: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Start a daemon in there, or a program that takes long."""
         with (self.directory / log).open("ab") as output:
-            return subprocess.Popen(
-                [*self._nsenter(), *argv], env=self.env, stdin=stdin, stdout=output, stderr=output
-            )
+            return subprocess.Popen([*self._nsenter(), *argv], env=self.env, stdin=stdin, stdout=output, stderr=output)
 
     def wait_for(self, socket: str) -> None:
         """Until there is a socket of that name in there."""

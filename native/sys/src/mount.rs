@@ -28,13 +28,16 @@ pub fn open_tree(path: &Path) -> io::Result<OwnedFd> {
 
 /// fsopen(2), fsmount(2): a new file system in memory that is mounted nowhere, and goes with what is open of it.
 pub fn detached_memory() -> io::Result<OwnedFd> {
-    const CREATE: libc::c_uint = 6; // FSCONFIG_CMD_CREATE of linux/mount.h
-    let (none, cloexec) = (ptr::null::<libc::c_char>(), 1); // FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
+    // FSCONFIG_CMD_CREATE, and FSOPEN_CLOEXEC as FSMOUNT_CLOEXEC, of linux/mount.h.
+    const CREATE: libc::c_uint = 6;
+    const CLOEXEC: libc::c_uint = 1;
+    let none = ptr::null::<libc::c_char>();
     // SAFETY: the name is NUL-terminated, the pointers that are null may be; the new descriptors are ours.
     unsafe {
-        let made = OwnedFd::from_raw_fd(check_long(libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), cloexec))? as i32);
+        let made =
+            OwnedFd::from_raw_fd(check_long(libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), CLOEXEC))? as i32);
         check_long(libc::syscall(libc::SYS_fsconfig, made.as_raw_fd(), CREATE, none, none, 0))?;
-        let mounted = check_long(libc::syscall(libc::SYS_fsmount, made.as_raw_fd(), cloexec, 0))?;
+        let mounted = check_long(libc::syscall(libc::SYS_fsmount, made.as_raw_fd(), CLOEXEC, 0))?;
         Ok(OwnedFd::from_raw_fd(mounted as i32))
     }
 }

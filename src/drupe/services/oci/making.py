@@ -50,7 +50,7 @@ async def make(asked: Asked) -> OciAnswer:
     if not takes_spec_version(program.name, version, config.oci_version):
         texts[_TEXT] = json.dumps(for_older_crun(json.loads(data)))
         words += ["--config", _TEXT]
-    return warned(asked, asked.become(program, *words, asked.id, texts=texts), warning)
+    return warned(asked, _giving(program, asked.become(program, *words, asked.id, texts=texts)), warning)
 
 
 def _check_root(asked: Asked, config: RuntimeConfig, bundle: str) -> None:
@@ -110,8 +110,12 @@ async def execute(asked: Asked) -> OciAnswer:
     refuse_unhonoured(_only(process=process), program.name, await program.version())
     if process.terminal or asked.words.on("tty"):
         words.append("--tty")
-    become = asked.become(program, *words, "--process", _TEXT, asked.id, texts={_TEXT: data.decode()})
-    return msgspec.structs.replace(become, own_nulls=program.name == "crun")  # it gives them to the process's user
+    return _giving(program, asked.become(program, *words, "--process", _TEXT, asked.id, texts={_TEXT: data.decode()}))
+
+
+def _giving(program: BundleProgram, become: OciAnswer) -> OciAnswer:
+    """crun gives its streams to an exec's user, and to the root of a container's user namespace: also /dev/null."""
+    return msgspec.structs.replace(become, own_nulls=program.name == "crun")
 
 
 def _own_process(asked: Asked, program: BundleProgram) -> dict[str, Any]:
@@ -151,8 +155,8 @@ async def update(asked: Asked) -> OciAnswer:
 
 
 def without_zeros(resources: dict[str, Any]) -> dict[str, Any]:
-    """runc leaves a limit of 0 as it is, and Docker sends all that it does not change so; crun would set it. No limit of
-    memory means none of swap, too."""
+    """runc leaves a limit of 0 as it is, and Docker sends all that it does not change so; crun would set it. Without a
+    limit of memory there is none of swap either."""
     kept = dict(resources)
     for part, names in _ZERO_IS_NONE.items():
         if section := kept.get(part):
