@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from drupe.resources.cgroups import detect
+from drupe.resources.cgroups.detect import cgroup_of
+from drupe.spec.resources import Resources
 from framework import bundles
 from framework.bundles import Runtime, config, make_bundle
 from framework.daemon import Daemon
@@ -102,6 +105,22 @@ def test_processes_by_ps_and_after_the_end(daemon: Daemon, tmp_path: Path) -> No
     assert len(oci("ps", "c1").stdout.splitlines()) == 1
     assert oci("ps", "--format", "json", "c1").stdout == "[]\n"
     oci("delete", "c1")
+
+
+def test_limits_are_taken_off(daemon: Daemon, tmp_path: Path) -> None:
+    needs_program("crun")
+    oci = bundles.drupe_oci(daemon, tmp_path / "state")
+    limits = {"memory": {"limit": 64 << 20, "swap": 96 << 20}, "pids": {"limit": 55}, "cpu": {"quota": 50000}}
+    document = config("sleep", "1000", cgroup=tmp_path.name[-20:])
+    document["linux"]["resources"] |= limits
+    pid = oci.create(make_bundle(tmp_path / "bundle", document), "c1", tmp_path / "out")
+    cgroups, path = detect(), cgroup_of(pid)
+    assert (cgroups.stats(path).pids_limit, cgroups.stats(path).memory_limit_bytes) == (55, 64 << 20)
+    oci("update", "--pids-limit", "-1", "c1")
+    oci("update", "--cpu-quota", "-1", "--memory", "-1", "c1")
+    unlimited = Resources(pids=-1, memory_bytes=-1, memory_swap_bytes=-1, cpu_quota_us=-1)
+    assert cgroups.verify(path, unlimited) == []
+    oci("delete", "--force", "c1")
 
 
 def test_kernel_file_systems_are_not_mounted_over_links(oci: Runtime, tmp_path: Path) -> None:

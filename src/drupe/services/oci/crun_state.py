@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Sequence
+from typing import Any
 
 from drupe.errors import DrupeError, InvalidArgument, InvalidState, NotFound, Unsupported
 from drupe.oci.runtime_spec import RuntimeConfig
 from drupe.sandboxers.bundles import BundleProgram
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.births import cgroup_of
+from drupe.spec.resources import Resources
 
 PAUSED = "cannot exec in a paused container"  # runc's words, but for a flag that only runc has
 
@@ -61,6 +63,21 @@ def check_running(asked: Asked, program: BundleProgram) -> None:
             raise InvalidState(PAUSED)
     except NotFound:
         return
+
+
+def take_limits_off(asked: Asked, program: BundleProgram, resources: dict[str, Any]) -> bool:
+    """Where a limit is to be none (-1) crun writes a number that the kernel refuses: these are taken out and done.
+    Returns whether anything is left for crun. Raises as `Cgroups.apply`."""
+    off: dict[str, Any] = {}
+    for part, key, name in (("cpu", "quota", "cpu_quota_us"), ("pids", "limit", "pids")):
+        section = resources.get(part) or {}
+        if (section.get(key) or 0) < 0:
+            off[name] = -1
+            resources[part] = {other: value for other, value in section.items() if other != key}
+    path = cgroup(asked, program)
+    if off and path:
+        asked.node.cgroups.apply(path, Resources(**off))
+    return not off or any(resources.values())
 
 
 def check_below(asked: Asked, program: BundleProgram, paths: Sequence[str]) -> None:

@@ -150,7 +150,10 @@ async def update(asked: Asked) -> OciAnswer:
     data = limits_text(asked)
     resources = runtime_spec.parse(LinuxResources, data, where=asked.words.text("resources") or "update")
     refuse_unhonoured(_only(resources=resources), program.name, await program.version())
-    text = json.dumps(without_zeros(json.loads(data)))
+    left = without_zeros(json.loads(data))
+    if program.name == "crun" and not crun_state.take_limits_off(asked, program, left):
+        return OciAnswer()
+    text = json.dumps(left)
     return asked.become(program, "update", "--resources", _TEXT, asked.id, texts={_TEXT: text})
 
 
