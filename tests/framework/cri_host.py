@@ -89,12 +89,12 @@ HANDLERS = ("drupe", "drupe-gvisor", "drupe-appkernel", "drupe-wasm", "drupe-vm"
 class CriHost(Containerd):
     """containerd with its CRI, our handlers among its runtimes; see Containerd for the rest. Usable after `open`."""
 
-    def __init__(self, directory: Path, version: Version, store: Path) -> None:
+    def __init__(self, directory: Path, version: Version, store: Path, *, extra: str = "") -> None:
         for parent in _parents():  # runc makes them and leaves them
             parent.mkdir(exist_ok=True)
         config = directory / "drupe.toml"
         config.write_text("[containerd]\nsandboxer = true\n")
-        super().__init__(directory, version, store, cri=True, extra=_handlers(version), drupe_config=config)
+        super().__init__(directory, version, store, cri=True, extra=_handlers(version) + extra, drupe_config=config)
         self.logs = directory / "pods"
         self.cri: Cri
 
