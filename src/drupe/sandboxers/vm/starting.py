@@ -101,7 +101,9 @@ class Starter:
             return []  # the program opens the files itself
         socket, log = record.home / "virtiofs.sock", record.home / "virtiofsd.log"
         argv = share.serving(share.find_virtiofsd(), record)
-        pod.pids[SHARE] = await self._launcher.start(record, record.id + SHARE, argv, [socket], log=log, netns=False)
+        pod.pids[SHARE] = await self._launcher.start(
+            record, record.id + SHARE, argv, [socket], log=log, netns=False, users=pod.share.users
+        )
         return [SharedDirectory(id="share", tag=share.TAG, path=record.share, socket=socket)]
 
     async def boot(self, pod: VmPod, config: MachineConfig, phases: Phases) -> None:
