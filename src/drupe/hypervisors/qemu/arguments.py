@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drupe.hypervisors.contract import SPARE_DISK_BYTES, Device, Disk, MachineConfig, Nic, Share
+from drupe.hypervisors.owners import uid_of
 
 BRIDGE, BRIDGE_SLOTS = "more", range(1, 32)  # of q35: one bridge costs less boot time than a port for each device
 ROOT_PORTS = {"q35": 2, "virt": 6}  # q35 keeps them for devices of the host, which want PCI Express
@@ -17,7 +18,6 @@ HOLES = ("discard", "write-zeroes")  # a disk's: QEMU would make holes, which it
 MEMORY_STEP_BYTES = 2 << 20
 MEMORY_ROOM_BYTES = 128 << 20  # Linux plugs memory in sections of that size
 _CONTROL_FD, _AGENT_FD = 3, 4  # the listeners of `Launch.listeners`, in their order
-_UNPRIVILEGED_BASE, _UNPRIVILEGED_RANGE = 1_800_000_000, 100_000_000
 _MACHINES = {
     "q35": "q35,usb=off,sata=off,smbus=off,graphics=off",
     "microvm": "microvm,pit=off,pic=off,rtc=on,isa-serial=on,usb=off,pcie=off",
@@ -32,13 +32,6 @@ _EMULATED_X86 = "max,-erms,-fsrm,-la57"
 _CODE_SHARE, _CODE_LEAST_MIB = 10, 48
 # What a kernel does at every step is translated once more: policies that nobody has loaded, and statistics of stalls.
 _PLAIN = ("lsm=landlock,lockdown,yama", "psi=0")
-
-
-def uid_of(machine_id: str) -> int:
-    """The user id under which a machine runs: its own, and nobody else's on the host."""
-    import zlib
-
-    return _UNPRIVILEGED_BASE + zlib.crc32(machine_id.encode()) % _UNPRIVILEGED_RANGE
 
 
 def command_line(config: MachineConfig, program: str, machine: str, empty: Path) -> list[str]:
@@ -228,7 +221,8 @@ def _nic(nic: Nic, transport: str, home: Path) -> Iterator[str]:
     else:
         queues = f",queues={nic.queues}" if nic.queues > 1 else ""
         yield from ("-netdev", f"tap,id=n-{nic.id},ifname={nic.tap},script=no,downscript=no{queues}")
-    many = f",mq=on,vectors={2 * nic.queues + 2}" if nic.queues > 1 and transport == "pci" else ""
+    vectors = f",vectors={2 * nic.queues + 2}" if transport == "pci" else ""
+    many = f",mq=on{vectors}" if nic.queues > 1 else ""
     options = f"id={nic.id},netdev=n-{nic.id},mac={nic.mac},host_mtu={nic.mtu}{many}"
     yield from ("-device", f"virtio-net-{_modern(transport)},{options}" + (",romfile=" if transport == "pci" else ""))
 
