@@ -53,12 +53,10 @@ class PrivateHost:
         self._daemon.wait(TIMEOUT_S)
         self._services.remove(self._daemon)
 
-    def serve(self, *argv: str, log: str) -> subprocess.Popen[bytes]:
-        """Start a daemon in there."""
+    def serve(self, *argv: str, log: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        """Start a daemon in there, or a program that takes long."""
         with (self.directory / log).open("ab") as output:
-            return subprocess.Popen(
-                [*self._nsenter(), *argv], env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+            return subprocess.Popen([*self._nsenter(), *argv], env=self.env, stdin=stdin, stdout=output, stderr=output)
 
     def serve_too(self, *argv: str, log: str) -> None:
         """Start a daemon in there that ends with the host."""

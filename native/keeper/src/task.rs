@@ -249,7 +249,9 @@ pub fn make_pipes(with_stdin: bool) -> Outcome<(Ends, [OwnedFd; 3])> {
     Ok((ends, [stdin_read, stdout_write, stderr_write]))
 }
 
+/// A null device of its own for each: crun gives the streams of a container to the root of its user namespace, and the
+/// host's /dev/null is everybody's. Who may not make devices can give none away either.
 pub fn dev_null(readable: bool) -> Outcome<OwnedFd> {
-    let file = fs::OpenOptions::new().read(readable).write(!readable).open("/dev/null");
-    file.map(OwnedFd::from).map_err(|error| crate::protocol::Failure::io("cannot open /dev/null", &error))
+    let of_host = |_| fs::OpenOptions::new().read(readable).write(!readable).open("/dev/null").map(OwnedFd::from);
+    drupe_sys::fd::own_null().or_else(of_host).map_err(|error| crate::protocol::Failure::io("cannot open /dev/null", &error))
 }

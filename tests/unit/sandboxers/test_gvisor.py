@@ -67,6 +67,11 @@ def test_words_of_runsc(said: str, error: type[DrupeError]) -> None:
     assert type(explain(HelperFailed("x", cause=cause), {"args": ["x"]})) is error
 
 
+def test_words_of_several_processes_on_one_line() -> None:
+    said = '{"msg":"first","time":"t"}{"msg":"no place","time":"t"}'
+    assert "no place" in explain(HelperFailed("x", cause=said), {"args": ["x"]}).cause
+
+
 def test_a_signal_to_nobody() -> None:
     assert isinstance(gone(HelperFailed("x", cause="no such process")), NotFound)
     assert isinstance(gone(HelperFailed("x", cause="another matter")), HelperFailed)

@@ -422,6 +422,9 @@ fn run(pod: &mut Pod, container: &Container, settings: Settings, fds: &mut Descr
     let cwd = pod.walk(&namespace, &root, &settings.cwd);
     let cwd = cwd.map_err(|errno| failed(&format!("cwd {}", String::from_utf8_lossy(&settings.cwd)), errno))?;
     let Settings { program, credentials, rights, limits, umask, oom_score_adj, .. } = settings;
+    if let Some(console) = &console {
+        console.give_to(credentials.uid).map_err(|errno| failed("a terminal's owner", errno))?;
+    }
     let name = program.path.clone();
     let around =
         Surroundings { namespace, root, cwd, credentials, rights, files, limits, seccomp, umask, oom_score_adj };
