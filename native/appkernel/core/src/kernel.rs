@@ -241,6 +241,9 @@ impl Kernel {
                 }
             }
             Trap::Fault { signal, .. } if self.redirect(tid, signal) => self.go_on(tid, None, Vec::new()),
+            Trap::Fault { signal, code, address } if self.grow(tid, (signal, code, address)) => {
+                self.go_on(tid, None, Vec::new());
+            }
             Trap::Fault { signal, code, address } => {
                 self.force_signal(tid, Info { signal, code, errno: 0, fields: [address, 0] });
                 self.go_on(tid, None, Vec::new());

@@ -13,6 +13,7 @@ pub mod elf;
 pub mod encode;
 mod exec;
 mod exit;
+mod grow;
 mod guest;
 pub mod host;
 pub mod jobs;

@@ -80,6 +80,9 @@ impl View<'_> {
             (None, Last::Name(name)) => name,
             _ => return Err(Errno::EXIST),
         };
+        if found.slash {
+            return Err(Errno::NOENT); // it would have to be a directory
+        }
         let directory = &found.parent;
         if old.mount.id() != directory.mount.id() {
             return Err(Errno::XDEV);
