@@ -131,7 +131,8 @@ def _umask(config: RuntimeConfig) -> bool:
     return user is not None and user.umask not in (None, _USUAL_UMASK)
 
 
-def _elsewhere(paths: list[str] | None) -> bool:
+def hides_elsewhere(paths: list[str] | None) -> bool:
+    """Whether some of masked or read-only paths are below neither /proc nor /sys, which are the kernel's own."""
     return any(not path.startswith(_KERNELS_OWN) for path in paths or ())
 
 
@@ -225,9 +226,11 @@ RULES: Mapping[str, Rule] = {
         "mount-propagation", lambda config: _linux(config).rootfs_propagation in TRAVELLING
     ),
     "linux.maskedPaths": _OWN_FILES,
-    "linux.maskedPaths elsewhere": Needs("masked-paths", lambda config: _elsewhere(_linux(config).masked_paths)),
+    "linux.maskedPaths elsewhere": Needs("masked-paths", lambda config: hides_elsewhere(_linux(config).masked_paths)),
     "linux.readonlyPaths": _OWN_FILES,
-    "linux.readonlyPaths elsewhere": Needs("masked-paths", lambda config: _elsewhere(_linux(config).readonly_paths)),
+    "linux.readonlyPaths elsewhere": Needs(
+        "masked-paths", lambda config: hides_elsewhere(_linux(config).readonly_paths)
+    ),
     "linux.mountLabel": Moot("files are opened by the sandbox, not by the workload"),
     "linux.seccomp*": Carried(
         "the kind of sandbox, where its kernel has filters; a module has the engine's, which is narrower"
