@@ -42,6 +42,11 @@ class Face:
         config.write_text(f'[kinds.runc]\nprogram = "{name}"\n' if name in PROGRAMS else "")
         self._program = "/usr/sbin/runc" if name == "oracle" else self._link()
         self._host = PrivateHost(directory, config=config)
+        if name == "vm":
+            self._host.wait_for("/run/drupe/drupe.sock")
+            built = self._host.drupe("guest", "build")
+            if built.returncode:
+                raise RuntimeError(f"no guest for machines: {built.stderr.strip()}")
 
     def _link(self) -> str:
         """Our program by the name that says the kind."""
