@@ -131,6 +131,14 @@ def test_kernel_file_systems_are_not_mounted_over_links(oci: Runtime, tmp_path: 
     assert refused.returncode == 1 and "/proc must be mounted on ordinary directory" in refused.stderr
 
 
+def test_devices_that_are_there_anyhow_are_asked_for(oci: Runtime, tmp_path: Path) -> None:
+    devices = [
+        {"path": f"/dev/{name}", "type": "c", "major": 5, "minor": minor} for name, minor in (("tty", 0), ("ptmx", 2))
+    ]
+    made = bundle(tmp_path, "sh", "-c", "[ -c /dev/tty ] && echo there", linux={"devices": devices})
+    assert oci("run", "--bundle", made, "c1").stdout == "there\n"
+
+
 def test_a_template_has_runcs_namespaces(oci: Runtime, tmp_path: Path) -> None:
     needs_program("runc")
     found = []

@@ -241,6 +241,32 @@ def test_what_a_container_is_given(cri: CriHost, handler: str, tmp_path: Path) -
         assert done.exit_code == 1 and b"Read-only file system" in done.stderr, place
 
 
+@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "drupe-gvisor", APPKERNEL])
+def test_what_a_container_may_not(cri: CriHost, handler: str, tmp_path: Path) -> None:
+    """Its filter of system calls holds in sandboxes made before it was known; paths are hidden, or refused. (runsc has
+    no filter for what is executed in a container.)"""
+    needs_handler(handler)
+    profile = tmp_path / "profile.json"
+    rule = {"names": ["chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO"}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    filtered = {"profile_type": api.SecurityProfile.Localhost, "localhost_ref": str(profile)}
+    pod = cri.pod("may-not", handler)
+    volume = [{"host_path": str(tmp_path), "container_path": "/tmp/below"}]
+    script = ("sh", "-c", "chmod 700 /tmp || echo refused; sleep 100000")
+    container = cri.run(pod, "main", *script, linux={"security_context": {"seccomp": filtered}}, mounts=volume)
+    wait_until(lambda: "refused" in cri.log("may-not", "main"), what="chmod is refused")
+    if handler != "drupe-gvisor":
+        assert cri.cri.ExecSync(container_id=container, cmd=["chmod", "700", "/tmp"], timeout=20).exit_code
+    assert cri.cri.exec(container, "ls", "/tmp/below") == "profile.json\n"
+    hidden = {"security_context": {"masked_paths": ["/etc/passwd"], "readonly_paths": ["/etc"]}}
+    if handler == "drupe-gvisor":
+        with pytest.raises(grpc.RpcError, match="cannot choose which paths are masked and read-only"):
+            cri.run(pod, "hidden", *FOREVER, linux=hidden)
+    else:
+        other = cri.run(pod, "hidden", *FOREVER, linux=hidden)
+        assert cri.cri.exec(other, "sh", "-c", "cat /etc/passwd; touch /etc/new || echo read-only") == "read-only\n"
+
+
 def test_a_privileged_container(cri: CriHost, native: str, tmp_path: Path) -> None:
     """It may use all devices, mount, and show its mounts to the host where it is asked to."""
     cri.inside("mount", "--bind", "--make-rshared", str(tmp_path), str(tmp_path))

@@ -114,7 +114,9 @@ pub fn own_null() -> io::Result<OwnedFd> {
     unsafe {
         check(libc::mknodat(directory, c"null".as_ptr(), mode, libc::makedev(1, 3)))?;
         let flags = libc::O_RDWR | libc::O_CLOEXEC;
-        Ok(OwnedFd::from_raw_fd(check(libc::openat(directory, c"null".as_ptr(), flags))?))
+        let null = OwnedFd::from_raw_fd(check(libc::openat(directory, c"null".as_ptr(), flags))?);
+        check(libc::fchmod(null.as_raw_fd(), 0o666))?; // whatever the umask is
+        Ok(null)
     }
 }
 

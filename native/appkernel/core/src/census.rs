@@ -12,9 +12,10 @@ use drupe_appkernel_vfs::{ClockId, FdTable, MountNamespace, OpenFile, Path};
 
 use crate::host::Host;
 use crate::kernel::Kernel;
-use crate::mm::Mm;
+use crate::mm::{Mm, PROT_EXEC, PROT_WRITE, STACK};
 use crate::pages;
 use crate::pids;
+use crate::send::LIMIT_SIGPENDING;
 use crate::signal::{set_of, Set, COUNT, SIG_DFL, SIG_IGN};
 use crate::task::{FsState, Pid, Process, State, Tid, LIMIT_COUNT};
 
@@ -91,6 +92,11 @@ fn areas(mm: &Mm, root: &Path) -> Vec<Area> {
         out
     };
     mm.areas.iter().map(shown).collect()
+}
+
+fn of_areas(mm: Option<&Mm>, counts: impl Fn(&crate::mm::Area) -> bool) -> u64 {
+    let areas = mm.into_iter().flat_map(|mm| &mm.areas);
+    areas.filter(|(_, area)| counts(area)).map(|(start, area)| area.end - start).sum()
 }
 
 /// Ignored and caught signals.
@@ -199,6 +205,13 @@ impl Kernel {
             size_bytes: size,
             resident_bytes: resident,
             peak_bytes: size,
+            locked_bytes: mm.map_or(0, |mm| mm.locked.size_bytes()),
+            data_bytes: of_areas(mm, |area| !area.shared && area.protection & PROT_WRITE != 0 && area.name != STACK),
+            stack_bytes: of_areas(mm, |area| area.name == STACK),
+            code_bytes: of_areas(mm, |area| !area.shared && area.protection & PROT_EXEC != 0),
+            nice: process.schedule.nice(),
+            pending_max: process.limits[LIMIT_SIGPENDING].0,
+            processors: self.host.processors() as u32,
             user_ticks: cpu / TICK_NS,
             children_user_ticks: process.children_cpu_ns / TICK_NS,
             start_ticks: process.started_ns / TICK_NS,

@@ -7,7 +7,7 @@ use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::{Credentials, FdTable, MountNamespace, Path, WaitQueue};
 
 use crate::kernel::{Done, Kernel, Program};
-use crate::mm::{Mm, MmId};
+use crate::mm::{Locked, Mm, MmId};
 use crate::pids;
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
 use crate::seccomp::Seccomp;
@@ -328,7 +328,7 @@ impl Kernel {
             self.mm_mut(tid)?.users += 1;
             return Ok(self.process(tid)?.mm);
         }
-        let mm = Mm { space, users: 1, ..self.mm(tid)?.clone() };
+        let mm = Mm { space, users: 1, locked: Locked::default(), ..self.mm(tid)?.clone() };
         let id = self.fresh_mm();
         self.mms.insert(id, mm);
         Ok(id)

@@ -12,13 +12,16 @@ use crate::auxv::{self, Stack};
 use crate::clone::copied;
 use crate::elf::{self, Elf, Segment};
 use crate::kernel::{Done, Kernel, Program};
-use crate::mm::{Area, Mm, PAGE, PROT_EXEC, PROT_READ, PROT_WRITE};
+use crate::mm::{Area, Mm, PAGE, PROT_EXEC, PROT_READ, PROT_WRITE, STACK};
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
 use crate::privileges::Privileges;
 use crate::seat::{Seat, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW};
 use crate::task::{Pid, Tid};
 
+const LIMIT_STACK: usize = 3;
 const STACK_BYTES: u64 = 8 << 20;
+/// Below what the program starts with, whatever the limit.
+const STACK_LEAST_BYTES: u64 = 128 << 10;
 const SCRIPT_LINE: usize = 256;
 const MAX_SCRIPTS: u32 = 5;
 /// Where programs that may lie anywhere go, before chance moves them.
@@ -165,6 +168,7 @@ impl Kernel {
         image: &Image,
         environment: &[Vec<u8>],
         privileges: &Privileges,
+        stack_limit: u64,
         (space, thread): (SpaceId, ThreadId),
     ) -> Result<Loaded> {
         let mut mm = Mm::new(space, self.platform.address_end());
@@ -190,7 +194,7 @@ impl Kernel {
             }
         };
         let stack = self.first_stack(seat, image, environment, privileges, &mm, (bias, base));
-        ops.push(map_stack(&mut mm, &image.elf));
+        ops.push(map_stack(&mut mm, &image.elf, (stack.pointer, stack_limit)));
         self.platform.change(thread, &ops)?;
         self.clear_tails(&mm, &image.elf, bias)?;
         if let Some((_, elf)) = &image.interpreter {
@@ -353,7 +357,8 @@ impl Kernel {
         let running = Arc::new(Use::running(&image.path)?);
         let (space, thread) = self.empty_space(tid)?;
         self.platform.set_lane(space, self.process(tid)?.lane);
-        let loaded = match self.load(&seat, &image, &environment, &privileges, (space, thread)) {
+        let stack_limit = self.process(tid)?.limits[LIMIT_STACK].0;
+        let loaded = match self.load(&seat, &image, &environment, &privileges, stack_limit, (space, thread)) {
             Ok(loaded) => loaded,
             Err(errno) => {
                 self.platform.end_space(space);
@@ -388,7 +393,7 @@ impl Kernel {
         self.mms.insert(id, loaded.mm);
         let old = std::mem::replace(&mut self.process_mut(tid)?.mm, id);
         self.leave_thread(tid);
-        self.release_mm(old);
+        self.release_mm(self.container_of(pid).unwrap_or(0), old);
         // The leader's number stays, whichever thread has called.
         let mut task = self.tasks.tasks.remove(&tid).ok_or(Errno::SRCH)?;
         (task.tid, task.thread, task.space, task.trapped) = (pid, thread, space, true);
@@ -441,11 +446,14 @@ impl Kernel {
     }
 }
 
-fn map_stack(mm: &mut Mm, elf: &Elf) -> MemoryOp {
+/// At first as large as RLIMIT_STACK lets it become, but for what is uncommon; it grows further where it is used (grow.rs).
+fn map_stack(mm: &mut Mm, elf: &Elf, (pointer, limit): (u64, u64)) -> MemoryOp {
     let execute = if elf.executable_stack { PROT_EXEC } else { 0 };
-    let (address, protection) = (mm.end - PAGE - STACK_BYTES, PROT_READ | PROT_WRITE | execute);
-    let size = STACK_BYTES;
-    mm.insert(address, Area { end: address + size, protection, shared: false, file: None, name: "[stack]" });
+    let (end, protection) = (mm.end - PAGE, PROT_READ | PROT_WRITE | execute);
+    let least = end - pointer + STACK_LEAST_BYTES;
+    let size = limit.min(STACK_BYTES).max(least) & !(PAGE - 1);
+    let address = end - size;
+    mm.insert(address, Area { end, protection, shared: false, file: None, name: STACK });
     MemoryOp::MapAnonymous { address, size, protection, shared: false }
 }
 

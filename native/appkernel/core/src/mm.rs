@@ -1,6 +1,6 @@
 //! What is mapped where: the book-keeping of an address space. The platform does the mapping itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
@@ -17,6 +17,9 @@ pub const MAX_AREAS: usize = 65_530;
 pub const PAGE: u64 = 4096;
 /// vm.mmap_min_addr
 pub const LOWEST: u64 = 0x1_0000;
+
+/// The name of the first thread's stack.
+pub const STACK: &str = "[stack]";
 
 pub const PROT_READ: u32 = 1;
 pub const PROT_WRITE: u32 = 2;
@@ -52,6 +55,41 @@ pub struct Mm {
     pub sites: Sites,
     /// Starts and ends of what is mapped in pieces of the host's that the areas do not know of: of a snapshot's pages.
     pub pieces: BTreeMap<u64, u64>,
+    pub locked: Locked,
+    /// Ends of areas that grow downwards where they are used (MAP_GROWSDOWN); the stack does by its name.
+    pub growing: BTreeSet<u64>,
+}
+
+/// What is locked (mlock(2)), as starts and ends, and whether all that will be mapped is to be (mlockall(2)).
+#[derive(Clone, Default)]
+pub struct Locked {
+    pub ranges: BTreeMap<u64, u64>,
+    pub future: bool,
+}
+
+impl Locked {
+    pub fn remove(&mut self, start: u64, end: u64) {
+        let of = |(from, to): (&u64, &u64)| (*from, *to);
+        let inside: Vec<(u64, u64)> = self.ranges.range(..end).map(of).filter(|(_, to)| *to > start).collect();
+        for (from, to) in inside {
+            self.ranges.remove(&from);
+            if from < start {
+                self.ranges.insert(from, start);
+            }
+            if to > end {
+                self.ranges.insert(end, to);
+            }
+        }
+    }
+
+    pub fn insert(&mut self, start: u64, end: u64) {
+        self.remove(start, end);
+        self.ranges.insert(start, end);
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.ranges.iter().map(|(start, end)| end - start).sum()
+    }
 }
 
 impl Mm {
@@ -68,6 +106,8 @@ impl Mm {
             auxiliary: Vec::new(),
             sites: Sites::default(),
             pieces: BTreeMap::new(),
+            locked: Locked::default(),
+            growing: BTreeSet::new(),
         }
     }
 
@@ -132,6 +172,10 @@ impl Mm {
     /// Forget what is in the range.
     pub fn remove(&mut self, start: u64, end: u64) -> Vec<(u64, Area)> {
         self.sites.forget(start, end);
+        if !self.locked.ranges.is_empty() {
+            self.locked.remove(start, end);
+        }
+        self.growing.retain(|at| *at <= start || *at > end);
         self.split(start);
         self.split(end);
         let inside: Vec<u64> = self.areas.range(start..end).map(|(at, _)| *at).collect();
@@ -229,6 +273,19 @@ mod tests {
         mm.insert(0x13_0000, Area { shared: true, ..area(0x14_0000) });
         mm.insert(0x14_0000, Area { shared: true, ..area(0x15_0000) });
         assert_eq!(mm.areas.len(), 3, "what is shared has memory of its own");
+    }
+
+    #[test]
+    fn what_is_locked_is_counted_once_and_goes_with_what_is_unmapped() {
+        let mut mm = Mm::new(SpaceId(1), 1 << 46);
+        mm.insert(0x10_0000, area(0x20_0000));
+        mm.locked.insert(0x10_0000, 0x12_0000);
+        mm.locked.insert(0x11_0000, 0x14_0000);
+        assert_eq!(mm.locked.size_bytes(), 0x4_0000);
+        mm.remove(0x11_8000, 0x12_8000);
+        assert_eq!(mm.locked.size_bytes(), 0x3_0000);
+        mm.locked.remove(0, 1 << 46);
+        assert_eq!(mm.locked.size_bytes(), 0);
     }
 
     #[test]

@@ -46,10 +46,8 @@ pub enum MemoryOp {
         to: u64,
         to_size: u64,
     },
-    /// Have all threads of the space look anew at code that was written (membarrier(2)); to be registered for once.
-    SyncCode {
-        register: bool,
-    },
+    /// A command of membarrier(2), of those that `Platform::barriers` offers.
+    Barrier(u32),
     /// Segment bases of the calling thread.
     SetFs(u64),
     SetGs(u64),
@@ -193,6 +191,11 @@ pub trait Platform {
     /// The same, range by range, as proc_pid_smaps(5) has it; empty where that is not known.
     fn memory_report(&self, _space: SpaceId) -> String {
         String::new()
+    }
+
+    /// Commands of membarrier(2) that may be ordered, as its query tells them: of the space's own threads.
+    fn barriers(&self) -> u32 {
+        0
     }
 
     /// Where the guest's addresses end.

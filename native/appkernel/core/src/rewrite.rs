@@ -38,6 +38,9 @@ const MOVED_AT: u64 = 15;
 const MOVED_MAX: usize = 6;
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const BREAKPOINT: u8 = 0xcc;
+/// Commands of membarrier(2): have all threads of the space look anew at code, and have that done for this space.
+const SYNC_CODE: u32 = 32;
+const REGISTER_SYNC_CODE: u32 = 64;
 const JUMP: u8 = 0xe9;
 const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
@@ -233,7 +236,7 @@ impl Kernel {
             [text, MemoryOp::Protect { address: page.0, size: PAGE, protection: page.1 }]
         };
         if !alone {
-            self.platform.change(thread, &[MemoryOp::SyncCode { register: true }])?;
+            self.platform.change(thread, &[MemoryOp::Barrier(REGISTER_SYNC_CODE)])?;
         }
         let open = PROT_READ | PROT_WRITE | PROT_EXEC; // others may be in the same pages
         self.platform.change(thread, &protect((text, text_size, protection | open), (page, open)))?;
@@ -255,7 +258,7 @@ impl Kernel {
             for (offset, byte) in step {
                 self.platform.write(space, site + offset, &[*byte])?;
             }
-            self.platform.change(thread, &[MemoryOp::SyncCode { register: false }])?;
+            self.platform.change(thread, &[MemoryOp::Barrier(SYNC_CODE)])?;
         }
         Ok(())
     }

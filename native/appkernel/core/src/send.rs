@@ -10,8 +10,9 @@ use crate::kernel::Kernel;
 use crate::signal::{bit, set_of, Info, SIGALRM, SIGCONT, SIGKILL, SI_KERNEL, STOPS};
 use crate::task::{Pid, ProcessorAlarm, Report, State, TaskWaker, Tid, ALARM, PROCESSOR_ALARM};
 
-/// RLIMIT_SIGPENDING, roughly: what waits in one queue.
+/// What waits in one queue at most, whatever RLIMIT_SIGPENDING says.
 const MAX_PENDING: usize = 1024;
+pub(crate) const LIMIT_SIGPENDING: usize = 11;
 /// Signals below this are kept once.
 const FIRST_REAL_TIME: i32 = 32;
 
@@ -32,12 +33,21 @@ fn enqueue(list: &mut Vec<Info>, info: Info) {
     }
 }
 
-/// Whether one more fits: signals with a number from 32 on are queued, the others are kept once.
-pub(crate) fn has_room(list: &[Info], signal: i32) -> bool {
-    signal < FIRST_REAL_TIME || list.len() < MAX_PENDING
-}
-
 impl Kernel {
+    /// EAGAIN when no more of a queued signal may wait for this process and its user's others (RLIMIT_SIGPENDING): those with
+    /// a number from 32 on are queued and counted, the others are kept once. `thread`: whose own queue it goes to.
+    pub(crate) fn check_pending(&self, pid: Pid, thread: Option<Tid>, signal: i32) -> Result<()> {
+        let Some(process) = self.tasks.processes.get(&pid).filter(|_| signal >= FIRST_REAL_TIME) else { return Ok(()) };
+        let counted = |list: &[Info]| list.iter().filter(|info| info.signal >= FIRST_REAL_TIME).count();
+        let queued = |tid: &Tid| self.tasks.tasks.get(tid).map_or(0, |task| counted(&task.pending));
+        let own = thread.map_or(counted(&process.pending), |tid| queued(&tid));
+        let all = self.tasks.processes.values().filter(|other| other.ids.uid == process.ids.uid);
+        let waiting: usize =
+            all.map(|other| counted(&other.pending) + other.threads.iter().map(queued).sum::<usize>()).sum();
+        let fits = own < MAX_PENDING && (waiting as u64) < process.limits[LIMIT_SIGPENDING].0;
+        fits.then_some(()).ok_or(Errno::AGAIN)
+    }
+
     /// Send to a process: whichever of its threads takes it.
     pub(crate) fn send_to_process(&mut self, pid: Pid, info: Info) {
         self.before_signal(pid, info.signal);

@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 
 use crate::calls::files::Which::{Link, Open, Path};
 use crate::calls::{
-    descriptors as fd, events, files, identity as who, io, locks, memory, messages, mq, msg, names, nothing, pidfd,
-    poll, prctl, schedule, seccomp, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
+    descriptors as fd, events, files, identity as who, io, locked, locks, memory, messages, mq, msg, names, nothing,
+    pidfd, poll, prctl, remote, schedule, seccomp, sem, shm, signalfd, signals, sockets, splice, system, time, timers,
 };
 use crate::deliver::sigreturn;
 use crate::kernel::{Done, Kernel};
@@ -119,7 +119,7 @@ fn add_io(t: &mut Table) {
     t.full(32, "dup", fd::dup);
     t.full(33, "dup2", fd::dup2);
     t.full(40, "sendfile", io::sendfile);
-    t.part(72, "fcntl", "F_NOTIFY, leases, hints of life time; signals of O_ASYNC", fd::fcntl);
+    t.part(72, "fcntl", "F_NOTIFY, leases, signals of O_ASYNC; hints of life time are kept, no effect", fd::fcntl);
     t.full(73, "flock", locks::flock);
     t.full(74, "fsync", fd::fsync);
     t.full(75, "fdatasync", fd::fsync);
@@ -234,7 +234,7 @@ fn add_attributes(t: &mut Table) {
 }
 
 fn add_sockets(t: &mut Table) {
-    const REACH: &str = "unix, TCP, UDP, ICMP echo, and questions to NETLINK_ROUTE; no raw, no packets";
+    const REACH: &str = "unix, TCP, UDP, UDP-Lite, ICMP echo, and questions to NETLINK_ROUTE; no raw, no packets";
     t.part(41, "socket", REACH, sockets::socket);
     t.full(42, "connect", sockets::connect);
     t.full(43, "accept", sockets::accept);
@@ -277,24 +277,25 @@ fn add_sysv(t: &mut Table) {
 }
 
 fn add_memory(t: &mut Table) {
-    t.part(9, "mmap", "MAP_GROWSDOWN, MAP_LOCKED, huge pages", memory::mmap);
+    t.part(9, "mmap", "huge pages", memory::mmap);
     t.full(10, "mprotect", memory::mprotect);
     t.full(11, "munmap", memory::munmap);
     t.full(12, "brk", memory::brk);
     t.part(25, "mremap", "MREMAP_DONTUNMAP", memory::mremap);
     t.part(26, "msync", "does not wait: files are memory", memory::msync);
-    t.part(27, "mincore", "what is mapped counts as resident", memory::mincore);
+    t.part(27, "mincore", "pages of files count as resident", locked::mincore);
     t.part(
         28,
         "madvise",
         "WILLNEED, DONTNEED and FREE are the host's; other advice is taken and ignored",
         memory::madvise,
     );
-    t.part(149, "mlock", "nothing is locked", memory::lock);
-    t.part(150, "munlock", "nothing is locked", memory::lock);
-    t.part(151, "mlockall", "nothing is locked", memory::mlockall);
-    t.part(152, "munlockall", "nothing is locked", nothing);
-    t.part(325, "mlock2", "nothing is locked", memory::mlock2);
+    const COUNTED: &str = "counted and limited; the host may swap all the same";
+    t.part(149, "mlock", COUNTED, locked::mlock);
+    t.part(150, "munlock", COUNTED, locked::munlock);
+    t.part(151, "mlockall", COUNTED, locked::mlockall);
+    t.part(152, "munlockall", COUNTED, locked::munlockall);
+    t.part(325, "mlock2", COUNTED, locked::mlock2);
     t.full(158, "arch_prctl", memory::arch_prctl);
 }
 
@@ -317,6 +318,13 @@ fn add_processes(t: &mut Table) {
     t.none(334, "rseq", "the C library does without");
     t.part(434, "pidfd_open", "what is polled must be a whole process", pidfd::pidfd_open);
     t.full(424, "pidfd_send_signal", pidfd::pidfd_send_signal);
+    t.part(310, "process_vm_readv", "1 MiB at a time", remote::process_vm_readv);
+    t.part(
+        311,
+        "process_vm_writev",
+        "1 MiB at a time; not what is mapped without PROT_WRITE",
+        remote::process_vm_writev,
+    );
     t.full(274, "get_robust_list", get_robust_list);
     t.full(438, "pidfd_getfd", pidfd::pidfd_getfd);
 }
@@ -345,6 +353,8 @@ fn add_signals_and_time(t: &mut Table) {
     t.full(201, "time", time::time);
     t.part(228, "clock_gettime", "processor clocks of other processes", time::clock_gettime);
     t.full(229, "clock_getres", time::clock_getres);
+    t.part(159, "adjtimex", "EPERM for changes: not for containers", time::adjtimex);
+    t.part(305, "clock_adjtime", "as adjtimex", time::clock_adjtime);
     t.part(230, "clock_nanosleep", "processor clocks", time::clock_nanosleep);
     t.part(222, "timer_create", "processor clocks of other processes", timers::timer_create);
     t.full(223, "timer_settime", timers::timer_settime);
@@ -411,7 +421,12 @@ fn add_system(t: &mut Table) {
     t.part(99, "sysinfo", "load and swap are zero", system::sysinfo);
     t.full(97, "getrlimit", system::getrlimit);
     t.full(160, "setrlimit", system::setrlimit);
-    t.part(302, "prlimit64", "kept; CPU, FSIZE, NOFILE, NPROC, MSGQUEUE, AS and DATA are enforced", system::prlimit64);
+    t.part(
+        302,
+        "prlimit64",
+        "STACK below what was there at execve(2), RTPRIO and RTTIME, CORE: no real time, no core files",
+        system::prlimit64,
+    );
     t.full(170, "sethostname", system::sethostname);
     t.full(318, "getrandom", system::getrandom);
     t.part(203, "sched_setaffinity", "kept, no effect; of whole processes", schedule::sched_setaffinity);
@@ -428,7 +443,7 @@ fn add_system(t: &mut Table) {
     t.full(148, "sched_rr_get_interval", schedule::sched_rr_get_interval);
     t.full(146, "sched_get_priority_max", |k, tid, a| system::sched_priority(k, tid, a, true));
     t.full(147, "sched_get_priority_min", |k, tid, a| system::sched_priority(k, tid, a, false));
-    t.part(324, "membarrier", "no command is offered", system::membarrier);
+    t.part(324, "membarrier", "of the caller's own process alone: no GLOBAL, no RSEQ", system::membarrier);
     t.part(135, "personality", "kept, no effect", system::personality);
     t.part(272, "unshare", "new namespaces", system::unshare);
     t.part(251, "ioprio_set", "kept, no effect; no real time", schedule::ioprio_set);

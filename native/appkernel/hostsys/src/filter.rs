@@ -34,9 +34,9 @@ pub const STUB: &[Rule] = &[
     rule(libc::SYS_mremap, When::Always, Action::Allow, "its own memory"),
     rule(
         libc::SYS_membarrier,
-        When::OneOf { argument: 0, mask: u32::MAX, values: &[32, 64] },
+        When::OneOf { argument: 0, mask: u32::MAX, values: &[8, 16, 32, 64] },
         Action::Allow,
-        "its own threads see code that the kernel has written",
+        "its own threads see what others of them have written, code too",
     ),
     rule(libc::SYS_sigaltstack, When::Always, Action::Allow, "where its own handler runs"),
     rule(

@@ -150,7 +150,7 @@ pub const NETWORK: &[Rule] = &[
         libc::SYS_socket,
         DOMAINS,
         ALLOW,
-        "TCP, UDP, ICMP; questions about interfaces and routes. No raw, packet, vsock, unix",
+        "TCP, UDP, UDP-Lite, ICMP; questions about interfaces and routes. No raw, packet, vsock, unix",
     ),
     rule(libc::SYS_ioctl, one_of(1, ABOUT_INTERFACES), ALLOW, "questions about interfaces"),
     rule(libc::SYS_bind, ANY, ALLOW, "in the pod's network namespace"),

@@ -10,6 +10,7 @@ const TCP: u32 = 6;
 const UDP: u32 = 17;
 const IPV6: u32 = 41;
 const ICMPV6: u32 = 58;
+const UDP_LITE: u32 = 136;
 const NETLINK: u32 = 270;
 
 /// (level, names): what may be set. Never among them: filters, marks, devices, IPsec, TLS, repair, zero copies.
@@ -25,6 +26,8 @@ pub(crate) const SETTABLE: &Table = &[
     // hops, multicast, mtu_discover, recverr, v6only, recvpktinfo, recvhoplimit, recvtclass, tclass, autoflowlabel
     (IPV6, &[16, 17, 18, 19, 20, 21, 23, 25, 26, 29, 49, 51, 66, 67, 70, 78]),
     (ICMPV6, &[1]),
+    // how much of a datagram the checksum covers, sent and received
+    (UDP_LITE, &[10, 11]),
     // pktinfo, broadcast errors, ext_ack, strict checks
     (NETLINK, &[3, 4, 10, 11, 12]),
 ];

@@ -26,6 +26,7 @@ use crate::streams::Watched;
 
 const AF_INET: u64 = 2;
 const AF_INET6: u64 = 10;
+const UDP_LITE: u64 = 136;
 const AF_NETLINK: u64 = 16;
 const AF_PACKET: u64 = 17;
 const SIOCGIFCONF: u32 = 0x8912;
@@ -65,7 +66,7 @@ pub fn open(context: &Context, watched: &Arc<Watched>, domain: u64, kind: u64, p
 fn check(domain: u64, kind: u64, protocol: u64) -> Result<SocketKind> {
     match (domain, kind, protocol) {
         (AF_INET | AF_INET6, 1, 0 | 6) => Ok(SocketKind::Stream),
-        (AF_INET | AF_INET6, 2, 0 | 17) | (AF_INET, 2, 1) | (AF_INET6, 2, 58) => Ok(SocketKind::Datagram),
+        (AF_INET | AF_INET6, 2, 0 | 17 | UDP_LITE) | (AF_INET, 2, 1) | (AF_INET6, 2, 58) => Ok(SocketKind::Datagram),
         (AF_NETLINK, 2 | 3, 0) => Ok(SocketKind::Datagram),
         (AF_NETLINK, 2 | 3, _) => Err(Errno::PROTONOSUPPORT),
         (AF_INET | AF_INET6, 3, _) | (AF_PACKET, ..) => Err(Errno::PERM),

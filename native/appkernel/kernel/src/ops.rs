@@ -34,6 +34,8 @@ impl Expected {
 
 const FIXED: u64 = libc::MAP_FIXED as u64;
 const ANONYMOUS: u64 = libc::MAP_ANONYMOUS as u64 | libc::MAP_NORESERVE as u64 | FIXED;
+/// Of membarrier(2), to be had since Linux 4.16: PRIVATE_EXPEDITED and PRIVATE_EXPEDITED_SYNC_CORE with their registrations.
+pub const BARRIERS: u32 = 8 | 16 | 32 | 64;
 /// Descriptors of mappings, one for each thread.
 const FIRST_FD: u64 = 64;
 
@@ -104,10 +106,7 @@ fn call(change: &MemoryOp, fd: u64) -> Op {
             let flags = libc::MREMAP_MAYMOVE as u64 | if from == to { 0 } else { libc::MREMAP_FIXED as u64 };
             op(libc::SYS_mremap, [from, from_size, to_size, flags, to, 0])
         }
-        MemoryOp::SyncCode { register } => {
-            // MEMBARRIER_CMD_(REGISTER_)PRIVATE_EXPEDITED_SYNC_CORE
-            op(libc::SYS_membarrier, [if register { 64 } else { 32 }, 0, 0, 0, 0, 0])
-        }
+        MemoryOp::Barrier(command) => op(libc::SYS_membarrier, [command.into(), 0, 0, 0, 0, 0]),
         MemoryOp::SetGs(base) => op(libc::SYS_arch_prctl, [0x1001, base, 0, 0, 0, 0]),
         MemoryOp::SetFs(base) => op(libc::SYS_arch_prctl, [0x1002, base, 0, 0, 0, 0]),
         MemoryOp::GetFs(at) => op(libc::SYS_arch_prctl, [0x1003, at, 0, 0, 0, 0]),

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_hostsys::{files, poll};
+use drupe_appkernel_vfs::kind::SetAttributes;
 use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::tty::Master;
 use drupe_appkernel_vfs::{
-    wait, Context, Credentials, Events, FdTable, MountNamespace, OpenFile, OpenFlags, Path, Registration,
-    SetAttributes, SpecialFiles, Timestamp, View, WaitQueue, Wake,
+    wait, Context, Credentials, Events, FdTable, MountNamespace, OpenFile, OpenFlags, Path, Registration, SpecialFiles,
+    Timestamp, View, WaitQueue, Wake,
 };
 
 use crate::streams::Watched;

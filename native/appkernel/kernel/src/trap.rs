@@ -521,6 +521,10 @@ impl Platform for Stubs {
         self.vdso
     }
 
+    fn barriers(&self) -> u32 {
+        ops::BARRIERS
+    }
+
     fn own_pages(&self, space: SpaceId, start: u64, end: u64) -> Result<Vec<(u64, u64)>> {
         self.pages_of(space, start, end)
     }

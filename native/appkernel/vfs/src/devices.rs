@@ -129,6 +129,10 @@ impl File for MemoryDevice {
         true
     }
 
+    fn stays_at_start(&self) -> bool {
+        true
+    }
+
     fn size_bytes(&self) -> Result<u64> {
         Ok(0)
     }

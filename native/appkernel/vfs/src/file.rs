@@ -125,6 +125,11 @@ pub trait File: Any + Send + Sync {
         false
     }
 
+    /// Whether lseek(2) stays at 0, wherever it is to go.
+    fn stays_at_start(&self) -> bool {
+        false
+    }
+
     /// Pages for mmap(2). `shared_write`: the mapping may change the file.
     fn mapping(&self, _offset: u64, _size_bytes: u64, _shared_write: bool) -> Result<Mapping> {
         Err(Errno::NODEV)

@@ -1,6 +1,7 @@
 //! What a file system gives: inodes, and itself.
 
 use std::any::Any;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use drupe_appkernel_abi::{Errno, Result};
@@ -122,6 +123,8 @@ pub struct Attachment {
     pub(crate) uses: Mutex<Uses>,
     /// Of inotify; its own type, kept here.
     pub watches: OnceLock<Arc<dyn Any + Send + Sync>>,
+    /// How long what is written will live, as a program has said (F_SET_RW_HINT).
+    pub life_hint: AtomicU64,
 }
 
 /// Extended attributes of an inode (xattr(7)).

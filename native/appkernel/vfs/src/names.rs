@@ -80,6 +80,9 @@ impl View<'_> {
             (None, Last::Name(name)) => name,
             _ => return Err(Errno::EXIST),
         };
+        if found.slash {
+            return Err(Errno::NOENT); // it would have to be a directory
+        }
         let directory = &found.parent;
         if old.mount.id() != directory.mount.id() {
             return Err(Errno::XDEV);
@@ -97,7 +100,7 @@ impl View<'_> {
         if old.inode().kind() == FileType::Directory {
             return Err(Errno::PERM);
         }
-        Ok(())
+        self.context.credentials.check_hard_link(&old.inode().metadata()?)
     }
 
     /// Whether linkat(2) with AT_EMPTY_PATH is permitted: CAP_DAC_READ_SEARCH, else ENOENT.

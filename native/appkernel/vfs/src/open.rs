@@ -225,6 +225,9 @@ impl OpenFile {
     /// lseek(2). ESPIPE; EINVAL for a result below zero; ENXIO.
     pub fn seek(&self, to: SeekFrom) -> Result<u64> {
         self.check_seekable()?;
+        if self.file.stays_at_start() {
+            return Ok(0);
+        }
         let mut offset = self.offset.lock();
         let position = match to {
             SeekFrom::Start(position) => position,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drupe.errors import Unsupported
+from drupe.oci.carried import DEFAULT_DEVICES
 from drupe.oci.mount_options import flag_of
 from drupe.sandboxers.appkernel.filters import instructions
 from drupe.sandboxers.runc.entering import process_fields
@@ -18,7 +19,6 @@ from drupe.sandboxers.runc.entering import process_fields
 _FLAGS = ("ro", "nosuid", "nodev", "noexec", "noatime")
 _LEFT_OUT = ("cgroup", "cgroup2", "mqueue")
 _DEVICES = tuple((1, minor) for minor in (3, 5, 7, 8, 9))  # null, zero, full, random, urandom: its own
-_DEFAULT = (("/dev/tty", "c", 5, 0), ("/dev/ptmx", "c", 5, 2))  # there in any case
 _SHM = "/dev/shm"  # noqa: S108 the container's
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -89,7 +89,7 @@ def _devices(oci: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for device in (oci.get("linux") or {}).get("devices") or ():
         number = (device.get("major"), device.get("minor"))
-        if (device["path"], device.get("type"), *number) in _DEFAULT:
+        if (device["path"], device.get("type"), *number) in DEFAULT_DEVICES:
             continue
         if device.get("type") not in ("c", "u") or number not in _DEVICES:
             raise Unsupported(

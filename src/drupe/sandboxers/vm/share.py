@@ -99,12 +99,12 @@ class Share:
         await self._keeper.umount([*targets, str(self._root)], lazy=True)
         _remove_empty(self._root)
 
-    async def add(self, task: str, oci: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    async def add(self, task: str, oci: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """Show a container's root and binds; answers where the guest has them: its root, and source to source.
-        Unsupported for a device of the host, NotFound for what is not there."""
-        binds = {
-            m["source"]: found for m in oci.get("mounts", ()) if brings(m) and (found := self._device(m["source"]))
-        }
+        known: sources that the guest has anyhow. Unsupported for a device of the host, NotFound for what is not
+        there."""
+        sources = [mount["source"] for mount in oci.get("mounts", ()) if brings(mount) and mount["source"] not in known]
+        binds = {**known, **{source: found for source in sources if (found := self._device(source))}}
         place = self._root / task
         (place / "rootfs").mkdir(mode=0o700, parents=True, exist_ok=True)
         mounts = [Mount(target=str(place / "rootfs"), source=oci["root"]["path"], flags=("rbind",))]

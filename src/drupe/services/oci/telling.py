@@ -160,7 +160,7 @@ async def _processes(asked: Asked, wanted: str) -> OciAnswer:
     """As the kernel that runs them has them. JSON is for callers, who look the numbers up on the host: the stand-in's,
     and those that are the host's, too."""
     kept = asked.kept()
-    found = await kept.container.processes()
+    found = await kept.container.processes() if kept.container.is_live else []
     if wanted == "json":
         pids = {one.pid for one in found if is_below(cgroup_of(one.pid), kept.pod.cgroup)}
         pids |= {kept.stand_in.pid} if kept.stand_in is not None else set()

@@ -1,5 +1,6 @@
 //! Descriptors: closing, doubling, flags, ioctl.
 
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
@@ -164,11 +165,25 @@ pub fn fcntl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
         }
         11 => i64::from(file.owner.lock().1),
         15 | 16 => return owner_ex(kernel, tid, &file, command == 15, argument),
+        1035 | 1036 => return life_hint(kernel, tid, &file, command == 1036, argument),
         1031 | 1032 => return pipe_size(kernel, tid, &file, command == 1031, argument),
         1033 | 1034 => return seals(kernel, &file, command == 1033, argument),
         _ => return Err(Errno::INVAL),
     };
     Ok(Done::Value(value))
+}
+
+/// F_GET_RW_HINT, F_SET_RW_HINT: kept with the file while it is known. EINVAL for hints that there are none of.
+fn life_hint(kernel: &Kernel, tid: Tid, file: &OpenFile, set: bool, address: u64) -> Result<Done> {
+    const LONGEST: u64 = 5; // RWH_WRITE_LIFE_EXTREME
+    let hint = &file.path().ok_or(Errno::INVAL)?.inode().attachment().life_hint;
+    if set {
+        let value = kernel.get_u64(tid, address)?;
+        hint.store((value <= LONGEST).then_some(value).ok_or(Errno::INVAL)?, Ordering::Relaxed);
+    } else {
+        kernel.put_words(tid, address, &[hint.load(Ordering::Relaxed)])?;
+    }
+    Ok(Done::Value(0))
 }
 
 /// ESRCH for a process or group (negative) that is not there.

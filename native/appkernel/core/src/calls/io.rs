@@ -197,6 +197,9 @@ pub fn pwritev2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 pub fn lseek(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let file = kernel.file(tid, args[0])?;
     let distance = args[1] as i64;
+    if file.file().stays_at_start() && args[2] <= 4 {
+        return Ok(Done::Value(file.seek(SeekFrom::Current(0))? as i64));
+    }
     let position = |value: i64| u64::try_from(value).map_err(|_| Errno::INVAL);
     let data = |value: i64| u64::try_from(value).map_err(|_| Errno::NXIO);
     let to = match args[2] {
@@ -284,6 +287,19 @@ pub fn sendfile(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 /// copy_file_range(2) between regular files.
+/// EINVAL for ranges of one file that overlap.
+fn check_apart(order: &Copy<'_>, size: u64) -> Result<()> {
+    let (from, to) = (order.from.metadata()?, order.to.metadata()?);
+    if (from.device, from.inode) != (to.device, to.inode) {
+        return Ok(());
+    }
+    let source = order.from_at.unwrap_or_else(|| order.from.position());
+    let target = order.to_at.unwrap_or_else(|| order.to.position());
+    let size = size.min(from.size_bytes.saturating_sub(source));
+    let apart = target.saturating_add(size) <= source || source.saturating_add(size) <= target;
+    apart.then_some(()).ok_or(Errno::INVAL)
+}
+
 pub fn copy_file_range(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let [from, from_position, to, to_position, size, flags] = *args;
     let (from, to) = (kernel.file(tid, from)?, kernel.file(tid, to)?);
@@ -298,6 +314,7 @@ pub fn copy_file_range(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Don
         }
     }
     let order = Copy { from: &from, from_at: starts[0], to: &to, to_at: starts[1] };
+    check_apart(&order, size.min(RW_MAX))?;
     let done = copy(kernel, tid, &order, size.min(RW_MAX))?;
     for (start, position) in starts.iter().zip([from_position, to_position]) {
         if let Some(start) = start {

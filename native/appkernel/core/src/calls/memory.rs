@@ -16,6 +16,8 @@ const MAP_PRIVATE: u64 = 2;
 const MAP_SHARED_VALIDATE: u64 = 3;
 pub(super) const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_GROWSDOWN: u64 = 0x100;
+const MAP_LOCKED: u64 = 0x2000;
 pub(super) const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const PROTECTIONS: u64 = 7;
 const LIMIT_DATA: usize = 2;
@@ -25,9 +27,11 @@ const COPY_BYTES: usize = 1 << 20;
 pub fn brk(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let wanted = args[0];
     let limit = kernel.process(tid)?.limits[LIMIT_DATA].0;
+    let growth = wanted.saturating_sub(kernel.mm(tid)?.brk);
+    let locks = kernel.check_future_lock(tid, false, growth);
     let mm = kernel.mm_mut(tid)?;
     let (old, refused) = (mm.brk, Ok(Done::Value(mm.brk as i64)));
-    if wanted < mm.brk_start || wanted - mm.brk_start > limit {
+    if wanted < mm.brk_start || wanted - mm.brk_start > limit || locks.is_err() {
         return refused;
     }
     let (Some(old_end), Some(end)) = (round_up(old), round_up(wanted)) else { return refused };
@@ -39,6 +43,9 @@ pub fn brk(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     if end > old_end {
         let protection = PROT_READ | PROT_WRITE;
         mm.insert(old_end, Area { end, protection, shared: false, file: None, name: "[heap]" });
+        if locks == Ok(true) {
+            mm.locked.insert(old_end, end);
+        }
         ops.push(MemoryOp::MapAnonymous { address: old_end, size: end - old_end, protection, shared: false });
     } else if end < old_end {
         mm.remove(end, old_end);
@@ -102,14 +109,33 @@ pub(super) fn map(kernel: &mut Kernel, tid: Tid, args: &Args, file: Option<Arc<O
         check_file(file, protection, shared)?;
     }
     let limit = kernel.process(tid)?.limits[LIMIT_AS].0;
+    let locks = kernel.check_future_lock(tid, flags & MAP_LOCKED != 0, size)?;
     let mm = kernel.mm_mut(tid)?;
     if mm.size_bytes().saturating_add(size) > limit || mm.is_full() {
         return Err(Errno::NOMEM);
     }
     let address = choose(mm, hint, size, flags)?;
-    let area = Area { end: address + size, protection, shared, file: file.clone().map(|f| (f, offset)), name: "" };
-    let Some(file) = file else {
-        mm.insert(address, area);
+    let done = place(kernel, tid, (address, size), (protection, shared), file.map(|file| (file, offset)))?;
+    let mm = kernel.mm_mut(tid)?;
+    if locks {
+        mm.locked.insert(address, address + size);
+    }
+    if flags & MAP_GROWSDOWN != 0 && !shared {
+        mm.growing.insert(address + size);
+    }
+    Ok(done)
+}
+
+fn place(
+    kernel: &mut Kernel,
+    tid: Tid,
+    (address, size): (u64, u64),
+    (protection, shared): (u32, bool),
+    file: Option<(Arc<OpenFile>, u64)>,
+) -> Result<Done> {
+    let area = Area { end: address + size, protection, shared, file: file.clone(), name: "" };
+    let Some((file, offset)) = file else {
+        kernel.mm_mut(tid)?.insert(address, area);
         let op = MemoryOp::MapAnonymous { address, size, protection, shared };
         return Ok(Done::Change(address as i64, vec![op]));
     };
@@ -341,30 +367,6 @@ pub fn madvise(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
 }
 
-/// mlock(2), munlock(2): nothing is locked, what is not mapped cannot be.
-pub fn lock(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let (start, size) = (args[0] & !(PAGE - 1), args[1].saturating_add(args[0] & (PAGE - 1)));
-    if args[1] == 0 {
-        return Ok(Done::Value(0));
-    }
-    let mm = kernel.mm_mut(tid)?;
-    let (start, end) = mm.range(start, size)?;
-    mm.is_mapped(start, end).then_some(Done::Value(0)).ok_or(Errno::NOMEM)
-}
-
-pub fn mlock2(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    const ONFAULT: u64 = 1;
-    if args[2] & !ONFAULT != 0 {
-        return Err(Errno::INVAL);
-    }
-    lock(kernel, tid, args)
-}
-
-/// mlockall(2): of the flags one at least, and MCL_ONFAULT not alone.
-pub fn mlockall(_: &mut Kernel, _: Tid, args: &Args) -> Result<Done> {
-    matches!(args[0], 1..=3 | 5..=7).then_some(Done::Value(0)).ok_or(Errno::INVAL)
-}
-
 pub fn msync(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let mm = kernel.mm_mut(tid)?;
     if args[2] & !7 != 0 || args[2] & 5 == 5 || args[0] % PAGE != 0 {
@@ -375,18 +377,6 @@ pub fn msync(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     }
     let (start, end) = mm.range(args[0], args[1])?;
     mm.is_mapped(start, end).then_some(Done::Value(0)).ok_or(Errno::NOMEM)
-}
-
-/// mincore(2): everything that is mapped is said to be there.
-pub fn mincore(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let mm = kernel.mm_mut(tid)?;
-    let (start, end) = mm.range(args[0], args[1])?;
-    if !mm.is_mapped(start, end) {
-        return Err(Errno::NOMEM);
-    }
-    let pages = ((end - start) / PAGE) as usize;
-    kernel.put(tid, args[2], &vec![1; pages])?;
-    Ok(Done::Value(0))
 }
 
 pub fn arch_prctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {

@@ -89,7 +89,7 @@ impl Kernel {
     }
 
     /// EPERM unless the caller may see all that another process has.
-    fn check_look(&self, tid: Tid, pid: Pid) -> Result<()> {
+    pub(crate) fn check_look(&self, tid: Tid, pid: Pid) -> Result<()> {
         const CAP_SYS_PTRACE: u32 = 19;
         let (own, other) = (self.process(tid)?, self.tasks.processes.get(&pid).ok_or(Errno::SRCH)?);
         let users = [other.ids.uid, other.credentials.uid, other.ids.saved_uid];

@@ -15,6 +15,7 @@ const IDLE: u32 = 5;
 const DEADLINE: u32 = 6;
 const RESET_ON_FORK: u32 = 0x4000_0000;
 const CAP_SYS_NICE: u32 = 23;
+const LIMIT_NICE: usize = 13;
 const SLICE_NS: u64 = 4_000_000;
 
 /// What a process has set.
@@ -27,6 +28,10 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    pub(crate) fn nice(&self) -> i32 {
+        self.nice
+    }
+
     pub(crate) fn save(&self) -> (u32, i32, Vec<u8>) {
         (self.policy, self.nice, self.processors.clone())
     }
@@ -174,7 +179,9 @@ pub fn sched_setattr(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done>
         _ => return Err(Errno::INVAL),
     }
     check_owner(kernel, tid, pid)?;
-    let raises = kernel.process(tid)?.credentials.capable(CAP_SYS_NICE);
+    let own = kernel.process(tid)?;
+    let limited = (20 - nice.clamp(-20, 19)) as u64 <= own.limits[LIMIT_NICE].0;
+    let raises = own.credentials.capable(CAP_SYS_NICE) || limited;
     let schedule = &mut process(kernel, pid)?.schedule;
     if policy != IDLE && nice < schedule.nice && !raises {
         return Err(Errno::PERM);
@@ -243,7 +250,8 @@ pub fn getpriority(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 /// setpriority(2): EACCES for less niceness without CAP_SYS_NICE.
 pub fn setpriority(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let nice = (args[2] as i32).clamp(-20, 19);
-    let may_raise = kernel.process(tid)?.credentials.capable(CAP_SYS_NICE);
+    let own = kernel.process(tid)?;
+    let may_raise = own.credentials.capable(CAP_SYS_NICE) || (20 - nice) as u64 <= own.limits[LIMIT_NICE].0;
     for pid in meant(kernel, tid, args[0], args[1])? {
         kernel.check_kill(tid, pid, 0)?;
         let schedule = &mut process(kernel, pid)?.schedule;

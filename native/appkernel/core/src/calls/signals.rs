@@ -7,7 +7,6 @@ use drupe_appkernel_vfs::wait;
 
 use super::Args;
 use crate::kernel::{Done, Kernel};
-use crate::send::has_room;
 use crate::signal::{
     bit, set_of, take_pending, Action, AltStack, Info, COUNT, SI_TKILL, SI_USER, SS_DISABLE, SS_ONSTACK, UNBLOCKABLE,
 };
@@ -199,6 +198,7 @@ fn to_thread(kernel: &mut Kernel, tid: Tid, group: Option<u32>, target: u64, inf
     }
     kernel.check_kill(tid, pid, info.signal)?;
     if info.signal != 0 {
+        kernel.check_pending(pid, Some(target as u32), info.signal)?;
         kernel.send_to_task(target as u32, info);
     }
     Ok(Done::Value(0))
@@ -229,16 +229,14 @@ pub fn rt_sigqueueinfo(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Don
     let info = given_info(kernel, tid, pid, signal, args[2])?;
     kernel.check_kill(tid, pid, signal)?;
     if signal != 0 {
-        let room = kernel.tasks.processes.get(&pid).is_none_or(|process| has_room(&process.pending, signal));
-        room.then(|| kernel.send_to_process(pid, info)).ok_or(Errno::AGAIN)?;
+        kernel.check_pending(pid, None, signal)?;
+        kernel.send_to_process(pid, info);
     }
     Ok(Done::Value(0))
 }
 
 pub fn rt_tgsigqueueinfo(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let info = given_info(kernel, tid, args[0] as u32, check_signal(args[2])?, args[3])?;
-    let target = kernel.tasks.tasks.get(&(args[1] as u32));
-    target.is_none_or(|task| has_room(&task.pending, info.signal)).then_some(()).ok_or(Errno::AGAIN)?;
     to_thread(kernel, tid, Some(args[0] as u32), args[1], info)
 }
 

@@ -447,7 +447,7 @@ fn answer(kernel: &mut Kernel, tid: Tid, at: u64, message: &Message, received: &
         kernel.put(tid, at + 8, &(name.len() as u32).to_le_bytes())?;
     }
     let room = message.control.1.min(CONTROL_MAX) as usize;
-    let (mut control, mut out_flags) = (received.control.clone(), received.flags);
+    let (mut control, mut out_flags) = (received.control.clone(), received.flags | (flags & MSG_CMSG_CLOEXEC) as u32);
     if control.len() > room {
         out_flags |= MSG_CTRUNC;
         cut_control(&mut control, room);

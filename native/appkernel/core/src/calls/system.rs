@@ -7,6 +7,7 @@ use super::Args;
 use crate::clone::copied;
 use crate::encode;
 use crate::kernel::{Done, Kernel};
+use crate::platform::MemoryOp;
 use crate::send::LIMIT_CPU;
 use crate::task::{Pid, Tid, LIMIT_COUNT};
 
@@ -161,10 +162,15 @@ pub fn sched_priority(_: &mut Kernel, _: Tid, args: &Args, highest: bool) -> Res
     }
 }
 
-/// membarrier(2): what is said to be there is nothing.
-pub fn membarrier(_: &mut Kernel, _: Tid, args: &Args) -> Result<Done> {
-    if args[0] == 0 {
-        return Ok(Done::Value(0));
+/// membarrier(2), of the caller's own threads alone: EPERM where they are not registered for it.
+pub fn membarrier(kernel: &mut Kernel, _: Tid, args: &Args) -> Result<Done> {
+    let (command, offered) = (args[0] as u32, kernel.platform.barriers());
+    match command {
+        _ if args[1] as u32 != 0 => Err(Errno::INVAL),
+        0 => Ok(Done::Value(offered.into())),
+        _ if command.is_power_of_two() && command & offered != 0 => {
+            Ok(Done::Change(0, vec![MemoryOp::Barrier(command)]))
+        }
+        _ => Err(Errno::INVAL),
     }
-    Err(Errno::INVAL)
 }

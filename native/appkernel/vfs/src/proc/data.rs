@@ -32,6 +32,11 @@ pub struct Process {
     pub size_bytes: u64,
     pub resident_bytes: u64,
     pub peak_bytes: u64,
+    pub locked_bytes: u64,
+    /// Private and writable, but for the stack; the stack; private and executable.
+    pub data_bytes: u64,
+    pub stack_bytes: u64,
+    pub code_bytes: u64,
     pub user_ticks: u64,
     pub system_ticks: u64,
     pub children_user_ticks: u64,
@@ -51,6 +56,10 @@ pub struct Process {
     pub filters: u32,
     pub fd_slots: u32,
     pub oom_score_adj: i32,
+    /// Signals that may wait for its user (RLIMIT_SIGPENDING).
+    pub pending_max: u64,
+    /// How many processors it may use: the first ones.
+    pub processors: u32,
 }
 
 /// What /proc/PID/smaps counts of a range, in its order.

@@ -89,18 +89,31 @@ pub(super) fn status(p: &Process) -> Vec<u8> {
         let sizes = [
             ("VmPeak", p.peak_bytes),
             ("VmSize", p.size_bytes),
+            ("VmLck", p.locked_bytes),
+            ("VmPin", 0),
             ("VmHWM", p.resident_bytes),
             ("VmRSS", p.resident_bytes),
+            ("VmData", p.data_bytes),
+            ("VmStk", p.stack_bytes),
+            ("VmExe", p.code_bytes),
+            ("VmSwap", 0),
         ];
         lines.extend(sizes.map(|(name, bytes)| (name, kib(bytes))));
     }
     lines.push(("Threads", p.thread_count.to_string()));
     let hex = |set: u64| format!("{set:016x}");
+    lines.push(("SigQ", format!("{}/{}", p.signals[0].count_ones() + p.signals[1].count_ones(), p.pending_max)));
     lines.extend(["SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"].into_iter().zip(p.signals.map(hex)));
     lines.extend(["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].into_iter().zip(p.capabilities.map(hex)));
     lines.push(("NoNewPrivs", u32::from(p.no_new_privileges).to_string()));
     lines.push(("Seccomp", p.seccomp.to_string()));
     lines.push(("Seccomp_filters", p.filters.to_string()));
+    lines.push(("Cpus_allowed", format!("{:x}", u64::MAX >> (64 - p.processors.clamp(1, 64)))));
+    let last = p.processors.saturating_sub(1);
+    lines.push(("Cpus_allowed_list", if last == 0 { "0".into() } else { format!("0-{last}") }));
+    lines.extend([("Mems_allowed", "1".into()), ("Mems_allowed_list", "0".into())]);
+    // How often the host has switched from one of its threads to another concerns nobody in the pod.
+    lines.extend([("voluntary_ctxt_switches", "0".into()), ("nonvoluntary_ctxt_switches", "0".into())]);
     lines.iter().map(|(name, value)| format!("{name}:\t{value}\n")).collect::<String>().into_bytes()
 }
 
