@@ -4,8 +4,8 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full test-appkernel-suites test-nested-kvm test-cgroup2 test-hypervisors test-interop
-.PHONY: fuzz-appkernel fuzz-vm lint format bench bench-quick clean
+.PHONY: help setup demo test test-full test-appkernel-suites test-critest test-oci-suites test-nested-kvm test-cgroup2
+.PHONY: test-hypervisors test-interop fuzz-appkernel fuzz-vm lint format bench bench-quick clean
 
 help: ## Show these targets
 	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,15 @@ test-appkernel-suites: ## Hold the application kernel to suites by others (busyb
 	@scripts/setup.sh --tests
 	@ls /usr/lib/python3.11/test/test_os.py >/dev/null 2>&1 || apt-get install -qq -y --no-install-recommends libpython3.11-testsuite
 	@PYTHONPATH=tests $(PYTHON) -m tests.conformance.appkernel_suites --out docs/appkernel-suites.new.md $(SUITES)
+
+test-oci-suites: ## Hold drupe-oci to runc's own suite (bats), by runc first; FACES=crun,runc,gvisor,appkernel,vm FILES="exec" narrow it
+	@scripts/setup.sh --tests
+	@apt-get install -qq -y --no-install-recommends bats jq gawk gcc libc6-dev libseccomp-dev pkg-config >/dev/null
+	@PYTHONPATH=tests:. $(PYTHON) -m tests.conformance.oci_suites --out docs/oci-suites.new.md $(if $(FACES),--faces $(FACES)) $(FILES)
+
+test-critest: ## Hold containerd with drupe to Kubernetes' CRI validation suite, on runc first; HANDLERS="drupe-vm", CRITEST="--focus networking" narrow it
+	@scripts/setup.sh --tests
+	@PYTHONPATH=tests $(PYTHON) -m tests.conformance.critest --out docs/critest.new.md $(CRITEST) $(HANDLERS)
 
 test-nested-kvm: ## Try the application kernel's kvm platform on a KVM with an (emulated) processor's help, in a machine of QEMU's
 	@scripts/setup.sh --tests

@@ -10,6 +10,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -69,13 +70,26 @@ def make_tree(root: Path, busybox: Path) -> None:
     root.chmod(0o755)
 
 
+def make_tar(path: Path, busybox: Path) -> None:
+    """The tree alone, for those who unpack roots themselves; without what runtimes make to mount on."""
+    with tempfile.TemporaryDirectory(prefix="busybox-image.") as scratch, tarfile.open(path, "w") as archive:
+        make_tree(Path(scratch), busybox)
+        for name in ("proc", "sys"):
+            (Path(scratch) / name).rmdir()
+        archive.add(scratch, ".")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="/var/lib/drupe/images", help="the image store (%(default)s)")
     parser.add_argument("--tag", default="busybox:latest")
     parser.add_argument("--busybox", default="", help="the binary to use (default: the one on PATH)")
+    parser.add_argument("--tar", default="", help="write the tree to this archive instead")
     parser.add_argument("--force", action="store_true", help="make it again even if the store has it")
     options = parser.parse_args()
+    if options.tar:
+        make_tar(Path(options.tar), busybox_binary(options.busybox))
+        return
     store = ImageStore(Path(options.root))
     try:
         info = None if options.force else _existing(store, options.tag)

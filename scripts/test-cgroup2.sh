@@ -1,6 +1,7 @@
 #!/bin/bash
 # `make test-cgroup2 [TESTS=…]`: the tests of limits in a guest whose only cgroups are v2. QEMU emulates it (no KVM), with a kernel
 # of Debian; its root is this host's, below a layer in memory: same programs, same .venv, nothing is written here.
+# GUEST_INIT=systemd: systemd is the first process, with its bus, and makes the scopes that are asked for (--systemd-cgroup).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=("$@")
@@ -53,11 +54,42 @@ $bb mount -t tmpfs run /new/run; $bb mount -t tmpfs -o mode=1777 tmp /new/tmp
 $bb mkdir -p /new/lib/modules && $bb mount -t tmpfs none /new/lib/modules
 $bb ln -s "$($bb cat /modules)" "/new/lib/modules/$($bb uname -r)"
 $bb cp /guest /new/run/guest
-exec $bb switch_root /new /bin/bash /run/guest
+[ "$($bb cat /first)" = systemd ] || exec $bb switch_root /new /bin/bash /run/guest
+$bb rm -f /new/.dockerenv
+$bb mkdir -p /new/run/systemd/system /new/run/systemd/system.conf.d
+$bb cp /units/* /new/run/systemd/system/
+printf '[Manager]\nDefaultCPUAccounting=yes\nDefaultIOAccounting=yes\n' >/new/run/systemd/system.conf.d/guest.conf
+exec $bb switch_root /new /lib/systemd/systemd --unit=guest.service --show-status=no
 INIT
+# The bus without what else a host starts before it: the guest is slow.
+mkdir "$work/root/units"
+printf '[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=/run/dbus/system_bus_socket\n' >"$work/root/units/dbus.socket"
+cat >"$work/root/units/dbus.service" <<'UNIT'
+[Unit]
+DefaultDependencies=no
+Requires=dbus.socket
+[Service]
+Type=notify
+ExecStart=/usr/bin/dbus-daemon --system --address=systemd: --nofork --nopidfile --systemd-activation --syslog-only
+UNIT
+cat >"$work/root/units/guest.service" <<'UNIT'
+[Unit]
+DefaultDependencies=no
+Wants=dbus.service
+After=dbus.service
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /run/guest
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+TimeoutStartSec=infinity
+Delegate=yes
+UNIT
+echo "${GUEST_INIT:-bash}" >"$work/root/first"
 chmod +x "$work/root/init"
 cat >"$work/root/guest" <<GUEST
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DRUPE_TEST_PATIENCE=10
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DRUPE_TEST_PATIENCE=${DRUPE_TEST_PATIENCE:-10}
 ip link set lo up
 hostname guest
 for module in veth bridge br_netfilter nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_reject_inet nf_conntrack tun loop; do

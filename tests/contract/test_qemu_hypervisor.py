@@ -18,16 +18,17 @@ import pytest
 from contract.hypervisor_suite import TIMEOUT_S, HypervisorSuite, Site, can, on_a_machine
 from drupe.errors import DeadlineExceeded, DrupeError, Unavailable
 from drupe.hypervisors.contract import Device, Disk, Machine, MachineConfig, Nic, Share
-from drupe.hypervisors.qemu.arguments import uid_of
+from drupe.hypervisors.owners import uid_of
 from drupe.hypervisors.qemu.driver import Qemu
 from drupe.linux.tuntap import open_tap
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm.watching import is_stopped
 from framework import machines, netlab, probes, qemus
 from framework.leaks import wait_until
+from framework.vhostuser import Backend
 
 pytestmark = pytest.mark.root
-MAC = "02:00:00:00:00:01"
+MAC, OTHER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
 
 class QemuSite(Site):
@@ -142,6 +143,33 @@ class MachineSuite(HypervisorSuite):
                 said = await qemus.run_in(site.line, shared, "b cat /hello; echo and back >/answer", name="s")
                 assert said == "hello from the host\n"
                 assert (site.root / "answer").read_text() == "and back\n"
+
+        on_a_machine(site, scenario, config, with_guest=True)
+
+    def test_interfaces_of_several_queues_and_of_other_processes(self, site: QemuSite) -> None:
+        """One has as many queues as the machine has processors, and is reached by the host; what is behind the other is
+        a process that speaks vhost-user, and answers the guest."""
+        netlab.ip("tuntap del tap0 mode tap")
+        netlab.ip("tuntap add tap0 mode tap vnet_hdr multi_queue")
+        netlab.ip("address add 192.0.2.1/24 dev tap0")
+        netlab.ip("address add 2001:db8::1/64 dev tap0 nodad")
+        netlab.ip("link set tap0 up")
+        config = replace(site.config(), shared_memory=True, processors=2, processors_max=2)
+        served = Backend(site.directory / "vhu.sock", "203.0.113.1")
+        site.opened.callback(served.close)
+        nics = [Nic("nic0", MAC, tap="tap0", queues=2), Nic("nic1", OTHER_MAC, socket=site.directory / "vhu.sock")]
+        config = replace(config, nics=nics, disks=[Disk("root", site.disk, read_only=True)])
+
+        async def scenario(_: Machine) -> None:
+            await reached(site)
+            face = pb.Interface(device=pb.Device(mac=OTHER_MAC), name="eth1", mac=OTHER_MAC, mtu=1400, up=True)
+            face.addresses.append("203.0.113.7/24")
+            await site.line.guest("SetInterfaces", pb.SetInterfacesRequest(interfaces=[face]))
+            disk = pb.GuestMount(type="ext4", options=["ro"], device=pb.Device(disk_serial="root"))
+            script = "b ls /sys/class/net/eth0/queues; b ping -c 3 -W 20 203.0.113.1"
+            said = await qemus.run_in(site.line, disk, script)
+            assert said.split()[:4] == ["rx-0", "rx-1", "tx-0", "tx-1"]
+            assert " 0% packet loss" in said and served.pinged == 3
 
         on_a_machine(site, scenario, config, with_guest=True)
 

@@ -14,16 +14,17 @@ import pytest
 from kept_site import KeptSite
 
 from drupe.errors import InvalidArgument, InvalidState, NotFound, PermissionDenied, Unsupported
+from drupe.hypervisors.owners import uid_of
 from drupe.images.store import ImageStore
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import SandboxConfig
 from drupe.sandboxers.vm import hardware, sandboxer, starting
 from drupe.sandboxers.vm.hypervisors import HYPERVISOR, Hypervisors, open_hypervisor
 from drupe.sandboxers.vm.machines import Machines
-from drupe.sandboxers.vm.options import ROOTFS, VmOptions
+from drupe.sandboxers.vm.options import QUEUES, ROOTFS, VmOptions, queues_for, rootfs_for
 from drupe.sandboxers.vm.sandboxer import VmSandboxer
 from drupe.spec import ContainerSpec, Device, NetworkSpec, PodSpec
-from framework import fakevmm, machines
+from framework import fakejailer, fakevmm, machines
 from framework.agentservice import AgentService
 from framework.fakesysfs import GPU, SOUND, FakeSysfs
 
@@ -40,8 +41,8 @@ class OtherSite(KeptSite):
         self.options = VmOptions(hypervisor=name, program=str(program), rootfs="block")
 
     def make(self) -> VmSandboxer:
-        hypervisor = open_hypervisor(self.options.hypervisor, self.options.program)
         root = self.directory / "root"
+        hypervisor = open_hypervisor(self.options.hypervisor, self.options.program, root)
         if not (root / "guests").exists():
             machines.make_root(root)
         return VmSandboxer(
@@ -115,6 +116,42 @@ def test_a_pod_on_another_hypervisor(name: str, tmp_path: Path, agent: AgentServ
     asked = (bin_ / "asked").read_text()
     assert "drupe.channel=vsock:1024" in asked
     assert ("PATCH /vm" if name == "firecracker" else "PUT /vm.pause") in asked
+
+
+@pytest.mark.root
+def test_firecracker_in_its_jail(tmp_path: Path, agent: AgentService) -> None:
+    """Where its jailer is installed: a user and a root of its own, in which is what it was given, and of which nothing
+    is left; a daemon that comes back finds it there."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (tmp_path / "root").mkdir()
+    fakejailer.install(bin_)
+    site = OtherSite(tmp_path, "firecracker", fakevmm.install("firecracker", bin_, agent.path))
+    jail = tmp_path / "root/vm/jails/firecracker/other/root"
+
+    async def scenario() -> None:
+        kind = await site.open()
+        config = site.config()
+        try:
+            await kind.create(config)
+            await kind.start("other")
+            assert agent.inside("hostname").strip() == "other-pod"
+            info = await kind.measure("other")
+            assert info is not None and not any("without capabilities" in note for note in info.notes)
+            assert {"kernel", "initrd", "api.sock", "vsock.sock"} <= {path.name for path in jail.iterdir()}
+            assert jail.stat().st_uid == uid_of("other")
+            kind = await site.reopen()
+            await kind.recover({"other": config})
+            await kind.pause("other")
+            await kind.resume("other")
+            await kind.stop("other", deadline_s=1.0)
+            assert not jail.parent.exists()
+        finally:
+            await site.close()
+
+    asyncio.run(scenario())
+    asked = (bin_ / "asked").read_text()
+    assert "'kernel_image_path': '/kernel'" in asked and "'uds_path': '/vsock.sock'" in asked
 
 
 @pytest.mark.root
@@ -210,3 +247,19 @@ def test_roots_that_a_program_cannot_have() -> None:
     assert rootfs_for(VmOptions(), PodSpec(), able) == "block"
     with pytest.raises(Unsupported, match="shares no directories"):
         rootfs_for(VmOptions(), PodSpec(annotations={ROOTFS: "virtiofs"}), able)
+
+
+def test_what_pods_may_wish_of_a_machine() -> None:
+    """As many queues as a program has, and no roots by 9p, which would be served by the monitor itself."""
+    several, one = {"multiqueue": "yes", "virtiofs": "yes"}, {"multiqueue": "no: it has one", "virtiofs": "no: none"}
+    options, four = VmOptions(queues=2), PodSpec(annotations={QUEUES: "4"})
+    assert (queues_for(options, PodSpec(), several), queues_for(options, PodSpec(), one)) == (2, 1)
+    assert queues_for(options, four, several) == 4
+    with pytest.raises(Unsupported, match="one queue"):
+        queues_for(options, four, one)
+    for wrong in ("0", "9", "-1", "many", ""):
+        with pytest.raises(InvalidArgument, match=QUEUES):
+            queues_for(options, PodSpec(annotations={QUEUES: wrong}), several)
+    with pytest.raises(Unsupported, match="9p") as refused:
+        rootfs_for(options, PodSpec(annotations={ROOTFS: "9p"}), several)
+    assert "block" in refused.value.hint

@@ -98,6 +98,7 @@ def test_those_that_died(daemon: Daemon, number: signal.Signals) -> None:
     for pid in first:
         os.kill(pid, number)
     ended(first)
+    wait_until(lambda: names(daemon.run / "appkernel") == [], what="their directories are gone", timeout_s=WITHIN_S)
     assert say(daemon, "echo", "served") == "served\n"
     assert not spares(daemon) & first
 

@@ -4,6 +4,7 @@ with the right status, nobody waits for ever, and nothing stays behind."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from drupe.rpc.cri.api_pb2 import PodSandboxConfig
 from drupe.rpc.ttrpc.envelope import Code, request
 from drupe.rpc.ttrpc.envelope_pb2 import Request
 from drupe.rpc.ttrpc.frames import Frame, Kind, encode
+from drupe.sandboxers.kinds import KINDS
+from drupe.services.doctor import why_not
 from drupe.spec.containerd import ShimDelete
 from framework.daemon import Daemon
 from framework.raw_ttrpc import SERVICE, Raw
@@ -102,6 +105,28 @@ def test_terminals_and_inputs_that_are_not_there(raw: Raw, bundle: Callable[...,
     assert raw.call("CloseIO", task.CloseIORequest(id="t", stdin=True))[0] == Code.OK
     for method, message in (("Pause", task.PauseRequest), ("Resume", task.ResumeRequest)):
         assert raw.call(method, message(id="t"))[0] == Code.FAILED_PRECONDITION, method
+    end(raw)
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["left", "closed"])
+@pytest.mark.parametrize("kind", ["runc", "gvisor"])
+def test_an_input_that_ended_before_the_start(
+    raw: Raw, bundle: Callable[..., Path], tmp_path: Path, kind: str, is_closed: bool
+) -> None:
+    """As Docker's for a short input: whoever is started later reads all of it, and its end."""
+    if cause := why_not(KINDS[kind], cache=tmp_path / "doctor.json", named=True):
+        pytest.skip(f"{kind} cannot run here: {cause}")
+    for name in ("in", "out"):
+        os.mkfifo(tmp_path / name)
+    path = bundle("cat", annotations={"drupe.kind": kind})
+    with (tmp_path / "out").open("r+b", buffering=0) as output:
+        assert raw.create(path, "t", stdin=f"{tmp_path}/in", stdout=f"{tmp_path}/out") == (Code.OK, "")
+        (tmp_path / "in").write_bytes(b"piped")
+        if is_closed:
+            raw.ask("CloseIO", task.CloseIORequest(id="t", stdin=True), Empty)
+        raw.ask("Start", task.StartRequest(id="t"), task.StartResponse)
+        raw.ask("Wait", task.WaitRequest(id="t"), task.WaitResponse)
+        assert output.read(5) == b"piped"
     end(raw)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -25,6 +26,7 @@ import grpc
 import pytest
 
 from drupe.errors import DrupeError
+from framework import machines
 from framework.cri_host import IMAGE, MODULES, CriHost, opened
 from framework.daemon import Daemon
 from framework.leaks import wait_until
@@ -40,10 +42,11 @@ pytestmark = [
     only_full("kills for minutes"),
 ]
 
-STANDING = ("drupe-runc", "drupe-runc", "drupe-appkernel", "drupe-appkernel", "drupe-wasm")
-PASSING = ("drupe-runc", "drupe-appkernel", "drupe-wasm", "drupe-by-shim", "drupe-by-shim")
+STANDING = ("drupe-runc", "drupe-runc", "drupe-appkernel", "drupe-appkernel", "drupe-wasm", "drupe-vm")
+PASSING = ("drupe-runc", "drupe-appkernel", "drupe-wasm", "drupe-by-shim", "drupe-by-shim", "drupe-vm")
 VICTIMS = ("daemon", "daemon", "keeper", "containerd", "shim", "shim", "workload", "workload", "relay")
 WITHIN_S = 60.0  # a busy machine
+_NUMBERS = re.compile(r"[0-9a-f]{8,}|\d+")
 FOREVER = {MODULES: ("patient",), IMAGE: ("sh", "-c", "while :; do sleep 1; done")}
 
 
@@ -54,7 +57,9 @@ def image_of(handler: str) -> str:
 @pytest.fixture
 def host(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
     pytest.importorskip("wasmtime")
-    for place in opened(tmp_path_factory.mktemp("k"), "2.1", busybox):
+    machines.needs_machines()
+    guest = lambda place: machines.make_root(place.directory / "drupe")  # noqa: E731
+    for place in opened(tmp_path_factory.mktemp("k"), "2.1", busybox, before=guest):
         place.load_modules()
         yield place
 
@@ -70,6 +75,8 @@ class Kills:
         self.counts: dict[str, int] = {}
         self.standing: dict[str, tuple[str, str]] = {}  # by container: its pod, its handler
         self.made = 0
+        self.last = ""  # whom the killer has met
+        self.causes: dict[str, int] = {}
 
     def over(self) -> bool:
         return time.monotonic() > self.ends_at or bool(self.wrong)
@@ -96,6 +103,7 @@ class Kills:
                 self._count("passed")
             except (grpc.RpcError, AssertionError) as error:
                 self._count("failed")
+                self._note(handler, error)
                 if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     self.wrong.append(f"{handler}: {error}")
 
@@ -111,11 +119,19 @@ class Kills:
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
 
+    def _note(self, handler: str, error: Exception) -> None:
+        """Why a pod that passes failed; ids and numbers left out."""
+        code = error.code().name if isinstance(error, grpc.RpcError) else ""
+        text = str(error.details() if isinstance(error, grpc.RpcError) else error)
+        key = f"{handler}, {self.last}: {code} {_NUMBERS.sub('…', text)[:200]}"
+        self.causes[key] = self.causes.get(key, 0) + 1
+
     # -- kills --------------------------------------------------------------------------------------------------
 
     def kill_one(self) -> None:
         victim = self.rng.choice(VICTIMS)
         self._count(victim)
+        self.last = victim
         print(f"{time.strftime('%H:%M:%S')} {victim}", flush=True)
         began = time.monotonic()
         lost = getattr(self, f"_kill_{victim}")()
@@ -263,7 +279,7 @@ def test_nothing_is_lost_and_nothing_left(host: CriHost) -> None:
     finally:
         kills.ends_at = 0
         passing.join()
-    print(kills.counts)
+    print(kills.counts, *sorted(f"{count} {cause}" for cause, count in kills.causes.items()), sep="\n")
     assert not kills.wrong, "\n".join(kills.wrong)
     wait_until(kills.remove_all, what="all pods can be removed", timeout_s=WITHIN_S)
     assert not host.pods_of_drupe()

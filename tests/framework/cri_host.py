@@ -34,6 +34,8 @@ from framework.probes import needs_program
 PAUSE = "localhost/pause:latest"
 MODULES = "localhost/modules:latest"
 CGROUP = f"/{CGROUP_PARENT}-cri"
+DRUPE_CONFIG = "[containerd]\nsandboxer = true\n"
+REGISTRY = "127.0.0.1:5000"
 _CLONE_NEWNET = 0x40000000
 _NETWORK = {
     "cniVersion": "0.4.0",
@@ -89,12 +91,12 @@ HANDLERS = ("drupe", "drupe-gvisor", "drupe-appkernel", "drupe-wasm", "drupe-vm"
 class CriHost(Containerd):
     """containerd with its CRI, our handlers among its runtimes; see Containerd for the rest. Usable after `open`."""
 
-    def __init__(self, directory: Path, version: Version, store: Path) -> None:
+    def __init__(self, directory: Path, version: Version, store: Path, *, extra: str = "") -> None:
         for parent in _parents():  # runc makes them and leaves them
             parent.mkdir(exist_ok=True)
         config = directory / "drupe.toml"
-        config.write_text("[containerd]\nsandboxer = true\n")
-        super().__init__(directory, version, store, cri=True, extra=_handlers(version), drupe_config=config)
+        config.write_text(DRUPE_CONFIG)
+        super().__init__(directory, version, store, cri=True, extra=_handlers(version) + extra, drupe_config=config)
         self.logs = directory / "pods"
         self.cri: Cri
 
@@ -140,6 +142,32 @@ class CriHost(Containerd):
         tree = guests.make_rootfs(self.directory / "modules")
         guests.component(tree / "bin/suite.wasm", tree / "bin/component.wasm")
         self.load_tree(tree, MODULES, {"Entrypoint": ["/bin/echo"], "Cmd": ["the", "entry"], "Env": ["PATH=/bin"]})
+
+    def serve_registry(self) -> str:
+        """Start a registry in there, at a port of the loopback; "HOST:PORT" to `push` to."""
+        directory = self.directory / "registry"
+        directory.mkdir()
+        config = {
+            "version": "0.1", "log": {"level": "error"}, "http": {"addr": REGISTRY},
+            "storage": {"filesystem": {"rootdirectory": str(directory / "data")}},
+        }  # fmt: skip
+        (directory / "registry.json").write_text(json.dumps(config))
+        self.serve_too("docker-registry", "serve", str(directory / "registry.json"), log="registry.log")
+        wait_until(self._registry_listens, what="the registry listens", timeout_s=60.0)
+        return REGISTRY
+
+    def _registry_listens(self) -> bool:
+        host, _, port = REGISTRY.partition(":")
+        try:
+            self.connect(host, int(port)).close()
+        except OSError:
+            return False
+        return True
+
+    def push(self, name: str) -> None:
+        """Send an image of our own store to the registry that its name begins with."""
+        sent = self.drupe("image", "push", "--insecure", name)
+        assert sent.returncode == 0, sent.stderr
 
     # -- pods ---------------------------------------------------------------------------------------------------
 

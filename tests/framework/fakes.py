@@ -81,6 +81,10 @@ class MemoryCgroups:
     def thaw(self, path: str, *, timeout_s: float = 5.0) -> None:
         self._require(path)
 
+    def is_frozen(self, path: str) -> bool:
+        self._require(path)
+        return False
+
     def delete(self, path: str, *, timeout_s: float = 2.0) -> None:
         self.faults.alive()
         for known in [p for p in self.limits if p == path or p.startswith(path + "/")]:

@@ -53,7 +53,9 @@ async def run(name: str, told: Path, agent: Path, arguments: list[str]) -> None:
     is_cloud = name == "cloud-hypervisor"
     flag = "--api-socket" if is_cloud else "--api-sock"
     control = Path(arguments[arguments.index(flag) + 1].removeprefix("path="))
-    model: Any = CloudModel(control.parent) if is_cloud else FireModel()
+    model: Any = (
+        CloudModel(control.parent) if is_cloud else FireModel(root=control.parent if "--jailed" in arguments else None)
+    )
     over = asyncio.Event()
 
     def answer(request: Request) -> Answer | None:

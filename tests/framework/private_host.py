@@ -26,6 +26,7 @@ class PrivateHost:
     systemd does; else its relay may."""
 
     kept = True
+    program: tuple[str, ...] = ("-m", "drupe")  # what Python is given to be the daemon
 
     def __init__(self, directory: Path, *, config: Path | None = None) -> None:
         self.directory = directory
@@ -42,7 +43,7 @@ class PrivateHost:
     def start_daemon(self) -> None:
         """Start our daemon, and do not wait for it."""
         where = ["--root", str(self.directory / "drupe"), "--run", "/run/drupe"]
-        argv = [sys.executable, "-m", "drupe", *where, "serve"]
+        argv = [sys.executable, *self.program, *where, "serve"]
         self._daemon = self.serve(*(as_systemd(argv) if self.kept else argv), log="daemon.log")
         self._services.insert(0, self._daemon)
 
@@ -52,12 +53,14 @@ class PrivateHost:
         self._daemon.wait(TIMEOUT_S)
         self._services.remove(self._daemon)
 
-    def serve(self, *argv: str, log: str) -> subprocess.Popen[bytes]:
-        """Start a daemon in there."""
+    def serve(self, *argv: str, log: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        """Start a daemon in there, or a program that takes long."""
         with (self.directory / log).open("ab") as output:
-            return subprocess.Popen(
-                [*self._nsenter(), *argv], env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+            return subprocess.Popen([*self._nsenter(), *argv], env=self.env, stdin=stdin, stdout=output, stderr=output)
+
+    def serve_too(self, *argv: str, log: str) -> None:
+        """Start a daemon in there that ends with the host."""
+        self._services.append(self.serve(*argv, log=log))
 
     def wait_for(self, socket: str) -> None:
         """Until there is a socket of that name in there."""

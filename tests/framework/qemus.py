@@ -125,6 +125,7 @@ async def run_in(line: Line, root: pb.GuestMount, script: str, *, name: str = "c
         "args": ["/bin/sh", "-c", 'b() { /bin/busybox "$@"; }; ' + script],
         "cwd": "/",
         "user": {"uid": 0, "gid": 0},
+        "capabilities": {kind: ["CAP_NET_RAW"] for kind in ("bounding", "effective", "permitted")},
     }
     config = {
         "ociVersion": "1.0.2", "process": process | {"env": ["PATH=/bin"]}, "root": {"path": "rootfs"},

@@ -27,7 +27,10 @@ def hook(script: str, **more: Any) -> dict[str, Any]:
 
 
 def run(daemon: Daemon, tmp_path: Path, hooks: dict[str, Any]) -> Any:
-    container = {"name": "c", "image": "busybox", "argv": ["sleep", "1000"], "hooks": hooks}
+    return run_container(daemon, tmp_path, {"name": "c", "image": "busybox", "argv": ["sleep", "1000"], "hooks": hooks})
+
+
+def run_container(daemon: Daemon, tmp_path: Path, container: dict[str, Any]) -> Any:
     spec = {"name": "hooked", "sandbox": "appkernel", "network": {"mode": "none"}, "containers": [container]}
     (tmp_path / "pod.json").write_text(json.dumps(spec))
     return daemon.command("pod", "run", "--file", str(tmp_path / "pod.json"))
@@ -69,7 +72,35 @@ def test_one_that_fails_after_the_start_is_a_warning(daemon: Daemon, tmp_path: P
     assert daemon.command("exec", "c", "echo", "alive", check=True).stdout == "alive\n"
 
 
-@pytest.mark.parametrize("phase", ["create_container", "start_container"])
-def test_those_of_inside_are_refused_by_name(daemon: Daemon, tmp_path: Path, phase: str) -> None:
-    done = run(daemon, tmp_path, {phase: [hook("true")]})
+def test_one_inside_runs_before_the_program_as_its_user(daemon: Daemon, tmp_path: Path) -> None:
+    """What it says is what runc's says (docs/compat.md); it sees the files of the container, which wait for it."""
+    note = 'exec >/told; echo $$ $PPID $(id -u) $(pwd) "$A" "${B-none}"; cat; echo; (sleep 0.2; echo later) & wait'
+    container = {
+        "name": "c", "image": "busybox", "argv": ["sh", "-c", "cat /told; sleep 1000"], "cwd": "/usr", "env": ["B=b"],
+        "hooks": {"start_container": [hook(note, env=["A=b", "PATH=/bin"]), hook("echo second >>/told")]},
+    }  # fmt: skip
+    done = run_container(daemon, tmp_path, container)
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: "second" in daemon.command("logs", "c").stdout, what="the program has run")
+    first, state, *rest = daemon.command("logs", "c").stdout.splitlines()
+    assert first == "2 0 0 /usr b none" and rest == ["later", "second"]
+    told = json.loads(state)
+    assert (told["status"], told["pid"]) == ("created", 1) and told["id"] and told["bundle"]
+    assert daemon.command("exec", "c", "echo", "alive", check=True).stdout == "alive\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "why"),
+    [("echo no such luck; exit 3", {}, "no such luck"), ("exec sleep 1000", {"timeout_s": 1}, "longer than it may")],
+    ids=["fails", "hangs"],
+)
+def test_one_inside_that_does_not_succeed_undoes_the_start(
+    daemon: Daemon, tmp_path: Path, script: str, more: dict[str, Any], why: str
+) -> None:
+    done = run(daemon, tmp_path, {"start_container": [hook(script, **more)]})
+    assert done.returncode != 0 and "startContainer hook" in done.stderr and why in done.stderr, done.stderr
+
+
+def test_those_in_the_namespaces_of_the_container_are_refused_by_name(daemon: Daemon, tmp_path: Path) -> None:
+    done = run(daemon, tmp_path, {"create_container": [hook("true")]})
     assert done.returncode != 0 and "hooks are not run by appkernel" in done.stderr, done.stderr

@@ -191,8 +191,7 @@ def test_containers_of_a_pod_are_counted_one_by_one_and_changed_together(daemon:
     for name in ("a", "b"):
         one = stats(daemon, name)
         assert one["pids"] == 1 and 0 < one["memory_working_set_bytes"] < 64 << 20
-        assert "shares its kernel with others" in refusal(daemon, "pause", name)
-        assert "cpu_quota_us" in refusal(daemon, "update", "--cpu-quota", "50000", name)
+        assert "cpu_shares" in refusal(daemon, "update", "--cpu-shares", "512", name)
     said(daemon, "pod", "pause", "p")
     said(daemon, "pod", "resume", "p")
     said(daemon, "pod", "update", "--memory", "90m", "p")
@@ -214,6 +213,78 @@ def test_memory_of_one_of_several_is_limited_while_it_runs(daemon: Daemon, tmp_p
     assert said(daemon, "exec", "b", "sh", "-c", hold) == "enough\n"
     assert said(daemon, "exec", "a", "echo", "alive") == "alive\n"
     assert stats(daemon, "a")["oom_kills"] > 0
+
+
+def two(daemon: Daemon, tmp_path: Path, script: str, **more: Any) -> None:
+    """A pod of two containers that run the same."""
+    containers = [{"name": name, "image": "busybox", "argv": ["sh", "-c", script], **more} for name in ("a", "b")]
+    spec = {"name": "p", "sandbox": "appkernel", "network": {"mode": "none"}, "containers": containers}
+    (tmp_path / "pod.json").write_text(json.dumps(spec))
+    said(daemon, "pod", "run", "--file", str(tmp_path / "pod.json"))
+
+
+def test_one_of_several_stands_still_by_itself(fresh_daemon: Daemon, tmp_path: Path) -> None:
+    """Who runs and who waits; its neighbour does not, a restart of the daemon changes nothing, and it can be killed."""
+    daemon, counts = fresh_daemon, {name: tmp_path / name for name in ("a", "b")}
+    script = "while :; do i=$((i+1)); echo $i >/own/x; mv /own/x /own/count; sleep 0.02; done & while :; do :; done"
+    containers = [
+        {
+            "name": name, "image": "busybox", "argv": ["sh", "-c", script],
+            "mounts": [{"type": "bind", "source": str(place), "target": "/own"}],
+        }
+        for name, place in counts.items()
+    ]  # fmt: skip
+    for place in counts.values():
+        place.mkdir()
+    spec = {"name": "p", "sandbox": "appkernel", "network": {"mode": "none"}, "containers": containers}
+    (tmp_path / "pod.json").write_text(json.dumps(spec))
+    said(daemon, "pod", "run", "--file", str(tmp_path / "pod.json"))
+
+    def count(name: str) -> int:
+        return int((counts[name] / "count").read_text()) if (counts[name] / "count").exists() else 0
+
+    def goes_on(name: str) -> None:
+        before = count(name)
+        wait_until(lambda: count(name) > before, what=f"{name} goes on")
+
+    goes_on("a")
+    said(daemon, "pause", "a")
+    before = count("a")
+    for _ in range(3):
+        goes_on("b")
+    assert "paused" in refusal(daemon, "exec", "a", "true")
+    daemon.kill()
+    daemon.start()
+    goes_on("b")
+    assert count("a") == before
+    assert said(daemon, "ps", "--filter", "name=a", "--format", "{{.State}}") == "paused\n"
+    said(daemon, "unpause", "a")
+    goes_on("a")
+    said(daemon, "pause", "b")
+    said(daemon, "kill", "b")
+    wait_until(lambda: "b" not in said(daemon, "ps", "--format", "{{.Names}}"), what="it has ended")
+    goes_on("a")
+
+
+def test_time_of_one_of_several_is_limited(daemon: Daemon, tmp_path: Path) -> None:
+    """Both would run for ever; who may have a hundredth of a processor gets far less, answers, and is let go."""
+    two(daemon, tmp_path, "while :; do :; done")
+    said(daemon, "update", "--cpu-quota", "1000", "--cpu-period", "100000", "a")
+
+    def used_s(name: str) -> float:
+        return float(stats(daemon, name)["cpu_usage_ns"]) / 1e9
+
+    def gains(name: str, least_s: float) -> tuple[float, float]:
+        """What both get while the one that is named gets so much."""
+        before = {one: used_s(one) for one in ("a", "b")}
+        wait_until(lambda: used_s(name) > before[name] + least_s, what=f"{name} runs", timeout_s=100)
+        return used_s("a") - before["a"], used_s("b") - before["b"]
+
+    a, b = gains("b", 2.0)
+    assert a < b / 2, (a, b)
+    assert said(daemon, "exec", "a", "echo", "alive") == "alive\n"
+    said(daemon, "update", "--cpu-quota", "-1", "a")
+    gains("a", 0.5)
 
 
 def test_a_pause_outlives_the_daemon(fresh_daemon: Daemon) -> None:

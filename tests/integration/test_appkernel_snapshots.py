@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.integration.test_terminals import Session
 
 from framework.appkernels import leaves_nothing
 from framework.daemon import Daemon
@@ -250,7 +252,109 @@ def test_what_cannot_be_saved_is_refused_by_name(daemon: Daemon) -> None:
     wait_until(lambda: "up" in said(daemon, "logs", "fifo"), what="it runs")
     wait_until(lambda: "fifo" in inside(daemon, "fifo", "ps"), what="it waits")
     wait_until(lambda: "a FIFO" in refusal(daemon, "snapshot", "create", "fifo"), what="it is refused")
-    said(daemon, "run", "-d", "-t", "--name", "typed", *HERE, "busybox", "sh")
-    assert "has a terminal" in refusal(daemon, "fork", "typed")
-    for pod in ("fifo", "typed"):
-        assert said(daemon, "exec", pod, "echo", "alive") == "alive\n"
+    assert said(daemon, "exec", "fifo", "echo", "alive") == "alive\n"
+
+
+ON_A_TERMINAL = 'stty rows 33 cols 99; echo begun; read -r word; echo "said $word to $(tty) of $(stty size)"; exit 3'
+
+
+def test_a_shell_on_a_terminal_goes_on(daemon: Daemon) -> None:
+    """With the size that it had, in a fork of a fork; the one that it came from goes on, too."""
+    said(daemon, "run", "-d", "-t", "-i", "--name", "typed", *HERE, "busybox", "sh", "-c", ON_A_TERMINAL)
+    wait_until(lambda: "begun" in said(daemon, "logs", "typed"), what="it waits for a word")
+    said(daemon, "fork", "--name", "second", "typed")
+    said(daemon, "fork", "--name", "third", "second")
+    for pod in ("third", "second", "typed"):
+        done = daemon.command("attach", pod, input=f"word-{pod}\n")
+        assert done.returncode == 3, (pod, done.stdout, done.stderr)
+        wait_until(
+            lambda pod=pod: f"said word-{pod} to /dev/pts/0 of 33 99" in said(daemon, "logs", pod),  # type: ignore[misc]
+            what=f"{pod} has read it",
+        )
+
+
+# A terminal within: who has made it types half a line before, and the other half and an interrupt after.
+MULTIPLEXER = """
+import fcntl, os, pty, select, signal, struct, termios, time
+shell = "trap 'echo interrupted' INT; echo up; while :; do read -r line && echo got $line $(stty size); done"
+pid, master = pty.fork()
+if pid == 0: os.execv("/bin/sh", ["sh", "-c", shell])
+fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 21, 91, 0, 0))
+seen = b""
+def see(word):
+    global seen
+    while word not in seen: seen += os.read(master, 999)
+    seen = seen.partition(word)[2]
+see(b"up"); os.write(master, b"pi"); see(b"pi")
+open("/own/ready", "w").close()
+while not os.path.exists("/own/check"): time.sleep(0.02)
+os.write(master, b"ng\\n"); see(b"got ping 21 91")
+os.write(master, b"\\x03"); see(b"interrupted")
+os.kill(pid, 9); os.waitpid(pid, 0)
+open("/own/part", "w").write("all"); os.rename("/own/part", "/own/said")
+time.sleep(1000)
+"""
+
+
+def run_python(daemon: Daemon, tmp_path: Path, name: str, program: str) -> None:
+    """A program that says by a file that it is ready, and that it looks again when there is another."""
+    (tmp_path / f"{name}.py").write_text(program)
+    words = ("-v", f"{tmp_path}/{name}.py:/program.py:ro", *DEBIAN, "--tmpfs", "/own")
+    start(daemon, name, *words, script="exec /usr/bin/python3 -I /program.py")
+    wait_until(lambda: there(daemon, name, "/own/ready"), what="the program has begun")
+
+
+def check(daemon: Daemon, pod: str, expected: str) -> None:
+    said(daemon, "exec", pod, "touch", "/own/check")
+    wait_until(lambda: there(daemon, pod, "/own/said"), what=f"{pod} tells")
+    assert inside(daemon, pod, "cat", "/own/said") == expected, pod
+
+
+def test_terminals_of_programs_go_on(daemon: Daemon, tmp_path: Path) -> None:
+    run_python(daemon, tmp_path, "inner", MULTIPLEXER)
+    said(daemon, "fork", "--name", "other", "inner")
+    for pod in ("inner", "other"):
+        check(daemon, pod, "all")
+
+
+def test_who_came_from_outside_on_a_terminal_is_hung_up(daemon: Daemon) -> None:
+    """Nobody is there any more who shows what it says."""
+    start(daemon, "host", script="sleep 1000")
+    script = "trap 'touch /gone; exit' HUP; touch /up; read x"
+    with closing(Session(daemon, "exec", "-t", "-i", "host", "sh", "-c", script, tty=True)):
+        wait_until(lambda: there(daemon, "host", "/up"), what="it waits")
+        said(daemon, "fork", "--name", "alone", "host")
+        wait_until(lambda: there(daemon, "alone", "/gone"), what="it is told")
+        assert not there(daemon, "host", "/gone")
+
+
+QUEUES = """
+import ctypes, os, struct, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+def opened(name, flags): return libc.mq_open(name, flags, 0o600, struct.pack("8q", 0, 4, 16, 0, 0, 0, 0, 0))
+def sent(queue, text, priority): assert libc.mq_send(queue, text, len(text), priority) == 0, ctypes.get_errno()
+def received(queue):
+    text, priority = ctypes.create_string_buffer(16), ctypes.c_uint()
+    size = libc.mq_receive(queue, text, 16, ctypes.byref(priority))
+    return (text.raw[:size], priority.value)
+both, gone, empty = (opened(name, 0o102) for name in (b"/both", b"/gone", b"/empty"))
+for text, priority in ((b"low", 1), (b"high", 9), (b"higher", 9)): sent(both, text, priority)
+sent(gone, b"nameless", 2); libc.mq_unlink(b"/gone")
+got = []
+waits = threading.Thread(target=lambda: got.append(received(empty))); waits.start()
+open("/own/ready", "w").close()
+while not os.path.exists("/own/check"): time.sleep(0.02)
+again, none = opened(b"/both", 2), libc.mq_open(b"/gone", 2)
+said = [received(again), received(both), received(both), received(gone), none]
+sent(empty, b"late", 3); waits.join()
+open("/own/part", "w").write(repr(said + got)); os.rename("/own/part", "/own/said")
+time.sleep(1000)
+"""
+
+
+def test_message_queues_keep_what_they_hold(daemon: Daemon, tmp_path: Path) -> None:
+    """With names and without, and who waits for a message; each pod has its own."""
+    run_python(daemon, tmp_path, "queues", QUEUES)
+    said(daemon, "fork", "--name", "same", "queues")
+    for pod in ("queues", "same"):
+        check(daemon, pod, "[(b'high', 9), (b'higher', 9), (b'low', 1), (b'nameless', 2), -1, (b'late', 3)]")

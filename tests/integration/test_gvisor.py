@@ -95,8 +95,9 @@ def test_only_sentry_and_gofer_stand_for_a_pod_and_they_are_confined(daemon: Dae
 def test_mounts_volumes_and_files_are_true_in_both_directions(daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "given").write_text("from the host\n")
     start(daemon, "-v", f"{tmp_path}:/ro:ro", "-v", f"{tmp_path}:/rw", "-v", "data:/data", "--tmpfs", "/t:size=1m",
-          "busybox", "sleep", "60")  # fmt: skip
-    assert said(daemon, "exec", "g", "cat", "/ro/given") == "from the host\n"
+          "-v", f"{tmp_path}:/tmp/below", "busybox", "sleep", "60")  # fmt: skip
+    for path in ("/ro/given", "/tmp/below/given"):
+        assert said(daemon, "exec", "g", "cat", path) == "from the host\n"
     refused = daemon.command("exec", "g", "sh", "-c", "echo x >/ro/no")
     assert refused.returncode != 0 and not (tmp_path / "no").exists()
     said(daemon, "exec", "g", "sh", "-c", "echo out >/rw/out; echo v >/data/v; echo l >/layer; echo t >/tmp/t")

@@ -16,6 +16,7 @@ import pytest
 
 from drupe.resources.cgroups import detect
 from drupe.resources.cgroups.detect import cgroup_of
+from drupe.spec.resources import Resources
 from framework import bundles
 from framework.bundles import Runtime, config, make_bundle
 from framework.daemon import Daemon
@@ -87,6 +88,40 @@ def test_limits_and_what_is_left(oci: Runtime, tmp_path: Path, systemd: bool) ->
     wait_until(lambda: oci.state("c1")["status"] == "stopped", what="the end", timeout_s=60)
     oci("delete", "c1")
     wait_until(lambda: not directory(path, "memory").exists(), what="the end of the cgroup", timeout_s=60)
+
+
+def test_cgroups_that_are_not_as_one_would_have_them(oci: Runtime, tmp_path: Path) -> None:
+    """A frozen one is refused: nothing could begin in it, and whoever waits would wait for ever."""
+    name = f"{CGROUP_PARENT}-{tmp_path.name[-12:]}"
+    made = make_bundle(tmp_path / "bundle", config("sleep", "1000", cgroup=tmp_path.name[-12:]))
+    cgroups = detect()
+    cgroups.create(f"/{name}", Resources())
+    cgroups.freeze(f"/{name}")
+    try:
+        refused = oci("create", "--bundle", made, "c1", check=False)
+        assert refused.returncode == 1 and f"container's cgroup unexpectedly frozen: /{name}" in refused.stderr
+    finally:
+        cgroups.thaw(f"/{name}")
+    oci.create(made, "c1", tmp_path / "out")
+    oci("start", "c1")
+    oci("pause", "c1")
+    late = oci("exec", "c1", "true", check=False)
+    assert late.returncode == 255 and "cannot exec in a paused container" in late.stderr
+    oci("resume", "c1")
+    oci("exec", "c1", "true")
+    oci("delete", "--force", "c1")
+
+
+def test_processes_in_the_cgroup_are_told_of(daemon: Daemon, tmp_path: Path) -> None:
+    """As runc does, in the log where there is one."""
+    oci = bundles.drupe_oci(daemon, tmp_path / "state")
+    made = make_bundle(tmp_path / "bundle", config("sleep", "1000", cgroup=tmp_path.name[-12:]))
+    oci.create(made, "c1", tmp_path / "out")
+    oci.argv += ["--log", str(tmp_path / "log")]
+    oci.create(made, "c2", tmp_path / "more")
+    assert "container's cgroup is not empty: 1 process" in (tmp_path / "log").read_text()
+    for one in ("c2", "c1"):
+        oci("delete", "--force", one)
 
 
 def test_memory_that_is_used_up_ends_it(oci: Runtime, tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def test_what_the_program_would_overlook_is_refused_by_name(oci: Runtime, tmp_pa
         (["checkpoint", "c1"], "container does not exist"),
         (["checkpoint", "--wings", "c1"], "--wings"),
         (["restore", "c1"], "config.json does not exist"),
-        (["dance"], "unknown command 'dance'"),
+        (["dance"], "No help topic for 'dance'"),
         (["create", "--wings", "c1"], "--wings"),
         (["create"], "container id is missing"),
         (["create", "a/b"], "'a/b'"),

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.root
 NUMBERS = itertools.count()
 POD = PodSpec(network=NetworkSpec(mode="none"))
 # crun refuses a hybrid cgroup tree: hide the v2 half from it, in a mount namespace of its own
-HIDE = "umount /sys/fs/cgroup/unified 2>/dev/null; "
+HIDE = "umount /sys/fs/cgroup/unified 2>/dev/null && mount --bind /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; "
 OVERFLOW_PASSWD = "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n"
 
 

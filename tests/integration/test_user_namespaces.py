@@ -50,6 +50,21 @@ def test_a_state_directory_that_others_cannot_enter_is_named(daemon: Daemon, dru
     assert f"chmod o+x {daemon.run.parent}" in done.stderr
 
 
+def test_the_hosts_null_device_stays_the_hosts(drupe: Drupe) -> None:
+    """crun gives a container's streams to its root, and shows it the host's /dev/null: it could change its mode."""
+    null = Path("/dev/null")
+    before = null.stat()
+    try:
+        done = drupe(
+            "run", "--rm", "--userns", "0:1234000:65536", "--network", "none", "busybox", "chmod", "0", "/dev/null"
+        )
+        assert done.returncode == 1 and "Operation not permitted" in done.stderr
+        assert null.stat().st_uid != 1234000 and null.stat().st_mode == before.st_mode
+    finally:
+        null.chmod(before.st_mode & 0o7777)
+        os.chown(null, before.st_uid, before.st_gid)
+
+
 def test_a_new_volume_is_the_workloads(drupe: Drupe) -> None:
     script = "touch /v/f /w/f && stat -c %u:%g /v /v/f /w /w/f"
     done = drupe(

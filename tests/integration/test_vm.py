@@ -93,7 +93,8 @@ FILE_RIGHTS = {0, 1, 3, 4, 6, 7, 31}  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SET
 
 
 def test_what_the_programs_of_a_machine_may_do(daemon: Daemon, tmp_path: Path) -> None:
-    """The monitor: a user of its own and nothing else. virtiofsd: to hand out files of any owner, of one directory.
+    """The monitor: a user of its own and nothing else. virtiofsd: to hand out files of any owner, of one directory, and
+    no capability but in a user namespace of its own, in which ids are what they are, so that the files' owners are.
     Both are where nothing of the host is, in the pod's cgroup, behind a filter. Device nodes of the host are none."""
     os.mknod(tmp_path / "node", 0o600 | stat.S_IFBLK, os.makedev(254, 0))  # the guest's first disk has such a number
     refused = daemon.command("run", "--rm", "--sandbox", "vm", "-v", f"{tmp_path / 'node'}:/node", "busybox", "true")
@@ -115,8 +116,12 @@ def test_what_the_programs_of_a_machine_may_do(daemon: Daemon, tmp_path: Path) -
         assert not Path(f"/proc/{pid}/root/etc").exists()
         assert pod["id"] in Path(f"/proc/{pid}/cgroup").read_text()
     assert not list(Path(f"/proc/{monitor}/root").iterdir())
-    for space in ("mnt", "net", "pid"):
+    for space in ("mnt", "net", "pid", "user"):
         assert Path(f"/proc/{serves}/ns/{space}").readlink() != Path(f"/proc/self/ns/{space}").readlink()
+    for ids in ("uid_map", "gid_map"):
+        assert Path(f"/proc/{serves}/{ids}").read_text().split() == ["0", "0", str(2**32 - 1)]
+    out(daemon, "exec", "one", "sh", "-c", "echo x >/given/f; chown 1000660000:3000000000 /given/f")
+    assert ((tmp_path / "f").stat().st_uid, (tmp_path / "f").stat().st_gid) == (1000660000, 3000000000)
     refused = daemon.command("exec", "one", "mknod", "/dev-node", "b", "8", "0")
     assert refused.returncode, "a device node of the host's"
 

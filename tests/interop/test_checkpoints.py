@@ -4,7 +4,6 @@ containerd's own shim does with runc is the oracle."""
 from __future__ import annotations
 
 import os
-import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import grpc
 import pytest
 
 from framework.containerds import IMAGE, VERSIONS, Containerd, serving
-from framework.cri_host import CriHost
+from framework.cri_host import DRUPE_CONFIG, CriHost, opened
 from framework.criu import working_criu
 from framework.leaks import wait_until
 from framework.probes import needs_program, only_interop
@@ -28,6 +27,7 @@ AGAIN = ("again", "more")[: 1 + ALL]  # as often as one likes
 ASKING = ("task", "exec", "--exec-id", "e")
 # what it drew when it began is in its memory alone
 DRAWS = "read drawn </proc/sys/kernel/random/uuid; while :; do echo $drawn >/new; mv /new /drawn; sleep 0.1; done"
+HAS_DRAWN = "until test -e /drawn; do sleep 0.1; done"
 
 
 @pytest.fixture(scope="module", params=EVERY)
@@ -73,22 +73,26 @@ def test_it_goes_on_from_there(containerd: Containerd, runtime: str) -> None:
     ctr("images", "rm", "checkpoint:1")
 
 
-@only_interop("has a host of its own")
-def test_a_container_of_the_cri(own_host: CriHost, tmp_path: Path) -> None:
-    """What is in the archive, beside what only one of them leaves there, is the same; the container goes on."""
+@pytest.fixture
+def checkpointing(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[CriHost]:
+    """A host whose containerd serves the CRI, on a node that was told to use runc."""
     criu, why = working_criu()
     if criu is None:
         pytest.skip(why)
-    cri = own_host
-    cri.env["PATH"] = f"{criu.parent}:{cri.env['PATH']}"
-    (cri.directory / "drupe.toml").write_text('[containerd]\nsandboxer = true\n[kinds.runc]\nprogram = "runc"\n')
-    cri.stop()  # else what it asks starts a daemon, too
-    cri.end_daemon(signal.SIGTERM)
-    cri.start_daemon()
-    cri.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{criu.parent}:{os.environ['PATH']}")
+        patch.setattr("framework.cri_host.DRUPE_CONFIG", f'{DRUPE_CONFIG}[kinds.runc]\nprogram = "runc"\n')
+        yield from opened(tmp_path_factory.mktemp("c"), "2.1", busybox)
+
+
+@only_interop("has a host of its own")
+def test_a_container_of_the_cri(checkpointing: CriHost, tmp_path: Path) -> None:
+    """What is in the archive, beside what only one of them leaves there, is the same; the container goes on."""
+    cri = checkpointing
     names = {}
     for handler in ("runc", "drupe-runc"):
         container = cri.run(cri.pod(f"of-{handler}", handler), "main", "sh", "-c", DRAWS)
+        cri.cri.exec(container, "sh", "-c", HAS_DRAWN)
         archive = tmp_path / f"{handler}.tar"
         cri.cri.CheckpointContainer(container_id=container, location=str(archive), timeout=100)
         with tarfile.open(archive) as files:
@@ -98,6 +102,29 @@ def test_a_container_of_the_cri(own_host: CriHost, tmp_path: Path) -> None:
     shared = cri.run(cri.pod("kernel", "drupe-appkernel"), "main", "sleep", "1000")
     with pytest.raises(grpc.RpcError, match="shares its kernel with others"):
         cri.cri.CheckpointContainer(container_id=shared, location=str(tmp_path / "k.tar"), timeout=100)
+
+
+@only_interop("has a host of its own")
+def test_a_container_from_an_archive(checkpointing: CriHost, tmp_path: Path) -> None:
+    """As `kubelet` restores one: an archive is the new container's image. containerd pulls the old one's image by its
+    digest, without what it is told of registries. With a sandboxer of another program's it looks for a shim."""
+    cri = checkpointing
+    image = f"{cri.serve_registry()}/busybox:latest"
+    assert cri.drupe("image", "tag", "busybox", image).returncode == 0
+    cri.push(image)
+    cri.cri.PullImage(image={"image": image})
+    for handler in ("runc", "drupe-by-oci", "drupe-by-shim", "drupe-runc"):
+        container = cri.run(cri.pod(f"of-{handler}", handler), "main", "sh", "-c", DRAWS, image=image)
+        cri.cri.exec(container, "sh", "-c", HAS_DRAWN)
+        drawn, archive = cri.cri.exec(container, "cat", "/drawn"), str(tmp_path / f"{handler}.tar")
+        cri.cri.CheckpointContainer(container_id=container, location=archive, timeout=100)
+        cri.cri.StopContainer(container_id=container, timeout=0)
+        again = cri.pod(f"again-{handler}", handler)
+        if handler == "drupe-runc":
+            with pytest.raises(grpc.RpcError, match="can't find shim for sandbox"):
+                cri.run(again, "main", "sleep", "1000", image=archive)
+        else:
+            assert cri.cri.exec(cri.run(again, "main", "sleep", "1000", image=archive), "cat", "/drawn") == drawn
 
 
 def _tells(containerd: Containerd, name: str) -> str:

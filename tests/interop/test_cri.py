@@ -13,14 +13,20 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from drupe.rpc.client import Client
 from drupe.rpc.containerd.sandbox_controller_pb2 import ControllerCreateRequest
+from drupe.rpc.containerd.sandbox_shim_pb2 import CreateSandboxRequest, StartSandboxRequest
 from drupe.rpc.cri import api_pb2 as api
+from drupe.rpc.ttrpc.envelope import Code
+from drupe.services.containerd.shimsandboxes import NAME
+from drupe.spec.containerd import ShimStart
 from framework.containerds import IMAGE, SOCKET
 from framework.cri import container_config, pod_config
 from framework.cri_host import CGROUP, CriHost, needs_handler
 from framework.cri_streams import ERROR, RESIZE, STDERR, STDIN, STDOUT, exit_code
 from framework.leaks import wait_until
 from framework.probes import needs_program
+from framework.raw_ttrpc import Raw
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 FOREVER = ("sleep", "100000")
@@ -235,6 +241,55 @@ def test_what_a_container_is_given(cri: CriHost, handler: str, tmp_path: Path) -
         assert done.exit_code == 1 and b"Read-only file system" in done.stderr, place
 
 
+@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "drupe-gvisor", APPKERNEL])
+def test_what_a_container_may_not(cri: CriHost, handler: str, tmp_path: Path) -> None:
+    """Its filter of system calls holds in sandboxes made before it was known; paths are hidden, or refused. (runsc has
+    no filter for what is executed in a container.)"""
+    needs_handler(handler)
+    profile = tmp_path / "profile.json"
+    rule = {"names": ["chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO"}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    filtered = {"profile_type": api.SecurityProfile.Localhost, "localhost_ref": str(profile)}
+    pod = cri.pod("may-not", handler)
+    volume = [{"host_path": str(tmp_path), "container_path": "/tmp/below"}]
+    script = ("sh", "-c", "chmod 700 /tmp || echo refused; sleep 100000")
+    container = cri.run(pod, "main", *script, linux={"security_context": {"seccomp": filtered}}, mounts=volume)
+    wait_until(lambda: "refused" in cri.log("may-not", "main"), what="chmod is refused")
+    if handler != "drupe-gvisor":
+        assert cri.cri.ExecSync(container_id=container, cmd=["chmod", "700", "/tmp"], timeout=20).exit_code
+    assert cri.cri.exec(container, "ls", "/tmp/below") == "profile.json\n"
+    hidden = {"security_context": {"masked_paths": ["/etc/passwd"], "readonly_paths": ["/etc"]}}
+    if handler == "drupe-gvisor":
+        with pytest.raises(grpc.RpcError, match="cannot choose which paths are masked and read-only"):
+            cri.run(pod, "hidden", *FOREVER, linux=hidden)
+    else:
+        other = cri.run(pod, "hidden", *FOREVER, linux=hidden)
+        assert cri.cri.exec(other, "sh", "-c", "cat /etc/passwd; touch /etc/new || echo read-only") == "read-only\n"
+
+
+def test_a_privileged_container(cri: CriHost, native: str, tmp_path: Path) -> None:
+    """It may use all devices, mount, and show its mounts to the host where it is asked to."""
+    cri.inside("mount", "--bind", "--make-rshared", str(tmp_path), str(tmp_path))
+    try:
+        (tmp_path / "ours").mkdir()
+        (tmp_path / "theirs").mkdir()
+        pod = cri.pod("privileged", native, linux={"security_context": {"privileged": True}})
+        linux = {"security_context": {"privileged": True, "namespace_options": {"pid": api.CONTAINER}}}
+        mounts = [{"host_path": str(tmp_path), "container_path": "/v", "propagation": api.PROPAGATION_BIDIRECTIONAL}]
+        container = cri.run(pod, "main", *FOREVER, linux=linux, mounts=mounts)
+        devices = {path.name for path in Path("/dev").iterdir() if path.is_char_device() or path.is_block_device()}
+        assert devices - {"tty", "console", "ptmx"} <= set(cri.cri.exec(container, "ls", "/dev").split())
+        assert "Seccomp:\t0" in cri.cri.exec(container, "grep", "Seccomp:", "/proc/self/status")
+        cri.cri.exec(container, "sh", "-c", "mount -t tmpfs none /v/ours && touch /v/ours/seen && echo >/dev/kmsg")
+        assert "seen" in cri.inside("ls", str(tmp_path / "ours")).stdout
+        cri.inside("mount", "-t", "tmpfs", "none", str(tmp_path / "theirs"))
+        cri.inside("touch", str(tmp_path / "theirs/seen"))
+        assert cri.cri.exec(container, "ls", "/v/theirs") == "seen\n"
+        cri.cri.remove_pod(pod[0])
+    finally:
+        cri.inside("umount", "--recursive", str(tmp_path))
+
+
 @pytest.mark.parametrize("handler", ["drupe-gvisor"] + FULL * [APPKERNEL])
 def test_limits_of_containers_that_share_a_kernel(cri: CriHost, handler: str) -> None:
     """The pod has the sums, which Status tells; one without a limit lifts it, as the kubelet has it."""
@@ -432,6 +487,72 @@ def test_the_sandboxer_refuses_what_is_wrong(cri: CriHost) -> None:
 def create_request(name: str, options: AnyMessage, **fields: str) -> bytes:
     """Its first field is the sandbox's id, as in every other request."""
     return ControllerCreateRequest(sandbox_id=name, options=options, **fields).SerializeToString()
+
+
+@pytest.mark.parametrize("by", ["sandboxer", "shim"])
+def test_a_sandbox_that_containerd_does_not_know_goes(own_host: CriHost, by: str) -> None:
+    """As it is left when the daemon dies before it has answered for it, or a shim before it could ask for its end."""
+    cri = own_host
+    pod = cri.pod("known", "drupe-runc" if by == "sandboxer" else "drupe-by-shim")
+    main = cri.run(pod, "main", *FOREVER)
+    config = pod_config("lost", cri.logs / "lost", cgroup_parent=CGROUP, host_network=True).SerializeToString()
+    options = AnyMessage(type_url="runtime.v1.PodSandboxConfig", value=config)
+    (make_by_sandboxer if by == "sandboxer" else make_by_shim)(cri, "lost", options)
+    assert {each.id for each in cri.pods_of_drupe()} == {pod[0], "lost"}
+    cri.end_daemon(signal.SIGKILL)
+    cri.start_daemon()
+    wait_until(lambda: _answers(cri, pod[0]), what="containerd has found the daemon again", timeout_s=60.0)
+    wait_until(
+        lambda: {each.id for each in cri.pods_of_drupe()} == {pod[0]}, what="it is gone", timeout_s=60.0,
+    )  # fmt: skip
+    assert cri.cri.exec(main, "echo", "fine") == "fine\n"
+    assert "knows nothing of it" in cri.drupe("system", "info").stdout
+
+
+def test_a_daemon_that_looks_all_the_time_removes_nothing_that_containerd_knows(own_host: CriHost) -> None:
+    """While pods are made, and while a containerd that was killed has not begun to wait for them again."""
+    cri = own_host
+    looks = "import sys; from drupe.cli.main import main; from drupe.services.containerd import leftovers; "
+    looks += "leftovers.LOOK_EVERY_S = leftovers.FIRST_LOOK_S = 0.01; sys.exit(main())"
+    cri.program = ("-c", looks)
+    cri.end_daemon(signal.SIGTERM)
+    cri.start_daemon()
+    pods = [cri.pod(f"known-{number}", handler) for number, handler in enumerate(("drupe-runc", "drupe-by-shim") * 2)]
+    mains = [cri.run(pod, "main", *FOREVER) for pod in pods]
+    cri.cri.StopPodSandbox(pod_sandbox_id=pods[0][0])
+    for _ in range(2):
+        cri.kill()
+        cri.inside("rm", SOCKET)  # it would look as if somebody answered
+        time.sleep(0.5)
+        cri.start()
+        wait_until(cri.ready, what="the CRI is ready", timeout_s=60.0)
+    for pod, main in list(zip(pods, mains, strict=True))[1:]:
+        wait_until(lambda pod=pod: _answers(cri, pod[0]), what="it is known again", timeout_s=60.0)  # type: ignore[misc]
+        assert cri.cri.exec(main, "echo", "fine") == "fine\n"
+    assert {each.id for each in cri.pods_of_drupe()} == {pod[0] for pod in pods}
+    assert "knows nothing of it" not in cri.drupe("system", "info").stdout
+
+
+def make_by_sandboxer(cri: CriHost, name: str, options: AnyMessage) -> None:
+    """As containerd does it, but that it is not written down in its store."""
+    with grpc.insecure_channel(f"unix://{cri.path('/run/drupe/sandboxer.sock')}") as channel:
+        for method in ("Create", "Start"):
+            call = channel.unary_unary(f"/containerd.services.sandbox.v1.Controller/{method}")
+            call(create_request(name, options), timeout=30, metadata=[("containerd-namespace", "k8s.io")])
+
+
+def make_by_shim(cri: CriHost, name: str, options: AnyMessage) -> None:
+    """The same at the door of a shim."""
+    ask = ShimStart(
+        name="containerd-shim-drupe-runc-v2", id=name, namespace="k8s.io", grpc=SOCKET, ttrpc=f"{SOCKET}.ttrpc"
+    )
+    with Client.connect(cri.path("/run/drupe/drupe.sock")) as client:
+        address = client.call("containerd.start", ask, timeout_s=30).address.removeprefix("unix://")
+    with Raw(cri.path(address)) as shim:
+        for method, request in (("CreateSandbox", CreateSandboxRequest), ("StartSandbox", StartSandboxRequest)):
+            fields = {"options": options} if request is CreateSandboxRequest else {}
+            code, answer, _ = shim.call(method, request(sandbox_id=name, **fields), service=NAME)
+            assert code == Code.OK, answer
 
 
 @pytest.mark.parametrize("handler", ["drupe-runc", "drupe-by-shim"])

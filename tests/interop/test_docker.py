@@ -84,6 +84,9 @@ def test_one_command(side: Side, tmp_path: Path) -> None:
     failed = side.run(argv=("sh", "-c", "echo out; echo err >&2; exit 5"), check=False)
     assert (failed.stdout, failed.stderr, failed.returncode) == ("out\n", "err\n", 5)
     assert side.run("-i", argv=("cat",), input="piped").stdout == "piped"
+    many = "\n".join(map(str, range(50000)))  # more than pipes hold, of somebody who goes before it is read
+    counted = side.run("-i", argv=("sh", "-c", "sleep 0.5; wc -c"), input=many)
+    assert int(counted.stdout) == len(many)
     assert len(side.run(argv=("seq", "100000")).stdout) == 588895  # no byte is lost at the end
     assert side.run("-t", argv=("tty",)).stdout == "/dev/pts/0\n"
     for program, code in (("/nope", 127), ("/etc/passwd", 126)):
@@ -224,7 +227,9 @@ def test_gvisor_has_the_network_that_docker_makes(tmp_path_factory: pytest.TempP
     docker = Docker(tmp_path_factory.mktemp("k"), GENERATIONS["28"], busybox)
     try:
         docker.open()
-        assert Side(docker, "drupe-gvisor").run(argv=("echo", "hello")).stdout == "hello\n"
+        side = Side(docker, "drupe-gvisor")
+        assert side.run(argv=("echo", "hello")).stdout == "hello\n"
+        assert side.run("-i", argv=("cat",), input="piped").stdout == "piped"  # which has ended before the start
     finally:
         docker.close()
 

@@ -9,6 +9,7 @@ use libc::c_ulong;
 use rustix::fs::CWD;
 use rustix::mount::{open_tree, OpenTreeFlags};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -37,10 +38,14 @@ const FLAGS: [(&str, c_ulong, bool); 17] = [
     ("remount", libc::MS_REMOUNT, true),
 ];
 
+/// mount(8)'s words for what is done to the mount point afterwards.
+const AFTERWARDS: &str = "X-mount.";
+
 /// (flags, the file system's own options).
 pub fn parse(options: &[String]) -> (c_ulong, String) {
     let (mut flags, mut data) = (0, Vec::new());
-    for option in options.iter().filter(|option| !["", "defaults"].contains(&option.as_str())) {
+    let ours = |option: &&String| !["", "defaults"].contains(&option.as_str()) && !option.starts_with(AFTERWARDS);
+    for option in options.iter().filter(ours) {
         match FLAGS.iter().find(|(word, ..)| word == option) {
             Some((_, flag, true)) => flags |= flag,
             Some((_, flag, false)) => flags &= !flag,
@@ -72,6 +77,7 @@ pub fn mount(agent: &Agent, wanted: &GuestMount, patience: &Patience) -> Reply<(
     }
     let bind = libc::MS_BIND | flags & libc::MS_REC;
     drupe_sys::mount::mount(&source, target, "", bind, "").during(words)?;
+    own(target, &wanted.options)?;
     match flags & !bind {
         0 => Ok(()),
         more => drupe_sys::mount::mount("", target, "", libc::MS_REMOUNT | libc::MS_BIND | more, "").during(words),
@@ -93,6 +99,22 @@ fn await_tag(agent: &Agent, patience: &Patience, mount: impl Fn() -> std::io::Re
             result => return result,
         }
     }
+}
+
+/// X-mount.owner, X-mount.group and X-mount.mode: of a directory that is mounted on itself, so that it is there.
+fn own(target: &Path, options: &[String]) -> Reply<()> {
+    let number = |word: &str, radix| {
+        let text = options.iter().find_map(|option| option.strip_prefix(AFTERWARDS)?.strip_prefix(word));
+        text.map(|text| u32::from_str_radix(text, radix))
+            .transpose()
+            .map_err(|_| invalid(format!("{word} has no number")))
+    };
+    let (uid, gid, mode) = (number("owner=", 10)?, number("group=", 10)?, number("mode=", 8)?);
+    let words = || format!("cannot give {} away", target.display());
+    if uid.is_some() || gid.is_some() {
+        std::os::unix::fs::chown(target, uid, gid).during(words)?;
+    }
+    mode.map_or(Ok(()), |mode| std::fs::set_permissions(target, std::fs::Permissions::from_mode(mode)).during(words))
 }
 
 fn make_target(target: &Path, is_file: bool) -> Reply<()> {

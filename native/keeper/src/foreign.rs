@@ -1,6 +1,7 @@
 //! Descriptors that a client passed: a terminal, a pipe, a socket or a file that other processes share.
 //! They must not be set to O_NONBLOCK, which belongs to all who share the open file description, and must not block us.
 
+use drupe_sys::epoll::{self, Epoll, Events};
 use drupe_sys::{fd, socket};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -29,7 +30,12 @@ pub fn own(fd: OwnedFd, writable: bool) -> io::Result<(OwnedFd, Kind)> {
     if kind.is_fifo() || (kind.is_char_device() && !ptmx) {
         let mut options = OpenOptions::new();
         options.read(!writable).write(writable).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        if let Ok(opened) = options.open(format!("/proc/self/fd/{}", file.as_raw_fd())) {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        if let Ok(opened) = options.open(&path) {
+            if !writable && kind.is_fifo() && has_hung_up(&file) {
+                // A writer that comes and goes: now our description has the end, too.
+                drop(OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path));
+            }
             return Ok((opened.into(), Kind::File));
         }
     }
@@ -37,6 +43,20 @@ pub fn own(fd: OwnedFd, writable: bool) -> io::Result<(OwnedFd, Kind)> {
         fd::set_nonblocking(&file)?;
     }
     Ok((file.into(), Kind::File))
+}
+
+/// Whether all who wrote to a FIFO have gone. A description opened after that tells of no end before somebody else has come
+/// (fifo(7); the kernel's pipe_poll compares who has been there since).
+fn has_hung_up(file: &File) -> bool {
+    let look = || {
+        let epoll = Epoll::new()?;
+        epoll.add(file, 0, 0)?;
+        let mut events = Events::with_capacity(1);
+        epoll.wait(&mut events, 0)?;
+        let hung_up = events.iter().any(|(_, bits)| bits & epoll::HUP != 0);
+        io::Result::Ok(hung_up)
+    };
+    look().unwrap_or(false)
 }
 
 pub fn read(mut file: &File, kind: Kind, buffer: &mut [u8]) -> io::Result<usize> {
@@ -129,6 +149,23 @@ mod tests {
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", shared.as_raw_fd())).unwrap();
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
         assert_eq!(i32::from_str_radix(flags, 8).unwrap() & libc::O_NONBLOCK, 0);
+    }
+
+    #[test]
+    fn a_writer_that_has_gone_before_is_an_end() {
+        let name = std::env::temp_dir().join(format!("drupe-fifo-{}", std::process::id()));
+        assert!(std::process::Command::new("mkfifo").arg(&name).status().unwrap().success());
+        let nonblocking =
+            |write| OpenOptions::new().read(!write).write(write).custom_flags(libc::O_NONBLOCK).open(&name).unwrap();
+        let waits = own(nonblocking(false).into(), false).unwrap().0;
+        assert!(!has_hung_up(&waits.into()), "nobody has come yet");
+        let reader = nonblocking(false);
+        nonblocking(true).write_all(b"piped").unwrap();
+        let mut file = File::from(own(reader.into(), false).unwrap().0);
+        let mut got = [0; 10];
+        assert_eq!(file.read(&mut got).unwrap(), 5);
+        assert!(has_hung_up(&file));
+        std::fs::remove_file(&name).unwrap();
     }
 
     #[test]

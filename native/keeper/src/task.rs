@@ -10,8 +10,10 @@ use drupe_sys::process::{Ended, Pid};
 use serde_json::{json, Value};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// The keeper's end of stdout, stderr or a pty.
@@ -249,7 +251,24 @@ pub fn make_pipes(with_stdin: bool) -> Outcome<(Ends, [OwnedFd; 3])> {
     Ok((ends, [stdin_read, stdout_write, stderr_write]))
 }
 
+/// A null device of the keeper's own: crun gives the streams of a container to the root of its user namespace, and the
+/// host's /dev/null is everybody's. Who may not make devices can give none away either.
 pub fn dev_null(readable: bool) -> Outcome<OwnedFd> {
-    let file = fs::OpenOptions::new().read(readable).write(!readable).open("/dev/null");
+    let mut options = fs::OpenOptions::new();
+    options.read(readable).write(!readable);
+    let own = own_null().and_then(|path| options.open(path));
+    let file = own.or_else(|_| options.open("/dev/null"));
     file.map(OwnedFd::from).map_err(|error| crate::protocol::Failure::io("cannot open /dev/null", &error))
+}
+
+/// A path to it: another one once somebody has changed whose it is, or its mode.
+fn own_null() -> io::Result<String> {
+    static KEPT: Mutex<Option<fs::File>> = Mutex::new(None);
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let untouched = |null: &fs::File| null.metadata().is_ok_and(|it| (it.mode() & 0o7777, it.uid()) == (0o666, 0));
+    let null = match kept.take().filter(untouched) {
+        Some(null) => null,
+        None => drupe_sys::fd::own_null()?.into(),
+    };
+    Ok(format!("/proc/self/fd/{}", kept.insert(null).as_raw_fd()))
 }

@@ -94,6 +94,32 @@ pub fn inherited_text(content: &[u8], minimum: i32) -> io::Result<i32> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD, minimum) })
 }
 
+/// Whether the descriptor of this number is the kernel's null device (null(4)).
+pub fn is_null(number: i32) -> bool {
+    let mut found = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `found` has room for the answer, and is read only when there is one.
+    unsafe {
+        libc::fstat(number, found.as_mut_ptr()) == 0 && {
+            let found = found.assume_init();
+            found.st_mode & libc::S_IFMT == libc::S_IFCHR && found.st_rdev == libc::makedev(1, 3)
+        }
+    }
+}
+
+/// A null device of our own: who owns it, and what its mode is, is no matter of the host's /dev/null.
+pub fn own_null() -> io::Result<OwnedFd> {
+    let memory = crate::mount::detached_memory()?;
+    let (directory, mode) = (memory.as_raw_fd(), libc::S_IFCHR | 0o666);
+    // SAFETY: the name is NUL-terminated and only read; the new descriptor is ours.
+    unsafe {
+        check(libc::mknodat(directory, c"null".as_ptr(), mode, libc::makedev(1, 3)))?;
+        let flags = libc::O_RDWR | libc::O_CLOEXEC;
+        let null = OwnedFd::from_raw_fd(check(libc::openat(directory, c"null".as_ptr(), flags))?);
+        check(libc::fchmod(null.as_raw_fd(), 0o666))?; // whatever the umask is
+        Ok(null)
+    }
+}
+
 /// Closes 0, 1 and 2. Only for a child that writes and reads nothing any more.
 pub fn close_standard() {
     // SAFETY: no pointers; nothing of ours is behind these numbers.

@@ -26,6 +26,22 @@ pub fn open_tree(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
+/// fsopen(2), fsmount(2): a new file system in memory that is mounted nowhere, and goes with what is open of it.
+pub fn detached_memory() -> io::Result<OwnedFd> {
+    // FSCONFIG_CMD_CREATE, and FSOPEN_CLOEXEC as FSMOUNT_CLOEXEC, of linux/mount.h.
+    const CREATE: libc::c_uint = 6;
+    const CLOEXEC: libc::c_uint = 1;
+    let none = ptr::null::<libc::c_char>();
+    // SAFETY: the name is NUL-terminated, the pointers that are null may be; the new descriptors are ours.
+    unsafe {
+        let made =
+            OwnedFd::from_raw_fd(check_long(libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), CLOEXEC))? as i32);
+        check_long(libc::syscall(libc::SYS_fsconfig, made.as_raw_fd(), CREATE, none, none, 0))?;
+        let mounted = check_long(libc::syscall(libc::SYS_fsmount, made.as_raw_fd(), CLOEXEC, 0))?;
+        Ok(OwnedFd::from_raw_fd(mounted as i32))
+    }
+}
+
 /// move_mount(2): mounts the tree behind `tree` (open_tree(2)) at `target`.
 pub fn move_mount(tree: &impl AsFd, target: &Path) -> io::Result<()> {
     let target = c_path(target)?;

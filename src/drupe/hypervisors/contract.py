@@ -237,6 +237,14 @@ class Hypervisor(ABC):
     def prepare(self, config: MachineConfig) -> Launch:
         """The program to start for `config`. Pure: touches nothing. Unsupported for what the program cannot do."""
 
+    def owner(self, machine_id: str) -> int:
+        """The user id under which it opens taps; 0 for a program that is root then."""
+        return 0
+
+    def leaves(self, config: MachineConfig) -> Sequence[Path]:
+        """Directories that a program makes elsewhere than in `config.dir`: to be removed when it has ended."""
+        return ()
+
     def serial(self, disk: Disk) -> str:
         """What the guest sees as the serial of a disk."""
         return disk.id[:_SERIAL_BYTES]

@@ -9,8 +9,8 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from drupe.hypervisors.contract import (
     said,
 )  # fmt: skip
 from drupe.hypervisors.lines import Line
+from drupe.hypervisors.owners import uid_of
 from drupe.hypervisors.rest import ANSWERS_WITHIN_S, Lifeline, Rest
 from drupe.hypervisors.restmachine import RestMachine, connected
 from drupe.hypervisors.vsock import AGENT_CHANNEL, open_hybrid
@@ -43,13 +44,15 @@ _NO_DEVICES = "no: adding devices to a running machine is a developer preview th
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """Firecracker's jailer: the program runs as uid:gid in a root of its own below `MachineConfig.dir`, into which
-    kernel and disks are linked. netns: path of the namespace that it joins, when whoever starts it has not."""
+    """Firecracker's jailer: the program runs as uid:gid (0: as a user of the machine's own) in a root of its own below
+    `base` (None: `MachineConfig.dir`), into which kernel and disks are linked: on their file system, which must have
+    device nodes. netns: path of the namespace that it joins, when whoever starts it has not."""
 
-    uid: int
-    gid: int
+    uid: int = 0
+    gid: int = 0
     program: str = "jailer"
     netns: str = ""
+    base: Path | None = None
 
 
 class Firecracker(Hypervisor):
@@ -74,9 +77,25 @@ class Firecracker(Hypervisor):
     def __init__(self, program: str = "firecracker", jail: Jail | None = None) -> None:
         self._program, self._jail = program, jail
 
+    @property
+    def jailed(self) -> bool:
+        """Whether it has no other rights than those of a user of its own, in a root of its own."""
+        return self._jail is not None
+
     def root(self, config: MachineConfig) -> Path:
         """Where its paths begin, for us."""
-        return config.dir / Path(self._program).name / "m" / "root" if self._jail else config.dir
+        if self._jail is None:
+            return config.dir
+        return (self._jail.base or config.dir) / Path(self._program).name / self._name(config) / "root"
+
+    def _name(self, config: MachineConfig) -> str:
+        return config.id if self._jail and self._jail.base else "m"
+
+    def owner(self, machine_id: str) -> int:
+        return 0 if self._jail is None else self._jail.uid or uid_of(machine_id)
+
+    def leaves(self, config: MachineConfig) -> Sequence[Path]:
+        return [self.root(config).parent] if self._jail and self._jail.base else []
 
     def serial(self, disk: Disk) -> str:
         """What the guest sees as the serial of a disk: where its file is (st_dev, st_rdev, st_ino)."""
@@ -96,10 +115,17 @@ class Firecracker(Hypervisor):
     def _argv(self, config: MachineConfig) -> list[str]:
         if self._jail is None:
             return [self._program, "--id", "m", "--api-sock", str(config.dir / "api.sock")]
-        jail = self._jail
-        words = ["--id", "m", "--exec-file", self._program, "--uid", str(jail.uid), "--gid", str(jail.gid)]
-        words += ["--chroot-base-dir", str(config.dir), *(["--netns", jail.netns] if jail.netns else [])]
+        jail, base = self._jail_of(config), self._jail.base or config.dir
+        words = ["--id", self._name(config), "--exec-file", self._program]
+        words += ["--uid", str(jail.uid), "--gid", str(jail.gid)]
+        words += ["--chroot-base-dir", str(base), *(["--netns", jail.netns] if jail.netns else [])]
         return [jail.program, *words, "--", "--api-sock", "/api.sock"]
+
+    def _jail_of(self, config: MachineConfig) -> Jail:
+        """With the machine's own user."""
+        assert self._jail is not None  # noqa: S101 - the caller has looked
+        uid = self.owner(config.id)
+        return replace(self._jail, uid=uid, gid=self._jail.gid or uid)
 
     async def open_line(self, config: MachineConfig) -> Line:
         return await open_hybrid(self.root(config) / "vsock.sock")
@@ -107,7 +133,7 @@ class Firecracker(Hypervisor):
     async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:
         rest = Rest(self.root(config) / "api.sock", "firecracker")
         lifeline = await connected(rest, timeout_s=timeout_s)
-        place = Place(self.root(config), self._jail)
+        place = Place(self.root(config), self._jail_of(config) if self._jail else None)
         return FirecrackerMachine(rest, config, lifeline, place)
 
 
@@ -143,8 +169,9 @@ class Place:
         self._give(path)
         return self.own(name)
 
-    def given(self, name: str, path: Path) -> str:
-        """The path of a file of the host's. InvalidArgument when it cannot be in the jail."""
+    def given(self, name: str, path: Path, *, read_only: bool = True) -> str:
+        """The path of a file of the host's: linked, or copied where that is as good. InvalidArgument when it cannot be
+        in the jail."""
         if not self.jail:
             return str(path)
         target = self.root / name
@@ -154,7 +181,11 @@ class Place:
             self._give(target)
             return f"/{name}"
         try:
-            target.hardlink_to(path)
+            if read_only and not (found.st_mode & stat.S_IROTH and found.st_dev == self.root.stat().st_dev):
+                shutil.copyfile(path, target)
+                self._give(target)
+            else:
+                target.hardlink_to(path)
         except OSError as error:
             hint = f"put {path} on the file system of {self.root}"
             raise InvalidArgument(f"cannot link {path} into the jail", cause=error.strerror or "", hint=hint) from None
@@ -235,7 +266,7 @@ class FirecrackerMachine(RestMachine):
         body: dict[str, Any] = {"drive_id": name, "is_root_device": False}
         if disk.socket is not None:
             return body | {"socket": self._place.given(name, disk.socket)}
-        path = self._place.given(name, disk.path)
+        path = self._place.given(name, disk.path, read_only=disk.read_only)
         return body | {"path_on_host": path, "is_read_only": disk.read_only, "cache_type": "Writeback"}
 
     async def _load(self, directory: Path, timeout_s: float) -> None:
@@ -250,7 +281,10 @@ class FirecrackerMachine(RestMachine):
             body["network_overrides"] = [{"iface_id": identifier(n.id), "host_dev_name": n.tap} for n in nics]
         if not self._place.jail and await self._version() >= (1, 16):
             body["vsock_override"] = {"uds_path": self._place.own("vsock.sock")}
-        paths = {disk.id: self._place.given(identifier(disk.id), disk.path) for disk in self._config.disks}
+        paths = {
+            disk.id: self._place.given(identifier(disk.id), disk.path, read_only=disk.read_only)
+            for disk in self._config.disks
+        }
         await self._put("/snapshot/load", body, timeout_s=timeout_s)
         for disk_id, path in paths.items():
             name = identifier(disk_id)

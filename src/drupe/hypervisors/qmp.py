@@ -37,6 +37,7 @@ _LOST = (
     TypeError,
     KeyError,
     AttributeError,
+    AssertionError,
 )
 
 
@@ -59,6 +60,7 @@ class Qmp:
     def __init__(self, client: QMPClient, listener: EventListener) -> None:
         self._client = client
         self._listener = listener
+        self._hanging_up = asyncio.ensure_future(self._hang_up())
 
     @classmethod
     async def connect(cls, path: Path, *, timeout_s: float) -> Qmp:
@@ -71,7 +73,11 @@ class Qmp:
         client.register_listener(listener)
         with _translated("qmp_capabilities", timeout_s), short_name(path) as name:
             async with timeout(timeout_s):
-                await client.connect(name)
+                try:
+                    await client.connect(name)
+                except AssertionError:  # what ends the session came along with what began it
+                    await client.disconnect()
+                    raise
         return cls(client, listener)
 
     async def call(
@@ -116,8 +122,16 @@ class Qmp:
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
 
+    async def _hang_up(self) -> None:
+        """As soon as it is lost, also while nobody asks: else the library's tasks end with errors that nobody takes,
+        each of which the event loop logs with a traceback, at the word of a hostile monitor."""
+        await self._lost()
+        with contextlib.suppress(*_LOST):
+            await self._client.disconnect()
+
     async def close(self) -> None:
         """Hang up. Idempotent."""
+        self._hanging_up.cancel()
         with contextlib.suppress(*_LOST, TimeoutError):
             async with timeout(ANSWERS_WITHIN_S):
                 await self._client.disconnect()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from drupe.errors import Unsupported
 from drupe.oci.mount_options import refuse_options
-from drupe.oci.runtime_spec import Linux, Mount, Process, RuntimeConfig
+from drupe.oci.runtime_spec import Device, Linux, Mount, Process, RuntimeConfig
 
 Uses = Callable[[RuntimeConfig], object]
 
@@ -69,6 +69,12 @@ _READ = Carried("read to check the bundle")
 # engines set them for everybody; without them a workload may do less, not more
 WIDENING = ("net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start")
 _FILE_SYSTEMS = ("bind", "none", "tmpfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2")
+# nodes that every container has (the specification's "Default Devices"): whoever asks for one, too, asks for nothing
+_MEMORY_DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
+DEFAULT_DEVICES = frozenset(
+    [("/dev/tty", "c", 5, 0), ("/dev/ptmx", "c", 5, 2)]
+    + [(f"/dev/{name}", "c", 1, minor) for name, minor in _MEMORY_DEVICES.items()]
+)
 TRAVELLING = ("shared", "rshared", "slave", "rslave")  # mounts that know of the host's
 _USUAL_UMASK = 0o22
 _NOT_JOINED = ("pid", "ipc", "uts", "mount", "cgroup", "user", "time")
@@ -125,7 +131,8 @@ def _umask(config: RuntimeConfig) -> bool:
     return user is not None and user.umask not in (None, _USUAL_UMASK)
 
 
-def _elsewhere(paths: list[str] | None) -> bool:
+def hides_elsewhere(paths: list[str] | None) -> bool:
+    """Whether some of masked or read-only paths are below neither /proc nor /sys, which are the kernel's own."""
     return any(not path.startswith(_KERNELS_OWN) for path in paths or ())
 
 
@@ -143,6 +150,11 @@ def _outside(name: str) -> Uses:
 
 def _of_linux(name: str) -> Uses:
     return lambda config: getattr(_linux(config), name)
+
+
+def _further_devices(config: RuntimeConfig) -> list[Device]:
+    devices = _linux(config).devices or ()
+    return [one for one in devices if (one.path, one.type, one.major, one.minor) not in DEFAULT_DEVICES]
 
 
 def _of_process(name: str) -> Uses:
@@ -206,16 +218,18 @@ RULES: Mapping[str, Rule] = {
     "linux.uidMappings*": Refused(_of_linux("uid_mappings")),
     "linux.gidMappings*": Refused(_of_linux("gid_mappings")),
     "linux.timeOffsets*": Refused(_of_linux("time_offsets")),
-    "linux.devices*": Needs("devices", _of_linux("devices")),
+    "linux.devices*": Needs("devices", _further_devices),
     "linux.cgroupsPath": DAEMON,
     "linux.sysctl*": Needs("sysctls", lambda config: set(_linux(config).sysctl or ()) - {*WIDENING}),
     "linux.rootfsPropagation": Needs(
         "mount-propagation", lambda config: _linux(config).rootfs_propagation in TRAVELLING
     ),
     "linux.maskedPaths": _OWN_FILES,
-    "linux.maskedPaths elsewhere": Needs("masked-paths", lambda config: _elsewhere(_linux(config).masked_paths)),
+    "linux.maskedPaths elsewhere": Needs("masked-paths", lambda config: hides_elsewhere(_linux(config).masked_paths)),
     "linux.readonlyPaths": _OWN_FILES,
-    "linux.readonlyPaths elsewhere": Needs("masked-paths", lambda config: _elsewhere(_linux(config).readonly_paths)),
+    "linux.readonlyPaths elsewhere": Needs(
+        "masked-paths", lambda config: hides_elsewhere(_linux(config).readonly_paths)
+    ),
     "linux.mountLabel": Moot("files are opened by the sandbox, not by the workload"),
     "linux.seccomp*": Carried(
         "the kind of sandbox, where its kernel has filters; a module has the engine's, which is narrower"

@@ -15,6 +15,7 @@ from typing import Any
 
 from drupe.errors import DrupeError, InvalidArgument, NotFound, PermissionDenied
 from drupe.linux.openat2 import O_PATH, open_in_root
+from drupe.oci.formats import CAUSES, MISSING, why_not
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 _DEFAULT_PATH = "/bin:/usr/bin"  # execvp(3)
@@ -33,12 +34,33 @@ def check_process(root_fd: int, process: dict[str, Any], *, covered: Iterable[st
         raise NotFound(f"working directory {cwd!r} is not in the container")
     if mode is not None and not stat.S_ISDIR(mode):
         raise InvalidArgument(f"working directory {cwd!r} is not a directory")
-    name = process["args"][0]
-    modes = [_mode(root_fd, path, covered) for path in _places(name, process.get("env", ()), cwd)]
-    if any(mode is None or _executable(mode) for mode in modes):
-        return
-    found = next((mode for mode in modes if mode), 0)
+    check_program(root_fd, process, covered=covered)
+
+
+def check_program(root_fd: int, process: dict[str, Any], *, covered: Iterable[str] = ()) -> None:
+    """Look for an OCI process's program only: that it is there, may be executed by somebody, and can be loaded.
+
+    Raises NotFound, PermissionDenied with the exit codes of a shell.
+    """
+    name, cwd, covered = process["args"][0], process.get("cwd", "/"), tuple(covered)
+    found = 0
+    for path in _places(name, process.get("env", ()), cwd):
+        mode = _mode(root_fd, path, covered)
+        if mode is None:
+            return
+        if _executable(mode):
+            _check_format(root_fd, name, path, covered)
+            return
+        found = found or mode
     raise not_executable(name, directory=stat.S_ISDIR(found)) if found else no_program(name)
+
+
+def _check_format(root_fd: int, name: str, path: str, covered: tuple[str, ...]) -> None:
+    why, interpreter = why_not(root_fd, path, lambda path: _mode(root_fd, path, covered))
+    if why == MISSING:
+        raise no_program(name, interpreter=interpreter)
+    if why:
+        raise not_executable(name, cause=CAUSES[why])
 
 
 def is_empty(root_fd: int, path: str) -> bool:
@@ -53,8 +75,12 @@ def is_empty(root_fd: int, path: str) -> bool:
         os.close(descriptor)
 
 
-def no_program(name: str) -> DrupeError:
-    """What is said about a program that is not there; exit code 127, as of a shell."""
+def no_program(name: str, *, interpreter: str = "") -> DrupeError:
+    """What is said about a program that is not there, or whose interpreter or loader is not; exit code 127, as of a
+    shell."""
+    if interpreter:
+        text = f"program {name!r} needs {interpreter!r}, which is not in the container"
+        return NotFound(text, hint="is the image whole, and made for this program?", exit_code="127")
     where = "in the container" if "/" in name else "in the container's PATH"
     hint = "check the command and the image"
     return NotFound(f"program {name!r} is not {where}", hint=hint, exit_code="127")

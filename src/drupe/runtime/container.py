@@ -19,6 +19,7 @@ from drupe.errors import DeadlineExceeded, DrupeError, InvalidState, NotFound, U
 from drupe.oci.signals import parse_signal
 from drupe.runtime.alarm import Alarm
 from drupe.runtime.execs import Execs
+from drupe.runtime.memorydirs import memory_dirs
 from drupe.runtime.steps import Step, do_all, undo_all
 from drupe.sandboxers.capabilities import needed_by_update
 from drupe.sandboxers.contract import Attachment, TaskConfig, TaskService
@@ -373,6 +374,7 @@ class Container:
             exit_file=self.bundle / "exit.json",
             resources=self.spec.resources,
             fds=self.first_fds,
+            memory=memory_dirs(self.bundle, self.spec),
             restores=self.spec.bundle is not None and bool(self.spec.bundle.checkpoint),
             **self.node.storage.made_of(self),
             image=await self.node.storage.image_file(self) if self.pod.sandboxer.wants_image else None,

@@ -49,10 +49,11 @@ class Paths:
 
     @property
     def cgroup(self) -> str:
-        """The parent of all pods' cgroups; one per runtime, so that two on a host never take each other for orphans."""
-        if self.run == DEFAULT_RUN:
+        """The parent of all pods' cgroups; one per runtime, so that two on a host never take each other for orphans,
+        also where each has a mount namespace of its own, and so the same run directory."""
+        if (self.root, self.run) == (DEFAULT_ROOT, DEFAULT_RUN):
             return "/drupe"
-        return "/drupe-" + hashlib.sha256(str(self.run).encode()).hexdigest()[:8]
+        return "/drupe-" + hashlib.sha256(f"{self.root}\0{self.run}".encode()).hexdigest()[:8]
 
     def make(self) -> None:
         """Create the directories. Others may pass through those on the way to what a pod of another user id owns,

@@ -19,6 +19,7 @@ from drupe.images.rootfs import EMPTY_LAYER, RootfsPlan, plan_rootfs
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount as KeeperMount
+from drupe.oci.programs import check_process, check_program
 from drupe.oci.users import ResolvedUser, resolve_user
 from drupe.resources.volumes import Volumes
 from drupe.runtime import binds, bundle, bundled, modules
@@ -316,13 +317,16 @@ class Storage:
         await binds.attach(self._keeper, container.bundle, container.spec, users=self.users_of(container.pod))
         with self._names_fd(container) as root:
             user = resolve_user(root, container.spec.user or image.user or None, container.spec.groups)
-        build = modules.build if container.runs_modules else bundle.build
-        return build(self, container, image, user)
+            if container.runs_modules:
+                return modules.build(self, container, image, user)
+            config = bundle.build(self, container, image, user)
+            if not container.spec.init:  # that is what starts, and it is mounted
+                check_program(root, config["process"], covered=_destinations(config))
+        return config
 
     async def exec_process(self, container: Container, spec: ExecSpec) -> dict[str, Any]:
         """The OCI process of an exec. NotFound, PermissionDenied when the container cannot run it."""
         from drupe.oci.exec import build_process
-        from drupe.oci.programs import check_process
 
         base = container.oci["process"]
         with self._names_fd(container) as root:
@@ -469,7 +473,11 @@ def _mounts_unseen(container: Container, root: int) -> list[str]:
     with contextlib.suppress(OSError):
         if os.path.samestat(Path(f"/proc/{container.status.pid}/root").stat(), os.fstat(root)):
             return []
-    return [str(mount["destination"]) for mount in container.oci.get("mounts", ()) if mount["destination"] != "/"]
+    return _destinations(container.oci)
+
+
+def _destinations(oci: dict[str, Any]) -> list[str]:
+    return [str(mount["destination"]) for mount in oci.get("mounts", ()) if mount["destination"] != "/"]
 
 
 def _own_user(process: dict[str, Any]) -> ResolvedUser:

@@ -59,14 +59,29 @@ class SandboxInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryDir:
+    """A directory of a file system in memory that is the pod's alone. volume: names that file system. below: the
+    directory in it, "" is all of it. size_bytes: as large as it may get. owner, below_owner: uid, gid and mode of both.
+    is_new: it holds no file yet."""
+
+    volume: str
+    below: str
+    size_bytes: int
+    owner: tuple[int, int, int]
+    below_owner: tuple[int, int, int]
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TaskConfig:
     """One container. oci: its runtime-spec config. bundle: directory for config.json and run-time files (exists).
     stdin: keep a writable standard input. log: where output goes, None nowhere. exit_file: where its end is
     recorded. resources: the limits, which `oci` has in its own words too. fds: what `attach` will be given before the
     start; a kind may attach them now, and answer that then. image: an EROFS file of its image, for kinds that want
     one, where it has an image. image_digest, upper: the image of which its root is, and the directory with what is
-    over it; "" and None where the root is made of anything else. restores: it will be told what it goes on from
-    (`go_on_from`), and runs nothing else."""
+    over it; "" and None where the root is made of anything else. memory: which sources of its bind mounts are memory
+    of the pod's own, which a kind with a kernel of its own may have there. restores: it will be told what it goes on
+    from (`go_on_from`), and runs nothing else."""
 
     id: str
     sandbox: str
@@ -82,6 +97,7 @@ class TaskConfig:
     image: Path | None = None
     image_digest: str = ""
     upper: Path | None = None
+    memory: Mapping[str, MemoryDir] = field(default_factory=dict)
     restores: bool = False
 
 

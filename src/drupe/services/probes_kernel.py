@@ -14,8 +14,12 @@ from typing import Any
 from drupe.services.probing import Inconclusive, Problem, expect, program, run
 
 _PRIVATE = ("unshare", "--mount", "sh", "-euc")
-# crun refuses a tree that is v1 with an empty v2 beside it; the keeper hides that one in the same way
-_HIDE_EMPTY_UNIFIED = "umount /sys/fs/cgroup/unified 2>/dev/null || true; "
+# crun refuses a tree that is v1 with an empty v2 beside it; the keeper hides that one in the same way: crun makes a
+# directory there all the same, which must not stay
+_HIDE_EMPTY_UNIFIED = (
+    "! umount /sys/fs/cgroup/unified 2>/dev/null || mount --bind /sys/fs/cgroup/systemd /sys/fs/cgroup/unified "
+    "2>/dev/null || mount -t tmpfs none /sys/fs/cgroup/unified; "
+)
 _MEND_MODULE = "modprobe {0}, or use a kernel with {0}"
 
 

@@ -17,13 +17,13 @@ class OciRun(Record):
 
 class OciAsk(Spec):
     """A call of the OCI command line. name: what the program was called. argv: without it. cwd: absolute. Descriptor
-    root: the caller's "/". stdin, runs, state: what an earlier answer asked for or gave. code: of a stand-in that
+    root: the caller's "/". text, runs, state: what an earlier answer asked for or gave. code: of a stand-in that
     ended. `oci.act` takes once what an answer had made and opened: stand_in, a pidfd, and the trees by their names."""
 
     name: str
     argv: tuple[str, ...]
     cwd: str
-    stdin: str | None = None
+    text: str | None = None
     runs: dict[str, OciRun] | None = None
     state: Any = None
     code: int = 0
@@ -60,16 +60,18 @@ class OciFile(Record):
 class OciAnswer(Record):
     """What drupe-oci does now, in this order.
 
-    want_stdin: ask again with standard input. runs: run these side by side (name to argv) and ask again with how they
-    ended. Otherwise: make `write`; say `stdout` and `stderr`; append `log_line` to `log`. execute: become this program
-    (or `fallback`, where its first word is gone), each word that is a name of `texts` replaced by a path to that text.
+    want_text: ask again with what this file holds, "-" being standard input. runs: run these side by side (name to
+    argv) and ask again with how they ended. Otherwise: make `write`; say `stdout` and `stderr`; append `log_line` to
+    `log`. execute: become this program (or `fallback`, where its first word is gone), each word that is a name of
+    `texts` replaced by a path to that text.
     again_s: ask again after so long. Else exit with `code`. hide_cgroup: what is run refuses a hybrid cgroup tree.
+    own_nulls: what is executed gives its streams away, which must then not be the host's /dev/null.
 
     stand_in: make one, and ask again. standing: it has its sandbox, and is not undone any more. pid_file: write its pid
     there. wait: until it ends, and exit with its code. act: ask `oci.act` the next time.
     """
 
-    want_stdin: bool = False
+    want_text: str = ""
     stand_in: OciStandIn | None = None
     standing: bool = False
     pid_file: str = ""
@@ -77,6 +79,7 @@ class OciAnswer(Record):
     act: bool = False
     runs: dict[str, list[str]] = {}
     hide_cgroup: bool = False
+    own_nulls: bool = False
     write: list[OciFile] = []
     stdout: str = ""
     stderr: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 
 from drupe.errors import DrupeError, InvalidArgument, NotFound, PermissionDenied
+from drupe.oci import formats
 from drupe.oci.programs import check_process
+
+STATIC = b"\x7fELF\x02\x01" + bytes(12) + bytes([62 if os.uname().machine == "x86_64" else 183, 0]) + bytes(44)
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def root(tmp_path: Path) -> Iterator[int]:
     (tmp_path / "bin").mkdir()
     (tmp_path / "srv/bin").mkdir(parents=True)
     for name, mode in (("bin/true", 0o755), ("bin/data", 0o644), ("srv/tool", 0o700)):
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_bytes(STATIC)
         (tmp_path / name).chmod(mode)
     (tmp_path / "bin/link").symlink_to("/srv/tool")
     (tmp_path / "bin/dangling").symlink_to("/usr/bin/env")
@@ -86,3 +90,63 @@ def test_what_a_mount_covers_is_left_to_the_runtime(root: int) -> None:
     check_process(root, {"args": ["tool"], "cwd": "/", "env": ["PATH=/bin:/data/../data"]}, covered=["/data"])
     with pytest.raises(NotFound):
         check_process(root, {"args": ["/database/tool"], "cwd": "/"}, covered=["/data"])
+
+
+def loaded_by(loader: str) -> bytes:
+    """The beginning of an ELF file with one program header, which names its loader."""
+    header = bytearray(STATIC)
+    struct.pack_into("<Q", header, 32, 64)  # e_phoff
+    struct.pack_into("<HH", header, 54, 56, 1)  # e_phentsize, e_phnum
+    path = loader.encode() + b"\0"
+    return bytes(header) + struct.pack("<IIQQQQQQ", 3, 4, 120, 0, 0, len(path), len(path), 1) + path
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (b"", "126", "format is unknown"),
+        (b"echo hello\n", "126", "format is unknown"),
+        (STATIC[:18] + b"\x16\x00" + STATIC[20:], "126", "another processor"),
+        (b"#!/nowhere/sh -e\n", "127", "needs '/nowhere/sh'"),
+        (b"#!/srv/file\n", "126", "an interpreter, and so on"),
+        (loaded_by("/lib/ld-none.so.1"), "127", "needs '/lib/ld-none.so.1'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_before_it_starts(
+    root: int, tmp_path: Path, content: bytes, code: str, words: str
+) -> None:
+    executable(tmp_path / "srv/file", content)
+    with pytest.raises(DrupeError, match=words) as raised:
+        check(root, "/srv/file")
+    assert raised.value.details["exit_code"] == code
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"#! /bin/true x\n",
+        b"#!\n",
+        b"#!/proc/self/exe\n",
+        b"#!/srv\n",
+        loaded_by("/bin/true"),
+        loaded_by("/lib/ld-none.so.1")[:90],
+        STATIC[:32] + b"\xff" * 32,
+    ],
+)
+def test_what_is_not_sure_is_left_to_the_kernel(root: int, tmp_path: Path, content: bytes) -> None:
+    executable(tmp_path / "srv/file", content)
+    check(root, "/srv/file")
+
+
+def executable(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    path.chmod(0o755)
+
+
+def test_formats_of_the_administrators_own_are_left_to_the_kernel(
+    root: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "srv/tool").write_text("anything")
+    (tmp_path / "qemu-arm").touch()
+    monkeypatch.setattr(formats, "_HANDLERS", tmp_path)
+    check(root, "/srv/tool")

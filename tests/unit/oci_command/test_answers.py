@@ -72,6 +72,7 @@ class Site:
             os.close(root)
 
     def bundle(self, **changes: Any) -> None:
+        (self.directory / "rootfs").mkdir(exist_ok=True)
         (self.directory / "config.json").write_text(json.dumps(BUNDLE | changes))
 
     def container(self, name: str, home: str = "runc-crun") -> None:
@@ -92,7 +93,7 @@ def test_create_becomes_the_program(site: Site) -> None:
     home = f"{site.directory}/run/bundles/runc-crun"
     assert said.execute == [
         "/exe", "--root", home, "--systemd-cgroup", "--log=/l", "--log-format=json",
-        "create", "--bundle", str(site.directory), "--pid-file", "p", "c1",
+        "create", "--bundle", str(site.directory), "--pid-file", f"{site.directory}/p", "c1",
     ]  # fmt: skip
     assert (said.fallback, said.hide_cgroup, said.texts) == ("/path", True, {})
 
@@ -189,8 +190,8 @@ def test_limits_by_flags(site: Site) -> None:
     }  # fmt: skip
     assert "nothing to change" in site.ask("update", "c1").stderr
     assert "not a number" in site.ask("update", "--pids-limit", "x", "c1").stderr
-    assert site.ask("update", "-r", "-", "c1").want_stdin
-    assert site.ask("update", "-r", "-", "c1", stdin="{}").execute
+    assert site.ask("update", "-r", "-", "c1").want_text == "-"
+    assert site.ask("update", "-r", "-", "c1", text="{}").execute
 
 
 def test_listing(site: Site) -> None:

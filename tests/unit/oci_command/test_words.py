@@ -25,7 +25,7 @@ from drupe.services.oci.flags import Words, parse
         ("list", "list", {}, {}, []),
         ("--version", "version", {"version": "true"}, {}, []),
         ("", "help", {}, {}, []),
-        ("create --help", "help", {}, {"help": "true"}, []),
+        ("create --help", "help", {}, {"help": "true"}, ["create"]),
         ("checkpoint --image-path /x c1", "checkpoint", {}, {"image-path": "/x"}, ["c1"]),
         ("restore -d --bundle=/b c1", "restore", {}, {"detach": "true", "bundle": "/b"}, ["c1"]),
     ],
@@ -47,7 +47,7 @@ def test_some_flags_come_often_and_of_others_the_last_counts() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("fly", "unknown command 'fly'"),
+        ("fly", "No help topic for 'fly'"),
         ("state --wings c1", "flag provided but not defined: --wings"),
         ("--wings state c1", "--wings"),
         ("state ---root c1", "---root"),

@@ -35,6 +35,13 @@ def test_a_device_is_given_and_taken_away() -> None:
     assert after(rule(True, 1, 3), DENY_ALL, rule(True, -1, 5)) == {"c *:5": {"r", "w", "m"}}
 
 
+def test_who_may_use_all_gets_nothing_more() -> None:
+    """The kernel lists all alone, whatever is given after it: privileged containers of the CRI are given both."""
+    everything: dict[str, Any] = {"allow": True, "access": "rwm"}
+    assert after(rule(True, 1, 3), everything, rule(True, 1, 5), rule(True, access="m")) == {"a *:*": {"r", "w", "m"}}
+    assert after(everything, DENY_ALL, rule(True, 1, 5)) == {"c 1:5": {"r", "w", "m"}}
+
+
 @pytest.mark.parametrize(
     ("given", "taken"),
     [

@@ -10,7 +10,7 @@ import pytest
 
 from drupe.errors import InvalidArgument, Unsupported
 from drupe.oci.seccomp import compiled_for, seccomp_for
-from drupe.sandboxers.appkernel.bounds import check_of_one, memory_of, on_host, tasks_of
+from drupe.sandboxers.appkernel.bounds import check_of_one, memory_of, on_host, tasks_of, time_of
 from drupe.sandboxers.appkernel.filters import instructions
 from drupe.sandboxers.appkernel.sysctls import checked, of_the_network
 from drupe.sandboxers.kept.hooks import refuse_inside
@@ -61,15 +61,25 @@ def test_sysctls_are_the_kernels_or_the_networks() -> None:
 
 
 def test_limits_of_one_of_several() -> None:
-    check_of_one(Resources(memory_bytes=1 << 20, pids=5))
-    for limits in (Resources(cpus=0.5), Resources(cpuset_cpus="0"), Resources(unified={"memory.high": "1"})):
+    check_of_one(Resources(memory_bytes=1 << 20, pids=5, cpus=0.5))
+    for limits in (Resources(cpu_shares=512), Resources(cpuset_cpus="0"), Resources(unified={"memory.high": "1"})):
         with pytest.raises(Unsupported, match="one container among several"):
             check_of_one(limits)
     assert on_host(Resources(pids=5, cpus=1.0)) == Resources(cpus=1.0)
     assert (tasks_of(Resources(pids=-1)), tasks_of(Resources()), memory_of(Resources(memory_bytes=-1))) == (0, 0, 0)
 
 
+def test_time_of_one_of_several() -> None:
+    """As cpu.max has it; what is not said stays as it was."""
+    assert time_of(Resources(cpus=1.5), []) == [150_000, 100_000]
+    assert time_of(Resources(cpu_quota_us=20_000, cpu_period_us=50_000), []) == [20_000, 50_000]
+    assert time_of(Resources(memory_bytes=5), [20_000, 50_000]) == [20_000, 50_000]
+    assert time_of(Resources(cpu_period_us=100_000), [20_000, 50_000]) == [40_000, 100_000]
+    assert time_of(Resources(cpu_quota_us=-1), [20_000, 50_000]) == time_of(Resources(), []) == []
+
+
 def test_hooks_that_have_nowhere_to_run() -> None:
+    refuse_inside({"hooks": {"startContainer": [{"path": "/x"}]}}, "appkernel", but=("startContainer",))
     refuse_inside({"hooks": {"poststart": [{"path": "/bin/x", "args": ["x", "y"]}], "prestart": None}}, "appkernel")
     for hooks in ({"startContainer": [{"path": "/x"}]}, {"poststop": [{"path": "/bin/busybox", "args": ["sh"]}]}):
         with pytest.raises(Unsupported):

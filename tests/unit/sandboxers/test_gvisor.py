@@ -44,6 +44,7 @@ def test_what_runsc_would_leave_out_or_misread_is_not_in_its_config() -> None:
     assert places["/a"]["options"] == ["rbind", "ro"]
     assert places["/dev/shm"]["type"] == "tmpfs" and "size=4096" in places["/dev/shm"]["options"]
     assert places["/tmp"]["source"] == "/r/tmp" and "ro" in places["/tmp"]["options"]
+    assert made["mounts"][0] == places["/tmp"], "one that came later would hide what is mounted below it"
     assert "/sys/fs/cgroup" not in places and list(made["linux"]) == ["namespaces"]
     several = adapted(given, pod(sole=False, netns="/n", seccomp=True), first=False, pid_space="pod")
     spaces = {space["type"]: space.get("path") for space in several["linux"]["namespaces"]}
@@ -64,6 +65,11 @@ def test_what_runsc_would_leave_out_or_misread_is_not_in_its_config() -> None:
 def test_words_of_runsc(said: str, error: type[DrupeError]) -> None:
     cause = f'{{"msg":"first"}}\n{{"msg":{said!r}}}'.replace("'", '"') if '"' not in said else said
     assert type(explain(HelperFailed("x", cause=cause), {"args": ["x"]})) is error
+
+
+def test_words_of_several_processes_on_one_line() -> None:
+    said = '{"msg":"first","time":"t"}{"msg":"no place","time":"t"}'
+    assert "no place" in explain(HelperFailed("x", cause=said), {"args": ["x"]}).cause
 
 
 def test_a_signal_to_nobody() -> None:

@@ -42,7 +42,7 @@ impl Kernel {
         self.is_first.iter().copied().find(|pid| self.container_of(*pid) == Some(container))
     }
 
-    fn container_of(&self, pid: Pid) -> Option<u32> {
+    pub(crate) fn container_of(&self, pid: Pid) -> Option<u32> {
         self.tasks.processes.get(&pid).map(|p| p.container)
     }
 

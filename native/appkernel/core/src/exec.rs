@@ -393,7 +393,7 @@ impl Kernel {
         self.mms.insert(id, loaded.mm);
         let old = std::mem::replace(&mut self.process_mut(tid)?.mm, id);
         self.leave_thread(tid);
-        self.release_mm(old);
+        self.release_mm(self.container_of(pid).unwrap_or(0), old);
         // The leader's number stays, whichever thread has called.
         let mut task = self.tasks.tasks.remove(&tid).ok_or(Errno::SRCH)?;
         (task.tid, task.thread, task.space, task.trapped) = (pid, thread, space, true);

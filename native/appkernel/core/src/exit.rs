@@ -42,11 +42,12 @@ impl Kernel {
     }
 
     /// One user of an address space less.
-    pub(crate) fn release_mm(&mut self, id: MmId) {
+    pub(crate) fn release_mm(&mut self, container: u32, id: MmId) {
         let Some(mm) = self.mms.get_mut(&id) else { return };
         mm.users -= 1;
         if mm.users == 0 {
             let space = mm.space;
+            self.note_time(container, id);
             self.mms.remove(&id);
             self.platform.end_space(space);
         }
@@ -131,7 +132,7 @@ impl Kernel {
                 }
             }
         }
-        self.release_mm(mm);
+        self.release_mm(self.container_of(pid).unwrap_or(0), mm);
         drop(files);
         life.end();
         self.undo_semaphores(pid);
@@ -141,6 +142,7 @@ impl Kernel {
             self.leave_terminal(pid);
         }
         self.orphan(pid);
+        self.begins_no_more(pid);
         if self.is_first.remove(&pid) {
             self.end_container(pid, exit);
         } else if self.joined.remove(&pid) {

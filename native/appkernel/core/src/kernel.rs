@@ -17,6 +17,7 @@ use crate::mm::{Mm, MmId};
 use crate::nursery::Nurseries;
 use crate::pids;
 use crate::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
+use crate::quota::Quotas;
 use crate::rest::Rest;
 use crate::seat::Looks;
 use crate::seccomp;
@@ -76,6 +77,7 @@ pub struct Kernel {
     pub(crate) rest: Rest,
     pub(crate) ipc: IpcLimits,
     pub(crate) nurseries: Nurseries,
+    pub(crate) quotas: Quotas,
     pub(crate) domainname: Vec<u8>,
     /// A process has come, gone, or become another since the last census.
     pub(crate) has_changed: bool,
@@ -114,6 +116,7 @@ impl Kernel {
             rest: Rest::default(),
             ipc: IpcLimits::default(),
             nurseries: Nurseries::new(),
+            quotas: Quotas::new(),
             domainname: b"(none)".to_vec(),
             has_changed: true,
             rewrites: true,

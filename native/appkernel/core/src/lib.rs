@@ -25,6 +25,7 @@ mod pages;
 pub mod pids;
 pub mod platform;
 mod privileges;
+mod quota;
 pub mod rest;
 mod rewrite;
 mod robust;

@@ -5,13 +5,14 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_abi::{coded, Errno, Result};
 use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::wait::{answer, when, READABLE, WRITABLE};
 use drupe_appkernel_vfs::{
     Context, Credentials, Events, File, FileType, Metadata, Registration, Timestamp, WaitQueue, Wake,
 };
 
+use crate::signal::COUNT;
 use crate::task::Pid;
 
 /// How much a queue holds.
@@ -26,6 +27,27 @@ impl Attributes {
     pub fn bytes(self) -> u64 {
         const OVERHEAD: u64 = 80;
         self.messages.saturating_mul(self.message_bytes.saturating_add(OVERHEAD))
+    }
+}
+
+impl Attributes {
+    /// Beyond these there is no queue, whoever makes it.
+    pub const HARD: Attributes = Attributes { messages: 65_536, message_bytes: 16 << 20 };
+
+    pub fn fit(self, most: Attributes) -> bool {
+        (1..=most.messages).contains(&self.messages) && (1..=most.message_bytes).contains(&self.message_bytes)
+    }
+}
+
+coded! {
+    /// attributes: most messages, bytes of each. owner: user, group, permissions. made: when. messages: each with its priority.
+    /// notice: process, signal, value.
+    pub struct SavedMessages {
+        attributes: (u64, u64),
+        owner: (u32, u32, u32),
+        made: (i64, u32),
+        messages: Vec<(u32, Vec<u8>)>,
+        notice: Option<(u32, i32, u64)>,
     }
 }
 
@@ -67,6 +89,37 @@ impl MessageQueue {
         };
         let (queue, receivers) = (WaitQueue::new(), WaitQueue::new());
         Arc::new(MessageQueue { attributes, metadata, content: Mutex::default(), queue, receivers })
+    }
+
+    pub fn save(&self) -> SavedMessages {
+        let (content, of) = (self.content.lock(), &self.metadata);
+        let all = content.messages.iter();
+        let messages = all.flat_map(|(Reverse(priority), list)| list.iter().map(|bytes| (*priority, bytes.clone())));
+        SavedMessages {
+            attributes: (self.attributes.messages, self.attributes.message_bytes),
+            owner: (of.uid, of.gid, of.mode & 0o777),
+            made: (of.changed.seconds, of.changed.nanoseconds),
+            messages: messages.collect(),
+            notice: content.notice.map(|notice| (notice.pid, notice.signal, notice.value)),
+        }
+    }
+
+    /// None: there is no such queue.
+    pub fn restore(saved: &SavedMessages) -> Option<Arc<MessageQueue>> {
+        let (messages, message_bytes) = saved.attributes;
+        let attributes = Attributes { messages, message_bytes };
+        let fits = saved.messages.len() as u64 <= messages
+            && saved.messages.iter().all(|(_, bytes)| bytes.len() as u64 <= message_bytes)
+            && saved.notice.is_none_or(|(_, signal, _)| (0..=COUNT).contains(&signal));
+        let (uid, gid, mode) = saved.owner;
+        let by = Credentials::new(uid, gid, 0);
+        (fits && attributes.fit(Attributes::HARD)).then_some(())?;
+        let made = MessageQueue::new(attributes, &by, mode & 0o777, Timestamp::new(saved.made.0, saved.made.1));
+        for (priority, bytes) in &saved.messages {
+            made.send(*priority, bytes.clone());
+        }
+        made.content.lock().notice = saved.notice.map(|(pid, signal, value)| Notice { pid, signal, value });
+        Some(made)
     }
 
     /// Whose it is and what others may.

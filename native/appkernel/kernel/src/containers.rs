@@ -100,12 +100,16 @@ fn not_run(program: &[u8], errno: Errno) -> Failure {
 }
 
 impl Task {
-    fn told(&self, key: &Key) -> Value {
+    /// waits: it was not told to begin.
+    fn told(&self, key: &Key, waits: bool) -> Value {
         let mut told = json!({"container": key.0, "exec": key.1, "pid": seen(self.pid), "started_at": self.started_at});
         // While its terminal shows what is left it counts as running.
         if let (Some(ended), None) = (self.ended, &self.console) {
             let (code, signal) = code_of(ended.exit);
             told["exit"] = json!({"code": code, "signal": signal, "at": ended.at});
+        }
+        if waits {
+            told["waits"] = json!(true);
         }
         told
     }
@@ -162,8 +166,14 @@ impl Containers {
         let container = Container { number: self.last, view, namespace, root, seccomp };
         pod.kernel.bound_tasks(Some(self.last), tree.tasks);
         let cgroup = fds.remove("cgroup").map(|cgroup| place(pod, self.last, &cgroup)).transpose();
+        if tree.waits {
+            pod.kernel.hold_first(self.last, None);
+        }
         let begun = cgroup.and_then(|_| run(pod, &container, settings, &mut fds, true));
         let (pid, console, streams) = begun.inspect_err(|_| unbound(pod, container.number))?;
+        if tree.waits {
+            pod.kernel.hold_first(self.last, Some(pid));
+        }
         self.containers.insert(id.into(), container);
         self.know(pod, (id.into(), String::new()), pid, console, streams);
         Ok(pid)
@@ -235,7 +245,7 @@ impl Containers {
     fn tell(&mut self, key: &Key) -> Option<Value> {
         let task = self.tasks.get_mut(key)?;
         task.console = None;
-        let mut event = task.told(key);
+        let mut event = task.told(key, false);
         event["event"] = json!("exit");
         Some(event)
     }
@@ -261,10 +271,10 @@ impl Containers {
     }
 
     /// Tasks after this one, as many as `room` bytes take; whether there are more.
-    pub fn list(&self, after: &Key, mut room: usize) -> (Vec<Value>, bool) {
+    pub fn list(&self, pod: &Pod, after: &Key, mut room: usize) -> (Vec<Value>, bool) {
         let mut told = Vec::new();
         for (key, task) in self.tasks.range((std::ops::Bound::Excluded(after.clone()), std::ops::Bound::Unbounded)) {
-            let one = task.told(key);
+            let one = task.told(key, pod.kernel.waits_to_begin(task.pid));
             let size = one.to_string().len() + 1;
             if size > room && !told.is_empty() {
                 return (told, true);
@@ -285,6 +295,23 @@ impl Containers {
     pub fn bound_memory(&self, pod: &mut Pod, id: &str, bytes: u64) -> Outcome<()> {
         pod.kernel.bound_memory(self.container(id)?.number, Some(bytes).filter(|bytes| *bytes > 0));
         Ok(())
+    }
+
+    /// Have programs of a container run for so long (first) in each period (second) at most, in microseconds; None: as they like.
+    pub fn bound_time(&self, pod: &mut Pod, id: &str, quota: Option<(u64, u64)>) -> Outcome<()> {
+        let ns = |us: u64| us.saturating_mul(1000);
+        pod.kernel.bound_time(self.container(id)?.number, quota.map(|(quota, period)| (ns(quota), ns(period))));
+        Ok(())
+    }
+
+    /// Have all of a container stand still until it is to go on. ETIMEDOUT: somebody does not.
+    pub fn rest(&self, pod: &mut Pod, id: &str) -> Outcome<()> {
+        const WITHIN_NS: u64 = 5_000_000_000;
+        let number = self.container(id)?.number;
+        let latest_ns = monotonic_ns(pod) + WITHIN_NS;
+        pod.kernel.rest_container(number, latest_ns).map_err(|pid| {
+            Failure::new("ETIMEDOUT", format!("process {} of container {id:?} does not come to rest", seen(pid)))
+        })
     }
 
     /// Have a container, or with "" the pod, have this many tasks at most (None: any number).
@@ -378,6 +405,7 @@ fn unbound(pod: &mut Pod, container: u32) {
     pod.kernel.bound_tasks(Some(container), None);
     pod.kernel.bound_memory(container, None);
     pod.kernel.unplace(container);
+    pod.kernel.forget_rest(container);
 }
 
 /// Whom a signal is for.
@@ -422,6 +450,9 @@ fn run(pod: &mut Pod, container: &Container, settings: Settings, fds: &mut Descr
     let cwd = pod.walk(&namespace, &root, &settings.cwd);
     let cwd = cwd.map_err(|errno| failed(&format!("cwd {}", String::from_utf8_lossy(&settings.cwd)), errno))?;
     let Settings { program, credentials, rights, limits, umask, oom_score_adj, .. } = settings;
+    if let Some(console) = &console {
+        console.give_to(credentials.uid).map_err(|errno| failed("a terminal's owner", errno))?;
+    }
     let name = program.path.clone();
     let around =
         Surroundings { namespace, root, cwd, credentials, rights, files, limits, seccomp, umask, oom_score_adj };

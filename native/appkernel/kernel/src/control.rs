@@ -106,10 +106,11 @@ impl Control {
     }
 
     /// When `turn` has something to do though nothing happens; None: never.
-    pub fn again_ns(&self) -> Option<u64> {
+    pub fn again_ns(&self, pod: &mut Pod) -> Option<u64> {
+        let governed_ns = pod.kernel.govern();
         match self.rung.0.load(Ordering::Relaxed) {
             true => Some(0),
-            false => self.containers.look_again_ns(),
+            false => [self.containers.look_again_ns(), governed_ns].into_iter().flatten().min(),
         }
     }
 
@@ -216,13 +217,14 @@ impl Control {
         match op.as_str() {
             "hello" => hello(fields),
             "subscribe" => self.subscribe(id, fields),
-            "list" => self.list(fields),
+            "list" => self.list(pod, fields),
             "kill" => self.kill(pod, fields),
             "resize" => self.resize(fields),
             "end_input" => self.end_input(fields),
             "processes" => self.processes(pod, fields),
             "forget" => self.forget(fields),
             "delete" => self.delete(pod, fields),
+            "rest" => self.rest(pod, fields),
             "go_on" => self.go_on(pod, fields),
             "sysctls" => sysctls(pod, fields),
             "limits" => self.limits(pod, fields),
@@ -268,10 +270,10 @@ impl Control {
         reply(json!({}))
     }
 
-    fn list(&self, mut fields: Fields) -> Outcome<Reply> {
+    fn list(&self, pod: &Pod, mut fields: Fields) -> Outcome<Reply> {
         let after = (fields.take("container")?.unwrap_or_default(), fields.take("exec")?.unwrap_or_default());
         fields.finish()?;
-        let (tasks, more) = self.containers.list(&after, LIST_BYTES);
+        let (tasks, more) = self.containers.list(pod, &after, LIST_BYTES);
         reply(json!({"tasks": tasks, "more": more}))
     }
 
@@ -326,13 +328,27 @@ impl Control {
         reply(json!({}))
     }
 
+    fn rest(&self, pod: &mut Pod, mut fields: Fields) -> Outcome<Reply> {
+        let id: String = fields.need("container")?;
+        fields.finish()?;
+        self.containers.rest(pod, &id)?;
+        reply(json!({}))
+    }
+
     fn limits(&mut self, pod: &mut Pod, mut fields: Fields) -> Outcome<Reply> {
         let id: String = fields.take("container")?.unwrap_or_default();
         let tasks: Option<u64> = fields.take("tasks")?;
         let memory_bytes: Option<u64> = fields.take("memory_bytes")?;
+        let time: Option<Vec<u64>> = fields.take("cpu_us")?;
         fields.finish()?;
         if let Some(tasks) = tasks {
             self.containers.bound_tasks(pod, &id, Some(tasks).filter(|tasks| *tasks > 0))?;
+        }
+        match time.as_deref() {
+            None => {}
+            Some([]) => self.containers.bound_time(pod, &id, None)?,
+            Some([quota, period]) => self.containers.bound_time(pod, &id, Some((*quota, *period)))?,
+            Some(_) => return Err(Failure::invalid("cpu_us: quota and period")),
         }
         match memory_bytes {
             Some(bytes) if !id.is_empty() => self.containers.bound_memory(pod, &id, bytes)?,

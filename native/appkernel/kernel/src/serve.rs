@@ -182,7 +182,8 @@ fn serve(listener: OwnedFd, claims: Option<OwnedFd>, options: &Options) -> Resul
     let (mut pod, mut control) = begun?;
     while !control.is_over {
         control.turn(&mut pod);
-        pod.kernel.step(control.again_ns()).map_err(|errno| format!("the kernel cannot go on: {errno}"))?;
+        let again_ns = control.again_ns(&mut pod);
+        pod.kernel.step(again_ns).map_err(|errno| format!("the kernel cannot go on: {errno}"))?;
     }
     Ok(())
 }

@@ -32,6 +32,8 @@ pub struct Tree {
     pub mounts: Vec<MountOrder>,
     pub read_only: bool,
     pub share_pid: bool,
+    /// Its first process waits until the container is to go on.
+    pub waits: bool,
     pub devices: Vec<DeviceOrder>,
     /// Paths of its own that show nothing, and that cannot be changed.
     pub masked: Vec<Vec<u8>>,
@@ -51,6 +53,7 @@ impl Tree {
             mounts: mounts.into_iter().map(MountOrder::take).collect::<Outcome<Vec<_>>>()?,
             read_only: fields.take("read_only")?.unwrap_or(false),
             share_pid: fields.take("share_pid")?.unwrap_or(false),
+            waits: fields.take("waits")?.unwrap_or(false),
             devices: devices.into_iter().map(DeviceOrder::take).collect::<Outcome<Vec<_>>>()?,
             masked: paths(fields, "masked_paths")?,
             protected: paths(fields, "read_only_paths")?,

@@ -154,6 +154,11 @@ impl Streams {
         Ok(())
     }
 
+    /// Of a container that has a terminal.
+    pub fn add_none(&mut self) {
+        self.0.push(FdTable::new());
+    }
+
     fn get(&self, role: &Role) -> Option<&Arc<OpenFile>> {
         self.0.get(role.container as usize)?.get(role.which.into()).ok()
     }

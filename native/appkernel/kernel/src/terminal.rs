@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_hostsys::{files, poll};
+use drupe_appkernel_vfs::kind::SetAttributes;
 use drupe_appkernel_vfs::sync::Mutex;
 use drupe_appkernel_vfs::tty::Master;
 use drupe_appkernel_vfs::{
@@ -103,13 +104,16 @@ impl Console {
         Ok(console)
     }
 
-    /// /dev/console of a container leads to this terminal.
+    /// /dev/console of a container leads to this terminal, where its /dev can be written.
     pub fn make_link(&self, namespace: &MountNamespace, root: &Path, specials: &dyn SpecialFiles) -> Result<()> {
         let credentials = Credentials::root();
         let context = context(&credentials);
         let view = View { context: &context, namespace, root, umask: 0, specials };
         let target = format!("pts/{}", self.master()?.index());
-        view.symlink(target.as_bytes(), root, b"/dev/console").map(drop)
+        match view.symlink(target.as_bytes(), root, b"/dev/console") {
+            Ok(_) | Err(Errno::ROFS) => Ok(()),
+            Err(errno) => Err(errno),
+        }
     }
 
     fn master(&self) -> Result<&Master> {
@@ -123,6 +127,13 @@ impl Console {
             table.insert(Arc::clone(&self.slave), false, 0, 3)?;
         }
         Ok(table)
+    }
+
+    /// It is this user's, as login(1) has it.
+    pub fn give_to(&self, uid: u32) -> Result<()> {
+        let inode = self.slave.path().ok_or(Errno::NXIO)?.inode();
+        let changes = SetAttributes { uid: Some(uid), ..SetAttributes::default() };
+        inode.set_attributes(&context(&Credentials::root()), &changes)
     }
 
     /// Become the controlling terminal of a process that leads its session and has not run yet.

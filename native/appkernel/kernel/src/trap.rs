@@ -13,7 +13,7 @@ mod thread;
 mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Registers, Result};
@@ -89,6 +89,7 @@ impl Stubs {
         let first = zygote::first_ops()?;
         poller.add(zygote.listener.raw_fd(), libc::EPOLLIN as u32, WORD_LISTENER)?;
         let pidfd = poll::pidfd(zygote.process)?;
+        poller.add(pidfd.as_raw_fd(), libc::EPOLLIN as u32, WORD_SPACE)?;
         let thread = Thread::new(zygote.process, SpaceId(0), 0, zygote.slot);
         let numbers_inside = identity.is_some();
         let proc = match identity {
@@ -572,6 +573,8 @@ impl Platform for Stubs {
                         self.dispatch(&note, events);
                     }
                 }
+                // The first stub process: without it no other can be made.
+                WORD_SPACE => return Err(Errno::OWNERDEAD),
                 word if word & WORD_SPACE != 0 => events.push(Event::Died(SpaceId(word as u32))),
                 word => events.push(Event::Ready(word, bits)),
             }

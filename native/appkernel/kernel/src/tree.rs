@@ -7,7 +7,7 @@ use std::sync::Arc;
 use drupe_appkernel_abi::Errno;
 use drupe_appkernel_core::Kernel;
 use drupe_appkernel_vfs::devices;
-use drupe_appkernel_vfs::inode::{FileSystem, NewNode};
+use drupe_appkernel_vfs::inode::{FileSystem, LinkTarget, NewNode};
 use drupe_appkernel_vfs::mount::MS_RDONLY;
 use drupe_appkernel_vfs::proc::{procfs, sysfs, Processes};
 use drupe_appkernel_vfs::tmpfs::Tmpfs;
@@ -21,6 +21,8 @@ use crate::settings::{DeviceOrder, MountOrder, What};
 
 /// S_IFREG with the permissions of a new place for a file.
 const EMPTY_FILE: u32 = 0o100_644;
+/// As many links as one path may lead over (path_resolution(7)).
+const LINKS_MAX: usize = 40;
 /// S_IFCHR.
 const CHARACTERS: u32 = 0o020_000;
 
@@ -96,17 +98,9 @@ impl<'a> Builder<'a> {
             Ok(_) => return Err(Errno::EXIST),
             Err(errno) => return Err(errno),
         }
-        self.make_way(&view, &order.path)?;
+        self.place_of(&view, way_to(&order.path), true, LINKS_MAX)?;
         let node = view.mknod(&self.root, &order.path, CHARACTERS | order.mode, order.number)?;
         view.chown(&node, Some(order.owner.0), Some(order.owner.1))
-    }
-
-    /// The directories that lead to a path.
-    fn make_way(&self, view: &View<'_>, path: &[u8]) -> drupe_appkernel_abi::Result<()> {
-        for (at, _) in path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/') {
-            made(view.mkdir(&self.root, &path[..at], 0o755))?;
-        }
-        Ok(())
     }
 
     /// Hide the one, and keep the other from being changed.
@@ -125,7 +119,11 @@ impl<'a> Builder<'a> {
     /// Have a directory for the program to start in.
     pub fn make_directory(&self, path: &[u8]) -> Outcome<()> {
         let name = String::from_utf8_lossy(path).into_owned();
-        self.place(path, true).map(drop).map_err(|errno| failed(&format!("working directory {name}"), errno))
+        let place = self.place(path, true).and_then(|place| match place.inode().kind() {
+            FileType::Directory => Ok(()),
+            _ => Err(Errno::NOTDIR),
+        });
+        place.map_err(|errno| failed(&format!("working directory {name}"), errno))
     }
 
     /// The tree; `read_only`: its root from now on.
@@ -168,27 +166,52 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// What is at a path; made, with what leads there, where nothing is.
+    /// What is at a path; made, with what leads there, where nothing is: also where a link leads that leads nowhere yet, as
+    /// the `/etc/resolv.conf` of many an image does.
     fn place(&self, path: &[u8], directory: bool) -> drupe_appkernel_abi::Result<Path> {
         let context = self.pod.context(&self.credentials);
-        let view = self.view(&context);
+        self.place_of(&self.view(&context), path, directory, LINKS_MAX)
+    }
+
+    fn place_of(
+        &self,
+        view: &View<'_>,
+        path: &[u8],
+        directory: bool,
+        links: usize,
+    ) -> drupe_appkernel_abi::Result<Path> {
         match view.walk(&self.root, path, How::FOLLOW) {
             Err(Errno::NOENT) => {}
             found => return found,
         }
-        self.make_way(&view, path)?;
-        match directory {
-            true => made(view.mkdir(&self.root, path, 0o755))?,
-            false => made(view.mknod(&self.root, path, EMPTY_FILE, 0))?,
+        let way = way_to(path);
+        if !way.is_empty() {
+            self.place_of(view, way, true, links)?;
         }
-        view.walk(&self.root, path, How::FOLLOW)
+        match view.walk(&self.root, path, How::NO_FOLLOW) {
+            Ok(link) => {
+                let links = links.checked_sub(1).ok_or(Errno::LOOP)?;
+                let LinkTarget::Text(target) = link.inode().read_link()? else { return Err(Errno::NOENT) };
+                self.place_of(view, &joined(way, &target), directory, links)
+            }
+            Err(Errno::NOENT) if directory => view.mkdir(&self.root, path, 0o755),
+            Err(Errno::NOENT) => view.mknod(&self.root, path, EMPTY_FILE, 0),
+            Err(errno) => Err(errno),
+        }
     }
 }
 
-fn made(result: drupe_appkernel_abi::Result<Path>) -> drupe_appkernel_abi::Result<()> {
-    match result {
-        Ok(_) | Err(Errno::EXIST) => Ok(()),
-        Err(errno) => Err(errno),
+/// A path without its last name: that of the directory which holds it, empty for the root's.
+fn way_to(path: &[u8]) -> &[u8] {
+    let trimmed = path.iter().rposition(|byte| *byte != b'/').map_or(&path[..0], |last| &path[..=last]);
+    trimmed.iter().rposition(|byte| *byte == b'/').map_or(&path[..0], |slash| &trimmed[..slash])
+}
+
+/// Where a link in the directory `way` leads.
+fn joined(way: &[u8], target: &[u8]) -> Vec<u8> {
+    match target.first() {
+        Some(b'/') => target.to_vec(),
+        _ => [way, b"/", target].concat(),
     }
 }
 

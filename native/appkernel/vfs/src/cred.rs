@@ -74,6 +74,16 @@ impl Credentials {
             || (access == MAY_READ && self.capable(CAP_DAC_READ_SEARCH))
     }
 
+    /// EPERM for a further name of another's file, unless it is a plain one that may be read and written: who links to what will
+    /// run with its owner's rights keeps it beyond its removal (proc(5), protected_hardlinks = 1).
+    pub fn check_hard_link(&self, file: &Metadata) -> Result<()> {
+        const SET_GROUP_RUNS: u32 = 0o2010;
+        let runs_as_owner = file.mode & 0o4000 != 0 || file.mode & SET_GROUP_RUNS == SET_GROUP_RUNS;
+        let is_plain = file.kind() == FileType::Regular && !runs_as_owner;
+        let harmless = || is_plain && self.check(file, MAY_READ | MAY_WRITE).is_ok();
+        (self.owns(file) || harmless()).then_some(()).ok_or(Errno::PERM)
+    }
+
     /// EPERM when the directory's sticky bit keeps this user from removing or renaming the entry.
     pub fn check_sticky(&self, directory: &Metadata, entry: &Metadata) -> Result<()> {
         let free = directory.mode & S_ISVTX == 0 || [entry.uid, directory.uid].contains(&self.uid);
@@ -108,6 +118,19 @@ mod tests {
         assert_eq!(root.check(&file(0o644, 5, 5), MAY_EXEC), Err(Errno::ACCES));
         assert!(root.check(&file(0o100, 5, 5), MAY_EXEC).is_ok());
         assert!(root.check(&Metadata::new(FileType::Directory, 0), MAY_EXEC).is_ok());
+    }
+
+    #[test]
+    fn others_files_get_no_further_names_unless_they_are_open_to_all() {
+        let user = Credentials::new(1000, 100, 0);
+        for (permissions, uid, may) in [(0o600, 1000, true), (0o666, 7, true), (0o644, 7, false), (0o4777, 7, false)] {
+            assert_eq!(user.check_hard_link(&file(permissions, uid, 7)).is_ok(), may, "{permissions:o}");
+        }
+        assert_eq!(user.check_hard_link(&file(0o2777, 7, 7)), Err(Errno::PERM));
+        assert!(user.check_hard_link(&file(0o2767, 7, 7)).is_ok());
+        assert!(Credentials::root().check_hard_link(&file(0o4600, 7, 7)).is_ok());
+        let link = Metadata { uid: 7, ..Metadata::new(FileType::Symlink, 0o777) };
+        assert_eq!(user.check_hard_link(&link), Err(Errno::PERM));
     }
 
     #[test]

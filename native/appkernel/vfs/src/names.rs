@@ -100,7 +100,7 @@ impl View<'_> {
         if old.inode().kind() == FileType::Directory {
             return Err(Errno::PERM);
         }
-        Ok(())
+        self.context.credentials.check_hard_link(&old.inode().metadata()?)
     }
 
     /// Whether linkat(2) with AT_EMPTY_PATH is permitted: CAP_DAC_READ_SEARCH, else ENOENT.

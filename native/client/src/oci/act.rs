@@ -77,7 +77,21 @@ pub fn become_program(answer: &Value) -> String {
     }
 }
 
+/// The program gives its streams to the user that it becomes, be they the host's /dev/null. Who may not make devices owns
+/// none either.
+fn own_nulls() -> io::Result<()> {
+    let of_host: Vec<i32> = (0..3).filter(|number| fd::is_null(*number)).collect();
+    match fd::own_null() {
+        Ok(null) => of_host.iter().try_for_each(|number| fd::redirect(&null, *number)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 fn prepare(answer: &Value) -> Result<(String, Vec<CString>), String> {
+    if answer["own_nulls"] == true && (0..3).any(fd::is_null) {
+        own_nulls().map_err(|error| format!("cannot make a null device: {error}"))?;
+    }
     hide_cgroup(answer)?;
     let execute = words(&answer["execute"]);
     let no_text = |_| "an argument holds a NUL".to_string();

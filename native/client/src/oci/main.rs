@@ -16,6 +16,7 @@ use control::Question;
 use make::Standing;
 use serde_json::{json, Map, Value};
 use std::env;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,7 +24,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 const FAILED: u8 = 1;
-const MAX_STDIN: u64 = 4 << 20;
+const EXEC_FAILED: u8 = 255;
+const MAX_TEXT: u64 = 4 << 20;
 
 fn main() -> ExitCode {
     let mut words = env::args_os().map(|word| word.into_string());
@@ -41,9 +43,23 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err((error, argv)) => {
             tell(&error, &argv);
-            ExitCode::from(FAILED)
+            ExitCode::from(if is_exec(&argv) { EXEC_FAILED } else { FAILED })
         }
     }
+}
+
+/// Whether the first word that is no flag, nor a flag's value, is exec: runc has a code of its own for that.
+fn is_exec(argv: &[String]) -> bool {
+    const VALUED: [&str; 5] = ["log", "log-format", "root", "criu", "rootless"];
+    let mut words = argv.iter();
+    while let Some(word) = words.next() {
+        match word.strip_prefix('-') {
+            None => return word == "exec",
+            Some(name) if VALUED.contains(&name.trim_start_matches('-')) => drop(words.next()),
+            Some(_) => {}
+        }
+    }
+    false
 }
 
 /// Asks until the daemon has heard all that it wants to know, then does what it says. What we made for a sandbox that did
@@ -72,8 +88,8 @@ fn follow(name: &str, argv: &[String], standing: &mut Option<Standing>) -> Resul
             standing.stays();
         }
         make::write_pid(control::text(&answer, "pid_file"), standing)?;
-        if answer["want_stdin"] == true {
-            ask["stdin"] = json!(standard_input()?);
+        if let Some(path) = answer["want_text"].as_str().filter(|path| !path.is_empty()) {
+            ask["text"] = json!(whole_text(path)?);
         } else if answer["stand_in"].is_object() {
             make::stand_in(&answer, standing)?;
         } else if let Some(runs) = answer["runs"].as_object().filter(|runs| !runs.is_empty()) {
@@ -105,10 +121,15 @@ fn call(ask: &Value, acts: bool, standing: &mut Option<Standing>) -> Result<Valu
     daemon::ask(&Question { method: if acts { "oci.act" } else { "oci.ask" }, params: ask, fds, once: acts })
 }
 
-fn standard_input() -> Result<String, String> {
+/// What a file holds that is ours alone, as /dev/fd/63 is; "-" is standard input.
+fn whole_text(path: &str) -> Result<String, String> {
     let mut text = String::new();
-    let read = io::stdin().take(MAX_STDIN).read_to_string(&mut text);
-    read.map_err(|error| format!("cannot read standard input: {error}"))?;
+    let read = match path {
+        "-" => io::stdin().take(MAX_TEXT).read_to_string(&mut text),
+        _ => File::open(path).and_then(|file| file.take(MAX_TEXT).read_to_string(&mut text)),
+    };
+    let name = if path == "-" { "standard input" } else { path };
+    read.map_err(|error| format!("cannot read {name}: {error}"))?;
     Ok(text)
 }
 

@@ -16,15 +16,22 @@ use std::process::{Child, Command, Stdio};
 pub const WORD: &str = "stand-in";
 /// Says that its standard input is to be its controlling terminal.
 const TERMINAL: &str = "--terminal";
+/// Says that whoever makes it is to be watched until the daemon keeps it.
+const WITH_MAKER: &str = "--with-maker";
 /// Its own end of the socket, and the daemon's. Number 5 is its program, where it is not found by a path.
 const OWN_END: i32 = 3;
 const OTHER_END: i32 = 4;
 const PROGRAM: i32 = 5;
+/// Hangs up when whoever made a stand-in for a further process is gone.
+const MAKER: i32 = 6;
 const NAME: &str = "drupe-stand-in";
 const CHANNEL: u64 = 0;
 const SIGNALS: u64 = 1;
+const MADE: u64 = 2;
 /// The daemon's word for the workload's end; the exit code follows.
 const ENDED: u8 = b'X';
+/// The daemon's: it knows of us, and sees to our end.
+const KEPT: u8 = b'K';
 /// Ours: from now on no signal is lost.
 const READY: u8 = b'R';
 /// Ours for a signal; its number follows.
@@ -43,7 +50,11 @@ pub fn stand(words: &[String]) -> io::Result<u8> {
     let epoll = Epoll::new()?;
     epoll.add(&channel, CHANNEL, libc::EPOLLIN as u32)?;
     epoll.add(&signals, SIGNALS, libc::EPOLLIN as u32)?;
-    let mut events = Events::with_capacity(2);
+    let mut maker = words.iter().any(|word| word == WITH_MAKER).then(|| fd::duplicate_number(MAKER)).transpose()?;
+    if let Some(maker) = &maker {
+        epoll.add(maker, MADE, 0)?; // EPOLLHUP is always told of
+    }
+    let mut events = Events::with_capacity(3);
     loop {
         epoll.wait(&mut events, -1)?;
         while let Some(signal) = process::next_signal(&signals) {
@@ -53,7 +64,12 @@ pub fn stand(words: &[String]) -> io::Result<u8> {
         let mut said = [0; 2];
         match socket::receive(&channel, &mut said) {
             Ok(received) if received.length == 2 && said[0] == ENDED => return Ok(said[1]),
+            Ok(received) if received.length == 2 && said[0] == KEPT => {
+                maker.take().map_or(Ok(()), |maker| epoll.delete(&maker))?;
+            }
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            // Nobody knows of us, and nobody will: the daemon would have said so before its answer to whoever made us.
+            Err(_) if maker.is_some() && events.iter().any(|(token, _)| token == MADE) => return Ok(1),
             _ => {}
         }
     }
@@ -74,8 +90,11 @@ pub fn lay_out() -> io::Result<()> {
 
 /// After `lay_out`: begins one that stands for a further process, on our streams or on a new terminal whose other side goes to `console`.
 pub fn begin(console: &str) -> io::Result<Child> {
+    let (hangs_up, ours) = fd::pipe()?;
+    fd::give_number(&hangs_up, MAKER)?;
+    std::mem::forget(ours); // until our own end
     let mut command = Command::new("/proc/self/exe");
-    command.arg(WORD);
+    command.args([WORD, WITH_MAKER]);
     if !console.is_empty() {
         let (master, own) = terminal::open_pair()?;
         give_away(Path::new(console), master)?;

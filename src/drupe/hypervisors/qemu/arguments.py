@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drupe.hypervisors.contract import SPARE_DISK_BYTES, Device, Disk, MachineConfig, Nic, Share
+from drupe.hypervisors.owners import uid_of
 
 BRIDGE, BRIDGE_SLOTS = "more", range(1, 32)  # of q35: one bridge costs less boot time than a port for each device
 ROOT_PORTS = {"q35": 2, "virt": 6}  # q35 keeps them for devices of the host, which want PCI Express
@@ -17,7 +18,6 @@ HOLES = ("discard", "write-zeroes")  # a disk's: QEMU would make holes, which it
 MEMORY_STEP_BYTES = 2 << 20
 MEMORY_ROOM_BYTES = 128 << 20  # Linux plugs memory in sections of that size
 _CONTROL_FD, _AGENT_FD = 3, 4  # the listeners of `Launch.listeners`, in their order
-_UNPRIVILEGED_BASE, _UNPRIVILEGED_RANGE = 1_800_000_000, 100_000_000
 _MACHINES = {
     "q35": "q35,usb=off,sata=off,smbus=off,graphics=off",
     "microvm": "microvm,pit=off,pic=off,rtc=on,isa-serial=on,usb=off,pcie=off",
@@ -32,13 +32,6 @@ _EMULATED_X86 = "max,-erms,-fsrm,-la57"
 _CODE_SHARE, _CODE_LEAST_MIB = 10, 48
 # What a kernel does at every step is translated once more: policies that nobody has loaded, and statistics of stalls.
 _PLAIN = ("lsm=landlock,lockdown,yama", "psi=0")
-
-
-def uid_of(machine_id: str) -> int:
-    """The user id under which a machine runs: its own, and nobody else's on the host."""
-    import zlib
-
-    return _UNPRIVILEGED_BASE + zlib.crc32(machine_id.encode()) % _UNPRIVILEGED_RANGE
 
 
 def command_line(config: MachineConfig, program: str, machine: str, empty: Path) -> list[str]:
@@ -158,7 +151,7 @@ def _devices(config: MachineConfig, machine: str) -> list[str]:
     devices: list[Device] = [*config.disks, *config.nics, *shares, *config.host_devices]
     places = {**_spare_places(config), **(_nic_places(config) if machine == "q35" else {}), **config.places}
     for device in devices:
-        words = cold(device, transport, config.dir)
+        words = cold(device, transport, config)
         if place := places.get(device.id):
             words[-1] += f",{place}"
         found += words
@@ -194,12 +187,21 @@ def _empty_places(config: MachineConfig, taken: set[str]) -> Iterator[str]:
             )
 
 
-def cold(device: Device, transport: str, home: Path) -> list[str]:
-    """The words for a device that is there from the start. home: the directory that QEMU is started in."""
+def vectors_of(nic: Nic, accelerator: str) -> int | None:
+    """How many of MSI-X an interface on PCI has; None is QEMU's own number. QEMU 7.2 ends by a signal when an emulated
+    guest uses those of one that another process serves."""
+    if nic.socket is not None and accelerator == "tcg":
+        return 0
+    return 2 * nic.queues + 2 if nic.queues > 1 else None
+
+
+def cold(device: Device, transport: str, config: MachineConfig) -> list[str]:
+    """The words for a device that is there from the start. QEMU is started in `config.dir`."""
+    home = config.dir
     if isinstance(device, Disk):
         return list(_disk(device, transport, home))
     if isinstance(device, Nic):
-        return list(_nic(device, transport, home))
+        return list(_nic(device, transport, config))
     if isinstance(device, Share):
         return list(_share(device, transport, home))
     return ["-device", f"vfio-pci,id={device.id},host={device.address}"]
@@ -221,14 +223,16 @@ def _disk(disk: Disk, transport: str, home: Path) -> Iterator[str]:
     )
 
 
-def _nic(nic: Nic, transport: str, home: Path) -> Iterator[str]:
+def _nic(nic: Nic, transport: str, config: MachineConfig) -> Iterator[str]:
     if nic.socket is not None:
-        yield from ("-chardev", f"socket,id=c-{nic.id},path={_short(nic.socket, home)}")
+        yield from ("-chardev", f"socket,id=c-{nic.id},path={_short(nic.socket, config.dir)}")
         yield from ("-netdev", f"vhost-user,id=n-{nic.id},chardev=c-{nic.id},queues={nic.queues}")
     else:
         queues = f",queues={nic.queues}" if nic.queues > 1 else ""
         yield from ("-netdev", f"tap,id=n-{nic.id},ifname={nic.tap},script=no,downscript=no{queues}")
-    many = f",mq=on,vectors={2 * nic.queues + 2}" if nic.queues > 1 and transport == "pci" else ""
+    many = ",mq=on" if nic.queues > 1 else ""
+    if transport == "pci" and (vectors := vectors_of(nic, config.accelerator)) is not None:
+        many += f",vectors={vectors}"
     options = f"id={nic.id},netdev=n-{nic.id},mac={nic.mac},host_mtu={nic.mtu}{many}"
     yield from ("-device", f"virtio-net-{_modern(transport)},{options}" + (",romfile=" if transport == "pci" else ""))
 

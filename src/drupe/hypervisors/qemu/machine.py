@@ -14,7 +14,15 @@ from typing import Any
 
 from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, ResourceExhausted, Unavailable, Unsupported
 from drupe.hypervisors.contract import Device, Disk, MachineConfig, MachineStatus, Nic, Share
-from drupe.hypervisors.qemu.arguments import BRIDGE, BRIDGE_SLOTS, HOLES, MEMORY_DEVICE, MEMORY_STEP_BYTES, ROOT_PORTS
+from drupe.hypervisors.qemu.arguments import (
+    BRIDGE,
+    BRIDGE_SLOTS,
+    HOLES,
+    MEMORY_DEVICE,
+    MEMORY_STEP_BYTES,
+    ROOT_PORTS,
+    vectors_of,
+)
 from drupe.hypervisors.qmp import Qmp
 from drupe.hypervisors.qmpmachine import QmpMachine, wary
 from drupe.hypervisors.words import readable
@@ -172,7 +180,9 @@ class QemuMachine(QmpMachine):
         if nic.socket is not None:
             await self._add_socket(nic.id, nic.socket)
             await self._qmp.call("netdev_add", {"type": "vhost-user", "id": name, "chardev": f"c-{nic.id}"})
-            await self._plug({"driver": _NET, "id": nic.id, "netdev": name, "mac": nic.mac, "romfile": ""})
+            vectors = vectors_of(nic, self._config.accelerator)
+            many = {} if vectors is None else {"vectors": vectors}
+            await self._plug({"driver": _NET, "id": nic.id, "netdev": name, "mac": nic.mac, "romfile": "", **many})
             return
         names = [f"{name}-{number}" for number in range(1 + len(nic.more))]
         for queue, descriptor in zip(names, (nic.descriptor, *nic.more), strict=True):

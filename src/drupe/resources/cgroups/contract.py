@@ -121,6 +121,10 @@ class Cgroups(Protocol):
     def thaw(self, path: str, *, timeout_s: float = 5.0) -> None:
         """Let them run again, confirmed. Raises NotFound, DeadlineExceeded."""
 
+    def is_frozen(self, path: str) -> bool:
+        """Whether all processes are stopped, or will be once there are some. Raises NotFound."""
+        ...
+
     def delete(self, path: str, *, timeout_s: float = 2.0) -> None:
         """Remove the cgroup and those below; gone already is success. Raises InvalidState if processes live in it."""
 

@@ -11,6 +11,7 @@ from drupe.resources.cgroups.base import read_text
 
 _EVERYTHING = "a"
 _LIST_OF_EVERYTHING = "a *:* rwm"
+_ALL = "a *:*"
 
 
 def restrict(directory: str, rules: Iterable[Mapping[str, Any]]) -> None:
@@ -46,7 +47,8 @@ def follow(rule: Mapping[str, Any], wanted: dict[str, set[str]]) -> None:
         wanted.clear()
     node, _, access = _split(_LIST_OF_EVERYTHING if line == _EVERYTHING else line)
     if rule["allow"]:
-        wanted.setdefault(node, set()).update(access)
+        if _ALL not in wanted:  # it then has nothing to add, and is not listed
+            wanted.setdefault(node, set()).update(access)
     elif line != _EVERYTHING:
         for other, given in wanted.items():
             if other != node and given & set(access) and _overlap(other, node):

@@ -141,6 +141,9 @@ class CgroupsV1(BaseCgroups):
                 return
         raise self.late(path, "thaw", timeout_s)
 
+    def is_frozen(self, path: str) -> bool:
+        return "freezer" in self.roots and self._state(path) == "FROZEN"
+
     def watch(self, path: str, *, pressure: Mapping[str, float] | None = None) -> Watcher:
         if "memory" not in self.roots:
             raise self.missing("memory", "OOM")

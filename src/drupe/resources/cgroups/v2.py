@@ -125,6 +125,9 @@ class CgroupsV2(BaseCgroups):
                 return
         raise self.late(path, "thaw", timeout_s)
 
+    def is_frozen(self, path: str) -> bool:
+        return self._frozen(path)
+
     def watch(self, path: str, *, pressure: Mapping[str, float] | None = None) -> Watcher:
         try:
             return watch_v2(self.main_dir(path), pressure=pressure or {})

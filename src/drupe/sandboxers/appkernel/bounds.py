@@ -16,7 +16,9 @@ _SHARE = 0.15  # as systemd gives a unit (TasksMax): no pod alone can take what 
 # The kernel, the holder of its stubs' namespaces, and the first stub: the host counts them, guests do not.
 OWN_TASKS = 3
 _NUMBERS = ("pid_max", "threads-max")
-_OF_ONE = frozenset({"memory_bytes", "memory_swap_bytes", "memory_reservation_bytes", "pids"})
+_TIME = frozenset({"cpus", "cpu_quota_us", "cpu_period_us"})
+_OF_ONE = _TIME | {"memory_bytes", "memory_swap_bytes", "memory_reservation_bytes", "pids"}
+_PERIOD_US = 100_000
 
 
 def most_tasks(kernel: Path = Path("/proc/sys/kernel")) -> int:
@@ -30,20 +32,36 @@ def bounded(cgroups: Cgroups, resources: Resources) -> Resources:
 
 
 def check_of_one(resources: Resources) -> None:
-    """Raise Unsupported for limits of one container among several that would hold the kernel up for the others, too: it
-    waits for its stubs, however slow they are made."""
+    """Raise Unsupported for limits of one container among several that only the host could hold: it would hold the
+    kernel up for the others, too, for that waits for its stubs, however slow they are made."""
     for name in plain(resources):
         if name not in _OF_ONE:
             raise Unsupported(
                 f"{name} of one container among several is not carried out by appkernel sandboxes",
                 kind="appkernel", feature="container-limits", cause="its containers share one kernel",
-                hint="limit the pod; of one container memory and the number of tasks can be limited",
+                hint="limit the pod; of one container memory, time (quota) and the number of tasks can be limited",
             )  # fmt: skip
 
 
 def on_host(resources: Resources) -> Resources:
     """Without what the kernel counts by itself."""
     return msgspec.structs.replace(resources, pids=None)
+
+
+def of_one_on_host(resources: Resources) -> Resources:
+    """What the host holds of the limits of one container among several."""
+    return msgspec.structs.replace(on_host(resources), cpus=None, cpu_quota_us=None, cpu_period_us=None)
+
+
+def time_of(resources: Resources, before: list[int]) -> list[int]:
+    """Quota and period in microseconds, of which `before` was set; []: no bound (cgroups(7), cpu.max)."""
+    period = resources.cpu_period_us or (before[1:] or [_PERIOD_US])[0]
+    quota = resources.cpu_quota_us
+    if resources.cpus is not None:
+        quota = int(resources.cpus * period)
+    elif quota is None:
+        quota = before[0] * period // before[1] if before else 0
+    return [quota, period] if quota > 0 else []
 
 
 def memory_of(resources: Resources) -> int:

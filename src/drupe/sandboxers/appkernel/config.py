@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drupe.errors import Unsupported
+from drupe.oci.carried import DEFAULT_DEVICES
 from drupe.oci.mount_options import flag_of
 from drupe.sandboxers.appkernel.filters import instructions
 from drupe.sandboxers.runc.entering import process_fields
@@ -88,6 +89,8 @@ def _devices(oci: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for device in (oci.get("linux") or {}).get("devices") or ():
         number = (device.get("major"), device.get("minor"))
+        if (device["path"], device.get("type"), *number) in DEFAULT_DEVICES:
+            continue
         if device.get("type") not in ("c", "u") or number not in _DEVICES:
             raise Unsupported(
                 f"config.json: linux.devices {device['path']} is not carried out by appkernel sandboxes",

@@ -79,8 +79,9 @@ def kernel_key(place: Path) -> str:
 
 class TaskRecord(Record, kw_only=True):
     """A container. image: its root, an EROFS file. tasks: how many it may have, 0 for any number. placed: what runs in
-    it is in its cgroup, where its memory is limited. exit: its end, once known. execs: pids of further processes by
-    id. restore: directory of the checkpoint that it starts from. restored: its kernel has it, and it goes on at its
+    it is in its cgroup, where its memory is limited. time: quota and period in microseconds of one container among
+    several, [] for none. paused: it stands still by itself. exit: its end, once known. execs: pids of further processes
+    by id. restore: directory of the checkpoint that it starts from. restored: its kernel has it, and it goes on at its
     start."""
 
     id: str
@@ -94,6 +95,8 @@ class TaskRecord(Record, kw_only=True):
     image: str = ""
     tasks: int = 0
     placed: bool = False
+    time: list[int] = []
+    paused: bool = False
     started: bool = False
     restore: str = ""
     restored: bool = False

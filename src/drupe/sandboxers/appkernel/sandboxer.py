@@ -302,6 +302,10 @@ class AppkernelSandboxer(KeptSandboxer):
             return {}
         if record.exit is not None:
             return {}
+        if task.get("waits"):  # a start whose hooks were under way
+            await pod.line.call("delete", container=record.id)
+            await self._keeper.end_task(record.id, code=137, signal=9)
+            return {record.id: self._ended(record, killed(at=time.time()))}
         if (how := task.get("exit")) is not None:
             ended = exec_status(cast("dict[str, object]", how))
             await self._keeper.end_task(record.id, code=ended.code, signal=ended.signal)

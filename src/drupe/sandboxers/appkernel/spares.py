@@ -31,6 +31,7 @@ class Spares:
         self._count = count
         self._ready: list[Waiting] = []
         self._filling: asyncio.Task[None] | None = None
+        self._removing: set[asyncio.Task[None]] = set()
         self._closed = False
         self._coming: dict[str, float] = {}  # pods, and when they are late
         self._arrival = asyncio.Event()
@@ -46,7 +47,7 @@ class Spares:
         """One, for one pod; None when there is none. Those that ended, or came from a program that is no longer there,
         are removed."""
         while self._ready:
-            spare = self._ready.pop(0)
+            spare = self._unready(self._ready[0])
             if spare.lives and spare.program == self._version():
                 return spare
             await self._remove(spare)
@@ -90,7 +91,22 @@ class Spares:
     async def _fill(self) -> None:
         while len(self._ready) < self._count:
             await self._rest()
-            self._ready.append(await self._make())
+            spare = await self._make()
+            self._ready.append(spare)
+            asyncio.get_running_loop().add_reader(spare.socket, self._gone, spare)
+
+    def _unready(self, spare: Waiting) -> Waiting:
+        """One that waits no longer."""
+        self._ready.remove(spare)
+        asyncio.get_running_loop().remove_reader(spare.socket)
+        return spare
+
+    def _gone(self, spare: Waiting) -> None:
+        """It has ended, as it says nothing while it waits. The next pod has others made: what ends by itself would be
+        made again and again."""
+        removing = asyncio.ensure_future(self._remove(self._unready(spare)))
+        self._removing.add(removing)
+        removing.add_done_callback(self._removing.discard)
 
     async def _make(self) -> Waiting:
         place = self._home / os.urandom(8).hex()
@@ -120,8 +136,8 @@ class Spares:
         self._closed = True
         if self._filling is not None:
             self._filling.cancel()
-        for spare in self._ready:
-            spare.socket.close()
+        while self._ready:
+            self._unready(self._ready[0]).socket.close()
 
     async def end(self) -> None:
         """All of them, now, and for good. One that is being started is waited for."""
@@ -129,7 +145,9 @@ class Spares:
         if self._filling is not None:
             await asyncio.wait([self._filling])
         while self._ready:
-            await self._remove(self._ready.pop())
+            await self._remove(self._unready(self._ready[0]))
+        if self._removing:
+            await asyncio.wait(self._removing)
 
     async def recover(self, used: Collection[Path]) -> None:
         """Remove what an earlier daemon left: its spares have ended with it. used: places of pods."""

@@ -19,17 +19,26 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound, Unsupported
+from drupe.errors import AlreadyExists, DrupeError, InvalidState, NotFound
 from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
-from drupe.sandboxers.appkernel import checkpoints, snapshots
-from drupe.sandboxers.appkernel.bounds import OWN_TASKS, bounded, check_of_one, memory_of, on_host, tasks_of
+from drupe.sandboxers.appkernel import checkpoints, inside, snapshots
+from drupe.sandboxers.appkernel.bounds import (
+    OWN_TASKS,
+    bounded,
+    memory_of,
+    of_one_on_host,
+    on_host,
+    tasks_of,
+    time_of,
+)
 from drupe.sandboxers.appkernel.config import Bind, container_config, process_config
 from drupe.sandboxers.appkernel.counters import process_info
 from drupe.sandboxers.appkernel.failures import explain
 from drupe.sandboxers.appkernel.homes import with_home
 from drupe.sandboxers.appkernel.line import Event
 from drupe.sandboxers.appkernel.making import check_room, state_of
+from drupe.sandboxers.appkernel.ones import OnesLimits
 from drupe.sandboxers.appkernel.pods import KernelPod, Pods
 from drupe.sandboxers.appkernel.records import TaskRecord, record_path
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit
@@ -57,6 +66,8 @@ class KernelTasks(KeptTasks):
         self._pods = pods
         self._on_exit = on_exit
         self._records: dict[str, TaskRecord] = {}
+        self._ones = OnesLimits(cgroups)
+        self._inside = inside.InsideHooks()
         self._attached: dict[str, tuple[Mapping[str, int], Attachment]] = {}  # at creation, to whom
         self._windows: dict[str, tuple[int, int]] = {}
         self._telling: set[asyncio.Task[None]] = set()
@@ -74,7 +85,7 @@ class KernelTasks(KeptTasks):
             raise AlreadyExists(f"container {task.id} exists already")
         pod = self._pods.get(task.sandbox)
         check_room(pod, task)
-        refuse_inside(task.oci, "appkernel")
+        refuse_inside(task.oci, "appkernel", but=(inside.PHASE,))
         container_config(
             task.oci, task=task.id, shm_bytes=pod.record.shm_bytes
         )  # what it refuses is refused before anything is made
@@ -92,6 +103,7 @@ class KernelTasks(KeptTasks):
         try:
             record.image, record.tasks = str(task.image or ""), tasks_of(task.resources)
             record.placed = not pod.record.sole and memory_of(task.resources) > 0
+            record.time = [] if pod.record.sole else time_of(task.resources, [])
             record.save()
             holding = asyncio.ensure_future(self._hold(record, task.fds))
             try:
@@ -117,7 +129,7 @@ class KernelTasks(KeptTasks):
         return 0
 
     def _limit(self, pod: KernelPod, task: TaskConfig) -> None:
-        resources = bounded(self._cgroups, task.resources) if pod.record.sole else on_host(task.resources)
+        resources = bounded(self._cgroups, task.resources) if pod.record.sole else of_one_on_host(task.resources)
         self._cgroups.create(task.cgroup, resources)
         apply_verified(self._cgroups, task.cgroup, resources)
 
@@ -161,7 +173,7 @@ class KernelTasks(KeptTasks):
             if record.restored:
                 await self._go_on(pod, record)
             else:
-                await self._run(pod, record, config)
+                await self._run(pod, record, config, oci)
         except DrupeError as error:
             record.started = False
             record.save()
@@ -180,7 +192,8 @@ class KernelTasks(KeptTasks):
     def _wanted(self, pod: KernelPod, record: TaskRecord, oci: dict[str, Any]) -> tuple[dict[str, Any], list[Bind]]:
         """What its kernel is told of it, and what that is to see of the host."""
         config, binds = container_config(oci, task=record.id, shm_bytes=pod.record.shm_bytes)
-        config |= {"share_pid": pod.record.share_pid, "tasks": record.tasks}
+        waits = bool(inside.hooks_of(oci)) and not record.restored
+        config |= {"share_pid": pod.record.share_pid, "tasks": record.tasks, "waits": waits}
         if window := self._windows.pop(record.id, None):
             config["rows"], config["cols"] = window
         if not record.image:
@@ -188,15 +201,26 @@ class KernelTasks(KeptTasks):
             config["root"] = f"{record.id}/{_ROOT}"
         return config, binds
 
-    async def _run(self, pod: KernelPod, record: TaskRecord, config: dict[str, Any]) -> None:
+    async def _run(self, pod: KernelPod, record: TaskRecord, config: dict[str, Any], oci: Mapping[str, Any]) -> None:
         with contextlib.ExitStack() as opened:
             fds = await self._given(pod, record, config, opened)
             if record.placed:
-                fds["cgroup"] = self._open_cgroup(record)
-                opened.callback(os.close, fds["cgroup"])
+                fds["cgroup"] = opened.enter_context(self._ones.cgroup(record))
             await pod.require().call("start", container=record.id, config=config, fds=fds)
-            if record.placed:
-                await self._show_memory(pod, record)
+            await self._ones.tell(pod, record)
+        if config["waits"]:
+            await self._begin(pod, record, oci)
+
+    async def _begin(self, pod: KernelPod, record: TaskRecord, oci: Mapping[str, Any]) -> None:
+        """Its first process takes its first step when hooks inside have run; it does not when one fails."""
+        line, state = pod.require(), state_of(record, oci, "created", 1)
+        try:
+            await self._inside.run(line, record.id, oci, state)
+            await line.call("go_on", container=record.id)
+        except BaseException:
+            with contextlib.suppress(DrupeError):
+                await line.call("delete", container=record.id)
+            raise
 
     async def _given(
         self, pod: KernelPod, record: TaskRecord, config: dict[str, Any], opened: contextlib.ExitStack
@@ -243,25 +267,9 @@ class KernelTasks(KeptTasks):
 
     async def _go_on(self, pod: KernelPod, record: TaskRecord) -> None:
         if record.placed:
-            await self._place(pod, record)
+            await self._ones.place(pod, record)
+        await self._ones.tell(pod, record)
         await pod.require().call("go_on", container=record.id)
-
-    async def _place(self, pod: KernelPod, record: TaskRecord) -> None:
-        """Move what of it runs to where its memory is limited."""
-        fd = self._open_cgroup(record)
-        try:
-            await pod.require().call("place", container=record.id, fds={"cgroup": fd})
-        finally:
-            os.close(fd)
-        await self._show_memory(pod, record)
-
-    def _open_cgroup(self, record: TaskRecord) -> int:
-        """The file by which the kernel moves a container's stubs to where its memory is limited."""
-        return os.open(self._cgroups.procs_file(record.cgroup, "memory"), os.O_WRONLY | os.O_CLOEXEC)
-
-    async def _show_memory(self, pod: KernelPod, record: TaskRecord) -> None:
-        limit = self._cgroups.stats(record.cgroup).memory_limit_bytes
-        await pod.require().call("limits", container=record.id, memory_bytes=limit)
 
     async def delete(self, task_id: str) -> None:
         record = self._records.pop(task_id, None)
@@ -339,7 +347,7 @@ class KernelTasks(KeptTasks):
     def ended(self, pod: KernelPod, event: Event) -> None:
         """The kernel tells an end."""
         record = self._records.get(event["container"])
-        if record is None or record.sandbox != pod.record.id:
+        if record is None or record.sandbox != pod.record.id or self._inside.ended(event):
             return
         if not event["exec"]:
             self._soon(self._end_first(record, event["exit"]))
@@ -441,8 +449,8 @@ class KernelTasks(KeptTasks):
 
     async def exec(self, config: ExecConfig) -> int:
         record = self._record(config.task)
-        if not record.started or record.exit is not None:
-            raise InvalidState(f"container {config.task} does not run")
+        if not record.started or record.exit is not None or record.paused:
+            raise InvalidState(f"container {config.task} {'is paused' if record.paused else 'does not run'}")
         pod = self._pods.get(record.sandbox)
         line = pod.require()
         record.execs[config.id] = 0
@@ -465,11 +473,25 @@ class KernelTasks(KeptTasks):
     # -- limits, counters -------------------------------------------------------------------------------------------
 
     async def pause(self, task_id: str) -> None:
-        pod, leaf = self._whole(self._record(task_id), "pause", "its containers can only be paused together")
-        await self._pods.freeze(pod, leaf)
+        """The pod's only container with its kernel, by the host; one of several by the kernel."""
+        record = self._record(task_id)
+        pod = self._pods.get(record.sandbox)
+        if pod.record.sole:
+            await self._pods.freeze(pod, pod.record.leaf)
+            return
+        await pod.require().call("rest", container=task_id)
+        record.paused = True
+        record.save()
 
     async def resume(self, task_id: str) -> None:
-        await self._thaw(self._pods.get(self._record(task_id).sandbox))
+        record = self._record(task_id)
+        pod = self._pods.get(record.sandbox)
+        if pod.frozen:
+            await self._thaw(pod)
+        if record.paused:
+            await pod.require().call("go_on", container=task_id)
+            record.paused = False
+            record.save()
 
     async def _thaw(self, pod: KernelPod) -> None:
         await self._pods.thaw(pod, pod.record.cgroup, pod.record.leaf)
@@ -481,7 +503,7 @@ class KernelTasks(KeptTasks):
         if pod.record.sole:
             apply_verified(self._cgroups, pod.record.leaf, on_host(resources))
         else:
-            await self._limit_one(pod, record, resources)
+            await self._ones.change(pod, record, resources)
         if resources.pids is not None:
             record.tasks = tasks_of(resources)
             record.save()
@@ -491,24 +513,6 @@ class KernelTasks(KeptTasks):
         if record.started and pod.runs and not pod.frozen:
             await pod.line.call("limits", container=record.id, tasks=record.tasks)
             await self._pods.limit(pod)
-
-    async def _limit_one(self, pod: KernelPod, record: TaskRecord, resources: Resources) -> None:
-        """One of several: its stubs go where its memory is limited, unless they are there."""
-        check_of_one(resources)
-        apply_verified(self._cgroups, record.cgroup, on_host(resources))
-        if resources.memory_bytes is None:
-            return
-        if not record.placed:
-            record.placed = True
-            record.save()
-            if record.started and record.exit is None:
-                fd = self._open_cgroup(record)
-                try:
-                    await pod.require().call("place", container=record.id, fds={"cgroup": fd})
-                finally:
-                    os.close(fd)
-        if record.started and record.exit is None:
-            await self._show_memory(pod, record)
 
     async def stats(self, task_id: str) -> Stats:
         """Processes and, of one container among several, time and memory as the kernel counts them; the rest is what
@@ -563,16 +567,6 @@ class KernelTasks(KeptTasks):
     def _others(self, record: TaskRecord) -> list[TaskRecord]:
         """Its neighbours that live."""
         return [one for one in self.records(record.sandbox) if one.id != record.id and one.started and not one.exit]
-
-    def _whole(self, record: TaskRecord, feature: str, why: str) -> tuple[KernelPod, str]:
-        """The pod of a container that is alone in it, and its cgroup. Unsupported when it is not."""
-        if self._others(record):
-            raise Unsupported(
-                f"container {record.id} shares its kernel with others",
-                kind="appkernel", feature=feature, cause=why, hint="do it to the pod",
-            )  # fmt: skip
-        pod = self._pods.get(record.sandbox)
-        return pod, pod.record.leaf
 
 
 @contextlib.contextmanager

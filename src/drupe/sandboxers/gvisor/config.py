@@ -35,7 +35,7 @@ def adapted(
     annotations = {_TYPE: "sandbox" if first else "container", _SANDBOX: ROOT_ID}
     mounts = [_mount(mount, pod) for mount in oci.get("mounts", ()) if mount.get("type") != "cgroup"]
     if own_tmp and not any(mount["destination"] == TMP for mount in mounts):
-        mounts.append(_tmp(oci["root"]))
+        mounts.insert(0, _tmp(oci["root"]))  # before those below it, which it would hide
     return {**oci, "mounts": mounts, "linux": linux, "annotations": annotations}
 
 

@@ -85,7 +85,9 @@ class GvisorSandboxer(KeptSandboxer):
             netns=info.netns if filled or config.spec.network.mode != "none" else "",
             joins=config.spec.network.mode == "path" and not config.held,
             debug=wants_debug(self._options, config.spec),
-            seccomp=any(c.security.seccomp not in ("default", "unconfined") for c in config.spec.containers),
+            # what containerd's containers come with is not known yet
+            seccomp=config.held
+            or any(c.security.seccomp not in ("default", "unconfined") for c in config.spec.containers),
         )
         self._pods.add(record)
         if config.spec.namespaces.pid == "pod":

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,13 +33,14 @@ from drupe.resources.cgroups import Cgroups
 from drupe.resources.limits import apply_verified
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit, refuse_words
 from drupe.sandboxers.gvisor.command import scored
-from drupe.sandboxers.gvisor.config import POD_SPACE, TMP, adapted
+from drupe.sandboxers.gvisor.config import POD_SPACE, adapted
 from drupe.sandboxers.gvisor.ends import from_wait_status, killed, write_exit_file
 from drupe.sandboxers.gvisor.execs import GuestExecs
 from drupe.sandboxers.gvisor.failures import explain, gone
 from drupe.sandboxers.gvisor.pods import GvisorPod, Pods
 from drupe.sandboxers.gvisor.processes import family, process_infos
 from drupe.sandboxers.gvisor.records import ROOT_ID, TaskRecord, forget_guest, gofer_of, record_path
+from drupe.sandboxers.gvisor.roots import check_places, has_tmp
 from drupe.sandboxers.gvisor.snapshots import MEMORY, rename, write_memory
 from drupe.sandboxers.kept.pending import PendingAttachment
 from drupe.sandboxers.kept.tasks import KeptTasks, log_file
@@ -83,9 +83,10 @@ class GvisorTasks(KeptTasks):
         pod = self._pods.get(task.sandbox)
         others = [one for one in self._records.values() if one.sandbox == task.sandbox]
         _check_room(pod, task, others)
+        check_places(self._keeper.pid, task.oci)
         first = pod.record.sole
         pid_space = self._pid_space(task, others)
-        own_tmp = self._has_tmp(task.oci["root"]["path"])
+        own_tmp = has_tmp(self._keeper.pid, task.oci["root"]["path"])
         config = adapted(task.oci, pod.record, first=first, pid_space=pid_space, own_tmp=own_tmp)
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(config))
         super().know(task.id, cgroup=task.cgroup, bundle=task.bundle)
@@ -106,14 +107,6 @@ class GvisorTasks(KeptTasks):
             if one.gofer and path == f"/proc/{one.gofer}/ns/pid":
                 return one.pid_space
         raise Unsupported(f"{path} is no process table of this sandbox", kind="gvisor", feature="host-pid")
-
-    def _has_tmp(self, root: str) -> bool:
-        """Whether a root has a directory /tmp, and no link that would lead out of it. As the keeper sees it, which has
-        the root mounted."""
-        try:
-            return stat.S_ISDIR(Path(f"/proc/{self._keeper.pid}/root{root}{TMP}").lstat().st_mode)
-        except OSError:
-            return False
 
     async def start(self, task_id: str) -> int:
         record = self._record(task_id)

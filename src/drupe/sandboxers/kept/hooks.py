@@ -12,19 +12,19 @@ from drupe.errors import DrupeError, HelperFailed, Unsupported
 from drupe.keeper.client import Keeper
 
 _INSIDE = ("createContainer", "startContainer")  # of these, only what runs in the container's namespaces is meant
-_LONGEST_S = 600.0  # of one without a timeout of its own: a caller must not wait for ever
-_TOLD = 400  # characters of what it said
+LONGEST_S = 600.0  # of one without a timeout of its own: a caller must not wait for ever
+TOLD = 400  # characters of what it said
 
 
-def refuse_inside(oci: Mapping[str, Any], kind: str) -> None:
+def refuse_inside(oci: Mapping[str, Any], kind: str, *, but: tuple[str, ...] = ()) -> None:
     """Raise Unsupported for hooks that would have to run in namespaces that the host does not have, and for those of
-    programs that go by another name."""
+    programs that go by another name. but: phases that the sandbox's own kernel runs."""
     for phase in _INSIDE:
-        if (oci.get("hooks") or {}).get(phase):
+        if phase not in but and (oci.get("hooks") or {}).get(phase):
             raise Unsupported(
                 f"{phase} hooks are not run by {kind} sandboxes",
                 kind=kind, feature="hooks", cause="the host has no namespaces of the container's to run them in",
-                hint="createRuntime, poststart and poststop hooks are run on the host",
+                hint=f"{', '.join(('createRuntime', *but, 'poststart'))} and poststop hooks are run",
             )  # fmt: skip
     for hook in (hook for hooks in (oci.get("hooks") or {}).values() for hook in hooks or ()):
         name = Path((hook.get("args") or [hook["path"]])[0]).name
@@ -44,14 +44,15 @@ async def _run(keeper: Keeper, phase: str, hook: Mapping[str, Any], state: str) 
     env = dict(word.split("=", 1) for word in hook.get("env") or () if "=" in word)
     argv = [path, *(hook.get("args") or ())[1:]]
     try:
-        done = await keeper.run(argv, env=env, cwd="/", stdin=state, timeout_s=hook.get("timeout") or _LONGEST_S)
+        done = await keeper.run(argv, env=env, cwd="/", stdin=state, timeout_s=hook.get("timeout") or LONGEST_S)
     except DrupeError as error:
-        raise _failed(phase, path, str(error)) from None
+        raise failed(phase, path, str(error)) from None
     if done.timed_out:
-        raise _failed(phase, path, "it took longer than it may")
+        raise failed(phase, path, "it took longer than it may")
     if done.exit:
-        raise _failed(phase, path, done.stderr.strip()[-_TOLD:] or f"exit code {done.exit}")
+        raise failed(phase, path, done.stderr.strip()[-TOLD:] or f"exit code {done.exit}")
 
 
-def _failed(phase: str, path: str, why: str) -> HelperFailed:
+def failed(phase: str, path: str, why: str) -> HelperFailed:
+    """The error of a hook, by its name."""
     return HelperFailed(f"the {phase} hook {Path(path).name} failed", stage="hooks", cause=why)

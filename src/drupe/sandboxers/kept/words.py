@@ -7,8 +7,11 @@ import json
 
 
 def last_message(text: str) -> str:
-    """The last `msg` of a JSON log (crun, runc, runsc), or the text's last line."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
+    """The last `msg` of a JSON log (crun, runc, runsc), or the text's last line.
+
+    runsc's processes write their objects one after the other without an end of line.
+    """
+    lines = [line for line in text.strip().replace('}{"', '}\n{"').splitlines() if line.strip()]
     for line in reversed(lines):
         with contextlib.suppress(ValueError, AttributeError):
             message = json.loads(line).get("msg")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from drupe.errors import InvalidArgument, NotFound, PermissionDenied
 from drupe.hypervisors.contract import Hypervisor
@@ -13,32 +15,37 @@ HYPERVISOR = "drupe.vm.hypervisor"
 _UML = "it is a process of the host with the rights that it has, and no machine"
 
 
-def _qemu(program: str) -> Hypervisor:
+def _qemu(program: str, _root: Path | None) -> Hypervisor:
     from drupe.hypervisors.qemu.driver import Qemu, find_qemu
 
     find_qemu(program)
     return Qemu(program)
 
 
-def _cloud_hypervisor(program: str) -> Hypervisor:
+def _cloud_hypervisor(program: str, _root: Path | None) -> Hypervisor:
     from drupe.hypervisors.cloud_hypervisor import CloudHypervisor
 
     return CloudHypervisor(_found(program or "cloud-hypervisor"))
 
 
-def _firecracker(program: str) -> Hypervisor:
-    from drupe.hypervisors.firecracker import Firecracker
+def _firecracker(program: str, root: Path | None) -> Hypervisor:
+    """In its jailer, where that is installed: beside it or on the path."""
+    from drupe.hypervisors.firecracker import Firecracker, Jail
 
-    return Firecracker(_found(program or "firecracker"))
+    found = _found(program or "firecracker")
+    jailer = shutil.which("jailer", path=os.pathsep.join((str(Path(found).parent), os.environ.get("PATH", ""))))
+    if root is None or jailer is None:
+        return Firecracker(found)
+    return Firecracker(found, Jail(program=jailer, base=root / "vm" / "jails"))
 
 
-def _stratovirt(program: str) -> Hypervisor:
+def _stratovirt(program: str, _root: Path | None) -> Hypervisor:
     from drupe.hypervisors.stratovirt import StratoVirt
 
     return StratoVirt(_found(program or "stratovirt"))
 
 
-OFFERED: dict[str, Callable[[str], Hypervisor]] = {
+OFFERED: dict[str, Callable[[str, Path | None], Hypervisor]] = {
     "qemu": _qemu, "cloud-hypervisor": _cloud_hypervisor, "firecracker": _firecracker, "stratovirt": _stratovirt,
 }  # fmt: skip
 
@@ -51,29 +58,31 @@ def _found(program: str) -> str:
     return path
 
 
-def open_hypervisor(name: str, program: str = "") -> Hypervisor:
-    """The driver of a program that is installed. NotFound when it is not, InvalidArgument for a name that the kind does
+def open_hypervisor(name: str, program: str = "", root: Path | None = None) -> Hypervisor:
+    """The driver of a program that is installed. root: the node's directory, for what a program has to have on the file
+    system of the images. NotFound when it is not, InvalidArgument for a name that the kind does
     not offer: User-mode Linux is no machine, which is what the kind's level promises."""
     if name not in OFFERED:
         raise InvalidArgument(
             f"the vm kind does not offer {name!r}" + (f": {_UML}" if name == "uml" else ""),
             hint=f"kinds.vm.hypervisor: {', '.join(OFFERED)}",
         )
-    return OFFERED[name](program)
+    return OFFERED[name](program, root)
 
 
 class Hypervisors:
-    """first: the node's. allowed: others that a pod's annotation may name."""
+    """first: the node's. allowed: others that a pod's annotation may name. root: see `open_hypervisor`."""
 
-    def __init__(self, first: Hypervisor, allowed: Collection[str] = ()) -> None:
+    def __init__(self, first: Hypervisor, allowed: Collection[str] = (), root: Path | None = None) -> None:
         self.first = first
+        self._root = root
         self._allowed = allowed
         self._known = {first.name: first}
 
     def of(self, name: str) -> Hypervisor:
         """By the name that a record has; "" is the node's."""
         if name and name not in self._known:
-            self._known[name] = open_hypervisor(name)
+            self._known[name] = open_hypervisor(name, root=self._root)
         return self._known[name] if name else self.first
 
     def wished(self, spec: PodSpec) -> Hypervisor:
@@ -90,8 +99,9 @@ class Hypervisors:
 
 
 def confinement(hypervisor: Hypervisor) -> str:
-    """What is to be said of a program that does not give up its rights as QEMU does; "" for QEMU."""
-    if hypervisor.name in ("qemu", "uml"):
+    """What is to be said of a program that does not give up its rights as QEMU does; "" for QEMU, and for one that its
+    jailer starts."""
+    if hypervisor.name in ("qemu", "uml") or getattr(hypervisor, "jailed", False):
         return ""
     return (
         f"{hypervisor.name} runs as root without capabilities, behind its own filter; it keeps the host's files in view"

@@ -47,14 +47,16 @@ class Launcher:
         netns: bool,
         bare: bool = False,
         locked_bytes: int = 0,
+        users: Path | None = None,
     ) -> int:
         """Start a program as task `key`; returns its pid. listeners: sockets, handed on as descriptors 3, 4…; fifos
         (made here) and files: descriptors that are handed on after them. bare: without capabilities.
-        locked_bytes: memory that hardware reaches cannot move."""
+        locked_bytes: memory that hardware reaches cannot move. users: a user namespace for it."""
         limit = ["/bin/sh", "-c", _LOCKS, "sh", str((locked_bytes + _SLACK_BYTES) >> 10)] if locked_bytes else []
         words = [*limit, "setpriv", "--no-new-privs", *(_WITHOUT_CAPABILITIES if bare else ()), "--", *argv]
-        if netns and record.netns:
-            words = ["nsenter", f"--net={record.netns}", "--", *words]
+        spaces = [f"--net={record.netns}"] * bool(netns and record.netns) + [f"--user={users}"] * (users is not None)
+        if spaces:
+            words = ["nsenter", *spaces, "--", *words]
         join = self._cgroups.join_files(record.leaf)
         if not join:
             words = ["/bin/sh", "-c", _ENTER, "sh", self._cgroups.procs_file(record.leaf), *words]

@@ -64,7 +64,7 @@ class Machines:
     ) -> None:
         self.keeper = keeper
         self.cgroups = cgroups
-        self.hypervisors = Hypervisors(hypervisor, options.hypervisors)
+        self.hypervisors = Hypervisors(hypervisor, options.hypervisors, root)
         self._agent_timeout_s = options.agent_timeout_s
         self._from_templates = options.template
         self._launcher = Launcher(keeper, cgroups)
@@ -254,6 +254,9 @@ class Machines:
         await network.part(self.keeper, pod.record)
         for path in (*pod.record.home.glob("*.sock"), pod.record.home / "agent.in", pod.record.home / "agent.out"):
             path.unlink(missing_ok=True)
+        with contextlib.suppress(DrupeError):  # of a program that is no longer installed
+            for path in self.hypervisors.of(pod.record.hypervisor).leaves(pod.record.machine()):
+                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
         if pod.record.started:
             pod.record.started = pod.record.paused = False
             with contextlib.suppress(OSError):  # a full disk: the next daemon finds it ended by itself

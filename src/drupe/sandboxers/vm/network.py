@@ -32,7 +32,9 @@ async def join(keeper: Keeper, record: PodRecord) -> list[Joined]:
 def _wanted(record: PodRecord) -> Wanted:
     vhost_user = Path(record.vhost_user) if record.vhost_user else None
     directory = _NODES / record.id
-    return Wanted(model=record.network, queues=record.queues, dir=directory, vhost_user=vhost_user, vfio=False)
+    return Wanted(
+        model=record.network, queues=record.queues, owner=record.owner, dir=directory, vhost_user=vhost_user, vfio=False
+    )
 
 
 async def part(keeper: Keeper, record: PodRecord) -> None:

@@ -34,7 +34,7 @@ def adapted(oci: Mapping[str, Any], *, guest: str, root: str, binds: Mapping[str
 def _mount(mount: Mapping[str, Any], binds: Mapping[str, str]) -> dict[str, Any]:
     if not is_bind(mount):
         return dict(mount)
-    if mount["destination"] == SHM:
+    if mount["destination"] == SHM and mount["source"] not in binds:
         return {**mount, "source": GUEST_SHM}
     return {**mount, "source": binds[mount["source"]]}
 

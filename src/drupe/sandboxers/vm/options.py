@@ -13,6 +13,9 @@ from drupe.spec.pod import PodSpec
 RootfsForm = Literal["virtiofs", "block", "hostfs"]
 ROOTFS = "drupe.vm.rootfs"
 NETWORK = "drupe.vm.network"
+QUEUES = "drupe.vm.queues"
+
+_QUEUES = ("1", "2", "3", "4", "5", "6", "7", "8")  # as many as a machine has processors
 
 
 class VmOptions(Spec):
@@ -57,6 +60,20 @@ def network_for(options: VmOptions, spec: PodSpec) -> Model:
     )
 
 
+def queues_for(options: VmOptions, spec: PodSpec, able: Mapping[str, str]) -> int:
+    """How many pairs of queues an interface is to have at most: the pod's wish or the node's. InvalidArgument for what
+    is no such number, Unsupported for several where the hypervisor has one."""
+    wished = spec.annotations.get(QUEUES)
+    if wished is not None and wished not in _QUEUES:
+        raise InvalidArgument(f"annotation {QUEUES} is {wished!r}", hint=f"one of: {', '.join(_QUEUES)}")
+    if not able["multiqueue"].startswith("no"):
+        return int(wished or max(options.queues, 1))
+    if wished not in (None, "1"):
+        why = able["multiqueue"].partition(": ")[2]
+        raise Unsupported("an interface of this machine has one queue", kind="vm", feature="multiqueue", cause=why)
+    return 1
+
+
 def rootfs_for(options: VmOptions, spec: PodSpec, able: Mapping[str, str]) -> RootfsForm:
     """The pod's wish or the node's; able: what the hypervisor can do. InvalidArgument for an unknown one, Unsupported
     for one that the hypervisor has not."""
@@ -76,7 +93,7 @@ def rootfs_for(options: VmOptions, spec: PodSpec, able: Mapping[str, str]) -> Ro
             "the guest's kernel has no 9p, and QEMU serves it with its own user's rights only",
             kind="vm",
             feature="9p",
-            hint=f"annotation {ROOTFS}=virtiofs",
+            hint=f"annotation {ROOTFS}=virtiofs, or =block where there is no virtiofsd",
         )
     if options.hypervisor == "uml":
         wished = "hostfs" if ROOTFS not in spec.annotations else wished

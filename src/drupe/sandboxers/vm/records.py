@@ -10,6 +10,7 @@ import msgspec
 
 from drupe.hypervisors.contract import Accelerator, MachineConfig
 from drupe.resources.network.endpoints.contract import Model
+from drupe.sandboxers.contract import MemoryDir
 from drupe.sandboxers.kept.records import Record
 from drupe.sandboxers.vm.roots import RootDisk, RootOf
 from drupe.spec.container import LogSpec
@@ -21,12 +22,14 @@ VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no
 
 class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
-    the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network is
-    not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given since
-    it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's. network, queues, vhost_user:
-    how its interfaces are joined (endpoints.contract.Wanted). bound: hardware of the host that it has, by PCI address,
-    and what drove it before. told: digest of what the guest knows of its interfaces. images: those whose disks it has
-    from its start. disks: that are plugged in. spare_disks: see MachineConfig."""
+    the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network
+    is not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given
+    since it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's. network, queues,
+    vhost_user: how its interfaces are joined (endpoints.contract.Wanted), by a program that is the user `owner`.
+    bound: hardware of the host that it has, by PCI address, and what drove it before. told: digest of what the
+    guest knows of its interfaces. images: those whose disks it has from its start. disks: that are plugged in.
+    spare_disks: see MachineConfig. memory: volumes in memory, and whether the guest has them; mounted: where it
+    has, since its start."""
 
     id: str
     dir: str
@@ -51,6 +54,7 @@ class PodRecord(Record, kw_only=True):
     hypervisor: str = ""
     network: Model = "tc-filter"
     queues: int = 1
+    owner: int = 0
     told: str = ""
     bound: list[tuple[str, str]] = []
     vhost_user: str = ""
@@ -64,6 +68,8 @@ class PodRecord(Record, kw_only=True):
     images: list[str] = []
     disks: list[RootDisk] = []
     spare_disks: int = 0
+    memory: dict[str, bool] = {}
+    mounted: list[str] = []
     phases_ms: dict[str, float] = {}
 
     @property
@@ -116,7 +122,7 @@ class PodRecord(Record, kw_only=True):
 class TaskRecord(Record, kw_only=True):
     """A container. guest: its id for the agent. pid: of its first process there, which tells its end from that of an
     earlier start of the same container. made: the agent knows it. exit: its end, once known. root: by block, what it is
-    made of; disks: and is, the lowest first."""
+    made of; disks: and is, the lowest first. memory: volumes of the guest's memory that it has."""
 
     id: str
     sandbox: str
@@ -135,6 +141,7 @@ class TaskRecord(Record, kw_only=True):
     execs: dict[str, int] = {}
     root: RootOf = msgspec.field(default_factory=RootOf)
     disks: list[RootDisk] = []
+    memory: list[MemoryDir] = []
 
     @property
     def path(self) -> Path:

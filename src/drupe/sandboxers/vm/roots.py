@@ -111,11 +111,11 @@ def _holds_something(directory: Path) -> bool:
     return directory.is_dir() and any(directory.iterdir())
 
 
-def binds_of(oci: Mapping[str, Any]) -> dict[str, str]:
-    """Where the guest has what is bind-mounted. Unsupported for what a machine without a shared directory cannot
-    have."""
-    binds: dict[str, str] = {}
-    for mount in (mount for mount in oci.get("mounts", ()) if brings(mount)):
+def binds_of(oci: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
+    """Where the guest has what is bind-mounted. known: sources that it has anyhow. Unsupported for what a machine
+    without a shared directory cannot have."""
+    binds = dict(known)
+    for mount in (mount for mount in oci.get("mounts", ()) if brings(mount) and mount["source"] not in known):
         name = mount["destination"].removeprefix("/etc/")
         if name not in _ETC:
             raise Unsupported(

@@ -370,7 +370,7 @@ def open_vm(means: Means) -> VmSandboxer:
     return VmSandboxer(
         keeper=means.keeper,
         cgroups=means.cgroups,
-        hypervisor=find_hypervisor(options),
+        hypervisor=find_hypervisor(options, means.root),
         root=means.root,
         images=means.images,
         on_exit=means.on_exit,
@@ -387,13 +387,13 @@ def lacking(root: Path, options: Spec) -> str:
     return ""
 
 
-def find_hypervisor(options: VmOptions) -> Hypervisor:
-    """The one that the node's settings name. Raises NotFound when it or what it needs is not installed, InvalidArgument
-    for one that the kind does not offer."""
+def find_hypervisor(options: VmOptions, root: Path | None = None) -> Hypervisor:
+    """The one that the node's settings name. root: the node's directory. Raises NotFound when it or what it needs is
+    not installed, InvalidArgument for one that the kind does not offer."""
     from drupe.sandboxers.vm.hypervisors import open_hypervisor
     from drupe.sandboxers.vm.share import find_virtiofsd
 
-    hypervisor = open_hypervisor(options.hypervisor, options.program)
+    hypervisor = open_hypervisor(options.hypervisor, options.program, root)
     if not hypervisor.abilities_of(options.machine_type)["virtiofs"].startswith("no"):
         find_virtiofsd()
     return hypervisor

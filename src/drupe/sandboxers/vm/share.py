@@ -9,12 +9,13 @@ or remove, what it leads to.
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drupe.errors import NotFound, Unsupported
+from drupe.errors import DrupeError, NotFound, Unavailable, Unsupported
 from drupe.keeper.client import Keeper
 from drupe.keeper.records import Mount
 from drupe.keeper.start import mounts_root
@@ -24,6 +25,10 @@ from drupe.sandboxers.vm.records import PodRecord
 _PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"), Path("/usr/lib/virtiofsd"))
 INSTALL = "apt-get install --no-install-recommends qemu-system-common"
 TAG = "drupe"
+# Each id is what it is on the host, as files there belong to whatever ids containers have (user_namespaces(7))
+_EVERY_ID = ((0, 0, 0xFFFF_FFFF),)
+_USERS_HINT = "sysctl -w user.max_user_namespaces=65536"
+_OPEN_FILES = 1_000_000  # it would raise its own limit, for which a user namespace gives no right
 # Device numbers that mean the same to every Linux kernel (its admin-guide/devices.txt); a guest has each in its /dev.
 _EVERYWHERE = {
     (1, 3): "/dev/null",
@@ -51,9 +56,11 @@ def serving(program: str, record: PodRecord) -> list[str]:
     """virtiofsd's command line; its listening socket is descriptor 3. It is one that sees nothing but the share, in
     namespaces of its own, with the rights to hand out files of any owner and no others: device nodes, which would mean
     the host's devices to whoever opens them there, are not made."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
     options = ["source=" + str(record.share), "cache=auto", "sandbox=namespace", "xattr", "log_level=err"]
     options.append("modcaps=-mknod")
-    return [program, "--fd=3", *(word for option in options for word in ("-o", option))]
+    return [program, "--fd=3", f"--rlimit-nofile={files}", *(word for option in options for word in ("-o", option))]
 
 
 class Share:
@@ -62,30 +69,42 @@ class Share:
     def __init__(self, keeper: Keeper, record: PodRecord) -> None:
         self._keeper = keeper
         self._root = record.share
+        self._users = record.home / "users"
 
     async def make(self) -> None:
         """A mount of its own, so that what is mounted into it later reaches virtiofsd's namespace (shared subtrees).
-        The host makes places for mounts below it, where it is not read-only."""
+        The host makes places for mounts below it, where it is not read-only. Unavailable without user namespaces."""
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root = str(self._root)
         await self._keeper.mount(
             [Mount(target=root, source=root, flags=("bind", "ro")), Mount(target=root, flags=("shared",))]
         )
+        try:
+            await self._keeper.create_namespaces(self._users, ["user"], uid_map=_EVERY_ID, gid_map=_EVERY_ID)
+        except DrupeError as error:
+            what = "virtiofsd's user namespace cannot be made"
+            raise Unavailable(what, stage="share", cause=error.cause or error.message, hint=_USERS_HINT) from None
+
+    @property
+    def users(self) -> Path:
+        """The user namespace in which virtiofsd is root, and nothing beyond."""
+        return self._users / "user"
 
     async def remove(self) -> None:
         """Idempotent."""
+        await self._keeper.release(self._users)
         targets = [str(self._root / name) for name in self._names()]
         for name in self._names():
             targets = [*(str(path) for path in self._below(name)), *targets]
         await self._keeper.umount([*targets, str(self._root)], lazy=True)
         _remove_empty(self._root)
 
-    async def add(self, task: str, oci: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    async def add(self, task: str, oci: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """Show a container's root and binds; answers where the guest has them: its root, and source to source.
-        Unsupported for a device of the host, NotFound for what is not there."""
-        binds = {
-            m["source"]: found for m in oci.get("mounts", ()) if brings(m) and (found := self._device(m["source"]))
-        }
+        known: sources that the guest has anyhow. Unsupported for a device of the host, NotFound for what is not
+        there."""
+        sources = [mount["source"] for mount in oci.get("mounts", ()) if brings(mount) and mount["source"] not in known]
+        binds = {**known, **{source: found for source in sources if (found := self._device(source))}}
         place = self._root / task
         (place / "rootfs").mkdir(mode=0o700, parents=True, exist_ok=True)
         mounts = [Mount(target=str(place / "rootfs"), source=oci["root"]["path"], flags=("rbind",))]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from drupe.guest import Guest
 from drupe.hypervisors.contract import Accelerator, Hypervisor
 from drupe.sandboxers.contract import SandboxConfig
-from drupe.sandboxers.vm.options import VmOptions, network_for, rootfs_for
+from drupe.sandboxers.vm.options import VmOptions, network_for, queues_for, rootfs_for
 from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
@@ -48,7 +48,8 @@ def plan(
         processors_now=processors,
         limits=spec.resources,
         network=network_for(options, spec),
-        queues=_queues(options, able, processors),
+        queues=min(queues_for(options, spec, able), processors),  # one serves no more than its own
+        owner=hypervisor.owner(config.id),
         vhost_user=options.vhost_user,
         rootfs=rootfs_for(options, spec, able),
         share_pid=spec.namespaces.pid == "pod",
@@ -60,11 +61,6 @@ def plan(
 def machine_type_of(options: VmOptions, hypervisor: Hypervisor) -> str:
     """The node's setting speaks of its own program."""
     return options.machine_type if hypervisor.name == options.hypervisor else ""
-
-
-def _queues(options: VmOptions, able: Mapping[str, str], processors: int) -> int:
-    """Pairs of queues of an interface: no more than there are processors to serve them."""
-    return 1 if able["multiqueue"].startswith("no") else max(min(options.queues, processors), 1)
 
 
 def _room(options: VmOptions, able: Mapping[str, str]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from drupe.errors import Unavailable
 from drupe.hypervisors.contract import KILLED, Hypervisor, MachineConfig
@@ -61,11 +62,19 @@ class Starter:
 
     async def start(self, pod: VmPod, *, from_template: bool, cold: Sequence[RootDisk] = ()) -> None:
         """All of it. Raises DrupeError; what was started then is the caller's to end."""
+        sharing = asyncio.ensure_future(self._share(pod))  # nothing needs it before the machine is there
+        try:
+            await self._start(pod, sharing, from_template=from_template, cold=cold)
+        finally:
+            await asyncio.gather(sharing, return_exceptions=True)  # what is begun after the end nobody would end
+
+    async def _start(
+        self, pod: VmPod, sharing: asyncio.Future[None], *, from_template: bool, cold: Sequence[RootDisk]
+    ) -> None:
         record, phases = pod.record, Phases()
+        record.mounted = []
         with phases("network"):
             joined = await network.join(self._keeper, record)
-        with phases("share"):
-            shares = await self._share(pod) if record.shares else []
         with phases("roots"):
             record.disks = await self.roots.of_images(record.images)
         hosts, nics = hardware.host_devices(record), network.nics_of(joined)
@@ -73,11 +82,13 @@ class Starter:
         record.saved, record.spare_disks = str(saved or ""), SPARE_DISKS if saved else 0
         record.disks = _all(record.disks, cold) if cold else record.disks[: SPARE_DISKS if saved else _DISKS_AT_BOOT]
         disks, taps = [disk.disk() for disk in record.disks], [nic for nic in nics if nic.node is None]
-        config = record.machine(disks=disks, nics=taps, host_devices=hosts)
+        config = record.machine(disks=disks, nics=taps, host_devices=hosts, shares=_shares(record))
         if saved is None:
-            await self.boot(pod, replace(config, shares=shares), phases)
+            with phases("share"):
+                await sharing
+            await self.boot(pod, config, phases)
         else:
-            await self._restore(pod, replace(config, shares=shares), saved, phases)
+            await self._restore(pod, config, saved, phases, sharing)
         for nic in (nic for nic in nics if nic.node is not None):
             await plug_nic(self._keeper, pod, nic)
         with phases("agent"):
@@ -95,14 +106,16 @@ class Starter:
     def _confinement(self, record: PodRecord) -> list[str]:
         return [said] if (said := confinement(self._hypervisors.of(record.hypervisor))) else []
 
-    async def _share(self, pod: VmPod) -> list[SharedDirectory]:
+    async def _share(self, pod: VmPod) -> None:
+        """Start virtiofsd, where there is one."""
         record = pod.record
-        if record.rootfs == "hostfs":
-            return []  # the program opens the files itself
-        socket, log = record.home / "virtiofs.sock", record.home / "virtiofsd.log"
+        if not (shares := _shares(record)):
+            return
+        socket, log = cast(Path, shares[0].socket), record.home / "virtiofsd.log"
         argv = share.serving(share.find_virtiofsd(), record)
-        pod.pids[SHARE] = await self._launcher.start(record, record.id + SHARE, argv, [socket], log=log, netns=False)
-        return [SharedDirectory(id="share", tag=share.TAG, path=record.share, socket=socket)]
+        pod.pids[SHARE] = await self._launcher.start(
+            record, record.id + SHARE, argv, [socket], log=log, netns=False, users=pod.share.users
+        )
 
     async def boot(self, pod: VmPod, config: MachineConfig, phases: Phases) -> None:
         """Up to the agent that answers."""
@@ -116,12 +129,16 @@ class Starter:
         await self.or_end(pod, pod.agent.connect(timeout_s=self._agent_timeout_s))
         self.on_answered(pod)
 
-    async def _restore(self, pod: VmPod, config: MachineConfig, saved: Path, phases: Phases) -> None:
+    async def _restore(
+        self, pod: VmPod, config: MachineConfig, saved: Path, phases: Phases, sharing: Awaitable[None]
+    ) -> None:
         """The same by a template. Its random numbers are made its own before anything else is asked of it."""
         memory = Path(f"/proc/self/fd/{_MEMORY_FD}") if config.shared_memory else None
         config = replace(config, saved=saved, memory_file=memory, share_memory=memory is None)
         with phases("vmm"):
             await self.launch(pod, config)
+        with phases("share"):
+            await sharing
         with phases("restore"):
             await pod.require().boot(timeout_s=CONNECTS_WITHIN_S)
         with phases("renew"):
@@ -172,6 +189,14 @@ class Starter:
         finally:
             asked.cancel()
             end.cancel()
+
+
+def _shares(record: PodRecord) -> list[SharedDirectory]:
+    """What virtiofsd serves it; files by hostfs the program opens itself."""
+    if not record.shares or record.rootfs == "hostfs":
+        return []
+    socket = record.home / "virtiofs.sock"
+    return [SharedDirectory(id="share", tag=share.TAG, path=record.share, socket=socket)]
 
 
 def _all(disks: Sequence[RootDisk], more: Sequence[RootDisk]) -> list[RootDisk]:

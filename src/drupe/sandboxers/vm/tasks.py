@@ -24,7 +24,7 @@ from drupe.resources.cgroups import Cgroups
 from drupe.rpc.containerd import task_v3_pb2 as tasks_pb
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.contract import Attachment, ExecConfig, OnExit, TaskConfig, TaskExit, TaskService, TaskState
-from drupe.sandboxers.vm import counters, devices, roots
+from drupe.sandboxers.vm import counters, devices, memory, roots
 from drupe.sandboxers.vm.attachments import VmAttachment
 from drupe.sandboxers.vm.ends import killed, lost, of_event, of_state, with_machine, write_exit_file
 from drupe.sandboxers.vm.failures import explain, gone
@@ -87,13 +87,11 @@ class VmTasks(TaskService):
         record = TaskRecord(
             id=task.id, sandbox=task.sandbox, cgroup=task.cgroup, bundle=str(task.bundle), tty=task.tty,
             stdin=task.stdin, log=task.log, exit_file=str(task.exit_file), guest=task.id, resources=task.resources,
+            root=roots.RootOf.task(task),
         )  # fmt: skip
-        if pod.record.shares:
-            root, binds = await pod.share.add(task.id, task.oci)
-        else:
-            root, binds = "/", roots.binds_of(task.oci)
-            record.root = roots.RootOf.task(task)
-        config = adapted(task.oci, guest=record.guest, root=root, binds=binds)
+        known, shares = memory.take(pod.record, record, task.memory), pod.record.shares
+        given = await pod.share.add(task.id, task.oci, known) if shares else ("/", roots.binds_of(task.oci, known))
+        config = adapted(task.oci, guest=record.guest, root=given[0], binds=given[1])
         (task.bundle / "config.json").write_bytes(msgspec.json.encode(task.oci))
         (task.bundle / "guest.json").write_bytes(msgspec.json.encode(config))
         self._records[task.id], self._cgroup_of[task.id] = record, task.cgroup
@@ -180,6 +178,7 @@ class VmTasks(TaskService):
         """In the guest: bundle, then task."""
         if record.made:
             return
+        await memory.mount(pod, record.memory)
         config = await self._with_devices(pod, record)
         bundle = pb.PutBundleRequest(id=record.guest, config_json=config)
         if not pod.record.shares:

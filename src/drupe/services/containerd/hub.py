@@ -14,6 +14,7 @@ from drupe.keeper.client import Keeper
 from drupe.rpc.ttrpc import Server, Services
 from drupe.runtime.core import Core
 from drupe.sandboxers.kinds import kind_of
+from drupe.services.containerd import leftovers
 from drupe.services.containerd.doors import Doors
 from drupe.services.containerd.peers import Door, Peer
 from drupe.services.containerd.relay import Relay
@@ -40,6 +41,7 @@ class Hub:
         await self.tasks.remove_strays()
         self.core.node.spawn(self.tasks.tell_memory(), "OOM events for containerd")
         self.core.node.spawn(self.sandboxes.watch(), "ends of containerd's sandboxes")
+        self.core.node.spawn(leftovers.watch(self.tasks, self.sandboxes), "sandboxes that containerd does not know")
         self.core.node.spawn(self._doors.watch(), "ports of containerd's pods")
         for peer in self.tasks.peers:
             self.tasks.outbox(peer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from drupe.services.containerd.making import Asked, check_ids, check_program, ch
 from drupe.services.containerd.peers import Door, Peer
 from drupe.services.containerd.podspecs import fitted
 from drupe.services.containerd.records import Grave, Streams, TaskRecord
-from drupe.services.containerd.stdio import close_streams
+from drupe.services.containerd.stdio import close_streams, come_and_go
 from drupe.services.containerd.tasks import Task, Tasks, deletion
 from drupe.services.oci.pods import cgroup_path
 from drupe.spec.container import ContainerSpec
@@ -208,11 +209,15 @@ async def update(tasks: Tasks, task: Task, resources: Resources) -> None:
 
 
 async def close_stdin(tasks: Tasks, task: Task, exec_id: str) -> None:
-    """No more input comes. What is there already is read."""
+    """No more input comes. What is there already is read: by who has yet to be started, too."""
     if not exec_id:
-        opening.end_input(tasks, task.record, task.record.streams)
-        with contextlib.suppress(NotFound):  # it has ended
-            await task.container.tasks.close_stdin(task.container.id)
+        streams = task.record.streams
+        opening.end_input(tasks, task.record, streams)
+        if streams.terminal:
+            with contextlib.suppress(NotFound):  # it has ended
+                await task.container.tasks.close_stdin(task.container.id)
+        else:
+            await asyncio.to_thread(come_and_go, streams.stdin)
         return
     exec_ = task.exec(exec_id)
     opening.end_input(tasks, task.record, exec_.streams)

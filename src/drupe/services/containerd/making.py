@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from drupe.errors import InvalidArgument, Unsupported
+from drupe.oci.carried import hides_elsewhere
 from drupe.oci.honoured import MAPPED_MOUNTS, refuse_unhonoured
 from drupe.oci.limits import resources_of
 from drupe.oci.runtime_spec import Linux, RuntimeConfig
@@ -147,9 +148,12 @@ def _features(config: RuntimeConfig, request: CreateTaskRequest) -> set[str]:
     features = features_of(config)
     if request.checkpoint:
         features.add("checkpoint")
+    linux = config.linux or Linux()
+    if hides_elsewhere(linux.masked_paths) or hides_elsewhere(linux.readonly_paths):
+        features.add("masked-paths")
     if config.hooks and any(getattr(config.hooks, phase) for phase in config.hooks.__struct_fields__):
         features.add("hooks")
-    for space in (config.linux or Linux()).namespaces or ():
+    for space in linux.namespaces or ():
         if space.path and space.type in ("pid", "ipc", "uts") and not _is_of_pod(config):
             features.add(f"host-{space.type}")  # another's: outside of the pod, as the host's would be
     return features

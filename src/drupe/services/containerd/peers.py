@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from drupe.spec.node import ContainerdConfig
 from drupe.state.journal import Journal
 
 RECORDS = "containerd-peer"
@@ -38,6 +39,11 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     def owner(self) -> str:
         """Of its pods, in a word that a person may read."""
         return f"{OWNER}-{self.key}"
+
+
+def configured(config: ContainerdConfig) -> Peer:
+    """The one that the node's configuration names."""
+    return Peer(grpc=config.address, ttrpc=config.events or f"{config.address}.ttrpc")
 
 
 class Peers:

@@ -91,6 +91,9 @@ def _refuse(config: cri.PodSandboxConfig) -> None:
 def _users(options: cri.NamespaceOption) -> UserNamespace | None:
     """Its own, where it has maps: POD is also what an empty message says."""
     asked = options.userns_options
+    if asked.mode not in (cri.POD, cri.NODE):
+        mode = cri.NamespaceMode.Name(asked.mode)
+        raise InvalidArgument(f"a pod's user namespace cannot be of mode {mode}", hint="POD, or NODE for the node's")
     if asked.mode != cri.POD or not (asked.uids or asked.gids):
         return None
     if not (asked.uids and asked.gids):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,9 @@ class Sandboxes:
         self._core = core
         self._waiting: OrderedDict[str, Asked] = OrderedDict()
         self._ends: dict[str, asyncio.Event] = {}
+        self._waiters: Counter[str] = Counter()
+        for id_ in core.node.journal.records(_ASKED).keys() - core.pods.keys():  # the daemon died before there was one
+            core.node.journal.delete_record(_ASKED, id_)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -139,10 +142,24 @@ class Sandboxes:
     async def wait(self, id_: str) -> Pod:
         """Until it has ended. NotFound when it is not here; one that is removed meanwhile has ended."""
         pod = self.pod(id_)
-        while pod.state in _LIVE:
-            end = self._ends.setdefault(id_, asyncio.Event())
-            await end.wait()
+        self._waiters[id_] += 1
+        try:
+            while pod.state in _LIVE:
+                end = self._ends.setdefault(id_, asyncio.Event())
+                await end.wait()
+        finally:
+            self._waiters[id_] -= 1
+            if not self._waiters[id_]:
+                del self._waiters[id_]
         return pod
+
+    def is_waited(self, id_: str) -> bool:
+        """Whether somebody waits for its end just now."""
+        return self._waiters[id_] > 0
+
+    def all(self) -> list[Pod]:
+        """Each that is here, whatever its state."""
+        return [pod for pod in self._core.pods.values() if pod.held]
 
     # -- ends ---------------------------------------------------------------------------------------------------
 

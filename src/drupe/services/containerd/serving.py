@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from drupe.errors import DrupeError
 from drupe.services.containerd.hub import Hub
-from drupe.services.containerd.peers import Door, Peer
+from drupe.services.containerd.peers import Door, configured
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -43,7 +43,7 @@ async def _start(hub: Hub, socket: Path) -> grpc.aio.Server:
     from drupe.services.containerd.controller import Controller, serve
 
     config = hub.core.node.config.containerd
-    peer = Peer(grpc=config.address, ttrpc=config.events or f"{config.address}.ttrpc")
+    peer = configured(config)
     controller = Controller(
         hub.sandboxes, address=lambda namespace: hub.address(peer, Door(namespace=namespace)), owner=peer.owner
     )

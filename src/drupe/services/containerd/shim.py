@@ -6,7 +6,7 @@ import re
 import time
 
 from drupe.errors import InvalidArgument
-from drupe.services.containerd import lives
+from drupe.services.containerd import leftovers, lives
 from drupe.services.containerd.hub import Hub
 from drupe.services.containerd.peers import Door, Peer
 from drupe.spec.containerd import ShimDelete, ShimDeleted, ShimStart, ShimStarted
@@ -42,6 +42,4 @@ async def _remove_sandbox(hub: Hub, peer: Peer, ask: ShimDelete) -> None:
     pod = hub.core.pods.get(ask.id)
     if pod is None or not pod.held or (pod.spec.owner, pod.spec.namespace) != (peer.owner, ask.namespace):
         return
-    for task in hub.tasks.in_pod(pod):
-        await lives.remove(hub.tasks, task)
-    await hub.sandboxes.shutdown(ask.id)
+    await leftovers.remove(hub.tasks, hub.sandboxes, pod)

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -110,6 +111,15 @@ async def writer_seen(fd: int) -> bool:
             os.close(await opening)
             os.close(writer)
     return bool(done)
+
+
+def come_and_go(uri: str) -> None:
+    """Be one more writer of a FIFO for a moment: who reads it comes to its end once all others have gone, also where
+    none ever came. What runc's shim does by letting go of its own end."""
+    path = unquote(urlsplit(uri).path) if "://" in uri else uri
+    with suppress(OSError, ValueError):  # nobody reads it, or it is none
+        if Path(path).is_fifo():
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def hold(fd: int) -> int:

@@ -18,7 +18,7 @@ from drupe.runtime.core import Core
 from drupe.runtime.pod import Pod
 from drupe.services.containerd import records
 from drupe.services.containerd.events import Outbox, stamp
-from drupe.services.containerd.peers import OWNER, Peer, Peers
+from drupe.services.containerd.peers import OWNER, Peer, Peers, configured
 from drupe.services.containerd.records import ExecRecord, TaskRecord
 from drupe.services.containerd.stdio import close_streams, stream_id
 from drupe.services.containerd.streams import Streams
@@ -142,6 +142,10 @@ class Tasks:
             task.let_go()
         for outbox in self._outboxes.values():
             await outbox.close()
+
+    def all_peers(self) -> list[Peer]:
+        """Those that are known from their shims, and the one that the node's configuration names."""
+        return [*self.peers, configured(self.node.config.containerd)]
 
     # -- finding ------------------------------------------------------------------------------------------------------
 

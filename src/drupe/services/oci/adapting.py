@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drupe.oci.capabilities import ALL
+from drupe.oci.carried import DEFAULT_DEVICES
 
 PROGRAM = "/proc/self/fd/5"  # native/client/src/oci/stand_in.rs lays it out there
 WORD = "stand-in"
@@ -59,6 +60,9 @@ def workload_config(config: Mapping[str, Any], able: Mapping[str, str]) -> dict[
     kept = {key: value for key, value in linux.items() if key not in _DONE_OTHERWISE}
     if able["seccomp"].startswith("no"):
         kept.pop("seccomp", None)
+    if devices := kept.get("devices"):
+        numbers = ("path", "type", "major", "minor")
+        kept["devices"] = [one for one in devices if tuple(one.get(name) for name in numbers) not in DEFAULT_DEVICES]
     for name in _OF_PROC_AND_SYS if able["masked-paths"].startswith("no") else ():
         kept.pop(name, None)
     kept["resources"] = _resources(linux.get("resources") or {}, able)

@@ -162,6 +162,7 @@ class Asked:
         argv += ["--debug"] if self.words.on("debug") and log else []
         for name in ("log", "log-format", "rootless"):
             value = self.words.text(name)
+            value = self.files.absolute(value) if value and name == "log" else value
             if value and (log or name == "rootless"):
                 argv.append(f"--{name}={value}")
         return [*argv, *words]

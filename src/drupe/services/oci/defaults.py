@@ -25,9 +25,10 @@ _MOUNT_OPTIONS = (  # noqa: SIM905 mount(8), and the specification's propagation
 ).split()
 
 
-def spec_document(*, rootless: bool) -> dict[str, Any]:
-    """A container that runs sh, to be edited: `runc spec`."""
-    namespaces = ["pid", "ipc", "uts", "mount", "cgroup", *(["user"] if rootless else ["network"])]
+def spec_document(*, rootless: bool, cgroup_version: int) -> dict[str, Any]:
+    """A container that runs sh, to be edited: `runc spec`, which has a cgroup namespace where cgroups are v2."""
+    namespaces = ["pid", "ipc", "uts", "mount", *(["user"] if rootless else ["network"])]
+    namespaces += ["cgroup"] if cgroup_version == 2 else []
     linux: dict[str, Any] = {
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         "namespaces": [{"type": name} for name in namespaces],

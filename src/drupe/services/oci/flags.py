@@ -20,7 +20,7 @@ _VERBS = {
     "delete": "!force,f",
     "events": "interval !stats",
     "exec": "console-socket cwd +env,e !tty,t user,u +additional-gids,g process,p !detach,d pid-file process-label "
-    "apparmor !no-new-privs +cap,c preserve-fds cgroup !ignore-paused",
+    "apparmor !no-new-privs +cap,c preserve-fds +cgroup !ignore-paused",
     "features": "",
     "kill": "!all,a",
     "list": "format,f !quiet,q",
@@ -37,7 +37,7 @@ _VERBS = {
     "cpuset-cpus cpuset-mems cpu-idle memory memory-reservation memory-swap pids-limit l3-cache-schema mem-bw-schema",
 }
 VERBS = tuple(_VERBS)
-_IN_ORDER = ("exec",)  # what follows the container's id is the command, flags and all
+_IN_ORDER = ("exec", "ps")  # what follows the container's id is the command, or for ps(1), flags and all
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +75,27 @@ class Words:
 def parse(argv: Iterable[str]) -> Words:
     """A whole call. Raises InvalidArgument for a verb or flag that is unknown."""
     words = Words()
-    rest = _take(list(argv), _flags(_GLOBAL), words.common, words.arguments, in_order=True)
+    rest = _take(list(argv), COMMON, words.common, words.arguments, in_order=True)
     if not words.arguments:
         words.verb = "version" if words.on("version") else "help"
         return words
     words.verb = words.arguments.pop()
     if words.verb in ("help", "version"):
+        words.arguments = rest[:1]
         return words
     if words.verb not in _VERBS:
-        raise InvalidArgument(f"unknown command {words.verb!r}", hint=f"one of: {', '.join(VERBS)}")
-    flags = _flags(_VERBS[words.verb]) | _flags("!help,h")
+        raise InvalidArgument(f"No help topic for '{words.verb}'", hint=f"commands: {', '.join(VERBS)}")
+    flags = flags_of(words.verb)
     in_order = words.verb in _IN_ORDER
     words.arguments += _take(rest, flags, words.options, words.arguments, in_order=in_order)
     if words.on("help"):
-        words.verb = "help"
+        words.verb, words.arguments = "help", [words.verb]
     return words
+
+
+def flags_of(verb: str) -> dict[str, Flag]:
+    """Those of a verb, by each of their names."""
+    return _flags(_VERBS[verb]) | _flags("!help,h")
 
 
 def _flags(table: str) -> dict[str, Flag]:
@@ -138,3 +144,6 @@ def _set(options: dict[str, list[str]], flag: Flag, value: str) -> None:
         options.setdefault(flag.name, []).append(value)
     else:
         options[flag.name] = [value]
+
+
+COMMON = _flags(_GLOBAL)  # before the verb

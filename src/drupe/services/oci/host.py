@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,22 @@ class CallerFiles:
         except OSError:
             return False
         return True
+
+    def is_link(self, path: str) -> bool:
+        """Whether a symbolic link is there itself."""
+        try:
+            fd = open_in_root(self._root_fd, self.absolute(path), O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            return stat.S_ISLNK(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+
+    def check_directory(self, path: str, what: str) -> None:
+        """Raise NotFound, InvalidArgument naming `what` and the path unless a directory is there."""
+        with self.directory(path, what):
+            pass
 
     def names(self, path: str) -> list[str]:
         """What is in a directory; nothing when it is none."""

@@ -15,13 +15,12 @@ from drupe.oci.carried import refuse_uncarried
 from drupe.oci.honoured import refuse_unhonoured
 from drupe.oci.limits import resources_of
 from drupe.oci.runtime_spec import LinuxResources, Process, RuntimeConfig
-from drupe.oci.signals import parse_signal
 from drupe.sandboxers.bundles import BundleProgram
-from drupe.services.oci import births, checkpoints
+from drupe.services.oci import births, checkpoints, crun_state
 from drupe.services.oci.adapting import DESCRIPTORS, stand_in_config, workload_process
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.kept import Kept
-from drupe.services.oci.processes import limits_text, process_of, wants_stdin
+from drupe.services.oci.processes import file_of, kill_signal, limits_text, process_of, wants
 from drupe.services.oci.standing import StandIn
 from drupe.spec.oci import OciAnswer, OciStandIn
 from drupe.spec.resources import Resources
@@ -156,8 +155,11 @@ async def _start(asked: Asked, fds: dict[str, int]) -> OciAnswer:
 
 
 async def _kill(asked: Asked, fds: dict[str, int]) -> OciAnswer:
-    number = parse_signal((asked.words.arguments[1:] or ["TERM"])[0])
-    await asked.kept().kill(number, everything=asked.words.on("all"))
+    kept, number, everything = asked.kept(), kill_signal(asked.words), asked.words.on("all")
+    if number:
+        await kept.kill(number, everything=everything)
+    elif not (everything or kept.container.is_live):
+        raise InvalidState(f"container {asked.id} is not running: {kept.status}")
     return OciAnswer()
 
 
@@ -210,7 +212,8 @@ async def _resume(asked: Asked, fds: dict[str, int]) -> OciAnswer:
 
 async def _update(asked: Asked, program: BundleProgram) -> OciAnswer:
     """Limits by flags, or by a file or standard input."""
-    return OciAnswer(want_stdin=True) if wants_stdin(asked) else OciAnswer(act=True)
+    path = wants(asked, "resources")
+    return OciAnswer(want_text=path) if path else OciAnswer(act=True)
 
 
 async def _update_now(asked: Asked, fds: dict[str, int]) -> OciAnswer:
@@ -234,7 +237,7 @@ def _process(asked: Asked, kept: Kept) -> dict[str, Any]:
     """The process that is asked for, as the specification has it."""
     path = asked.words.text("process")
     if path:
-        data = asked.files.read(path, "process")
+        data = file_of(asked, "process", "process")
         runtime_spec.parse(Process, data, where=path)
         process: dict[str, Any] = json.loads(data)
     else:
@@ -252,6 +255,10 @@ async def _execute(asked: Asked, program: BundleProgram) -> OciAnswer:
     for name in ("cgroup", "preserve-fds", "ignore-paused"):
         if asked.words.text(name) not in ("", "0", "false"):
             raise Unsupported(f"exec --{name} is not carried out by {kept.pod.kind} sandboxes", feature=f"--{name}")
+    if kept.status == "paused":
+        raise InvalidState(crun_state.PAUSED)
+    if missing := wants(asked, "process"):
+        return OciAnswer(want_text=missing)
     terminal, console = _process(asked, kept)["terminal"], _absolute(asked, "console-socket")
     if terminal and not console and asked.words.on("detach"):
         raise InvalidArgument("cannot allocate tty if drupe-oci will detach without setting console socket")

@@ -191,6 +191,7 @@ class Kept:
         self.record.execs[ours] = record
         self.save()
         self.watch_exec(ours, stand_in, terminal=terminal)
+        stand_in.keep()
         await stand_in.ready()
 
     def watch_exec(self, ours: str, stand_in: StandIn, *, terminal: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from drupe.errors import InvalidArgument, Unsupported
+from drupe.oci.signals import parse_signal
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.flags import Words
 from drupe.spec.units import parse_size
@@ -60,9 +61,29 @@ def _user(words: Words, base: dict[str, Any]) -> dict[str, Any]:
     return user
 
 
-def wants_stdin(asked: Asked) -> bool:
-    """Whether new limits are to be read from the caller's standard input, and it has not sent that yet."""
-    return asked.words.text("resources") == "-" and asked.ask.stdin is None
+def kill_signal(words: Words) -> int:
+    """The signal that `kill` names; 0, which is none, asks whether there is somebody. Raises InvalidArgument."""
+    text = (words.arguments[1:] or ["TERM"])[0]
+    return 0 if text == "0" else parse_signal(text)
+
+
+_CALLERS = ("/dev/fd/", "/dev/stdin", "/proc/self/")  # what only the caller can open
+
+
+def wants(asked: Asked, flag: str) -> str:
+    """The file of that flag, where the caller is to send what it holds, and has not yet; "-": its standard input."""
+    path = asked.words.text(flag)
+    return path if asked.ask.text is None and _is_callers(flag, path) else ""
+
+
+def file_of(asked: Asked, flag: str, what: str) -> bytes:
+    """What the file of that flag holds. Raises as `CallerFiles.read`."""
+    path = asked.words.text(flag)
+    return (asked.ask.text or "").encode() if _is_callers(flag, path) else asked.files.read(path, what)
+
+
+def _is_callers(flag: str, path: str) -> bool:
+    return path.startswith(_CALLERS) or (path == "-" and flag == "resources")
 
 
 def limits_text(asked: Asked) -> bytes:
@@ -70,9 +91,8 @@ def limits_text(asked: Asked) -> bytes:
     for name in ("l3-cache-schema", "mem-bw-schema"):
         if asked.words.text(name):
             raise Unsupported(f"update --{name} is not carried out", feature=f"--{name}")
-    path = asked.words.text("resources")
-    if path:
-        return (asked.ask.stdin or "").encode() if path == "-" else asked.files.read(path, "resources")
+    if asked.words.text("resources"):
+        return file_of(asked, "resources", "resources")
     return msgspec.json.encode(_limits(asked))
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from drupe import __version__
 from drupe.errors import DrupeError, InvalidArgument, NotFound
 from drupe.oci.runtime_spec import SPEC_VERSION
-from drupe.oci.signals import parse_signal
-from drupe.services.oci import checkpoints, keeping, making, telling
+from drupe.services.oci import checkpoints, crun_state, helping, keeping, making, telling
 from drupe.services.oci.asked import Asked
-from drupe.services.oci.flags import VERBS, Words, parse
+from drupe.services.oci.flags import Words, parse
 from drupe.services.oci.host import CallerFiles
 from drupe.services.oci.kept import Bundles
+from drupe.services.oci.processes import kill_signal
+from drupe.services.oci.saying import refusal
 from drupe.spec.oci import OciAnswer, OciAsk
 
 _EXEC_FAILED = 255  # runc's exit code of an exec that did not start
@@ -51,33 +50,6 @@ def sees_our_processes(pid: int) -> bool:
         return False
 
 
-def refusal(error: DrupeError, argv: Sequence[str], files: CallerFiles, *, code: int) -> OciAnswer:
-    """The error as runc tells it: on standard error, and in the log where one was given, in its format."""
-    log, form = _flag(argv, "log"), _flag(argv, "log-format")
-    said = f"drupe-oci: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")
-    line = log_line(str(error), form)
-    if not log and form == "json":
-        said = line
-    return OciAnswer(stderr=said, log=files.absolute(log) if log else "", log_line=line, code=code)
-
-
-def log_line(message: str, form: str) -> str:
-    """One line of a log, as logrus writes it: "json" or text."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    if form == "json":
-        return json.dumps({"level": "error", "msg": message, "time": now}) + "\n"
-    return f'time="{now}" level=error msg={json.dumps(message)}\n'
-
-
-def _flag(argv: Sequence[str], name: str) -> str:
-    """The value of a flag of a line that may be wrong elsewhere."""
-    for at, word in enumerate(argv):
-        bare, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and bare == name:
-            return value if equals else "".join(argv[at + 1 : at + 2])
-    return ""
-
-
 _WITHOUT_ID = ("features", "help", "list", "spec", "version")
 _TAKES = {"exec": None, "kill": 2, "ps": None, "list": 0, "features": 0, "spec": 0, "help": None, "version": None}
 
@@ -94,9 +66,11 @@ async def _plain(asked: Asked) -> OciAnswer:
 
 
 async def _kill(asked: Asked) -> OciAnswer:
-    signal = parse_signal((asked.words.arguments[1:] or ["TERM"])[0])
+    program, signal = asked.found(), kill_signal(asked.words)
     every = ["--all"] if asked.words.on("all") else []
-    return asked.become(asked.found(), "kill", *every, asked.id, str(signal))
+    if every and program.name == "crun" and crun_state.has_ended(asked, program):
+        return OciAnswer()  # as with runc, there is nobody whom it does not reach
+    return asked.become(program, "kill", *every, asked.id, str(signal))
 
 
 async def _delete(asked: Asked) -> OciAnswer:
@@ -115,13 +89,6 @@ async def _version(asked: Asked) -> OciAnswer:
     return OciAnswer(stdout=f"drupe-oci version {__version__}\nspec: {SPEC_VERSION}\n")
 
 
-async def _help(asked: Asked) -> OciAnswer:
-    text = (
-        "usage: drupe-oci [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] COMMAND [flags] ID\n\n"
-    )
-    return OciAnswer(stdout=f"{text}commands: {' '.join(VERBS)}\nflags are runc's; see docs/oci.md\n")
-
-
 _VERBS: dict[str, Callable[[Asked], Awaitable[OciAnswer]]] = {
     "checkpoint": checkpoints.checkpoint,
     "create": making.make,
@@ -129,7 +96,7 @@ _VERBS: dict[str, Callable[[Asked], Awaitable[OciAnswer]]] = {
     "events": telling.events,
     "exec": making.execute,
     "features": telling.features,
-    "help": _help,
+    "help": helping.tell,
     "kill": _kill,
     "list": telling.list_all,
     "pause": _plain,

@@ -23,7 +23,7 @@ from drupe.linux.pidfd import open_same, pid_of, pidfd_getfd, start_ticks
 
 _OUR_END = 4
 _STREAMS = ("stdin", "stdout", "stderr")
-_ENDED, _SIGNAL, _READY = ord("X"), ord("S"), ord("R")
+_ENDED, _KEPT, _SIGNAL, _READY = ord("X"), ord("K"), ord("S"), ord("R")
 _READY_S = 5.0
 
 
@@ -116,6 +116,11 @@ class StandIn:
         """Have it end as the workload did."""
         with contextlib.suppress(OSError):  # it has been killed
             self._channel.send(bytes((_ENDED, code & 0xFF)))
+
+    def keep(self) -> None:
+        """Say that we see to its end: before, it goes with whoever made it."""
+        with contextlib.suppress(OSError):
+            self._channel.send(bytes((_KEPT, 0)))
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to the process itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from drupe.oci.runtime_spec import SPEC_VERSION
 from drupe.resources.cgroups import Cgroups, detect
 from drupe.resources.cgroups.detect import cgroup_of
 from drupe.sandboxers.bundles import BundleProgram
-from drupe.services.oci import checkpoints
+from drupe.services.oci import checkpoints, crun_state
 from drupe.services.oci.asked import Asked
 from drupe.services.oci.defaults import features_document, spec_document, without_uncarried
 from drupe.spec.oci import OciAnswer, OciFile, OciRun
 from drupe.spec.status import Stats
 
 _ROOM = (("ID", 12), ("PID", 12), ("STATUS", 12), ("BUNDLE", 30), ("CREATED", 32), ("OWNER", 0))
+_LISTED = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
 _INTERVAL_S = 5.0
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
 
@@ -91,7 +93,12 @@ async def list_all(asked: Asked) -> OciAnswer:
         words = ("list", "--format", "json")
         runs = {program.home: asked.command(program, *words, log=False) for program in here}
         return asked.first_run(here[0], **runs)
-    found = [entry for program in here if (ran := asked.ran(program.home)) for entry in _parsed(ran, program) or ()]
+    found = [
+        _whole_entry(asked, program, entry)
+        for program in here
+        if (ran := asked.ran(program.home))
+        for entry in _parsed(ran, program) or ()
+    ]
     found += [kept.state() for kept in asked.bundles.of(asked.root)]
     known = {str(entry["id"]) for entry in found}
     for program in asked.programs():
@@ -100,12 +107,23 @@ async def list_all(asked: Asked) -> OciAnswer:
     return OciAnswer(stdout=_listing(asked, sorted(found, key=lambda entry: str(entry["id"]))))
 
 
+def _whole_entry(asked: Asked, program: BundleProgram, entry: dict[str, Any]) -> dict[str, Any]:
+    """With what crun leaves out."""
+    if program.name != "crun":
+        return {"ociVersion": SPEC_VERSION, **entry}
+    rootfs = posixpath.join(
+        str(entry.get("bundle", "")), str(crun_state.status(asked, program, entry["id"]).get("rootfs"))
+    )
+    return {"ociVersion": SPEC_VERSION, **entry, "rootfs": rootfs}
+
+
 def _listing(asked: Asked, found: list[dict[str, Any]]) -> str:
     if asked.words.on("quiet"):
         return "".join(f"{entry['id']}\n" for entry in found)
     wanted = asked.words.text("format", "table")
     if wanted == "json":
-        return json.dumps([{"ociVersion": SPEC_VERSION, **entry} for entry in found]) + "\n"
+        whole = [{name: entry[name] for name in _LISTED if name in entry} for entry in found]
+        return json.dumps(whole, separators=(",", ":")) + "\n"  # as runc's
     if wanted != "table":
         raise InvalidArgument("invalid format option", hint="table or json")
     rows = [[name for name, _ in _ROOM]]
@@ -125,7 +143,9 @@ async def ps(asked: Asked) -> OciAnswer:
     if program.stands:
         return await _processes(asked, wanted)
     ran = asked.ran("pids")
-    if ran is None:
+    if program.name == "crun" and crun_state.has_ended(asked, program):
+        ran = OciRun(code=0, stdout="[]")  # it has ended, and this crun would crash
+    if ran is None or (wanted == "table" and asked.ran("ps") is None):
         runs = {"pids": asked.command(program, "ps", "--format", "json", asked.id, log=False)}
         if wanted == "table":
             runs["ps"] = ["ps", *(asked.words.arguments[1:] or ["-ef"])]
@@ -140,7 +160,7 @@ async def _processes(asked: Asked, wanted: str) -> OciAnswer:
     """As the kernel that runs them has them. JSON is for callers, who look the numbers up on the host: the stand-in's,
     and those that are the host's, too."""
     kept = asked.kept()
-    found = await kept.container.processes()
+    found = await kept.container.processes() if kept.container.is_live else []
     if wanted == "json":
         pids = {one.pid for one in found if is_below(cgroup_of(one.pid), kept.pod.cgroup)}
         pids |= {kept.stand_in.pid} if kept.stand_in is not None else set()
@@ -267,5 +287,5 @@ async def spec(asked: Asked) -> OciAnswer:
     path = asked.files.absolute(f"{asked.words.text('bundle', '.')}/config.json")
     if asked.files.exists(path):
         raise InvalidArgument(f"File {path} exists. Remove it first")
-    document = spec_document(rootless=asked.words.on("rootless"))
+    document = spec_document(rootless=asked.words.on("rootless"), cgroup_version=asked.node.cgroups.version)
     return OciAnswer(write=[OciFile(path=path, text=json.dumps(document, indent="\t") + "\n", mode=0o666)])

@@ -52,11 +52,15 @@ fn name(kernel: &Kernel, tid: Tid, address: u64) -> Result<Vec<u8>> {
     }
 }
 
+/// Whether `name` can let a name through.
+pub(crate) fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.len() <= NAME_MAX && !name.contains(&b'/') && name != b"." && name != b".."
+}
+
 /// What a new queue is to hold. EINVAL.
 fn attributes(kernel: &Kernel, tid: Tid, address: u64, by: &Credentials) -> Result<Attributes> {
-    const HARD: Attributes = Attributes { messages: 65_536, message_bytes: 16 << 20 };
     let known = &kernel.message_queues;
-    let most = if by.capable(CAP_SYS_RESOURCE) { HARD } else { known.most };
+    let most = if by.capable(CAP_SYS_RESOURCE) { Attributes::HARD } else { known.most };
     if address == 0 {
         return Ok(Attributes {
             messages: known.usual.messages.min(most.messages),
@@ -64,8 +68,8 @@ fn attributes(kernel: &Kernel, tid: Tid, address: u64, by: &Credentials) -> Resu
         });
     }
     let [_, messages, message_bytes] = kernel.get_words(tid, address)?;
-    let fits = (1..=most.messages).contains(&messages) && (1..=most.message_bytes).contains(&message_bytes);
-    fits.then_some(Attributes { messages, message_bytes }).ok_or(Errno::INVAL)
+    let new = Attributes { messages, message_bytes };
+    new.fit(most).then_some(new).ok_or(Errno::INVAL)
 }
 
 /// ENOSPC: there are as many as may be; EMFILE: the user's would hold more than RLIMIT_MSGQUEUE.

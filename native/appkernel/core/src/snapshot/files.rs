@@ -17,10 +17,13 @@ use drupe_appkernel_vfs::{
     Timestamp,
 };
 
+use super::queues::Queues;
 use super::state::{Body, EpollItem, PipeFile, Place, Saved, SavedFile, SavedInotify};
+use super::terminals::{Held, Terminals};
 use super::{damaged, opened, Foreign, Pages, Refusal, Trees};
 use crate::calls::pidfd::{Life, PidFd};
 use crate::kernel::Kernel;
+use crate::mqueue::MessageQueue;
 use crate::task::Pid;
 
 /// Open files while a kernel is saved, each with its number.
@@ -36,6 +39,8 @@ pub(super) struct Files<'a> {
     socket_numbers: HashMap<usize, u32>,
     found_sockets: Vec<Arc<LocalSocket>>,
     pub sockets: Vec<(SavedSocket, Option<Place>)>,
+    pub terminals: Terminals,
+    pub queues: Queues,
 }
 
 impl Numbers for Files<'_> {
@@ -52,7 +57,7 @@ impl Numbers for Files<'_> {
 }
 
 impl<'a> Files<'a> {
-    pub fn new(trees: &'a Trees<'a>, foreign: &'a dyn Foreign) -> Files<'a> {
+    pub fn new(kernel: &Kernel, trees: &'a Trees<'a>, foreign: &'a dyn Foreign) -> Files<'a> {
         Files {
             trees,
             foreign,
@@ -65,6 +70,8 @@ impl<'a> Files<'a> {
             socket_numbers: HashMap::new(),
             found_sockets: Vec::new(),
             sockets: Vec::new(),
+            terminals: Terminals::of(trees),
+            queues: Queues::named(kernel),
         }
     }
 
@@ -135,6 +142,12 @@ impl<'a> Files<'a> {
             let shared = socket.shared().map_err(|_| "a socket that is gone")?;
             return Ok(Body::Socket(self.socket(&shared)));
         }
+        if let Some(queue) = file.downcast::<MessageQueue>() {
+            return Ok(Body::Queue(self.queues.number(queue)));
+        }
+        if let Some(end) = self.terminals.end(self.trees, file)? {
+            return Ok(Body::Terminal(end));
+        }
         self.with_path(file, pages)
     }
 
@@ -154,9 +167,6 @@ impl<'a> Files<'a> {
         let text = String::from_utf8_lossy(&name).into_owned();
         if path.mount.is_internal() {
             return Err(format!("an open file of the kind {text}"));
-        }
-        if path.mount.file_system().name() == "devpts" {
-            return Err(format!("the terminal /dev/pts/{text}"));
         }
         if let Some(place) = self.trees.place(path) {
             return Ok(Body::Named(place));
@@ -202,11 +212,13 @@ pub(super) struct Maker<'a> {
     pipes: Vec<(Arc<Pipe>, Option<Path>)>,
     leaves: Vec<Path>,
     sockets: Vec<Arc<LocalSocket>>,
+    terminals: Held,
+    queues: Vec<Arc<MessageQueue>>,
 }
 
 impl<'a> Maker<'a> {
     pub fn new(
-        kernel: &Kernel,
+        kernel: &mut Kernel,
         trees: &'a Trees<'a>,
         foreign: &'a dyn Foreign,
         memory: &'a dyn Backing,
@@ -219,7 +231,9 @@ impl<'a> Maker<'a> {
             saved.pipes.iter().cloned().map(|pipe| Ok((Pipe::restore(pipe).map_err(|_| damaged("a pipe"))?, None)));
         let pipes = pipes.collect::<Result<Vec<_>, Refusal>>()?;
         let leaves = saved.leaves.iter().map(|leaf| nameless(kernel, leaf, memory)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Maker { trees, foreign, pipes, leaves, sockets })
+        let (terminals, queues) =
+            (Held::restore(kernel, trees, &saved.terminals)?, kernel.restore_queues(&saved.queues)?);
+        Ok(Maker { trees, foreign, pipes, leaves, sockets, terminals, queues })
     }
 
     /// All but what epoll instances watch, which may be any of them.
@@ -255,6 +269,11 @@ impl<'a> Maker<'a> {
                 let socket = self.sockets.get(*number as usize).ok_or_else(|| damaged("a socket that is not there"))?;
                 Arc::clone(socket).open(&context, flags)
             }
+            Body::Queue(number) => {
+                let queue = self.queues.get(*number as usize).ok_or_else(|| damaged("a queue that is not there"))?;
+                event(Arc::clone(queue) as _, "mqueue")
+            }
+            Body::Terminal(end) => self.terminals.end(self.trees, end, saved.flags)?,
             Body::Nameless((number, name)) => self.nameless(&context, *number, name, flags)?,
         };
         made.set_position(saved.position);

@@ -1,6 +1,6 @@
 //! Pages of a space, as they are written down.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use drupe_appkernel_abi::Result;
 
@@ -74,15 +74,18 @@ impl Kernel {
         done
     }
 
-    /// The pages of a private area that are not its file's.
+    /// The pages of a private area that are not its file's. pieces: what came from an earlier snapshot, which the host takes for
+    /// a file's as long as nobody has written to it.
     pub(super) fn save_pages(
         &mut self,
         (space, thread): (SpaceId, ThreadId),
         (start, area): (u64, &Area),
+        pieces: &BTreeMap<u64, u64>,
         pages: &mut Pages<'_>,
         saved: &mut Vec<Piece>,
     ) -> Result<()> {
         let mut own = self.platform.own_pages(space, start, area.end)?;
+        add_all(&mut own, pieces, (start, area.end));
         let is_zero_before = area.file.is_none();
         if is_zero_before {
             join_near(&mut own);
@@ -127,6 +130,20 @@ impl Kernel {
     }
 }
 
+/// Those of `pieces` that lie in the area, too.
+fn add_all(runs: &mut Vec<(u64, u64)>, pieces: &BTreeMap<u64, u64>, (start, end): (u64, u64)) {
+    let inside = pieces.iter().map(|(from, to)| ((*from).max(start), (*to).min(end)));
+    runs.extend(inside.filter(|(from, to)| from < to));
+    runs.sort_unstable();
+    runs.dedup_by(|next, last| {
+        let joins = next.0 <= last.1;
+        if joins {
+            last.1 = last.1.max(next.1);
+        }
+        joins
+    });
+}
+
 fn join_near(runs: &mut Vec<(u64, u64)>) {
     runs.dedup_by(|next, last| {
         let near = next.0 - last.1 <= GAP_BYTES;
@@ -158,6 +175,14 @@ mod tests {
         (bytes[page + 7], bytes[3 * page]) = (1, 1);
         let (before, kept) = trim(&bytes);
         assert_eq!((before, kept.len(), kept[7]), (page, 3 * page, 1));
+    }
+
+    #[test]
+    fn what_came_from_a_snapshot_is_saved_again() {
+        let pieces = BTreeMap::from([(0, 0x3000), (0x8000, 0xa000), (0x20000, 0x21000)]);
+        let mut runs = vec![(0x2000, 0x4000), (0x9000, 0x9800)];
+        add_all(&mut runs, &pieces, (0x1000, 0x20000));
+        assert_eq!(runs, [(0x1000, 0x4000), (0x8000, 0xa000)]);
     }
 
     #[test]

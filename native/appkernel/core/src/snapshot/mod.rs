@@ -7,11 +7,13 @@
 mod files;
 mod locks;
 mod memory;
+mod queues;
 mod restore;
 mod save;
 mod spaces;
 pub mod state;
 mod sysv;
+mod terminals;
 
 use std::sync::Arc;
 

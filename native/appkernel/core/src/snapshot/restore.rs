@@ -92,6 +92,7 @@ impl Kernel {
         self.joined = self.known(&saved.joined)?;
         self.has_changed = true;
         self.rest_all_tasks();
+        self.take_signals_of_terminals(); // of those whose emulator was outside
         Ok(())
     }
 

@@ -68,9 +68,8 @@ impl Kernel {
         foreign: &dyn Foreign,
         pages: &mut Pages<'_>,
     ) -> Result<Saved, Refusal> {
-        self.check_saveable()?;
         let trees = Trees(trees);
-        let mut files = Files::new(&trees, foreign);
+        let mut files = Files::new(self, &trees, foreign);
         let mut saved = self.saved_head();
         let mut shared = Shared::default();
         let pids: Vec<u32> = self.tasks.processes.keys().copied().collect();
@@ -91,6 +90,7 @@ impl Kernel {
         saved.locks = files.locks(&shared.tables)?;
         saved.filters = filters.saved;
         (saved.pipes, saved.leaves, saved.sockets) = (files.pipes, files.leaves, files.sockets);
+        (saved.terminals, saved.queues) = (files.terminals.saved, files.queues.saved);
         saved.objects = shared.objects.saved;
         Ok(saved)
     }
@@ -103,13 +103,6 @@ impl Kernel {
     fn name_of(&self, process: &Process) -> String {
         let name = self.tasks.tasks.get(&process.pid).map_or(process.name, |task| task.name);
         String::from_utf8_lossy(&name).trim_end_matches('\0').to_string()
-    }
-
-    fn check_saveable(&self) -> Result<(), Refusal> {
-        match self.message_queues.named.len() {
-            0 => Ok(()),
-            count => Err(format!("there are POSIX message queues in the pod ({count})")),
-        }
     }
 
     fn saved_head(&self) -> Saved {
@@ -133,6 +126,8 @@ impl Kernel {
             joined: self.joined.iter().copied().collect(),
             locks: Vec::new(),
             sysv: SavedSysV { next: [0; 3], segments: Vec::new(), semaphores: Vec::new(), queues: Vec::new() },
+            terminals: Vec::new(),
+            queues: Vec::new(),
         }
     }
 
@@ -277,7 +272,9 @@ impl Kernel {
             let object = match (area.shared, &area.file) {
                 (true, None) => Some(self.save_object(of, (*start, area), pages, objects).map_err(lost)?),
                 (true, Some(_)) => None,
-                _ => self.save_pages(of, (*start, area), pages, &mut pieces).map(|()| None).map_err(lost)?,
+                _ => {
+                    self.save_pages(of, (*start, area), &mm.pieces, pages, &mut pieces).map(|()| None).map_err(lost)?
+                }
             };
             areas.push(SavedArea {
                 start: *start,

@@ -4,9 +4,12 @@ use drupe_appkernel_abi::coded;
 use drupe_appkernel_vfs::saved::{SavedEnd, SavedEvent, SavedPipe, SavedTimer};
 use drupe_appkernel_vfs::socket::SavedSocket;
 use drupe_appkernel_vfs::tmpfs::Leaf;
+use drupe_appkernel_vfs::tty::SavedTerminal;
+
+pub use super::queues::SavedNamed;
 
 /// Of this form; the kernel's own version is told apart from it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 coded! {
     /// A place in a tree of files: which namespace, which mount of it, and names from that mount's root on.
@@ -46,6 +49,15 @@ coded! {
 }
 
 coded! {
+    /// An end of a terminal, by the terminal's number.
+    pub struct TerminalFile {
+        pub terminal: u32,
+        pub is_master: bool,
+        pub place: Option<Place>,
+    }
+}
+
+coded! {
     pub enum Body {
         /// Opened again by its place.
         Named(Place) = 0,
@@ -64,6 +76,9 @@ coded! {
         /// A socket within the pod, by its number.
         Socket(u32) = 9,
         Inotify(SavedInotify) = 10,
+        Terminal(TerminalFile) = 11,
+        /// A POSIX message queue, by its number.
+        Queue(u32) = 12,
     }
 }
 
@@ -318,5 +333,8 @@ coded! {
         pub joined: Vec<u32>,
         pub locks: Vec<SavedLock>,
         pub sysv: SavedSysV,
+        /// Namespace and mount of the file system that names it.
+        pub terminals: Vec<(u32, u32, SavedTerminal)>,
+        pub queues: Vec<SavedNamed>,
     }
 }

@@ -1,6 +1,7 @@
 //! Containers of a saved pod, and of one that goes on.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use drupe_appkernel_abi::coded;
@@ -9,19 +10,21 @@ use drupe_appkernel_vfs::MountNamespace;
 use drupe_packets::{Failure, Outcome};
 use serde_json::{json, Value};
 
-use super::{first_filter, take_fd, take_streams, unix_seconds, Container, Containers, Descriptors, Task};
+use super::{failed, first_filter, take_fd, take_streams, unix_seconds, Console};
+use super::{Container, Containers, Descriptors, Task};
 use crate::pod::Pod;
 use crate::settings::Tree;
 use crate::snapshot::{self, Made, Role, Streams};
 use crate::tree::{Builder, Root};
 
 coded! {
-    /// A container and its first process. root and mounts: what of its tree lies in memory, by the number of the mount.
+    /// A container and its first process; whether that has a terminal, which is number 0 of the container's. root and mounts: what of its tree lies in memory, by the number of the mount.
     pub struct SavedContainer {
         pub id: String,
         pub number: u32,
         pub view: u32,
         pub pid: u32,
+        pub has_terminal: bool,
         pub trees: Vec<(u32, u32)>,
     }
 }
@@ -42,11 +45,9 @@ impl Containers {
             let task = self.tasks.get(&((*id).clone(), String::new()));
             let task = task.filter(|task| task.ended.is_none());
             let task = task.ok_or_else(|| refused(&format!("container {id} has ended")))?;
-            if task.console.is_some() {
-                return Err(refused(&format!("container {id} has a terminal")));
-            }
             let (number, view, pid) = (container.number, container.view, task.pid);
-            Ok(SavedContainer { id: (*id).clone(), number, view, pid, trees: Vec::new() })
+            let has_terminal = task.console.is_some();
+            Ok(SavedContainer { id: (*id).clone(), number, view, pid, has_terminal, trees: Vec::new() })
         });
         let namespaces = all.iter().map(|(_, container)| Arc::clone(&container.namespace)).collect();
         Ok((saved.collect::<Outcome<Vec<_>>>()?, namespaces))
@@ -70,7 +71,7 @@ impl Containers {
         }
         let (state, memory) = (take_fd(&mut fds, "state")?, take_fd(&mut fds, "memory")?);
         let opened = snapshot::open(pod, &state, memory)?;
-        let (mut made, mut streams) = (Vec::new(), Streams::default());
+        let (mut made, mut streams) = (Vec::new(), Vec::new());
         for saved in &opened.containers {
             let at = successors.iter().position(|one| one.old == saved.id);
             let none = || Failure::invalid(format!("nothing goes on from container {}", saved.id));
@@ -79,7 +80,7 @@ impl Containers {
             let names = ["stdin", "stdout", "stderr", "root"];
             let own = names.iter().filter_map(|name| Some((name.to_string(), fds.remove(&of(name))?)));
             let mut own: Descriptors = own.collect();
-            streams.add(pod, take_streams(&mut own)?)?;
+            streams.push(take_streams(&mut own)?);
             let root = match &successor.tree.root {
                 Some(place) => Root::Shared(place.clone()),
                 None => Root::Image(take_fd(&mut own, "root")?),
@@ -94,11 +95,11 @@ impl Containers {
         pod: &mut Pod,
         made: Vec<(SavedContainer, Root, Successor)>,
         opened: Made,
-        streams: Streams,
+        fds: Vec<[OwnedFd; 3]>,
     ) -> Outcome<Value> {
-        let mut namespaces = Vec::new();
+        let (mut namespaces, mut streams) = (Vec::new(), Streams::default());
         let mut pids = serde_json::Map::new();
-        for (saved, root, Successor { id, tree, .. }) in made {
+        for ((saved, root, Successor { id, tree, .. }), fds) in made.into_iter().zip(fds) {
             let builder = Builder::with(pod, root, opened.trees_of(&saved)?)?;
             builder.mount_all(tree.mounts)?;
             builder.cover(&tree.masked, &tree.protected)?;
@@ -108,11 +109,16 @@ impl Containers {
             self.last = self.last.max(number);
             let seccomp = first_filter(pod, tree.filter)?;
             pod.kernel.bound_tasks(Some(number), tree.tasks);
-            self.containers.insert(id.clone(), Container { number, view, namespace, root, seccomp });
+            let container = Container { number, view, namespace, root, seccomp };
+            let console = match saved.has_terminal {
+                true => Some(terminal_again(pod, &container, fds, &mut streams)?),
+                false => streams.add(pod, fds).map(|()| None)?,
+            };
+            self.containers.insert(id.clone(), container);
             let key = (id.clone(), String::new());
             self.by_pid.insert(pid, key.clone());
             let (started_at, streams) = (unix_seconds(pod), streams.of(pids.len()));
-            self.tasks.insert(key, Task { pid, started_at, ended: None, console: None, streams });
+            self.tasks.insert(key, Task { pid, started_at, ended: None, console, streams });
             pids.insert(id, json!(seen(pid)));
         }
         opened.restore(pod, &namespaces, &streams)?;
@@ -125,6 +131,20 @@ impl Containers {
         let gone = pod.kernel.go_on_container(number);
         gone.map_err(|_| Failure::new("EBUSY", format!("container {id:?} does not wait to go on")))
     }
+}
+
+/// The terminal of a container's first process, as new; what it was like is restored with the kernel.
+fn terminal_again(
+    pod: &Pod,
+    container: &Container,
+    [input, output, _]: [OwnedFd; 3],
+    streams: &mut Streams,
+) -> Outcome<Arc<Console>> {
+    let console = pod.console(&container.namespace, &container.root, false);
+    let console = console.map_err(|errno| failed("a terminal", errno))?;
+    console.attach(Some(input), Some(output));
+    streams.add_none();
+    Ok(console)
 }
 
 /// It cannot be saved, or cannot go on.

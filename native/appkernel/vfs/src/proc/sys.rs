@@ -22,7 +22,7 @@ const SETTINGS: [(&str, &str); 44] = [
     ("fs/mqueue/msgsize_default", "8192"),
     ("fs/mqueue/msgsize_max", "8192"),
     ("fs/mqueue/queues_max", "256"),
-    ("fs/protected_hardlinks", "0"),
+    ("fs/protected_hardlinks", "1"),
     ("fs/protected_symlinks", "0"),
     ("kernel/cap_last_cap", "40"),
     ("kernel/core_pattern", "core"),

@@ -5,6 +5,7 @@ mod directory;
 mod file;
 mod node;
 mod save;
+mod xattrs;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;

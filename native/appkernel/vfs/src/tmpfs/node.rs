@@ -1,7 +1,6 @@
 //! Nodes of a tmpfs.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -10,16 +9,15 @@ use drupe_appkernel_abi::{Errno, Result};
 use super::content::{Content, PAGE_BYTES};
 use super::directory::Entries;
 use super::file::{TmpFile, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK};
+use super::xattrs::Attached;
 use super::Shared;
 use crate::file::{Context, File, Metadata, Timestamp};
-use crate::inode::{Attachment, DirEntry, Inode, InodeRef, LinkTarget, NewNode, RenameMode, XattrMode, Xattrs};
+use crate::inode::{Attachment, DirEntry, Inode, InodeRef, LinkTarget, NewNode, RenameMode, Xattrs};
 use crate::kind::{FileType, SetAttributes};
 use crate::open::OpenFlags;
 use crate::sync::Mutex;
 
 const READ_AHEAD: usize = 64;
-const XATTR_NAME_MAX: usize = 255;
-const XATTR_SIZE_MAX: usize = 65_536;
 
 pub(super) struct Attributes {
     pub(super) permissions: u32,
@@ -48,7 +46,7 @@ pub struct Node {
     pub(super) born: Timestamp,
     pub(super) attributes: Mutex<Attributes>,
     pub(super) body: Body,
-    pub(super) xattrs: Mutex<BTreeMap<Vec<u8>, Vec<u8>>>,
+    pub(super) xattrs: Mutex<Attached>,
     pub(super) seals: AtomicU32,
     attachment: Attachment,
 }
@@ -259,6 +257,7 @@ impl Drop for Node {
         if let Body::Regular(content) = &self.body {
             self.shared.uncharge(content.lock().pages());
         }
+        self.release_xattrs();
         self.shared.inodes.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -398,37 +397,5 @@ impl Inode for Node {
             (Body::Regular(_), Some(node)) => Ok(Arc::new(TmpFile::new(node))),
             _ => Err(Errno::NXIO),
         }
-    }
-}
-
-impl Xattrs for Node {
-    fn get(&self, name: &[u8]) -> Result<Vec<u8>> {
-        self.xattrs.lock().get(name).cloned().ok_or(Errno::NODATA)
-    }
-
-    fn list(&self) -> Result<Vec<Vec<u8>>> {
-        Ok(self.xattrs.lock().keys().cloned().collect())
-    }
-
-    fn set(&self, context: &Context, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
-        if name.len() > XATTR_NAME_MAX || value.len() > XATTR_SIZE_MAX {
-            return Err(if value.len() > XATTR_SIZE_MAX { Errno::TOOBIG } else { Errno::RANGE });
-        }
-        let mut xattrs = self.xattrs.lock();
-        match (xattrs.contains_key(name), mode) {
-            (true, XattrMode::Create) => return Err(Errno::EXIST),
-            (false, XattrMode::Replace) => return Err(Errno::NODATA),
-            _ => {}
-        }
-        xattrs.insert(name.to_vec(), value.to_vec());
-        drop(xattrs);
-        self.attributes.lock().changed = context.now;
-        Ok(())
-    }
-
-    fn remove(&self, context: &Context, name: &[u8]) -> Result<()> {
-        self.xattrs.lock().remove(name).ok_or(Errno::NODATA)?;
-        self.attributes.lock().changed = context.now;
-        Ok(())
     }
 }

@@ -150,7 +150,7 @@ impl Tmpfs {
         let made = Tmpfs::new(limits, backings, &root, Timestamp::ZERO)?;
         let first = saved.nodes.first().ok_or(Errno::INVAL)?;
         let mut nodes = vec![Arc::clone(&made.root)];
-        made.root.take_attributes(&first.leaf);
+        made.root.take_attributes(&first.leaf)?;
         for node in &saved.nodes[1..] {
             nodes.push(made.restore_leaf(&node.leaf, memory)?);
         }
@@ -176,21 +176,21 @@ impl Tmpfs {
         if let Body::Regular(content) = &node.body {
             content.lock().restore(&self.shared, leaf, memory)?;
         }
-        node.take_attributes(leaf);
+        node.take_attributes(leaf)?;
         Ok(node)
     }
 }
 
 impl Node {
-    fn take_attributes(&self, leaf: &Leaf) {
+    fn take_attributes(&self, leaf: &Leaf) -> Result<()> {
         let mut attributes = self.attributes.lock();
         attributes.permissions = leaf.mode & 0o7777;
         (attributes.uid, attributes.gid, attributes.links) = (leaf.uid, leaf.gid, leaf.links);
         let [accessed, modified, changed, _] = leaf.times.map(timestamp);
         (attributes.accessed, attributes.modified, attributes.changed) = (accessed, modified, changed);
         drop(attributes);
-        *self.xattrs.lock() = leaf.xattrs.iter().cloned().collect();
         self.seals.store(leaf.seals, Ordering::Relaxed);
+        self.attach(leaf.xattrs.iter().cloned().collect())
     }
 
     /// A directory has one name, so that no tree is a circle.

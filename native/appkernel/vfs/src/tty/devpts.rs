@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use drupe_appkernel_abi::{Errno, Result};
 
 use super::pty::{Pty, Slave};
-use super::Jobs;
+use super::{Jobs, SavedTerminal};
 use crate::devices::Terminals;
 use crate::file::{Context, File, Metadata};
 use crate::inode::{Attachment, DirEntry, FileSystem, Inode, InodeRef};
@@ -41,12 +41,13 @@ impl Shared {
         all
     }
 
-    /// ENOSPC.
-    fn new_terminal(&self, context: &Context) -> Result<Arc<Pty>> {
+    /// The next one, or that of a number. ENOSPC.
+    fn new_terminal(&self, context: &Context, index: Option<u32>) -> Result<Arc<Pty>> {
         let mut terminals = self.terminals.lock();
         terminals.retain(|_, pty| pty.strong_count() > 0);
-        let index = (0..).zip(terminals.keys().copied().chain([u32::MAX])).find(|(free, used)| free != used);
-        let (index, _) = index.filter(|_| terminals.len() < MAX_TERMINALS).ok_or(Errno::NOSPC)?;
+        let free = (0..).zip(terminals.keys().copied().chain([u32::MAX])).find(|(free, used)| free != used);
+        let index = index.or(free.map(|(free, _)| free));
+        let index = index.filter(|_| terminals.len() < MAX_TERMINALS).ok_or(Errno::NOSPC)?;
         let pty = Pty::new(context, index, self.device, Arc::clone(&self.jobs));
         terminals.insert(index, Arc::downgrade(&pty));
         Ok(pty)
@@ -80,6 +81,19 @@ impl Devpts {
         *self.shared.console.lock() = Arc::downgrade(&master.pty);
     }
 
+    /// All that somebody has open.
+    pub fn terminals(&self) -> Vec<Arc<Pty>> {
+        self.shared.all()
+    }
+
+    /// The terminal that was saved, be it that there is one of its number. ENOSPC, EINVAL.
+    pub fn restore(&self, context: &Context, saved: &SavedTerminal) -> Result<Arc<Pty>> {
+        let known = self.terminals().into_iter().find(|pty| pty.index == saved.index);
+        let pty = known.map_or_else(|| self.shared.new_terminal(context, Some(saved.index)), Ok)?;
+        pty.restore(context.now, saved)?;
+        Ok(pty)
+    }
+
     /// The leader of a session has ended: its terminal is free, and the jobs in front hear SIGHUP.
     pub fn leader_ended(&self, session: u32) {
         self.shared.of_session(session).iter().for_each(|pty| pty.release_session(session));
@@ -107,13 +121,17 @@ impl Terminals for Devpts {
     }
 
     fn new_master(&self, context: &Context) -> Result<Arc<dyn File>> {
-        Ok(self.shared.new_terminal(context)?.open_master())
+        Ok(self.shared.new_terminal(context, None)?.open_master())
     }
 }
 
 impl FileSystem for Devpts {
     fn name(&self) -> &str {
         "devpts"
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
     }
 
     fn root(&self) -> InodeRef {
@@ -216,7 +234,7 @@ impl Inode for Node {
     fn open(&self, context: &Context, flags: OpenFlags) -> Result<Arc<dyn File>> {
         match &self.what {
             What::Root => Err(Errno::NXIO),
-            What::Ptmx => Ok(self.shared.new_terminal(context)?.open_master()),
+            What::Ptmx => Ok(self.shared.new_terminal(context, None)?.open_master()),
             What::Slave(pty) => Ok(self.shared.open_slave(context, pty, flags)?),
         }
     }

@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::output::{is_continuation, Output};
+use drupe_appkernel_abi::coded;
+
+use super::output::{is_continuation, Output, MOST_BYTES as MOST_SHOWN_BYTES};
 use super::termios::{self as bits, Termios};
 use super::{SIGINT, SIGQUIT, SIGTSTP};
 
@@ -32,7 +34,50 @@ pub(super) struct Discipline {
     pub stopped: bool,
 }
 
+coded! {
+    /// settings: struct termios2. typed: byte, whether a line ends after it, whether it is the end's own character.
+    pub struct SavedDiscipline {
+        settings: Vec<u8>,
+        typed: Vec<(u8, bool, bool)>,
+        edited: u64,
+        is_literal: bool,
+        is_stopped: bool,
+        shown: Vec<u8>,
+        columns: (u32, u32),
+    }
+}
+
 impl Discipline {
+    pub fn save(&self) -> SavedDiscipline {
+        SavedDiscipline {
+            settings: self.termios.encode(),
+            typed: self.input.iter().map(|typed| (typed.byte, typed.ends, typed.eof)).collect(),
+            edited: self.edited as u64,
+            is_literal: self.literal,
+            is_stopped: self.stopped,
+            shown: self.output.bytes.iter().copied().collect(),
+            columns: (self.output.column, self.output.line_column),
+        }
+    }
+
+    /// None: no terminal is like that.
+    pub fn restored(saved: &SavedDiscipline) -> Option<Discipline> {
+        let fits = saved.typed.len() <= CAPACITY_BYTES && saved.shown.len() <= MOST_SHOWN_BYTES;
+        let since_line = saved.typed.iter().rev().take_while(|(_, ends, _)| !ends).count();
+        let edited = usize::try_from(saved.edited).ok().filter(|edited| fits && *edited <= since_line)?;
+        let input = saved.typed.iter().map(|&(byte, ends, eof)| Typed { byte, ends, eof });
+        let (column, line_column) = saved.columns;
+        Some(Discipline {
+            termios: Termios::default().decode(&saved.settings).ok()?,
+            output: Output { bytes: saved.shown.iter().copied().collect(), column, line_column },
+            input: input.collect(),
+            lines: saved.typed.iter().filter(|(_, ends, _)| *ends).count(),
+            edited,
+            literal: saved.is_literal,
+            stopped: saved.is_stopped,
+        })
+    }
+
     fn canonical(&self) -> bool {
         self.termios.does(bits::ICANON)
     }

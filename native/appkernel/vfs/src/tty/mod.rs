@@ -6,12 +6,14 @@ mod discipline;
 mod output;
 mod pty;
 mod requests;
+mod saved;
 mod termios;
 
 use drupe_appkernel_abi::Errno;
 
 pub use devpts::Devpts;
 pub use pty::{Master, Pty, Slave};
+pub use saved::SavedTerminal;
 pub use termios::Termios;
 
 /// ERESTARTSYS: a signal was sent to the caller's group; the call is tried again after it, and EINTR if a handler runs

@@ -8,6 +8,8 @@ use super::termios::{Termios, OCRNL, ONLCR, ONLRET, ONOCR, OPOST, XTABS};
 pub(super) const CAPACITY_BYTES: usize = 65_536;
 /// What echo may add beyond that, so that a writer who never reads does not fill the memory.
 const ECHO_BYTES: usize = 4096;
+/// A line's end is two bytes, and a tab up to eight.
+pub(super) const MOST_BYTES: usize = CAPACITY_BYTES + ECHO_BYTES + TAB_COLUMNS as usize;
 const TAB_COLUMNS: u32 = 8;
 
 #[derive(Default)]

@@ -31,7 +31,13 @@ pub(super) struct State {
     masters: u32,
     slaves: u32,
     /// A slave was open and none is.
-    left: bool,
+    pub left: bool,
+}
+
+impl State {
+    pub fn is_held(&self) -> bool {
+        self.masters > 0
+    }
 }
 
 /// A terminal: a pair of a master and a slave.
@@ -87,7 +93,7 @@ impl Pty {
     }
 
     /// The master, for who has made the pair.
-    pub(super) fn open_master(self: &Arc<Self>) -> Arc<Master> {
+    pub fn open_master(self: &Arc<Self>) -> Arc<Master> {
         self.state.lock().masters += 1;
         Arc::new(Master { pty: Arc::clone(self) })
     }
@@ -99,7 +105,6 @@ impl Pty {
         if state.locked || state.masters == 0 {
             return Err(Errno::IO);
         }
-        state.slaves += 1;
         state.left = false;
         let leader = context.pid == context.session;
         if leader && free && state.session == 0 && !flags.has(OpenFlags::NOCTTY) {
@@ -108,7 +113,12 @@ impl Pty {
         }
         drop(state);
         self.master_queue.wake(wait::WRITABLE);
-        Ok(Arc::new(Slave { pty: Arc::clone(self) }))
+        Ok(self.join())
+    }
+
+    pub(super) fn join(self: &Arc<Self>) -> Arc<Slave> {
+        self.state.lock().slaves += 1;
+        Arc::new(Slave { pty: Arc::clone(self) })
     }
 
     /// The leader of this session is gone, or gave the terminal up: its jobs hear SIGHUP and SIGCONT.
