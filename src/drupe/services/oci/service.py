@@ -66,7 +66,7 @@ async def _plain(asked: Asked) -> OciAnswer:
 
 
 async def _kill(asked: Asked) -> OciAnswer:
-    program, signal = asked.found(), kill_signal(asked.words)
+    signal, program = kill_signal(asked.words), asked.found()
     every = ["--all"] if asked.words.on("all") else []
     if every and program.name == "crun" and crun_state.has_ended(asked, program):
         return OciAnswer()  # as with runc, there is nobody whom it does not reach
