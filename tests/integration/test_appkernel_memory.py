@@ -60,6 +60,25 @@ memory[0:1] = b"x"; memory[3 * 4096:3 * 4096 + 1] = b"y"
 print(call(27, at, 64 * 4096, ctypes.addressof(vector)), [byte & 1 for byte in vector.raw[:5]])
 print(call(27, 4096, 4096, 0), call(27, 1, 4096, 0))
 """,
+    "zeros": """
+for how, mode, access in (mmap.MAP_PRIVATE, os.O_RDONLY, 1), (mmap.MAP_PRIVATE, os.O_RDWR, 3), (mmap.MAP_SHARED, os.O_RDWR, 3):
+    memory = mmap.mmap(os.open("/dev/zero", mode), 8192, flags=how, prot=access); print(memory[0], memory[8191])
+if os.fork() == 0: memory[5] = 7; os._exit(0)
+os.wait(); print(memory[5])
+""",
+    "frames": """
+area = mmap.mmap(-1, 1 << 16); at = ctypes.addressof(ctypes.c_char.from_buffer(area)); libc.signal(11, 0)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+class Stack(ctypes.Structure): _fields_ = [("at", ctypes.c_ulong), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+print(libc.sigaltstack(ctypes.byref(Stack(at, 0, 1 << 16)), None)); here, there = os.pipe()
+caught = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: (libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(1 << 16), 3), os.write(there, b"fault")))
+class Action(ctypes.Structure): _fields_ = [("handler", ctypes.c_void_p), ("mask", ctypes.c_ulong * 16), ("flags", ctypes.c_int), ("restorer", ctypes.c_void_p)]
+print(libc.sigaction(11, ctypes.byref(Action(ctypes.cast(caught, ctypes.c_void_p).value, (ctypes.c_ulong * 16)(), 0, None)), None))
+plain = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: os.write(there, b"signal"))
+print(libc.sigaction(10, ctypes.byref(Action(ctypes.cast(plain, ctypes.c_void_p).value, (ctypes.c_ulong * 16)(), 0x8000000, None)), None))
+print(libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(1 << 16), 1), libc.raise_(10) if hasattr(libc, "raise_") else os.kill(os.getpid(), 10))
+print(os.read(here, 99))
+""",
     "barriers": """
 print(call(324, 8, 0), call(324, 16, 0), call(324, 8, 0), call(324, 64, 0), call(324, 32, 0), call(324, 1 << 20, 0))
 print(call(324, 0, 0) & 0x78)
