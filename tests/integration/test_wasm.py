@@ -240,7 +240,10 @@ def test_a_guest_has_no_rights_and_no_way_to_the_host(daemon: Daemon, tmp_path: 
 
     def odd() -> list[str]:
         """Descriptors beside its streams, its own code, the file for last words."""
-        targets = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
+        try:
+            targets = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
+        except FileNotFoundError:  # one was closed just now
+            return ["another"]
         harmless = ("pipe:", "/dev/null", "anon_inode:", "socket:", "/code")
         return [t for t in targets if not t.startswith(harmless) and not t.endswith("/trap")]
 
