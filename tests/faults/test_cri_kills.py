@@ -104,6 +104,7 @@ class Kills:
             except (grpc.RpcError, AssertionError) as error:
                 self._count("failed")
                 self._note(handler, error)
+                time.sleep(1)  # as a kubelet does: what is away is not asked again at once
                 if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     self.wrong.append(f"{handler}: {error}")
 
@@ -242,10 +243,12 @@ class Kills:
         except grpc.RpcError:
             return False
         assert state != "EXITED", state
-        with suppress(grpc.RpcError):
+        try:
             done = self.host.cri.ExecSync(container_id=container, cmd=["echo", "well"], timeout=20)
-            return done.stdout == b"well\n"
-        return False
+        except grpc.RpcError as error:
+            print(f"    {container[:12]}: {error.details()}", flush=True)
+            return False
+        return done.stdout == b"well\n"
 
     def remove_all(self) -> bool:
         with suppress(grpc.RpcError):

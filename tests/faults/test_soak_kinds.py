@@ -253,11 +253,10 @@ def sorts_here(daemon: Daemon, directory: Path) -> list[str]:
 
 
 def files_of(daemon: Daemon) -> set[str]:
-    """Directories of state and of run, but for what is cached for images and machines, and logs."""
-    tops = (daemon.root, daemon.run)
-    kept = ("images", "guests", "templates", "wasm", "appkernel", "logs", "journal.db-wal", "journal.db-shm")
-    found = {path for top in tops for path in top.glob("*") if path.name not in kept}
-    return {str(path) for path in found} | {str(one) for path in found if path.is_dir() for one in path.glob("*")}
+    """What is in directories of state and of run, but for what is cached for images and machines."""
+    kept = ("images", "guests", "templates", "wasm", "appkernel")
+    tops = [path for top in (daemon.root, daemon.run) for path in top.glob("*/") if path.name not in kept]
+    return {str(one) for top in tops for one in top.glob("*")}
 
 
 def test_what_is_not_harmed_goes_on_and_nothing_is_left(fresh_daemon: Daemon, tmp_path: Path) -> None:

@@ -186,6 +186,12 @@ class CriHost(Containerd):
         lines = (self.logs / pod / f"{name}.log").read_text().splitlines()
         return [line.split(" ", 3)[3] for line in lines]
 
+    def answers(self, pod: str) -> bool:
+        """Whether containerd says how a pod is: it takes a moment after a restart of our daemon."""
+        with contextlib.suppress(grpc.RpcError):
+            return bool(self.cri.pod_state(pod))
+        return False
+
     def wait_seen(self, container: str, *programs: str) -> str:
         """Until all of them run in its process table, as ps shows that; what is started executes a moment later."""
         shown = ""
@@ -221,10 +227,12 @@ class CriHost(Containerd):
         return socket.create_connection((host, port), timeout=30)
 
     def close(self) -> None:
-        with contextlib.suppress(AttributeError):
-            self.cri.remove_all()
-            self.cri.close()
-        super().close()
+        try:
+            with contextlib.suppress(AttributeError):
+                self.cri.remove_all()
+                self.cri.close()
+        finally:
+            super().close()
         for parent in _parents():
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()

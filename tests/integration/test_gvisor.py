@@ -239,6 +239,7 @@ def test_a_killed_sentry_ends_the_container_at_once(daemon: Daemon) -> None:
     began = time.monotonic()
     os.kill(sentry_of(daemon), signal.SIGKILL)
     assert said(daemon, "wait", "g") == "137\n" and time.monotonic() - began < 5
+    assert "its sandbox was killed by signal 9" in said(daemon, "inspect", "g")
     wait_until(lambda: sentries(daemon) == [], what="nothing is left")
 
 

@@ -16,6 +16,7 @@ from drupe.resources.cgroups.detect import cgroup_of
 from drupe.spec.resources import Resources
 from framework import bundles
 from framework.bundles import Runtime, config, make_bundle
+from framework.callers import on_terminal
 from framework.daemon import Daemon
 from framework.leaks import wait_until
 from framework.probes import needs_program
@@ -82,6 +83,12 @@ def test_the_hosts_null_device_stays_the_hosts(running: Runtime, tmp_path: Path)
         assert user not in (NULL.stat().st_uid, NULL.stat().st_gid)
     finally:
         os.chown(NULL, before.st_uid, before.st_gid)
+
+
+def test_a_terminal_is_its_users(oci: Runtime, tmp_path: Path) -> None:
+    process = {"terminal": True, "user": {"uid": 1000, "gid": 1000}, "args": ["sh", "-c", "stat -c %u:%g $(tty)"]}
+    made = bundle(tmp_path, process=process)
+    assert on_terminal([*oci.argv, "run", "--bundle", str(made), "c1"], oci.env, b"") == (0, b"1000:5\n")
 
 
 def test_what_is_told_of_a_container(running: Runtime, tmp_path: Path) -> None:

@@ -155,8 +155,9 @@ mod tests {
     fn a_writer_that_has_gone_before_is_an_end() {
         let name = std::env::temp_dir().join(format!("drupe-fifo-{}", std::process::id()));
         assert!(std::process::Command::new("mkfifo").arg(&name).status().unwrap().success());
-        let nonblocking =
-            |write| OpenOptions::new().read(!write).write(write).custom_flags(libc::O_NONBLOCK).open(&name).unwrap();
+        let nonblocking = |write: bool| {
+            OpenOptions::new().read(!write).write(write).custom_flags(libc::O_NONBLOCK).open(&name).unwrap()
+        };
         let waits = own(nonblocking(false).into(), false).unwrap().0;
         assert!(!has_hung_up(&waits.into()), "nobody has come yet");
         let reader = nonblocking(false);

@@ -152,7 +152,8 @@ def _of_linux(name: str) -> Uses:
     return lambda config: getattr(_linux(config), name)
 
 
-def _further_devices(config: RuntimeConfig) -> list[Device]:
+def further_devices(config: RuntimeConfig) -> list[Device]:
+    """Those that a container has not in any case."""
     devices = _linux(config).devices or ()
     return [one for one in devices if (one.path, one.type, one.major, one.minor) not in DEFAULT_DEVICES]
 
@@ -218,7 +219,7 @@ RULES: Mapping[str, Rule] = {
     "linux.uidMappings*": Refused(_of_linux("uid_mappings")),
     "linux.gidMappings*": Refused(_of_linux("gid_mappings")),
     "linux.timeOffsets*": Refused(_of_linux("time_offsets")),
-    "linux.devices*": Needs("devices", _further_devices),
+    "linux.devices*": Needs("devices", further_devices),
     "linux.cgroupsPath": DAEMON,
     "linux.sysctl*": Needs("sysctls", lambda config: set(_linux(config).sysctl or ()) - {*WIDENING}),
     "linux.rootfsPropagation": Needs(

@@ -53,8 +53,12 @@ impl Kernel {
                 SIG_DFL => {}
                 _ => {
                     if self.enter_handler(tid, &action, &info).is_err() {
-                        self.end_process(self.pid(tid), Exit::Signal(SIGSEGV));
-                        return false;
+                        if info.signal == SIGSEGV {
+                            self.end_process(self.pid(tid), Exit::Signal(SIGSEGV));
+                            return false;
+                        }
+                        // No room for the frame: that is a fault, which may have a handler on another stack.
+                        self.force_signal(tid, Info::new(SIGSEGV, SI_KERNEL));
                     }
                 }
             }

@@ -28,10 +28,11 @@ impl Kernel {
         let (thread, limits) = (self.thread(tid).ok()?, self.process(tid).ok()?.limits);
         let mm = self.mm_mut(tid).ok()?;
         let (old, area) = above(mm, page)?;
-        let lowest = lowest(mm, old).max(area.end.saturating_sub(limits[LIMIT_STACK].0)).next_multiple_of(PAGE);
+        let top = if area.name == STACK { area.end } else { top_of(mm, old, &area)? };
+        let lowest = lowest(mm, old).max(top.saturating_sub(limits[LIMIT_STACK].0)).next_multiple_of(PAGE);
         let step = if area.name == STACK { STEP_BYTES } else { PAGE };
         let start = (page & !(step - 1)).max(lowest);
-        let fits = mm.size_bytes().saturating_add(old - start) <= limits[LIMIT_AS].0;
+        let fits = mm.size_bytes().saturating_add(old.saturating_sub(start)) <= limits[LIMIT_AS].0;
         if page < lowest || !fits || mm.is_full() {
             return None;
         }
@@ -48,12 +49,17 @@ impl Kernel {
 
 /// The next area above a place where there is none, if it is one that grows.
 fn above(mm: &Mm, page: u64) -> Option<(u64, Area)> {
-    if !mm.is_free(page, page + PAGE) {
+    if !mm.is_free(page, page.checked_add(PAGE)?) {
         return None;
     }
     let (start, area) = mm.areas.range(page..).next()?;
-    let grows = area.name == STACK || mm.growing.contains(&area.end);
+    let grows = area.name == STACK || top_of(mm, *start, area).is_some();
     (grows && !area.shared && area.file.is_none()).then(|| (*start, area.clone()))
+}
+
+/// Where what grows ends; what lies above it may have become one area with it.
+fn top_of(mm: &Mm, start: u64, area: &Area) -> Option<u64> {
+    mm.growing.range(start + 1..=area.end).next().copied()
 }
 
 /// How far down what lies below lets an area grow; what nobody may touch needs no gap.

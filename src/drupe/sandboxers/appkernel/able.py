@@ -14,7 +14,7 @@ _SAID: dict[str, str] = {
     "files": "limited: what lies on a tmpfs is in the kernel's memory and cannot be reached from outside",
     "checkpoint": "limited: of a pod's only container, by drupe-oci or containerd; else see snapshot",
     "snapshot": "limited: not with open files of the host that were removed, nor FIFOs that are being opened",
-    "rlimits": "limited: nofile, nproc, as and data are enforced, the others are kept",
+    "rlimits": "limited: all are enforced but for rtprio and rttime (no real-time priorities) and core (no core files)",
     "oom-score": "no: the host's killer of processes sees the kernel's own only",
     "host-hardware": "no: the kernel has no drivers",
     "block-mounts": "no: the kernel has no file systems for disks",

@@ -26,10 +26,11 @@ END_TIMEOUT_S = 10.0
 
 @dataclass(slots=True)
 class GvisorPod:
-    """One sandbox. frozen: it stands still, so that its sentry would not answer."""
+    """One sandbox. frozen: it stands still, so that its sentry would not answer. killed: by us."""
 
     record: PodRecord
     frozen: bool = False
+    killed: bool = False
     sentry: Sentry = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,7 +122,7 @@ class Pods:
         if not join:
             argv = entering(self.cgroups.procs_file(cgroup), argv)
         created = await self.keeper.create_task(key, argv, join=join, timeout_s=HELPER_TIMEOUT_S, **create)
-        pod.frozen = False
+        pod.frozen = pod.killed = False
         return created
 
     async def return_addresses(self, pod: GvisorPod) -> None:
@@ -132,6 +133,7 @@ class Pods:
 
     async def kill(self, pod: GvisorPod, cgroup: str) -> None:
         """End sentry, gofers and all they started, whatever state they are in."""
+        pod.killed = True
         await asyncio.to_thread(self.cgroups.kill_all, cgroup, 9)
         pod.frozen = False
 

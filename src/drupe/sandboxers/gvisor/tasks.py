@@ -343,6 +343,8 @@ class GvisorTasks(KeptTasks):
         elif pod is not None and not pod.record.sole:
             status = killed(at=status.at)
             status.message = "its sandbox ended"
+        elif pod is not None and status.signal and not pod.killed:
+            status.message = f"its sandbox was killed by signal {status.signal}"
         self.mark_oom(task_id, status)
         self.conclude(record, status)
         return status

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from drupe.errors import InvalidArgument, NotFound, Unsupported
+from drupe.oci.carried import further_devices
 from drupe.oci.runtime_spec import Linux, RuntimeConfig
 from drupe.runtime.choosing import AUTO, BUILT_IN, WISH
 from drupe.runtime.node import Node
@@ -35,7 +36,7 @@ def features_of(config: RuntimeConfig) -> set[str]:
     bounding = (config.process and config.process.capabilities and config.process.capabilities.bounding) or ()
     if "CAP_SYS_ADMIN" in bounding and "user" not in own:
         features.add("privileged")
-    if linux.devices:
+    if further_devices(config):
         features.add("devices")
     return features
 

@@ -282,7 +282,8 @@ async def _execute_now(asked: Asked, fds: dict[str, int]) -> OciAnswer:
     except BaseException:
         stand_in.close()
         raise
-    await kept.execute(workload_process(process, kept.record.pids_limit), stand_in, terminal=process["terminal"])
+    size, plain = process.get("consoleSize"), workload_process(process, kept.record.pids_limit)
+    await kept.execute(plain, stand_in, terminal=process["terminal"], size=size)
     detached = asked.words.on("detach")
     return OciAnswer(standing=True, pid_file=_absolute(asked, "pid-file"), wait=not detached)
 

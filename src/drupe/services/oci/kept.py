@@ -173,11 +173,16 @@ class Kept:
 
     # -- further processes --------------------------------------------------------------------------------------------
 
-    async def execute(self, process: Mapping[str, Any], stand_in: StandIn, *, terminal: bool) -> None:
-        """Start a process, for which `stand_in` (taken over) stands."""
+    async def execute(
+        self, process: Mapping[str, Any], stand_in: StandIn, *, terminal: bool, size: Mapping[str, int] | None = None
+    ) -> None:
+        """Start a process, for which `stand_in` (taken over) stands. size: of its terminal, where that is said
+        (`process.consoleSize`)."""
         fds = stand_in.streams()
         try:
             rows, columns = stand_in.window() if terminal else (0, 0)
+            if terminal and size:
+                rows, columns = size["height"], size["width"]
             if terminal:
                 make_raw(fds)
             spec = ExecSpec(argv=tuple(process["args"]), tty=terminal, rows=rows, cols=columns)

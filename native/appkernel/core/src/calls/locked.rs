@@ -5,9 +5,11 @@ use drupe_appkernel_abi::{Errno, Result};
 
 use super::Args;
 use crate::kernel::{Done, Kernel};
-use crate::mm::PAGE;
+use crate::mm::{Area, Locked, PAGE, STACK};
 use crate::task::Tid;
 
+/// What Linux gives a stack at first.
+const STACK_BYTES: u64 = 132 << 10;
 const CAP_IPC_LOCK: u32 = 14;
 const LIMIT_MEMLOCK: usize = 8;
 /// Pages that mincore(2) tells of before others have their turn.
@@ -85,13 +87,24 @@ pub fn mlockall(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     let room = kernel.lockable_bytes(tid)?;
     let mm = kernel.mm_mut(tid)?;
     if args[0] & CURRENT != 0 {
-        if mm.size_bytes().saturating_sub(mm.locked.size_bytes()) > room {
+        let mut with = Locked::default();
+        mm.areas.iter().for_each(|(start, area)| with.insert(used_from(*start, area), area.end));
+        if with.size_bytes().saturating_sub(mm.locked.size_bytes()) > room {
             return Err(Errno::NOMEM);
         }
-        mm.locked.ranges = mm.areas.iter().map(|(start, area)| (*start, area.end)).collect();
+        mm.locked = with;
     }
     mm.locked.future = args[0] & FUTURE != 0;
     Ok(Done::Value(0))
+}
+
+/// Where what is used of an area begins: a stack is mapped farther down than it has grown.
+fn used_from(start: u64, area: &Area) -> u64 {
+    if area.name == STACK {
+        start.max(area.end - STACK_BYTES.min(area.end - start))
+    } else {
+        start
+    }
 }
 
 pub fn munlockall(kernel: &mut Kernel, tid: Tid, _: &Args) -> Result<Done> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
+use drupe_appkernel_vfs::devices::MemoryDevice;
 use drupe_appkernel_vfs::OpenFile;
 
 use super::Args;
@@ -108,6 +109,8 @@ pub(super) fn map(kernel: &mut Kernel, tid: Tid, args: &Args, file: Option<Arc<O
     if let Some(file) = &file {
         check_file(file, protection, shared)?;
     }
+    // /dev/zero is memory without a file.
+    let file = file.filter(|file| !file.downcast::<MemoryDevice>().is_some_and(MemoryDevice::maps_zeros));
     let limit = kernel.process(tid)?.limits[LIMIT_AS].0;
     let locks = kernel.check_future_lock(tid, flags & MAP_LOCKED != 0, size)?;
     let mm = kernel.mm_mut(tid)?;
