@@ -17,6 +17,7 @@ import h11
 
 from drupe.errors import DeadlineExceeded, HelperFailed, Unavailable
 from drupe.hypervisors.words import readable
+from drupe.linux.unix_sockets import short_name
 from drupe.rpc.timeouts import timeout
 
 ANSWERS_WITHIN_S = 10.0
@@ -67,7 +68,8 @@ class Rest:
         parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=_PIECE_BYTES)
         data = _request(parser, method, path, body)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
-            await loop.sock_connect(sock, str(self._path))
+            with short_name(self._path) as name:
+                await loop.sock_connect(sock, name)
             sent = socket.send_fds(sock, [data], list(fds)) if fds else 0
             await loop.sock_sendall(sock, data[sent:])
             return await self._answer(sock, parser)
@@ -134,7 +136,8 @@ class Lifeline:
 
     @classmethod
     async def connect(cls, path: Path) -> Lifeline:
-        return cls(*await asyncio.open_unix_connection(str(path)))
+        with short_name(path) as name:
+            return cls(*await asyncio.open_unix_connection(name))
 
     async def ended(self) -> None:
         """Return once the program has hung up."""

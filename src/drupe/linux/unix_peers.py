@@ -8,14 +8,15 @@ import signal
 import socket
 from pathlib import Path
 
-from drupe.linux.unix_sockets import peer_credentials
+from drupe.linux.unix_sockets import peer_credentials, short_name
 
 
 def kill_peer(path: Path) -> bool:
     """SIGKILL to the process that listens at `path`; whether there was one. Never to ourselves: OSError EPERM."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
-            sock.connect(str(path))
+            with short_name(path) as name:
+                sock.connect(name)
             listener = peer_credentials(sock).pid
             pidfd = os.pidfd_open(listener)
         except (ConnectionError, FileNotFoundError, ProcessLookupError):
