@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tests.conformance.oci_bats import Suite, results
 
+from framework import machines
 from framework.bundles import COMMAND
 from framework.private_host import PrivateHost
 
@@ -41,6 +42,9 @@ class Face:
         config = directory / "config.toml"
         config.write_text(f'[kinds.runc]\nprogram = "{name}"\n' if name in PROGRAMS else "")
         self._program = "/usr/sbin/runc" if name == "oracle" else self._link()
+        if name == "vm":  # with the guest that scripts/setup.sh --tests has built
+            (directory / "drupe").mkdir()
+            machines.make_root(directory / "drupe")
         self._host = PrivateHost(directory, config=config)
 
     def _link(self) -> str:

@@ -119,8 +119,8 @@ def test_a_pod_on_another_hypervisor(name: str, tmp_path: Path, agent: AgentServ
 
 
 @pytest.mark.root
-def test_firecracker_in_its_jail(tmp_path: Path, agent: AgentService) -> None:
-    """Where its jailer is installed: a user and a root of its own, in which is what it was given, and of which nothing
+def test_in_a_jail(tmp_path: Path, agent: AgentService) -> None:
+    """Where Firecracker's jailer is installed: a user and a root of its own, with what it was given, of which nothing
     is left; a daemon that comes back finds it there."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()

@@ -227,10 +227,12 @@ class CriHost(Containerd):
         return socket.create_connection((host, port), timeout=30)
 
     def close(self) -> None:
-        with contextlib.suppress(AttributeError):
-            self.cri.remove_all()
-            self.cri.close()
-        super().close()
+        try:
+            with contextlib.suppress(AttributeError):
+                self.cri.remove_all()
+                self.cri.close()
+        finally:
+            super().close()
         for parent in _parents():
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()

@@ -9,6 +9,7 @@ DIRECTORY gets the file `asked`. AGENT: the agent's socket.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,11 @@ async def run(name: str, told: Path, agent: Path, arguments: list[str]) -> None:
     is_cloud = name == "cloud-hypervisor"
     flag = "--api-socket" if is_cloud else "--api-sock"
     control = Path(arguments[arguments.index(flag) + 1].removeprefix("path="))
-    model: Any = (
-        CloudModel(control.parent) if is_cloud else FireModel(root=control.parent if "--jailed" in arguments else None)
-    )
+    root = None
+    if "--jailed" in arguments:  # what it names is below its root, and a socket's name is short
+        os.chdir(control.parent)
+        root, control = Path(), Path(control.name)
+    model: Any = CloudModel(control.parent) if is_cloud else FireModel(root=root)
     over = asyncio.Event()
 
     def answer(request: Request) -> Answer | None:

@@ -36,8 +36,12 @@ OPS = [
     "forget",
     "delete",
     "hostname",
+    "rest",
+    "go_on",
+    "limits",
 ]
-FIELDS = ["id", "op", "protocol", "fds", "container", "exec", "signal", "reach", "rows", "cols", "after", "name"]
+FIELDS = ["id", "op", "protocol", "fds", "container", "exec", "signal", "reach", "rows", "cols", "after", "name",
+          "tasks", "memory_bytes", "cpu_us"]  # fmt: skip
 CONFIG = [
     "args", "env", "cwd", "uid", "gid", "groups", "effective", "permitted", "inheritable", "bounding", "rlimits",
     "terminal", "rows", "cols", "root", "read_only", "share_pid", "mounts", "no_new_privileges",

@@ -32,7 +32,7 @@ impl Kernel {
         let lowest = lowest(mm, old).max(top.saturating_sub(limits[LIMIT_STACK].0)).next_multiple_of(PAGE);
         let step = if area.name == STACK { STEP_BYTES } else { PAGE };
         let start = (page & !(step - 1)).max(lowest);
-        let fits = mm.size_bytes().saturating_add(old - start) <= limits[LIMIT_AS].0;
+        let fits = mm.size_bytes().saturating_add(old.saturating_sub(start)) <= limits[LIMIT_AS].0;
         if page < lowest || !fits || mm.is_full() {
             return None;
         }
@@ -49,7 +49,7 @@ impl Kernel {
 
 /// The next area above a place where there is none, if it is one that grows.
 fn above(mm: &Mm, page: u64) -> Option<(u64, Area)> {
-    if !mm.is_free(page, page + PAGE) {
+    if !mm.is_free(page, page.checked_add(PAGE)?) {
         return None;
     }
     let (start, area) = mm.areas.range(page..).next()?;

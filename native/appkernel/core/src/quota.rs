@@ -93,7 +93,7 @@ impl Kernel {
         let is_over = quota.count(total_ns, now_ns);
         let left_ns = quota.quota_ns.saturating_sub(quota.spent_ns);
         let wait_ns = match (is_over, has_run) {
-            (true, _) => (quota.begun_ns + quota.period_ns).saturating_sub(now_ns).min(LONGEST_LOOK_NS),
+            (true, _) => quota.begun_ns.saturating_add(quota.period_ns).saturating_sub(now_ns).min(LONGEST_LOOK_NS),
             (false, true) => left_ns.min(LONGEST_LOOK_NS) / 2, // there may be several processors
             (false, false) => LONGEST_LOOK_NS,
         };

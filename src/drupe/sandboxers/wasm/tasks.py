@@ -163,7 +163,7 @@ class WasmTasks(KeptTasks):
         coming = await self._launcher.launch(job, made, held, engine)
         try:
             await coming.arrived()
-            if has_ended(main.fds["pidfd"]):  # else it may have joined what has its pid now
+            if self._main(config.task).fields["pid"] != main.fields["pid"]:  # it may have joined what has its pid now
                 raise InvalidState(f"container {config.task} has just ended")
             if config.tty and config.fds:  # before the first byte
                 await self._keeper.attach(held.task, config.fds, close_stdin=False)
