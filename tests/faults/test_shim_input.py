@@ -14,6 +14,7 @@ import pytest
 from drupe.rpc.containerd.task_v2_pb2 import DeleteResponse
 from framework.bundles import COMMAND
 from framework.daemon import Daemon
+from framework.leaks import wait_until
 from framework.taskcaller import pods
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
@@ -76,6 +77,7 @@ WORDS: dict[str, tuple[str | bytes, ...]] = {
 
 
 def test_any_words(shim: Call, daemon: Daemon, tmp_path: Path) -> None:
+    wait_until((daemon.run / "cli.sock").exists, what="the daemon has all that it makes by itself")
     before = sorted(daemon.run.rglob("*"))
     for name, words in WORDS.items():
         (tmp_path / "address").unlink(missing_ok=True)

@@ -283,6 +283,8 @@ def test_what_is_not_harmed_goes_on_and_nothing_is_left(fresh_daemon: Daemon, tm
     finally:
         kinds.soak.wait_well()
         removed = soak.drupe("rm", "-f", "--all")
+        for snapshot in soak.drupe("snapshot", "ls", "--quiet").stdout.split():  # who was to remove it was killed
+            soak.drupe("snapshot", "rm", snapshot)
         left = residue(fresh_daemon)
         new = sorted(files_of(fresh_daemon) - before)
         soak.drupe("system", "shutdown")

@@ -83,10 +83,13 @@ class PrivateHost:
         return self.inside(str(COMMAND.with_name("drupe")), *words, check=False)
 
     def close(self) -> None:
-        """End the daemons, the last first, and let go of the namespaces."""
-        if self._daemon.poll() is not None:  # whoever asked for one while there was none was quicker than a test
-            self.drupe("system", "shutdown")
+        """End the daemons, the last first, and let go of the namespaces. Ours is the last of all, as whoever calls it
+        when there is none has another one started."""
         for service in reversed(self._services):
+            if (
+                service is self._daemon and service.poll() is not None
+            ):  # one that was started so was quicker than a test
+                self.drupe("system", "shutdown")
             service.terminate()
             service.wait(TIMEOUT_S)
         self._holder.communicate(b"end\n", timeout=TIMEOUT_S)

@@ -117,11 +117,11 @@ def test_a_filter_that_is_compiled_is_not_sent_twice() -> None:
 
 def test_without_a_share_only_files_of_the_pods_own_are_bound() -> None:
     hosts = {"type": "bind", "source": "/run/x/hosts", "destination": "/etc/hosts"}
-    assert binds_of({"mounts": [hosts, {"type": "tmpfs", "destination": "/tmp"}]}) == {
-        "/run/x/hosts": "/run/drupe/etc/hosts"
-    }
+    mounts = [hosts, {"type": "tmpfs", "destination": "/tmp"}, {"type": "bind", "source": "/m", "destination": "/m"}]
+    binds = binds_of({"mounts": mounts}, {"/m": "/run/drupe/memory/m"})
+    assert binds == {"/run/x/hosts": "/run/drupe/etc/hosts", "/m": "/run/drupe/memory/m"}
     with pytest.raises(Unsupported, match="/data cannot be mounted"):
-        binds_of({"mounts": [{"type": "bind", "source": "/srv", "destination": "/data"}]})
+        binds_of({"mounts": [{"type": "bind", "source": "/srv", "destination": "/data"}]}, {})
 
 
 def test_the_lowest_disk_is_mounted_first() -> None:
