@@ -107,7 +107,7 @@ def listing(directory: Path) -> Iterator[tuple[str, int, int, int, int]]:
 def test_both_sides_see_what_the_other_changes(tmp_path: Path) -> None:
     """While the program runs."""
     program = (
-        "import os, sys, time; os.chdir(sys.argv[1]); open('ready', 'w').write('guest')\n"
+        "import os, sys, time; os.chdir(sys.argv[1]); open('new', 'w').write('guest'); os.rename('new', 'ready')\n"
         "while not os.path.exists('answer'): time.sleep(0.01)\n"
         "print(open('answer').read(), os.path.exists('ready'))"
     )
