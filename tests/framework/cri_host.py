@@ -92,8 +92,9 @@ class CriHost(Containerd):
     """containerd with its CRI, our handlers among its runtimes; see Containerd for the rest. Usable after `open`."""
 
     def __init__(self, directory: Path, version: Version, store: Path, *, extra: str = "") -> None:
-        for parent in _parents():  # runc makes them and leaves them
-            parent.mkdir(exist_ok=True)
+        self._made = [parent for parent in _parents() if not parent.exists()]  # else another host's, that is still open
+        for parent in self._made:  # runc makes them and leaves them
+            parent.mkdir()
         config = directory / "drupe.toml"
         config.write_text(DRUPE_CONFIG)
         super().__init__(directory, version, store, cri=True, extra=_handlers(version) + extra, drupe_config=config)
@@ -233,7 +234,7 @@ class CriHost(Containerd):
                 self.cri.close()
         finally:
             super().close()
-        for parent in _parents():
+        for parent in self._made:
             with contextlib.suppress(OSError):  # one that is in use is for the leak checker to tell
                 parent.rmdir()
 

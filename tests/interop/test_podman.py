@@ -140,7 +140,8 @@ def test_under_a_kernel_of_its_own(own_kernel: Podman, tmp_path: Path) -> None:
     assert podman.run("sh", "-c", "id -u; hostname; echo text > /v/file", flags=flags).stdout.split() == ["7", "named"]
     assert (tmp_path / "volume/file").read_text() == "text\n"
     refused = podman.run("true", flags=["--device", "/dev/kmsg"], check=False)
-    assert refused.returncode == 126 and f"linux.devices is not carried out by {kind} sandboxes" in refused.stderr
+    assert refused.returncode == 126 and "linux.devices" in refused.stderr
+    assert f"is not carried out by {kind} sandboxes" in refused.stderr
     podman.run("sh", "-c", "echo in the log; exec sleep 1000", flags=["-d", "--name", "c", "--memory", "256m"])
     assert podman("logs", "c").stdout == "in the log\n"
     assert podman("exec", "--env", "A=b", "--workdir", "/tmp", "c", "sh", "-c", "pwd; echo $A").stdout == "/tmp\nb\n"
