@@ -26,7 +26,8 @@ EVERY = tuple(VERSIONS) if ALL else ("2.1",)
 AGAIN = ("again", "more")[: 1 + ALL]  # as often as one likes
 ASKING = ("task", "exec", "--exec-id", "e")
 # what it drew when it began is in its memory alone
-DRAWS = "read drawn </proc/sys/kernel/random/uuid; while :; do echo $drawn >/new; mv /new /drawn; sleep 0.1; done"
+# it rests long enough to be written down between two rounds: files that are open then must be there afterwards, too
+DRAWS = "read drawn </proc/sys/kernel/random/uuid; while :; do echo $drawn >/new; mv /new /drawn; sleep 0.5; done"
 HAS_DRAWN = "until test -e /drawn; do sleep 0.1; done"
 
 
