@@ -108,6 +108,16 @@ def test_names_are_looked_up_behind_a_link_that_leads_nowhere_yet(daemon: Daemon
     assert (done.returncode, done.stdout) == (0, plain.stdout), done
 
 
+def test_a_program_in_a_volume_is_found_over_a_link(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "tool").symlink_to("/data/tool")
+    _build(daemon, tmp_path, "linked")
+    (volume := tmp_path / "volume").mkdir()
+    (volume / "tool").write_text("#!/bin/sh\necho from the volume\n")
+    (volume / "tool").chmod(0o755)
+    done = run(daemon, "runc", "linked", "/tool", options=("-v", f"{volume}:/data"))
+    assert (done.returncode, done.stdout) == (0, "from the volume\n"), done
+
+
 @pytest.mark.parametrize("content", PROGRAMS, ids=lambda content: str(len(content)))
 def test_what_cannot_be_loaded_is_one_line(daemon: Daemon, tmp_path: Path, content: bytes) -> None:
     """Whatever the kind, it is seen before one is asked; crun would tell the container's output."""

@@ -52,6 +52,18 @@ def open_in_root(root_fd: int, path: str | bytes, flags: int, *, mode: int = 0) 
     return openat2(root_fd, path, flags, mode=mode, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
+def stat_in_root(root_fd: int, path: str | bytes, *, links: bool = True) -> os.stat_result:
+    """fstat(2) of what `open_in_root` finds. links: follow them; else one on the way is OSError ELOOP, and one at the
+    end is itself what is found."""
+    how = 0 if links else RESOLVE_NO_SYMLINKS
+    flags = O_PATH if links else O_PATH | os.O_NOFOLLOW
+    descriptor = openat2(root_fd, path, flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | how)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def open_regular(dir_fd: int, path: str | bytes, flags: int, *, resolve: int = RESOLVE_IN_ROOT) -> int:
     """Open what exists at `path` only if it is a regular file; RESOLVE_NO_MAGICLINKS is always on.
 

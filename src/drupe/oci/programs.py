@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from drupe.errors import DrupeError, InvalidArgument, NotFound, PermissionDenied
-from drupe.linux.openat2 import O_PATH, open_in_root
+from drupe.linux.openat2 import open_in_root, stat_in_root
 from drupe.oci.formats import CAUSES, MISSING, why_not
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
@@ -109,14 +109,19 @@ def _is_at(path: str, place: str) -> bool:
 
 
 def _mode(root_fd: int, path: str, covered: tuple[str, ...]) -> int | None:
-    """st_mode of what is at `path`, 0 when there is nothing, None when that cannot be told from here."""
+    """st_mode of what is at `path`, 0 when there is nothing, None when that cannot be told from here: its own processes
+    are others than ours, and a link may lead to what is mounted."""
     if path.startswith("/proc/") or any(_is_at(posixpath.normpath(path), place) for place in covered):
-        return None  # its own processes are others than ours
+        return None
     try:
-        descriptor = open_in_root(root_fd, path, O_PATH)
+        return stat_in_root(root_fd, path).st_mode
     except OSError as error:
-        return 0 if error.errno in _ABSENT else None
+        return 0 if error.errno in _ABSENT and not (covered and _over_a_link(root_fd, path)) else None
+
+
+def _over_a_link(root_fd: int, path: str) -> bool:
+    """Whether a symbolic link is on the way to `path`, or there."""
     try:
-        return os.fstat(descriptor).st_mode
-    finally:
-        os.close(descriptor)
+        return stat.S_ISLNK(stat_in_root(root_fd, path, links=False).st_mode)
+    except OSError as error:
+        return error.errno == errno.ELOOP

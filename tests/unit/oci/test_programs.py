@@ -12,7 +12,7 @@ import pytest
 
 from drupe.errors import DrupeError, InvalidArgument, NotFound, PermissionDenied
 from drupe.oci import formats
-from drupe.oci.programs import check_process
+from drupe.oci.programs import check_process, check_program
 
 STATIC = b"\x7fELF\x02\x01" + bytes(12) + bytes([62 if os.uname().machine == "x86_64" else 183, 0]) + bytes(44)
 
@@ -150,3 +150,15 @@ def test_formats_of_the_administrators_own_are_left_to_the_kernel(
     (tmp_path / "qemu-arm").touch()
     monkeypatch.setattr(formats, "_HANDLERS", tmp_path)
     check(root, "/srv/tool")
+
+
+@pytest.mark.parametrize("link", ["bin/tool", "opt"])
+def test_what_a_link_leads_to_may_be_mounted(root: int, tmp_path: Path, link: str) -> None:
+    """A program that an image looks for in a volume."""
+    (tmp_path / link).symlink_to("/data/tool" if link == "bin/tool" else "/data")
+    process: dict[str, Any] = {"args": ["/bin/tool" if link == "bin/tool" else "/opt/tool"], "cwd": "/", "env": []}
+    check_program(root, process, covered=("/data",))
+    with pytest.raises(NotFound):
+        check_program(root, process)
+    with pytest.raises(NotFound):
+        check_program(root, {"args": ["/bin/nosuch"], "cwd": "/"}, covered=("/data",))

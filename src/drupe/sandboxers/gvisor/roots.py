@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drupe.errors import InvalidArgument
-from drupe.linux.openat2 import O_PATH, open_in_root
+from drupe.linux.openat2 import O_PATH, stat_in_root
 from drupe.sandboxers.gvisor.config import TMP
 
 
@@ -36,10 +36,6 @@ def check_places(keeper_pid: int, oci: dict[str, Any]) -> None:
 
 def _is_fifo(root: int, path: str) -> bool:
     try:
-        place = open_in_root(root, path, O_PATH)
+        return stat.S_ISFIFO(stat_in_root(root, path).st_mode)
     except OSError:
         return False
-    try:
-        return stat.S_ISFIFO(os.fstat(place).st_mode)
-    finally:
-        os.close(place)

@@ -1,4 +1,4 @@
-"""What runc looks for in a container's cgroup, and crun does not: in a frozen one it would wait for ever."""
+"""What runc does with a container's state and cgroup, and crun leaves to us: in a frozen one it would wait for ever."""
 
 from __future__ import annotations
 
