@@ -91,7 +91,7 @@ class Ports:
         name = f"port {mapping.host_ip or '*'}:{mapping.host_port}/{mapping.protocol}"
         if error.errno == errno.EADDRINUSE:
             owner = self._owner(mapping)
-            hint = "choose another host port, or 0 for a free one"
+            hint = "choose another host port, or 0 for a free one (of a snapshot: --other-ports)"
             return AlreadyExists(f"{name} is in use by {owner}", stage="network", hint=hint)
         if error.errno == errno.EADDRNOTAVAIL:
             return NotFound(f"the host has no address {mapping.host_ip}", stage="network")
