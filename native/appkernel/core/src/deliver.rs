@@ -8,7 +8,7 @@ use crate::signal::{
     SA_RESTART, SIGKILL, SIGSEGV, SIGSTOP, SIGSYS, SIG_DFL, SIG_IGN, SI_KERNEL, UNBLOCKABLE,
 };
 use crate::table;
-use crate::task::{Exit, Report, State, Tid};
+use crate::task::{Exit, PendingCall, Report, State, Tid};
 
 const RED_ZONE: u64 = 128;
 const UCONTEXT_BYTES: usize = 304;
@@ -124,6 +124,11 @@ impl Kernel {
     pub(crate) fn interrupt(&mut self, tid: Tid) -> bool {
         let Ok(task) = self.task(tid) else { return true };
         let (mask, pid) = (task.mask, task.pid);
+        if task.call.as_ref().is_some_and(PendingCall::is_vfork) {
+            let deadly = self.deadly_signal(tid);
+            deadly.into_iter().for_each(|signal| self.end_process(pid, Exit::Signal(signal)));
+            return deadly.is_some();
+        }
         let process = self.tasks.processes.get(&pid);
         let open = |info: &&Info| mask & bit(info.signal) == 0 || UNBLOCKABLE & bit(info.signal) != 0;
         let process_pending = process.map(|p| p.pending.as_slice()).unwrap_or_default();

@@ -7,8 +7,8 @@ use drupe_appkernel_vfs::wait;
 
 use crate::calls::timers::{forwarded, UNHEARD_NS};
 use crate::kernel::Kernel;
-use crate::signal::{bit, set_of, Info, SIGALRM, SIGCONT, SIGKILL, SI_KERNEL, STOPS};
-use crate::task::{Pid, ProcessorAlarm, Report, State, TaskWaker, Tid, ALARM, PROCESSOR_ALARM};
+use crate::signal::{bit, default_of, set_of, Effect, Info, SIGALRM, SIGCONT, SIGKILL, SIG_DFL, SI_KERNEL, STOPS};
+use crate::task::{PendingCall, Pid, ProcessorAlarm, Report, State, TaskWaker, Tid, ALARM, PROCESSOR_ALARM};
 
 /// What waits in one queue at most, whatever RLIMIT_SIGPENDING says.
 const MAX_PENDING: usize = 1024;
@@ -155,14 +155,31 @@ impl Kernel {
         }
     }
 
-    /// Whether a signal waits that the thread does not block.
+    /// Whether a signal waits that the thread does not block. In vfork(2) it hears of those alone that end it.
     pub(crate) fn has_signal(&self, tid: Tid) -> bool {
         let Ok(task) = self.task(tid) else { return false };
+        if task.call.as_ref().is_some_and(PendingCall::is_vfork) {
+            return self.deadly_signal(tid).is_some();
+        }
         // What sigtimedwait(2) waits for it takes itself, blocked or not.
         let closed = task.mask | task.waits_for;
         let open = |info: &Info| closed & bit(info.signal) == 0 || info.signal == SIGKILL;
         let process = self.tasks.processes.get(&task.pid);
         task.pending.iter().any(open) || process.is_some_and(|p| p.pending.iter().any(open))
+    }
+
+    /// A signal that waits, is not blocked, and ends the thread's process.
+    pub(crate) fn deadly_signal(&self, tid: Tid) -> Option<i32> {
+        let (task, process) = (self.task(tid).ok()?, self.process(tid).ok()?);
+        let protected = self.is_first.contains(&task.pid);
+        let is_deadly = |info: &&Info| match info.signal {
+            SIGKILL => !protected || info.code == SI_KERNEL,
+            signal => {
+                let by_default = process.actions.lock().get(signal).handler == SIG_DFL;
+                !protected && task.mask & bit(signal) == 0 && by_default && default_of(signal) == Effect::Terminate
+            }
+        };
+        task.pending.iter().chain(&process.pending).find(is_deadly).map(|info| info.signal)
     }
 
     /// kill(2) and its kin: may `tid` signal this process? EPERM.

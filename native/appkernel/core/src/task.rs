@@ -48,6 +48,14 @@ pub struct PendingCall {
     pub opening: Option<Arc<OpenFile>>,
 }
 
+impl PendingCall {
+    /// It waits in vfork(2), for a child that runs on its stack: nothing but its end takes it out of there.
+    pub fn is_vfork(&self) -> bool {
+        const CALLS: [u64; 3] = [56, 58, 435]; // clone, vfork, clone3, which keep the child's number
+        self.progress != 0 && CALLS.contains(&self.number)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
     /// In guest code, or about to be.
