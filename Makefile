@@ -34,13 +34,13 @@ test-hypervisors: ## Hold every hypervisor that is installed to the contract; sa
 		command -v $$program >/dev/null && echo "found $$program" || echo "not found: $$program"; done
 	@$(PYTHON) -m pytest -rs tests/contract/test_*hypervisor*.py tests/contract/heavy_uml_vm.py
 
-fuzz-appkernel: ## Throw nonsense at the application kernel for MINUTES=30: calls, programs, images, shared memory, packets
+fuzz-appkernel: ## Throw nonsense at the application kernel: calls, programs, images, shared memory, packets; MINUTES=30 for each, JOBS=2 at a time
 	@scripts/setup.sh --tests
-	@DRUPE_FUZZ_MINUTES=$(or $(MINUTES),30) $(PYTHON) -m pytest -s tests/fuzz/test_appkernel.py tests/fuzz/test_appkernel_packets.py $(PYTEST_ARGS)
+	@scripts/fuzz.sh appkernel $(PYTEST_ARGS)
 
 fuzz-vm: ## Throw nonsense at all that reads what machines send: MINUTES=30 for each target, JOBS=2 of them at a time
 	@scripts/setup.sh --tests
-	@scripts/fuzz-vm.sh $(PYTEST_ARGS)
+	@scripts/fuzz.sh vm $(PYTEST_ARGS)
 
 test-interop: ## Hold drupe to what containerd, Docker and Podman do with runc: also the cases that `make test` leaves out
 	@scripts/setup.sh --tests

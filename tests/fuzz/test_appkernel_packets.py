@@ -1,4 +1,5 @@
-"""Whatever is sent to a pod's kernel, it answers and lives on."""
+"""Whatever is sent to a pod's kernel, it answers and lives on. What was sent last, and what the kernel said, is kept in
+build/fuzz when it did not."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ from drupe.errors import NotFound
 from drupe.keeper.connection import MAX_PACKET, open_socket
 from drupe.keeper.programs import find_program
 from drupe.linux.memfd import memory_file
+from framework.fuzzing import KERNEL, Trail, evidence
 from framework.probes import needs_root
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(float(os.environ.get("DRUPE_FUZZ_MINUTES", "0")) * 120 + 120)]
+TRAILS: list[Trail] = []  # of the kernel that is there
 
 OPS = [
     "hello",
@@ -81,26 +84,41 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A kernel without a pod around it; the directory of its socket."""
     needs_root()
     try:
-        program = find_program("drupe-appkernel")
+        find_program("drupe-appkernel")
     except NotFound as error:
         pytest.skip(str(error))
     directory = tmp_path_factory.mktemp("kernel")
+    with evidence("packets", "target packets; `tried` is what was sent") as place:
+        TRAILS[:] = [Trail(place / "tried")]
+        pid = begun(directory, place)
+        with open_socket(directory, "control.sock") as sock:  # it answers: all its own processes are there
+            sock.settimeout(60.0)
+            assert "ok" in asked(sock, b'{"id": 1, "op": "hello", "protocol": 1}')
+        yield directory
+        TRAILS.pop().close()
+        end(directory, pid)
+        said = (place / "stderr").read_text(errors="replace")
+        assert "panicked" not in said and "a bug of the kernel" not in said, said[-2000:]
+
+
+def begun(directory: Path, place: Path) -> int:
+    """Start the kernel, what it says goes into a file of `place`. Its pid."""
     (directory / "share").mkdir()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, (place / "stderr").open("wb") as said:
         listener.bind(str(directory / "control.sock"))
         listener.listen(8)
         inside = 'mount --bind share share && mount --make-shared share && exec "$@"'
-        serve = [str(program), "serve", "--control", str(listener.fileno()), "--share", str(directory / "share")]
+        serve = [str(KERNEL), "serve", "--control", str(listener.fileno()), "--share", str(directory / "share")]
         serve += ["--uid", "1999999998", "--pidfile", str(directory / "pid")]
         subprocess.run(
             ["unshare", "--mount", "sh", "-ec", inside, "sh", *serve],
-            cwd=directory, pass_fds=[listener.fileno()], check=True, timeout=30,
+            cwd=directory, pass_fds=[listener.fileno()], check=True, timeout=30, stderr=said,
         )  # fmt: skip
-    pid = int((directory / "pid").read_text())
-    with open_socket(directory, "control.sock") as sock:  # it answers: all its own processes are there
-        sock.settimeout(60.0)
-        assert "ok" in asked(sock, b'{"id": 1, "op": "hello", "protocol": 1}')
-    yield directory
+    return int((directory / "pid").read_text())
+
+
+def end(directory: Path, pid: int) -> None:
+    """Have it end; it is waited for."""
     for _ in range(200):
         if not Path(f"/proc/{pid}").exists():
             return
@@ -115,6 +133,8 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def asked(sock: socket.socket, data: bytes, fds: list[int] | None = None) -> dict[str, object]:
     """The answer to a packet."""
+    for trail in TRAILS:
+        trail.note(repr(data[:4000]).encode() + b"\n")
     socket.send_fds(sock, [data], fds or [])
     answer: dict[str, object] = json.loads(sock.recv(MAX_PACKET))
     return answer
@@ -128,11 +148,7 @@ def line(kernel: Path) -> Iterator[socket.socket]:
         assert "ok" in asked(sock, json.dumps({"id": 1, "op": "hello", "protocol": 1}).encode())
 
 
-MINUTES = float(os.environ.get("DRUPE_FUZZ_MINUTES", "0"))
-# some hundred a minute, in each of three tests
-FUZZ = settings(
-    max_examples=int(MINUTES * 100) or 150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FUZZ
@@ -155,6 +171,8 @@ def test_configs(line: socket.socket, config: dict[str, object], program: bool) 
     base = {"args": ["/none"], "uid": 0, "gid": 0} if program else {}
     file, null = memory_file("config", json.dumps(base | config).encode()), os.open(os.devnull, os.O_RDWR)
     try:
+        for trail in TRAILS:
+            trail.note(json.dumps(base | config).encode() + b"\n")
         request = {"id": 1, "op": "start", "container": "c", "fds": ["config", "root", "stdin", "stdout", "stderr"]}
         assert "error" in asked(line, json.dumps(request).encode(), [file, null, null, null, null])
     finally:
