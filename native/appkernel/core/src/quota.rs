@@ -7,10 +7,15 @@ use std::collections::BTreeMap;
 
 use crate::kernel::Kernel;
 use crate::mm::MmId;
+use crate::signal::SIGKILL;
+use crate::task::Exit;
 
 /// How long may pass between two looks at those who run, and at those who should not.
 const LONGEST_LOOK_NS: u64 = 10_000_000;
 const SHORTEST_LOOK_NS: u64 = 1_000_000;
+/// Who is found to have run on so often does not want to hear: a call takes every program out of guest code as soon as the host
+/// lets it run, unless it has blocked that by a jump into its stub.
+const IGNORED_MAX: u32 = 100;
 
 /// By container.
 pub(crate) type Quotas = BTreeMap<u32, Quota>;
@@ -29,6 +34,10 @@ pub(crate) struct Quota {
     look_at_ns: u64,
     /// Nobody runs: the next look has time until something happens.
     is_idle: bool,
+    /// How many were in guest code at the last look; and in how many looks some of these had run on, none had come, and all
+    /// should rest and were called.
+    moving: usize,
+    ignored: u32,
 }
 
 impl Quota {
@@ -40,6 +49,12 @@ impl Quota {
         self.begun_ns += periods * self.period_ns;
         self.spent_ns = self.spent_ns.saturating_sub(periods.saturating_mul(self.quota_ns));
         self.spent_ns >= self.quota_ns
+    }
+
+    fn note_ignored(&mut self, is_over: bool, has_run: bool, moving: usize) {
+        let none_came = is_over && moving > 0 && moving >= self.moving;
+        self.ignored = if none_came { self.ignored + u32::from(has_run) } else { 0 };
+        self.moving = moving;
     }
 }
 
@@ -87,7 +102,7 @@ impl Kernel {
     }
 
     fn look(&mut self, container: u32, now_ns: u64) {
-        let (total_ns, moves) = (self.time_of(container), self.moving_in(Some(container)).next().is_some());
+        let (total_ns, moving) = (self.time_of(container), self.moving_in(Some(container)).count());
         let Some(quota) = self.quotas.get_mut(&container) else { return };
         let has_run = total_ns > quota.total_ns;
         let is_over = quota.count(total_ns, now_ns);
@@ -98,10 +113,21 @@ impl Kernel {
             (false, false) => LONGEST_LOOK_NS,
         };
         quota.look_at_ns = now_ns + wait_ns.max(SHORTEST_LOOK_NS);
-        quota.is_idle = !is_over && !moves;
+        quota.is_idle = !is_over && moving == 0;
+        quota.note_ignored(is_over, has_run, moving);
         match is_over {
+            true if quota.ignored > IGNORED_MAX => self.end_who_ignore(container),
             true => self.slow_down(container, has_run),
             false => self.let_run(container),
+        }
+    }
+
+    /// It takes more than its share, and no call reaches it.
+    fn end_who_ignore(&mut self, container: u32) {
+        let running: Vec<_> = self.moving_in(Some(container)).map(|(pid, _)| pid).collect();
+        for pid in running {
+            self.host.log(&format!("process {pid} is ended: it runs on, beyond its quota, and cannot be called"));
+            self.end_process(pid, Exit::Signal(SIGKILL));
         }
     }
 }
@@ -120,5 +146,16 @@ mod tests {
         assert_eq!((quota.spent_ns, quota.begun_ns), (5, 1200));
         assert!(!quota.count(45, 99_000));
         assert_eq!(quota.spent_ns, 0);
+    }
+
+    #[test]
+    fn who_runs_on_without_coming_is_counted() {
+        let mut quota = Quota { quota_ns: 20, period_ns: 100, ..Quota::default() };
+        for (over, ran, moving, ignored) in
+            [(true, true, 3, 1), (true, false, 3, 1), (true, true, 2, 0), (true, true, 2, 1), (false, true, 2, 0)]
+        {
+            quota.note_ignored(over, ran, moving);
+            assert_eq!(quota.ignored, ignored);
+        }
     }
 }

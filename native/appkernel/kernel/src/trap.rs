@@ -325,6 +325,7 @@ impl Stubs {
     fn forget_thread(&mut self, id: ThreadId) -> Option<Thread> {
         let thread = self.threads.remove(&id)?;
         self.by_host.remove(&thread.host);
+        self.stash.drop_all(|note| note.thread == thread.host); // its number may soon be another's
         self.watched.retain(|watched| *watched != id);
         Some(thread)
     }

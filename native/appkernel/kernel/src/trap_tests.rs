@@ -331,3 +331,43 @@ fn nonsense_in_a_slot_is_nobodys_panic() {
         assert!(stubs.new_space().is_ok(), "{word:#x} = {value:#x}");
     }
 }
+
+/// Some processes whose calls have come and were not served, and one that stands in a call.
+fn with_calls_put_by() -> (Stubs, SpaceId, ThreadId, Vec<SpaceId>) {
+    let (mut stubs, space, thread) = start(CALLS);
+    stubs.resume(thread, None, &[]).unwrap();
+    next(&mut stubs);
+    let crowd: Vec<_> = (0..12).map(|_| stubs.fork(thread).expect("a fork")).collect();
+    crowd.iter().for_each(|(_, child)| stubs.resume(*child, Some(1), &[]).expect("it goes on"));
+    stubs.gather(crowd.len());
+    (stubs, space, thread, crowd.into_iter().map(|(space, _)| space).collect())
+}
+
+#[test]
+fn a_call_of_somebody_who_is_gone_is_not_taken_for_that_of_a_new_thread() {
+    let (mut stubs, space, thread, crowd) = with_calls_put_by();
+    crowd.into_iter().for_each(|one| stubs.end_space(one));
+    let beside = stubs.new_thread(thread).expect("a thread");
+    stubs.resume(beside, Some(2), &[]).unwrap();
+    assert_eq!(next(&mut stubs), Event::Trap(beside, Trap::Call { number: 1000, args: [7, 0, 0, 0, 0, 0] }));
+    assert_eq!(word(&stubs, space), 2);
+}
+
+#[test]
+fn a_call_that_comes_after_its_process_was_ended_is_nobodys() {
+    for _ in 0..20 {
+        let (mut stubs, space, thread) = start(CALLS);
+        stubs.resume(thread, None, &[]).unwrap();
+        next(&mut stubs);
+        let (gone, child) = stubs.fork(thread).unwrap();
+        stubs.resume(child, Some(1), &[]).unwrap();
+        while !stubs.is_called() {
+            std::thread::yield_now();
+        }
+        stubs.end_space(gone); // killed with its call on the way
+        let beside = stubs.new_thread(thread).expect("a thread");
+        stubs.resume(beside, Some(2), &[]).unwrap();
+        assert!(matches!(next(&mut stubs), Event::Trap(who, Trap::Call { number: 1000, .. }) if who == beside));
+        assert_eq!(word(&stubs, space), 2);
+    }
+}

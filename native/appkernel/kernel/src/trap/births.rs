@@ -1,4 +1,6 @@
-//! How spaces and threads come into being: by a stub's own clone(2), which is let pass because it was ordered.
+//! How spaces and threads come into being: by a stub's own clone(2), which is let pass because it was ordered. What is made
+//! shows a token that nobody else knows: at any time others may ring whom the kernel does not know, a thread that was told to end
+//! and did not, one whose process is being killed, a child that came too late.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -7,8 +9,8 @@ use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_core::platform::{Platform, SpaceId, ThreadId};
 use drupe_appkernel_hostsys::layout::{self, CALL_BORN, CALL_DOORBELL};
 use drupe_appkernel_hostsys::notify::Notification;
-use drupe_appkernel_hostsys::slot::Slot;
-use drupe_appkernel_hostsys::{memory, poll};
+use drupe_appkernel_hostsys::slot::{Op, Slot};
+use drupe_appkernel_hostsys::{clock, memory, poll};
 
 use super::{errno, Space, Stubs, Thread, Waiting, WORD_SPACE};
 use crate::ops::{self, Expected};
@@ -19,8 +21,13 @@ const SLOT_REST: usize = 32;
 impl Stubs {
     /// Wait for a process that `parent` has just forked, and give it slots of its own; one that cannot have them ends.
     /// `inside`: its number there, as the host told the parent; it lies in the parent's memory, and only /proc believes it.
-    fn deliver(&mut self, parent: ThreadId, made: Option<&Registers>, inside: i64) -> Result<(SpaceId, ThreadId)> {
-        let born = self.wait_for_stranger(CALL_BORN)?;
+    fn deliver(
+        &mut self,
+        parent: ThreadId,
+        made: Option<&Registers>,
+        (inside, token): (i64, u64),
+    ) -> Result<(SpaceId, ThreadId)> {
+        let born = self.wait_for_stranger(CALL_BORN, token)?;
         self.settle_in(&born, parent, made, inside).inspect_err(|_| {
             poll::signal_thread(born.thread, born.thread, libc::SIGKILL); // needs no descriptor, which may be what is missing
             self.listener.refuse(born.id, Errno::PERM.0);
@@ -74,35 +81,43 @@ impl Stubs {
         self.threads.insert(id, thread);
     }
 
-    fn wait_for_stranger(&mut self, number: u32) -> Result<Notification> {
-        let known = &self.by_host;
-        let is_it = |note: &Notification| note.number == number && !known.contains_key(&note.thread);
+    /// The first call of what was made by the order with this token.
+    fn wait_for_stranger(&mut self, number: u32, token: u64) -> Result<Notification> {
+        let is_it = |note: &Notification| note.number == number && note.args[ops::TOKEN] == token;
         if let Some(found) = self.stash.find(is_it) {
             return Ok(found);
         }
         loop {
             let Some(note) = self.receive()? else { continue };
-            if note.number == number && !self.by_host.contains_key(&note.thread) {
+            if is_it(&note) && !self.by_host.contains_key(&note.thread) {
                 return Ok(note);
             }
             self.put_by(note);
         }
     }
 
-    pub(super) fn fork_stub(&mut self, parent: ThreadId, made: Option<&Registers>) -> Result<(SpaceId, ThreadId)> {
-        self.settle(parent)?;
-        let results = self.run(parent, &[ops::fork()], vec![Expected::call(&ops::fork())])?;
+    /// Have a stub call clone(2). What it returned; EFAULT: it did not call at all, and only said so.
+    fn order(&mut self, parent: ThreadId, call: &Op) -> Result<i64> {
+        let results = self.run(parent, &[*call], vec![Expected::call(call)])?;
+        let has_called = self.thread(parent)?.expected.is_empty();
         match results[0] {
-            n if n < 0 => Err(Errno(-n as i32)),
-            inside => self.deliver(parent, made, inside).map_err(|errno| match errno {
-                // The kernel's own descriptors, and the host's time, are none of the guest's.
-                Errno::MFILE | Errno::NFILE | Errno::TIMEDOUT => Errno::AGAIN,
-                other => other,
-            }),
+            n if n < 0 => Err(Errno(i32::try_from(-n).unwrap_or(Errno::FAULT.0))),
+            n if has_called => Ok(n),
+            _ => Err(Errno::FAULT),
         }
     }
 
-    /// A further thread, in the space of another.
+    pub(super) fn fork_stub(&mut self, parent: ThreadId, made: Option<&Registers>) -> Result<(SpaceId, ThreadId)> {
+        self.settle(parent)?;
+        let token = token()?;
+        let inside = self.order(parent, &ops::fork(token))?;
+        self.deliver(parent, made, (inside, token)).map_err(|errno| match errno {
+            // The kernel's own descriptors, and the host's time, are none of the guest's.
+            Errno::MFILE | Errno::NFILE | Errno::TIMEDOUT => Errno::AGAIN,
+            other => other,
+        })
+    }
+
     pub(super) fn fork_thread(&mut self, beside: ThreadId) -> Result<ThreadId> {
         self.settle(beside)?;
         let space_id = self.thread(beside)?.space;
@@ -122,17 +137,14 @@ impl Stubs {
         if !slot.copy_frame(&self.thread(beside)?.slot) {
             return Err(Errno::FAULT);
         }
-        let call = ops::new_thread(slot.address + layout::SLOT_SIZE - 64);
-        let results = self.run(beside, &[call], vec![Expected::call(&call)])?;
-        if results[0] < 0 {
-            return Err(Errno(-results[0] as i32));
-        }
-        let bell = self.wait_for_stranger(CALL_DOORBELL)?;
+        let token = token()?;
+        let inside = self.order(beside, &ops::new_thread(slot.address + layout::SLOT_SIZE - 64, token))?;
+        let bell = self.wait_for_stranger(CALL_DOORBELL, token)?;
         let id = ThreadId(self.next);
         self.next += 1;
         let waiting = Some(Waiting::Bell(bell.id));
         let owns_gs = self.thread(beside)?.owns_gs;
-        let in_proc = if self.numbers_inside { results[0] as i32 } else { bell.thread };
+        let in_proc = if self.numbers_inside { inside as i32 } else { bell.thread };
         let mut thread = Thread { waiting, owns_gs, in_proc, ..Thread::new(bell.thread, space_id, index, slot) };
         if !owns_gs {
             thread.staged.get_mut().copies.push(ops::set_gs(thread.slot.address));
@@ -140,4 +152,11 @@ impl Stubs {
         self.add_thread(id, thread);
         Ok(id)
     }
+}
+
+/// Of an order: nobody guesses it.
+fn token() -> Result<u64> {
+    let mut bytes = [0; 8];
+    clock::random(&mut bytes).map_err(errno)?;
+    Ok(u64::from_le_bytes(bytes))
 }

@@ -47,6 +47,16 @@ impl<T> Lanes<T> {
         self.take(lane, at)
     }
 
+    /// Drop all that are it.
+    pub(super) fn drop_all(&mut self, is_it: impl Fn(&T) -> bool) {
+        if self.is_empty() {
+            return;
+        }
+        self.waiting.values_mut().for_each(|queue| queue.retain(|one| !is_it(one)));
+        self.waiting.retain(|_, queue| !queue.is_empty());
+        self.count = self.waiting.values().map(VecDeque::len).sum();
+    }
+
     fn take(&mut self, lane: u32, at: usize) -> Option<T> {
         let queue = self.waiting.get_mut(&lane)?;
         let one = queue.remove(at)?;
@@ -79,5 +89,13 @@ mod tests {
         let mut lanes = Lanes::default();
         (0..3).for_each(|n| lanes.push(n, n));
         assert_eq!((lanes.find(|n| *n == 2), lanes.find(|n| *n == 2), lanes.len()), (Some(2), None, 2));
+    }
+
+    #[test]
+    fn what_is_dropped_is_gone_from_all_lanes() {
+        let mut lanes = Lanes::default();
+        (0..6).for_each(|n| lanes.push(n % 2, n));
+        lanes.drop_all(|n| n % 2 == 0 || *n == 5);
+        assert_eq!((lanes.len(), lanes.pop(), lanes.pop(), lanes.pop()), (2, Some(1), Some(3), None));
     }
 }

@@ -35,6 +35,11 @@ impl Stubs {
         }
     }
 
+    /// Whether a call waits to be taken in.
+    pub fn is_called(&self) -> bool {
+        poll::is_readable(self.listener.raw_fd(), 0)
+    }
+
     /// Write a word of a thread's slot, as its guest may.
     pub fn spoil(&self, thread: ThreadId, word: usize, value: u64) {
         self.threads[&thread].slot.store(word, value);
