@@ -394,7 +394,7 @@ class Storage:
             return  # bundles bring their own
         target = self.paths.pod(pod.id) / "shm"
         target.mkdir(mode=0o755, exist_ok=True)
-        if self._is_mounted(target):
+        if pod.sandboxer.own_shm or self._is_mounted(target):
             return
         size = max((c.shm_size_bytes for c in pod.spec.containers), default=64 * 1024 * 1024)
         uid0, gid0 = root_ids(pod.spec)
@@ -407,7 +407,9 @@ class Storage:
             await self.copy(pod.origin.shm, target)
 
     async def umount_shm(self, pod: Pod) -> None:
-        await self._keeper.umount([str(self.paths.pod(pod.id) / "shm")])
+        target = self.paths.pod(pod.id) / "shm"
+        if not pod.sandboxer.own_shm or self._is_mounted(target):  # what an earlier version has mounted goes, too
+            await self._keeper.umount([str(target)])
 
     async def remove_tree(self, path: Path) -> None:
         """Remove a directory of ours. Idempotent. In a thread: on a busy disk it can take many milliseconds."""

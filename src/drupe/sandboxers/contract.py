@@ -263,6 +263,7 @@ class Sandboxer(ABC):
 
     kind: ClassVar[str]
     runs_modules: ClassVar[bool] = False  # its programs are WebAssembly modules, not Linux's
+    own_shm: ClassVar[bool] = False  # the /dev/shm of a pod is its own kernel's, not a mount of the host's
     wants_image: bool = False  # it reads images itself: as EROFS files
     dials: ClassVar[bool] = False  # the loopback of a pod is its own kernel's, and `dial` reaches it
     on_failed: OnFailed = staticmethod(lambda sandbox_id, cause: None)

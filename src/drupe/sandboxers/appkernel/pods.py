@@ -20,11 +20,14 @@ from drupe.sandboxers.appkernel.spares import Spares
 from drupe.sandboxers.kept.dropping import drop_task
 from drupe.spec.resources import Resources
 
+_GONE_WITHIN_S = (0.001, 0.002, 0.004, 0.01, 0.02, 0.05, 0.1)  # looks at what ends with its kernel
+
 
 @dataclass(slots=True)
 class KernelPod:
-    """One pod, in memory. ending: its end is our own work. pid: of its kernel. kernel: one that waited and is to be
-    it. begun: a start that nobody waits for yet. saving: its kernel writes itself down, and may not answer for long."""
+    """One pod, in memory. ending: its end is our own work. over: it has been ended, and nothing was begun since. pid: of
+    its kernel. kernel: one that waited and is to be it. begun: a start that nobody waits for yet. saving: its kernel
+    writes itself down, and may not answer for long."""
 
     record: PodRecord
     line: KernelLine
@@ -33,6 +36,7 @@ class KernelPod:
     kernel: Waiting | None = None
     begun: asyncio.Task[None] | None = None
     ending: bool = False
+    over: bool = False
     saving: bool = False
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -131,7 +135,7 @@ class Pods:
         async with pod.starting:
             if pod.pid:
                 return
-            pod.record.started, pod.record.failed = True, ""
+            pod.record.started, pod.record.failed, pod.over = True, "", False
             pod.record.save()
             try:
                 pod.pid = await self._run(pod, restores=restores)
@@ -230,24 +234,37 @@ class Pods:
         self.spares.arrived(pod.record.id)
 
     async def _end(self, pod: KernelPod) -> None:
+        if pod.over:
+            return
         pod.ending = True
         self.on_end(pod)
         pod.line.close()
         if pod.kernel is not None:
             pod.kernel.socket.close()
             pod.kernel = None
-        leaf = pod.record.leaf
-        if self.cgroups.exists(leaf):
-            await asyncio.to_thread(self.cgroups.kill_all, leaf, 9)
-        await drop_task(self.keeper, pod.record.key)
-        if not pod.record.sole and self.cgroups.exists(leaf):
-            await asyncio.to_thread(self.cgroups.delete, leaf)
+        await self._end_processes(pod)
+        if not pod.record.sole and self.cgroups.exists(pod.record.leaf):
+            await asyncio.to_thread(self.cgroups.delete, pod.record.leaf)
         (pod.record.kernel_home / SOCKET).unlink(missing_ok=True)
         pod.pid, pod.record.paused, pod.record.rests, pod.ending = 0, "", False, False
         if pod.record.started:
             pod.record.started = False
             with contextlib.suppress(OSError):
                 pod.record.save()
+        pod.over = True
+
+    async def _end_processes(self, pod: KernelPod) -> None:
+        """The kernel, with which all ends that it runs. What stands still, or is there after a moment, is killed process
+        by process: for that a cgroup is stopped first, which takes its time."""
+        leaf = pod.record.leaf
+        if pod.frozen and self.cgroups.exists(leaf):
+            await asyncio.to_thread(self.cgroups.kill_all, leaf, 9)
+        await drop_task(self.keeper, pod.record.key)
+        for pause_s in _GONE_WITHIN_S:
+            if not self.cgroups.exists(leaf) or not self.cgroups.pids(leaf):
+                return
+            await asyncio.sleep(pause_s)
+        await asyncio.to_thread(self.cgroups.kill_all, leaf, 9)
 
     def leave(self, pod: KernelPod) -> None:
         """Go away, and leave it to another daemon; what only waited for it ends."""
@@ -260,6 +277,7 @@ class Pods:
     def make_leaf(self, pod: KernelPod) -> None:
         """The cgroup of a pod of several containers."""
         if not pod.record.sole:
+            pod.over = False
             self.cgroups.create(pod.record.leaf, bounded(self.cgroups, Resources()))
 
 

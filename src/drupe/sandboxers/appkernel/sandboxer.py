@@ -43,6 +43,7 @@ class AppkernelSandboxer(KeptSandboxer):
     """Sandboxes whose kernel is drupe's own."""
 
     kind = "appkernel"
+    own_shm = True
 
     def __init__(self, *, pods: Pods, cgroups: Cgroups, on_exit: OnExit, options: AppkernelOptions) -> None:
         self.wants_image = options.root == "image"

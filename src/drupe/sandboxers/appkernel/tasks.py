@@ -280,8 +280,9 @@ class KernelTasks(KeptTasks):
         if record is not None and (pod := self._pods.find(record.sandbox)) is not None:
             await self._unmake(pod, record)
             await pod.share.drop(task_id)
-        with contextlib.suppress(DrupeError):
-            await self._keeper.end_task(task_id, code=137, signal=9)
+        if record is None or record.exit is None:
+            with contextlib.suppress(DrupeError):
+                await self._keeper.end_task(task_id, code=137, signal=9)
         await self._forget(task_id, kill=False)
         if cgroup is not None:
             await asyncio.to_thread(self._drop_cgroup, cgroup)
