@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from appkernel import KERNEL, TIMEOUT_S, Field, calls_of_all, ticks
@@ -37,6 +38,7 @@ class KernelDrupe:
         self._ours = ours.of_kind("appkernel")
         self.start = self._ours.start
         self.exec = self._ours.exec
+        self.burst = self._ours.burst
         self.keep = self._ours.keep
         self.drop = self._ours.drop
 
@@ -69,15 +71,17 @@ class Races:
 
     def __init__(self, ours: Drupe, crun: Contender, work: Path, report: Report, wanted: list[str]) -> None:
         self._ours = KernelDrupe(ours)
+        self._plain = ours.of_kind("runc")
         self._crun = crun
         self._runsc = BareRunsc(work=work, lower=ours.layers(), config=ours.oci_config())
         self._work, self._report, self._wanted = work, report, wanted
 
-    def run(self, n: int, *, pods: tuple[int, ...]) -> None:
-        """n: samples of a start and of an exec."""
+    def run(self, n: int, *, pods: tuple[int, ...], bursts: tuple[tuple[int, int], ...]) -> None:
+        """n: samples of a start and of an exec. bursts: starts at once, and how often."""
         rows: dict[str, Callable[[], None]] = {
             "appkernel-start": lambda: self._starts(n),
             "appkernel-exec": lambda: self._execs(n),
+            **{f"appkernel-parallel-{count}": partial(self._bursts, count, rounds) for count, rounds in bursts},
             "appkernel-memory": lambda: self._memory(pods),
             "appkernel-idle": lambda: self._idle(pods[-1]),
             "appkernel-calls": lambda: self._calls(max(1, n // 6)),
@@ -103,6 +107,14 @@ class Races:
         taken = interleave(samplers, n, warm_up=2)
         for peer in ("crun", "runsc"):
             self._report.compare("appkernel-exec", taken["drupe"], f"{peer} exec", taken[peer])
+
+    def _bursts(self, count: int, rounds: int) -> None:
+        """So many starts at once, until the last one's first byte; also beside our own pods without a kernel."""
+        contenders = {"drupe": self._ours, "drupe (runc)": self._plain, "crun": self._crun, "runsc": self._runsc}
+        samplers = {name: partial(contender.burst, count) for name, contender in contenders.items()}
+        taken = interleave(samplers, rounds, warm_up=1)
+        for peer in ("drupe (runc)", "crun", "runsc"):
+            self._report.compare(f"appkernel-parallel-{count}", taken["drupe"], f"{peer} run", taken[peer])
 
     def _memory(self, pods: tuple[int, ...]) -> None:
         for contender in (self._ours, self._runsc):

@@ -39,8 +39,9 @@ KIND = "runc"
 class Plan:
     """How much to measure. n: samples of the main race, `start`; others: of every other one. bursts: (starts at once,
     rounds). pods, peer_pods: the numbers of pods at which memory is read. wasm_burst: Wasm pods at once. slow: samples
-    of what takes seconds (gVisor's races). cri_burst: pods of containerd's CRI at once, and rounds; cycles: such pods
-    made and removed before what is left is counted. machine_rounds: of several machines at once.
+    of what takes seconds (gVisor's races). kernel_bursts: as `bursts`, of pods under the application kernel. cri_burst:
+    pods of containerd's CRI at once, and rounds; cycles: such pods made and removed before what is left is counted.
+    machine_rounds: of several machines at once.
     """
 
     n: int
@@ -50,6 +51,7 @@ class Plan:
     peer_pods: tuple[int, ...]
     wasm_burst: int = 200
     slow: int = 30
+    kernel_bursts: tuple[tuple[int, int], ...] = ((8, 10), (50, 3))
     cri_burst: tuple[int, int] = (50, 5)
     cycles: int = 500
     machine_rounds: int = 3
@@ -63,6 +65,7 @@ QUICK = Plan(
     peer_pods=(1, 2),
     wasm_burst=50,
     slow=2,
+    kernel_bursts=((8, 2),),
     cri_burst=(10, 1),
     cycles=10,
     machine_rounds=1,
@@ -158,7 +161,7 @@ def race_appkernel(field: Field, plan: Plan, only: list[str], directory: Path, s
     work = stack.enter_context(tempfile.TemporaryDirectory(prefix="drupe-bench-", dir="/var/tmp"))
     kernels = Races(field.ours, field.peers["crun"], Path(work), report, wanted)
     stack.callback(kernels.drop)
-    kernels.run(plan.slow, pods=plan.peer_pods[:2])
+    kernels.run(plan.slow, pods=plan.peer_pods[:2], bursts=plan.kernel_bursts)
 
 
 def race_vm(field: Field, plan: Plan, only: list[str], directory: Path, stack: ExitStack) -> None:

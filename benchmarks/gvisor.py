@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import GREETING, STEP_TIMEOUT_S, STOPPABLE, first_byte, pss_bytes, run, since, with_own_sources
+from common import (
+    GREETING,
+    STEP_TIMEOUT_S,
+    STOPPABLE,
+    burst_of_commands,
+    first_byte,
+    pss_bytes,
+    run,
+    since,
+    with_own_sources,
+)
 from ours import Drupe, descendants
 
 from drupe.spec.control import Delete
@@ -71,6 +81,15 @@ class BareRunsc:
             return first_byte([*self._command("run"), "--bundle", str(self._work / task), task])
         finally:
             self._remove_bundle(task)
+
+    def burst(self, count: int) -> float:
+        """`count` commands at once."""
+        tasks = [self._bundle(GREETING) for _ in range(count)]
+        try:
+            return burst_of_commands([[*self._command("run"), "--bundle", str(self._work / t), t] for t in tasks])
+        finally:
+            for task in tasks:
+                self._remove_bundle(task)
 
     def exec(self) -> float:
         """`exec` in one kept container."""
