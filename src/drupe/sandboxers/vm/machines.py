@@ -72,6 +72,7 @@ class Machines:
         self.starter = Starter(
             keeper=keeper, launcher=self._launcher, hypervisors=self.hypervisors, roots=self.roots,
             templates=Templates(root / "vm" / "templates"), agent_timeout_s=options.agent_timeout_s,
+            virtiofsd=options.virtiofsd,
         )  # fmt: skip
         self._pods: dict[str, VmPod] = {}
         self.on_begun: Callable[[VmPod], None] = lambda _: None

@@ -21,7 +21,8 @@ _QUEUES = ("1", "2", "3", "4", "5", "6", "7", "8")  # as many as a machine has p
 class VmOptions(Spec):
     """hypervisor: the program that runs machines: "qemu", "cloud-hypervisor", "firecracker" or "stratovirt" ("uml", a
     kernel as a process of the host, is for tests). hypervisors: others of them that a pod's annotation may name.
-    machine_type: one of its own, "" for its first. program: its path.
+    machine_type: one of its own, "" for its first. program: its path. virtiofsd: that one's, "" for where it is
+    installed.
     guest: the guest image, by name or digest. rootfs: how a container's root gets into the machine. memory_bytes: of a
     machine whose pod has no limit. overhead_bytes: what guest kernel and agent need beside the pod's limit.
     vmm_bytes: what the machine costs the host beside its memory. template: start from a booted machine that was saved.
@@ -33,6 +34,7 @@ class VmOptions(Spec):
     hypervisors: tuple[str, ...] = ()
     machine_type: str = ""
     program: str = ""
+    virtiofsd: str = ""
     guest: str = "default"
     rootfs: RootfsForm = "virtiofs"
     memory_bytes: int = 256 << 20

@@ -391,9 +391,9 @@ def find_hypervisor(options: VmOptions, root: Path | None = None) -> Hypervisor:
     """The one that the node's settings name. root: the node's directory. Raises NotFound when it or what it needs is
     not installed, InvalidArgument for one that the kind does not offer."""
     from drupe.sandboxers.vm.hypervisors import open_hypervisor
-    from drupe.sandboxers.vm.share import find_virtiofsd
+    from drupe.sandboxers.vm.virtiofsd import find_virtiofsd
 
     hypervisor = open_hypervisor(options.hypervisor, options.program, root)
     if not hypervisor.abilities_of(options.machine_type)["virtiofs"].startswith("no"):
-        find_virtiofsd()
+        find_virtiofsd(options.virtiofsd)
     return hypervisor

@@ -9,7 +9,6 @@ or remove, what it leads to.
 from __future__ import annotations
 
 import os
-import resource
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +21,10 @@ from drupe.keeper.start import mounts_root
 from drupe.sandboxers.vm.oci import GUEST_SHARE, brings
 from drupe.sandboxers.vm.records import PodRecord
 
-_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"), Path("/usr/lib/virtiofsd"))
-INSTALL = "apt-get install --no-install-recommends qemu-system-common"
 TAG = "drupe"
 # Each id is what it is on the host, as files there belong to whatever ids containers have (user_namespaces(7))
 _EVERY_ID = ((0, 0, 0xFFFF_FFFF),)
 _USERS_HINT = "sysctl -w user.max_user_namespaces=65536"
-_OPEN_FILES = 1_000_000  # it would raise its own limit, for which a user namespace gives no right
 # Device numbers that mean the same to every Linux kernel (its admin-guide/devices.txt); a guest has each in its /dev.
 _EVERYWHERE = {
     (1, 3): "/dev/null",
@@ -37,30 +33,6 @@ _EVERYWHERE = {
     (1, 8): "/dev/random",
     (1, 9): "/dev/urandom",
 }
-
-
-def find_virtiofsd() -> str:
-    """Its path. NotFound says how to install it."""
-    import shutil
-
-    for place in _PLACES:
-        if place.exists():
-            return str(place)
-    found = shutil.which("virtiofsd")
-    if found is None:
-        raise NotFound("virtiofsd is not installed", hint=INSTALL)
-    return found
-
-
-def serving(program: str, record: PodRecord) -> list[str]:
-    """virtiofsd's command line; its listening socket is descriptor 3. It is one that sees nothing but the share, in
-    namespaces of its own, with the rights to hand out files of any owner and no others: device nodes, which would mean
-    the host's devices to whoever opens them there, are not made."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    files = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
-    options = ["source=" + str(record.share), "cache=auto", "sandbox=namespace", "xattr", "log_level=err"]
-    options.append("modcaps=-mknod")
-    return [program, "--fd=3", f"--rlimit-nofile={files}", *(word for option in options for word in ("-o", option))]
 
 
 class Share:
@@ -79,6 +51,12 @@ class Share:
         await self._keeper.mount(
             [Mount(target=root, source=root, flags=("bind", "ro")), Mount(target=root, flags=("shared",))]
         )
+        await self.make_users()
+
+    async def make_users(self) -> None:
+        """Unless it is there: a pod that a daemon of before has made has none. Unavailable where it cannot be made."""
+        if self.users.exists():
+            return
         try:
             await self._keeper.create_namespaces(self._users, ["user"], uid_map=_EVERY_ID, gid_map=_EVERY_ID)
         except DrupeError as error:

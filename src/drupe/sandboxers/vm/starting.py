@@ -20,7 +20,7 @@ from drupe.keeper.client import Keeper
 from drupe.linux import no_holes_program
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
-from drupe.sandboxers.vm import filling, hardware, network, share
+from drupe.sandboxers.vm import filling, hardware, network, share, virtiofsd
 from drupe.sandboxers.vm.console import last_words, why
 from drupe.sandboxers.vm.hypervisors import Hypervisors, confinement
 from drupe.sandboxers.vm.launch import Launcher
@@ -40,7 +40,7 @@ _MEMORY_FD, _TOLD_FD = 5, 6  # of a VMM: after the listeners of `Launch`
 
 
 class Starter:
-    """Starts machines. agent_timeout_s: how long a guest may boot."""
+    """Starts machines. agent_timeout_s: how long a guest may boot. virtiofsd: its path, "" for where it is usually."""
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Starter:
         roots: Roots,
         templates: Templates,
         agent_timeout_s: float,
+        virtiofsd: str = "",
     ) -> None:
         self._keeper = keeper
         self._launcher = launcher
@@ -58,6 +59,7 @@ class Starter:
         self.roots = roots
         self.templates = templates
         self._agent_timeout_s = agent_timeout_s
+        self._virtiofsd = virtiofsd
         self.on_answered: Callable[[VmPod], None] = lambda _: None  # its agent is there
 
     async def start(self, pod: VmPod, *, from_template: bool, cold: Sequence[RootDisk] = ()) -> None:
@@ -112,7 +114,10 @@ class Starter:
         if not (shares := _shares(record)):
             return
         socket, log = cast(Path, shares[0].socket), record.home / "virtiofsd.log"
-        argv = share.serving(share.find_virtiofsd(), record)
+        await pod.share.make_users()
+        program = virtiofsd.find_virtiofsd(self._virtiofsd)
+        legacy = await virtiofsd.is_legacy(self._keeper, program)
+        argv = virtiofsd.serving(program, record.share, legacy=legacy)
         pod.pids[SHARE] = await self._launcher.start(
             record, record.id + SHARE, argv, [socket], log=log, netns=False, users=pod.share.users
         )
