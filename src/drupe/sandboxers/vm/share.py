@@ -8,9 +8,10 @@ or remove, what it leads to.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ TAG = "drupe"
 # Each id is what it is on the host, as files there belong to whatever ids containers have (user_namespaces(7))
 _EVERY_ID = ((0, 0, 0xFFFF_FFFF),)
 _USERS_HINT = "sysctl -w user.max_user_namespaces=65536"
+_PROC_FLAGS = ("nosuid", "nodev", "noexec")
+_PROC_HINT = "a container whose /proc is not masked (privileged), or the annotation drupe.vm.rootfs=block"
 # Device numbers that mean the same to every Linux kernel (its admin-guide/devices.txt); a guest has each in its /dev.
 _EVERYWHERE = {
     (1, 3): "/dev/null",
@@ -42,6 +45,7 @@ class Share:
         self._keeper = keeper
         self._root = record.share
         self._users = record.home / "users"
+        self._proc = record.home / "proc"
 
     async def make(self) -> None:
         """A mount of its own, so that what is mounted into it later reaches virtiofsd's namespace (shared subtrees).
@@ -51,17 +55,27 @@ class Share:
         await self._keeper.mount(
             [Mount(target=root, source=root, flags=("bind", "ro")), Mount(target=root, flags=("shared",))]
         )
-        await self.make_users()
+        await self.prepare()
 
-    async def make_users(self) -> None:
-        """Unless it is there: a pod that a daemon of before has made has none. Unavailable where it cannot be made."""
-        if self.users.exists():
-            return
+    async def prepare(self) -> None:
+        """What virtiofsd needs to start, unless it is there: a pod that a daemon of before has made lacks some of it.
+        Unavailable where it cannot be made."""
+        if not self.users.exists():
+            with _explained("virtiofsd's user namespace cannot be made", _USERS_HINT):
+                await self._keeper.create_namespaces(self._users, ["user"], uid_map=_EVERY_ID, gid_map=_EVERY_ID)
+        if not self._proc.exists() and _masked(self._keeper.pid):
+            await self._make_proc()
+
+    async def _make_proc(self) -> None:
+        """A whole one: where only masked ones are, virtiofsd, which is in a user namespace, cannot mount its own."""
+        self._proc.mkdir(mode=0o700)
         try:
-            await self._keeper.create_namespaces(self._users, ["user"], uid_map=_EVERY_ID, gid_map=_EVERY_ID)
-        except DrupeError as error:
-            what = "virtiofsd's user namespace cannot be made"
-            raise Unavailable(what, stage="share", cause=error.cause or error.message, hint=_USERS_HINT) from None
+            with _explained("virtiofsd needs a /proc of its own, which cannot be mounted here", _PROC_HINT):
+                proc = Mount(target=str(self._proc), source="proc", fstype="proc", flags=_PROC_FLAGS)
+                await self._keeper.mount([proc])
+        except Unavailable:
+            self._proc.rmdir()
+            raise
 
     @property
     def users(self) -> Path:
@@ -74,8 +88,11 @@ class Share:
         targets = [str(self._root / name) for name in self._names()]
         for name in self._names():
             targets = [*(str(path) for path in self._below(name)), *targets]
-        await self._keeper.umount([*targets, str(self._root)], lazy=True)
+        await self._keeper.umount([*targets, str(self._root), *self._has_proc()], lazy=True)
         _remove_empty(self._root)
+
+    def _has_proc(self) -> list[str]:
+        return [str(self._proc)] if self._proc.exists() else []
 
     async def add(self, task: str, oci: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """Show a container's root and binds; answers where the guest has them: its root, and source to source.
@@ -134,6 +151,24 @@ class Share:
 
     def _names(self) -> list[str]:
         return sorted(entry.name for entry in self._root.iterdir()) if self._root.is_dir() else []
+
+
+def _masked(pid: int) -> bool:
+    """Whether something lies over parts of /proc, as a process sees it: containers' engines do that. The kernel then
+    gives nobody in a user namespace another, unless a whole one is mounted anywhere (proc(5), mount_namespaces(7))."""
+    try:
+        lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.split()[4].startswith("/proc/") for line in lines)
+
+
+@contextlib.contextmanager
+def _explained(what: str, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except DrupeError as error:
+        raise Unavailable(what, stage="share", cause=error.cause or error.message, hint=hint) from None
 
 
 def _remove_empty(root: Path) -> None:

@@ -113,13 +113,13 @@ class Starter:
         record = pod.record
         if not (shares := _shares(record)):
             return
-        socket, log = cast(Path, shares[0].socket), record.home / "virtiofsd.log"
-        await pod.share.make_users()
+        socket = cast(Path, shares[0].socket)
+        await pod.share.prepare()
         program = virtiofsd.find_virtiofsd(self._virtiofsd)
         legacy = await virtiofsd.is_legacy(self._keeper, program)
         argv = virtiofsd.serving(program, record.share, legacy=legacy)
         pod.pids[SHARE] = await self._launcher.start(
-            record, record.id + SHARE, argv, [socket], log=log, netns=False, users=pod.share.users
+            record, record.id + SHARE, argv, [socket], log=pod.share_log, netns=False, users=pod.share.users
         )
 
     async def boot(self, pod: VmPod, config: MachineConfig, phases: Phases) -> None:
