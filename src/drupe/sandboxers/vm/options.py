@@ -14,6 +14,10 @@ RootfsForm = Literal["virtiofs", "block", "hostfs"]
 ROOTFS = "drupe.vm.rootfs"
 NETWORK = "drupe.vm.network"
 QUEUES = "drupe.vm.queues"
+HYPERVISOR = "drupe.vm.hypervisor"
+_OURS = "drupe.vm."
+_KNOWN = (HYPERVISOR, NETWORK, QUEUES, ROOTFS)
+_FORMS = ("virtiofs", "block")  # that a pod may ask for: hostfs is of User-mode Linux, which no node has
 
 _QUEUES = ("1", "2", "3", "4", "5", "6", "7", "8")  # as many as a machine has processors
 
@@ -48,6 +52,13 @@ class VmOptions(Spec):
     vhost_user: str = ""
     agent_timeout_s: float = 60.0
     append: tuple[str, ...] = ()
+
+
+def check_annotations(spec: PodSpec) -> None:
+    """InvalidArgument for one of ours that nobody knows: a slip of the pen must not be a weaker machine."""
+    for name in spec.annotations:
+        if name.startswith(_OURS) and name not in _KNOWN:
+            raise InvalidArgument(f"unknown annotation {name}", hint=f"those of machines: {', '.join(_KNOWN)}")
 
 
 def network_for(options: VmOptions, spec: PodSpec) -> Model:
@@ -105,5 +116,5 @@ def rootfs_for(options: VmOptions, spec: PodSpec, able: Mapping[str, str]) -> Ro
         if form == wished:
             found: RootfsForm = form
             return found
-    hint = f"one of: {', '.join(get_args(RootfsForm))}"
+    hint = f"one of: {', '.join(_FORMS)}"
     raise InvalidArgument(f"unknown form {wished!r} of a root in annotation {ROOTFS}", hint=hint)

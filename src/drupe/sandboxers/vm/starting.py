@@ -80,7 +80,9 @@ class Starter:
         with phases("roots"):
             record.disks = await self.roots.of_images(record.images)
         hosts, nics = hardware.host_devices(record), network.nics_of(joined)
-        saved = self.templates.find(record, self.program(record)) if from_template and not hosts else None
+        usual, program = from_template and not hosts, self.program(record)
+        saved = self.templates.find(record, program) if usual else None
+        damaged = self.templates.damaged(record, program) if usual and saved is None else ""
         record.saved, record.spare_disks = str(saved or ""), SPARE_DISKS if saved else 0
         record.disks = _all(record.disks, cold) if cold else record.disks[: SPARE_DISKS if saved else _DISKS_AT_BOOT]
         disks, taps = [disk.disk() for disk in record.disks], [nic for nic in nics if nic.node is None]
@@ -98,7 +100,8 @@ class Starter:
         record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
         record.told = told(joined)
         record.started, record.failed = True, ""
-        record.phases_ms, record.notes = phases.told, [*network.left_out(joined), *self._confinement(record)]
+        notes = [*network.left_out(joined), *self._confinement(record), damaged]
+        record.phases_ms, record.notes = phases.told, [note for note in notes if note]
         record.save()
 
     def program(self, record: PodRecord) -> str:
