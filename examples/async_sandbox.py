@@ -27,6 +27,7 @@ async def main() -> None:
             await cancelled(runtime)
             await outlive(runtime)
             assert await runtime.pods.list() == []
+            print("nothing is left")
 
 
 async def make_image(runtime: drupe.AsyncRuntime, tree: Path) -> None:
@@ -35,7 +36,8 @@ async def make_image(runtime: drupe.AsyncRuntime, tree: Path) -> None:
     shutil.copy(shutil.which("busybox") or "/bin/busybox", tree / "bin/busybox")
     for applet in APPLETS:
         (tree / "bin" / applet).symlink_to("busybox")
-    await runtime.images.build("busybox", tree, cmd=["sh"], env=["PATH=/bin"])
+    image = await runtime.images.build("busybox", tree, cmd=["sh"], env=["PATH=/bin"])
+    print("image", image.names, image.digest[:19])
 
 
 def sandbox(runtime: drupe.AsyncRuntime, **options: object) -> drupe.AsyncSandbox:
@@ -50,7 +52,9 @@ async def side_by_side(runtime: drupe.AsyncRuntime) -> None:
             await sb.files.write("/number", str(number))
             return (await sb.shell("echo $(( $(cat /number) * 2 ))", check=True, text=True)).stdout
 
-    assert await asyncio.gather(*(work(n) for n in range(5))) == ["0\n", "2\n", "4\n", "6\n", "8\n"]
+    said = await asyncio.gather(*(work(n) for n in range(5)))
+    assert said == ["0\n", "2\n", "4\n", "6\n", "8\n"]
+    print("five at once said", *map(str.strip, said))
 
 
 async def streams(runtime: drupe.AsyncRuntime) -> None:
@@ -63,11 +67,15 @@ async def streams(runtime: drupe.AsyncRuntime) -> None:
                 assert await shell.stdout.readline() == b"got " + word + b"\n"
             await shell.stdin.close()
             assert await shell.wait(timeout=5) == 0
-        assert (await sb.stats()).memory_usage_bytes > 0
+        used = (await sb.stats()).memory_usage_bytes
+        assert used > 0
+        print(f"a shell answered line by line, in {used >> 10} KiB")
     async with runtime.sandbox(
         "busybox", ["sh", "-c", "echo a; sleep 0.2; echo b"], network=drupe.Network.none()
     ) as sb:
-        assert [line.data async for line in sb.logs(follow=True)] == [b"a\n", b"b\n"]
+        logged = [line.data async for line in sb.logs(follow=True)]
+        assert logged == [b"a\n", b"b\n"]
+        print("logs as they came:", *logged)
 
 
 async def events(runtime: drupe.AsyncRuntime) -> None:
@@ -76,6 +84,7 @@ async def events(runtime: drupe.AsyncRuntime) -> None:
         pod = sb.id
     seen = [event.action async for event in runtime.events(since=0, follow=False, ids=[pod])]
     assert seen[0] == "create" and seen[-1] == "destroy" and "start" in seen, seen
+    print("events:", *seen)
 
 
 async def cancelled(runtime: drupe.AsyncRuntime) -> None:
@@ -88,6 +97,7 @@ async def cancelled(runtime: drupe.AsyncRuntime) -> None:
         await asyncio.wait([task])
         assert task.cancelled()
         assert "sleep 1000" not in [process.command for process in await sb.processes()]
+        print("a cancelled task has ended its command")
 
 
 async def outlive(runtime: drupe.AsyncRuntime) -> None:
@@ -96,7 +106,9 @@ async def outlive(runtime: drupe.AsyncRuntime) -> None:
         await sb.files.write("/kept", "still here")
         sb.detach()
     async with await drupe.AsyncSandbox.connect(sb.id, runtime=runtime) as again:
-        assert await again.files.read_text("/kept") == "still here"
+        kept = await again.files.read_text("/kept")
+        assert kept == "still here"
+        print("found again by its id:", kept)
         await again.delete()
 
 

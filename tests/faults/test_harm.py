@@ -94,6 +94,25 @@ def test_output_and_exit_of_the_time_without_a_daemon(fresh_daemon: Daemon) -> N
     works(daemon)
 
 
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "shut down"])
+def test_what_was_only_made_waits_for_its_start(fresh_daemon: Daemon, killed: bool) -> None:
+    """`create` has answered: no later daemon takes that for a `run` that came to nothing."""
+    daemon = fresh_daemon
+    daemon.command("create", "--name", "made", "--network", "none", "busybox", "echo", "started", check=True)
+    if killed:
+        daemon.kill()
+    else:
+        daemon.command("system", "shutdown", check=True)
+        assert daemon.process is not None
+        daemon.process.wait(20)
+    daemon.start()
+    assert status(daemon, "made").state == "ready"
+    daemon.command("start", "made", check=True)
+    assert daemon.command("wait", "made", check=True).stdout == "0\n"
+    assert daemon.command("logs", "made", check=True).stdout == "started\n"
+    works(daemon)
+
+
 def test_a_printing_workload_never_stands_still(fresh_daemon: Daemon) -> None:
     """Its daemon dies five times in a row while it prints; not one line is missing or doubled."""
     daemon = fresh_daemon

@@ -116,6 +116,21 @@ def test_a_missing_and_a_broken_guest_image(daemon: Daemon) -> None:
         (daemon.root / "hidden").rename(daemon.root / "guests")
 
 
+def test_a_damaged_template(daemon: Daemon) -> None:
+    """Pods boot, and say why; who repairs it starts from it again."""
+    devices = next(daemon.root.glob("vm/templates/*/devices"))
+    good = devices.read_bytes()
+    for harm in (lambda: devices.write_bytes(b"x" + good[1:]), devices.unlink):
+        harm()
+        run(daemon, "one")
+        told = pod_of(daemon, "one")
+        assert "start restore" not in told["timings_ms"] and "is damaged" in str(told["machine"]["notes"])
+        daemon.command("rm", "-f", "one", check=True)
+    devices.write_bytes(good)
+    run(daemon, "one")
+    assert "start restore" in pod_of(daemon, "one")["timings_ms"]
+
+
 def broken(guests: Path, good: Path) -> None:
     """An image whose kernel is none."""
     digest = (good / "default").readlink()

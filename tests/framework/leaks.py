@@ -103,7 +103,9 @@ def _is_our_process(pid: str, directory: str) -> bool:
     if f"{MARK_NAME}={MARK}\0" in _read(f"/proc/{pid}/environ") + "\0":
         return not _is_zombie(pid)
     command, cgroup = _read(f"/proc/{pid}/cmdline"), _read(f"/proc/{pid}/cgroup")
-    return directory in command or CGROUP_PARENT in cgroup or _link(Path(f"/proc/{pid}/cwd")).startswith(directory)
+    return (
+        mentions(command, directory) or CGROUP_PARENT in cgroup or mentions(_link(Path(f"/proc/{pid}/cwd")), directory)
+    )
 
 
 def _waits_for_a_pod(pid: str) -> bool:
@@ -132,7 +134,12 @@ def mounts(pid: str | int) -> list[str]:
 
 def is_ours(text: str, directory: Path) -> bool:
     """Whether a description mentions the tests' directory or cgroup parent."""
-    return str(directory) in text or CGROUP_PARENT in text
+    return mentions(text, directory) or CGROUP_PARENT in text
+
+
+def mentions(text: str, directory: Path | str) -> bool:
+    """Whether a text has the path of a directory: `pytest-12` is not in `pytest-1`, which is of another run."""
+    return re.search(re.escape(str(directory)) + r"(?![\w.-])", text) is not None
 
 
 def private_mounts(pids: frozenset[int]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from drupe import guest
 from drupe.errors import DrupeError
-from drupe.sandboxers.vm.share import find_virtiofsd
+from drupe.sandboxers.vm.virtiofsd import find_virtiofsd
 from framework import probes
 from framework.daemon import Daemon
 from framework.guests import cache

@@ -18,7 +18,7 @@ from drupe import guest
 from drupe.hypervisors.contract import Launch, MachineConfig
 from drupe.rpc.containerd import task_v3_pb2 as task_pb
 from drupe.rpc.guest import guest_pb2 as pb
-from drupe.sandboxers.vm.share import find_virtiofsd
+from drupe.sandboxers.vm.virtiofsd import find_virtiofsd, serving
 from framework import machines
 from framework.guestline import Line
 
@@ -82,9 +82,10 @@ def fifo(path: Path, opened: contextlib.ExitStack) -> int:
 
 def virtiofsd(path: Path, shared: Path) -> subprocess.Popen[bytes]:
     """Serves a directory to one machine, at a socket."""
-    options = ["-o", f"source={shared}", "-o", "cache=auto", "-o", "sandbox=namespace", "-o", "log_level=err"]
+    program = find_virtiofsd()
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     with listening(path) as fd:
-        argv = handed_on([fd], [find_virtiofsd(), "--fd=3", *options])
+        argv = handed_on([fd], serving(program, shared, legacy=version.startswith("virtiofsd version")))
         return subprocess.Popen(argv, pass_fds=[fd], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

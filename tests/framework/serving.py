@@ -12,10 +12,11 @@ from drupe.rpc.server import Handler, Server
 
 
 @contextmanager
-def serving(path: Path, handler: Handler) -> Iterator[str]:
-    """Serve `handler` at `path` while the block runs; yields the path as text. Fails if a call's task is left over."""
+def serving(path: Path, handler: Handler, *, root: str = "") -> Iterator[str]:
+    """Serve `handler` at `path` while the block runs; yields the path as text. Fails if a call's task is left over.
+    root: as of `Server`."""
     loop = asyncio.new_event_loop()
-    server = Server(path, handler)
+    server = Server(path, handler, root=root)
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:

@@ -18,7 +18,8 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 @pytest.mark.root
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example(example: Path, tmp_path: Path) -> None:
-    """Ends with 0: all that it asserts is true. The leak check proves that it leaves nothing."""
+    """Ends with 0: all that it asserts is true, and it tells who runs it what it has shown. The leak check proves that
+    it leaves nothing."""
     needs_keeper()
     needs_program("crun", "busybox", "nsenter")
     netns = make_netns()
@@ -30,6 +31,7 @@ def test_example(example: Path, tmp_path: Path) -> None:
     finally:
         os.close(netns)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) >= 7 and not done.stderr
 
 
 def test_there_are_examples() -> None:

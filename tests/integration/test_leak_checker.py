@@ -39,6 +39,19 @@ def test_a_process_without_the_mark_is_seen_by_its_directory(tmp_path: Path) -> 
             process.kill()
 
 
+def test_what_is_of_another_run_is_not_ours(tmp_path: Path) -> None:
+    """Directories of runs side by side are called alike: `pytest-1`, `pytest-12`."""
+    other = tmp_path.with_name(tmp_path.name + "2")
+    other.mkdir()
+    before = leaks.snapshot(tmp_path)
+    with subprocess.Popen(["sleep", "60"], env={}, cwd=other) as process:
+        assert process.pid not in set(leaks.our_processes(tmp_path))
+        assert "processes" not in new_since(before, tmp_path)
+        process.kill()
+    for text, is_it in ((f"{tmp_path} tmpfs", True), (f"{tmp_path}/x", True), (f"{other}/x", False)):
+        assert leaks.mentions(text, tmp_path) == is_it
+
+
 def test_an_open_file_is_seen(tmp_path: Path) -> None:
     """A descriptor that a test forgot to close."""
     before = leaks.snapshot(tmp_path)

@@ -129,6 +129,9 @@ def test_what_is_no_disk_is_refused(daemon: Daemon) -> None:
     """Before anything is made."""
     refused = daemon.command("run", "--rm", "--sandbox", "vm", "--device", "/dev/null:/dev/sink", "busybox", "true")
     assert (refused.returncode != 0, "no block device" in refused.stderr) == (True, True)
+    plain = ("--mount", "type=block,source=/etc/passwd,target=/d")
+    refused = daemon.command("run", "--rm", "--sandbox", "vm", *plain, "busybox", "true")
+    assert (refused.returncode, "/etc/passwd has no file system of the kind ext4" in refused.stderr) == (125, True)
     missing = ("--mount", "type=block,source=/nowhere,target=/d")
     assert daemon.command("run", "--rm", "--sandbox", "vm", *missing, "busybox", "true").returncode != 0
 

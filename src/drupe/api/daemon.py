@@ -29,6 +29,11 @@ def default_root() -> Path:
     return Path(os.environ.get("DRUPE_ROOT") or "/var/lib/drupe")
 
 
+def wanted_root(root: Path | None = None) -> str:
+    """The state directory that the daemon must have: `root`, else $DRUPE_ROOT; "" where nobody names one."""
+    return str(root or os.environ.get("DRUPE_ROOT") or "")
+
+
 def default_run() -> Path:
     """What a reboot clears (sockets, bundles): $DRUPE_RUN, else /run/drupe."""
     return Path(os.environ.get("DRUPE_RUN") or "/run/drupe")

@@ -11,7 +11,7 @@ from drupe.cli import borrowed, connection
 from drupe.cli.group import LazyGroup, Verb
 from drupe.cli.options import format_option, json_option, many
 from drupe.cli.output import ago, human_size, show_json, show_table
-from drupe.errors import DrupeError
+from drupe.errors import DrupeError, InvalidState
 from drupe.spec.control import DiskUsage, Empty, Prune, SystemInfo
 
 VERBS: dict[str, Verb] = {
@@ -137,5 +137,7 @@ def _daemon_version() -> str:
         with connection.connect_running() as client:
             answer: SystemInfo = client.call("system.info", Empty(), timeout_s=2.0)
             return answer.version
+    except InvalidState:  # it runs, and is not the one that was meant
+        raise
     except DrupeError:
         return ""

@@ -132,7 +132,9 @@ def _directory(root: Path, name: str) -> Path:
         raise InvalidArgument(f"several guest images begin with {name}")
     if not found:
         build = "drupe guest build" + ("" if name == DEFAULT else f" --name {name}")
-        raise NotFound(f"there is no guest image {name!r}", hint=f"build it: {build}")
+        may_be = _NAME.fullmatch(name) and not _DIGEST.fullmatch(name)
+        hint = f"build it: {build}" if may_be else "drupe guest ls"
+        raise NotFound(f"there is no guest image {name!r}", hint=hint)
     return found[0]
 
 

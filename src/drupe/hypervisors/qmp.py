@@ -61,6 +61,7 @@ class Qmp:
         self._client = client
         self._listener = listener
         self._hanging_up = asyncio.ensure_future(self._hang_up())
+        self._leaving: asyncio.Task[None] | None = None
 
     @classmethod
     async def connect(cls, path: Path, *, timeout_s: float) -> Qmp:
@@ -126,15 +127,25 @@ class Qmp:
         """As soon as it is lost, also while nobody asks: else the library's tasks end with errors that nobody takes,
         each of which the event loop logs with a traceback, at the word of a hostile monitor."""
         await self._lost()
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Disconnect, once, whoever asks and goes away meanwhile: the library's own wait for that, when it is
+        cancelled, leaves an error that nobody takes."""
+        if self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._disconnect())
+        await asyncio.shield(self._leaving)
+
+    async def _disconnect(self) -> None:
         with contextlib.suppress(*_LOST):
             await self._client.disconnect()
 
     async def close(self) -> None:
         """Hang up. Idempotent."""
         self._hanging_up.cancel()
-        with contextlib.suppress(*_LOST, TimeoutError):
+        with contextlib.suppress(TimeoutError):
             async with timeout(ANSWERS_WITHIN_S):
-                await self._client.disconnect()
+                await self._leave()
 
 
 @contextlib.contextmanager

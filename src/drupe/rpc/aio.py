@@ -23,19 +23,21 @@ _KEEP_IDLE = 64
 
 
 class AsyncClient:
-    """Calls the daemon behind the socket at `path`; any number of calls may run at once."""
+    """Calls the daemon behind the socket at `path`; any number of calls may run at once. root: as `Client`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, root: str = "") -> None:
         """No I/O: the first call connects. `connect` does it at once."""
         self.path = path
+        self.root = root
         self._idle: list[AsyncLink] = []
         self._closed = False
 
     @classmethod
-    async def connect(cls, path: str, timeout_s: float = CONNECT_TIMEOUT_S) -> AsyncClient:
-        """A client that has shaken hands. Raises Unavailable (nobody there, wrong protocol) or PermissionDenied."""
-        client = cls(path)
-        client._idle.append(await AsyncLink.open(path, timeout_s))
+    async def connect(cls, path: str, timeout_s: float = CONNECT_TIMEOUT_S, *, root: str = "") -> AsyncClient:
+        """A client that has shaken hands. Raises Unavailable (nobody there, wrong protocol), PermissionDenied, or
+        InvalidState (another root)."""
+        client = cls(path, root)
+        client._idle.append(await AsyncLink.open(path, timeout_s, root))
         return client
 
     async def call(
@@ -97,7 +99,7 @@ class AsyncClient:
             if link.is_fresh():
                 return link
             link.close()  # the daemon was restarted since
-        return await AsyncLink.open(self.path, CONNECT_TIMEOUT_S)
+        return await AsyncLink.open(self.path, CONNECT_TIMEOUT_S, self.root)
 
     def checkin(self, link: AsyncLink) -> None:
         """Take back the connection of a call that has ended."""
@@ -184,8 +186,8 @@ class AsyncLink:
         self._inbox: deque[Frame] = deque()
 
     @classmethod
-    async def open(cls, path: str, timeout_s: float) -> AsyncLink:
-        """Connect and shake hands."""
+    async def open(cls, path: str, timeout_s: float, root: str = "") -> AsyncLink:
+        """Connect and shake hands. root: as `Client`."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         link = cls(sock)
         try:
@@ -193,7 +195,7 @@ class AsyncLink:
                 await _connect(sock, path)
                 with suppress(Unavailable):  # a peer that hung up has said why
                     await link.send(encode(Hello()), ())
-                check_hello(await link.receive())
+                check_hello(await link.receive(), root)
         except TimeoutError:
             link.close()
             raise Unavailable(f"the daemon at {path} did not answer within {timeout_s:g} s") from None

@@ -30,20 +30,23 @@ _KEEP_IDLE = 4
 
 
 class Client:
-    """Calls the daemon behind the socket at `path`. Safe to use from several threads at once."""
+    """Calls the daemon behind the socket at `path`. Safe to use from several threads at once. root: the state
+    directory that it must have, "" for any."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, root: str = "") -> None:
         """No I/O: the first call connects. `connect` does it at once."""
         self.path = path
+        self.root = root
         self._idle: list[Link] = []
         self._lock = threading.Lock()
         self._closed = False
 
     @classmethod
-    def connect(cls, path: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Client:
-        """A client that has shaken hands. Raises Unavailable (nobody there, wrong protocol) or PermissionDenied."""
-        client = cls(path)
-        client._idle.append(Link.open(path, timeout_s))
+    def connect(cls, path: str, timeout_s: float = CONNECT_TIMEOUT_S, *, root: str = "") -> Client:
+        """A client that has shaken hands. Raises Unavailable (nobody there, wrong protocol), PermissionDenied, or
+        InvalidState (another root)."""
+        client = cls(path, root)
+        client._idle.append(Link.open(path, timeout_s, root))
         return client
 
     def call(
@@ -109,7 +112,7 @@ class Client:
                     raise Unavailable("the connection to the daemon was closed by this program")
                 link = self._idle.pop() if self._idle else None
             if link is None:
-                return Link.open(self.path, CONNECT_TIMEOUT_S)
+                return Link.open(self.path, CONNECT_TIMEOUT_S, self.root)
             if link.is_fresh():
                 return link
             link.close()  # the daemon was restarted since
@@ -201,14 +204,14 @@ class Link:
         self._inbox: deque[Frame] = deque()
 
     @classmethod
-    def open(cls, path: str, timeout_s: float) -> Link:
-        """Connect and shake hands."""
+    def open(cls, path: str, timeout_s: float, root: str = "") -> Link:
+        """Connect and shake hands. root: as `Client`."""
         link = cls(_connect(path, timeout_s))
         try:
             deadline = time.monotonic() + timeout_s
             with suppress(Unavailable):  # a peer that hung up has said why
                 link.send(encode(Hello()), (), deadline)
-            check_hello(link.receive(deadline))
+            check_hello(link.receive(deadline), root)
         except TimeoutError:
             link.close()
             raise Unavailable(f"the daemon at {path} did not answer within {timeout_s:g} s") from None

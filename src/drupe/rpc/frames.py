@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from drupe.errors import DataLoss, DrupeError, InvalidArgument, ResourceExhausted, Unavailable, from_wire
+from drupe.errors import DataLoss, DrupeError, InvalidArgument, InvalidState, ResourceExhausted, Unavailable, from_wire
 
 PROTOCOL = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -23,10 +23,12 @@ _HEADER_BYTES = 4
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
-    """First frame of both ends."""
+    """First frame of both ends. root: absolute path of a daemon's state directory; "" of a caller, and of daemons of
+    before."""
 
     protocol: int = PROTOCOL
     features: tuple[str, ...] = ()
+    root: str = ""
 
 
 class Invoke(msgspec.Struct, frozen=True, array_like=True, tag="call"):
@@ -82,8 +84,9 @@ def encode(frame: Frame) -> bytes:
     return len(body).to_bytes(_HEADER_BYTES, "big") + body
 
 
-def check_hello(frame: Frame) -> None:
-    """Raise unless `frame` is a Hello of our protocol: Unavailable naming both versions, or the peer's refusal."""
+def check_hello(frame: Frame, root: str = "") -> None:
+    """Raise unless `frame` is a Hello of our protocol: Unavailable naming both versions, or the peer's refusal. root:
+    the state directory that is meant; InvalidState when the daemon has another."""
     if isinstance(frame, Failure):
         raise from_wire(frame.error)
     if not isinstance(frame, Hello):
@@ -93,6 +96,15 @@ def check_hello(frame: Frame) -> None:
             f"the peer speaks protocol {frame.protocol}, this side speaks {PROTOCOL}",
             hint="restart the daemon after an upgrade; pods keep running",
         )
+    if root and frame.root and not _is_same(root, frame.root):
+        raise InvalidState(
+            f"the daemon here has its state in {frame.root}, not in {root}",
+            hint="a daemon for another --root (DRUPE_ROOT) has a --run directory (DRUPE_RUN) of its own",
+        )
+
+
+def _is_same(one: str, other: str) -> bool:
+    return os.path.abspath(one) == other or os.path.realpath(one) == os.path.realpath(other)  # noqa: PTH100
 
 
 class Decoder:

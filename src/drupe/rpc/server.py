@@ -35,14 +35,16 @@ _MAX_CALLS = 1024
 
 
 class Server:
-    """Serves `handler` on a unix socket at `path`, for root and the daemon's own user only.
+    """Serves `handler` on a unix socket at `path`, for root and the daemon's own user only. root: the runtime's state
+    directory, which callers are told.
 
     Calls of one connection run side by side. When a client goes away or cancels, its calls are cancelled unless they
     have detached themselves.
     """
 
-    def __init__(self, path: Path | str, handler: Handler) -> None:
+    def __init__(self, path: Path | str, handler: Handler, *, root: str = "") -> None:
         self.path = Path(path)
+        self._hello = Hello(root=root)
         self._handler = handler
         self._socket: socket.socket | None = None
         self._connections: set[Connection] = set()
@@ -73,7 +75,7 @@ class Server:
     def serve_socket(self, sock: socket.socket) -> None:
         """Serve a socket that is connected already (socket activation, tests); the server owns it from now on."""
         sock.setblocking(False)
-        self._connections.add(Connection(sock, self._handler, self._connections.discard))
+        self._connections.add(Connection(sock, self._handler, self._connections.discard, self._hello))
 
     def _accept(self) -> None:
         if self._socket is None:
@@ -103,7 +105,9 @@ class Server:
 class Connection:
     """One client: decodes its frames, runs its calls as tasks, writes what they answer."""
 
-    def __init__(self, sock: socket.socket, handler: Handler, on_close: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, handler: Handler, on_close: Callable[[Connection], None], hello: Hello
+    ) -> None:
         self.tasks: set[asyncio.Task[None]] = set()
         self.beside: set[asyncio.Task[None]] = set()  # work that ends when we hang up
         self._sock = sock
@@ -120,7 +124,7 @@ class Connection:
         self._closed = False
         self._peer = peer_credentials(sock)
         self._loop.add_reader(sock.fileno(), self._on_readable)
-        self._write(encode(Hello()))
+        self._write(encode(hello))
         if self._peer.uid not in (0, os.geteuid()):
             self._refuse(PermissionDenied(f"user {self._peer.uid} may not use this socket"))
 

@@ -91,13 +91,15 @@ class Core:
         spec: PodSpec,
         *,
         auto_stop: bool = False,
+        in_one_go: bool = False,
         fds: Mapping[str, int] | None = None,
         trees: Mapping[str, int] | None = None,
         origin: Origin | None = None,
         held: bool = False,
     ) -> Pod:
         """Plan and make a pod with its containers; on failure nothing is left behind. fds: those of its start. trees:
-        what its container's bundle came with. origin: what it goes on from. held: see SandboxConfig."""
+        what its container's bundle came with. origin: what it goes on from. held: see SandboxConfig. in_one_go: see
+        Pod."""
         await self._wait_name_free(spec)
         planned = plan_pod(spec, taken=lambda name: self._taken(name, spec))
         choice = await self.choose(planned)
@@ -106,7 +108,7 @@ class Core:
         planned = self.node.storage.plan(planned)
         self._check_ids_free(str(planned.id), *(str(c.id) for c in planned.containers))
         pod = Pod(self.node, id_=str(planned.id), name=str(planned.name), spec=planned, choice=choice)
-        pod.auto_stop, pod.origin, pod.held = auto_stop, origin, held
+        pod.auto_stop, pod.origin, pod.held, pod.in_one_go = auto_stop, origin, held, in_one_go
         self.pods[pod.id] = pod
         try:
             async with pod.lock:
@@ -135,7 +137,7 @@ class Core:
     ) -> Pod:
         """Create and start; the pod ends with its last container. When the start fails nothing is left behind.
         fds, window (rows, columns): of the first container. origin: what it goes on from."""
-        pod = await self.create_pod(spec, auto_stop=True, fds=fds, origin=origin)
+        pod = await self.create_pod(spec, auto_stop=True, in_one_go=True, fds=fds, origin=origin)
         for first in list(pod.containers.values())[:1]:
             first.window = window
         try:

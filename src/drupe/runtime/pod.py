@@ -41,7 +41,8 @@ _ENDS_WITHIN_S = 5.0  # what ran in a sandbox that was ended
 
 
 class Pod:
-    """One pod. auto_stop: stop when the last container ended (pods made by `run`). held: see SandboxConfig."""
+    """One pod. auto_stop: stop when the last container ended (pods made by `run`). in_one_go: `run` makes and starts
+    it, or nobody has it; what was only made waits for its start. held: see SandboxConfig."""
 
     def __init__(self, node: Node, *, id_: str, name: str, spec: PodSpec, choice: Choice) -> None:
         self.node = node
@@ -50,7 +51,7 @@ class Pod:
         self.spec = spec
         self.kind = choice.kind
         self.state = State.CREATING
-        self.auto_stop = False
+        self.auto_stop = self.in_one_go = False
         self.held = False
         self.origin: Origin | None = None  # what it goes on from at its first start
         self.deadline_at = 0.0  # when `timeout_s` ends it; 0: never
@@ -444,7 +445,7 @@ class Pod:
         data = {"spec": plain(_without_containers(self.spec)), "status": plain(self.status), "kind": self.kind}
         data |= {"netns": self.info.netns, "namespaces": self.info.namespaces}
         data |= {"auto_stop": self.auto_stop, "deadline_at": self.deadline_at}
-        data |= {"held": self.held, "init_pid": self.info.pid}
+        data |= {"held": self.held, "init_pid": self.info.pid, "in_one_go": self.in_one_go}
         self.node.journal.put("pod", self.id, state=self.state, phase=phase, data=data)
 
     # -- steps --------------------------------------------------------------------------------------------------

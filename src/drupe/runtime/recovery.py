@@ -85,6 +85,7 @@ def _pod_from(node: Node, row: Row) -> Pod | None:
         netns=data.get("netns", ""), namespaces=data.get("namespaces", {}), pid=data.get("init_pid", 0)
     )
     pod.auto_stop, pod.held = bool(data.get("auto_stop")), bool(data.get("held"))
+    pod.in_one_go = bool(data.get("in_one_go"))
     pod.deadline_at = float(data.get("deadline_at", 0.0))
     return pod
 

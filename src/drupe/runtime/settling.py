@@ -80,7 +80,7 @@ def _is_half_run(pod: Pod) -> bool:
     """`run` promises all or nothing: its pod is removed unless every container was started, and with its last one."""
     fresh = pod.state is State.READY or (pod.state is State.RUNNING and pod.status.phase == "containers")
     half = fresh and not all(c.status.started_at for c in pod.containers.values())
-    return pod.auto_stop and (half or not pod.containers)
+    return (pod.in_one_go and half) or (pod.auto_stop and not pod.containers)
 
 
 async def _settle_phase(pod: Pod, phase: str) -> None:

@@ -64,7 +64,7 @@ async def _serve(paths: Paths, socket: Path | None, config: Path | None, journal
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _read_again, core, config)
         front = Front(core, socket=socket or paths.socket, config=config)
         service = ControlService(core, on_shutdown=shut_down.set, containerd=front)
-        server = Server(socket or paths.socket, service.handle)
+        server = Server(socket or paths.socket, service.handle, root=str(paths.root.absolute()))
         with warm_command_line(paths.run):
             await front.open()
             service.open()

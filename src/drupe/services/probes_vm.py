@@ -9,7 +9,7 @@ from pathlib import Path
 from drupe.errors import NotFound
 from drupe.hypervisors.qemu.driver import find_qemu
 from drupe.resources.kvm import read_fault
-from drupe.sandboxers.vm.share import find_virtiofsd
+from drupe.sandboxers.vm.virtiofsd import find_virtiofsd
 from drupe.services.probing import DEADLINE_S, Finished, Problem, run
 
 _ASKS = '{"execute":"qmp_capabilities"}\n{"execute":"query-status"}\n{"execute":"quit"}\n'

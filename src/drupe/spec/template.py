@@ -7,7 +7,7 @@ from drupe.spec.base import Record, Spec
 
 class TemplateInfo(Record):
     """guest: digest of what it has booted. size_bytes: on disk. basis: what it depends on beside the size of pods; with
-    another than the present one no pod starts from it any more."""
+    another than the present one no pod starts from it any more. files: tells whether its files are what was saved."""
 
     id: str
     kind: str
@@ -18,6 +18,7 @@ class TemplateInfo(Record):
     created_at: float
     size_bytes: int = 0
     basis: str = ""
+    files: str = ""
 
 
 class TemplateCreate(Spec):

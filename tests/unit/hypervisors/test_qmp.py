@@ -58,3 +58,34 @@ def test_nobody_has_to_ask_for_a_lie_to_be_forgotten(
     asyncio.run(scenario())
     gc.collect()
     assert not [record for record in caplog.records if record.exc_info or "never retrieved" in record.getMessage()]
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_who_closes_while_the_monitor_goes_leaves_no_error_behind(steps: int, tmp_path: Path) -> None:
+    """A machine that was killed, at each moment between its end and that somebody has noticed it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(_GREETING)
+        await reader.read(4096)
+        writer.write(_AGREED)
+        await writer.drain()
+        await reader.read(1)
+        writer.transport.abort()
+
+    async def scenario() -> None:
+        server = await asyncio.start_unix_server(serve, str(tmp_path / "qmp.sock"))
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+        monitor = await Qmp.connect(tmp_path / "qmp.sock", timeout_s=30.0)
+        monitor._client._writer.write(b"\n")  # type: ignore[union-attr] # it goes now
+        await monitor._client.runstate_changed()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await monitor.close()
+        del monitor
+        gc.collect()
+        await asyncio.sleep(0)
+        server.close()
+        assert not told
+
+    asyncio.run(scenario())

@@ -21,6 +21,7 @@ from drupe.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidArgument,
+    InvalidState,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -282,6 +283,27 @@ def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="no daemon answers") as caught:
         Client.connect(str(tmp_path / "s"))
     assert not caught.value.may_have_run and "drupe serve" in caught.value.hint
+
+
+def test_a_daemon_with_another_root_is_not_asked(tmp_path: Path, toy: Toy) -> None:
+    """Who names a state directory gets what is there, or is told; who names none gets the daemon that is there."""
+    state, link = tmp_path / "state", tmp_path / "link"
+    state.mkdir()
+    link.symlink_to(state)
+
+    async def asked(path: str, root: str) -> None:
+        await (await AsyncClient.connect(path, root=root)).close()
+
+    with serving(tmp_path / "s", toy.handle, root=str(state)) as path:
+        for same in ("", str(state), str(link), f"{state}/../state"):
+            Client.connect(path, root=same).close()
+            asyncio.run(asked(path, same))
+        for connect in (lambda: Client.connect(path, root="/other"), lambda: asyncio.run(asked(path, "/other"))):
+            with pytest.raises(InvalidState, match=f"has its state in {state}, not in /other") as caught:
+                connect()
+            assert "--run" in caught.value.hint
+    with serving(tmp_path / "s", toy.handle) as path:  # one of before, which does not tell
+        Client.connect(path, root="/other").close()
 
 
 def test_a_restarted_daemon_is_found_again(tmp_path: Path, toy: Toy) -> None:

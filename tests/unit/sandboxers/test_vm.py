@@ -10,17 +10,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from drupe.errors import Unsupported
+from drupe.errors import InvalidArgument, ResourceExhausted, Unsupported
 from drupe.hypervisors.contract import Disk, MachineConfig, Share
 from drupe.hypervisors.qemu.arguments import command_line
 from drupe.sandboxers.kinds import kind_of
-from drupe.sandboxers.vm import filling
+from drupe.sandboxers.vm import devices, filling, sizing
 from drupe.sandboxers.vm.oci import adapted
-from drupe.sandboxers.vm.options import VmOptions
+from drupe.sandboxers.vm.options import ROOTFS, VmOptions, check_annotations
 from drupe.sandboxers.vm.records import PodRecord, TaskRecord
 from drupe.sandboxers.vm.roots import RootDisk, binds_of, plan
 from drupe.sandboxers.vm.sandboxer import lacking
 from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates, filled
+from drupe.spec import PodSpec
+from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus
 
 FILTER = "run.oci.seccomp_bpf_data"
@@ -145,6 +147,64 @@ def record(**more: Any) -> PodRecord:
         processors_max=1, rootfs="block",
     )  # fmt: skip
     return msgspec.structs.replace(made, **more)
+
+
+def test_a_template_whose_files_were_changed_serves_nobody(tmp_path: Path) -> None:
+    """One of a version of before, which knows nothing of its files, serves as ever."""
+    program, templates = tmp_path / "qemu", Templates(tmp_path / "templates")
+    program.write_text("1")
+    scratch = templates.directory / ".making"
+    scratch.mkdir(parents=True)
+    (scratch / SAVED_MEMORY).write_bytes(b"memory")
+    (scratch / "devices").write_bytes(b"state")
+    made = templates.keep(scratch, record(), str(program))
+    home = templates.directory / made.id
+    assert templates.find(record(), str(program)) == home and not templates.damaged(record(), str(program))
+    (home / "devices").write_bytes(b"State")
+    assert templates.find(record(), str(program)) is None
+    assert f"drupe template rm {made.id[:12]}" in templates.damaged(record(), str(program))
+    (home / "devices").write_bytes(b"state")
+    for harm in (lambda: os.truncate(home / SAVED_MEMORY, 1), (home / "devices").unlink, (home / SAVED_MEMORY).unlink):
+        harm()
+        assert templates.find(record(), str(program)) is None
+    about = home / "template.json"
+    about.write_text(about.read_text().replace(made.files, ""))
+    assert templates.find(record(), str(program)) == home
+    about.write_text("{")
+    assert templates.find(record(), str(program)) is None and templates.damaged(record(), str(program))
+    assert not templates.damaged(record(memory_bytes=1 << 27), str(program))
+
+
+def test_sizes_that_no_host_has_are_refused(tmp_path: Path) -> None:
+    """Before anything is made; what has no limit, in the words of the OCI, is as one that names none."""
+    with pytest.raises(ResourceExhausted, match="has at most 1024 MiB of memory, not 2048"):
+        sizing.require_fits(2 << 30, VmOptions(memory_max_bytes=1 << 30))
+    options, unlimited = VmOptions(), Resources(memory_bytes=-1)
+    none = sizing.memory_for(Resources(), [Resources()], options)
+    assert sizing.memory_for(unlimited, [unlimited], options) == none
+    assert (
+        sizing.memory_for(unlimited, [Resources(memory_bytes=64 << 20)], options) == (64 << 20) + options.overhead_bytes
+    )
+
+
+def test_an_annotation_that_nobody_knows_is_refused() -> None:
+    """A slip of the pen is not a machine that shares files with its host."""
+    check_annotations(PodSpec(annotations={ROOTFS: "block", "drupe.vmx": "x", "org.other": "y"}))
+    with pytest.raises(InvalidArgument, match=r"unknown annotation drupe\.vm\.rootf") as refused:
+        check_annotations(PodSpec(annotations={"drupe.vm.rootf": "block"}))
+    assert ROOTFS in refused.value.hint
+
+
+def test_a_disk_without_its_file_system_is_refused(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    mounts = [{"type": "ext4", "source": str(disk), "destination": "/d", "options": []}]
+    for content in (b"", b"x" * 4096):
+        disk.write_bytes(content)
+        (one,) = devices.wanted({"mounts": mounts}, "task")
+        with pytest.raises(InvalidArgument, match=f"{disk} has no file system of the kind ext4"):
+            devices.require_filesystem(one)
+    disk.write_bytes(b"\0" * 1080 + b"\x53\xef" + b"\0" * 100)
+    devices.require_filesystem(one)
 
 
 def test_a_template_serves_its_size_and_is_old_with_another_monitor(tmp_path: Path) -> None:

@@ -69,10 +69,10 @@ def daemon_connection(socket: str | None, root: Path | None, run: Path | None) -
     """To the daemon, which is started on demand."""
 
     async def open_daemon() -> AsyncConnection:
-        from drupe.api.daemon import ensure_daemon
+        from drupe.api.daemon import ensure_daemon, wanted_root
         from drupe.rpc.aio import AsyncClient
 
-        return AsyncClient(await asyncio.to_thread(ensure_daemon, socket, root=root, run=run))
+        return AsyncClient(await asyncio.to_thread(ensure_daemon, socket, root=root, run=run), wanted_root(root))
 
     return AsyncLazyConnection(open_daemon)
 

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drupe.errors import DrupeError, NotFound, Unsupported
+from drupe.errors import (
+    DeadlineExceeded,
+    DrupeError,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unsupported,
+    from_os_error,
+)
 from drupe.hypervisors.contract import Disk
 from drupe.oci.mounts import FILESYSTEMS
 from drupe.rpc.guest import guest_pb2 as pb
@@ -22,6 +31,7 @@ _COMES_WITHIN_S = 20.0
 _GOES_WITHIN_S = 10.0
 _GUEST_DISKS = "/run/drupe/disks"  # where the agent mounts them
 _SYSFS = Path("/sys/dev/block")
+_MAGIC = {"ext4": (1080, b"\x53\xef"), "erofs": (1024, b"\xe2\xe1\xf5\xe0")}  # where, and what
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +100,33 @@ def _mounts(oci: Mapping[str, Any]) -> Iterator[tuple[Path, bool, dict[str, Any]
             yield source, "ro" in mount.get("options", ()) or mount["type"] == "erofs", mount
 
 
+def require_filesystem(one: Wanted) -> None:
+    """InvalidArgument for a disk that is to be mounted and has no such file system: what the guest's kernel says of
+    that is not to the point. Nothing but two words of it is read here."""
+    kind = one.entry.get("type", "")
+    if kind not in _MAGIC:
+        return
+    offset, magic = _MAGIC[kind]
+    try:
+        with one.disk.path.open("rb", buffering=0) as file:
+            found = os.pread(file.fileno(), len(magic), offset)
+    except OSError as error:
+        raise from_os_error(error) from None
+    if found != magic:
+        what = f"{one.disk.path} has no file system of the kind {kind}"
+        raise InvalidArgument(what, stage="devices", hint=f"mkfs.{kind} makes one; fstype= of a mount names another")
+
+
 async def plug(pod: VmPod, oci: Mapping[str, Any], config: dict[str, Any], task: str) -> None:
     """Plug in what a container asks for, and have its config speak of what the guest has then. oci: as the host has
     it, config: as the guest's runtime will. On failure nothing is left."""
     plugged: list[Wanted] = []
+    disks = wanted(oci, task)
+    for one in disks:
+        await asyncio.to_thread(require_filesystem, one)
     async with pod.plugging:
         try:
-            for one in wanted(oci, task):
+            for one in disks:
                 await pod.require().add(one.disk)
                 plugged.append(one)
                 await (_mount if "destination" in one.entry else _number_anew)(pod, one, config)
@@ -111,7 +141,15 @@ async def _mount(pod: VmPod, one: Wanted, config: dict[str, Any]) -> None:
     options = [word for word in one.entry["options"] if word in ("ro", "nosuid", "nodev", "noexec")]
     device = pb.Device(disk_serial=one.disk.id)
     mount = pb.GuestMount(type=one.entry["type"], target=place, options=options, device=device)
-    await pod.agent.guest("Mount", pb.MountRequest(mount=mount))
+    try:
+        await pod.agent.guest("Mount", pb.MountRequest(mount=mount))
+    except (Unavailable, DeadlineExceeded):
+        raise
+    except DrupeError as error:
+        what = f"the guest cannot mount {one.disk.path}"
+        raise InvalidArgument(
+            what, stage="devices", cause=error.message, hint=f"fsck.{one.entry['type']} says more"
+        ) from None
     here = next(entry for entry in config["mounts"] if entry["destination"] == one.entry["destination"])
     here |= {"type": "bind", "source": place, "options": ["rbind", *here["options"]]}
 

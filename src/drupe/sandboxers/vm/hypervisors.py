@@ -9,9 +9,9 @@ from pathlib import Path
 
 from drupe.errors import InvalidArgument, NotFound, PermissionDenied
 from drupe.hypervisors.contract import Hypervisor
+from drupe.sandboxers.vm.options import HYPERVISOR
 from drupe.spec.pod import PodSpec
 
-HYPERVISOR = "drupe.vm.hypervisor"
 _UML = "it is a process of the host with the rights that it has, and no machine"
 
 

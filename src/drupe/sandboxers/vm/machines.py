@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from drupe.errors import DrupeError, NotFound, ResourceExhausted
+from drupe.errors import DrupeError, NotFound, ResourceExhausted, Unavailable
 from drupe.hypervisors.contract import Hypervisor
 from drupe.images.files import storage_errors
 from drupe.images.store import ImageStore
@@ -72,6 +72,7 @@ class Machines:
         self.starter = Starter(
             keeper=keeper, launcher=self._launcher, hypervisors=self.hypervisors, roots=self.roots,
             templates=Templates(root / "vm" / "templates"), agent_timeout_s=options.agent_timeout_s,
+            virtiofsd=options.virtiofsd,
         )  # fmt: skip
         self._pods: dict[str, VmPod] = {}
         self.on_begun: Callable[[VmPod], None] = lambda _: None
@@ -135,6 +136,8 @@ class Machines:
                 await self.end(pod)
                 if not error.cause and (words := last_words(pod.console)):
                     error.cause = words
+                if pod.record.saved and not error.hint and isinstance(error, Unavailable):
+                    error.hint = f"if it fails again: drupe template rm {Path(pod.record.saved).name[:12]}"
                 raise
             except BaseException:
                 await self.end(pod)
@@ -241,16 +244,14 @@ class Machines:
         """Kill what runs it, and let go. Idempotent."""
         pod.ending = True
         machine, pod.machine = pod.machine, None
-        if self.cgroups.exists(pod.record.leaf):  # before all talk: what hangs does not even take a good-bye
-            await asyncio.to_thread(self.cgroups.kill_all, pod.record.leaf)
+        await self._on_leaf(self.cgroups.kill_all, pod)  # before all talk: what hangs does not even take a good-bye
         await pod.agent.close()
         pod.agent = self._agent_of(pod.record)
         if machine is not None:
             await machine.close()
         for suffix in (VMM, SHARE):
             await self._launcher.end(pod.record.id + suffix)
-        if self.cgroups.exists(pod.record.leaf):
-            await asyncio.to_thread(self.cgroups.delete, pod.record.leaf)
+        await self._on_leaf(self.cgroups.delete, pod)
         await network.part(self.keeper, pod.record)
         for path in (*pod.record.home.glob("*.sock"), pod.record.home / "agent.in", pod.record.home / "agent.out"):
             path.unlink(missing_ok=True)
@@ -262,6 +263,12 @@ class Machines:
             with contextlib.suppress(OSError):  # a full disk: the next daemon finds it ended by itself
                 pod.record.save()
         pod.pids, pod.ending = {}, False
+
+    async def _on_leaf(self, work: Callable[[str], object], pod: VmPod) -> None:
+        """Do it, if the cgroup is there. Whoever ends the machine beside us may be faster."""
+        if self.cgroups.exists(pod.record.leaf):
+            with contextlib.suppress(NotFound):
+                await asyncio.to_thread(work, pod.record.leaf)
 
     def lost(self, pod: VmPod, cause: str) -> None:
         """Note that it has failed, and why."""

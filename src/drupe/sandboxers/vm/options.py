@@ -14,6 +14,10 @@ RootfsForm = Literal["virtiofs", "block", "hostfs"]
 ROOTFS = "drupe.vm.rootfs"
 NETWORK = "drupe.vm.network"
 QUEUES = "drupe.vm.queues"
+HYPERVISOR = "drupe.vm.hypervisor"
+_OURS = "drupe.vm."
+_KNOWN = (HYPERVISOR, NETWORK, QUEUES, ROOTFS)
+_FORMS = ("virtiofs", "block")  # that a pod may ask for: hostfs is of User-mode Linux, which no node has
 
 _QUEUES = ("1", "2", "3", "4", "5", "6", "7", "8")  # as many as a machine has processors
 
@@ -21,7 +25,8 @@ _QUEUES = ("1", "2", "3", "4", "5", "6", "7", "8")  # as many as a machine has p
 class VmOptions(Spec):
     """hypervisor: the program that runs machines: "qemu", "cloud-hypervisor", "firecracker" or "stratovirt" ("uml", a
     kernel as a process of the host, is for tests). hypervisors: others of them that a pod's annotation may name.
-    machine_type: one of its own, "" for its first. program: its path.
+    machine_type: one of its own, "" for its first. program: its path. virtiofsd: that one's, "" for where it is
+    installed.
     guest: the guest image, by name or digest. rootfs: how a container's root gets into the machine. memory_bytes: of a
     machine whose pod has no limit. overhead_bytes: what guest kernel and agent need beside the pod's limit.
     vmm_bytes: what the machine costs the host beside its memory. template: start from a booted machine that was saved.
@@ -33,6 +38,7 @@ class VmOptions(Spec):
     hypervisors: tuple[str, ...] = ()
     machine_type: str = ""
     program: str = ""
+    virtiofsd: str = ""
     guest: str = "default"
     rootfs: RootfsForm = "virtiofs"
     memory_bytes: int = 256 << 20
@@ -46,6 +52,13 @@ class VmOptions(Spec):
     vhost_user: str = ""
     agent_timeout_s: float = 60.0
     append: tuple[str, ...] = ()
+
+
+def check_annotations(spec: PodSpec) -> None:
+    """InvalidArgument for one of ours that nobody knows: a slip of the pen must not be a weaker machine."""
+    for name in spec.annotations:
+        if name.startswith(_OURS) and name not in _KNOWN:
+            raise InvalidArgument(f"unknown annotation {name}", hint=f"those of machines: {', '.join(_KNOWN)}")
 
 
 def network_for(options: VmOptions, spec: PodSpec) -> Model:
@@ -103,5 +116,5 @@ def rootfs_for(options: VmOptions, spec: PodSpec, able: Mapping[str, str]) -> Ro
         if form == wished:
             found: RootfsForm = form
             return found
-    hint = f"one of: {', '.join(get_args(RootfsForm))}"
+    hint = f"one of: {', '.join(_FORMS)}"
     raise InvalidArgument(f"unknown form {wished!r} of a root in annotation {ROOTFS}", hint=hint)

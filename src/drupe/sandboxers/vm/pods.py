@@ -94,6 +94,11 @@ class VmPod:
     def console(self) -> Path:
         return self.record.home / "console.log"
 
+    @property
+    def share_log(self) -> Path:
+        """What virtiofsd wrote."""
+        return self.record.home / "virtiofsd.log"
+
     def content(self, name: str) -> bytes:
         """A file of the pod's for the guest's /etc; nothing when there is none."""
         try:

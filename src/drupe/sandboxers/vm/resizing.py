@@ -11,7 +11,7 @@ from drupe.hypervisors.contract import Hypervisor, Machine
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.pods import VmPod
-from drupe.sandboxers.vm.sizing import memory_for, processors_for
+from drupe.sandboxers.vm.sizing import memory_for, processors_for, require_fits
 from drupe.spec.resources import Resources
 
 _MIB = 1 << 20
@@ -32,6 +32,7 @@ async def fit(
     record = pod.record
     memory, processors = memory_for(record.limits, containers, options), processors_for(record.limits, containers)
     if pod.machine is None:
+        require_fits(memory, options)
         record.memory_bytes = record.memory_now = memory
         record.processors = record.processors_now = processors
         record.memory_max_bytes = max(record.memory_max_bytes, memory)

@@ -25,7 +25,7 @@ from drupe.sandboxers.kinds import Means
 from drupe.sandboxers.vm import hardware
 from drupe.sandboxers.vm.able import ABLE
 from drupe.sandboxers.vm.accelerator import choose_accelerator
-from drupe.sandboxers.vm.console import named_logs, why
+from drupe.sandboxers.vm.console import last_words, named_logs, why
 from drupe.sandboxers.vm.dialling import Dialler
 from drupe.sandboxers.vm.machines import Machines
 from drupe.sandboxers.vm.measuring import describe
@@ -292,8 +292,7 @@ class VmSandboxer(Sandboxer):
                 pod = self._machines.find(record.task.removesuffix(suffix))
                 if pod is not None and pod.pids.get(suffix) == record.pid:
                     how = f"by signal {record.signal}" if record.signal else f"with code {record.code}"
-                    said = why("", pod.console).removeprefix(": ") if suffix == VMM and not record.signal else ""
-                    cause = f"{words} {how}" + (f": {said}" if said else "")
+                    cause = f"{words} {how}" + ("" if record.signal else last_said(pod, suffix))
                     # virtiofsd ends when its VMM has: the end that says why comes with it, before or after; and who
                     # starts a machine knows better why it ended
                     waits = (suffix == SHARE and not record.signal) or not pod.record.started
@@ -364,6 +363,14 @@ class VmSandboxer(Sandboxer):
         return found
 
 
+def last_said(pod: VmPod, suffix: str) -> str:
+    """Of a program that has ended by itself. A monitor that does not come up without virtiofsd does not know why."""
+    said = why("", pod.console).removeprefix(": ") if suffix == VMM else last_words(pod.share_log)
+    if suffix == VMM and not pod.record.started and (words := last_words(pod.share_log)):
+        said = f"{said}; virtiofsd: {words}" if said else f"virtiofsd: {words}"
+    return f": {said}" if said else ""
+
+
 def open_vm(means: Means) -> VmSandboxer:
     """The kind on this host. Raises NotFound when its hypervisor or virtiofsd is not installed."""
     options = cast(VmOptions, means.options)
@@ -391,9 +398,9 @@ def find_hypervisor(options: VmOptions, root: Path | None = None) -> Hypervisor:
     """The one that the node's settings name. root: the node's directory. Raises NotFound when it or what it needs is
     not installed, InvalidArgument for one that the kind does not offer."""
     from drupe.sandboxers.vm.hypervisors import open_hypervisor
-    from drupe.sandboxers.vm.share import find_virtiofsd
+    from drupe.sandboxers.vm.virtiofsd import find_virtiofsd
 
     hypervisor = open_hypervisor(options.hypervisor, options.program, root)
     if not hypervisor.abilities_of(options.machine_type)["virtiofs"].startswith("no"):
-        find_virtiofsd()
+        find_virtiofsd(options.virtiofsd)
     return hypervisor

@@ -8,10 +8,10 @@ or remove, what it leads to.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ from drupe.keeper.start import mounts_root
 from drupe.sandboxers.vm.oci import GUEST_SHARE, brings
 from drupe.sandboxers.vm.records import PodRecord
 
-_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"), Path("/usr/lib/virtiofsd"))
-INSTALL = "apt-get install --no-install-recommends qemu-system-common"
 TAG = "drupe"
 # Each id is what it is on the host, as files there belong to whatever ids containers have (user_namespaces(7))
 _EVERY_ID = ((0, 0, 0xFFFF_FFFF),)
 _USERS_HINT = "sysctl -w user.max_user_namespaces=65536"
-_OPEN_FILES = 1_000_000  # it would raise its own limit, for which a user namespace gives no right
+_PROC_FLAGS = ("nosuid", "nodev", "noexec")
+_PROC_HINT = "a container whose /proc is not masked (privileged), or the annotation drupe.vm.rootfs=block"
 # Device numbers that mean the same to every Linux kernel (its admin-guide/devices.txt); a guest has each in its /dev.
 _EVERYWHERE = {
     (1, 3): "/dev/null",
@@ -39,30 +38,6 @@ _EVERYWHERE = {
 }
 
 
-def find_virtiofsd() -> str:
-    """Its path. NotFound says how to install it."""
-    import shutil
-
-    for place in _PLACES:
-        if place.exists():
-            return str(place)
-    found = shutil.which("virtiofsd")
-    if found is None:
-        raise NotFound("virtiofsd is not installed", hint=INSTALL)
-    return found
-
-
-def serving(program: str, record: PodRecord) -> list[str]:
-    """virtiofsd's command line; its listening socket is descriptor 3. It is one that sees nothing but the share, in
-    namespaces of its own, with the rights to hand out files of any owner and no others: device nodes, which would mean
-    the host's devices to whoever opens them there, are not made."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    files = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
-    options = ["source=" + str(record.share), "cache=auto", "sandbox=namespace", "xattr", "log_level=err"]
-    options.append("modcaps=-mknod")
-    return [program, "--fd=3", f"--rlimit-nofile={files}", *(word for option in options for word in ("-o", option))]
-
-
 class Share:
     """The shared directory of one pod."""
 
@@ -70,6 +45,7 @@ class Share:
         self._keeper = keeper
         self._root = record.share
         self._users = record.home / "users"
+        self._proc = record.home / "proc"
 
     async def make(self) -> None:
         """A mount of its own, so that what is mounted into it later reaches virtiofsd's namespace (shared subtrees).
@@ -79,11 +55,27 @@ class Share:
         await self._keeper.mount(
             [Mount(target=root, source=root, flags=("bind", "ro")), Mount(target=root, flags=("shared",))]
         )
+        await self.prepare()
+
+    async def prepare(self) -> None:
+        """What virtiofsd needs to start, unless it is there: a pod that a daemon of before has made lacks some of it.
+        Unavailable where it cannot be made."""
+        if not self.users.exists():
+            with _explained("virtiofsd's user namespace cannot be made", _USERS_HINT):
+                await self._keeper.create_namespaces(self._users, ["user"], uid_map=_EVERY_ID, gid_map=_EVERY_ID)
+        if not self._proc.exists() and _masked(self._keeper.pid):
+            await self._make_proc()
+
+    async def _make_proc(self) -> None:
+        """A whole one: where only masked ones are, virtiofsd, which is in a user namespace, cannot mount its own."""
+        self._proc.mkdir(mode=0o700)
         try:
-            await self._keeper.create_namespaces(self._users, ["user"], uid_map=_EVERY_ID, gid_map=_EVERY_ID)
-        except DrupeError as error:
-            what = "virtiofsd's user namespace cannot be made"
-            raise Unavailable(what, stage="share", cause=error.cause or error.message, hint=_USERS_HINT) from None
+            with _explained("virtiofsd needs a /proc of its own, which cannot be mounted here", _PROC_HINT):
+                proc = Mount(target=str(self._proc), source="proc", fstype="proc", flags=_PROC_FLAGS)
+                await self._keeper.mount([proc])
+        except Unavailable:
+            self._proc.rmdir()
+            raise
 
     @property
     def users(self) -> Path:
@@ -96,8 +88,11 @@ class Share:
         targets = [str(self._root / name) for name in self._names()]
         for name in self._names():
             targets = [*(str(path) for path in self._below(name)), *targets]
-        await self._keeper.umount([*targets, str(self._root)], lazy=True)
+        await self._keeper.umount([*targets, str(self._root), *self._has_proc()], lazy=True)
         _remove_empty(self._root)
+
+    def _has_proc(self) -> list[str]:
+        return [str(self._proc)] if self._proc.exists() else []
 
     async def add(self, task: str, oci: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """Show a container's root and binds; answers where the guest has them: its root, and source to source.
@@ -156,6 +151,24 @@ class Share:
 
     def _names(self) -> list[str]:
         return sorted(entry.name for entry in self._root.iterdir()) if self._root.is_dir() else []
+
+
+def _masked(pid: int) -> bool:
+    """Whether something lies over parts of /proc, as a process sees it: containers' engines do that. The kernel then
+    gives nobody in a user namespace another, unless a whole one is mounted anywhere (proc(5), mount_namespaces(7))."""
+    try:
+        lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.split()[4].startswith("/proc/") for line in lines)
+
+
+@contextlib.contextmanager
+def _explained(what: str, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except DrupeError as error:
+        raise Unavailable(what, stage="share", cause=error.cause or error.message, hint=hint) from None
 
 
 def _remove_empty(root: Path) -> None:

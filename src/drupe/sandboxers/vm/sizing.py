@@ -6,10 +6,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
+from drupe.errors import ResourceExhausted
 from drupe.guest import Guest
 from drupe.hypervisors.contract import Accelerator, Hypervisor
+from drupe.resources.cgroups.limits import UNLIMITED
 from drupe.sandboxers.contract import SandboxConfig
-from drupe.sandboxers.vm.options import VmOptions, network_for, queues_for, rootfs_for
+from drupe.sandboxers.vm.options import VmOptions, check_annotations, network_for, queues_for, rootfs_for
 from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.pod import PodSpec
 from drupe.spec.resources import Resources
@@ -24,9 +26,11 @@ def plan(
 ) -> PodRecord:
     """The machine for a pod, without its network."""
     spec = config.spec
+    check_annotations(spec)
     memory, processors = memory_of(spec, options), processors_of(spec)
     machine_type = machine_type_of(options, hypervisor)
     able = hypervisor.abilities_of(machine_type)
+    require_fits(memory, options)
     memory_max, processors_max = _room(options, able)
     return PodRecord(
         id=config.id,
@@ -66,10 +70,25 @@ def machine_type_of(options: VmOptions, hypervisor: Hypervisor) -> str:
 def _room(options: VmOptions, able: Mapping[str, str]) -> tuple[int, int]:
     """Up to what memory and how many processors a machine may grow: what the node says, or what the host has, as far
     as its program can."""
-    memory = options.memory_max_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = most_memory(options)
     processors = options.processors_max or min(os.cpu_count() or 1, _PROCESSORS_AT_MOST)
     grows = {word: not able[f"resize-{word}"].startswith("no") for word in ("memory", "processors")}
     return (memory // _UNIT_BYTES * _UNIT_BYTES if grows["memory"] else 0), (processors if grows["processors"] else 0)
+
+
+def most_memory(options: VmOptions) -> int:
+    """Bytes of memory that a machine has at most: what the node says, or what the host has."""
+    return options.memory_max_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def require_fits(memory_bytes: int, options: VmOptions) -> None:
+    """ResourceExhausted for a machine of more memory than there is: its kernel would be busy with the tables alone."""
+    if memory_bytes > (most := most_memory(options)):
+        raise ResourceExhausted(
+            f"a machine here has at most {most >> 20} MiB of memory, not {memory_bytes >> 20}",
+            stage="size",
+            hint="a smaller --memory; kinds.vm.memory_max_bytes, where that is what holds it",
+        )
 
 
 def memory_of(spec: PodSpec, options: VmOptions) -> int:
@@ -85,14 +104,18 @@ def processors_of(spec: PodSpec) -> int:
 def memory_for(pod: Resources, containers: Sequence[Resources], options: VmOptions) -> int:
     """Bytes of memory for a pod's limit, or its containers' limits together, and the guest's own part; what the node
     says for those without a limit."""
-    limits = [one.memory_bytes for one in containers if one.memory_bytes is not None]
-    if pod.memory_bytes is not None:
-        size = pod.memory_bytes + options.overhead_bytes
+    limits = [limit for one in containers if (limit := _limit(one)) is not None]
+    if (whole := _limit(pod)) is not None:
+        size = whole + options.overhead_bytes
     elif limits and len(limits) == len(containers):
         size = sum(limits) + options.overhead_bytes
     else:
         size = sum(limits) + options.memory_bytes
     return math.ceil(size / _UNIT_BYTES) * _UNIT_BYTES
+
+
+def _limit(resources: Resources) -> int | None:
+    return None if resources.memory_bytes == UNLIMITED else resources.memory_bytes
 
 
 def processors_for(pod: Resources, containers: Sequence[Resources]) -> int:

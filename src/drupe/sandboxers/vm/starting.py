@@ -20,7 +20,7 @@ from drupe.keeper.client import Keeper
 from drupe.linux import no_holes_program
 from drupe.resources.network.endpoints.contract import Joined
 from drupe.rpc.guest import guest_pb2 as pb
-from drupe.sandboxers.vm import filling, hardware, network, share
+from drupe.sandboxers.vm import filling, hardware, network, share, virtiofsd
 from drupe.sandboxers.vm.console import last_words, why
 from drupe.sandboxers.vm.hypervisors import Hypervisors, confinement
 from drupe.sandboxers.vm.launch import Launcher
@@ -40,7 +40,7 @@ _MEMORY_FD, _TOLD_FD = 5, 6  # of a VMM: after the listeners of `Launch`
 
 
 class Starter:
-    """Starts machines. agent_timeout_s: how long a guest may boot."""
+    """Starts machines. agent_timeout_s: how long a guest may boot. virtiofsd: its path, "" for where it is usually."""
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Starter:
         roots: Roots,
         templates: Templates,
         agent_timeout_s: float,
+        virtiofsd: str = "",
     ) -> None:
         self._keeper = keeper
         self._launcher = launcher
@@ -58,6 +59,7 @@ class Starter:
         self.roots = roots
         self.templates = templates
         self._agent_timeout_s = agent_timeout_s
+        self._virtiofsd = virtiofsd
         self.on_answered: Callable[[VmPod], None] = lambda _: None  # its agent is there
 
     async def start(self, pod: VmPod, *, from_template: bool, cold: Sequence[RootDisk] = ()) -> None:
@@ -78,7 +80,9 @@ class Starter:
         with phases("roots"):
             record.disks = await self.roots.of_images(record.images)
         hosts, nics = hardware.host_devices(record), network.nics_of(joined)
-        saved = self.templates.find(record, self.program(record)) if from_template and not hosts else None
+        usual, program = from_template and not hosts, self.program(record)
+        saved = self.templates.find(record, program) if usual else None
+        damaged = self.templates.damaged(record, program) if usual and saved is None else ""
         record.saved, record.spare_disks = str(saved or ""), SPARE_DISKS if saved else 0
         record.disks = _all(record.disks, cold) if cold else record.disks[: SPARE_DISKS if saved else _DISKS_AT_BOOT]
         disks, taps = [disk.disk() for disk in record.disks], [nic for nic in nics if nic.node is None]
@@ -96,7 +100,8 @@ class Starter:
         record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
         record.told = told(joined)
         record.started, record.failed = True, ""
-        record.phases_ms, record.notes = phases.told, [*network.left_out(joined), *self._confinement(record)]
+        notes = [*network.left_out(joined), *self._confinement(record), damaged]
+        record.phases_ms, record.notes = phases.told, [note for note in notes if note]
         record.save()
 
     def program(self, record: PodRecord) -> str:
@@ -111,10 +116,13 @@ class Starter:
         record = pod.record
         if not (shares := _shares(record)):
             return
-        socket, log = cast(Path, shares[0].socket), record.home / "virtiofsd.log"
-        argv = share.serving(share.find_virtiofsd(), record)
+        socket = cast(Path, shares[0].socket)
+        await pod.share.prepare()
+        program = virtiofsd.find_virtiofsd(self._virtiofsd)
+        legacy = await virtiofsd.is_legacy(self._keeper, program)
+        argv = virtiofsd.serving(program, record.share, legacy=legacy)
         pod.pids[SHARE] = await self._launcher.start(
-            record, record.id + SHARE, argv, [socket], log=log, netns=False, users=pod.share.users
+            record, record.id + SHARE, argv, [socket], log=pod.share_log, netns=False, users=pod.share.users
         )
 
     async def boot(self, pod: VmPod, config: MachineConfig, phases: Phases) -> None:

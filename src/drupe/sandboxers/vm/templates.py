@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -47,9 +48,16 @@ class Templates:
         )  # fmt: skip
 
     def find(self, record: PodRecord, program: str) -> Path | None:
-        """The saved machine for a pod."""
+        """The saved machine for a pod. One whose files are not what was saved is none: see `damaged`."""
         directory = self.directory / self.key_of(record, program)
-        return directory if (directory / _ABOUT).exists() else None
+        return directory if _is_whole(directory) else None
+
+    def damaged(self, record: PodRecord, program: str) -> str:
+        """What is to be said of a template for a pod that cannot be used; "" when there is none."""
+        key = self.key_of(record, program)
+        if not (self.directory / key).exists() or _is_whole(self.directory / key):
+            return ""
+        return f"template {key[:12]} is damaged, the machine was booted: drupe template rm {key[:12]}, and make another"
 
     def keep(self, scratch: Path, record: PodRecord, program: str) -> TemplateInfo:
         """Take what was saved in `scratch`, a directory of the same file system."""
@@ -58,7 +66,7 @@ class Templates:
             id=key, kind="vm", memory_bytes=record.memory_bytes, processors=record.processors,
             guest=Path(record.kernel).parent.name, accelerator=record.accelerator, created_at=time.time(),
             size_bytes=sum(path.stat().st_blocks * 512 for path in scratch.iterdir()),
-            basis=self.basis_of(record, program),
+            basis=self.basis_of(record, program), files=_print_of(scratch),
         )  # fmt: skip
         (scratch / _ABOUT).write_bytes(msgspec.json.encode(about))
         target = self.directory / key
@@ -74,6 +82,24 @@ class Templates:
     def remove(self, key: str) -> None:
         """Idempotent; machines that started from it go on, their memory is an open file."""
         shutil.rmtree(self.directory / key, ignore_errors=True)
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a template is there, and its files are what was saved. What goes on from others fails without a word
+    that anybody understands, and so would each pod of its size."""
+    try:
+        about = msgspec.json.decode((directory / _ABOUT).read_bytes(), type=TemplateInfo)
+        return about.files in ("", _print_of(directory))  # "": made by a version of before
+    except (OSError, msgspec.DecodeError):
+        return False
+
+
+def _print_of(directory: Path) -> str:
+    """Names and sizes of its files, and checksums of all but the memory, which is large and read by those who need it
+    only."""
+    found = [path for path in sorted(directory.iterdir()) if path.name != _ABOUT]
+    sums = [0 if path.name == SAVED_MEMORY else zlib.crc32(path.read_bytes()) for path in found]
+    return " ".join(f"{path.name}:{path.stat().st_size}:{sum_:08x}" for path, sum_ in zip(found, sums, strict=True))
 
 
 def _hash(*parts: object) -> str:

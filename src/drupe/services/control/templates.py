@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from drupe.errors import InvalidArgument, NotFound
+from drupe.resources.cgroups.limits import limits_of
 from drupe.rpc.call import Call
 from drupe.services.control.registry import method
 from drupe.spec.control import Pruned
@@ -22,6 +23,7 @@ _KINDS = ("vm",)  # those that have any
 async def create(service: ControlService, call: Call) -> TemplateInfo:
     wanted, node = call.params, service.node
     spec = PodSpec(resources=Resources(memory_bytes=wanted.memory_bytes, cpus=wanted.cpus))
+    limits_of(spec.resources)  # one that no pod may have is of no use
     return await node.sandboxer(wanted.kind).make_template(spec, f"{node.paths.cgroup}/template")
 
 
@@ -42,7 +44,7 @@ async def prune(service: ControlService, call: Call) -> Pruned:
 
 @method("template.delete", changes=True)
 async def delete(service: ControlService, call: Call) -> None:
-    for kind in _KINDS:
+    for kind in _KINDS if call.params.ref else ():
         sandboxer = service.node.sandboxer(kind)
         found = [one.id for one in sandboxer.templates() if one.id.startswith(call.params.ref)]
         if len(found) > 1:
