@@ -14,7 +14,7 @@ from drupe.errors import InvalidArgument, ResourceExhausted, Unsupported
 from drupe.hypervisors.contract import Disk, MachineConfig, Share
 from drupe.hypervisors.qemu.arguments import command_line
 from drupe.sandboxers.kinds import kind_of
-from drupe.sandboxers.vm import devices, filling, sizing
+from drupe.sandboxers.vm import devices, filling, share, sizing
 from drupe.sandboxers.vm.oci import adapted
 from drupe.sandboxers.vm.options import ROOTFS, VmOptions, check_annotations
 from drupe.sandboxers.vm.records import PodRecord, TaskRecord
@@ -205,6 +205,12 @@ def test_a_disk_without_its_file_system_is_refused(tmp_path: Path) -> None:
             devices.require_filesystem(one)
     disk.write_bytes(b"\0" * 1080 + b"\x53\xef" + b"\0" * 100)
     devices.require_filesystem(one)
+
+
+def test_what_covers_a_part_of_proc() -> None:
+    """What every host with systemd has mounted there covers nothing."""
+    assert not share.masks(["/", "/proc", "/processes", "/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd"])
+    assert share.masks(["/proc", "/proc/kcore"]) and share.masks(["/proc/sys"])
 
 
 def test_a_template_serves_its_size_and_is_old_with_another_monitor(tmp_path: Path) -> None:

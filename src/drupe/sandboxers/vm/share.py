@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ TAG = "drupe"
 _EVERY_ID = ((0, 0, 0xFFFF_FFFF),)
 _USERS_HINT = "sysctl -w user.max_user_namespaces=65536"
 _PROC_FLAGS = ("nosuid", "nodev", "noexec")
+# Directories that are there to be mounted over, and empty otherwise: they hide nothing (fs/namespace.c of Linux)
+_FOR_MOUNTS = ("/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd", "/proc/fs/nfs/nfsd")
 _PROC_HINT = "a container whose /proc is not masked (privileged), or the annotation drupe.vm.rootfs=block"
 # Device numbers that mean the same to every Linux kernel (its admin-guide/devices.txt); a guest has each in its /dev.
 _EVERYWHERE = {
@@ -160,7 +162,12 @@ def _masked(pid: int) -> bool:
         lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
     except OSError:
         return False
-    return any(line.split()[4].startswith("/proc/") for line in lines)
+    return masks(line.split()[4] for line in lines)
+
+
+def masks(places: Iterable[str]) -> bool:
+    """Whether mounts at these places cover a part of /proc."""
+    return any(place.startswith("/proc/") and place not in _FOR_MOUNTS for place in places)
 
 
 @contextlib.contextmanager
