@@ -33,6 +33,41 @@ first, second = make(0, signal.SIGUSR1)[1], make(0, signal.SIGUSR1)[1]
 print(second - first, call(224, first, old)[0], struct.unpack("qqqq", old))
 print(call(223, first, 1, spec(0, 0.001), None)[0], signal.sigtimedwait([signal.SIGUSR1], 5).si_signo)
 """,
+    "titles": """
+import ctypes, os, re
+def shown(name): return open("/proc/self/" + name, "rb").read()
+before = shown("cmdline"); size = len(before)
+top = int(re.search(rb"-([0-9a-f]+) .*\\[stack\\]", shown("maps"))[1], 16)
+start = top - 65536 + ctypes.string_at(top - 65536, 65536).rindex(before)
+def rename(title):
+    ctypes.memmove(start, title, len(title))
+    return shown("cmdline")
+print(rename(b"worker 1".ljust(size, b"\\0")) == b"worker 1".ljust(size, b"\\0"))
+print(rename(b"x" * size + b"yy\\0") == b"x" * size + b"yy\\0", shown("environ")[:3], rename(before) == before)
+pid = os.fork()
+if pid == 0: print(rename(b"child".ljust(size, b"\\0")).strip(b"\\0"), flush=True); os._exit(0)
+os.waitpid(pid, 0); print(shown("cmdline") == before)
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.prctl(35, 8, ctypes.c_ulong(start), 1, 0), ctypes.get_errno())
+""",
+    "lengths of control messages": """
+import array, ctypes, os, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+one, two = socket.socketpair(); two.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+alone, other = socket.socketpair(); descriptor = array.array("i", [0]).tobytes()
+def length(into, room):
+    control, data = ctypes.create_string_buffer(room), ctypes.create_string_buffer(1)
+    piece = ctypes.create_string_buffer(struct.pack("QQ", ctypes.addressof(data), 1))
+    header = struct.pack("7Q", 0, 0, ctypes.addressof(piece), 1, ctypes.addressof(control), room, 0)
+    header = ctypes.create_string_buffer(header)
+    assert libc.recvmsg(into.fileno(), header, 0) == 1
+    return struct.unpack_from("QQ", header, 40)
+for room in (28, 31, 32, 33, 100): one.send(b"x"); print(room, length(two, room))
+for room in (20, 23, 24, 100):
+    alone.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)]); print(room, length(other, room))
+for room in (52, 56, 100):
+    one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)]); print(room, length(two, room))
+""",
     "pidfd": """
 import os, select, signal
 def of(call, *args):

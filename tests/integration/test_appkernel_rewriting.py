@@ -47,6 +47,18 @@ for n in range(200):
 signal.setitimer(signal.ITIMER_REAL, 0)
 print(os.wait()[1])
 """,
+    "signals of several": """
+import time
+for n in range(6):
+    if os.fork() == 0:
+        seen = []
+        signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0006); often(3)
+        os._exit(0 if seen else 1)
+print([os.wait()[1] for _ in range(6)])
+""",
     "forks and threads": """
 for n in range(5):
     if os.fork() == 0:

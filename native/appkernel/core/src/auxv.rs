@@ -30,6 +30,14 @@ pub struct Stack {
     pub bytes: Vec<u8>,
     /// The auxiliary vector alone, for /proc/PID/auxv.
     pub auxiliary: Vec<u8>,
+    pub texts: Texts,
+}
+
+/// Where arguments and environment lie, as starts and ends: a program may write others there, or say that they are elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Texts {
+    pub arguments: (u64, u64),
+    pub environment: (u64, u64),
 }
 
 struct Strings {
@@ -38,8 +46,12 @@ struct Strings {
 }
 
 impl Strings {
+    fn end(&self) -> u64 {
+        self.base + self.bytes.len() as u64
+    }
+
     fn push(&mut self, text: &[u8]) -> u64 {
-        let at = self.base + self.bytes.len() as u64;
+        let at = self.end();
         self.bytes.extend_from_slice(text);
         self.bytes.push(0);
         at
@@ -62,10 +74,13 @@ pub fn build(
     strings.bytes.extend_from_slice(&random);
     let platform = strings.push(b"x86_64");
     let mut words = vec![arguments.len() as u64];
+    let first = strings.end();
     words.extend(arguments.iter().map(|s| strings.push(s)));
     words.push(0);
+    let between = strings.end();
     words.extend(environment.iter().map(|s| strings.push(s)));
     words.push(0);
+    let texts = Texts { arguments: (first, between), environment: (between, strings.end()) };
     let name_at = strings.push(name);
     let known = [(AT_RANDOM, random_at), (AT_PLATFORM, platform), (AT_EXECFN, name_at), (AT_PAGESZ, PAGE), (0, 0)];
     let vector: Vec<u64> = auxiliary.iter().chain(&known).flat_map(|(key, value)| [*key, *value]).collect();
@@ -74,7 +89,7 @@ pub fn build(
     let mut bytes = to_bytes(&words);
     bytes.resize((base - pointer) as usize, 0);
     bytes.extend(strings.bytes);
-    Stack { pointer, bytes, auxiliary: to_bytes(&vector) }
+    Stack { pointer, bytes, auxiliary: to_bytes(&vector), texts }
 }
 
 fn to_bytes(words: &[u64]) -> Vec<u8> {

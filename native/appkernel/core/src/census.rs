@@ -23,8 +23,8 @@ const TICK_NS: u64 = 10_000_000;
 
 struct Record {
     threads: Vec<Shown>,
-    command_line: Vec<u8>,
-    environment: Vec<u8>,
+    /// Of the one that is being read.
+    texts: [Option<Vec<u8>>; 2],
     auxiliary: Vec<u8>,
     areas: Vec<Area>,
     /// Not held: files must be closed when their last process ends.
@@ -70,6 +70,11 @@ impl Census {
     /// What the host says of a process's memory (`pages::fill`).
     pub(crate) fn fill_areas(&self, pid: Pid, report: &str) {
         self.records.lock().get_mut(&pid).into_iter().for_each(|record| pages::fill(&mut record.areas, report));
+    }
+
+    /// Arguments (0) or environment (1) of a process, as its memory has them now.
+    pub(crate) fn show_texts(&self, pid: Pid, which: usize, text: Vec<u8>) {
+        self.records.lock().get_mut(&pid).into_iter().for_each(|record| record.texts[which] = Some(text.clone()));
     }
 
     /// The caller's view of numbers: others' processes it cannot name.
@@ -152,8 +157,7 @@ impl Kernel {
         let mm = self.mms.get(&process.mm);
         let record = Record {
             threads: Vec::new(),
-            command_line: process.command_line.clone(),
-            environment: process.environment.clone(),
+            texts: [None, None],
             auxiliary: mm.map(|mm| mm.auxiliary.clone()).unwrap_or_default(),
             areas: mm.map(|mm| areas(mm, &fs.root)).unwrap_or_default(),
             files: Arc::downgrade(&process.files),
@@ -255,11 +259,11 @@ impl Processes for Census {
     }
 
     fn command_line(&self, pid: u32) -> Option<Vec<u8>> {
-        self.of(pid, |record| record.command_line.clone())
+        self.of(pid, |record| record.texts[0].clone().unwrap_or_default())
     }
 
     fn environment(&self, pid: u32) -> Option<Vec<u8>> {
-        self.of(pid, |record| record.environment.clone())
+        self.of(pid, |record| record.texts[1].clone().unwrap_or_default())
     }
 
     fn auxiliary(&self, pid: u32) -> Option<Vec<u8>> {

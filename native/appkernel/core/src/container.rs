@@ -105,7 +105,8 @@ impl Kernel {
 
     fn seen_process(&self, process: &Process) -> Seen {
         let shown = self.shown(process, process.pid);
-        let words = process.command_line.split(|&byte| byte == 0).filter(|word| !word.is_empty());
+        let line = self.command_line_of(process);
+        let words = line.split(|&byte| byte == 0).filter(|word| !word.is_empty());
         Seen {
             pid: pids::seen(process.pid),
             parent: pids::seen(process.parent),

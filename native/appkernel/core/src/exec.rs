@@ -201,7 +201,7 @@ impl Kernel {
             self.clear_tails(&mm, elf, base)?;
         }
         self.platform.write(space, stack.pointer, &stack.bytes)?;
-        mm.auxiliary = stack.auxiliary;
+        (mm.auxiliary, mm.texts) = (stack.auxiliary, stack.texts);
         let registers = Registers { rip: entry, rsp: stack.pointer, eflags: 0x202, ..Registers::default() };
         Ok(Loaded { mm, registers })
     }
@@ -367,7 +367,7 @@ impl Kernel {
         };
         self.platform.reset(thread, &loaded.registers)?;
         self.process_mut(tid)?.running = Some(running);
-        self.replace(tid, privileges, &image, &environment, loaded, thread)
+        self.replace(tid, privileges, &image, loaded, thread)
     }
 
     /// Who the process will be. Set-id bits and capabilities of files count where nothing forbids them.
@@ -382,7 +382,6 @@ impl Kernel {
         tid: Tid,
         privileges: Privileges,
         image: &Image,
-        environment: &[Vec<u8>],
         loaded: Loaded,
         thread: ThreadId,
     ) -> Result<()> {
@@ -411,8 +410,6 @@ impl Kernel {
         }
         (process.credentials, process.ids) = (privileges.credentials, privileges.ids);
         process.executable = Some(image.path.clone());
-        process.command_line = joined(&image.arguments);
-        process.environment = joined(environment);
         process.has_execed = true;
         process.posix_timers = Default::default();
         process.name = name;
@@ -455,10 +452,6 @@ fn map_stack(mm: &mut Mm, elf: &Elf, (pointer, limit): (u64, u64)) -> MemoryOp {
     let address = end - size;
     mm.insert(address, Area { end, protection, shared: false, file: None, name: STACK });
     MemoryOp::MapAnonymous { address, size, protection, shared: false }
-}
-
-fn joined(list: &[Vec<u8>]) -> Vec<u8> {
-    list.iter().flat_map(|text| text.iter().copied().chain([0])).collect()
 }
 
 pub(crate) fn task_name(name: &[u8]) -> [u8; 16] {

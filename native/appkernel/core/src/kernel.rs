@@ -265,7 +265,7 @@ impl Kernel {
                     Looks::Maybe => self.take_census(tid, false),
                     Looks::Surely => {
                         self.take_census(tid, true);
-                        self.count_pages(tid, args[0]);
+                        self.look_into(tid, args[0]);
                     }
                 }
                 handler(self, tid, &args)

@@ -38,6 +38,7 @@ mod sysctl;
 mod sysv;
 pub mod table;
 pub mod task;
+mod texts;
 pub mod timers;
 
 pub use calls::system::{RELEASE, VERSION};

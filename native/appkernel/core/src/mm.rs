@@ -6,6 +6,7 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::OpenFile;
 
+use crate::auxv::Texts;
 use crate::platform::SpaceId;
 use crate::rewrite::Sites;
 
@@ -52,6 +53,7 @@ pub struct Mm {
     pub end: u64,
     pub users: u32,
     pub auxiliary: Vec<u8>,
+    pub texts: Texts,
     pub sites: Sites,
     /// Starts and ends of what is mapped in pieces of the host's that the areas do not know of: of a snapshot's pages.
     pub pieces: BTreeMap<u64, u64>,
@@ -104,6 +106,7 @@ impl Mm {
             end,
             users: 1,
             auxiliary: Vec::new(),
+            texts: Texts::default(),
             sites: Sites::default(),
             pieces: BTreeMap::new(),
             locked: Locked::default(),

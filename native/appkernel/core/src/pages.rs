@@ -5,7 +5,7 @@ use drupe_appkernel_vfs::Path;
 
 use crate::kernel::Kernel;
 use crate::pids;
-use crate::task::{Pid, Tid};
+use crate::task::{Process, Tid};
 
 /// The first address of a line that begins a range, as in "7f00-7f10 rw-p …".
 fn start(line: &str) -> Option<u64> {
@@ -36,22 +36,26 @@ pub(crate) fn fill(areas: &mut [Area], report: &str) {
 }
 
 impl Kernel {
-    /// The process whose smaps or smaps_rollup a descriptor is of.
-    fn is_of_pages(&self, tid: Tid, fd: u64) -> Option<Pid> {
+    /// The process that a descriptor's file of procfs is about, and the file's name.
+    fn is_about(&self, tid: Tid, fd: u64) -> Option<(&Process, Vec<u8>)> {
         let file = self.any_file(tid, fd).ok()?;
         let path: &Path = file.path()?;
-        if !matches!(path.dentry.name().as_slice(), b"smaps" | b"smaps_rollup") {
-            return None;
-        }
         let directory = String::from_utf8(path.dentry.parent()?.name()).ok()?;
-        Some(pids::known(self.view(tid), directory.parse().ok()?))
+        let number = pids::known(self.view(tid), directory.parse().ok()?);
+        let process = self.process(number).ok().or_else(|| self.tasks.processes.get(&number))?;
+        Some((process, path.dentry.name()))
     }
 
-    /// Have procfs know how much there is in memory, if the caller is about to read that.
-    pub(crate) fn count_pages(&self, tid: Tid, fd: u64) {
-        let space = |pid| self.mms.get(&self.tasks.processes.get(&pid)?.mm).map(|mm| (pid, mm.space));
-        if let Some((pid, space)) = self.is_of_pages(tid, fd).and_then(space) {
-            self.census.fill_areas(pid, &self.platform.memory_report(space));
+    /// Have procfs know what is in a process's memory, and how much, if the caller is about to read that.
+    pub(crate) fn look_into(&self, tid: Tid, fd: u64) {
+        let Some((process, name)) = self.is_about(tid, fd) else { return };
+        match (name.as_slice(), self.mms.get(&process.mm)) {
+            (b"smaps" | b"smaps_rollup", Some(mm)) => {
+                self.census.fill_areas(process.pid, &self.platform.memory_report(mm.space));
+            }
+            (b"cmdline", _) => self.census.show_texts(process.pid, 0, self.command_line_of(process)),
+            (b"environ", _) => self.census.show_texts(process.pid, 1, self.environment_of(process)),
+            _ => {}
         }
     }
 }

@@ -296,6 +296,12 @@ fn add_memory(t: &mut Table) {
     t.part(151, "mlockall", COUNTED, locked::mlockall);
     t.part(152, "munlockall", COUNTED, locked::munlockall);
     t.part(325, "mlock2", COUNTED, locked::mlock2);
+    t.none(239, "get_mempolicy", "there are no memory nodes to choose from");
+    t.none(330, "pkey_alloc", "there are no protection keys");
+    t.none(216, "remap_file_pages", "mmap(2) does it");
+    t.none(451, "cachestat", "files are memory, there is no cache to ask about");
+    t.none(453, "map_shadow_stack", "there are no shadow stacks");
+    t.none(462, "mseal", "programs do without");
     t.full(158, "arch_prctl", memory::arch_prctl);
 }
 
@@ -314,6 +320,7 @@ fn add_processes(t: &mut Table) {
     t.part(202, "futex", "priority inheritance", |_, _, _| Err(drupe_appkernel_abi::Errno::NOSYS));
     t.full(218, "set_tid_address", who::set_tid_address);
     t.full(273, "set_robust_list", who::set_robust_list);
+    t.none(449, "futex_waitv", "programs wait for one at a time");
     t.none(101, "ptrace", "no debugger in the pod");
     t.none(334, "rseq", "the C library does without");
     t.part(434, "pidfd_open", "what is polled must be a whole process", pidfd::pidfd_open);
@@ -389,7 +396,12 @@ fn add_identity(t: &mut Table) {
     t.full(124, "getsid", who::getsid);
     t.full(125, "capget", who::capget);
     t.full(126, "capset", who::capset);
-    t.part(157, "prctl", "memory maps, what concerns other processors", prctl::prctl);
+    t.part(
+        157,
+        "prctl",
+        "of memory maps but where arguments and environment are, what concerns other processors",
+        prctl::prctl,
+    );
     t.full(186, "gettid", who::gettid);
 }
 

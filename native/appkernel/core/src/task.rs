@@ -150,8 +150,6 @@ pub struct Process {
     pub executable: Option<Path>,
     /// Nobody may write to it.
     pub running: Option<Arc<Use>>,
-    pub command_line: Vec<u8>,
-    pub environment: Vec<u8>,
     pub has_execed: bool,
     pub started_ns: u64,
     pub alarm: Option<Alarm>,

@@ -6,6 +6,7 @@
 
 mod births;
 mod lanes;
+mod notes;
 mod saving;
 #[cfg(test)]
 mod testing;
@@ -30,8 +31,6 @@ use crate::ops::{self, Expected};
 use lanes::Lanes;
 use thread::{Space, Thread, Waiting};
 
-/// A stub that has been told to do something must come back within this time, or is killed.
-const PATIENCE_MS: i32 = 5_000;
 const WORD_LISTENER: u64 = u64::MAX;
 /// Words of the poller: spaces have this bit.
 const WORD_SPACE: u64 = 1 << 63;
@@ -41,9 +40,6 @@ const ZYGOTE: ThreadId = ThreadId(0);
 const STAGED_MAX: usize = layout::OP_MAX / 2;
 /// Calls that have come meanwhile and are served before the poller is looked at: a few, that whoever runs the kernel is heard.
 const SERVE_OF_STASH: usize = 4;
-/// With more spaces than these calls are taken in before one is chosen; and how many at most.
-const CROWD: usize = 8;
-const STASH_MAX: usize = 4096;
 /// Traps that are served from slots before descriptors have their turn.
 const SERVE_BEFORE_POLL: u32 = 16;
 
@@ -194,47 +190,10 @@ impl Stubs {
         Ok(ops::translate(changes, thread.index))
     }
 
-    /// The next notification that has come, from the host.
-    fn receive(&mut self) -> Result<Option<Notification>> {
-        if !poll::is_readable(self.listener.raw_fd(), PATIENCE_MS) {
-            return Err(Errno::TIMEDOUT);
-        }
-        self.listener.receive().map_err(errno)
-    }
-
-    fn wait_for_bell(&mut self, id: ThreadId) -> Result<()> {
-        while self.thread(id)?.waiting.is_none() {
-            let Some(note) = self.receive()? else { continue };
-            if self.by_host.get(&note.thread) == Some(&id) {
-                self.accept(id, &note);
-            } else {
-                self.put_by(note);
-            }
-        }
-        Ok(())
-    }
-
-    /// Keep what has come for later.
-    fn put_by(&mut self, note: Notification) {
-        let thread = self.by_host.get(&note.thread).and_then(|id| self.threads.get(id));
-        let lane = thread.and_then(|thread| self.spaces.get(&thread.space)).map_or(0, |space| space.lane);
-        self.stash.push(lane, note);
-    }
-
-    /// Where many may call at once: take in what has come, so that who is served is not who came first.
-    fn take_in(&mut self) -> Result<()> {
-        let is_crowd = self.spaces.len() > CROWD;
-        while is_crowd && self.stash.len() < STASH_MAX && poll::is_readable(self.listener.raw_fd(), 0) {
-            if let Some(note) = self.listener.receive().map_err(errno)? {
-                self.put_by(note);
-            }
-        }
-        Ok(())
-    }
-
     /// A notification of a thread that we know. True: it is a doorbell, now waiting.
     fn accept(&mut self, id: ThreadId, note: &Notification) -> bool {
         let Some(thread) = self.threads.get_mut(&id) else { return false };
+        thread.is_put_by = false;
         if note.number == CALL_DOORBELL {
             let again = thread.waiting.replace(Waiting::Bell(note.id)).is_some();
             return match thread.unheard.take() {
@@ -571,6 +530,7 @@ impl Platform for Stubs {
             match word {
                 WORD_LISTENER => {
                     if let Some(note) = self.listener.receive().map_err(errno)? {
+                        self.supersede(&note);
                         self.dispatch(&note, events);
                     }
                 }

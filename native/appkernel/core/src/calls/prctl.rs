@@ -4,6 +4,7 @@ use drupe_appkernel_abi::{Errno, Result};
 
 use super::Args;
 use crate::kernel::{Done, Kernel};
+use crate::mm::LOWEST;
 use crate::privileges::{SECBIT_KEEP_CAPS, SECBIT_NO_CAP_AMBIENT_RAISE, SECURE_ALL};
 use crate::signal::COUNT;
 use crate::task::{Process, Tid};
@@ -69,7 +70,7 @@ pub fn prctl(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
             0
         }
         GET_TIMERSLACK => kernel.task(tid)?.slack_ns as i64,
-        SET_MM => return Err(Errno::PERM),
+        SET_MM => set_texts(kernel, tid, argument, (third, fourth, fifth))?,
         SET_CHILD_SUBREAPER => set(kernel, tid, |p| p.subreaper = argument != 0)?,
         GET_CHILD_SUBREAPER => put(kernel, tid, argument, kernel.process(tid)?.subreaper.into())?,
         SET_NO_NEW_PRIVS if argument == 1 && rest_is_zero => set(kernel, tid, |p| p.no_new_privileges = true)?,
@@ -103,6 +104,37 @@ fn name(kernel: &mut Kernel, tid: Tid, option: u64, address: u64) -> Result<i64>
     }
     let name = kernel.text(tid, address, 16, Errno::INVAL).or_else(|_| kernel.get_bytes(tid, address, 15))?;
     kernel.task_mut(tid)?.name = crate::exec::task_name(&name);
+    Ok(0)
+}
+
+/// Where procfs finds arguments and environment; nothing else of a memory map. EPERM without CAP_SYS_RESOURCE.
+fn set_texts(kernel: &mut Kernel, tid: Tid, which: u64, (address, fourth, fifth): (u64, u64, u64)) -> Result<i64> {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    if fourth != 0 || fifth != 0 {
+        return Err(Errno::INVAL);
+    }
+    if !kernel.process(tid)?.credentials.capable(CAP_SYS_RESOURCE) {
+        return Err(Errno::PERM);
+    }
+    let mm = kernel.mm_mut(tid)?;
+    if !(LOWEST..mm.end).contains(&address) {
+        return Err(Errno::INVAL);
+    }
+    let mut texts = mm.texts;
+    match which {
+        8 => texts.arguments.0 = address, // PR_SET_MM_ARG_START
+        9 => texts.arguments.1 = address,
+        10 => texts.environment.0 = address,
+        11 => texts.environment.1 = address,
+        _ => return Err(Errno::INVAL),
+    }
+    let ordered = |(start, end): (u64, u64)| start <= end;
+    if !ordered(texts.arguments) || !ordered(texts.environment) {
+        return Err(Errno::INVAL);
+    }
+    // Nothing of the program's lies at or above it.
+    mm.areas.values().any(|area| area.end > address).then_some(()).ok_or(Errno::FAULT)?;
+    mm.texts = texts;
     Ok(0)
 }
 

@@ -466,7 +466,9 @@ fn answer(kernel: &mut Kernel, tid: Tid, at: u64, message: &Message, received: &
     if message.control.0 != 0 {
         kernel.put(tid, message.control.0, &control)?;
     }
-    kernel.put_words(tid, at + 40, &[control.len() as u64])?;
+    // The last one, too, counts with its padding (CMSG_SPACE), where there is room for that.
+    let taken = control.len().next_multiple_of(8).min(room.max(control.len()));
+    kernel.put_words(tid, at + 40, &[taken as u64])?;
     kernel.put(tid, at + 48, &out_flags.to_le_bytes())
 }
 

@@ -194,8 +194,6 @@ impl Kernel {
             limits: p.limits,
             executable,
             running,
-            command_line: p.command_line.clone(),
-            environment: p.environment.clone(),
             has_execed: p.has_execed,
             started_ns: p.started_ns,
             alarm: None,

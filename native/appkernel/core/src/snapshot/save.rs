@@ -175,8 +175,6 @@ impl Kernel {
             vfork_waiter: p.vfork_waiter,
             limits: p.limits,
             executable,
-            command_line: p.command_line.clone(),
-            environment: p.environment.clone(),
             has_execed: p.has_execed,
             started_ns: p.started_ns,
             alarm: p.alarm.as_ref().map(|alarm| (alarm.due_ns, alarm.interval_ns)),
@@ -287,8 +285,9 @@ impl Kernel {
             });
         }
         let (sites, regions) = mm.sites.save();
-        let Mm { brk_start, brk, top, auxiliary, .. } = mm;
-        Ok(SavedMm { areas, brk_start, brk, top, auxiliary, pages: pieces, sites, regions })
+        let Mm { brk_start, brk, top, auxiliary, texts, .. } = mm;
+        let (texts, growing) = ((texts.arguments, texts.environment), mm.growing.into_iter().collect());
+        Ok(SavedMm { areas, brk_start, brk, top, auxiliary, texts, growing, pages: pieces, sites, regions })
     }
 
     fn save_task(&mut self, tid: u32, filters: &mut Filters) -> Result<SavedTask, Refusal> {

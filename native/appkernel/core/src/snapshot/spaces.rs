@@ -7,6 +7,7 @@ use drupe_appkernel_vfs::{Backing, OpenFile};
 
 use super::state::{SavedArea, SavedMm, SavedObject};
 use super::{damaged, Refusal};
+use crate::auxv::Texts;
 use crate::calls::memory::mapping;
 use crate::kernel::Kernel;
 use crate::mm::{Area, Mm, LOWEST, PAGE, PROT_EXEC, PROT_READ, PROT_WRITE};
@@ -151,6 +152,8 @@ fn book(saved: &SavedMm, space: SpaceId, end: u64, files: &[Arc<OpenFile>]) -> s
     }
     (mm.brk_start, mm.brk, mm.top) = (saved.brk_start, saved.brk, saved.top.min(end));
     mm.auxiliary.clone_from(&saved.auxiliary);
+    mm.texts = Texts { arguments: saved.texts.0, environment: saved.texts.1 };
+    mm.growing = saved.growing.iter().copied().collect();
     mm.sites.restore(&saved.sites, &saved.regions).ok_or_else(|| damaged("rewritten places"))?;
     Ok(mm)
 }

@@ -9,7 +9,7 @@ use drupe_appkernel_vfs::tty::SavedTerminal;
 pub use super::queues::SavedNamed;
 
 /// Of this form; the kernel's own version is told apart from it.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 coded! {
     /// A place in a tree of files: which namespace, which mount of it, and names from that mount's root on.
@@ -122,13 +122,16 @@ coded! {
 }
 
 coded! {
-    /// sites: rewritten places (place, trampoline, bytes moved).
+    /// texts: where arguments and environment are. growing: ends of what grows downwards. sites: rewritten places (place,
+    /// trampoline, bytes moved).
     pub struct SavedMm {
         pub areas: Vec<SavedArea>,
         pub brk_start: u64,
         pub brk: u64,
         pub top: u64,
         pub auxiliary: Vec<u8>,
+        pub texts: ((u64, u64), (u64, u64)),
+        pub growing: Vec<u64>,
         pub pages: Vec<Piece>,
         pub sites: Vec<(u64, u64, u64)>,
         pub regions: Vec<(u64, Vec<bool>)>,
@@ -226,8 +229,6 @@ coded! {
         pub vfork_waiter: Option<u32>,
         pub limits: [(u64, u64); 16],
         pub executable: Option<Place>,
-        pub command_line: Vec<u8>,
-        pub environment: Vec<u8>,
         pub has_execed: bool,
         pub started_ns: u64,
         pub alarm: Option<(u64, u64)>,

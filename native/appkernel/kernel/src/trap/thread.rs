@@ -32,6 +32,8 @@ pub(super) struct Thread {
     pub(super) expected: VecDeque<Expected>,
     /// An answer that found nobody in the doorbell: the host took the thread out of it (a freezer), and it rings again.
     pub(super) unheard: Option<i64>,
+    /// A call of its was put by, to be served later.
+    pub(super) is_put_by: bool,
     /// Has called without a signal: there is no frame of the host's.
     pub(super) is_fast: bool,
     /// The guest has set its gs base.
@@ -60,6 +62,7 @@ impl Thread {
             pace: Pace::default(),
             expected: VecDeque::new(),
             unheard: None,
+            is_put_by: false,
             is_fast: false,
             owns_gs: false,
             input: Default::default(),
