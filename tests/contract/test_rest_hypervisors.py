@@ -17,7 +17,8 @@ from drupe.errors import DeadlineExceeded, HelperFailed, InvalidArgument, Unavai
 from drupe.hypervisors import firecracker
 from drupe.hypervisors.cloud_hypervisor import CloudHypervisor
 from drupe.hypervisors.contract import Disk, HostDevice, Machine, MachineConfig, Nic, Share
-from drupe.hypervisors.firecracker import Firecracker, Jail
+from drupe.hypervisors.firecracker import Firecracker
+from drupe.hypervisors.jails import Jail
 from framework.vmmapi import Schema, VmmApi
 from framework.vmmodels import CloudModel, FireModel
 
@@ -265,7 +266,7 @@ class TestFirecrackerInAJail(JudgedSuite):
         return FireSite(tmp_path, Jail(os.getuid(), os.getgid()))
 
     def test_files_are_linked_into_the_jail(self, site: FireSite) -> None:
-        config = replace(site.config(), disks=[Disk("root", site.directory / "disk")])
+        config = replace(site.config(), disks=[Disk("root", site.directory / "disk", read_only=True)])
         root = config.dir / "firecracker/m/root"
         launch = site.hypervisor.prepare(config)
         assert launch.argv[: launch.argv.index("--")][-2:] == ["--chroot-base-dir", str(config.dir)]

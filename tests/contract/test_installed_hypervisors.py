@@ -1,0 +1,149 @@
+"""The hypervisors that no package of Debian's has, where they are installed: their own programs judge the drivers.
+
+Whatever /dev/kvm is worth, they are started as the node starts them (their own user, root and network), are configured
+and asked; where a guest's kernel runs on it, a guest with its agent takes part too. `make test-nested-kvm` makes such a
+host by emulation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract.hypervisor_suite import MIB, HypervisorSuite, Site
+from drupe import guest
+from drupe.hypervisors.contract import Device, Disk, Machine, MachineConfig, Nic
+from drupe.linux.tuntap import open_tap
+from drupe.resources.kvm import DEADLINE_S, PROBE, read_fault
+from drupe.rpc.guest import guest_pb2 as pb
+from drupe.sandboxers.vm.hypervisors import open_hypervisor
+from framework import machines, netlab, probes, qemus
+from framework.guestline import Line
+
+pytestmark = pytest.mark.root
+MAC = "02:00:00:00:00:01"
+
+
+def kvm_fault() -> str:
+    """Why no guest runs here; "" where one does."""
+    try:
+        done = subprocess.run(PROBE, capture_output=True, text=True, timeout=10 * DEADLINE_S, check=False)
+    except subprocess.TimeoutExpired:
+        return "a loop did not come to its end"
+    return read_fault(done.stdout)
+
+
+class InstalledSite(Site):
+    """As a node has it, below a root of its own."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        super().__init__(directory)
+        self.name = name
+        self.root = directory / "node"
+        self.root.mkdir()
+        self.hypervisor = open_hypervisor(name, root=self.root)
+        self.disk = qemus.make_disk(directory / "disk", qemus.make_root(directory / "root"))
+        self.image = guest.find(machines.built())
+        self.process: subprocess.Popen[bytes] | None = None
+        self.opened = contextlib.AsyncExitStack()
+        self.tap = -1
+
+    def config(self) -> MachineConfig:
+        self._machine = f"real-{self._number}"
+        plain = MachineConfig(self._machine, self.new_dir(), self.image.kernel, self.image.initrd, accelerator="kvm")
+        return replace(plain, memory_bytes=256 * MIB, memory_max_bytes=256 * MIB)
+
+    @asynccontextmanager
+    async def running(self, config: MachineConfig) -> AsyncIterator[None]:
+        launch = self.hypervisor.prepare(config)
+        for path in launch.dirs:
+            path.mkdir(parents=True, exist_ok=True)
+        self.console = config.dir / "console"
+        self.process = self.started(launch.argv)
+        try:
+            yield
+        except BaseException:
+            print(self.console.read_text(errors="replace")[-4000:], file=sys.stderr)
+            raise
+        finally:
+            await self.opened.aclose()
+            self.process.kill()
+            self.process.wait()
+            if self.tap >= 0:
+                os.close(self.tap)
+                self.tap = -1
+
+    def started(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Without capabilities, where it does not give them up itself."""
+        bare = [] if getattr(self.hypervisor, "jailed", False) else ["--bounding-set=-all", "--inh-caps=-all"]
+        with self.console.open("wb") as out:
+            return subprocess.Popen(
+                ["setpriv", "--no-new-privs", *bare, "--", *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+
+    async def booted(self, config: MachineConfig) -> None:
+        if fault := kvm_fault():
+            pytest.skip(f"no guest runs here: {fault}")
+        self.line = await Line.over(*await self.hypervisor.open_line(config))
+        self.opened.push_async_callback(self.line.close)
+        await self.line.guest("Check", pb.CheckRequest(protocol=1))
+
+    async def kill(self) -> None:
+        assert self.process
+        os.kill(self.process.pid, signal.SIGKILL)
+
+    async def end_from_inside(self, machine: Machine) -> None:
+        await self.line.guest("Shutdown", pb.ShutdownRequest(timeout_ms=5000))
+
+    def device(self, word: str) -> Device:
+        if word == "hotplug-disk":
+            return Disk("extra", self.disk, read_only=True)
+        if word == "hotplug-nic":
+            if self.hypervisor.opens_taps:
+                return Nic("nic0", MAC, tap="tap0")
+            if self.tap < 0:
+                self.tap = open_tap("tap0")
+            return Nic("nic0", MAC, descriptor=self.tap)
+        return super().device(word)
+
+
+@pytest.fixture(autouse=True)
+def host() -> Iterator[None]:
+    """A network of its own."""
+    with netlab.private_host():
+        yield
+
+
+class InstalledSuite(HypervisorSuite):
+    """What the programs themselves are asked."""
+
+    name = ""
+
+    @pytest.fixture
+    def site(self, tmp_path: Path) -> InstalledSite:
+        machines.needs_machines()
+        probes.needs_program(self.name)
+        if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            pytest.skip("there is no /dev/kvm")
+        return InstalledSite(tmp_path, self.name)
+
+
+class TestFirecracker(InstalledSuite):
+    name = "firecracker"
+
+
+class TestCloudHypervisor(InstalledSuite):
+    name = "cloud-hypervisor"
+
+
+class TestStratoVirt(InstalledSuite):
+    name = "stratovirt"
