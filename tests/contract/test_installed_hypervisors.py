@@ -8,10 +8,12 @@ host by emulation.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,10 +29,13 @@ from drupe.resources.kvm import DEADLINE_S, PROBE, read_fault
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm.hypervisors import open_hypervisor
 from framework import machines, netlab, probes, qemus
+from framework.daemon import Daemon
 from framework.guestline import Line
+from framework.leaks import wait_until
 
 pytestmark = pytest.mark.root
 MAC = "02:00:00:00:00:01"
+BOOTS_WITHIN_S = 300.0  # under two emulations
 
 
 def kvm_fault() -> str:
@@ -102,7 +107,7 @@ class InstalledSite(Site):
         os.kill(self.process.pid, signal.SIGKILL)
 
     async def end_from_inside(self, machine: Machine) -> None:
-        await self.line.guest("Shutdown", pb.ShutdownRequest(timeout_ms=5000))
+        await self.line.guest("Shutdown", pb.ShutdownRequest(timeout_ms=5000, reboot=self.hypervisor.resets_to_end))
 
     def device(self, word: str) -> Device:
         if word == "hotplug-disk":
@@ -147,3 +152,48 @@ class TestCloudHypervisor(InstalledSuite):
 
 class TestStratoVirt(InstalledSuite):
     name = "stratovirt"
+
+
+@pytest.fixture(params=("firecracker", "cloud-hypervisor", "stratovirt"))
+def node(request: pytest.FixtureRequest, fresh_daemon: Daemon) -> Iterator[Daemon]:
+    """A daemon whose machines that program runs."""
+    probes.needs_program(request.param)
+    machines.needs_machines()
+    if fault := kvm_fault():
+        pytest.skip(f"no guest runs here: {fault}")
+    machines.make_root(fresh_daemon.root)
+    settings = fresh_daemon.root.parent / "config.toml"
+    settings.write_text(f'[kinds.vm]\nhypervisor = "{request.param}"\ntemplate = false\nagent_timeout_s = 300\n')
+    fresh_daemon.kill()
+    fresh_daemon.start(env={"DRUPE_CONFIG": str(settings)})
+    yield fresh_daemon
+    fresh_daemon.delete_pods()
+
+
+@pytest.mark.timeout(900)
+def test_a_pod(node: Daemon) -> None:
+    """As a user meets it: on the bridge, reached by the host, paused, and stopped in good time."""
+    serves = "echo from a machine >/tmp/index.html; exec httpd -f -p 80 -h /tmp"
+    said = node.command(
+        "run", "-d", "--name", "real", "--sandbox", "vm", "busybox", "sh", "-c", serves, timeout_s=BOOTS_WITHIN_S
+    )
+    assert said.returncode == 0, said.stderr + node.log.read_text()[-2000:]
+
+    def out(*argv: str) -> str:
+        return node.command(*argv, check=True, timeout_s=BOOTS_WITHIN_S).stdout.strip()
+
+    assert out("exec", "real", "uname", "-r") == json.loads(out("guest", "inspect", "default"))[0]["release"]
+    pod = machines.pod_of(node, "real")
+    address = pod["endpoints"][0]["ipv4"].partition("/")[0]
+    wait_until(
+        lambda: "from a machine" in node.on_host("busybox", "wget", "-T5", "-qO-", f"http://{address}").stdout,
+        what="the host reaches it",
+        timeout_s=60,
+    )
+    out("pause", "real")
+    out("unpause", "real")
+    assert out("exec", "real", "echo", "on it goes") == "on it goes"
+    print(json.dumps(pod, indent=1), file=sys.stderr)
+    began = time.monotonic()
+    out("stop", "-t", "20", "real")
+    assert time.monotonic() - began < BOOTS_WITHIN_S

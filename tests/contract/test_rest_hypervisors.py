@@ -96,7 +96,7 @@ class JudgedSuite(HypervisorSuite):
 
     @pytest.fixture(autouse=True)
     def schema_kept(self, site: ServerSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        def end_server(_: Path) -> bool:  # it lives in this process
+        def end_server(_: Path, *, uid: int | None = None) -> bool:  # it lives in this process
             assert site.api
             return site.api.end_soon()
 

@@ -229,6 +229,7 @@ class Hypervisor(ABC):
 
     name: ClassVar[str]
     abilities: ClassVar[Mapping[str, str]]  # a word of ABILITIES to "yes", "no: reason" or "limited: reason"
+    resets_to_end: ClassVar[bool] = False  # it has no power to be switched off: a guest that resets it ends it
     opens_taps: ClassVar[bool] = True  # by name, without a capability; else `Nic.descriptor` is there when it boots
 
     def abilities_of(self, machine_type: str) -> Mapping[str, str]:

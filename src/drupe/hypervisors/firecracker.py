@@ -58,6 +58,7 @@ class Firecracker(Hypervisor):
         "serial": "no: the agent is reached over hybrid vsock",
         "multiqueue": "no: an interface has one queue",
     })  # fmt: skip
+    resets_to_end: ClassVar[bool] = True
 
     def __init__(self, program: str = "firecracker", jail: Jail | None = None) -> None:
         self._program, self._jail = program, jail
@@ -301,7 +302,8 @@ class FirecrackerMachine(RestMachine):
 
     async def quit(self, *, timeout_s: float) -> None:
         """Its API has no word for it: the process at the other end of its socket is killed."""
-        kill_peer(self._place.root / "api.sock")
+        jail = self._place.jail
+        kill_peer(self._place.root / "api.sock", uid=jail.uid if jail else None)
         await self._gone_within(timeout_s)
 
 

@@ -53,6 +53,7 @@ class StratoVirt(Hypervisor):
         "vsock": "no: it needs the kernel's vhost-vsock for it; the agent has a virtio serial port",
         "multiqueue": "no: an interface of a microvm has one queue",
     })  # fmt: skip
+    resets_to_end: ClassVar[bool] = True
 
     def __init__(self, program: str = "stratovirt") -> None:
         self._program = program

@@ -237,7 +237,8 @@ class Machines:
         with contextlib.suppress(DrupeError, TimeoutError):
             if pod.record.paused:
                 await machine.resume()
-            request = pb.ShutdownRequest(timeout_ms=round(deadline_s * 1000))
+            resets = self.hypervisors.of(pod.record.hypervisor).resets_to_end
+            request = pb.ShutdownRequest(timeout_ms=round(deadline_s * 1000), reboot=resets)
             async with timeout(deadline_s):
                 await pod.unless_lost(pod.agent.guest("Shutdown", request, timeout_s=deadline_s), while_="it ended")
                 await pod.unless_lost(machine.wait(), while_="it ended")
