@@ -21,10 +21,11 @@ from pathlib import Path
 
 import pytest
 
-from contract.hypervisor_suite import MIB, HypervisorSuite, Site
+from contract.hypervisor_suite import MIB, HypervisorSuite, Site, can, on_a_machine
 from drupe import guest
-from drupe.hypervisors.contract import Device, Disk, Machine, MachineConfig, Nic
-from drupe.linux.tuntap import open_tap
+from drupe.hypervisors.contract import Device, Disk, Machine, MachineConfig, Nic, Share
+from drupe.hypervisors.owners import uid_of
+from drupe.linux.tuntap import make_lasting, open_tap
 from drupe.resources.kvm import DEADLINE_S, PROBE, read_fault
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm.hypervisors import open_hypervisor
@@ -72,6 +73,7 @@ class InstalledSite(Site):
         launch = self.hypervisor.prepare(config)
         for path in launch.dirs:
             path.mkdir(parents=True, exist_ok=True)
+        self.hypervisor.furnish(config)
         self.console = config.dir / "console"
         self.process = self.started(launch.argv)
         try:
@@ -120,6 +122,29 @@ class InstalledSite(Site):
             return Nic("nic0", MAC, descriptor=self.tap)
         return super().device(word)
 
+    def cold_nic(self, config: MachineConfig, ours: contextlib.ExitStack) -> Nic:
+        """One that is there from the start, on a tap that lasts, or on an open one of two queues."""
+        queues = 1 if self.hypervisor.opens_taps else 2
+        fds = [open_tap("tap1", queues=queues) for _ in range(queues)]
+        make_lasting(fds[0], owner=self.hypervisor.owner(config.id))
+        netlab.ip("link set tap1 up")
+        for fd in fds:
+            if self.hypervisor.opens_taps:
+                os.close(fd)
+            else:
+                ours.callback(os.close, fd)
+        if self.hypervisor.opens_taps:
+            return Nic("nic1", MAC, tap="tap1")
+        return Nic("nic1", MAC, descriptor=fds[0], more=tuple(fds[1:]), mtu=1400)
+
+    def share(self, config: MachineConfig, ours: contextlib.ExitStack) -> Share:
+        socket = self.hypervisor.share_socket(config)
+        socket.parent.mkdir(parents=True, exist_ok=True)
+        process = qemus.virtiofsd(socket, self.directory / "root")
+        ours.callback(process.wait)
+        ours.callback(process.kill)
+        return Share("share0", "tag0", self.directory / "root", socket=socket)
+
 
 @pytest.fixture(autouse=True)
 def host() -> Iterator[None]:
@@ -132,6 +157,7 @@ class InstalledSuite(HypervisorSuite):
     """What the programs themselves are asked."""
 
     name = ""
+    unfiltered: frozenset[str] = frozenset()  # threads without a filter
 
     @pytest.fixture
     def site(self, tmp_path: Path) -> InstalledSite:
@@ -141,6 +167,43 @@ class InstalledSuite(HypervisorSuite):
             pytest.skip("there is no /dev/kvm")
         return InstalledSite(tmp_path, self.name)
 
+    def test_what_it_may_on_the_host(self, site: InstalledSite) -> None:
+        """A user and a root of its own with nothing mounted from elsewhere but its libraries, no capability, and a
+        filter on every thread that has to do with its guest."""
+        config = site.config()
+
+        async def scenario(machine: Machine) -> None:
+            assert site.process
+            proc, uid = Path(f"/proc/{site.process.pid}"), str(uid_of(config.id))
+            words = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())
+            assert words["Uid"].split() == words["Gid"].split() == [uid] * 4
+            assert {words[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Amb")} == {"0" * 16}
+            assert (words["NoNewPrivs"], words["Groups"].split()) == ("1", [])
+            mounts = {line.split()[1] for line in (proc / "mounts").read_text().splitlines()}
+            assert all(mount == "/" or Path(mount).is_file() for mount in mounts), mounts
+            filters = {}
+            for task in (proc / "task").iterdir():
+                said = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+                filters[said["Name"]] = said["Seccomp"]
+            assert {name for name, mode in filters.items() if mode != "2"} <= self.unfiltered, filters
+
+        on_a_machine(site, scenario, config)
+
+    def test_devices_of_the_start(self, site: InstalledSite) -> None:
+        """Disks that are read and written, an interface and, where it can, a shared directory, under its own user."""
+        config = replace(site.config(), processors=2, processors_max=2, shared_memory=can(site, "virtiofs"))
+        written = site.directory / "written"
+        written.write_bytes(bytes(MIB))
+        disks = [Disk("root", site.disk, read_only=True), Disk("data", written)]
+        with contextlib.ExitStack() as ours:
+            nics = [site.cold_nic(config, ours)]
+            shares = [site.share(config, ours)] if can(site, "virtiofs") else []
+
+            async def scenario(machine: Machine) -> None:
+                assert (await machine.status()).state == "running"
+
+            on_a_machine(site, scenario, replace(config, disks=disks, nics=nics, shares=shares))
+
 
 class TestFirecracker(InstalledSuite):
     name = "firecracker"
@@ -148,6 +211,12 @@ class TestFirecracker(InstalledSuite):
 
 class TestCloudHypervisor(InstalledSuite):
     name = "cloud-hypervisor"
+    unfiltered = frozenset({"cloud-hyperviso"})  # the first one, which waits for the others' end
+
+    def test_save_and_start_from_it(self, site: Site) -> None:
+        if fault := kvm_fault():
+            pytest.skip(f"a KVM that runs no guest may not save a processor either: {fault}")
+        super().test_save_and_start_from_it(site)
 
 
 class TestStratoVirt(InstalledSuite):

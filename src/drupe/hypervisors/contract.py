@@ -244,6 +244,9 @@ class Hypervisor(ABC):
         """The user id under which it opens taps; 0 for a program that is root then."""
         return 0
 
+    def furnish(self, config: MachineConfig) -> None:  # noqa: B027
+        """Put what the program opens as it starts where it finds it. Raises InvalidArgument. Before it is started."""
+
     def share_socket(self, config: MachineConfig) -> Path:
         """Where the socket of the process that shares a directory with it is to be made; the program's user has it."""
         return config.dir / "virtiofs.sock"

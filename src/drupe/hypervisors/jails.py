@@ -120,6 +120,10 @@ class Place:
             raise InvalidArgument(f"cannot put {path} into the jail", cause=error.strerror or "", hint=hint) from None
         return str(Path("/", self.jail.given_dir, name))
 
+    def named(self, name: str, path: Path) -> str:
+        """What `given` answers; touches nothing."""
+        return str(Path("/", self.jail.given_dir, name)) if self.jail else str(path)
+
     def given_at(self, name: str) -> Path:
         """Where we see it."""
         return self.root / (self.jail.given_dir if self.jail else "") / name

@@ -45,10 +45,15 @@ def _firecracker(program: str, root: Path | None) -> Hypervisor:
     return Firecracker(found, Jail(program=jailer, base=root / "vm" / "jails"))
 
 
-def _stratovirt(program: str, _root: Path | None) -> Hypervisor:
+def _stratovirt(program: str, root: Path | None) -> Hypervisor:
+    """The same."""
+    from drupe.hypervisors.jails import libraries, own_root
     from drupe.hypervisors.stratovirt import StratoVirt
 
-    return StratoVirt(_found(program or "stratovirt"))
+    found = str(Path(_found(program or "stratovirt")).resolve())
+    if root is None or libraries(Path(found)) is None:
+        return StratoVirt(found)
+    return StratoVirt(found, own_root(root / "vm" / "jails"))
 
 
 OFFERED: dict[str, Callable[[str, Path | None], Hypervisor]] = {

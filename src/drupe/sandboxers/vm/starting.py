@@ -180,6 +180,7 @@ class Starter:
         launch = hypervisor.prepare(config)
         for path in launch.dirs:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(hypervisor.furnish, config)
         for path, content in launch.files.items():
             path.write_bytes(content)
             path.chmod(0o600)
