@@ -255,6 +255,20 @@ class TestFirecracker(JudgedSuite):
         with pytest.raises(Unsupported, match=r"from Firecracker 1\.14 on"):
             on_a_machine(site, scenario, replace(site.config(), memory_max_bytes=600 * MIB))
 
+    def test_its_last_word_comes_late(self, site: FireSite) -> None:
+        """As with the program itself: its socket is closed first."""
+
+        async def scenario(machine: Machine) -> None:
+            site.log.write_text("Vmm is stopping.\n")
+            await site.kill()
+            waiting = asyncio.ensure_future(machine.wait())
+            await asyncio.sleep(0.2)
+            assert not waiting.done()
+            site.log.write_text("Vmm is stopping.\nFirecracker exiting successfully. exit_code=0\n")
+            assert await asyncio.wait_for(waiting, 5) == "shutdown"
+
+        on_a_machine(site, scenario)
+
     def test_a_refusal_keeps_its_words(self, site: FireSite) -> None:
         with pytest.raises(HelperFailed, match="no such file"):
             on_a_machine(site, lambda machine: machine.pause(), replace(site.config(), kernel=Path("/no/kernel")))

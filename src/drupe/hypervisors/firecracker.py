@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -36,6 +37,8 @@ _SAVE_TIMEOUT_S = 300.0
 _MIB = 1 << 20
 _SLOT_MIB = 128  # what hotpluggable memory is a multiple of
 _STATES = {"Not started": "starting", "Running": "running", "Paused": "paused"}
+_STOPS, _EXITS = "Vmm is stopping", "Firecracker exiting"  # words of its log
+_LAST_WORD_S, _LOOK_S = 2.0, 0.02
 _STATE_FILE, _MEMORY_FILE = "state", "memory"
 _NO_DEVICES = "no: adding devices to a running machine is a developer preview that the guest is not told of"
 
@@ -251,12 +254,22 @@ class FirecrackerMachine(RestMachine):
         state: Any = _STATES.get(told["state"], "stopped")
         return MachineStatus(state, int(size["vcpu_count"]), memory * _MIB, str(told["state"]))
 
+    async def _await_end(self) -> str:
+        """It hangs up before it has written its last word."""
+        await self._lifeline.ended()
+        deadline = time.monotonic() + _LAST_WORD_S
+        while _STOPS in (said := self._said()) and _EXITS not in said and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+        return self._why()
+
+    def _said(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._place.read("log")
+        return ""
+
     def _why(self) -> str:
         """A guest's reset ends the program, with a word in its log; it has no other way to end it."""
-        with contextlib.suppress(OSError):
-            if "exiting successfully" in self._place.read("log"):
-                return "shutdown"
-        return "killed"
+        return "shutdown" if f"{_EXITS} successfully" in self._said() else "killed"
 
     async def pause(self) -> None:
         await self._rest.call("PATCH", "/vm", {"state": "Paused"})
