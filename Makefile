@@ -5,10 +5,10 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full test-appkernel-suites test-critest test-oci-suites test-nested-kvm test-cgroup2
-.PHONY: test-hypervisors test-interop fuzz-appkernel fuzz-vm lint format bench bench-quick clean
+.PHONY: test-hypervisors test-nested-hypervisors test-interop fuzz-appkernel fuzz-vm lint format bench bench-quick clean
 
 help: ## Show these targets
-	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':[^#]*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-23s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing (Debian packages, .venv, native keeper); instant when nothing is
 	@scripts/setup.sh
@@ -33,6 +33,10 @@ test-hypervisors: ## Hold every hypervisor that is installed to the contract; sa
 	@for program in qemu-system-x86_64 cloud-hypervisor firecracker stratovirt linux.uml; do \
 		command -v $$program >/dev/null && echo "found $$program" || echo "not found: $$program"; done
 	@$(PYTHON) -m pytest -rs tests/contract/test_*hypervisor*.py tests/contract/heavy_uml_vm.py
+
+test-nested-hypervisors: ## The same with guests, on an emulated host whose KVM works (slow); GUEST_PATH=DIR has the programs
+	@scripts/setup.sh --tests
+	@GUEST_KVM=1 scripts/test-cgroup2.sh -rs tests/contract/test_installed_hypervisors.py
 
 fuzz-appkernel: ## Throw nonsense at the application kernel: calls, programs, images, shared memory, packets; MINUTES=30 for each, JOBS=2 at a time
 	@scripts/setup.sh --tests

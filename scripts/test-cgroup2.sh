@@ -1,6 +1,7 @@
 #!/bin/bash
 # `make test-cgroup2 [TESTS=…]`: the tests of limits in a guest whose only cgroups are v2. QEMU emulates it (no KVM), with a kernel
 # of Debian; its root is this host's, below a layer in memory: same programs, same .venv, nothing is written here.
+# GUEST_KVM=1: its emulated processor has SVM, so that it has a KVM that works as processors do. GUEST_PATH: where more programs are.
 # GUEST_INIT=systemd: systemd is the first process, with its bus, and makes the scopes that are asked for (--systemd-cgroup).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -33,6 +34,9 @@ busybox depmod -b "$kernel" "$release"
 mkdir -p "$work/root/bin" "$work/root/lib/modules/$release" "$work"/root/{proc,sys,dev,ro,rw,new}
 cp "$(command -v busybox)" "$work/root/bin/busybox"
 cp -r "$kernel/lib/modules/$release"/modules.* "$work/root/lib/modules/$release/"
+processor=max
+modules=(veth bridge br_netfilter nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_reject_inet nf_conntrack tun loop)
+[ -z "${GUEST_KVM:-}" ] || { processor=EPYC,+svm; modules+=(kvm-amd act_mirred cls_u32 sch_ingress); }
 for directory in drivers/virtio fs/fuse fs/overlayfs; do
     (cd "$kernel/lib/modules/$release" && cp -r --parents "kernel/$directory" "$work/root/lib/modules/$release/")
 done
@@ -89,10 +93,11 @@ UNIT
 echo "${GUEST_INIT:-bash}" >"$work/root/first"
 chmod +x "$work/root/init"
 cat >"$work/root/guest" <<GUEST
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DRUPE_TEST_PATIENCE=${DRUPE_TEST_PATIENCE:-10}
+export PATH=${GUEST_PATH:+$GUEST_PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DRUPE_TEST_PATIENCE=${DRUPE_TEST_PATIENCE:-10}
 ip link set lo up
 hostname guest
-for module in veth bridge br_netfilter nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_reject_inet nf_conntrack tun loop; do
+[ -e /sbin/modprobe ] || ln -s "\$(command -v busybox)" /sbin/modprobe  # the kernel asks for what rules need
+for module in ${modules[@]}; do
     busybox modprobe \$module 2>/dev/null
 done
 ulimit -n 20000
@@ -106,11 +111,11 @@ echo "$kernel/lib/modules/$release" >"$work/root/modules"
 
 /usr/lib/qemu/virtiofsd --socket-path="$work/fs.sock" -o source=/ -o cache=always -o sandbox=chroot >"$work/share.log" 2>&1 &
 share=$!
-timeout "${GUEST_TIMEOUT_S:-1800}" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 6G -nodefaults -no-reboot -display none \
+timeout "${GUEST_TIMEOUT_S:-1800}" qemu-system-x86_64 -accel tcg,thread=multi -cpu "$processor" -smp 2 -m 6G -nodefaults -no-reboot -display none \
     -object memory-backend-memfd,id=mem,size=6G,share=on -numa node,memdev=mem \
     -chardev "socket,id=fs,path=$work/fs.sock" -device vhost-user-fs-pci,chardev=fs,tag=host \
     -serial stdio -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initramfs" \
-    -append "console=ttyS0 quiet panic=-1" </dev/null | tee "$work/console"
+    -append "console=ttyS0 quiet panic=-1 no_timer_check" </dev/null | tee "$work/console"
 code=$(sed -n 's/.*guest: exit \([0-9]*\).*/\1/p' "$work/console" | tail -1)
 [ -n "$code" ] || die 'the guest did not come to its end' "see above, and $work/share.log"
 exit "$code"

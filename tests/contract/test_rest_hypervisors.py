@@ -17,7 +17,8 @@ from drupe.errors import DeadlineExceeded, HelperFailed, InvalidArgument, Unavai
 from drupe.hypervisors import firecracker
 from drupe.hypervisors.cloud_hypervisor import CloudHypervisor
 from drupe.hypervisors.contract import Disk, HostDevice, Machine, MachineConfig, Nic, Share
-from drupe.hypervisors.firecracker import Firecracker, Jail
+from drupe.hypervisors.firecracker import Firecracker
+from drupe.hypervisors.jails import Jail
 from framework.vmmapi import Schema, VmmApi
 from framework.vmmodels import CloudModel, FireModel
 
@@ -95,7 +96,7 @@ class JudgedSuite(HypervisorSuite):
 
     @pytest.fixture(autouse=True)
     def schema_kept(self, site: ServerSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        def end_server(_: Path) -> bool:  # it lives in this process
+        def end_server(_: Path, *, uid: int | None = None) -> bool:  # it lives in this process
             assert site.api
             return site.api.end_soon()
 
@@ -254,6 +255,20 @@ class TestFirecracker(JudgedSuite):
         with pytest.raises(Unsupported, match=r"from Firecracker 1\.14 on"):
             on_a_machine(site, scenario, replace(site.config(), memory_max_bytes=600 * MIB))
 
+    def test_its_last_word_comes_late(self, site: FireSite) -> None:
+        """As with the program itself: its socket is closed first."""
+
+        async def scenario(machine: Machine) -> None:
+            site.log.write_text("Vmm is stopping.\n")
+            await site.kill()
+            waiting = asyncio.ensure_future(machine.wait())
+            await asyncio.sleep(0.2)
+            assert not waiting.done()
+            site.log.write_text("Vmm is stopping.\nFirecracker exiting successfully. exit_code=0\n")
+            assert await asyncio.wait_for(waiting, 5) == "shutdown"
+
+        on_a_machine(site, scenario)
+
     def test_a_refusal_keeps_its_words(self, site: FireSite) -> None:
         with pytest.raises(HelperFailed, match="no such file"):
             on_a_machine(site, lambda machine: machine.pause(), replace(site.config(), kernel=Path("/no/kernel")))
@@ -265,7 +280,7 @@ class TestFirecrackerInAJail(JudgedSuite):
         return FireSite(tmp_path, Jail(os.getuid(), os.getgid()))
 
     def test_files_are_linked_into_the_jail(self, site: FireSite) -> None:
-        config = replace(site.config(), disks=[Disk("root", site.directory / "disk")])
+        config = replace(site.config(), disks=[Disk("root", site.directory / "disk", read_only=True)])
         root = config.dir / "firecracker/m/root"
         launch = site.hypervisor.prepare(config)
         assert launch.argv[: launch.argv.index("--")][-2:] == ["--chroot-base-dir", str(config.dir)]

@@ -27,7 +27,13 @@ class Line:
     @classmethod
     async def connect(cls, path: Path, *, mark: bool = True, timeout_s: float = 60) -> Line:
         """To an agent's socket, or to the VMM's for its port: there the agent may be still to come."""
-        reader, writer = await asyncio.open_unix_connection(str(path))
+        return await cls.over(*await asyncio.open_unix_connection(str(path)), mark=mark, timeout_s=timeout_s)
+
+    @classmethod
+    async def over(
+        cls, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, mark: bool = True, timeout_s: float = 60
+    ) -> Line:
+        """On a connection that is there."""
         if mark:
             beginning = MARK + os.urandom(16)
             writer.write(beginning)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from drupe import guest
 from drupe.hypervisors.contract import Launch, MachineConfig
+from drupe.linux.unix_sockets import short_name
 from drupe.rpc.containerd import task_v3_pb2 as task_pb
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.sandboxers.vm.virtiofsd import find_virtiofsd, serving
@@ -61,7 +62,8 @@ def listening(path: Path) -> Iterator[int]:
     """A descriptor, far from those that programs are given, of a socket there."""
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.bind(str(path))
+        with short_name(path) as name:
+            sock.bind(name)
         sock.listen(4)
         fd = fcntl.fcntl(sock, fcntl.F_DUPFD, 100)
     try:

@@ -17,15 +17,20 @@ _LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib/aarch64-l
 def add_program(tree: Tree, source: Path, path: str) -> None:
     """Put a program at `path`, and every library that it needs where the loader finds it. Raises NotFound."""
     tree.copy(source, path, 0o755)
-    waiting, done = needed(source), set[str]()
-    while waiting:
-        if (name := waiting.pop()) in done:
-            continue
-        done.add(name)
-        found = Path(name) if name.startswith("/") else find_library(name)
+    for name, found in libraries_of(source).items():
         target = name.lstrip("/") if name.startswith("/") else f"lib/{name}"
         tree.copy(found, target, 0o755)
-        waiting += needed(found)
+
+
+def libraries_of(program: Path) -> dict[str, Path]:
+    """All that the loader has to find for a program of the host, by name; the loader itself by its path. None for a
+    static one. Raises NotFound, and InvalidArgument for what is no program of the processor's."""
+    waiting, found = needed(program), dict[str, Path]()
+    while waiting:
+        if (name := waiting.pop()) not in found:
+            found[name] = Path(name) if name.startswith("/") else find_library(name)
+            waiting += needed(found[name])
+    return found
 
 
 def find_library(name: str) -> Path:

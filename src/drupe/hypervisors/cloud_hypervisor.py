@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from drupe.errors import DeadlineExceeded, DrupeError, HelperFailed, ResourceExhausted, Unavailable, Unsupported
 from drupe.hypervisors.contract import (
@@ -24,8 +25,10 @@ from drupe.hypervisors.contract import (
     Share,
     said,
 )  # fmt: skip
+from drupe.hypervisors.jails import Jail, Place, enter, libraries, name_in_jail
 from drupe.hypervisors.lines import Line
-from drupe.hypervisors.rest import Rest
+from drupe.hypervisors.owners import uid_of
+from drupe.hypervisors.rest import Lifeline, Rest
 from drupe.hypervisors.restmachine import RestMachine, connected
 from drupe.hypervisors.vsock import AGENT_CHANNEL, open_hybrid
 
@@ -34,11 +37,14 @@ _BASE = "/api/v1"
 _SAVE_TIMEOUT_S = 300.0
 _MEMORY_STEP_BYTES = 128 << 20  # what virtio-mem's room is a multiple of
 _STATES = {"Created": "starting", "Running": "running", "Paused": "paused", "BreakPoint": "paused"}
+_NAMED = ("serial", "vsock", "disks", "net", "fs", "devices")
+_SAVED = ("config.json", "memory-ranges", "state.json")
+_SYSFS = ("/sys/bus/pci", "/sys/devices", "/sys/kernel/iommu_groups")  # what leads to a device of the host
 _LISTS = {Disk: ("disks", "disk"), Nic: ("net", "net"), Share: ("fs", "fs"), HostDevice: ("devices", "device")}
 
 
 class CloudHypervisor(Hypervisor):
-    """program: its name or path."""
+    """program: its name or path (a path when there is a jail). jail: one of `own_root`."""
 
     name: ClassVar[str] = "cloud-hypervisor"
     abilities: ClassVar[Mapping[str, str]] = said({
@@ -46,28 +52,56 @@ class CloudHypervisor(Hypervisor):
         "9p": "no: it has no 9p",
         "serial": "no: the agent is reached over hybrid vsock",
         "resize-memory": "limited: grows by virtio-mem; below its first size the balloon takes what is given back",
-        "hotplug-nic": "limited: a tap by name needs CAP_NET_ADMIN, else a descriptor of one queue",
     })  # fmt: skip
+    opens_taps: ClassVar[bool] = False  # it would set them up, for which it needs CAP_NET_ADMIN
 
-    def __init__(self, program: str = "cloud-hypervisor") -> None:
-        self._program = program
+    def __init__(self, program: str = "cloud-hypervisor", jail: Jail | None = None) -> None:
+        self._program, self._jail = program, jail
+        self._libraries = libraries(Path(program)) if jail else []
+
+    @property
+    def jailed(self) -> bool:
+        """Whether it has no other rights than those of a user of its own, in a root of its own."""
+        return self._jail is not None
+
+    def owner(self, machine_id: str) -> int:
+        return uid_of(machine_id) if self._jail else 0
+
+    def leaves(self, config: MachineConfig) -> Sequence[Path]:
+        return [self._root(config).parent] if self._jail and self._jail.base else []
+
+    def share_socket(self, config: MachineConfig) -> Path:
+        return self._place(config).given_at("virtiofs.sock")
+
+    def _root(self, config: MachineConfig) -> Path:
+        if self._jail is None:
+            return config.dir
+        return (self._jail.base or config.dir) / "cloud-hypervisor" / name_in_jail(config.id) / "root"
+
+    def _place(self, config: MachineConfig) -> Place:
+        uid = self.owner(config.id)
+        return Place(self._root(config), replace(self._jail, uid=uid, gid=uid) if self._jail else None)
 
     def prepare(self, config: MachineConfig) -> Launch:
         refuse(config)
-        control, events = config.dir / "api.sock", config.dir / "events.json"
+        place = self._place(config)
+        files = ("--api-socket", f"path={place.own('api.sock')}", "--event-monitor", f"path={place.own('events.json')}")
+        shown = [*(self._libraries or []), *(_SYSFS if config.host_devices else [])]
+        jail = self._jail and enter(place.root, self.owner(config.id), self._program, shown)
         return Launch(
-            argv=[self._program, "--api-socket", f"path={control}", "--event-monitor", f"path={events}"],
-            control=control,
-            agent=config.dir / "vsock.sock",
+            argv=[*(jail or [self._program]), *files],
+            control=place.ours("api.sock"),
+            agent=place.ours("vsock.sock"),
             devices=["/dev/kvm", *(["/dev/net/tun"] if any(nic.tap for nic in config.nics) else [])],
         )
 
     async def open_line(self, config: MachineConfig) -> Line:
-        return await open_hybrid(config.dir / "vsock.sock")
+        return await open_hybrid(self._place(config).ours("vsock.sock"))
 
     async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:
-        rest = Rest(config.dir / "api.sock", "cloud-hypervisor", base=_BASE)
-        return CloudMachine(rest, config, await connected(rest, timeout_s=timeout_s))
+        place = self._place(config)
+        rest = Rest(place.ours("api.sock"), "cloud-hypervisor", base=_BASE)
+        return CloudMachine(rest, config, await connected(rest, timeout_s=timeout_s), place)
 
 
 def refuse(config: MachineConfig) -> None:
@@ -80,8 +114,8 @@ def refuse(config: MachineConfig) -> None:
         raise Unsupported("Cloud Hypervisor's machines cannot share saved memory", feature="clone")
 
 
-def machine_body(config: MachineConfig) -> dict[str, Any]:
-    """The VmConfig. Interfaces with a descriptor are added after it."""
+def machine_body(config: MachineConfig, vsock: str) -> dict[str, Any]:
+    """The VmConfig. vsock: where the program makes that socket. Interfaces with a descriptor are added after it."""
     room = -(-max(config.memory_max_bytes - config.memory_bytes, 0) // _MEMORY_STEP_BYTES) * _MEMORY_STEP_BYTES
     memory: dict[str, Any] = {"size": config.memory_bytes, "shared": config.shared_memory}
     if room:
@@ -95,7 +129,7 @@ def machine_body(config: MachineConfig) -> dict[str, Any]:
         "balloon": {"size": 0, "deflate_on_oom": True, "free_page_reporting": True},
         "serial": {"mode": "Tty"},  # standard output, which whoever starts it keeps within bounds
         "console": {"mode": "Off"},
-        "vsock": {"id": "vsock", "cid": GUEST_CID, "socket": str(config.dir / "vsock.sock")},
+        "vsock": {"id": "vsock", "cid": GUEST_CID, "socket": vsock},
         "pvpanic": True,
     }
     devices: tuple[Device, ...] = (*config.disks, *config.nics, *config.shares, *config.host_devices)
@@ -134,40 +168,70 @@ def _disk_body(disk: Disk) -> dict[str, Any]:
 
 
 def _nic_body(nic: Nic) -> dict[str, Any]:
-    body: dict[str, Any] = {"id": nic.id, "mac": nic.mac, "mtu": nic.mtu, "num_queues": 2 * nic.queues}
+    """The MTU is the agent's to set: given one, it would set the tap's, for which it has no right."""
+    body: dict[str, Any] = {"id": nic.id, "mac": nic.mac, "num_queues": 2 * (len(_descriptors(nic)) or nic.queues)}
     if nic.socket is not None:
-        return body | {"vhost_user": True, "vhost_socket": str(nic.socket)}
+        return body | {"mtu": nic.mtu, "vhost_user": True, "vhost_socket": str(nic.socket)}
     return body if nic.descriptor >= 0 else body | {"tap": nic.tap}
+
+
+def _descriptors(nic: Nic) -> list[int]:
+    """One for each pair of queues."""
+    return [nic.descriptor, *nic.more] if nic.descriptor >= 0 else []
 
 
 class CloudMachine(RestMachine):
     """See the contract."""
 
-    async def boot(self, *, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        if self._config.saved is not None:
-            await self._restore(self._config.saved, timeout_s)
-        else:
-            await self._rest.call("PUT", "/vm.create", machine_body(self._config), timeout_s=timeout_s)
-            for nic in self._config.nics:
-                if nic.descriptor >= 0:
-                    await self.add(nic)
-            await self._rest.call("PUT", "/vm.boot", timeout_s=max(deadline - time.monotonic(), 0.001))
+    def __init__(self, rest: Rest, config: MachineConfig, lifeline: Lifeline, place: Place) -> None:
+        super().__init__(rest, config, lifeline)
+        self._place = place
 
-    async def _restore(self, directory: Path, timeout_s: float) -> None:
+    async def boot(self, *, timeout_s: float) -> None:
+        try:
+            await self._boot(time.monotonic() + timeout_s)
+        finally:
+            self._place.settle()
+
+    async def _boot(self, deadline: float) -> None:
+        body = machine_body(self._inside(), self._place.own("vsock.sock"))
+        if self._config.saved is not None:
+            await self._restore(self._config.saved, body, deadline - time.monotonic())
+            return
+        await self._rest.call("PUT", "/vm.create", body, timeout_s=deadline - time.monotonic())
+        for nic in self._config.nics:
+            if nic.descriptor >= 0:
+                await self._add(nic)
+        await self._rest.call("PUT", "/vm.boot", timeout_s=max(deadline - time.monotonic(), 0.001))
+
+    def _inside(self) -> MachineConfig:
+        """With the names that files have for the program."""
+        config, given = self._config, self._place.given
+        for device in config.host_devices:
+            self._place.host_device(device.address)
+        return replace(
+            config,
+            kernel=Path(given("kernel", config.kernel)),
+            initrd=Path(given("initrd", config.initrd)) if config.initrd else None,
+            disks=[placed(self._place, disk) for disk in config.disks],
+            nics=[placed(self._place, nic) for nic in config.nics],
+            shares=[placed(self._place, share) for share in config.shares],
+        )
+
+    async def _restore(self, directory: Path, body: Mapping[str, Any], timeout_s: float) -> None:
         """What was saved names files and sockets of the machine that it was: a copy of its configuration with our own
-        names stands beside links to its memory."""
+        names stands beside its memory."""
         own = self._config.dir / "restore"
         own.mkdir(exist_ok=True)
         saved = json.loads((directory / "config.json").read_text())
-        kept = {name: value for name, value in saved.items() if name not in ("disks", "net", "fs", "devices")}
-        body = machine_body(self._config)
-        named = {name: body[name] for name in ("serial", "vsock", "disks", "net", "fs", "devices") if name in body}
+        kept = {name: value for name, value in saved.items() if name not in _NAMED}
+        named = {name: body[name] for name in _NAMED if name in body}
         (own / "config.json").write_text(json.dumps(kept | named))
         for name in ("memory-ranges", "state.json"):
             (own / name).unlink(missing_ok=True)
             (own / name).symlink_to(directory / name)
-        await self._rest.call("PUT", "/vm.restore", {"source_url": own.as_uri()}, timeout_s=timeout_s)
+        source = self._place.given_files("restore", own, _SAVED)
+        await self._rest.call("PUT", "/vm.restore", {"source_url": Path(source).as_uri()}, timeout_s=timeout_s)
         await self.resume()
 
     async def status(self) -> MachineStatus:
@@ -184,7 +248,7 @@ class CloudMachine(RestMachine):
         """By the last word of the event file that says it."""
         found = "killed"
         with contextlib.suppress(OSError):
-            for source, event in _events((self._config.dir / "events.json").read_text(errors="replace")):
+            for source, event in _events(self._place.read("events.json")):
                 if (source, event) == ("guest", "panic"):
                     return "panic"
                 if source == "vm" and event in ("shutdown", "rebooting"):
@@ -198,17 +262,28 @@ class CloudMachine(RestMachine):
         await self._rest.call("PUT", "/vm.resume")
 
     async def save(self, directory: Path) -> None:
-        body = {"destination_url": directory.as_uri()}
-        await self._rest.call("PUT", "/vm.snapshot", body, timeout_s=_SAVE_TIMEOUT_S)
+        target = Path(self._place.make_dir("saved")) if self._place.jail else directory
+        await self._rest.call("PUT", "/vm.snapshot", {"destination_url": target.as_uri()}, timeout_s=_SAVE_TIMEOUT_S)
+        for name in _SAVED if self._place.jail else ():
+            self._place.take(f"saved/{name}", directory / name)
 
     async def add(self, device: Device) -> None:
-        fds = [device.descriptor] if isinstance(device, Nic) and device.descriptor >= 0 else []
+        if await self._has(device.id):
+            raise HelperFailed(f"{device.id} is plugged in already", stage="vmm")
+        try:
+            await self._add(placed(self._place, device))
+        finally:
+            self._place.settle()
+
+    async def _add(self, device: Device) -> None:
+        fds = _descriptors(device) if isinstance(device, Nic) else []
         await self._rest.call("PUT", f"/vm.add-{_LISTS[type(device)][1]}", device_body(device), fds=fds)
 
     async def remove(self, device_id: str, *, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         if not await self._has(device_id):
             return
+        self._place.drop(device_id)
         await self._rest.call("PUT", "/vm.remove-device", {"id": device_id}, timeout_s=timeout_s)
         pause_s = 0.01
         while await self._has(device_id):  # the API has no event for it
@@ -252,6 +327,18 @@ class CloudMachine(RestMachine):
         with contextlib.suppress(Unavailable):
             await self._rest.call("PUT", "/vmm.shutdown", timeout_s=timeout_s)
         await self._gone_within(timeout_s)
+
+
+D = TypeVar("D", bound=Device)
+
+
+def placed(place: Place, device: D) -> D:
+    """With the names that its files have for the program."""
+    if not isinstance(device, HostDevice) and device.socket is not None:
+        return replace(device, socket=Path(place.given(device.id, device.socket)))
+    if isinstance(device, Disk):
+        return replace(device, path=Path(place.given(device.id, device.path, read_only=device.read_only)))
+    return device
 
 
 def _events(text: str) -> list[tuple[str, str]]:

@@ -145,7 +145,7 @@ class Launch:
     whoever starts it, and handed on as descriptors 3, 4, … in this order, so that nobody has to wait for them.
     fifos: made by whoever starts it and opened for both ends, handed on as descriptors after the listeners.
     console: where the guest's console is written; its standard output when that is empty. empty: a directory that must
-    be there, with nothing in it. cwd: to be started in, where given."""
+    be there, with nothing in it. dirs: that must be there, for nobody but us. cwd: to be started in, where given."""
 
     argv: Sequence[str]
     files: Mapping[Path, bytes] = field(default_factory=dict)
@@ -157,6 +157,7 @@ class Launch:
     fifos: Sequence[Path] = ()
     empty: Path | None = None
     cwd: Path | None = None
+    dirs: Sequence[Path] = ()
     devices: Sequence[str] = ()  # host device nodes it opens: /dev/kvm, /dev/net/tun, …
 
 
@@ -228,6 +229,8 @@ class Hypervisor(ABC):
 
     name: ClassVar[str]
     abilities: ClassVar[Mapping[str, str]]  # a word of ABILITIES to "yes", "no: reason" or "limited: reason"
+    resets_to_end: ClassVar[bool] = False  # it has no power to be switched off: a guest that resets it ends it
+    opens_taps: ClassVar[bool] = True  # by name, without a capability; else `Nic.descriptor` is there when it boots
 
     def abilities_of(self, machine_type: str) -> Mapping[str, str]:
         """What it can do with machines of one type; "" is its default, whose answers are `abilities`."""
@@ -240,6 +243,13 @@ class Hypervisor(ABC):
     def owner(self, machine_id: str) -> int:
         """The user id under which it opens taps; 0 for a program that is root then."""
         return 0
+
+    def furnish(self, config: MachineConfig) -> None:  # noqa: B027
+        """Put what the program opens as it starts where it finds it. Raises InvalidArgument. Before it is started."""
+
+    def share_socket(self, config: MachineConfig) -> Path:
+        """Where the socket of the process that shares a directory with it is to be made; the program's user has it."""
+        return config.dir / "virtiofs.sock"
 
     def leaves(self, config: MachineConfig) -> Sequence[Path]:
         """Directories that a program makes elsewhere than in `config.dir`: to be removed when it has ended."""

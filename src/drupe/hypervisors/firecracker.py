@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-import os
 import re
-import shutil
-import stat
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drupe.errors import HelperFailed, InvalidArgument, ResourceExhausted, Unsupported
+from drupe.errors import HelperFailed, ResourceExhausted, Unsupported
 from drupe.hypervisors.contract import (
     Device,
     Disk,
@@ -26,6 +24,7 @@ from drupe.hypervisors.contract import (
     Nic,
     said,
 )  # fmt: skip
+from drupe.hypervisors.jails import Jail, Place, name_in_jail
 from drupe.hypervisors.lines import Line
 from drupe.hypervisors.owners import uid_of
 from drupe.hypervisors.rest import ANSWERS_WITHIN_S, Lifeline, Rest
@@ -38,21 +37,10 @@ _SAVE_TIMEOUT_S = 300.0
 _MIB = 1 << 20
 _SLOT_MIB = 128  # what hotpluggable memory is a multiple of
 _STATES = {"Not started": "starting", "Running": "running", "Paused": "paused"}
+_STOPS, _EXITS = "Vmm is stopping", "Firecracker exiting"  # words of its log
+_LAST_WORD_S, _LOOK_S = 2.0, 0.02
 _STATE_FILE, _MEMORY_FILE = "state", "memory"
 _NO_DEVICES = "no: adding devices to a running machine is a developer preview that the guest is not told of"
-
-
-@dataclass(frozen=True, slots=True)
-class Jail:
-    """Firecracker's jailer: the program runs as uid:gid (0: as a user of the machine's own) in a root of its own below
-    `base` (None: `MachineConfig.dir`), into which kernel and disks are linked: on their file system, which must have
-    device nodes. netns: path of the namespace that it joins, when whoever starts it has not."""
-
-    uid: int = 0
-    gid: int = 0
-    program: str = "jailer"
-    netns: str = ""
-    base: Path | None = None
 
 
 class Firecracker(Hypervisor):
@@ -73,6 +61,7 @@ class Firecracker(Hypervisor):
         "serial": "no: the agent is reached over hybrid vsock",
         "multiqueue": "no: an interface has one queue",
     })  # fmt: skip
+    resets_to_end: ClassVar[bool] = True
 
     def __init__(self, program: str = "firecracker", jail: Jail | None = None) -> None:
         self._program, self._jail = program, jail
@@ -86,10 +75,11 @@ class Firecracker(Hypervisor):
         """Where its paths begin, for us."""
         if self._jail is None:
             return config.dir
-        return (self._jail.base or config.dir) / Path(self._program).name / self._name(config) / "root"
+        # The jailer names the place by where the program really is.
+        return (self._jail.base or config.dir) / Path(self._program).resolve().name / self._name(config) / "root"
 
     def _name(self, config: MachineConfig) -> str:
-        return config.id if self._jail and self._jail.base else "m"
+        return name_in_jail(config.id) if self._jail and self._jail.base else "m"
 
     def owner(self, machine_id: str) -> int:
         return 0 if self._jail is None else self._jail.uid or uid_of(machine_id)
@@ -110,6 +100,7 @@ class Firecracker(Hypervisor):
             control=root / "api.sock",
             agent=root / "vsock.sock",
             devices=["/dev/kvm", *(["/dev/net/tun"] if config.nics else [])],
+            dirs=[self._jail.base] if self._jail and self._jail.base else [],
         )
 
     def _argv(self, config: MachineConfig) -> list[str]:
@@ -152,50 +143,6 @@ def refuse(config: MachineConfig) -> None:
             raise Unsupported(f"Firecracker {what}", feature=feature)
 
 
-class Place:
-    """The files that a machine uses, as its program sees them. In a jail they are linked into it."""
-
-    def __init__(self, root: Path, jail: Jail | None) -> None:
-        self.root, self.jail = root, jail
-
-    def own(self, name: str) -> str:
-        """The path of a file of the machine's own."""
-        return f"/{name}" if self.jail else str(self.root / name)
-
-    def make(self, name: str) -> str:
-        """Makes a file that the program writes."""
-        path = self.root / name
-        path.touch(0o600)
-        self._give(path)
-        return self.own(name)
-
-    def given(self, name: str, path: Path, *, read_only: bool = True) -> str:
-        """The path of a file of the host's: linked, or copied where that is as good. InvalidArgument when it cannot be
-        in the jail."""
-        if not self.jail:
-            return str(path)
-        target = self.root / name
-        target.unlink(missing_ok=True)
-        if stat.S_ISBLK((found := path.stat()).st_mode):
-            os.mknod(target, stat.S_IFBLK | 0o600, found.st_rdev)
-            self._give(target)
-            return f"/{name}"
-        try:
-            if read_only and not (found.st_mode & stat.S_IROTH and found.st_dev == self.root.stat().st_dev):
-                shutil.copyfile(path, target)
-                self._give(target)
-            else:
-                target.hardlink_to(path)
-        except OSError as error:
-            hint = f"put {path} on the file system of {self.root}"
-            raise InvalidArgument(f"cannot link {path} into the jail", cause=error.strerror or "", hint=hint) from None
-        return f"/{name}"
-
-    def _give(self, path: Path) -> None:
-        if self.jail:
-            os.chown(path, self.jail.uid, self.jail.gid)
-
-
 def identifier(text: str) -> str:
     """Firecracker's ids have letters, digits and underscores."""
     return re.sub(r"\W", "_", text, flags=re.ASCII)
@@ -230,9 +177,12 @@ class FirecrackerMachine(RestMachine):
         if self._config.saved is not None:
             await self._load(self._config.saved, timeout_s)
             return
-        await self._configure()
-        action = {"action_type": "InstanceStart"}
-        await self._put("/actions", action, timeout_s=max(deadline - time.monotonic(), 0.001))
+        try:
+            await self._configure()
+            action = {"action_type": "InstanceStart"}
+            await self._put("/actions", action, timeout_s=max(deadline - time.monotonic(), 0.001))
+        finally:
+            self._place.settle()
 
     async def _configure(self) -> None:
         config = self._config
@@ -304,12 +254,22 @@ class FirecrackerMachine(RestMachine):
         state: Any = _STATES.get(told["state"], "stopped")
         return MachineStatus(state, int(size["vcpu_count"]), memory * _MIB, str(told["state"]))
 
+    async def _await_end(self) -> str:
+        """It hangs up before it has written its last word."""
+        await self._lifeline.ended()
+        deadline = time.monotonic() + _LAST_WORD_S
+        while _STOPS in (said := self._said()) and _EXITS not in said and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+        return self._why()
+
+    def _said(self) -> str:
+        with contextlib.suppress(OSError):
+            return self._place.read("log")
+        return ""
+
     def _why(self) -> str:
         """A guest's reset ends the program, with a word in its log; it has no other way to end it."""
-        with contextlib.suppress(OSError):
-            if "exiting successfully" in (self._place.root / "log").read_text(errors="replace"):
-                return "shutdown"
-        return "killed"
+        return "shutdown" if f"{_EXITS} successfully" in self._said() else "killed"
 
     async def pause(self) -> None:
         await self._rest.call("PATCH", "/vm", {"state": "Paused"})
@@ -323,7 +283,7 @@ class FirecrackerMachine(RestMachine):
         paths = {field: self._place.own(name) if self._place.jail else str(own / name) for field, name in names.items()}
         await self._put("/snapshot/create", {"snapshot_type": "Full", **paths}, timeout_s=_SAVE_TIMEOUT_S)
         for name in names.values() if self._place.jail else ():
-            shutil.move(own / name, directory / name)
+            self._place.take(name, directory / name)
 
     # ── devices and size ──
 
@@ -348,14 +308,15 @@ class FirecrackerMachine(RestMachine):
 
     async def metrics(self) -> Mapping[str, float]:
         await self._put("/actions", {"action_type": "FlushMetrics"})
-        lines = (self._place.root / "metrics").read_text(errors="replace").splitlines()
+        lines = self._place.read("metrics").splitlines()
         with contextlib.suppress(ValueError, RecursionError):
             return dict(_numbers(json.loads(lines[-1]))) if lines else {}
         return {}
 
     async def quit(self, *, timeout_s: float) -> None:
         """Its API has no word for it: the process at the other end of its socket is killed."""
-        kill_peer(self._place.root / "api.sock")
+        jail = self._place.jail
+        kill_peer(self._place.root / "api.sock", uid=jail.uid if jail else None)
         await self._gone_within(timeout_s)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,9 @@ from drupe.hypervisors.contract import (
     Share,
     said,
 )  # fmt: skip
+from drupe.hypervisors.jails import Jail, Place, enter, libraries, name_in_jail
+from drupe.hypervisors.lines import Line, open_socket
+from drupe.hypervisors.owners import uid_of
 from drupe.hypervisors.qmp import ANSWERS_WITHIN_S, Qmp
 from drupe.hypervisors.qmpmachine import QmpMachine, wary
 from drupe.rpc.timeouts import timeout
@@ -29,6 +33,7 @@ from drupe.rpc.timeouts import timeout
 MOST_DISKS, MOST_NICS = 4, 2  # places that a microvm has for devices which come and go
 AGENT_PORT = "drupe.agent"  # the guest sees a port's id as its name
 _MIB = 1 << 20
+_SAVED = ("memory", "state")
 _TRY_AGAIN_S = 0.02
 _SAVE_TIMEOUT_S = 300.0
 _SIZE = "no: a microvm keeps the size that it has"
@@ -36,7 +41,7 @@ _NOT_SAVED = "a machine that has one cannot be saved"
 
 
 class StratoVirt(Hypervisor):
-    """program: its name or path."""
+    """program: its name or path (a path when there is a jail). jail: one of `own_root`."""
 
     name: ClassVar[str] = "stratovirt"
     abilities: ClassVar[Mapping[str, str]] = said({
@@ -53,29 +58,64 @@ class StratoVirt(Hypervisor):
         "vsock": "no: it needs the kernel's vhost-vsock for it; the agent has a virtio serial port",
         "multiqueue": "no: an interface of a microvm has one queue",
     })  # fmt: skip
+    resets_to_end: ClassVar[bool] = True
 
-    def __init__(self, program: str = "stratovirt") -> None:
-        self._program = program
+    def __init__(self, program: str = "stratovirt", jail: Jail | None = None) -> None:
+        self._program, self._jail = program, jail
+        self._libraries = libraries(Path(program)) if jail else []
+
+    @property
+    def jailed(self) -> bool:
+        """Whether it has no other rights than those of a user of its own, in a root of its own."""
+        return self._jail is not None
+
+    def owner(self, machine_id: str) -> int:
+        return uid_of(machine_id) if self._jail else 0
+
+    def leaves(self, config: MachineConfig) -> Sequence[Path]:
+        return [self._place(config).root.parent] if self._jail and self._jail.base else []
+
+    def share_socket(self, config: MachineConfig) -> Path:
+        return self._place(config).given_at("virtiofs.sock") if self._jail else config.dir / "virtiofs.sock"
+
+    def _place(self, config: MachineConfig) -> Place:
+        if self._jail is None:
+            return Place(config.dir, None)
+        uid, base = self.owner(config.id), self._jail.base or config.dir
+        root = base / "stratovirt" / name_in_jail(config.id) / "root"
+        return Place(root, replace(self._jail, uid=uid, gid=uid))
 
     def prepare(self, config: MachineConfig) -> Launch:
         refuse(config)
+        place = self._place(config)
+        jail = self._jail and enter(place.root, self.owner(config.id), self._program, self._libraries or [])
         return Launch(
-            argv=[self._program, *_words(config)],
-            control=config.dir / "qmp.sock",
-            agent=config.dir / "agent.sock",
+            argv=[*(jail or [self._program]), *_words(_inside(config, place.named), place)],
+            control=place.ours("qmp.sock"),
+            agent=place.ours("agent.sock"),
             devices=["/dev/kvm", *(["/dev/net/tun"] if any(nic.tap for nic in config.nics) else [])],
         )
 
+    def furnish(self, config: MachineConfig) -> None:
+        place = self._place(config)
+        if place.jail:
+            place.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+            _inside(config, place.given)
+            if config.saved is not None:
+                place.given_files("saved", config.saved, _SAVED)
+
+    async def open_line(self, config: MachineConfig) -> Line:
+        return await open_socket(self._place(config).ours("agent.sock"))
+
     async def connect(self, config: MachineConfig, *, timeout_s: float) -> Machine:
         """Nothing tells when it listens: tried until `timeout_s` is over."""
-        cause = ""
+        cause, place = "", self._place(config)
         with contextlib.suppress(TimeoutError):
             async with timeout(timeout_s):
                 while True:
                     try:
-                        return StratoMachine(
-                            await Qmp.connect(config.dir / "qmp.sock", timeout_s=ANSWERS_WITHIN_S), config
-                        )
+                        qmp = await Qmp.connect(place.ours("qmp.sock"), timeout_s=ANSWERS_WITHIN_S)
+                        return StratoMachine(qmp, config, place)
                     except Unavailable as error:
                         cause = error.cause
                     await asyncio.sleep(_TRY_AGAIN_S)
@@ -108,20 +148,31 @@ def refuse(config: MachineConfig) -> None:
             raise Unsupported(f"StratoVirt {what}", feature=feature)
 
 
-def _words(config: MachineConfig) -> list[str]:
+def _inside(config: MachineConfig, given: Callable[[str, Path], str]) -> MachineConfig:
+    """With the names that files have for the program. given: by a name, and where the host has it."""
+    return replace(
+        config,
+        kernel=Path(given("kernel", config.kernel)),
+        initrd=Path(given("initrd", config.initrd)) if config.initrd else None,
+        disks=[replace(disk, path=Path(given(disk.id, disk.path))) for disk in config.disks],
+        shares=[replace(s, socket=Path(given(s.socket.name, s.socket))) if s.socket else s for s in config.shares],
+    )
+
+
+def _words(config: MachineConfig, place: Place) -> list[str]:
     words = " ".join(["console=ttyS0", "panic=-1", "reboot=k", "quiet", *config.append])
     initrd = ["-initrd", str(config.initrd)] if config.initrd else []
     shared = "on" if config.shared_memory else "off"
     found: list[Device] = [*config.disks, *config.nics, *config.shares]
     devices = [word for device in found for word in _cold(device)]
-    incoming = [] if config.saved is None else ["-incoming", f"file:{config.saved}"]
+    incoming = [] if config.saved is None else ["-incoming", f"file:{place.named('saved', config.saved)}"]
     return [
         "-machine", f"microvm,dump-guest-core=off,mem-share={shared}", "-smp", str(config.processors),
         "-m", f"{config.memory_bytes // _MIB}M", "-kernel", str(config.kernel), *initrd, "-append", words,
-        "-qmp", f"unix:{config.dir / 'qmp.sock'},server,nowait", "-serial", "stdio",
+        "-qmp", f"unix:{place.own('qmp.sock')},server,nowait", "-serial", "stdio",
         "-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-device,rng=random",
         "-device", "virtio-serial-device,id=ports",
-        "-chardev", f"socket,id=agent,path={config.dir / 'agent.sock'},server,nowait",
+        "-chardev", f"socket,id=agent,path={place.own('agent.sock')},server,nowait",
         "-device", f"virtserialport,id={AGENT_PORT},chardev=agent,nr=1", *devices, *incoming,
     ]  # fmt: skip
 
@@ -151,8 +202,9 @@ def _serial(disk: Disk) -> str:
 class StratoMachine(QmpMachine):
     """See the contract. Which places are taken is beside it in files, for another daemon: its QMP does not tell."""
 
-    def __init__(self, qmp: Qmp, config: MachineConfig) -> None:
+    def __init__(self, qmp: Qmp, config: MachineConfig, place: Place) -> None:
         super().__init__(qmp, config)
+        self._place = place
         self._plugged = config.dir / "plugged"
         self._plugged.mkdir(exist_ok=True)
 
@@ -171,10 +223,13 @@ class StratoMachine(QmpMachine):
         if self._config.shares:
             raise Unsupported("StratoVirt saves no machine with a shared directory", feature="save")
         deadline = time.monotonic() + _SAVE_TIMEOUT_S
-        await self._qmp.call("migrate", {"uri": f"file:{directory}"}, timeout_s=_SAVE_TIMEOUT_S)
+        target = self._place.make_dir("saved") if self._place.jail else str(directory)
+        await self._qmp.call("migrate", {"uri": f"file:{target}"}, timeout_s=_SAVE_TIMEOUT_S)
         while time.monotonic() < deadline:
             status = str((await self._qmp.call("query-migrate")).get("status", "")).lower()
             if status == "completed":
+                for name in _SAVED if self._place.jail else ():
+                    self._place.take(f"saved/{name}", directory / name)
                 return
             if status == "failed":
                 raise HelperFailed("the machine cannot be saved", stage="vmm")
@@ -187,14 +242,15 @@ class StratoMachine(QmpMachine):
         if (self._plugged / device.id).exists() or device.id in self._first(device):
             raise HelperFailed(f"{device.id} is plugged in already", stage="vmm")
         place = self._free(device)
-        if isinstance(device, Disk):
-            await self._add_disk(device, place)
-        else:
-            await self._add_nic(device, place)
+        try:
+            await (self._add_disk(device, place) if isinstance(device, Disk) else self._add_nic(device, place))
+        finally:
+            self._place.settle()
         (self._plugged / device.id).write_text(f"{type(device).__name__} {place}")
 
     async def _add_disk(self, disk: Disk, place: int) -> None:
-        file = {"driver": "file", "filename": str(disk.path)}
+        path = self._place.given(disk.id, disk.path, read_only=disk.read_only)
+        file = {"driver": "file", "filename": path}
         node = {"node-name": disk.id, "file": file, "cache": {"direct": disk.direct}, "read-only": disk.read_only}
         await self._qmp.call("blockdev-add", node)
         await self._plug({"driver": "virtio-blk-mmio", "id": disk.id, "drive": disk.id, "serial": disk.id[:20]}, place)
@@ -234,6 +290,7 @@ class StratoMachine(QmpMachine):
         if place.exists():
             await self._qmp.call("device_del", {"id": device_id}, timeout_s=timeout_s)
             place.unlink(missing_ok=True)
+            self._place.drop(device_id)
 
     async def resize(self, *, processors: int | None = None, memory_bytes: int | None = None) -> MachineStatus:
         if processors not in (None, self._config.processors) or memory_bytes not in (None, self._config.memory_bytes):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drupe.errors import DeadlineExceeded, DrupeError, InvalidArgument, Unavailable
 from drupe.hypervisors.lines import Line
+from drupe.linux.unix_sockets import short_name
 from drupe.rpc.timeouts import timeout
 
 _MAX_ANSWER_BYTES = 32
@@ -51,7 +52,8 @@ async def _connect(path: Path, port: int) -> socket.socket:
     loop = asyncio.get_running_loop()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        await loop.sock_connect(sock, str(path))
+        with short_name(path) as name:
+            await loop.sock_connect(sock, name)
         await loop.sock_sendall(sock, b"CONNECT %d\n" % port)
         _check(await _line(sock))
     except OSError as error:

@@ -11,13 +11,16 @@ from pathlib import Path
 from drupe.linux.unix_sockets import peer_credentials, short_name
 
 
-def kill_peer(path: Path) -> bool:
-    """SIGKILL to the process that listens at `path`; whether there was one. Never to ourselves: OSError EPERM."""
+def kill_peer(path: Path, *, uid: int | None = None) -> bool:
+    """SIGKILL to the process that listens at `path`, if it is that user's; whether there was one. Never to ourselves:
+    OSError EPERM."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             with short_name(path) as name:
                 sock.connect(name)
-            listener = peer_credentials(sock).pid
+            listener, owner, _ = peer_credentials(sock)
+            if uid not in (None, owner):
+                return False
             pidfd = os.pidfd_open(listener)
         except (ConnectionError, FileNotFoundError, ProcessLookupError):
             return False

@@ -22,15 +22,21 @@ def _qemu(program: str, _root: Path | None) -> Hypervisor:
     return Qemu(program)
 
 
-def _cloud_hypervisor(program: str, _root: Path | None) -> Hypervisor:
+def _cloud_hypervisor(program: str, root: Path | None) -> Hypervisor:
+    """In a root of its own; not so a script that starts it, which needs more than that."""
     from drupe.hypervisors.cloud_hypervisor import CloudHypervisor
+    from drupe.hypervisors.jails import libraries, own_root
 
-    return CloudHypervisor(_found(program or "cloud-hypervisor"))
+    found = str(Path(_found(program or "cloud-hypervisor")).resolve())
+    if root is None or libraries(Path(found)) is None:
+        return CloudHypervisor(found)
+    return CloudHypervisor(found, own_root(root / "vm" / "jails"))
 
 
 def _firecracker(program: str, root: Path | None) -> Hypervisor:
     """In its jailer, where that is installed: beside it or on the path."""
-    from drupe.hypervisors.firecracker import Firecracker, Jail
+    from drupe.hypervisors.firecracker import Firecracker
+    from drupe.hypervisors.jails import Jail
 
     found = _found(program or "firecracker")
     jailer = shutil.which("jailer", path=os.pathsep.join((str(Path(found).parent), os.environ.get("PATH", ""))))
@@ -39,10 +45,15 @@ def _firecracker(program: str, root: Path | None) -> Hypervisor:
     return Firecracker(found, Jail(program=jailer, base=root / "vm" / "jails"))
 
 
-def _stratovirt(program: str, _root: Path | None) -> Hypervisor:
+def _stratovirt(program: str, root: Path | None) -> Hypervisor:
+    """The same."""
+    from drupe.hypervisors.jails import libraries, own_root
     from drupe.hypervisors.stratovirt import StratoVirt
 
-    return StratoVirt(_found(program or "stratovirt"))
+    found = str(Path(_found(program or "stratovirt")).resolve())
+    if root is None or libraries(Path(found)) is None:
+        return StratoVirt(found)
+    return StratoVirt(found, own_root(root / "vm" / "jails"))
 
 
 OFFERED: dict[str, Callable[[str, Path | None], Hypervisor]] = {

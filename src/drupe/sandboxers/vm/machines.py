@@ -127,7 +127,7 @@ class Machines:
                 return
             try:
                 with storage_errors("cannot start the machine"):
-                    self._make_place(pod)
+                    await self._make_place(pod)
                     pod.begins()
                     self.on_begun(pod)
                     await pod.unless_lost(work(), while_="it started")
@@ -177,7 +177,7 @@ class Machines:
         memory = scratch / SAVED_MEMORY
         memory.touch(mode=0o600)
         os.truncate(memory, pod.record.memory_bytes)
-        self._make_place(pod)
+        await self._make_place(pod)
         pod.ending = True  # nobody is to be told of its end
         disk = await asyncio.to_thread(make_disk, pod.record.home)
         config = replace(pod.record.machine(), memory_file=memory, disks=[disk.disk()])
@@ -190,7 +190,9 @@ class Machines:
         await self.end(pod)
         await self.keeper.run(["fallocate", "--dig-holes", str(memory)], timeout_s=_DIGS_WITHIN_S, check=True)
 
-    def _make_place(self, pod: VmPod) -> None:
+    async def _make_place(self, pod: VmPod) -> None:
+        """Without what an end that nobody saw has left."""
+        await self._remove_leaves(pod)
         (pod.record.home / "empty").mkdir(mode=0o755, exist_ok=True)
         self.cgroups.create(pod.record.leaf, Resources())
 
@@ -235,7 +237,8 @@ class Machines:
         with contextlib.suppress(DrupeError, TimeoutError):
             if pod.record.paused:
                 await machine.resume()
-            request = pb.ShutdownRequest(timeout_ms=round(deadline_s * 1000))
+            resets = self.hypervisors.of(pod.record.hypervisor).resets_to_end
+            request = pb.ShutdownRequest(timeout_ms=round(deadline_s * 1000), reboot=resets)
             async with timeout(deadline_s):
                 await pod.unless_lost(pod.agent.guest("Shutdown", request, timeout_s=deadline_s), while_="it ended")
                 await pod.unless_lost(machine.wait(), while_="it ended")
@@ -255,9 +258,7 @@ class Machines:
         await network.part(self.keeper, pod.record)
         for path in (*pod.record.home.glob("*.sock"), pod.record.home / "agent.in", pod.record.home / "agent.out"):
             path.unlink(missing_ok=True)
-        with contextlib.suppress(DrupeError):  # of a program that is no longer installed
-            for path in self.hypervisors.of(pod.record.hypervisor).leaves(pod.record.machine()):
-                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        await self._remove_leaves(pod)
         if pod.record.started:
             pod.record.started = pod.record.paused = False
             with contextlib.suppress(OSError):  # a full disk: the next daemon finds it ended by itself
@@ -269,6 +270,12 @@ class Machines:
         if self.cgroups.exists(pod.record.leaf):
             with contextlib.suppress(NotFound):
                 await asyncio.to_thread(work, pod.record.leaf)
+
+    async def _remove_leaves(self, pod: VmPod) -> None:
+        """What its program has elsewhere."""
+        with contextlib.suppress(DrupeError):  # of a program that is no longer installed
+            for path in self.hypervisors.of(pod.record.hypervisor).leaves(pod.record.machine()):
+                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
     def lost(self, pod: VmPod, cause: str) -> None:
         """Note that it has failed, and why."""

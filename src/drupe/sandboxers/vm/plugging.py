@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from drupe.errors import DrupeError
@@ -25,22 +25,30 @@ _LETS_GO_WITHIN_S = 30.0
 
 
 async def plug_nic(keeper: Keeper, pod: VmPod, nic: Nic) -> None:
-    """Plug an interface in; its tap is opened once for each queue."""
-    if nic.socket is not None:
-        await pod.require().add(nic)
-        return
-    descriptors: list[int] = []
-    try:
-        for _ in range(nic.queues):
-            if nic.node is not None:
-                descriptors.append(os.open(nic.node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-            else:
-                descriptors.append(await keeper.netns_open(pod.record.netns, tuntap.DEVICE))
-            tuntap.attach_tap(descriptors[-1], nic.tap or nic.id, queues=nic.queues)
-        await pod.require().add(replace(nic, descriptor=descriptors[0], more=tuple(descriptors[1:])))
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+    """Plug an interface in."""
+    async with opened(keeper, pod.record.netns, [nic]) as nics:
+        await pod.require().add(nics[0])
+
+
+@contextlib.asynccontextmanager
+async def opened(keeper: Keeper, netns: str, nics: Sequence[Nic]) -> AsyncIterator[list[Nic]]:
+    """The same with descriptors of their taps, each opened once for each queue; closed at the end."""
+    found: list[Nic] = []
+    with contextlib.ExitStack() as ours:
+        for nic in nics:
+            own = [] if nic.socket is not None else [await _open(keeper, netns, nic, ours) for _ in range(nic.queues)]
+            found.append(replace(nic, descriptor=own[0], more=tuple(own[1:])) if own else nic)
+        yield found
+
+
+async def _open(keeper: Keeper, netns: str, nic: Nic, ours: contextlib.ExitStack) -> int:
+    if nic.node is not None:
+        descriptor = os.open(nic.node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    else:
+        descriptor = await keeper.netns_open(netns, tuntap.DEVICE)
+    ours.callback(os.close, descriptor)
+    tuntap.attach_tap(descriptor, nic.tap or nic.id, queues=nic.queues)
+    return descriptor
 
 
 def told(joined: Sequence[Joined]) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from drupe.errors import Unavailable
-from drupe.hypervisors.contract import KILLED, Hypervisor, MachineConfig
+from drupe.hypervisors.contract import KILLED, Hypervisor, MachineConfig, Nic
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
 from drupe.linux import no_holes_program
@@ -26,7 +27,7 @@ from drupe.sandboxers.vm.hypervisors import Hypervisors, confinement
 from drupe.sandboxers.vm.launch import Launcher
 from drupe.sandboxers.vm.oci import GUEST_SHARE
 from drupe.sandboxers.vm.phases import Phases
-from drupe.sandboxers.vm.plugging import plug_nic, told
+from drupe.sandboxers.vm.plugging import opened, plug_nic, told
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.roots import RootDisk, Roots
@@ -86,13 +87,14 @@ class Starter:
         record.saved, record.spare_disks = str(saved or ""), SPARE_DISKS if saved else 0
         record.disks = _all(record.disks, cold) if cold else record.disks[: SPARE_DISKS if saved else _DISKS_AT_BOOT]
         disks, taps = [disk.disk() for disk in record.disks], [nic for nic in nics if nic.node is None]
-        config = record.machine(disks=disks, nics=taps, host_devices=hosts, shares=_shares(record))
-        if saved is None:
-            with phases("share"):
-                await sharing
-            await self.boot(pod, config, phases)
-        else:
-            await self._restore(pod, config, saved, phases, sharing)
+        async with self._taps(record, taps) as taps:
+            config = record.machine(disks=disks, nics=taps, host_devices=hosts, shares=self._shares(record))
+            if saved is None:
+                with phases("share"):
+                    await sharing
+                await self.boot(pod, config, phases)
+            else:
+                await self._restore(pod, config, saved, phases, sharing)
         for nic in (nic for nic in nics if nic.node is not None):
             await plug_nic(self._keeper, pod, nic)
         with phases("agent"):
@@ -104,6 +106,15 @@ class Starter:
         record.phases_ms, record.notes = phases.told, [note for note in notes if note]
         record.save()
 
+    @contextlib.asynccontextmanager
+    async def _taps(self, record: PodRecord, taps: list[Nic]) -> AsyncIterator[list[Nic]]:
+        """Open, for a program that may not open them."""
+        if self._hypervisors.of(record.hypervisor).opens_taps:
+            yield taps
+            return
+        async with opened(self._keeper, record.netns, taps) as found:
+            yield found
+
     def program(self, record: PodRecord) -> str:
         """The VMM's path."""
         return self._hypervisors.of(record.hypervisor).prepare(record.machine()).argv[0]
@@ -114,9 +125,10 @@ class Starter:
     async def _share(self, pod: VmPod) -> None:
         """Start virtiofsd, where there is one."""
         record = pod.record
-        if not (shares := _shares(record)):
+        if not (shares := self._shares(record)):
             return
         socket = cast(Path, shares[0].socket)
+        socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         await pod.share.prepare()
         program = virtiofsd.find_virtiofsd(self._virtiofsd)
         legacy = await virtiofsd.is_legacy(self._keeper, program)
@@ -124,6 +136,13 @@ class Starter:
         pod.pids[SHARE] = await self._launcher.start(
             record, record.id + SHARE, argv, [socket], log=pod.share_log, netns=False, users=pod.share.users
         )
+
+    def _shares(self, record: PodRecord) -> list[SharedDirectory]:
+        """What virtiofsd serves it; files by hostfs the program opens itself."""
+        if not record.shares or record.rootfs == "hostfs":
+            return []
+        socket = self._hypervisors.of(record.hypervisor).share_socket(record.machine())
+        return [SharedDirectory(id="share", tag=share.TAG, path=record.share, socket=socket)]
 
     async def boot(self, pod: VmPod, config: MachineConfig, phases: Phases) -> None:
         """Up to the agent that answers."""
@@ -159,6 +178,9 @@ class Starter:
         if config.saved is not None and config.accelerator == "tcg":
             config = replace(config, trim=await find_plugin(self._keeper, self.program(record)))
         launch = hypervisor.prepare(config)
+        for path in launch.dirs:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(hypervisor.furnish, config)
         for path, content in launch.files.items():
             path.write_bytes(content)
             path.chmod(0o600)
@@ -197,14 +219,6 @@ class Starter:
         finally:
             asked.cancel()
             end.cancel()
-
-
-def _shares(record: PodRecord) -> list[SharedDirectory]:
-    """What virtiofsd serves it; files by hostfs the program opens itself."""
-    if not record.shares or record.rootfs == "hostfs":
-        return []
-    socket = record.home / "virtiofs.sock"
-    return [SharedDirectory(id="share", tag=share.TAG, path=record.share, socket=socket)]
 
 
 def _all(disks: Sequence[RootDisk], more: Sequence[RootDisk]) -> list[RootDisk]:
