@@ -28,7 +28,7 @@ async def describe(pod: VmPod, options: VmOptions, hypervisor: Hypervisor) -> Ma
         hypervisor=hypervisor.name, machine_type=record.machine_type, accelerator=record.accelerator,
         processors=record.processors_now, processors_max=record.processors_max,
         memory_bytes=record.memory_now, memory_max_bytes=record.memory_max_bytes,
-        overhead_bytes=options.overhead_bytes, vmm_bytes=options.vmm_bytes, notes=list(record.notes),
+        overhead_bytes=options.overhead_bytes, vmm_bytes=options.vmm_bytes, notes=[*record.start_notes, *record.notes],
     )  # fmt: skip
     info.host_bytes = await asyncio.to_thread(lambda: sum(own_bytes(pid) for pid in list(pod.pids.values())))
     if not record.paused:

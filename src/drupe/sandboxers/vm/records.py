@@ -23,8 +23,9 @@ VMM, SHARE = ".vmm", ".virtiofsd"  # suffixes of a pod's tasks of the keeper: no
 class PodRecord(Record, kw_only=True):
     """A machine. netns: where its interfaces are, "" for none. started: it was, and not stopped. saved: directory of
     the saved machine it started from. failed: why it is lost. phases_ms: of its start. notes: what of its network
-    is not as usual. nics: id and MAC of each of its interfaces. memory_now, processors_now: what it has been given
-    since it started. limits: the pod's own. hypervisor: the program that runs it, "" the node's. network, queues,
+    is not as usual; start_notes: what of the rest. nics: id and MAC of each of its interfaces. memory_now,
+    processors_now: what it has been given since it started. limits: the pod's own. hypervisor: the program that runs
+    it, "" the node's. network, queues,
     vhost_user: how its interfaces are joined (endpoints.contract.Wanted), by a program that is the user `owner`.
     bound: hardware of the host that it has, by PCI address, and what drove it before. told: digest of what the
     guest knows of its interfaces. images: those whose disks it has from its start. disks: that are plugged in.
@@ -61,6 +62,7 @@ class PodRecord(Record, kw_only=True):
     saved: str = ""
     failed: str = ""
     notes: list[str] = []
+    start_notes: list[str] = []
     nics: list[tuple[str, str]] = []
     memory_now: int = 0
     processors_now: int = 0

@@ -102,8 +102,8 @@ class Starter:
         record.nics = [(nic.id, nic.mac) for nic in network.nics_of(joined)]
         record.told = told(joined)
         record.started, record.failed = True, ""
-        notes = [*network.left_out(joined), *self._confinement(record), damaged]
-        record.phases_ms, record.notes = phases.told, [note for note in notes if note]
+        record.phases_ms, record.notes = phases.told, network.left_out(joined)
+        record.start_notes = [*self._confinement(record), *([damaged] if damaged else ())]
         record.save()
 
     @contextlib.asynccontextmanager
