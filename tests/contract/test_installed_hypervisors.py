@@ -1,8 +1,8 @@
 """The hypervisors that no package of Debian's has, where they are installed: their own programs judge the drivers.
 
 Whatever /dev/kvm is worth, they are started as the node starts them (their own user, root and network), are configured
-and asked; where a guest's kernel runs on it, a guest with its agent takes part too. `make test-nested-hypervisors` makes
-such a host by emulation.
+and asked; where a guest's kernel runs on it, a guest with its agent takes part too. `make test-nested-hypervisors`
+makes such a host by emulation.
 """
 
 from __future__ import annotations

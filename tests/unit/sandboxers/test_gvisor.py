@@ -138,8 +138,8 @@ def test_the_hostname_program_is_an_elf_that_nobody_can_write() -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ('{"ns": 0.4}', ""),
-        ('{"ns": 300}', "ring 0 is emulated: 300 ns"),
+        ('{"ns": 0.4, "own_ns": 0.3}', ""),
+        ('{"ns": 300, "own_ns": 0.3}', "takes 300 ns, and 0.3 of our own"),
         ('{"error": "Permission denied"}', "Permission"),
         ("", "without a word"),
     ],
