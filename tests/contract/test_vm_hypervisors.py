@@ -7,7 +7,8 @@ as they would be, and leads to a real agent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,30 @@ class OtherSite(KeptSite):
         self.prepare(made)
         return made
 
+    @contextlib.asynccontextmanager
+    async def started(self, **fields: object) -> AsyncIterator[tuple[VmSandboxer, SandboxConfig]]:
+        """A pod that was made and started; the node is closed afterwards."""
+        kind, config = await self.open(), self.config(**fields)
+        try:
+            await kind.create(config)
+            await kind.start("other")
+            yield kind, config
+        finally:
+            await self.close()
+
+    async def taken_over(self, config: SandboxConfig) -> VmSandboxer:
+        """By another daemon."""
+        kind = await self.reopen()
+        await kind.recover({"other": config})
+        return kind
+
+
+def site_of(directory: Path, name: str, agent: AgentService) -> OtherSite:
+    """A node with what stands for that program, in `bin`."""
+    for part in ("bin", "root"):
+        (directory / part).mkdir()
+    return OtherSite(directory, name, fakevmm.install(name, directory / "bin", agent.path))
+
 
 @pytest.fixture
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentService]:
@@ -87,17 +112,10 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentServ
 @pytest.mark.parametrize("name", REST)
 def test_a_pod_on_another_hypervisor(name: str, tmp_path: Path, agent: AgentService) -> None:
     """Started, set up by its agent, paused, taken over by another daemon, ended."""
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
-    (tmp_path / "root").mkdir()
-    site = OtherSite(tmp_path, name, fakevmm.install(name, bin_, agent.path))
+    site = site_of(tmp_path, name, agent)
 
     async def scenario() -> None:
-        kind = await site.open()
-        config = site.config()
-        try:
-            await kind.create(config)
-            await kind.start("other")
+        async with site.started() as (kind, config):
             assert agent.inside("hostname").strip() == "other-pod"
             info = await kind.measure("other")
             assert info is not None
@@ -105,15 +123,12 @@ def test_a_pod_on_another_hypervisor(name: str, tmp_path: Path, agent: AgentServ
             assert any("without capabilities" in note for note in info.notes)
             await kind.pause("other")
             await kind.resume("other")
-            kind = await site.reopen()
-            await kind.recover({"other": config})
+            kind = await site.taken_over(config)
             assert (await kind.measure("other")) is not None
             await kind.stop("other", deadline_s=1.0)
-        finally:
-            await site.close()
 
     asyncio.run(scenario())
-    asked = (bin_ / "asked").read_text()
+    asked = (tmp_path / "bin/asked").read_text()
     assert "drupe.channel=vsock:1024" in asked
     assert ("PATCH /vm" if name == "firecracker" else "PUT /vm.pause") in asked
 
@@ -122,67 +137,47 @@ def test_a_pod_on_another_hypervisor(name: str, tmp_path: Path, agent: AgentServ
 def test_in_a_jail(tmp_path: Path, agent: AgentService) -> None:
     """Where Firecracker's jailer is installed: a user and a root of its own, with what it was given, of which nothing
     is left; a daemon that comes back finds it there."""
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
-    (tmp_path / "root").mkdir()
-    fakejailer.install(bin_)
-    site = OtherSite(tmp_path, "firecracker", fakevmm.install("firecracker", bin_, agent.path))
+    site = site_of(tmp_path, "firecracker", agent)
+    fakejailer.install(tmp_path / "bin")
     jail = tmp_path / "root/vm/jails/firecracker/other/root"
 
     async def scenario() -> None:
-        kind = await site.open()
-        config = site.config()
-        try:
-            await kind.create(config)
-            await kind.start("other")
+        async with site.started() as (kind, config):
             assert agent.inside("hostname").strip() == "other-pod"
             info = await kind.measure("other")
             assert info is not None and not any("without capabilities" in note for note in info.notes)
             assert {"kernel", "initrd", "api.sock", "vsock.sock"} <= {path.name for path in jail.iterdir()}
             assert jail.stat().st_uid == uid_of("other")
-            kind = await site.reopen()
-            await kind.recover({"other": config})
+            kind = await site.taken_over(config)
             await kind.pause("other")
             await kind.resume("other")
             await kind.stop("other", deadline_s=1.0)
             assert not jail.parent.exists()
-        finally:
-            await site.close()
 
     asyncio.run(scenario())
-    asked = (bin_ / "asked").read_text()
+    asked = (tmp_path / "bin/asked").read_text()
     assert "'kernel_image_path': '/kernel'" in asked and "'uds_path': '/vsock.sock'" in asked
 
 
 @pytest.mark.root
 def test_hardware_of_the_host(tmp_path: Path, agent: AgentService, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device's whole group is the machine's from its start, and its drivers' again afterwards; on a tree of files."""
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
-    (tmp_path / "root").mkdir()
-    site = OtherSite(tmp_path, "cloud-hypervisor", fakevmm.install("cloud-hypervisor", bin_, agent.path))
+    site = site_of(tmp_path, "cloud-hypervisor", agent)
     sysfs = FakeSysfs(tmp_path / "sys")
     monkeypatch.setattr(hardware, "SYSFS", sysfs.root)
     wanted = ContainerSpec(devices=(Device(path=f"vfio={GPU}"), Device(path=f"vfio={SOUND}")))
     before = sysfs.drivers()
 
     async def scenario() -> None:
-        kind = await site.open()
-        config = site.config(containers=(wanted,))
-        try:
-            await kind.create(config)
+        async with site.started(containers=(wanted,)) as (_, config):
             assert sysfs.drivers() == before | {GPU: "vfio-pci", SOUND: "vfio-pci"}
-            await kind.start("other")
-            kind = await site.reopen()
-            await kind.recover({"other": config})
+            kind = await site.taken_over(config)
             await kind.stop("other", deadline_s=1.0)
-        finally:
-            await site.close()
 
     try:
         asyncio.run(scenario())
         assert sysfs.drivers() == before
-        asked = (bin_ / "asked").read_text()
+        asked = (tmp_path / "bin/asked").read_text()
         assert all(f"/sys/bus/pci/devices/{address}" in asked for address in (GPU, SOUND))
     finally:
         sysfs.close()

@@ -588,3 +588,12 @@ def test_python_m_drupe_is_the_same_command(daemon: Daemon) -> None:
     command = [sys.executable, "-m", "drupe", "info", "--json"]
     done = subprocess.run(command, env=daemon.environment(), capture_output=True, text=True, timeout=30, check=True)
     assert json.loads(done.stdout)["pid"] == daemon.pid
+
+
+def test_another_root_than_the_daemons_is_refused(daemon: Daemon) -> None:
+    """Images and pods of another state directory are not what is asked for."""
+    for words in (("ps",), ("info",), ("run", "--rm", "busybox", "true"), ("version",), ("system", "shutdown")):
+        done = daemon.command("--root", "/elsewhere", *words)
+        assert (done.returncode, done.stdout) == (125, ""), words
+        assert f"has its state in {daemon.root}, not in /elsewhere" in done.stderr and "--run" in done.stderr
+    assert daemon.command("--root", f"{daemon.root}/../root", "ps", "-q").returncode == 0
