@@ -355,7 +355,8 @@ impl Kernel {
         let Some(task) = self.tasks.tasks.get(&tid) else { return };
         let undisturbed = task.pending.is_empty() && task.saved_mask.is_none();
         let process = self.tasks.processes.get(&task.pid);
-        if undisturbed && process.is_some_and(|p| p.pending.is_empty() && !p.stopped) {
+        let undisturbed = undisturbed && process.is_some_and(|p| p.pending.is_empty() && !p.stopped);
+        if undisturbed && !self.must_be_done_now(tid, &ops) {
             return self.resume(tid, value, &ops);
         }
         let changed = self.platform.change(task.thread, &ops);
@@ -364,6 +365,17 @@ impl Kernel {
         if self.deliver(tid) {
             self.resume(tid, None, &[]);
         }
+    }
+
+    /// Addresses that become free may be given to another thread as soon as its call comes: its new memory must not go with a
+    /// change that this thread, which the host does not let run, makes later.
+    fn must_be_done_now(&self, tid: Tid, ops: &[MemoryOp]) -> bool {
+        let frees = |op: &MemoryOp| matches!(op, MemoryOp::Unmap { .. } | MemoryOp::Move { .. });
+        let has_company = || {
+            let threads = self.process(tid).map_or(1, |process| process.threads.len());
+            threads > 1 || self.mm(tid).is_ok_and(|mm| mm.users > 1)
+        };
+        ops.iter().any(frees) && has_company()
     }
 
     pub(crate) fn set_result(&mut self, tid: Tid, value: Option<i64>) {
