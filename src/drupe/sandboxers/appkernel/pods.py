@@ -25,9 +25,9 @@ _GONE_WITHIN_S = (0.001, 0.002, 0.004, 0.01, 0.02, 0.05, 0.1)  # looks at what e
 
 @dataclass(slots=True)
 class KernelPod:
-    """One pod, in memory. ending: its end is our own work. over: it has been ended, and nothing was begun since. pid: of
-    its kernel. kernel: one that waited and is to be it. begun: a start that nobody waits for yet. saving: its kernel
-    writes itself down, and may not answer for long."""
+    """One pod, in memory. ending: its end is our own work. over: it has been ended, and nothing was begun since.
+    pid: of its kernel. kernel: one that waited and is to be it. begun: a start that nobody waits for yet. saving: its
+    kernel writes itself down, and may not answer for long."""
 
     record: PodRecord
     line: KernelLine
@@ -254,8 +254,8 @@ class Pods:
         pod.over = True
 
     async def _end_processes(self, pod: KernelPod) -> None:
-        """The kernel, with which all ends that it runs. What stands still, or is there after a moment, is killed process
-        by process: for that a cgroup is stopped first, which takes its time."""
+        """The kernel, with which all ends that it runs. What stands still, or is there after a moment, is killed
+        process by process: for that a cgroup is stopped first, which takes its time."""
         leaf = pod.record.leaf
         if pod.frozen and self.cgroups.exists(leaf):
             await asyncio.to_thread(self.cgroups.kill_all, leaf, 9)
