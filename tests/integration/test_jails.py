@@ -14,7 +14,7 @@ import pytest
 
 from drupe.errors import HelperFailed, InvalidArgument
 from drupe.hypervisors.cloud_hypervisor import CloudHypervisor
-from drupe.hypervisors.contract import MachineConfig
+from drupe.hypervisors.contract import Disk, MachineConfig
 from drupe.hypervisors.firecracker import Firecracker
 from drupe.hypervisors.jails import Jail, Place, enter, libraries, name_in_jail, own_root
 from drupe.linux.unix_peers import kill_peer
@@ -177,6 +177,23 @@ def test_the_jailers_place_is_named_by_the_program_itself(tmp_path: Path) -> Non
     assert launch.control.parent == tmp_path / "jails" / program.name / name_in_jail("some_id") / "root"
     assert launch.dirs == [tmp_path / "jails"]
     assert launch.argv[launch.argv.index("--id") + 1] == name_in_jail("some_id")
+
+
+def test_a_guest_knows_a_disk_by_its_file_in_the_jail(tmp_path: Path) -> None:
+    """Which is a copy where it is not everybody's to read."""
+    program = tmp_path / "firecracker"
+    program.touch()
+    driver = Firecracker(str(program), Jail(uid=os.getuid(), gid=os.getgid(), base=tmp_path / "jails"))
+    config = MachineConfig("id", tmp_path, tmp_path, None, accelerator="kvm")
+    disk = Disk("root-1", tmp_path / "disk", read_only=True)
+    disk.path.write_bytes(b"x")
+    disk.path.chmod(0o600)
+    root = driver.root(config)
+    root.mkdir(parents=True)
+    Place(root, Jail(uid=os.getuid(), gid=os.getgid())).given("root_1", disk.path)
+    found = (root / "root_1").stat()
+    assert found.st_ino != disk.path.stat().st_ino
+    assert driver.serial(disk, config) == f"{found.st_dev}{found.st_rdev}{found.st_ino}"[:20]
 
 
 def test_a_script_has_no_root_of_its_own(tmp_path: Path) -> None:

@@ -255,8 +255,8 @@ class Hypervisor(ABC):
         """Directories that a program makes elsewhere than in `config.dir`: to be removed when it has ended."""
         return ()
 
-    def serial(self, disk: Disk) -> str:
-        """What the guest sees as the serial of a disk."""
+    def serial(self, disk: Disk, config: MachineConfig) -> str:
+        """What the guest of a machine that runs sees as the serial of a disk."""
         return disk.id[:_SERIAL_BYTES]
 
     async def open_line(self, config: MachineConfig) -> Line:

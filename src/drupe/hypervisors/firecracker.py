@@ -87,9 +87,11 @@ class Firecracker(Hypervisor):
     def leaves(self, config: MachineConfig) -> Sequence[Path]:
         return [self.root(config).parent] if self._jail and self._jail.base else []
 
-    def serial(self, disk: Disk) -> str:
-        """What the guest sees as the serial of a disk: where its file is (st_dev, st_rdev, st_ino)."""
-        found = disk.path.stat()
+    def serial(self, disk: Disk, config: MachineConfig) -> str:
+        """What the guest sees as the serial of a disk: where its file is (st_dev, st_rdev, st_ino). In a jail that is a
+        copy, where it could not be linked, or a device node."""
+        jailed = self.root(config) / identifier(disk.id)
+        found = (jailed if self._jail and jailed.exists() else disk.path).stat()
         return f"{found.st_dev}{found.st_rdev}{found.st_ino}"[:20]
 
     def prepare(self, config: MachineConfig) -> Launch:

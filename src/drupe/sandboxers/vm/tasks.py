@@ -186,7 +186,8 @@ class VmTasks(TaskService):
             for disk in record.disks:
                 await pod.plug(disk)
             only = json.loads(config)["root"].get("readonly", False)
-            roots.plan(bundle, record.disks, read_only=only, serial=self._hypervisor(pod).serial)
+            hypervisor, machine = self._hypervisor(pod), pod.record.machine()
+            roots.plan(bundle, record.disks, read_only=only, serial=lambda disk: hypervisor.serial(disk, machine))
         put = await pod.agent.guest("PutBundle", bundle, pb.PutBundleResponse)
         record.made = True
         record.save()
