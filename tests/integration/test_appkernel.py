@@ -23,24 +23,24 @@ def _platform() -> None:
         pytest.skip(probed.stderr.strip())
 
 
-def here(*command: str, root: Path | str = "/") -> subprocess.CompletedProcess[str]:
+def here(*command: str, root: Path | str = "/", timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     """Run a command in the application kernel over a directory of the host, which stays as it is."""
     argv = [KERNEL, "run", "--root", root, "--", *command]
     return subprocess.run(
-        argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+        argv, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL
     )
 
 
-def on_linux(*command: str) -> subprocess.CompletedProcess[str]:
+def on_linux(*command: str, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL, env=env
+        command, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL, env=env
     )
 
 
-def alike(*command: str) -> None:
+def alike(*command: str, timeout_s: float = TIMEOUT_S) -> None:
     """Output and exit code are those of Linux."""
-    expected, got = on_linux(*command), here(*command)
+    expected, got = on_linux(*command, timeout_s=timeout_s), here(*command, timeout_s=timeout_s)
     assert (got.stdout, got.returncode) == (expected.stdout, expected.returncode), got.stderr
 
 

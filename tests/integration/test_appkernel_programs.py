@@ -63,6 +63,29 @@ def test_nginx_under_load(network: Network, place: Path) -> None:
             assert re.search(r"HTML transferred: +10000000 bytes", report)
 
 
+# A database cluster of its own, whose clients wait for each other's locks: timers' signals, semaphores, shared memory.
+POSTGRES = """set -e; d=$(mktemp -d); chown nobody $d; cd $d; PATH={0}:$PATH; export PGHOST=$d
+own() {{ setpriv --reuid 65534 --regid 65534 --clear-groups -- "$@"; }}
+trap 'own pg_ctl -D $d/data -m immediate stop >&2 || true; cd /; rm -rf $d' EXIT
+own initdb -D data -U nobody -A trust --no-sync >init
+own pg_ctl -D data -l $d/log -w -o "-k $d -c listen_addresses= -c fsync=off -c deadlock_timeout=20ms" start >start
+ps -eo args | grep -c '[p]ostgres: checkpointer'
+own pgbench -i -q postgres 2>init
+own pgbench -c 6 -j 2 -t 20 postgres 2>errors | grep -E 'actually processed|failed'
+own psql -U nobody -Atc 'select count(*), (select count(*) from pgbench_history) from pgbench_accounts' postgres
+own pg_ctl -D data -m fast stop >stop; grep -c 'terminated by signal' log || true
+"""
+
+
+def test_postgres_under_pgbench() -> None:
+    """Backends show their titles, and none of them ends by a signal."""
+    need("ps", "setpriv", "pgbench")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    alike("/bin/sh", "-c", POSTGRES.format(programs[-1].parent), timeout_s=240)  # initdb alone starts a dozen servers
+
+
 SQL = """create table t(a primary key, b); insert into t select value, value * 2 from generate_series(1, 2000);
 pragma journal_mode = wal; begin; delete from t where a % 2; rollback; delete from t where a % 3 = 0;
 select count(*), sum(b) from t; pragma integrity_check;"""
