@@ -110,8 +110,13 @@ class Races:
 
     def _bursts(self, count: int, rounds: int) -> None:
         """So many starts at once, until the last one's first byte; also beside our own pods without a kernel."""
-        contenders = {"drupe": self._ours, "drupe (runc)": self._plain, "crun": self._crun, "runsc": self._runsc}
-        samplers = {name: partial(contender.burst, count) for name, contender in contenders.items()}
+        bursts: dict[str, Callable[[int], float]] = {
+            "drupe": self._ours.burst,
+            "drupe (runc)": self._plain.burst,
+            "crun": self._crun.burst,
+            "runsc": self._runsc.burst,
+        }
+        samplers = {name: partial(burst, count) for name, burst in bursts.items()}
         taken = interleave(samplers, rounds, warm_up=1)
         for peer in ("drupe (runc)", "crun", "runsc"):
             self._report.compare(f"appkernel-parallel-{count}", taken["drupe"], f"{peer} run", taken[peer])

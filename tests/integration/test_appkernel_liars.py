@@ -127,6 +127,10 @@ def test_who_lies_in_its_slot_is_refused_or_ended_and_the_others_go_on(name: str
     assert "a bug of the kernel" not in done.stderr and "panicked" not in done.stderr, done.stderr
 
 
+def said(daemon: Daemon, *argv: str) -> str:
+    return daemon.command(*argv, check=True).stdout
+
+
 @pytest.fixture
 def pods(daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
     with leaves_nothing(daemon, tmp_path):
@@ -148,7 +152,7 @@ def test_who_cannot_be_called_does_not_get_more_than_its_quota(pods: Daemon, tmp
     pods.command("update", "--cpu-quota", "1000", "--cpu-period", "100000", "deaf", check=True)
 
     def state(name: str) -> str:
-        return pods.command("ps", "-a", "--filter", f"name={name}", "--format", "{{.State}}", check=True).stdout.strip()
+        return said(pods, "ps", "-a", "--filter", f"name={name}", "--format", "{{.State}}").strip()
 
     wait_until(lambda: state("deaf") != "running", what="it is ended", timeout_s=TIMEOUT_S)
     assert state("other") == "running"
