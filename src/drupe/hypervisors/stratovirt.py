@@ -31,7 +31,8 @@ from drupe.hypervisors.qmpmachine import QmpMachine, wary
 from drupe.rpc.timeouts import timeout
 
 MOST_DISKS, MOST_NICS = 4, 2  # places that a microvm has for devices which come and go
-AGENT_PORT = "drupe.agent"  # the guest sees a port's id as its name
+AGENT_PORT = "drupe.agent"
+AGENT_CHANNEL = "drupe.channel=tty:/dev/hvc0"  # a microvm has one port, the console's, and no names
 _MIB = 1 << 20
 _SAVED = ("memory", "state")
 _TRY_AGAIN_S = 0.02
@@ -160,7 +161,7 @@ def _inside(config: MachineConfig, given: Callable[[str, Path], str]) -> Machine
 
 
 def _words(config: MachineConfig, place: Place) -> list[str]:
-    words = " ".join(["console=ttyS0", "panic=-1", "reboot=k", "quiet", *config.append])
+    words = " ".join(["console=ttyS0", "panic=-1", "reboot=k", "quiet", AGENT_CHANNEL, *config.append])
     initrd = ["-initrd", str(config.initrd)] if config.initrd else []
     shared = "on" if config.shared_memory else "off"
     found: list[Device] = [*config.disks, *config.nics, *config.shares]
@@ -169,11 +170,12 @@ def _words(config: MachineConfig, place: Place) -> list[str]:
     return [
         "-machine", f"microvm,dump-guest-core=off,mem-share={shared}", "-smp", str(config.processors),
         "-m", f"{config.memory_bytes // _MIB}M", "-kernel", str(config.kernel), *initrd, "-append", words,
-        "-qmp", f"unix:{place.own('qmp.sock')},server,nowait", "-serial", "stdio",
-        "-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-device,rng=random",
+        # It takes its standard output for a console only where its standard input is a terminal.
+        "-qmp", f"unix:{place.own('qmp.sock')},server,nowait",
+        "-serial", f"socket,path={place.own('console.sock')},server,nowait",
         "-device", "virtio-serial-device,id=ports",
         "-chardev", f"socket,id=agent,path={place.own('agent.sock')},server,nowait",
-        "-device", f"virtserialport,id={AGENT_PORT},chardev=agent,nr=1", *devices, *incoming,
+        "-device", f"virtconsole,id={AGENT_PORT},chardev=agent,nr=0", *devices, *incoming,
     ]  # fmt: skip
 
 
