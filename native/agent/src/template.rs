@@ -12,6 +12,7 @@ use crate::devices::{base_name, entries, read};
 use crate::fault::{fault, Code, During, Reply};
 use crate::proto::wellknown::Empty;
 use std::fs;
+use std::hint::black_box;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ const SUSPENDS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Free memory that is left as it is, so that nothing else wants for it.
 const LEFT_BYTES: u64 = 8 << 20;
+const PAGE_BYTES: usize = 4096;
 
 /// Before the machine is saved. Nothing is mounted of a share.
 pub fn put_away(agent: &Agent) -> Reply<Empty> {
@@ -38,10 +40,24 @@ pub fn put_away(agent: &Agent) -> Reply<Empty> {
         tell("disable").during(|| format!("cannot switch {PLUGGED} off"))?;
         agent.state().is_deaf = true;
     }
-    match drupe_sys::machine::clear_free_memory(LEFT_BYTES) {
-        Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error).during(|| "cannot clear memory"),
-        _ => Ok(Empty {}), // also of a kernel that cannot
+    clear_free_memory();
+    Ok(Empty {})
+}
+
+/// The kernel clears what it hands out, when it is written to for the first time.
+fn clear_free_memory() {
+    let size = free_bytes().saturating_sub(LEFT_BYTES) as usize;
+    let mut taken: Vec<u8> = Vec::new();
+    if taken.try_reserve_exact(size).is_ok() {
+        taken.spare_capacity_mut().iter_mut().step_by(PAGE_BYTES).for_each(|byte| {
+            black_box(byte.write(0));
+        });
     }
+}
+
+fn free_bytes() -> u64 {
+    let told = rustix::system::sysinfo();
+    told.freeram as u64 * u64::from(told.mem_unit)
 }
 
 /// Takes a device from its driver, and waits until the kernel has written its registers down.

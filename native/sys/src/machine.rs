@@ -37,30 +37,6 @@ pub fn keep_in_memory() -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel clear the machine's free memory but `left_bytes` of it: it does so when it hands memory out
-/// (MADV_POPULATE_WRITE of madvise(2), since Linux 5.14; an older one says EINVAL).
-pub fn clear_free_memory(left_bytes: u64) -> io::Result<()> {
-    // SAFETY: all zero bytes are a valid struct sysinfo, of which `told` is one.
-    let mut told: libc::sysinfo = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
-    check(unsafe { libc::sysinfo(&mut told) })?;
-    let size = (told.freeram * u64::from(told.mem_unit)).saturating_sub(left_bytes) as usize;
-    if size == 0 {
-        return Ok(());
-    }
-    let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: new memory, which nobody knows, and which is gone again before this returns.
-    unsafe {
-        let memory = libc::mmap(std::ptr::null_mut(), size, access, flags, -1, 0);
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let cleared = check(libc::madvise(memory, size, libc::MADV_POPULATE_WRITE));
-        check(libc::munmap(memory, size))?;
-        cleared.map(drop)
-    }
-}
-
 /// mallopt(3): all threads allocate from one arena. For a program whose threads mostly wait.
 pub fn share_arena() {
     // SAFETY: no pointers; called before there are threads, or it applies to those to come.
