@@ -25,6 +25,8 @@ pub struct State {
     pub children: Children,
     pub events: Events,
     pub is_set_up: bool,
+    pub put_away: Vec<String>, // devices without a driver, by their places (template.rs)
+    pub is_deaf: bool,
     pub pod_pid: Option<u32>,
     pub is_ending: bool,
 }

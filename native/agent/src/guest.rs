@@ -7,7 +7,7 @@ use crate::server::{decode, unary, Call, Outcome};
 use crate::streams::{Patience, Streams};
 use crate::{
     bundle, clock, copy, devices, dial, freeze, lifecycle, links, mounts, online, processes, renew, routes, setup,
-    shutdown,
+    shutdown, template,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub const NAME: &str = "drupe.guest.v1.Guest";
 pub const PROTOCOL: u32 = 1;
 /// What came after the first version of the protocol.
-const FEATURES: [&str; 6] = ["cgroup2", "connect", "copy", "freeze", "mount-inside", "overlay"];
+const FEATURES: [&str; 7] = ["cgroup2", "connect", "copy", "freeze", "mount-inside", "overlay", "put-away"];
 
 impl Call {
     pub fn patience(&self) -> Patience<'_> {
@@ -66,6 +66,7 @@ pub fn call(call: &Call, method: &str, payload: &[u8]) -> Reply<Outcome> {
         "Freeze" => {
             unary(payload, |request: FreezeRequest| freeze::set(request.frozen, call.deadline).map(|()| Empty {}))
         }
+        "PutAway" => unary(payload, |_: Empty| template::put_away(&call.agent)),
         "Renew" => unary(payload, |request| renew::renew(call, &request)),
         "SetClock" => unary(payload, |request: SetClockRequest| clock::set(request.unix_ns).map(|()| Empty {})),
         "AddEntropy" => unary(payload, |request: AddEntropyRequest| setup::add_entropy(&request.data)),

@@ -45,6 +45,7 @@ mod stats;
 mod streams;
 mod sync;
 mod task;
+mod template;
 mod threads;
 mod ttrpc;
 mod wire;

@@ -4,7 +4,7 @@ use crate::agent::Agent;
 use crate::fault::{invalid, wrong_state, During, Reply};
 use crate::proto::guest::GuestMount;
 use crate::streams::Patience;
-use crate::{devices, inside};
+use crate::{devices, inside, template};
 use libc::c_ulong;
 use rustix::fs::CWD;
 use rustix::mount::{open_tree, OpenTreeFlags};
@@ -73,7 +73,11 @@ pub fn mount(agent: &Agent, wanted: &GuestMount, patience: &Patience) -> Reply<(
     let words = || format!("cannot mount {source} ({}) at {}", wanted.r#type, wanted.target);
     if flags & libc::MS_BIND == 0 {
         let mount = || drupe_sys::mount::mount(&source, target, &wanted.r#type, flags, &data);
-        return if wanted.r#type == "virtiofs" { await_tag(agent, patience, mount) } else { mount() }.during(words);
+        if wanted.r#type != "virtiofs" {
+            return mount().during(words);
+        }
+        template::take_out(agent)?;
+        return await_tag(agent, patience, mount).during(words);
     }
     let bind = libc::MS_BIND | flags & libc::MS_REC;
     drupe_sys::mount::mount(&source, target, "", bind, "").during(words)?;

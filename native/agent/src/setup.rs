@@ -5,7 +5,7 @@ use crate::fault::{invalid, wrong_state, During, Reply};
 use crate::proto::guest::{GuestMount, SetupRequest};
 use crate::proto::wellknown::Empty;
 use crate::server::Call;
-use crate::{clock, links, mounts, pidns, routes};
+use crate::{clock, links, mounts, pidns, routes, template};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -29,6 +29,7 @@ pub fn set_up(call: &Call, request: &SetupRequest) -> Reply<Empty> {
         links::set(agent, &request.interfaces, &call.patience())?;
         routes::set(&request.routes)?;
     }
+    template::hear(agent)?;
     agent.change(|state| state.is_set_up = true);
     Ok(Empty {})
 }

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from drupe.errors import Unsupported
 from drupe.hypervisors.lines import Line, open_socket
 
 Accelerator = Literal["kvm", "tcg", "native"]
@@ -206,6 +207,16 @@ class Machine(ABC):
     @abstractmethod
     async def remove(self, device_id: str, *, timeout_s: float) -> None:
         """Unplug, and wait until the guest has let go. DeadlineExceeded when it does not."""
+
+    @property
+    def keeps_places(self) -> bool:
+        """Whether it can `withdraw` devices."""
+        return False
+
+    async def withdraw(self, device_id: str) -> None:
+        """Take a device away that no driver of the guest has any more, without the guest's being told: one that is
+        plugged in later in the same place is the same to it. Unsupported where a program cannot."""
+        raise Unsupported("devices are not withdrawn from such a machine", feature="withdraw")
 
     @abstractmethod
     async def resize(self, *, processors: int | None = None, memory_bytes: int | None = None) -> MachineStatus:

@@ -10,7 +10,8 @@ from pathlib import Path
 from drupe.hypervisors.contract import SPARE_DISK_BYTES, Device, Disk, MachineConfig, Nic, Share
 from drupe.hypervisors.owners import uid_of
 
-BRIDGE, BRIDGE_SLOTS = "more", range(1, 32)  # of q35: one bridge costs less boot time than a port for each device
+BRIDGE, BRIDGE_SLOTS = "more", range(2, 32)  # of q35: one bridge costs less boot time than a port for each device
+SHARE_SLOT = 1  # also behind it: a guest that goes on from a template knows what it will find there
 ROOT_PORTS = {"q35": 2, "virt": 6}  # q35 keeps them for devices of the host, which want PCI Express
 SPARE_SLOT = 0x10  # of the first spare disk, on the root bus; what has no place of its own sits below
 MEMORY_DEVICE = "growth"

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from drupe.hypervisors.qemu.arguments import (
     MEMORY_DEVICE,
     MEMORY_STEP_BYTES,
     ROOT_PORTS,
+    SHARE_SLOT,
     vectors_of,
 )
 from drupe.hypervisors.qmp import Qmp
@@ -201,7 +202,8 @@ class QemuMachine(QmpMachine):
         if share.socket is None:
             raise Unsupported("9p shares are there from the start or not at all", feature="hotplug-share")
         await self._add_socket(share.id, share.socket)
-        await self._plug({"driver": "vhost-user-fs-pci", "id": share.id, "chardev": f"c-{share.id}", "tag": share.tag})
+        device = {"driver": "vhost-user-fs-pci", "id": share.id, "chardev": f"c-{share.id}", "tag": share.tag}
+        await self._plug(device, first=[SHARE_SLOT])
 
     async def _add_socket(self, device_id: str, path: Path) -> None:
         """A vhost-user back-end's, connected here: the program has no file system any more."""
@@ -217,11 +219,24 @@ class QemuMachine(QmpMachine):
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         await self._qmp.call("chardev-add", {"id": f"c-{device_id}", "backend": backend})
 
-    async def _plug(self, device: dict[str, Any], *, express: bool = False) -> None:
-        """express: into a port of PCI Express, of which there are few."""
+    @property
+    def keeps_places(self) -> bool:
+        """A share has a slot of its own, of q35's bridge."""
+        return self._machine == "q35"
+
+    async def withdraw(self, device_id: str) -> None:
+        """By the property of QEMU's objects that says whether a device is there (qom-list); `device_del` would ask the
+        guest, which would forget the device then."""
+        if not self.keeps_places:
+            await super().withdraw(device_id)
+        gone = {"path": f"/machine/peripheral/{device_id}", "property": "realized", "value": False}
+        await self._qmp.call("qom-set", gone)
+
+    async def _plug(self, device: dict[str, Any], *, express: bool = False, first: Sequence[int] = ()) -> None:
+        """express: into a port of PCI Express, of which there are few. first: slots that are its own."""
         taken = set((await self.places()).values())
         ports = [{"bus": f"port{n}"} for n in range(ROOT_PORTS[self._machine])]
-        slots = [{"bus": BRIDGE, "addr": f"{slot:#x}"} for slot in BRIDGE_SLOTS]
+        slots = [{"bus": BRIDGE, "addr": f"{slot:#x}"} for slot in (*first, *BRIDGE_SLOTS)]
         places = ports if express or self._machine != "q35" else slots
         free = next((place for place in places if _words(place) not in taken), None)
         if free is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from typing import TypeVar
 
 from google.protobuf.empty_pb2 import Empty
@@ -23,6 +23,7 @@ from drupe.rpc.timeouts import timeout
 from drupe.rpc.ttrpc import Client
 
 PROTOCOL = 1
+PUT_AWAY = "put-away"  # features
 ANSWERS_WITHIN_S = 30.0  # without an accelerator a busy guest is slow; one that hangs is found by its watch
 _GUEST, _TASK = "drupe.guest.v1.Guest", "containerd.task.v3.Task"
 _TRY_AGAIN_S = 0.05
@@ -150,6 +151,11 @@ class Agent:
     async def _drop(self, client: Client) -> None:
         with contextlib.suppress(DrupeError, OSError):
             await client.close()
+
+    @property
+    def features(self) -> Collection[str]:
+        """What it can do beyond the first version of its protocol."""
+        return self.told.features if self.told is not None else ()
 
     # -- calls ------------------------------------------------------------------------------------------------------
 

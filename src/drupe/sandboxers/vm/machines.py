@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from google.protobuf.empty_pb2 import Empty
 
 from drupe.errors import DrupeError, NotFound, ResourceExhausted, Unavailable
 from drupe.hypervisors.contract import Hypervisor
+from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.images.files import storage_errors
 from drupe.images.store import ImageStore
 from drupe.keeper.client import Keeper
@@ -22,7 +24,7 @@ from drupe.resources.cgroups import Cgroups
 from drupe.rpc.guest import guest_pb2 as pb
 from drupe.rpc.timeouts import timeout
 from drupe.sandboxers.vm import network, share
-from drupe.sandboxers.vm.agent import Agent
+from drupe.sandboxers.vm.agent import PUT_AWAY, Agent
 from drupe.sandboxers.vm.console import last_words
 from drupe.sandboxers.vm.hypervisors import Hypervisors
 from drupe.sandboxers.vm.launch import Launcher
@@ -30,7 +32,7 @@ from drupe.sandboxers.vm.options import VmOptions
 from drupe.sandboxers.vm.phases import Phases
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
-from drupe.sandboxers.vm.rehearsal import make_disk, rehearse
+from drupe.sandboxers.vm.rehearsal import make_disk, rehearse, rehearse_shares
 from drupe.sandboxers.vm.roots import RootDisk, Roots
 from drupe.sandboxers.vm.starting import CONNECTS_WITHIN_S, Starter
 from drupe.sandboxers.vm.templates import SAVED_MEMORY, SPARE_DISKS, Templates
@@ -38,6 +40,7 @@ from drupe.spec.resources import Resources
 from drupe.spec.template import TemplateInfo
 
 _DIGS_WITHIN_S = 120.0
+_PUTS_AWAY_WITHIN_S = 120.0
 
 
 def require_room(directory: Path, size_bytes: int) -> None:
@@ -164,14 +167,21 @@ class Machines:
         pod = self.add(record)
         try:
             await self._boot_and_save(pod, scratch)
-            shutil.rmtree(record.home)
+            await self._clear(pod)
             return templates.keep(scratch, like, program)
         finally:
-            await self.end(pod)
+            await self._clear(pod)
             self.forget(pod)
             if self.cgroups.exists(record.cgroup):
                 await asyncio.to_thread(self.cgroups.delete, record.cgroup)
             shutil.rmtree(scratch, ignore_errors=True)
+
+    async def _clear(self, pod: VmPod) -> None:
+        """End the machine of a template and remove what it had. Idempotent."""
+        await self.end(pod)
+        if pod.record.shares:
+            await pod.share.remove()
+        shutil.rmtree(pod.record.home, ignore_errors=True)
 
     async def _boot_and_save(self, pod: VmPod, scratch: Path) -> None:
         memory = scratch / SAVED_MEMORY
@@ -183,12 +193,28 @@ class Machines:
         config = replace(pod.record.machine(), memory_file=memory, disks=[disk.disk()])
         await self.starter.boot(pod, config, Phases())
         await rehearse(pod.agent, disk)
+        await self._put_away(pod)
         machine = pod.require()
         await pod.agent.close()
         await machine.pause()
         await machine.save(scratch)
         await self.end(pod)
         await self.keeper.run(["fallocate", "--dig-holes", str(memory)], timeout_s=_DIGS_WITHIN_S, check=True)
+
+    async def _put_away(self, pod: VmPod) -> None:
+        """Have it once seen a share, and be without it and with clear memory."""
+        machine, can = pod.require(), PUT_AWAY in pod.agent.features
+        shares: Sequence[SharedDirectory] = ()
+        if can and machine.keeps_places and pod.record.shares:
+            await pod.share.remove()  # what a daemon that was killed has left
+            with contextlib.suppress(Unavailable):  # where no pod has one
+                await pod.share.make()
+                shares = await self.starter.share(pod)
+        await rehearse_shares(pod.agent, machine, shares)
+        if can:
+            await pod.agent.guest("PutAway", Empty(), timeout_s=_PUTS_AWAY_WITHIN_S)
+        for one in shares:
+            await machine.withdraw(one.id)
 
     async def _make_place(self, pod: VmPod) -> None:
         """Without what an end that nobody saw has left."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 
 from drupe.errors import DrupeError
 from drupe.guest.build import find_agent
-from drupe.hypervisors.contract import SPARE_DISK_BYTES
+from drupe.hypervisors.contract import SPARE_DISK_BYTES, Machine, Share
 from drupe.images.erofs import tree_erofs
 from drupe.rpc.containerd import task_v3_pb2 as tasks_pb
 from drupe.rpc.guest import guest_pb2 as pb
@@ -22,9 +23,10 @@ from drupe.sandboxers.vm.oci import adapted
 from drupe.sandboxers.vm.roots import RootDisk, plan
 
 _ID = "rehearsal"
+_MOUNTED = f"/run/drupe/{_ID}"
 _PROGRAM = "drupe-agent"
 _STREAM = "agent"
-_LOOKS_FOR_S = 1.0
+_LOOKS_FOR_S, _MOUNTS_WITHIN_S = 1.0, 60.0
 _DEV = ["nosuid", "strictatime", "mode=755", "size=65536k"]
 _PTS = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
 _PLAIN = ["nosuid", "noexec", "nodev"]
@@ -61,7 +63,6 @@ def make_disk(directory: Path) -> RootDisk:
 
 async def rehearse(agent: Agent, disk: RootDisk) -> None:
     """Run it to its end and remove it. Raises what the agent says."""
-    await _look_for_share(agent)
     await _look_for_interface(agent)
     config = adapted(_OCI, guest=_ID, root="/", binds={})
     bundle = pb.PutBundleRequest(id=_ID, config_json=msgspec.json.encode(config))
@@ -75,11 +76,21 @@ async def rehearse(agent: Agent, disk: RootDisk) -> None:
     await agent.task("Delete", tasks_pb.DeleteRequest(id=_ID), tasks_pb.DeleteResponse)
 
 
-async def _look_for_share(agent: Agent) -> None:
-    """A machine with a share cannot be saved; but to look for one makes the kernel load what pods with one need."""
-    mount = pb.GuestMount(type="virtiofs", source=_ID, target=f"/run/drupe/{_ID}")
-    with contextlib.suppress(DrupeError):  # there is none
-        await agent.guest("Mount", pb.MountRequest(mount=mount), timeout_s=_LOOKS_FOR_S)
+async def rehearse_shares(agent: Agent, machine: Machine, shares: Sequence[Share]) -> None:
+    """Plug them in and mount each once. Where there is none, that one is looked for makes the kernel load what pods
+    with one need."""
+    if not shares:
+        with contextlib.suppress(DrupeError):  # it is not there
+            await _mount(agent, _ID, timeout_s=_LOOKS_FOR_S)
+    for share in shares:
+        await machine.add(share)
+        await _mount(agent, share.tag, timeout_s=_MOUNTS_WITHIN_S)
+        await agent.guest("Unmount", pb.UnmountRequest(target=_MOUNTED))
+
+
+async def _mount(agent: Agent, tag: str, *, timeout_s: float) -> None:
+    mount = pb.GuestMount(type="virtiofs", source=tag, target=_MOUNTED)
+    await agent.guest("Mount", pb.MountRequest(mount=mount), timeout_s=timeout_s)
 
 
 async def _look_for_interface(agent: Agent) -> None:

@@ -65,14 +65,14 @@ class Starter:
 
     async def start(self, pod: VmPod, *, from_template: bool, cold: Sequence[RootDisk] = ()) -> None:
         """All of it. Raises DrupeError; what was started then is the caller's to end."""
-        sharing = asyncio.ensure_future(self._share(pod))  # nothing needs it before the machine is there
+        sharing = asyncio.ensure_future(self.share(pod))  # nothing needs it before the machine is there
         try:
             await self._start(pod, sharing, from_template=from_template, cold=cold)
         finally:
             await asyncio.gather(sharing, return_exceptions=True)  # what is begun after the end nobody would end
 
     async def _start(
-        self, pod: VmPod, sharing: asyncio.Future[None], *, from_template: bool, cold: Sequence[RootDisk]
+        self, pod: VmPod, sharing: Awaitable[object], *, from_template: bool, cold: Sequence[RootDisk]
     ) -> None:
         record, phases = pod.record, Phases()
         record.mounted = []
@@ -122,11 +122,11 @@ class Starter:
     def _confinement(self, record: PodRecord) -> list[str]:
         return [said] if (said := confinement(self._hypervisors.of(record.hypervisor))) else []
 
-    async def _share(self, pod: VmPod) -> None:
-        """Start virtiofsd, where there is one."""
+    async def share(self, pod: VmPod) -> list[SharedDirectory]:
+        """Start virtiofsd, where there is one; answers what it serves."""
         record = pod.record
         if not (shares := self._shares(record)):
-            return
+            return []
         socket = cast(Path, shares[0].socket)
         socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         await pod.share.prepare()
@@ -136,6 +136,7 @@ class Starter:
         pod.pids[SHARE] = await self._launcher.start(
             record, record.id + SHARE, argv, [socket], log=pod.share_log, netns=False, users=pod.share.users
         )
+        return shares
 
     def _shares(self, record: PodRecord) -> list[SharedDirectory]:
         """What virtiofsd serves it; files by hostfs the program opens itself."""
@@ -157,7 +158,7 @@ class Starter:
         self.on_answered(pod)
 
     async def _restore(
-        self, pod: VmPod, config: MachineConfig, saved: Path, phases: Phases, sharing: Awaitable[None]
+        self, pod: VmPod, config: MachineConfig, saved: Path, phases: Phases, sharing: Awaitable[object]
     ) -> None:
         """The same by a template. Its random numbers are made its own before anything else is asked of it."""
         memory = Path(f"/proc/self/fd/{_MEMORY_FD}") if config.shared_memory else None

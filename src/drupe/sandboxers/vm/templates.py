@@ -24,7 +24,7 @@ from drupe.sandboxers.vm.records import PodRecord
 from drupe.spec.template import TemplateInfo
 
 SPARE_DISKS = 2  # roots that a machine has at once; more are plugged in
-_LAYOUT = 4  # goes up when saved machines of before shall not be used any more
+_LAYOUT = 5  # goes up when saved machines of before shall not be used any more
 _ABOUT = "template.json"
 
 
