@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -16,7 +16,6 @@ from drupe.hypervisors.contract import (
     Device,
     Disk,
     HostDevice,
-    Hypervisor,
     Launch,
     Machine,
     MachineConfig,
@@ -25,9 +24,9 @@ from drupe.hypervisors.contract import (
     Share,
     said,
 )  # fmt: skip
-from drupe.hypervisors.jails import Jail, Place, enter, libraries, name_in_jail
+from drupe.hypervisors.jails import Place, enter
 from drupe.hypervisors.lines import Line
-from drupe.hypervisors.owners import uid_of
+from drupe.hypervisors.ownroot import InOwnRoot
 from drupe.hypervisors.rest import Lifeline, Rest
 from drupe.hypervisors.restmachine import RestMachine, connected
 from drupe.hypervisors.vsock import AGENT_CHANNEL, open_hybrid
@@ -43,8 +42,8 @@ _SYSFS = ("/sys/bus/pci", "/sys/devices", "/sys/kernel/iommu_groups")  # what le
 _LISTS = {Disk: ("disks", "disk"), Nic: ("net", "net"), Share: ("fs", "fs"), HostDevice: ("devices", "device")}
 
 
-class CloudHypervisor(Hypervisor):
-    """program: its name or path (a path when there is a jail). jail: one of `own_root`."""
+class CloudHypervisor(InOwnRoot):
+    """See InOwnRoot."""
 
     name: ClassVar[str] = "cloud-hypervisor"
     abilities: ClassVar[Mapping[str, str]] = said({
@@ -55,38 +54,11 @@ class CloudHypervisor(Hypervisor):
     })  # fmt: skip
     opens_taps: ClassVar[bool] = False  # it would set them up, for which it needs CAP_NET_ADMIN
 
-    def __init__(self, program: str = "cloud-hypervisor", jail: Jail | None = None) -> None:
-        self._program, self._jail = program, jail
-        self._libraries = libraries(Path(program)) if jail else []
-
-    @property
-    def jailed(self) -> bool:
-        """Whether it has no other rights than those of a user of its own, in a root of its own."""
-        return self._jail is not None
-
-    def owner(self, machine_id: str) -> int:
-        return uid_of(machine_id) if self._jail else 0
-
-    def leaves(self, config: MachineConfig) -> Sequence[Path]:
-        return [self._root(config).parent] if self._jail and self._jail.base else []
-
-    def share_socket(self, config: MachineConfig) -> Path:
-        return self._place(config).given_at("virtiofs.sock")
-
-    def _root(self, config: MachineConfig) -> Path:
-        if self._jail is None:
-            return config.dir
-        return (self._jail.base or config.dir) / "cloud-hypervisor" / name_in_jail(config.id) / "root"
-
-    def _place(self, config: MachineConfig) -> Place:
-        uid = self.owner(config.id)
-        return Place(self._root(config), replace(self._jail, uid=uid, gid=uid) if self._jail else None)
-
     def prepare(self, config: MachineConfig) -> Launch:
         refuse(config)
         place = self._place(config)
         files = ("--api-socket", f"path={place.own('api.sock')}", "--event-monitor", f"path={place.own('events.json')}")
-        shown = [*(self._libraries or []), *(_SYSFS if config.host_devices else [])]
+        shown = [*self._libraries, *(_SYSFS if config.host_devices else [])]
         jail = self._jail and enter(place.root, self.owner(config.id), self._program, shown)
         return Launch(
             argv=[*(jail or [self._program]), *files],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,6 @@ from drupe.errors import DeadlineExceeded, HelperFailed, InvalidArgument, Resour
 from drupe.hypervisors.contract import (
     Device,
     Disk,
-    Hypervisor,
     Launch,
     Machine,
     MachineConfig,
@@ -23,9 +22,9 @@ from drupe.hypervisors.contract import (
     Share,
     said,
 )  # fmt: skip
-from drupe.hypervisors.jails import Jail, Place, enter, libraries, name_in_jail
+from drupe.hypervisors.jails import Place, enter
 from drupe.hypervisors.lines import Line, open_socket
-from drupe.hypervisors.owners import uid_of
+from drupe.hypervisors.ownroot import InOwnRoot
 from drupe.hypervisors.qmp import ANSWERS_WITHIN_S, Qmp
 from drupe.hypervisors.qmpmachine import QmpMachine, wary
 from drupe.rpc.timeouts import timeout
@@ -41,8 +40,8 @@ _SIZE = "no: a microvm keeps the size that it has"
 _NOT_SAVED = "a machine that has one cannot be saved"
 
 
-class StratoVirt(Hypervisor):
-    """program: its name or path (a path when there is a jail). jail: one of `own_root`."""
+class StratoVirt(InOwnRoot):
+    """See InOwnRoot."""
 
     name: ClassVar[str] = "stratovirt"
     abilities: ClassVar[Mapping[str, str]] = said({
@@ -61,35 +60,10 @@ class StratoVirt(Hypervisor):
     })  # fmt: skip
     resets_to_end: ClassVar[bool] = True
 
-    def __init__(self, program: str = "stratovirt", jail: Jail | None = None) -> None:
-        self._program, self._jail = program, jail
-        self._libraries = libraries(Path(program)) if jail else []
-
-    @property
-    def jailed(self) -> bool:
-        """Whether it has no other rights than those of a user of its own, in a root of its own."""
-        return self._jail is not None
-
-    def owner(self, machine_id: str) -> int:
-        return uid_of(machine_id) if self._jail else 0
-
-    def leaves(self, config: MachineConfig) -> Sequence[Path]:
-        return [self._place(config).root.parent] if self._jail and self._jail.base else []
-
-    def share_socket(self, config: MachineConfig) -> Path:
-        return self._place(config).given_at("virtiofs.sock") if self._jail else config.dir / "virtiofs.sock"
-
-    def _place(self, config: MachineConfig) -> Place:
-        if self._jail is None:
-            return Place(config.dir, None)
-        uid, base = self.owner(config.id), self._jail.base or config.dir
-        root = base / "stratovirt" / name_in_jail(config.id) / "root"
-        return Place(root, replace(self._jail, uid=uid, gid=uid))
-
     def prepare(self, config: MachineConfig) -> Launch:
         refuse(config)
         place = self._place(config)
-        jail = self._jail and enter(place.root, self.owner(config.id), self._program, self._libraries or [])
+        jail = self._jail and enter(place.root, self.owner(config.id), self._program, self._libraries)
         return Launch(
             argv=[*(jail or [self._program]), *_words(_inside(config, place.named), place)],
             control=place.ours("qmp.sock"),
