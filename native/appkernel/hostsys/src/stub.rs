@@ -13,8 +13,8 @@ global_asm!(
     ".pushsection .rodata.drupe_stub, \"a\"",
     ".globl drupe_stub_begin, drupe_stub_end, drupe_stub_handler, drupe_stub_enter",
     ".hidden drupe_stub_begin, drupe_stub_end, drupe_stub_handler, drupe_stub_enter",
-    ".globl drupe_stub_fast, drupe_stub_leave, drupe_stub_left, drupe_stub_look, drupe_stub_looked",
-    ".hidden drupe_stub_fast, drupe_stub_leave, drupe_stub_left, drupe_stub_look, drupe_stub_looked",
+    ".globl drupe_stub_fast, drupe_stub_call, drupe_stub_leave, drupe_stub_left, drupe_stub_look, drupe_stub_looked",
+    ".hidden drupe_stub_fast, drupe_stub_call, drupe_stub_leave, drupe_stub_left, drupe_stub_look, drupe_stub_looked",
     ".balign 16",
     "drupe_stub_begin:",
     // handler(signal, info, ucontext), on the slot's stack
@@ -73,10 +73,11 @@ global_asm!(
     "mov eax, 15", // rt_sigreturn
     "syscall",
     "ud2",
-    // The kick: a thread in a fast call takes it when that is over.
+    // The kick: a thread in a fast call takes it when that is over. One that has just come takes it at its call, which may
+    // be one that the host does: there it would sleep, and nobody would tell it.
     "34:",
     "mov rax, [rdx + {uc_rip}]",
-    "lea rcx, [rip + drupe_stub_fast]",
+    "lea rcx, [rip + drupe_stub_call]",
     "cmp rax, rcx",
     "jb 29b",
     "lea rcx, [rip + drupe_stub_leave]",
@@ -104,6 +105,7 @@ global_asm!(
     "jmp 61f",
     "60:",
     "jmp r11",
+    "drupe_stub_call:",
     "61:",
     "mov [rcx + {fast} + 0x28], r8",
     "mov [rcx + {fast} + 0x30], r9",
@@ -400,6 +402,7 @@ unsafe extern "C" {
     static drupe_stub_handler: u8;
     static drupe_stub_enter: u8;
     static drupe_stub_fast: u8;
+    static drupe_stub_call: u8;
     static drupe_stub_leave: u8;
     static drupe_stub_left: u8;
     static drupe_stub_look: u8;
@@ -433,9 +436,10 @@ pub fn is_leaving(rip: u64) -> bool {
     (place(&raw const drupe_stub_leave)..place(&raw const drupe_stub_left)).contains(&rip)
 }
 
-/// Whether a thread that is there looks at a futex; where its call is is in r11.
-pub fn is_looking(rip: u64) -> bool {
-    (place(&raw const drupe_stub_look)..place(&raw const drupe_stub_looked)).contains(&rip)
+/// Whether a thread that is there has not begun its call, or looks at a futex; where its call is is in r11.
+pub fn is_before_call(rip: u64) -> bool {
+    (fast()..place(&raw const drupe_stub_call)).contains(&rip)
+        || (place(&raw const drupe_stub_look)..place(&raw const drupe_stub_looked)).contains(&rip)
 }
 
 /// Where a thread starts that has its slot in rbx.
@@ -454,5 +458,12 @@ mod tests {
         for at in [handler(), entry(), fast()] {
             assert!((layout::CODE..layout::CODE + size).contains(&at));
         }
+    }
+
+    #[test]
+    fn who_has_just_come_is_before_its_call() {
+        let begins = place(&raw const drupe_stub_call);
+        assert!((fast()..begins).all(is_before_call));
+        assert!(!is_before_call(begins) && !is_before_call(fast() - 1) && !is_leaving(fast()));
     }
 }

@@ -235,7 +235,7 @@ impl Stubs {
                 thread.adopt();
                 return Trap::Kicked;
             }
-            Some(rip) if stub::is_looking(rip) => thread.leave_loop(),
+            Some(rip) if stub::is_before_call(rip) => thread.leave_loop(),
             _ => {}
         }
         match signal {

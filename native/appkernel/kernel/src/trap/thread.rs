@@ -76,7 +76,7 @@ impl Thread {
         let _broken = self.slot.set_registers(&self.slot.fast_registers());
     }
 
-    /// It was kicked while it looked whether a futex changes: it is at its call still.
+    /// It was kicked before its call, or while it looked whether a futex changes: it is at its call still.
     pub(super) fn leave_loop(&self) {
         let Some(registers) = self.slot.registers() else { return };
         let _broken = self.slot.set_registers(&Registers { rip: registers.r11, ..registers });
