@@ -95,7 +95,7 @@ class KeptSite(Site):
                 await self.sandboxer.delete(config.id)
             await self.sandboxer.retire()
             left = self.left()
-            for _ in range(50):  # a helper that has done its work may take a moment to be reaped
+            for _ in range(250):  # a helper that has done its work may take a moment to be reaped
                 if not left:
                     break
                 await asyncio.sleep(0.02)

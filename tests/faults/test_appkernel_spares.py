@@ -130,13 +130,17 @@ def test_one_that_is_a_pods_is_known_to_be_after_a_restart(daemon: Daemon) -> No
 
 
 def test_of_a_pod_that_was_never_started(daemon: Daemon) -> None:
-    """`run` is all or nothing: when the daemon died in between the kernel goes with the pod."""
+    """It is the pod's for good, also when the daemon dies before the pod's start; the others end."""
     say(daemon, "true")
     first = spares(daemon)
-    daemon.command("create", "--name", "late", *RUN[2:], "true", check=True)
+    daemon.command("create", "--name", "late", *RUN[2:], "echo", "served", check=True)
     wait_until(lambda: PROGRAM in {comm(pid) for pid in first}, what="one is the pod's", timeout_s=WITHIN_S)
+    own = {pid for pid in first if comm(pid) == PROGRAM}
     daemon.kill()
     daemon.start()
+    ended(first - own)
+    assert daemon.command("start", "-a", "late", check=True).stdout == "served\n"
+    daemon.command("rm", "-f", "late", check=True)
     ended(first)
 
 

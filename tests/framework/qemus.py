@@ -87,7 +87,10 @@ def virtiofsd(path: Path, shared: Path) -> subprocess.Popen[bytes]:
     program = find_virtiofsd()
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     with listening(path) as fd:
-        argv = handed_on([fd], serving(program, shared, legacy=version.startswith("virtiofsd version")))
+        words = serving(program, shared, legacy=version.startswith("virtiofsd version"))
+        at = next(at for at, word in enumerate(words) if "modcaps=" in word)
+        del words[at - (words[at - 1] == "-o") : at + 1]  # crun makes device nodes there
+        argv = handed_on([fd], words)
         return subprocess.Popen(argv, pass_fds=[fd], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
