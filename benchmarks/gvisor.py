@@ -72,7 +72,7 @@ class BareRunsc:
         self._config = with_own_sources(config, work / "sources", besides=TMP)
         self._numbers = itertools.count()
         self._kept: list[str] = []
-        (self._work / "state").mkdir(parents=True)
+        self._work.mkdir(parents=True)
 
     def start(self) -> float:
         """`run` in the foreground."""
@@ -128,7 +128,7 @@ class BareRunsc:
     close = drop
 
     def _command(self, verb: str) -> list[str]:
-        return ["runsc", "--root", str(self._work / "state"), *FLAGS, verb]
+        return ["runsc", "--root", "/run/bench-runsc", *FLAGS, verb]
 
     def _detached(self, argv: Sequence[str]) -> str:
         task = self._bundle(argv)

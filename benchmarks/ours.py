@@ -37,6 +37,7 @@ from drupe.spec.control import Delete, Empty, ExecStart, ImageExport, PodRun, St
 
 IMAGE = "busybox"
 MAKE_IMAGE = Path(__file__).parents[1] / "scripts/make-busybox-image.py"
+RUN = Path("/run/bench-drupe")  # a tmpfs, as /run/drupe is, and as the peers have theirs
 NETWORKS = {
     False: NetworkSpec(mode="none", attachments=()),
     True: NetworkSpec(mode="bridge", attachments=(Attachment(),)),
@@ -52,9 +53,9 @@ class Drupe:
         self._home = work / "drupe"
         self._log = log
         run(sys.executable, str(MAKE_IMAGE), "--root", f"{self._home}/root/images")
-        os.environ.update(DRUPE_ROOT=f"{self._home}/root", DRUPE_RUN=f"{self._home}/run")
+        os.environ.update(DRUPE_ROOT=f"{self._home}/root", DRUPE_RUN=str(RUN))
         self._daemon = self._serve()
-        self.client = Client.connect(str(self._home / "run/drupe.sock"))
+        self.client = Client.connect(str(RUN / "drupe.sock"))
         self._kept: list[PodStatus] = []
         self._kind = ""
         self._before = frozenset(self._own_processes())
@@ -71,7 +72,7 @@ class Drupe:
 
     def _answers(self) -> bool:
         with suppress(Unavailable):  # the socket is there a moment before it listens
-            Client.connect(str(self._home / "run/drupe.sock")).close()
+            Client.connect(str(RUN / "drupe.sock")).close()
             return True
         return False
 
@@ -89,7 +90,7 @@ class Drupe:
     @property
     def run_dir(self) -> Path:
         """The daemon's runtime directory."""
-        return self._home / "run"
+        return RUN
 
     def start(self, *, bridge: bool = False) -> float:
         """A new pod with one container."""
@@ -172,7 +173,7 @@ class Drupe:
     def _end_keeper(self) -> None:
         # it outlives the daemon by design, and ends at SIGTERM when it holds no task
         with suppress(OSError):
-            pid = int((self._home / "run/keeper.pid").read_text())
+            pid = int((RUN / "keeper.pid").read_text())
             os.kill(pid, signal.SIGTERM)
             wait_for_end(pid)
 
@@ -181,7 +182,7 @@ class Drupe:
         if not self._kept:
             self.keep()
         pod = self._kept[0]
-        bundle = self._home / "run/pods" / pod.id / pod.containers[0].id
+        bundle = RUN / "pods" / pod.id / pod.containers[0].id
         config: dict[str, Any] = json.loads((bundle / "config.json").read_text())
         for namespace in config["linux"]["namespaces"]:
             namespace.pop("path", None)

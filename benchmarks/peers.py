@@ -45,7 +45,7 @@ class BareRuntime:
         self._config = with_own_sources(config, work / f"{program}-sources")
         self._numbers = itertools.count()
         self._kept: list[str] = []
-        (self._work / "state").mkdir(parents=True)
+        self._work.mkdir(parents=True)
 
     def start(self, *, bridge: bool = False) -> float:
         """A new container, `run` in the foreground."""
@@ -106,7 +106,7 @@ class BareRuntime:
     close = drop
 
     def _command(self, verb: str) -> list[str]:
-        return [self._path, "--root", str(self._work / "state"), verb]
+        return [self._path, "--root", f"/run/bench-{self.name}", verb]
 
     def _run(self, task: str) -> list[str]:
         return [*self._command("run"), "--bundle", str(self._work / task), task]
