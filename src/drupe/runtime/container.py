@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ class Container:
     def what(self) -> str:
         return f"container {self.name}"
 
-    @property
+    @cached_property
     def bundle(self) -> Path:
         return self.node.paths.bundle(self.pod.id, self.id)
 

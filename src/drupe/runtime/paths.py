@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 DEFAULT_ROOT = Path("/var/lib/drupe")
@@ -33,7 +34,7 @@ class Paths:
     def socket(self) -> Path:
         return self.run / "drupe.sock"
 
-    @property
+    @cached_property
     def pods(self) -> Path:
         return self.run / "pods"
 
@@ -45,9 +46,13 @@ class Paths:
 
     def layer(self, container_id: str) -> Path:
         """The container's writable layer and log."""
-        return self.root / "containers" / container_id
+        return self._containers / container_id
 
-    @property
+    @cached_property
+    def _containers(self) -> Path:
+        return self.root / "containers"
+
+    @cached_property
     def cgroup(self) -> str:
         """The parent of all pods' cgroups; one per runtime, so that two on a host never take each other for orphans,
         also where each has a mount namespace of its own, and so the same run directory."""
@@ -61,5 +66,5 @@ class Paths:
         for directory in (self.root, self.run, self.pods, self.volumes):
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o711)
-        for directory in (self.images, self.root / "containers"):
+        for directory in (self.images, self._containers):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from drupe.errors import DataLoss, ResourceExhausted, Unavailable
 
 VERSION = 1
 KEPT_EVENTS = 10_000
+_WRITES_BETWEEN_CHECKPOINTS = 400
+_MOST_PAGES_IN_LOG = 4000  # 16 MB; SQLite itself makes the checkpoint there, should ours not have come through
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (
@@ -54,6 +57,8 @@ class Journal:
         self.notes: list[str] = []
         self._db = self._open()
         self._event_count = 0
+        self._writes = 0
+        self._checkpoint = threading.Thread()
 
     # -- pods and containers ------------------------------------------------------------------------------------
 
@@ -119,6 +124,8 @@ class Journal:
         self._write("COMMIT", ())
 
     def close(self) -> None:
+        if self._checkpoint.is_alive():
+            self._checkpoint.join()
         self._db.close()
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
@@ -126,6 +133,10 @@ class Journal:
             self._db.execute(statement, values)
         except sqlite3.OperationalError as error:
             raise _journal_error(self.path, error) from error
+        self._writes += 1
+        if self._writes % _WRITES_BETWEEN_CHECKPOINTS == 0 and not self._checkpoint.is_alive():
+            self._checkpoint = threading.Thread(target=_make_checkpoint, args=(self.path,), name="checkpoint")
+            self._checkpoint.start()
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -141,6 +152,7 @@ class Journal:
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
+            db.execute(f"PRAGMA wal_autocheckpoint={_MOST_PAGES_IN_LOG}")
             db.execute("PRAGMA cache_size=-512")  # half a MiB: the daemon's memory is a promise
             if db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("quick_check found damage")
@@ -177,6 +189,14 @@ def _pack(data: dict[str, Any]) -> bytes:
 def _unpack(data: bytes) -> dict[str, Any]:
     unpacked: dict[str, Any] = msgspec.msgpack.decode(data)
     return unpacked
+
+
+def _make_checkpoint(path: Path) -> None:
+    """Bring what is in the log into the file. It waits for the disk, tens of milliseconds in which nothing would start:
+    so it has a thread and a connection of its own, and keeps no writer waiting (sqlite.org/wal.html, "passive").
+    What goes wrong shows at the next write, or the log just grows for a while."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=0)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def _journal_error(path: Path, error: sqlite3.Error) -> Exception:

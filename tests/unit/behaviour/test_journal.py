@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,7 +13,7 @@ import pytest
 
 from drupe.errors import DataLoss, ResourceExhausted, Unavailable
 from drupe.state import journal as module
-from drupe.state.journal import VERSION, Journal
+from drupe.state.journal import _WRITES_BETWEEN_CHECKPOINTS, VERSION, Journal
 
 
 @pytest.fixture
@@ -147,3 +148,25 @@ def test_what_was_written_survives_a_kill(journal: Journal, tmp_path: Path) -> N
     journal.put("pod", "p1", state="ready", phase="", data={})
     with closing(sqlite3.connect(journal.path)) as db:
         assert db.execute("SELECT id FROM objects").fetchall() == [("p1",)]
+
+
+def test_the_log_is_brought_into_the_file_meanwhile(journal: Journal, tmp_path: Path) -> None:
+    """Without a writer that waits for it: SQLite's own checkpoint comes ten times later."""
+    for number in range(_WRITES_BETWEEN_CHECKPOINTS):
+        journal.put("pod", f"p{number}", state="ready", phase="", data={})
+    journal._checkpoint.join()
+    alone = shutil.copy(journal.path, tmp_path / "alone.db")
+    with closing(sqlite3.connect(alone)) as db:
+        assert db.execute("SELECT COUNT(*) FROM objects").fetchall() == [(_WRITES_BETWEEN_CHECKPOINTS,)]
+
+
+def test_a_checkpoint_that_cannot_be_made_harms_nobody(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drupe.state.journal._WRITES_BETWEEN_CHECKPOINTS", 1)
+    with closing(sqlite3.connect(journal.path)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM objects").fetchall()  # a reader keeps the log from being done with
+        for number in range(20):
+            journal.put("pod", f"p{number}", state="ready", phase="", data={})
+    journal.close()
+    with closing(Journal(journal.path)) as found:
+        assert len(found.rows("pod")) == 20

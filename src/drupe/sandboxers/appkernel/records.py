@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from drupe.sandboxers.kept.records import Record
 from drupe.spec.container import LogSpec
@@ -109,6 +112,11 @@ class TaskRecord(Record, kw_only=True):
 
     def save(self) -> None:
         self.write(self.path)
+
+    def oci(self) -> dict[str, Any]:
+        """Its config.json. OSError, or msgspec.DecodeError for one that is damaged."""
+        config: dict[str, Any] = msgspec.json.decode((Path(self.bundle) / "config.json").read_bytes())
+        return config
 
 
 def record_path(bundle: Path) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import time
@@ -160,7 +159,7 @@ class KernelTasks(KeptTasks):
 
     async def _start(self, pod: KernelPod, record: TaskRecord) -> int:
         task_id = record.id
-        oci = json.loads((Path(record.bundle) / "config.json").read_text())
+        oci = record.oci()
         config, binds = self._wanted(pod, record, oci)
         begun = () if record.restored else (self._pods.start(pod), pod.share.add(task_id, binds))
         for result in await asyncio.gather(*begun, return_exceptions=True):
@@ -245,7 +244,7 @@ class KernelTasks(KeptTasks):
         with contextlib.ExitStack() as opened:
             for task_id, old in ids.items():
                 record = self._record(task_id)
-                oci = json.loads((Path(record.bundle) / "config.json").read_text())
+                oci = record.oci()
                 config, binds = self._wanted(pod, record, oci)
                 await pod.share.add(task_id, binds)
                 own = await self._given(pod, record, config, opened)
@@ -292,8 +291,8 @@ class KernelTasks(KeptTasks):
             record_path(bundle).unlink(missing_ok=True)
 
     async def _end_hooks(self, record: TaskRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            oci = json.loads((Path(record.bundle) / "config.json").read_text())
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            oci = record.oci()
             await self._soft_hooks(record, oci, "poststop", "stopped", 0)
 
     async def _unmake(self, pod: KernelPod, record: TaskRecord) -> None:
@@ -540,7 +539,7 @@ class KernelTasks(KeptTasks):
 
     def hidden(self, task_id: str) -> Collection[str]:
         record = self._records.get(task_id)
-        config = {} if record is None else json.loads((Path(record.bundle) / "config.json").read_text())
+        config = {} if record is None else record.oci()
         return [mount["destination"] for mount in config.get("mounts", ()) if mount.get("type") != "bind"]
 
     async def pids(self, task_id: str) -> list[int]:
