@@ -18,6 +18,7 @@ use crate::pids;
 use crate::send::LIMIT_SIGPENDING;
 use crate::signal::{set_of, Set, COUNT, SIG_DFL, SIG_IGN};
 use crate::task::{FsState, Pid, Process, State, Tid, LIMIT_COUNT};
+use crate::usage::Usage;
 
 const TICK_NS: u64 = 10_000_000;
 
@@ -70,6 +71,14 @@ impl Census {
     /// What the host says of a process's memory (`pages::fill`).
     pub(crate) fn fill_areas(&self, pid: Pid, report: &str) {
         self.records.lock().get_mut(&pid).into_iter().for_each(|record| pages::fill(&mut record.areas, report));
+    }
+
+    /// What a process has used until now.
+    pub(crate) fn show_usage(&self, pid: Pid, used: Usage) {
+        for thread in self.records.lock().get_mut(&pid).into_iter().flat_map(|record| &mut record.threads) {
+            thread.peak_resident_bytes = used.peak_bytes;
+            (thread.faults[0], thread.faults[2]) = (used.minor_faults, used.major_faults);
+        }
     }
 
     /// Arguments (0) or environment (1) of a process, as its memory has them now.
@@ -187,7 +196,7 @@ impl Kernel {
         let length = name.iter().position(|&byte| byte == 0).unwrap_or(15);
         let mm = self.mms.get(&process.mm);
         let (size, resident) = mm.map_or((0, 0), |mm| (mm.size_bytes(), self.platform.resident_bytes(mm.space)));
-        let cpu = mm.map_or(process.cpu_ns, |mm| self.platform.cpu_ns(mm.space));
+        let cpu = self.process_cpu_ns(process.pid);
         let (ignored, caught) = dispositions(process);
         let own = self.board.of_session(process.session);
         let (terminal, terminal_group) = own.map_or((0, -1), |(device, group)| (device, pids::seen(group) as i32));
@@ -217,7 +226,8 @@ impl Kernel {
             pending_max: process.limits[LIMIT_SIGPENDING].0,
             processors: self.host.processors() as u32,
             user_ticks: cpu / TICK_NS,
-            children_user_ticks: process.children_cpu_ns / TICK_NS,
+            children_user_ticks: process.children_used.cpu_ns / TICK_NS,
+            faults: [0, process.children_used.minor_faults, 0, process.children_used.major_faults],
             start_ticks: process.started_ns / TICK_NS,
             umask: process.fs.lock().umask,
             exit_signal: process.exit_signal,

@@ -13,6 +13,7 @@ use crate::platform::{MemoryOp, SpaceId, ThreadId};
 use crate::seccomp::Seccomp;
 use crate::signal::{Actions, COUNT, SIGCHLD, SIGKILL};
 use crate::task::{Exit, FsState, Ids, Pid, Process, State, Task, Tid, LIMIT_COUNT};
+use crate::usage::Usage;
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FS: u64 = 0x200;
@@ -191,8 +192,8 @@ impl Kernel {
             personality: 0,
             io_priority: 0,
             name: [0; 16],
-            cpu_ns: 0,
-            children_cpu_ns: 0,
+            used: Usage::default(),
+            children_used: Usage::default(),
         }
     }
 
@@ -313,8 +314,8 @@ impl Kernel {
             death_signal: 0,
             heard_cpu_ns: 0,
             subreaper: false,
-            cpu_ns: 0,
-            children_cpu_ns: 0,
+            used: Usage::default(),
+            children_used: Usage::default(),
             ..*parent
         })
     }

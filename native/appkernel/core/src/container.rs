@@ -113,7 +113,7 @@ impl Kernel {
             uid: process.credentials.uid,
             state: shown.state,
             threads: process.threads.len(),
-            cpu_ns: self.mms.get(&process.mm).map_or(process.cpu_ns, |mm| self.platform.cpu_ns(mm.space)),
+            cpu_ns: self.process_cpu_ns(process.pid),
             resident_bytes: shown.resident_bytes,
             started_ns: process.started_ns,
             command: words.collect::<Vec<_>>().join(&b' '),

@@ -390,6 +390,7 @@ impl Kernel {
         let id = self.fresh_mm();
         let space = loaded.mm.space;
         self.mms.insert(id, loaded.mm);
+        self.account(pid);
         let old = std::mem::replace(&mut self.process_mut(tid)?.mm, id);
         self.leave_thread(tid);
         self.release_mm(self.container_of(pid).unwrap_or(0), old);
@@ -424,7 +425,7 @@ impl Kernel {
         closed.iter().try_for_each(|file| self.closed(pid, file))?;
         drop(closed);
         self.end_vfork(pid);
-        self.watch_cpu_limit(pid); // the time of the new program is counted anew
+        self.watch_cpu_limit(pid);
         Ok(())
     }
 

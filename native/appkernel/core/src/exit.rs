@@ -12,6 +12,7 @@ use crate::pids;
 use crate::platform::{MemoryOp, SpaceId};
 use crate::signal::{self, Info, SA_NOCLDSTOP, SA_NOCLDWAIT, SIGCHLD, SIGKILL, SIG_IGN, SI_KERNEL};
 use crate::task::{Exit, Pid, Process, Report, State, Tid};
+use crate::usage::Usage;
 
 const CLD_EXITED: i32 = 1;
 const CLD_KILLED: i32 = 2;
@@ -153,12 +154,11 @@ impl Kernel {
         }
     }
 
-    /// Processor time, read before the space is gone.
-    fn account(&mut self, pid: Pid) {
-        let Some(process) = self.tasks.processes.get_mut(&pid) else { return };
-        if let Some(mm) = self.mms.get(&process.mm).filter(|mm| mm.users == 1) {
-            process.cpu_ns = self.platform.cpu_ns(mm.space);
-        }
+    /// What it has used in its space, before that is gone.
+    pub(crate) fn account(&mut self, pid: Pid) {
+        let Some(id) = self.tasks.processes.get(&pid).map(|process| process.mm) else { return };
+        let used = self.used_in(id);
+        self.tasks.processes.get_mut(&pid).into_iter().for_each(|process| process.used = process.used.and(used));
     }
 
     /// Children get another parent: the nearest subreaper, or the container's first process.
@@ -288,7 +288,8 @@ impl Kernel {
         if children.is_empty() {
             return Err(Errno::CHILD);
         }
-        Ok(children.into_iter().find_map(|child| news(child, options)))
+        let found = children.into_iter().find_map(|child| news(child, options));
+        Ok(found.map(|found| Found { used: self.usage(found.pid).and(found.used), ..found }))
     }
 
     fn take_child(&mut self, found: &Found, options: u64) {
@@ -300,10 +301,10 @@ impl Kernel {
             child.report = None;
             return;
         }
-        let (parent, time) = (child.parent, child.cpu_ns + child.children_cpu_ns);
+        let parent = child.parent;
         self.forget(found.pid);
         if let Some(parent) = self.tasks.processes.get_mut(&parent) {
-            parent.children_cpu_ns += time;
+            parent.children_used = parent.children_used.and(found.used);
         }
     }
 
@@ -331,7 +332,8 @@ struct Found {
     code: i32,
     status: i32,
     wait_status: u32,
-    cpu_ns: u64,
+    /// With its children that were waited for.
+    used: Usage,
 }
 
 fn news(child: &Process, options: u64) -> Option<Found> {
@@ -344,7 +346,7 @@ fn news(child: &Process, options: u64) -> Option<Found> {
         (None, Some(Report::Continued)) if options & WCONTINUED != 0 => (CLD_CONTINUED, signal::SIGCONT, 0xffff),
         _ => return None,
     };
-    Some(Found { pid: child.pid, uid: child.ids.uid, code, status, wait_status, cpu_ns: child.cpu_ns })
+    Some(Found { pid: child.pid, uid: child.ids.uid, code, status, wait_status, used: child.children_used })
 }
 
 /// exit(2).
@@ -357,13 +359,6 @@ pub(crate) fn exit(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Don
 pub(crate) fn exit_group(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Done> {
     kernel.end_process(kernel.pid(tid), Exit::Code(args[0] as u8));
     Ok(Done::Gone)
-}
-
-/// struct rusage with the time that a process has had.
-pub(crate) fn rusage(cpu_ns: u64) -> Vec<u8> {
-    let mut words = [0u64; 18];
-    (words[0], words[1]) = (cpu_ns / 1_000_000_000, cpu_ns % 1_000_000_000 / 1000);
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// wait4(2).
@@ -380,7 +375,7 @@ pub(crate) fn wait4(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<Do
         Some(None) => Ok(Done::Value(0)),
         Some(Some(found)) => {
             kernel.put_if(tid, status, &found.wait_status.to_le_bytes())?;
-            kernel.put_if(tid, usage, &rusage(found.cpu_ns))?;
+            kernel.put_if(tid, usage, &found.used.to_bytes())?;
             Ok(Done::Value(i64::from(found.pid)))
         }
     }
@@ -414,7 +409,7 @@ pub(crate) fn waitid(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result<D
             let fields = [u64::from(pids::seen(found.pid)) | u64::from(found.uid) << 32, found.status as u32 as u64];
             let bytes = Info { signal: SIGCHLD, code: found.code, errno: 0, fields }.to_bytes();
             kernel.put_if(tid, info, &bytes)?;
-            kernel.put_if(tid, usage, &rusage(found.cpu_ns))?;
+            kernel.put_if(tid, usage, &found.used.to_bytes())?;
         }
     }
     Ok(Done::Value(0))

@@ -40,6 +40,7 @@ pub mod table;
 pub mod task;
 mod texts;
 pub mod timers;
+pub mod usage;
 
 pub use calls::system::{RELEASE, VERSION};
 pub use clone::{default_limits, Rights, Surroundings, USUAL_UMASK};

@@ -53,6 +53,7 @@ impl Kernel {
             (b"smaps" | b"smaps_rollup", Some(mm)) => {
                 self.census.fill_areas(process.pid, &self.platform.memory_report(mm.space));
             }
+            (b"stat" | b"status", _) => self.census.show_usage(process.pid, self.usage(process.pid)),
             (b"cmdline", _) => self.census.show_texts(process.pid, 0, self.command_line_of(process)),
             (b"environ", _) => self.census.show_texts(process.pid, 1, self.environment_of(process)),
             _ => {}

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_vfs::HostFile;
 
+use crate::usage::Usage;
+
 /// An address space with its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpaceId(pub u32);
@@ -175,7 +177,12 @@ pub trait Platform {
     /// Processor time that the space's threads have had, in nanoseconds.
     fn cpu_ns(&self, space: SpaceId) -> u64;
 
-    /// And one of its threads; None: that is not known apart.
+    /// That, and what else they have used.
+    fn usage(&self, space: SpaceId) -> Usage {
+        Usage { cpu_ns: self.cpu_ns(space), peak_bytes: self.resident_bytes(space), ..Usage::default() }
+    }
+
+    /// Processor time of one of its threads; None: that is not known apart.
     fn thread_cpu_ns(&self, _thread: ThreadId) -> Option<u64> {
         None
     }

@@ -311,9 +311,9 @@ fn add_processes(t: &mut Table) {
     t.full(58, "vfork", clone::vfork);
     t.full(59, "execve", exec::execve);
     t.full(60, "exit", exit::exit);
-    t.part(61, "wait4", "rusage has processor time alone", exit::wait4);
+    t.part(61, "wait4", "rusage: of processor time no part is system time, and no switches", exit::wait4);
     t.full(231, "exit_group", exit::exit_group);
-    t.part(247, "waitid", "rusage has processor time alone", exit::waitid);
+    t.part(247, "waitid", "rusage: of processor time no part is system time, and no switches", exit::waitid);
     t.full(322, "execveat", exec::execveat);
     t.part(435, "clone3", "new namespaces, set_tid, cgroup", clone::clone3);
     t.full(24, "sched_yield", nothing);
@@ -355,7 +355,12 @@ fn add_signals_and_time(t: &mut Table) {
     t.full(37, "alarm", time::alarm);
     t.part(38, "setitimer", "ITIMER_VIRTUAL counts what ITIMER_PROF does", time::setitimer);
     t.full(96, "gettimeofday", time::gettimeofday);
-    t.part(98, "getrusage", "processor time alone, none of it as system time", time::getrusage);
+    t.part(
+        98,
+        "getrusage",
+        "none of the time is system time; switches, signals, blocks; of a thread no faults",
+        time::getrusage,
+    );
     t.part(100, "times", "none of it as system time", time::times);
     t.full(201, "time", time::time);
     t.part(228, "clock_gettime", "processor clocks of other processes", time::clock_gettime);

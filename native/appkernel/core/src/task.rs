@@ -19,6 +19,7 @@ use crate::pids;
 use crate::platform::{SpaceId, ThreadId};
 use crate::seccomp::Seccomp;
 use crate::signal::{Actions, AltStack, Info, Set};
+use crate::usage::Usage;
 
 pub type Tid = u32;
 pub type Pid = u32;
@@ -172,9 +173,9 @@ pub struct Process {
     pub io_priority: u32,
     /// Of its first thread, for when that is gone.
     pub name: [u8; 16],
-    /// Processor time, known when the process has ended; and of its children that were waited for.
-    pub cpu_ns: u64,
-    pub children_cpu_ns: u64,
+    /// By the programs that it has left (execve(2)), and by all when it has ended; and by its children that were waited for.
+    pub used: Usage,
+    pub children_used: Usage,
 }
 
 /// The real interval timer (setitimer(2)).

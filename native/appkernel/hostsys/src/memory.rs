@@ -128,6 +128,27 @@ pub fn report(proc: BorrowedFd<'_>, process: i32) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// The most memory that a process's pages have taken (proc_pid_status(5)); 0 where that cannot be read.
+pub fn peak_bytes(proc: BorrowedFd<'_>, process: i32) -> u64 {
+    let path = format!("{process}/status");
+    let Ok(fd) = files::open(proc, path.as_bytes(), libc::O_RDONLY) else { return 0 };
+    let text = files::text(fd.as_fd());
+    let kib =
+        text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// A process's minor and major page faults (proc_pid_stat(5)); zeros where they cannot be read.
+pub fn faults(proc: BorrowedFd<'_>, process: i32) -> (u64, u64) {
+    const MINOR: usize = 7; // after the name
+    let path = format!("{process}/stat");
+    let Ok(fd) = files::open(proc, path.as_bytes(), libc::O_RDONLY) else { return (0, 0) };
+    let text = files::text(fd.as_fd());
+    let words = text.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+    let mut numbers = words.skip(MINOR).step_by(2).map(|word| word.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 /// Memory that a process's pages take, from its directory in a /proc (proc_pid_statm(5)); 0 where that cannot be read.
 pub fn resident_bytes(proc: BorrowedFd<'_>, process: i32) -> u64 {
     let path = format!("{process}/statm");

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_core::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
+use drupe_appkernel_core::usage::Usage;
 use drupe_appkernel_hostsys::identity::Identity;
 use drupe_appkernel_hostsys::layout::{self, ANSWER_RESUME, ANSWER_RING, CALL_DOORBELL, SLOTS};
 use drupe_appkernel_hostsys::notify::{Listener, Notification};
@@ -452,6 +453,14 @@ impl Platform for Stubs {
 
     fn cpu_ns(&self, space: SpaceId) -> u64 {
         self.spaces.get(&space).map_or(0, |space| clock::cpu_ns(space.process))
+    }
+
+    fn usage(&self, space: SpaceId) -> Usage {
+        let cpu_ns = self.cpu_ns(space);
+        let Some(space) = self.spaces.get(&space) else { return Usage::default() };
+        let peak_bytes = memory::peak_bytes(self.proc.as_fd(), space.in_proc);
+        let (minor_faults, major_faults) = memory::faults(self.proc.as_fd(), space.in_proc);
+        Usage { cpu_ns, peak_bytes, minor_faults, major_faults }
     }
 
     fn thread_cpu_ns(&self, thread: ThreadId) -> Option<u64> {

@@ -50,6 +50,9 @@ struct Space {
     /// More than one thread may know its translations at once.
     threads: u32,
     held_pages: u64,
+    /// The most of them, and how often one was asked for that was not there.
+    peak_pages: u64,
+    faults: u64,
 }
 
 /// All of them.
@@ -126,6 +129,11 @@ impl Memory {
         self.space(id).map_or(0, |space| space.held_pages * PAGE)
     }
 
+    /// The most that it has had, and its page faults.
+    pub fn use_of(&self, id: SpaceId) -> (u64, u64) {
+        self.space(id).map_or((0, 0), |space| (space.peak_pages * PAGE, space.faults))
+    }
+
     /// Which space has most.
     pub fn largest(&self) -> Option<SpaceId> {
         self.spaces.iter().max_by_key(|(_, space)| space.held_pages).map(|(id, _)| *id)
@@ -133,7 +141,8 @@ impl Memory {
 
     pub fn create(&mut self, id: SpaceId) -> Result<()> {
         let tables = Tables::new(&mut self.frames, self.kernel)?;
-        self.spaces.insert(id, Space { tables, areas: Areas::default(), threads: 1, held_pages: 0 });
+        self.spaces
+            .insert(id, Space { tables, areas: Areas::default(), threads: 1, held_pages: 0, peak_pages: 0, faults: 0 });
         Ok(())
     }
 
@@ -165,6 +174,7 @@ impl Memory {
             let place = child.tables.slot(&mut self.frames, slot.address)?;
             store(&self.frames, place.at, entry)?;
             child.held_pages += 1;
+            child.peak_pages = child.held_pages;
             self.frames.share(page_of(entry));
             if entry != slot.entry {
                 store(&self.frames, slot.at, entry)?;
@@ -423,6 +433,8 @@ impl Memory {
         if new & OF_FILE != 0 && slot.entry & HELD == 0 {
             space.held_pages += around(frames, &mut space.tables, &area, start, slot.address)?;
         }
+        space.peak_pages = space.peak_pages.max(space.held_pages);
+        space.faults += u64::from(faulted);
         self.settle(changed)?;
         Ok(new)
     }

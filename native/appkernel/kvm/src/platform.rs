@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Registers, Result};
 use drupe_appkernel_core::platform::{Event, MemoryOp, Platform, SpaceId, ThreadId, Trap};
+use drupe_appkernel_core::usage::Usage;
 use drupe_appkernel_hostsys::kvm::Kvm;
 use drupe_appkernel_hostsys::poll::Poller;
 
@@ -338,6 +339,11 @@ impl Platform for Machines {
 
     fn is_asleep(&self, thread: ThreadId) -> bool {
         self.pool.with(thread, |thread| thread.place) == Ok(Place::Waiting)
+    }
+
+    fn usage(&self, space: SpaceId) -> Usage {
+        let (peak_bytes, minor_faults) = lock(&self.pool.memory).use_of(space);
+        Usage { cpu_ns: self.cpu_ns(space), peak_bytes, minor_faults, major_faults: 0 }
     }
 
     fn resident_bytes(&self, space: SpaceId) -> u64 {

@@ -6,11 +6,11 @@ use drupe_appkernel_vfs::{ClockId, Timestamp};
 use super::timers::Source;
 use super::Args;
 use crate::encode;
-use crate::exit::rusage;
 use crate::kernel::{Done, Kernel};
 use crate::pids;
 use crate::task::{PendingCall, Tid};
 use crate::timers::{nanoseconds, timestamp};
+use crate::usage::Usage;
 
 pub(super) const ABSOLUTE: u64 = 1;
 pub const NANOSLEEP: u64 = 35;
@@ -65,7 +65,7 @@ pub(super) fn source(kernel: &Kernel, tid: Tid, id: u64) -> Result<Source> {
 impl Kernel {
     /// Processor time of the caller's process until now.
     pub(crate) fn own_cpu_ns(&self, tid: Tid) -> u64 {
-        self.space(tid).map_or(0, |space| self.platform.cpu_ns(space))
+        self.process_cpu_ns(self.pid(tid))
     }
 
     /// The same of a thread alone.
@@ -242,19 +242,21 @@ pub fn setitimer(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
 }
 
 pub fn getrusage(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
-    let time = match args[0] as i32 {
-        0 => kernel.own_cpu_ns(tid),
-        1 => kernel.thread_cpu_ns(tid),
-        -1 => kernel.process(tid)?.children_cpu_ns,
+    let own = || kernel.usage(kernel.pid(tid));
+    let used = match args[0] as i32 {
+        0 => own(),
+        // Faults are counted for all threads together.
+        1 => Usage { cpu_ns: kernel.thread_cpu_ns(tid), peak_bytes: own().peak_bytes, ..Usage::default() },
+        -1 => kernel.process(tid)?.children_used,
         _ => return Err(Errno::INVAL),
     };
-    kernel.put(tid, args[1], &rusage(time))?;
+    kernel.put(tid, args[1], &used.to_bytes())?;
     Ok(Done::Value(0))
 }
 
 pub fn times(kernel: &mut Kernel, tid: Tid, args: &Args) -> Result<Done> {
     const TICK_NS: u64 = 10_000_000;
-    let (own, children) = (kernel.own_cpu_ns(tid), kernel.process(tid)?.children_cpu_ns);
+    let (own, children) = (kernel.own_cpu_ns(tid), kernel.process(tid)?.children_used.cpu_ns);
     if args[0] != 0 {
         kernel.put_words(tid, args[0], &[own / TICK_NS, 0, children / TICK_NS, 0])?;
     }

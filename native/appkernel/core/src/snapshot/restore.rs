@@ -23,6 +23,7 @@ use crate::seccomp::bpf::Program;
 use crate::seccomp::{Filter, Seccomp};
 use crate::signal::{Action, Actions, AltStack, Info, COUNT};
 use crate::task::{Exit, FsState, Ids, PendingCall, Process, Report, State, Task};
+use crate::usage::Usage;
 
 const LONGEST_NS: u64 = 1 << 62;
 
@@ -210,8 +211,8 @@ impl Kernel {
             personality: p.personality,
             io_priority: p.io_priority,
             name: p.name,
-            cpu_ns: p.cpu_ns,
-            children_cpu_ns: p.children_cpu_ns,
+            used: Usage::from_words(p.used),
+            children_used: Usage::from_words(p.children_used),
         })
     }
 

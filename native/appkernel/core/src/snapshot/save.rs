@@ -189,8 +189,9 @@ impl Kernel {
             personality: p.personality,
             io_priority: p.io_priority,
             name: p.name,
-            cpu_ns: p.cpu_ns,
-            children_cpu_ns: p.children_cpu_ns,
+            // Of one that goes on it is counted anew.
+            used: p.exit.map_or([0; 4], |_| p.used.to_words()),
+            children_used: p.children_used.to_words(),
         })
     }
 

@@ -244,8 +244,9 @@ coded! {
         pub personality: u32,
         pub io_priority: u32,
         pub name: [u8; 16],
-        pub cpu_ns: u64,
-        pub children_cpu_ns: u64,
+        /// Of processor time, of memory at once, faults: its own if it has ended, and its children's.
+        pub used: [u64; 4],
+        pub children_used: [u64; 4],
     }
 }
 

@@ -32,6 +32,7 @@ pub struct Process {
     pub size_bytes: u64,
     pub resident_bytes: u64,
     pub peak_bytes: u64,
+    pub peak_resident_bytes: u64,
     pub locked_bytes: u64,
     /// Private and writable, but for the stack; the stack; private and executable.
     pub data_bytes: u64,
@@ -42,7 +43,8 @@ pub struct Process {
     pub children_user_ticks: u64,
     pub children_system_ticks: u64,
     pub start_ticks: u64,
-    pub minor_faults: u64,
+    /// Minor, of children, major, of children.
+    pub faults: [u64; 4],
     pub umask: u32,
     pub nice: i32,
     pub exit_signal: i32,

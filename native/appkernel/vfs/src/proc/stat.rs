@@ -31,7 +31,8 @@ pub(super) fn stat(p: &Process) -> Vec<u8> {
     let memory = [p.size_bytes as i64, (p.resident_bytes / PAGE_BYTES) as i64];
     let sets = [signals(0), signals(2), signals(3), signals(4)].map(|set| set as i64);
     let mut fields: Vec<i64> = head.to_vec();
-    fields.extend([0, p.minor_faults as i64, 0, 0, 0]);
+    fields.push(0); // flags
+    fields.extend(p.faults.map(|count| count as i64));
     fields.extend(times);
     fields.extend(middle);
     fields.extend(memory);
@@ -91,7 +92,7 @@ pub(super) fn status(p: &Process) -> Vec<u8> {
             ("VmSize", p.size_bytes),
             ("VmLck", p.locked_bytes),
             ("VmPin", 0),
-            ("VmHWM", p.resident_bytes),
+            ("VmHWM", p.peak_resident_bytes.max(p.resident_bytes)),
             ("VmRSS", p.resident_bytes),
             ("VmData", p.data_bytes),
             ("VmStk", p.stack_bytes),
