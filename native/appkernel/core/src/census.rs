@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use drupe_appkernel_abi::{Errno, Result};
 use drupe_appkernel_vfs::proc::{Area, Places, Process as Shown, Processes, System};
@@ -137,9 +138,12 @@ impl Kernel {
         let records = self.tasks.processes.values().map(|p| (p.pid, self.record(p))).collect();
         *self.census.records.lock() = records;
         let memory = self.memory_of(tid);
+        let used_ns = self.gone_ns + self.mms.values().map(|mm| self.platform.cpu_ns(mm.space)).sum::<u64>();
         let mut system = self.census.system.lock();
         (system.memory_bytes, system.memory_free_bytes) = memory;
         system.since_boot = self.host.now(ClockId::Boottime).since_epoch();
+        system.user_ticks = used_ns / TICK_NS;
+        system.idle = (system.since_boot * system.processors).saturating_sub(Duration::from_nanos(used_ns));
         system.host_name = String::from_utf8_lossy(&self.hostname).into_owned();
         system.domain_name = "(none)".into();
         system.threads = self.tasks.tasks.len() as u32;

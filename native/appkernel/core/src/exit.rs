@@ -49,6 +49,7 @@ impl Kernel {
         if mm.users == 0 {
             let space = mm.space;
             self.note_time(container, id);
+            self.gone_ns += self.platform.cpu_ns(space);
             self.mms.remove(&id);
             self.platform.end_space(space);
         }

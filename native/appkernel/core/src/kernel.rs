@@ -87,6 +87,8 @@ pub struct Kernel {
     pub trace: bool,
     pub(crate) hostname: Vec<u8>,
     pub(crate) next_mm: u32,
+    /// Processor time that programs have had in spaces that are gone.
+    pub(crate) gone_ns: u64,
     pub(crate) table: &'static [Option<table::Entry>],
     /// Processes from outside that have ended, for whoever runs the kernel.
     pub(crate) ended: BTreeMap<Pid, Exit>,
@@ -129,6 +131,7 @@ impl Kernel {
             specials,
             hostname: b"drupe".to_vec(),
             next_mm: 0,
+            gone_ns: 0,
             table: table::table(),
             ended: BTreeMap::new(),
             is_first: BTreeSet::new(),

@@ -411,7 +411,8 @@ fn add_identity(t: &mut Table) {
 }
 
 /// What wants a right that no container has here. Not ENOSYS: programs take EPERM for what it is.
-const NOT_PERMITTED: [(usize, &str); 19] = [
+const NOT_PERMITTED: [(usize, &str); 20] = [
+    (103, "syslog"),
     (153, "vhangup"),
     (155, "pivot_root"),
     (163, "acct"),

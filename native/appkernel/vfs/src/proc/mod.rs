@@ -2,6 +2,7 @@
 
 mod data;
 mod net;
+mod oom;
 mod process;
 mod stat;
 mod sys;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Source;
-use crate::pseudo::{Fixed, Item};
+use crate::pseudo::{Directory, Fixed, Item, Listed};
 
 const SOCKETS: &str =
     "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
@@ -12,7 +12,7 @@ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packet
 lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0\n";
 
 /// Names, and what they say of a network that does not lead beyond the pod.
-const FILES: [(&str, &str); 13] = [
+const FILES: [(&str, &str); 21] = [
     ("dev", DEVICES),
     ("tcp", SOCKETS),
     ("tcp6", SOCKETS),
@@ -26,11 +26,19 @@ const FILES: [(&str, &str); 13] = [
     ("snmp", ""),
     ("netstat", ""),
     ("sockstat", ""),
+    ("sockstat6", ""),
+    ("snmp6", ""),
+    ("raw", SOCKETS),
+    ("raw6", SOCKETS),
+    ("udplite", SOCKETS),
+    ("udplite6", SOCKETS),
+    ("igmp", "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n"),
+    ("protocols", ""),
 ];
 /// Of the pod's own sockets, whatever its network.
 const OWN: &str = "unix";
 
-pub(super) fn directory(source: &Source) -> Fixed {
+fn directory(source: &Source) -> Fixed {
     Fixed::new(FILES.map(|(name, empty)| {
         let source = Arc::clone(source);
         let told = move || match source.network_file(name) {
@@ -39,4 +47,17 @@ pub(super) fn directory(source: &Source) -> Fixed {
         };
         (name, Item::text(told))
     }))
+}
+
+/// /proc/PID/net.
+pub(super) struct Network(pub Source);
+
+impl Directory for Network {
+    fn child(&self, name: &[u8]) -> Option<Item> {
+        directory(&self.0).child(name)
+    }
+
+    fn list(&self) -> Vec<Listed> {
+        directory(&self.0).list()
+    }
 }

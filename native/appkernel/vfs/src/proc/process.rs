@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use drupe_appkernel_abi::{Errno, Result};
 
-use super::{number, numbered, stat, Places, Source};
+use super::{net, number, numbered, oom, stat, Places, Source};
 use crate::cred::CAP_SYS_RESOURCE;
 use crate::dentry::Path;
 use crate::inode::LinkTarget;
@@ -21,7 +21,9 @@ pub(super) fn directory(source: &Source, pid: u32, tid: u32, thread: bool) -> Op
     let owner = (process.uids[1], process.gids[1]);
     let maker = Maker { source: Arc::clone(source), pid, tid, owner };
     let mut entries = maker.entries();
-    if !thread {
+    if thread {
+        entries.push(("children", maker.text(0o444, children)));
+    } else {
         let tasks = Tasks { source: Arc::clone(source), pid };
         entries.push(("task", maker.own(Item::directory(tasks), 0o555)));
     }
@@ -62,18 +64,14 @@ impl Maker {
     }
 
     /// Kept and told; which program ends when memory is short, the host decides by size.
-    fn score(&self) -> Item {
+    fn score(&self, way: &'static oom::Way) -> Item {
         let (read, write, pid, tid) = (Arc::clone(&self.source), Arc::clone(&self.source), self.pid, self.tid);
         let current = |source: &Source, pid, tid| Ok(source.process(pid, tid).ok_or(Errno::SRCH)?.oom_score_adj);
-        let generate = move || current(&read, pid, tid).map(|score| format!("{score}\n").into_bytes());
+        let generate = move || current(&read, pid, tid).map(|score| format!("{}\n", (way.show)(score)).into_bytes());
         let accept = move |context: &crate::Context, data: &[u8]| {
-            let text = std::str::from_utf8(data).map_err(|_| Errno::INVAL)?;
-            let score: i32 = text.trim().parse().map_err(|_| Errno::INVAL)?;
-            if !(-1000..=1000).contains(&score) {
-                return Err(Errno::INVAL);
-            }
-            // Less than it has, and less than nothing, is for the privileged.
-            if score < current(&write, pid, tid)?.min(0) && !context.credentials.capable(CAP_SYS_RESOURCE) {
+            let score = way.parse(data)?;
+            let may_lower = context.credentials.capable(CAP_SYS_RESOURCE);
+            if score < (way.least)(current(&write, pid, tid)?) && !may_lower {
                 return Err(Errno::ACCES);
             }
             write.set_oom_score_adj(pid, score)
@@ -105,8 +103,12 @@ impl Maker {
             ("cwd", self.place(|places| Some(places.working))),
             ("root", self.place(|places| Some(places.root))),
             ("cgroup", fixed("0::/\n")),
-            ("oom_score", fixed("0\n")),
-            ("oom_score_adj", self.score()),
+            ("oom_score", self.text(0o444, |s, pid, tid| Some(oom::score(&s.process(pid, tid)?, &s.system())))),
+            ("oom_score_adj", self.score(&oom::SCORE_ADJ)),
+            ("oom_adj", self.score(&oom::ADJ)),
+            ("cpuset", fixed("/\n")),
+            ("coredump_filter", fixed("00000033\n")),
+            ("net", self.own(Item::directory(net::Network(Arc::clone(source))), 0o555)),
             ("loginuid", fixed("4294967295")),
             ("sessionid", fixed("4294967295")),
             ("personality", fixed("00000000\n")),
@@ -126,15 +128,26 @@ impl Maker {
 }
 
 /// The namespaces that everything in a pod is in: there are no others.
-const NAMESPACES: [(&str, &str); 7] = [
+const NAMESPACES: [(&str, &str); 10] = [
     ("cgroup", "cgroup:[4026531835]"),
     ("ipc", "ipc:[4026531839]"),
     ("mnt", "mnt:[4026531841]"),
     ("net", "net:[4026531840]"),
     ("pid", "pid:[4026531836]"),
+    ("pid_for_children", "pid:[4026531836]"),
+    ("time", "time:[4026531834]"),
+    ("time_for_children", "time:[4026531834]"),
     ("user", "user:[4026531837]"),
     ("uts", "uts:[4026531838]"),
 ];
+
+/// What a thread has forked; which of a process's threads that was, is not known: the first one.
+fn children(source: &Source, pid: u32, tid: u32) -> Option<Vec<u8>> {
+    let all = source.pids();
+    let parent = |child: &u32| source.process(*child, *child).map(|process| process.parent);
+    let own = all.iter().filter(|child| tid == pid && parent(child) == Some(pid));
+    Some(own.map(|child| format!("{child} ")).collect::<String>().into_bytes())
+}
 
 struct Tasks {
     source: Source,

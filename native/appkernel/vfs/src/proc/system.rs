@@ -6,6 +6,9 @@ use super::sys::kernel_settings;
 use super::{Source, System};
 use crate::pseudo::{Fixed, Item};
 
+const PAGE_BYTES: u64 = 4096;
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
 const FILE_SYSTEMS: &str =
     "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevpts\nnodev\toverlay\nnodev\tmqueue\n\terofs\n";
 const DEVICES: &str =
@@ -22,6 +25,8 @@ pub(super) fn entries(source: &Source) -> Fixed {
         ("meminfo", text(meminfo)),
         ("stat", text(stat)),
         ("uptime", text(uptime)),
+        ("vmstat", text(vmstat)),
+        ("cgroups", Item::fixed("#subsys_name\thierarchy\tnum_cgroups\tenabled\n")),
         ("loadavg", text(loadavg)),
         ("version", text(version)),
         ("filesystems", Item::fixed(FILE_SYSTEMS)),
@@ -32,7 +37,7 @@ pub(super) fn entries(source: &Source) -> Fixed {
         ("diskstats", Item::fixed("")),
         ("modules", Item::fixed("")),
         ("mounts", Item::link_to("self/mounts")),
-        ("net", Item::directory(super::net::directory(source))),
+        ("net", Item::link_to("self/net")),
         ("sys", Item::directory(kernel_settings(source))),
     ])
 }
@@ -51,6 +56,7 @@ fn cpuinfo(system: &System) -> String {
 
 fn meminfo(system: &System) -> String {
     let available = system.memory_free_bytes;
+    let used = system.memory_bytes.saturating_sub(available);
     let rows = [
         ("MemTotal", system.memory_bytes),
         ("MemFree", system.memory_free_bytes),
@@ -58,12 +64,35 @@ fn meminfo(system: &System) -> String {
         ("Buffers", 0),
         ("Cached", system.shared_bytes),
         ("SwapCached", 0),
+        ("Active", used),
+        ("Inactive", 0),
+        ("Unevictable", 0),
+        ("Mlocked", 0),
         ("SwapTotal", 0),
         ("SwapFree", 0),
+        ("Dirty", 0),
+        ("Writeback", 0),
+        ("AnonPages", used),
+        ("Mapped", 0),
         ("Shmem", system.shared_bytes),
+        ("Slab", 0),
+        ("SReclaimable", 0),
+        ("SUnreclaim", 0),
         ("CommitLimit", system.memory_bytes),
+        ("Committed_AS", used),
+        ("AnonHugePages", 0),
+        ("Hugepagesize", HUGE_PAGE_BYTES),
     ];
     rows.iter().map(|(name, bytes)| format!("{:<15}{:>9} kB\n", format!("{name}:"), bytes / 1024)).collect()
+}
+
+/// What of Linux's counters is known here: pages, not what has been done with them.
+fn vmstat(system: &System) -> String {
+    let free = system.memory_free_bytes / PAGE_BYTES;
+    let shared = system.shared_bytes / PAGE_BYTES;
+    let used = system.memory_bytes.saturating_sub(system.memory_free_bytes) / PAGE_BYTES;
+    let rows = [("nr_free_pages", free), ("nr_anon_pages", used), ("nr_shmem", shared), ("pswpin", 0), ("pswpout", 0)];
+    rows.iter().map(|(name, count)| format!("{name} {count}\n")).collect()
 }
 
 fn stat(system: &System) -> String {
