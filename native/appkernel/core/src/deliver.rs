@@ -187,9 +187,10 @@ impl Kernel {
         let registers = self.as_written(tid, &registers);
         let state = self.platform.extended_state(thread);
         let onto_alt = action.flags & SA_ONSTACK != 0 && alt.size > 0 && !alt.contains(registers.rsp);
-        let top = if onto_alt { alt.address + alt.size } else { registers.rsp.wrapping_sub(RED_ZONE) };
+        let top = if onto_alt { alt.address.wrapping_add(alt.size) } else { registers.rsp.wrapping_sub(RED_ZONE) };
         let state_at = top.checked_sub(state.len() as u64).ok_or(Errno::FAULT)? & !63;
-        let frame = (state_at.checked_sub(FRAME_BYTES).ok_or(Errno::FAULT)? & !15) - 8;
+        let frame =
+            (state_at.checked_sub(FRAME_BYTES).ok_or(Errno::FAULT)? & !15).checked_sub(8).ok_or(Errno::FAULT)?;
         let state_at = if state.is_empty() { 0 } else { state_at };
         let mut bytes = action.restorer.to_le_bytes().to_vec();
         bytes.extend(ucontext(&registers, alt, mask, state_at, info));

@@ -15,7 +15,7 @@ use crate::kernel::{Done, Kernel, Program};
 use crate::mm::{Area, Mm, PAGE, PROT_EXEC, PROT_READ, PROT_WRITE, STACK};
 use crate::platform::{MemoryOp, SpaceId, ThreadId};
 use crate::privileges::Privileges;
-use crate::seat::{Seat, AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW};
+use crate::seat::{Seat, AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW};
 use crate::task::{Pid, Tid};
 
 const LIMIT_STACK: usize = 3;
@@ -120,6 +120,11 @@ fn script(header: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>)> {
         return Err(Errno::NOEXEC);
     }
     Ok((program.to_vec(), (!rest.is_empty()).then(|| rest.to_vec())))
+}
+
+fn is_script(seat: &Seat, path: &Path) -> Result<bool> {
+    let file = open_program(seat, path)?;
+    Ok(read_at(seat, &file, 0, 2)? == b"#!")
 }
 
 /// Follow scripts to a program, and find its interpreter.
@@ -484,7 +489,15 @@ pub(crate) fn execveat(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result
     if flags & AT_SYMLINK_NOFOLLOW != 0 && found.inode().kind() == FileType::Symlink {
         return Err(Errno::LOOP);
     }
-    let name = if name.is_empty() { format!("/dev/fd/{fd}").into_bytes() } else { name };
+    let by_descriptor = fd as i32 != AT_FDCWD && name.first() != Some(&b'/');
+    if by_descriptor && kernel.closes_on_exec(tid, fd) && is_script(&seat, &found)? {
+        return Err(Errno::NOENT); // its interpreter could not open it
+    }
+    let name = match by_descriptor {
+        false => name,
+        true if name.is_empty() => format!("/dev/fd/{fd}").into_bytes(),
+        true => [format!("/dev/fd/{fd}/").as_bytes(), &name].concat(),
+    };
     let pid = kernel.pid(tid);
     kernel.exec(tid, found, name, arguments, environment)?;
     kernel.executed(pid);
@@ -492,6 +505,10 @@ pub(crate) fn execveat(kernel: &mut Kernel, tid: Tid, args: &[u64; 6]) -> Result
 }
 
 impl Kernel {
+    fn closes_on_exec(&self, tid: Tid, fd: u64) -> bool {
+        self.process(tid).is_ok_and(|process| process.files.lock().close_on_exec(fd as i32).unwrap_or(false))
+    }
+
     fn executed(&mut self, pid: Pid) {
         if let Ok(task) = self.task_mut(pid) {
             task.call = None;

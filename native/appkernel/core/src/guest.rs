@@ -155,6 +155,7 @@ impl Kernel {
 
     /// struct iovec[]. EINVAL.
     pub(crate) fn get_pieces(&self, tid: Tid, address: u64, count: u64) -> Result<Vec<Piece>> {
+        let count = count & 0xffff_ffff; // as Linux has it
         if count > IOV_MAX {
             return Err(Errno::INVAL);
         }

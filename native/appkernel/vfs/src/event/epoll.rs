@@ -1,7 +1,7 @@
 //! epoll(7).
 
 use std::any::Any;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -24,6 +24,9 @@ const PRIVATE: u32 = EPOLLEXCLUSIVE | EPOLLWAKEUP | EPOLLONESHOT | EPOLLET;
 const EXCLUSIVE_OK: u32 = wait::IN | wait::OUT | wait::ERR | wait::HUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
 /// How deep epoll instances may watch one another (epoll_ctl(2), ELOOP).
 const MAX_NESTING: u32 = 5;
+/// How many ways may lead from an instance up to those that nobody watches, by how many are on the way (EINVAL, as on Linux):
+/// an event goes all of them.
+const MAX_WAYS: [usize; 5] = [usize::MAX, 500, 100, 50, 10];
 /// Files that one instance watches at most, closed ones that nobody has noticed yet included.
 const MAX_WATCHED: usize = 65_536;
 
@@ -86,8 +89,10 @@ impl Signal {
 }
 
 /// An epoll instance (epoll_create1(2)).
-#[derive(Default)]
 pub struct Epoll {
+    own: Weak<Epoll>,
+    /// Those that watch it, each as often as it does.
+    above: Mutex<Vec<Weak<Epoll>>>,
     pub(crate) items: Mutex<BTreeMap<Key, Item>>,
     ready: Arc<Mutex<VecDeque<Arc<Signal>>>>,
     queue: WaitQueue,
@@ -95,7 +100,13 @@ pub struct Epoll {
 
 impl Epoll {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self::default())
+        Arc::new_cyclic(|own| Self {
+            own: own.clone(),
+            above: Mutex::default(),
+            items: Mutex::default(),
+            ready: Arc::default(),
+            queue: WaitQueue::new(),
+        })
     }
 
     /// epoll_ctl(2) for `file`, which `fd` names. EPERM for files that are always ready; EINVAL, EEXIST, ENOENT, ELOOP, ENOSPC.
@@ -116,7 +127,9 @@ impl Epoll {
             Control::Modify => self.modify((fd, file.id()), file, event),
             Control::Delete => {
                 let removed = self.items.lock().remove(&(fd, file.id()));
-                removed.map(drop).ok_or(Errno::NOENT)
+                removed.map(drop).ok_or(Errno::NOENT)?;
+                inner.into_iter().for_each(|inner| inner.leave(self));
+                Ok(())
             }
         }
     }
@@ -128,6 +141,7 @@ impl Epoll {
         }
         if let Some(inner) = inner {
             inner.check_nesting(self, 1)?;
+            inner.join(self)?;
         }
         let signal = self.signal(key);
         let events = event.events & !PRIVATE;
@@ -137,7 +151,10 @@ impl Epoll {
         let registration = Some(register(queue, events, signal.clone()));
         let (file_weak, own) = (Arc::downgrade(file), signal.clone());
         let item = Item { file: file_weak, wanted: event, signal: own, _registration: registration };
-        self.insert(key, item)?;
+        if let Err(errno) = self.insert(key, item) {
+            inner.into_iter().for_each(|inner| inner.leave(self));
+            return Err(errno);
+        }
         self.list_if_ready(file, events, &signal);
         Ok(())
     }
@@ -197,6 +214,46 @@ impl Epoll {
         let watched: Vec<_> = self.items.lock().values().filter_map(|item| item.file.upgrade()).collect();
         let mut nested = watched.iter().filter_map(|file| file.downcast::<Self>());
         nested.try_for_each(|inner| inner.check_nesting(outer, depth + 1))
+    }
+
+    /// `outer` is to watch it. EINVAL if there would be too many ways.
+    fn join(&self, outer: &Self) -> Result<()> {
+        self.above.lock().push(outer.own.clone());
+        let checked = self.check_ways(&mut BTreeSet::new());
+        if checked.is_err() {
+            self.leave(outer);
+        }
+        checked
+    }
+
+    fn leave(&self, outer: &Self) {
+        let mut above = self.above.lock();
+        if let Some(at) = above.iter().position(|known| known.ptr_eq(&outer.own)) {
+            above.swap_remove(at);
+        }
+        above.retain(|known| known.strong_count() > 0);
+    }
+
+    /// Of this instance and of all that it watches, each once.
+    fn check_ways(&self, seen: &mut BTreeSet<u64>) -> Result<()> {
+        self.count_ways(0, &mut [0; MAX_WAYS.len()])?;
+        let watched: Vec<_> = self.items.lock().values().filter_map(|item| item.file.upgrade()).collect();
+        for file in watched {
+            if let Some(inner) = file.downcast::<Self>().filter(|_| seen.insert(file.id())) {
+                inner.check_ways(seen)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_ways(&self, length: usize, ways: &mut [usize; MAX_WAYS.len()]) -> Result<()> {
+        let above: Vec<Arc<Self>> = self.above.lock().iter().filter_map(Weak::upgrade).collect();
+        if above.is_empty() {
+            let count = ways.get_mut(length).ok_or(Errno::LOOP)?;
+            *count += 1;
+            return (*count <= MAX_WAYS[length]).then_some(()).ok_or(Errno::INVAL);
+        }
+        above.iter().try_for_each(|outer| outer.count_ways(length + 1, ways))
     }
 
     /// epoll_wait(2): up to `count` events, none if there is nothing now.

@@ -68,6 +68,6 @@ mod tests {
             String::from_utf8(score(&process, &System { memory_bytes: 1 << 30, ..System::default() })).unwrap()
         };
         assert_eq!([of(0, 0, b'S'), of(0, 512, b'S'), of(1000, 0, b'S')], ["666\n", "1000\n", "1333\n"]);
-        assert_eq!([of(-1000, 512, b'S'), of(-999, 0, b'S'), of(0, 9, b'Z')], ["0\n", "0\n", "0\n"]);
+        assert_eq!([of(-1000, 512, b'S'), of(-999, 0, b'S'), of(0, 9, b'Z')], ["0\n", "1\n", "0\n"]);
     }
 }
