@@ -62,10 +62,13 @@ def send(control, fds=1, size=None):
     return raw(46, a.fileno(), header, 0)
 def message(length, *fds, kind=1): return struct.pack("QII", length, 1, kind) + struct.pack(f"{len(fds)}i", *fds)
 good = message(20, 0)
-say("lengths", *[send(message(length, 0) + bytes(4)) for length in (0, 1, 15, 16, 17, 19, 20, 21, 24, 25, 2**31, 2**63, 2**64 - 1)])
+say("lengths", *[send(message(length, 0) + bytes(4)) for length in (0, 1, 15, 16, 17, 19, 20, 21, 24, 25, 2**31,
+    2**63, 2**64 - 1)])
 say("sizes", *[send(good, size=size) for size in (0, 1, 15, 16, 19, 20, 2**31, 2**40, 2**64 - 1)])
-say("fds", send(message(20, -1)), send(message(20, 999)), send(message(16 + 4 * 253, *[0] * 253)), send(message(16 + 4 * 254, *[0] * 254)))
-say("kinds", send(message(20, 0, kind=9)), send(message(28, os.getpid(), 0, 0, kind=2)), send(message(28, 1, 0, 0, kind=2) + bytes(4)) in ("EPERM", 1))
+say("fds", send(message(20, -1)), send(message(20, 999)), send(message(16 + 4 * 253, *[0] * 253)),
+    send(message(16 + 4 * 254, *[0] * 254)))
+say("kinds", send(message(20, 0, kind=9)), send(message(28, os.getpid(), 0, 0, kind=2)), send(message(28, 1, 0, 0,
+    kind=2) + bytes(4)) in ("EPERM", 1))
 say("twice", send(good + bytes(4) + good), send(message(16)))
 a, b = socket.socketpair(); a.sendmsg([b"x"], [(1, 1, array.array("i", [0, 1, 2]))])
 got = b.recvmsg(9, 16 + 4); say("room", got[2], len(got[1][0][2]) if got[1] else 0)
@@ -85,29 +88,39 @@ say("counts", *[both(count, *[one] * 1024) for count in (0, 1, 1024, 1025, 2**31
 say("lengths", both(1, (at, -1)), both(2, one, (at, 2**63)), both(1, (at, 2**63 - 1)) != 0)
 sums = both(2, (at, 2**63 - 1), (at, 2**63 - 1)), both(2, (at, 2**62), (at, 2**62))
 say("sums", {error in ("EINVAL", "EFAULT") for pair in sums for error in pair}, both(1, (NONE, 0)), both(1, (FAR, 5)))
-say("places", [raw(19, fd, where, 1) for where in (0, NONE, FAR, KERNEL, 2**64 - 8)], [raw(20, fd, FAR, count) for count in (0, 1, -1)])
+say("places", [raw(19, fd, where, 1) for where in (0, NONE, FAR, KERNEL, 2**64 - 8)], [raw(20, fd, FAR, count)
+    for count in (0, 1, -1)])
 own = os.getpid()
 def vm(number, here, heres, there, theres, flags=0):
     memory[0x60000:0x60000 + 16 * len(here)] = b"".join(struct.pack("QQ", *(n % 2**64 for n in pair)) for pair in here)
-    memory[0x80000:0x80000 + 16 * len(there)] = b"".join(struct.pack("QQ", *(n % 2**64 for n in pair)) for pair in there)
+    memory[0x80000:0x80000 + 16 * len(there)] = b"".join(struct.pack("QQ", *(n % 2**64 for n in pair))
+        for pair in there)
     return raw(number, own, at + 0x60000, heres, at + 0x80000, theres, flags)
 for number in (310, 311):
-    say("counts", *[vm(number, [one] * 1024, n, [one] * 1024, m) for n, m in ((1, 1024), (1024, 1024), (1025, 1), (1, 1025), (0, 1), (1, 0))])
-    say("lengths", vm(number, [(at, -1)], 1, [one], 1), vm(number, [one], 1, [(at, -1)], 1), vm(number, [one], 1, [one], 1, 1))
-    say("places", vm(number, [one], 1, [(NONE, 8)], 1), vm(number, [(at, 16)], 1, [(at, 8), (FAR, 8)], 2), vm(number, [(NONE, 8)], 1, [one], 1))
+    say("counts", *[vm(number, [one] * 1024, n, [one] * 1024, m) for n, m in ((1, 1024), (1024, 1024), (1025, 1), (1,
+        1025), (0, 1), (1, 0))])
+    say("lengths", vm(number, [(at, -1)], 1, [one], 1), vm(number, [one], 1, [(at, -1)], 1), vm(number, [one], 1,
+        [one], 1, 1))
+    say("places", vm(number, [one], 1, [(NONE, 8)], 1), vm(number, [(at, 16)], 1, [(at, 8), (FAR, 8)], 2), vm(number,
+        [(NONE, 8)], 1, [one], 1))
     say("overlap", vm(number, [(at + 4, 4096)], 1, [(at, 4096)], 1))
 """,
     "names": """
 os.chdir("/data")
-say("long", of(os.mkdir, "n" * 256), of(os.mkdir, "n" * 255), of(os.stat, "x/" * 2048), of(os.stat, "./" * 2047 + ".") != "ENAMETOOLONG", of(os.stat, "/" * 4095) != "ENAMETOOLONG")
-say("links", of(os.symlink, "t" * 4095, "l1"), of(os.symlink, "t" * 4096, "l2"), len(os.readlink("l1")), of(os.symlink, "", "l3"))
+say("long", of(os.mkdir, "n" * 256), of(os.mkdir, "n" * 255), of(os.stat, "x/" * 2048), of(os.stat,
+    "./" * 2047 + ".") != "ENAMETOOLONG", of(os.stat, "/" * 4095) != "ENAMETOOLONG")
+say("links", of(os.symlink, "t" * 4095, "l1"), of(os.symlink, "t" * 4096, "l2"), len(os.readlink("l1")),
+    of(os.symlink, "", "l3"))
 os.symlink(".", "s0")
 for number in range(1, 45): os.symlink(f"s{number - 1}", f"s{number}")
-say("chain", [of(os.access, f"s{number}", 0) for number in (38, 39, 40, 44)], of(os.stat, "s39/" * 3) != 0, of(os.stat, "s44"))
-os.symlink("round", "round"); say("round", of(os.stat, "round"), of(os.open, "round/x", os.O_CREAT | os.O_RDWR), of(os.rmdir, "round"))
+say("chain", [of(os.access, f"s{number}", 0) for number in (38, 39, 40, 44)], of(os.stat, "s39/" * 3) != 0,
+    of(os.stat, "s44"))
+os.symlink("round", "round"); say("round", of(os.stat, "round"), of(os.open, "round/x", os.O_CREAT | os.O_RDWR),
+    of(os.rmdir, "round"))
 for _ in range(40): os.mkdir("d" * 200); os.chdir("d" * 200)
 say("deep", len(of(os.getcwd)) > 8000, of(os.mkdir, "e"), of(os.stat, "../" * 39 + "../n") != 0)
-say("bytes", of(os.stat, b"\\xff\\xfe"), of(os.mkdir, b"a\\nb"), raw(2, NONE, 0), raw(2, 0, 0), raw(2, FAR, 0), raw(2, KERNEL, 0))
+say("bytes", of(os.stat, b"\\xff\\xfe"), of(os.mkdir, b"a\\nb"), raw(2, NONE, 0), raw(2, 0, 0), raw(2, FAR, 0), raw(2,
+    KERNEL, 0))
 """,
     "chains": """
 chain = [select.epoll() for _ in range(8)]
@@ -118,11 +131,13 @@ say("round", of(chain[0].register, chain[3].fileno(), 1), of(chain[0].register, 
 wide = select.epoll(); others = [select.epoll() for _ in range(600)]; wide.register(read, 1)
 asked = [of(one.register, wide.fileno(), 1) for one in others]; say("wide", asked.count(None), set(asked[500:]))
 os.write(write, b"x"); say("told", sum(len(one.poll(0)) for one in others), len(wide.poll(0)), len(chain[3].poll(0)))
-say("less", of(others[0].unregister, wide.fileno()), of(others[500].register, wide.fileno(), 1), of(others[501].register, wide.fileno(), 1))
+say("less", of(others[0].unregister, wide.fileno()), of(others[500].register, wide.fileno(), 1),
+    of(others[501].register, wide.fileno(), 1))
 levels = [[select.epoll() for _ in range(12)] for _ in range(4)]
 other, _ = os.pipe()
 for one in levels[0]: one.register(other, 1)
-got = [of(above.register, below.fileno(), 1) for lower, upper in zip(levels, levels[1:]) for below in lower for above in upper]
+got = [of(above.register, below.fileno(), 1) for lower, upper in zip(levels, levels[1:]) for below in lower
+    for above in upper]
 say("levels", got[:144] == [None] * 144, "EINVAL" in got, got.count(None) < 400)
 say("file", of(wide.register, os.open("/usr/bin/true", 0), 1), of(wide.register, 999, 1))
 for one in others: one.close()
@@ -144,32 +159,39 @@ memory[:8] = bytes(8)
 bad = (1, 2, 3, NONE, FAR, KERNEL, 2**64 - 4, 0x7dfffffff000)
 say("wait", [futex(where, 128, 1) for where in bad], [futex(at + off, 128, 1) for off in (0, 1, 2, 3)])
 say("wake", [futex(where, 129, 1) for where in bad], futex(at, 129, 2**31 - 1), futex(at, 129, 2**32 - 1))
-say("requeue", [raw(202, at, 128 | 4, 1, 1, where, 0) for where in (NONE + 1, FAR, at + 4)], raw(202, at, 128 | 3, -1, -1, at + 4, 0))
+say("requeue", [raw(202, at, 128 | 4, 1, 1, where, 0) for where in (NONE + 1, FAR, at + 4)], raw(202, at, 128 | 3, -1,
+    -1, at + 4, 0))
 say("kinds", [futex(at, op) for op in (14, 99, 127, 0x1000)], raw(202, at, 128 | 9, 1, 0, 0, 0))
-time = struct.pack("qq", 0, 10**9); say("times", raw(202, at, 128, 0, time), raw(202, at, 128, 0, struct.pack("qq", -1, 0)), raw(202, at, 128, 0, FAR))
+time = struct.pack("qq", 0, 10**9); say("times", raw(202, at, 128, 0, time), raw(202, at, 128, 0, struct.pack("qq",
+    -1, 0)), raw(202, at, 128, 0, FAR))
 say("robust", raw(273, at, 23), raw(273, FAR, 24), raw(273, 0, 24))
 def dies(): raw(273, FAR, 24); raw(218, FAR); os._exit(3)
 say("died", ends(dies))
 """,
     "stacks of signals": """
 def stack(where, size, flags=0): return raw(131, struct.pack("QiiQ", where % 2**64, flags, 0, size), 0)
-say("sizes", stack(at, 0), stack(at, 2047), stack(at, 2048) in (0, "ENOMEM"), stack(at, 65536), stack(at, 65536, 4), stack(at, 65536, 99))
+say("sizes", stack(at, 0), stack(at, 2047), stack(at, 2048) in (0, "ENOMEM"), stack(at, 65536), stack(at, 65536, 4),
+    stack(at, 65536, 99))
 def on(where, size):
     def act():
         stack(where, size)
-        class Action(ctypes.Structure): _fields_ = [("h", ctypes.c_void_p), ("f", ctypes.c_ulong), ("r", ctypes.c_void_p), ("m", ctypes.c_ulong)]
+        class Action(ctypes.Structure): _fields_ = [("h", ctypes.c_void_p), ("f", ctypes.c_ulong), ("r",
+            ctypes.c_void_p), ("m", ctypes.c_ulong)]
         signal.signal(signal.SIGUSR1, lambda *_: None)
-        got = Action(); raw(13, 10, None, ctypes.byref(got), 8); got.f |= 0x08000000; raw(13, 10, ctypes.byref(got), None, 8)
+        got = Action(); raw(13, 10, None, ctypes.byref(got), 8); got.f |= 0x08000000; raw(13, 10, ctypes.byref(got),
+            None, 8)
         os.kill(os.getpid(), signal.SIGUSR1)
         signal.pthread_sigmask(signal.SIG_BLOCK, []); os._exit(5)
     return act
-say("used", ends(on(at, 1 << 16)), ends(on(FAR, 1 << 16)), ends(on(KERNEL, 1 << 16)), ends(on(2**64 - 65536, 65536)), ends(on(0x10000, 1 << 16)))
+say("used", ends(on(at, 1 << 16)), ends(on(FAR, 1 << 16)), ends(on(KERNEL, 1 << 16)), ends(on(2**64 - 65536, 65536)),
+    ends(on(0x10000, 1 << 16)))
 def frame(): libc.syscall(15)
 say("sigreturn", ends(frame) < 0)
 """,
     "segments": """
 SET_GS, SET_FS, GET_FS, GET_GS = 0x1001, 0x1002, 0x1003, 0x1004
-say("set", [raw(158, SET_GS, where) for where in (KERNEL, 2**63, 1 << 47, 2**64 - 1)], [raw(158, SET_FS, where) for where in (KERNEL, 1 << 47)])
+say("set", [raw(158, SET_GS, where) for where in (KERNEL, 2**63, 1 << 47, 2**64 - 1)], [raw(158, SET_FS, where)
+    for where in (KERNEL, 1 << 47)])
 say("get", raw(158, GET_GS, FAR), raw(158, GET_GS, NONE), raw(158, 0x9999, 0))
 say("own", raw(158, SET_GS, at), raw(158, GET_GS, at), struct.unpack("Q", memory[:8])[0] == at, raw(158, SET_GS, 0))
 """,

@@ -23,7 +23,8 @@ def older():
     return got
 put("oom_score_adj", 0); print(child(older))
 base = get("oom_score"); print(600 < base < 1000)
-for value in (500, 999, 1000): put("oom_score_adj", value); print(get("oom_adj"), abs(get("oom_score") - base - value * 2 // 3) < 9)
+for value in (500, 999, 1000): put("oom_score_adj", value); print(get("oom_adj"),
+    abs(get("oom_score") - base - value * 2 // 3) < 9)
 print([error(put, "oom_adj", value) for value in (16, -18, "x", "")])
 def user():
     os.setresuid(1000, 1000, 1000)
@@ -74,22 +75,27 @@ print([os.readlink(f"/proc/self/ns/{name}").split(":")[0] for name in names])
 """,
     "memory": """
 rows = dict(line.split(":") for line in open("/proc/meminfo"))
-wanted = "MemTotal MemFree MemAvailable Buffers Cached SwapCached Active Inactive SwapTotal SwapFree Dirty AnonPages Mapped Shmem"
-print([name for name in (wanted + " Slab SReclaimable CommitLimit Committed_AS Hugepagesize").split() if name not in rows])
-print(rows["Hugepagesize"], [open("/proc/vmstat").read().count(name) for name in ("nr_free_pages ", "pswpin ", "pswpout ")])
+wanted = "MemTotal MemFree MemAvailable Buffers Cached SwapCached Active Inactive SwapTotal SwapFree Dirty AnonPages"
+wanted += " Mapped Shmem Slab SReclaimable CommitLimit Committed_AS Hugepagesize"
+print([name for name in wanted.split() if name not in rows])
+print(rows["Hugepagesize"], [open("/proc/vmstat").read().count(name) for name in ("nr_free_pages ", "pswpin ",
+    "pswpout ")])
 """,
 }
 
 # Each says nothing of the machine itself.
 COMMANDS = {
     "vmstat": "vmstat -n | head -2; vmstat -s | grep -c -E 'memory|swap'",
-    "lscpu": "lscpu -p=CPU,CORE,SOCKET | grep -v '^#'; lscpu | grep -E '^(Architecture|CPU.s.|Socket|Model name)' | tr -s ' '",
+    "lscpu": "lscpu -p=CPU,CORE,SOCKET | grep -v '^#'; "
+    "lscpu | grep -E '^(Architecture|CPU.s.|Socket|Model name)' | tr -s ' '",
     "free": "free -w | head -1; free | cut -c 1-5",
-    "ps": "sleep 50 & ps -o pid=,ppid=,stat=,comm=,nlwp=,ni= -C sleep | wc -l; ps -o comm=,ni=,stat= $!; kill $!",
+    "ps": "sleep 50 & ps -o pid=,ppid=,stat=,comm=,nlwp=,ni= --ppid $$ | wc -l; ps -o comm=,ni=,stat= $!; kill $!",
     "pstree": "sleep 50 & pstree -A $$ | tr -s -; kill $!",
-    "choom": "choom -n 100 -- choom -p $$ | sed 's/[0-9]*.s /x /'; choom -n 300 -p $$ | sed 's/^[^ ]* [0-9]*//'; choom -p $$ | tail -1 | cut -d: -f2",
+    "choom": "choom -n 100 -- choom -p $$ | sed 's/[0-9]*.s /x /'; "
+    "choom -n 300 -p $$ | sed 's/^[^ ]* [0-9]*//'; choom -p $$ | tail -1 | cut -d: -f2",
     "pgrep": "sleep 51 & pgrep -P $$ sleep | wc -l; pkill -P $$ sleep; wait $!; echo $?",
-    "sysctl": "sysctl -n vm.overcommit_memory kernel.ostype fs.overflowuid; sysctl -a 2>&1 | grep -c -E '^(vm.nr_hugepages|kernel.arch) '",
+    "sysctl": "sysctl -n vm.overcommit_memory kernel.ostype fs.overflowuid; "
+    "sysctl -a 2>&1 | grep -c -E '^(vm.nr_hugepages|kernel.arch) '",
 }
 
 

@@ -37,7 +37,8 @@ PROGRAMS = {
     "peaks": """
 if os.fork(): os._exit(os.waitstatus_to_exitcode(os.wait()[1]))  # who has started it counts for the first process
 before = own(); touch(64); after = own()
-print(about(after.ru_maxrss - before.ru_maxrss, 60 << 10, 70 << 10), about(after.ru_minflt - before.ru_minflt, 16000, 20000))
+print(about(after.ru_maxrss - before.ru_maxrss, 60 << 10, 70 << 10), about(after.ru_minflt - before.ru_minflt, 16000,
+    20000))
 print(own().ru_maxrss == after.ru_maxrss, resource.getrusage(resource.RUSAGE_THREAD).ru_maxrss == after.ru_maxrss)
 print(about(status("VmHWM") - after.ru_maxrss * 1024, 0, 1), status("VmRSS") < status("VmHWM") - 50 * MIB)
 print(about(own().ru_minflt - after.ru_minflt, 0, 1000), after.ru_majflt < 1000)
@@ -49,16 +50,19 @@ large = waited(lambda: touch(64))
 print(about(large.ru_maxrss, 64 << 10, 120 << 10), large.ru_minflt > 16000, of().ru_maxrss == large.ru_maxrss)
 print(of().ru_minflt == large.ru_minflt, of().ru_utime == large.ru_utime)
 small = waited(lambda: None)
-print(small.ru_maxrss < 60 << 10, of().ru_maxrss == large.ru_maxrss, of().ru_minflt == large.ru_minflt + small.ru_minflt)
+print(small.ru_maxrss < 60 << 10, of().ru_maxrss == large.ru_maxrss,
+    of().ru_minflt == large.ru_minflt + small.ru_minflt)
 grand = waited(lambda: waited(lambda: (touch(96), burn(0.2))))
-print(about(grand.ru_maxrss, 96 << 10, 150 << 10), grand.ru_minflt > 24000, about(grand.ru_utime + grand.ru_stime, 0.2, 5))
+print(about(grand.ru_maxrss, 96 << 10, 150 << 10), grand.ru_minflt > 24000, about(grand.ru_utime + grand.ru_stime,
+    0.2, 5))
 """,
     "programs": """
 first = waited(lambda: touch(64), "/bin/true")
 print(about(first.ru_maxrss, 64 << 10, 120 << 10), first.ru_minflt > 16000)
 timed = waited(lambda: burn(0.3), "/bin/sh", "-c", "times >/dev/null; true")
 print(about(timed.ru_utime + timed.ru_stime, 0.3, 3))
-def twice(): burn(0.3); os.execv(sys.executable, [sys.executable, "-Ic", "import time; exit(time.process_time() < 0.3)"])
+def twice(): burn(0.3); os.execv(sys.executable, [sys.executable, "-Ic",
+    "import time; exit(time.process_time() < 0.3)"])
 pid = os.fork()
 if pid == 0: twice()
 print(os.waitpid(pid, 0)[1])
