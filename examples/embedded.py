@@ -180,6 +180,7 @@ def several_containers(runtime: drupe.Runtime) -> None:
     )
     try:
         client = pod.container("client")
+        client.run(["sh", "-c", "until nc 127.0.0.1 80 </dev/null 2>&1; do sleep 0.05; done"], check=True, timeout=30)
         got = client.run(["nc", "127.0.0.1", "80"], input="GET /passwd HTTP/1.0\r\n\r\n", check=True, timeout=10)
         assert "alice" in got.text
         assert [container.state for container in pod.status().containers] == ["running", "running"]

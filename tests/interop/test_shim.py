@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.containerds import IMAGE, NAMESPACE, OURS, SOCKET, VERSIONS, Containerd, serving
+from framework.containerds import IMAGE, NAMESPACE, OURS, SOCKET, TRIED, Containerd, serving
 from framework.leaks import wait_until
 from framework.probes import needs_program
 
@@ -21,14 +21,14 @@ APPKERNEL = "io.containerd.drupe-appkernel.v2"
 EVERY = RUNTIMES + (APPKERNEL,) * bool(os.environ.get("DRUPE_TEST_INTEROP"))
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=TRIED)
 def containerd(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, busybox: Path
 ) -> Iterator[Containerd]:
     yield from serving(tmp_path_factory.mktemp("c"), request.param, busybox)
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=TRIED)
 def fresh_containerd(request: pytest.FixtureRequest, tmp_path: Path, busybox: Path) -> Iterator[Containerd]:
     """For one test alone, which ends it and starts it again."""
     yield from serving(tmp_path, request.param, busybox)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.containerds import IMAGE, OURS, VERSIONS, Containerd, serving
+from framework.containerds import IMAGE, OURS, TRIED, Containerd, serving
 from framework.leaks import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -18,7 +18,7 @@ RUNTIME = ("--runtime", OURS)
 SCRIPT = "echo begun $0; until test -e /shared/go; do sleep 0.05; done; seq 9000; touch /shared/done-$0; exit 7"
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=TRIED)
 def containerd(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, busybox: Path
 ) -> Iterator[Containerd]:
