@@ -78,6 +78,8 @@ def test_a_running_pod_gets_more_and_gives_it_back(fresh_daemon: Daemon) -> None
     back = pod(daemon, "sized")["machine"]
     assert (back["memory_bytes"], back["processors"]) == (before["memory_bytes"], 1)
     assert (memory_mib(daemon, "sized"), processors(daemon, "sized")) == (small, 1)
+    out(daemon, "update", "--cpus", "2", "sized")  # a processor that comes back
+    assert (processors(daemon, "sized"), pod(daemon, "sized")["state"]) == (2, "running")
     refused = daemon.command("update", "--memory", "9000g", "sized")
     assert refused.returncode != 0
     assert "at most" in refused.stderr

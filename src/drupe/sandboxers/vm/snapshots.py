@@ -102,6 +102,11 @@ class Saver:
         """Write it down while everything in it stands still; it goes on afterwards. Returns what can read it."""
         require_saveable(pod)
         machine, program = pod.require(), self._starter.program(pod.record)
+        if (await machine.status()).processors != pod.record.processors:  # see `resizing`
+            raise InvalidState(
+                "an emulated machine that once had more processors keeps them, and cannot be saved",
+                hint="stop and start the pod",
+            )
         await pod.agent.guest("Freeze", pb.FreezeRequest(frozen=True))
         try:
             pod.saving = True
