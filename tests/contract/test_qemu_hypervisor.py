@@ -283,31 +283,27 @@ class TestQ35(MachineSuite):
 
         on_a_machine(site, scenario, config, with_guest=True)
 
-    def test_the_guest_has_the_size_that_it_is_given(self, site: QemuSite) -> None:
-        """Processors and memory, more and less again; below the first size by the balloon."""
-        config = site.config()
-        first, more = config.memory_bytes, config.memory_bytes + 256 * qemus.MIB
-        config = replace(config, memory_max_bytes=more, processors_max=2)
+    async def has_its_size(self, site: Site, machine: Machine, config: MachineConfig) -> None:
+        """In the guest, too: processors and memory, more and less again; below the first size by the balloon."""
+        assert isinstance(site, QemuSite)
+        line, first, more = site.line, config.memory_bytes, config.memory_max_bytes
 
-        async def scenario(machine: Machine) -> None:
-            async def look() -> tuple[int, int]:
-                told = await site.line.guest("Check", pb.CheckRequest(protocol=1))
-                return told.processors, told.memory_bytes
+        async def given(processors: int, memory_bytes: int) -> tuple[int, int]:
+            await machine.resize(processors=processors, memory_bytes=memory_bytes)
+            await line.guest("SetOnline", pb.SetOnlineRequest(processors=processors, timeout_ms=30000))
+            told = await line.guest("Check", pb.CheckRequest(protocol=1))
+            return told.processors, told.memory_bytes
 
-            before = await look()
-            await machine.resize(processors=2, memory_bytes=more)
-            await site.line.guest("SetOnline", pb.SetOnlineRequest(processors=2, timeout_ms=30000))
-            assert await look() == (2, before[1] + more - first)
-            await machine.resize(processors=1, memory_bytes=first)
-            await site.line.guest("SetOnline", pb.SetOnlineRequest(processors=1, timeout_ms=30000))
-            assert await look() == before
-            free = (await site.line.guest("Metrics")).memory_available_bytes
-            await machine.resize(memory_bytes=first - 64 * qemus.MIB)
-            while (await machine.metrics())["balloon_actual_bytes"] != first - 64 * qemus.MIB:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-            assert (await site.line.guest("Metrics")).memory_available_bytes < free - 48 * qemus.MIB
-
-        on_a_machine(site, scenario, config, with_guest=True)
+        # the second processor is there already: by emulation QEMU 7.2 aborts where one is plugged in twice
+        processors, usable = await given(2, first)
+        assert processors == 2
+        assert await given(2, more) == (2, usable + more - first)
+        assert await given(1, first) == (1, usable)
+        free = (await line.guest("Metrics")).memory_available_bytes
+        await machine.resize(memory_bytes=first - 64 * qemus.MIB)
+        while (await machine.metrics())["balloon_actual_bytes"] != first - 64 * qemus.MIB:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert (await line.guest("Metrics")).memory_available_bytes < free - 48 * qemus.MIB
 
     def test_a_disk_that_another_process_serves(self, site: QemuSite) -> None:
         """vhost-user: plugged in, read, and gone again; and one that nobody serves is refused."""
