@@ -27,8 +27,8 @@ from drupe.spec import ContainerSpec, NetworkSpec, PodSpec
 from drupe.spec.control import Delete, Empty, ImageImport, PodCreate, PodRun, Ref, SystemInfo
 from drupe.spec.host import CapabilityTable, KindInfo
 
-STARTS = 5
-PODS = 3
+STARTS = int(os.environ.get("DEMO_STARTS", "5"))  # of each kind; a test of the demo needs no median
+PODS = int(os.environ.get("DEMO_PODS", "3"))
 SETTLE_S = 0.5  # what a kind makes ready for the next pod is made by then
 CALL_TIMEOUT_S = 60.0
 SAY_HELLO = ("sh", "-c", "echo hello; exec cat")

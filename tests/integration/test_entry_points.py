@@ -40,7 +40,8 @@ def test_the_demo_passes(tmp_path: Path, busybox: Path) -> None:
         [ROOT / "scripts/make-debian-image.sh", "--root", root / "images"], capture_output=True, text=True, check=False
     )
     assert made.returncode == 0, made.stderr
-    done = in_namespaces(ROOT / "scripts/demo.sh", DRUPE_ROOT=str(root), DRUPE_RUN=str(run), DEMO_STOP_DAEMON="1")
+    few = {"DEMO_STARTS": "1", "DEMO_PODS": "1", "DEMO_STOP_DAEMON": "1"}
+    done = in_namespaces(ROOT / "scripts/demo.sh", DRUPE_ROOT=str(root), DRUPE_RUN=str(run), **few)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr}"
     assert "The demo passed" in done.stdout
 
