@@ -136,7 +136,9 @@ fn book(saved: &SavedMm, space: SpaceId, end: u64, files: &[Arc<OpenFile>]) -> s
     for area in &saved.areas {
         let whole = (area.start | area.end) % PAGE == 0 && area.start < area.end && area.start >= LOWEST;
         let name = NAMES.iter().find(|name| **name == area.name);
-        let (Some(name), true, true) = (name, whole && area.end <= end, mm.is_free(area.start, area.end)) else {
+        // In this order: what is not whole is no range to look for.
+        let fits = whole && area.end <= end && mm.is_free(area.start, area.end);
+        let (Some(name), true) = (name, fits) else {
             return Err(damaged("what is mapped"));
         };
         let file = match area.file {
