@@ -135,8 +135,14 @@ class Journal:
             raise _journal_error(self.path, error) from error
         self._writes += 1
         if self._writes % _WRITES_BETWEEN_CHECKPOINTS == 0 and not self._checkpoint.is_alive():
-            self._checkpoint = threading.Thread(target=_make_checkpoint, args=(self.path,), name="checkpoint")
-            self._checkpoint.start()
+            self._begin_checkpoint()
+
+    def _begin_checkpoint(self) -> None:
+        """Where there is no thread to be had, the log grows on: the write that brought us here is done."""
+        checkpoint = threading.Thread(target=_make_checkpoint, args=(self.path,), name="checkpoint")
+        with contextlib.suppress(RuntimeError):
+            checkpoint.start()
+            self._checkpoint = checkpoint
 
     def _open(self) -> sqlite3.Connection:
         try:

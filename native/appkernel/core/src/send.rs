@@ -217,7 +217,7 @@ impl Kernel {
     pub(crate) fn process_cpu_ns(&self, pid: Pid) -> u64 {
         let Some(process) = self.tasks.processes.get(&pid) else { return 0 };
         let live = self.mms.get(&process.mm).filter(|_| process.exit.is_none());
-        process.used.cpu_ns + live.map_or(0, |mm| self.platform.cpu_ns(mm.space))
+        process.used.cpu_ns.saturating_add(live.map_or(0, |mm| self.platform.cpu_ns(mm.space)))
     }
 
     /// Send what is due, and look again when the next one may be: at the earliest when all threads have run until then.

@@ -19,10 +19,10 @@ impl Usage {
     #[must_use]
     pub fn and(self, other: Usage) -> Usage {
         Usage {
-            cpu_ns: self.cpu_ns + other.cpu_ns,
+            cpu_ns: self.cpu_ns.saturating_add(other.cpu_ns), // a damaged snapshot may say anything
             peak_bytes: self.peak_bytes.max(other.peak_bytes),
-            minor_faults: self.minor_faults + other.minor_faults,
-            major_faults: self.major_faults + other.major_faults,
+            minor_faults: self.minor_faults.saturating_add(other.minor_faults),
+            major_faults: self.major_faults.saturating_add(other.major_faults),
         }
     }
 

@@ -170,3 +170,34 @@ fn copy(from: &dyn Backing, at: u64, to: &dyn Backing, offset: u64, bytes: u64) 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(start: u64, end: u64) -> SavedMm {
+        let name = String::new();
+        SavedMm {
+            areas: vec![SavedArea { start, end, protection: PROT_READ, shared: false, file: None, object: None, name }],
+            brk_start: 0,
+            brk: 0,
+            top: 0,
+            auxiliary: Vec::new(),
+            texts: ((0, 0), (0, 0)),
+            growing: Vec::new(),
+            pages: Vec::new(),
+            sites: Vec::new(),
+            regions: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_area_that_is_none_is_refused() {
+        let taken = |start, end| book(&with(start, end), SpaceId(1), 1 << 47, &[]).is_ok();
+        assert!(taken(LOWEST, LOWEST + PAGE));
+        assert!(!taken(LOWEST + 2 * PAGE, LOWEST));
+        assert!(!taken(LOWEST, LOWEST));
+        assert!(!taken(0, PAGE));
+        assert!(!taken(LOWEST, (1 << 47) + PAGE));
+    }
+}

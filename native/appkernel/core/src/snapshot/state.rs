@@ -9,7 +9,7 @@ use drupe_appkernel_vfs::tty::SavedTerminal;
 pub use super::queues::SavedNamed;
 
 /// Of this form; the kernel's own version is told apart from it.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 coded! {
     /// A place in a tree of files: which namespace, which mount of it, and names from that mount's root on.
