@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from drupe.keeper.programs import find_program
 from drupe.sandboxers.appkernel.options import PROGRAM, AppkernelOptions
-from framework.appkernels import leaves_nothing
+from framework.appkernels import KERNEL, PYTHON, leaves_nothing, skip_without_platform
 from framework.daemon import Daemon
 from framework.leaks import SPARE, mounts, wait_until
 from framework.residue import comm, is_alive, names
@@ -21,6 +22,37 @@ from framework.residue import comm, is_alive, names
 pytestmark = [pytest.mark.root]
 WITHIN_S = 60.0
 COUNT = AppkernelOptions().spares
+KILLS = 300
+# Starts kernels that wait, ends each within its first milliseconds, and prints what is left of them: their orphans are its
+# children.
+KILLED_YOUNG = """
+import ctypes, os, random, socket, subprocess, sys, time
+program, home, chance = sys.argv[1], sys.argv[2], random.Random(7)
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+for number in range(int(sys.argv[3])):
+    claims, claimed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with claims, claimed, control:
+        control.bind(f"{home}/control{number}")
+        control.listen()
+        fds, pidfile = (control.fileno(), claimed.fileno()), f"{home}/pid"
+        words = ["--control", fds[0], "--claim", fds[1], "--share", f"{home}/share", "--uid", 1900000000]
+        subprocess.run([program, "serve", *map(str, words), "--pidfile", pidfile], pass_fds=fds, check=True)
+        claimed.close()
+        time.sleep(chance.uniform(0, 0.006))
+        os.kill(int(open(pidfile).read()), 9)
+late = time.monotonic() + 5
+try:
+    while time.monotonic() < late:
+        os.waitpid(-1, os.WNOHANG)
+        time.sleep(0.001)
+except ChildProcessError:
+    sys.exit()
+left = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+print(*(f"{pid} {open(f'/proc/{pid}/comm').read()}" for pid in left))
+for pid in left:
+    os.kill(int(pid), 9)
+"""
 RUN = ("run", "--rm", "--sandbox", "appkernel", "--network", "none", "busybox")
 
 
@@ -89,6 +121,17 @@ def members(kernel: int) -> list[str]:
         if "pids" in controllers.split(",") or not controllers:
             return Path(f"{tree}{path}/cgroup.procs").read_text().split()
     return []
+
+
+def test_one_that_is_killed_while_it_is_made_leaves_nobody(tmp_path: Path) -> None:
+    """Whatever it had begun: the holder of its stubs' namespaces, or the first stub."""
+    skip_without_platform()
+    (tmp_path / "share").mkdir()
+    (tmp_path / "kill.py").write_text(KILLED_YOUNG)
+    line = 'mount -t tmpfs share "$1/share" && exec "$2" -I "$1/kill.py" "$3" "$1" "$4"'
+    words = ["unshare", "--mount", "sh", "-c", line, "sh", tmp_path, PYTHON, KERNEL, str(KILLS)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)

@@ -32,16 +32,17 @@ impl Identity {
     /// in the PID namespace. Reads /proc, and wants to be root.
     pub fn new(kernel: u32) -> io::Result<Identity> {
         let oom_score = File::options().read(true).write(true).open("/proc/self/oom_score_adj")?;
-        let (mut hears, says) = fd::pipe().map(|(r, w)| (File::from(r), File::from(w)))?;
+        let (hears, says) = fd::pipe().map(|(r, w)| (File::from(r), File::from(w)))?;
         let (waits, goes) = fd::pipe()?;
-        let mut goes = Some(goes);
         let (ours, theirs) = socket::pair()?;
+        let mut kept = Some((hears, goes, ours));
         drupe_sys::mount::unshare(libc::CLONE_NEWPID)?;
         let holder = process::fork_child(|| {
-            drop(goes.take()); // its own copy: else it would never hear of the end
+            drop(kept.take()); // its own copies: else it would never hear of this process's end
             hold(kernel, says.try_clone(), File::from(waits), &theirs)
         })?;
         drop((says, theirs));
+        let Some((mut hears, goes, ours)) = kept else { return Err(io::Error::from_raw_os_error(libc::EPERM)) };
         let mut number = [0; 4];
         hears.read_exact(&mut number).map_err(|_| io::Error::from_raw_os_error(libc::EPERM))?;
         let proc = take_fd(&process::pidfd_open(holder)?, i32::from_ne_bytes(number))?;
@@ -49,7 +50,7 @@ impl Identity {
             fs::write(format!("/proc/{holder}/{map}"), format!("{INSIDE} {} 1", kernel + 1))?;
         }
         let namespace = File::open(format!("/proc/{holder}/ns/user"))?.into();
-        drop(goes.take());
+        drop(goes);
         hears.read_exact(&mut [0])?;
         Ok(Identity { namespace, oom_score, holder: ours, proc })
     }
@@ -107,7 +108,7 @@ fn hold(kernel: u32, says: io::Result<File>, mut waits: File, order: &OwnedFd) -
     process::rest_for_ever()
 }
 
-/// In the holder: it holds nothing while it waits for the order, which may never come.
+/// In the holder: it holds nothing while it waits for the order. That may never come: for a kernel without a claim.
 fn joined(order: &OwnedFd) -> io::Result<()> {
     let order = process::keep_only(order)?;
     fd::close_standard();
