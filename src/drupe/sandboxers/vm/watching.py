@@ -17,7 +17,7 @@ from drupe.sandboxers.vm.records import SHARE, VMM
 LOOK_EVERY_S = 0.3
 _LOOK_AGAIN_S = 0.125  # while an answer is late
 _PING_EVERY_S = 0.4
-HANGS_AFTER_S = 0.7  # in which it could have answered, see `Patience`
+HANGS_AFTER_S = 0.6  # in which it could have answered, see `Patience`; after it was looked at for the first time
 _EMULATED = 0.5  # what an emulated processor does in a second, in those of one that is none
 _HANGS_AT_THE_LATEST_S = 30.0  # whatever the reason: its host may be as good as dead
 _ASK_EVERY_S, _ANSWERS_WITHIN_S = 20.0, 30.0
@@ -78,7 +78,11 @@ class Watch:
                 asked.cancel()
 
     async def _answers(self, asked: asyncio.Future[None]) -> bool:
-        """Whether it does. A machine that stands still is asked again later."""
+        """Whether it does. A machine that stands still is asked again later. Nearly each answers at once: what it costs to
+        tell a slow one from one that hangs is paid for others only."""
+        await asyncio.wait({asked}, timeout=_LOOK_AGAIN_S)
+        if asked.done():
+            return True
         counts = _EMULATED if self._pod.record.accelerator == "tcg" else 1.0
         patience = Patience(self._pod.pids.get(VMM, 0), running_counts=counts)
         for _ in range(int(_HANGS_AT_THE_LATEST_S / _LOOK_AGAIN_S)):
@@ -126,6 +130,7 @@ def lives(pid: int) -> bool:
 def _state(pid: int) -> str:
     """Of its first thread (proc_pid_stat(5)); X when there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:  # often, for each machine
+            return stat.read().rpartition(b")")[2].split()[0].decode()
     except (OSError, IndexError):
         return "X"
