@@ -61,13 +61,16 @@ impl Identity {
         socket::send(&self.holder, b"join", files)
     }
 
-    /// Run `make`, which makes the first stub: when memory is short the host ends stubs, the largest first, and this process last.
-    pub(crate) fn expendable<T>(&self, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    /// Run `make`, a fork of the first stub: when memory is short the host ends stubs, the largest first, and this process
+    /// last. The stub (0) leaves at once: whose setting that is may have gone by then.
+    pub(crate) fn expendable(&self, make: impl FnOnce() -> io::Result<i32>) -> io::Result<i32> {
         let mut own = [0; 8];
         let count = self.oom_score.read_at(&mut own, 0)?;
         self.oom_score.write_at(b"1000", 0)?;
         let made = make();
-        self.oom_score.write_at(&own[..count], 0)?;
+        if !matches!(made, Ok(0)) {
+            self.oom_score.write_at(&own[..count], 0)?;
+        }
         made
     }
 
