@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.root]
 WITHIN_S = 60.0
 COUNT = AppkernelOptions().spares
 KILLS = 300
-# Starts kernels that wait, ends each within its first milliseconds, and prints what is left of them: their orphans are its
-# children.
+# Starts kernels that wait, ends each within its first milliseconds, and prints what is left of them: their orphans are
+# its children.
 KILLED_YOUNG = """
 import ctypes, os, random, socket, subprocess, sys, time
 program, home, chance = sys.argv[1], sys.argv[2], random.Random(7)

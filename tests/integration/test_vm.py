@@ -178,6 +178,20 @@ def test_what_a_template_does_not_need_is_a_hole(daemon: Daemon) -> None:
     assert memory.st_blocks * 512 < memory.st_size // 3
 
 
+def test_machines_with_a_share_have_their_kernels_code_from_the_template(daemon: Daemon) -> None:
+    """Their memory is a copy of their own, but for what only their processors read."""
+    (template,) = daemon.root.glob("vm/templates/*")
+    begin, end = (int(word) for word in (template / "code").read_text().split("-"))
+    assert 4 << 20 < end - begin < 64 << 20
+    run(daemon, "shares", "--network", "none")
+    (home,) = daemon.run.glob("pods/*/vm")
+    mappings = Path(f"/proc/{int((home / 'vmm.pid').read_text())}/maps").read_text().splitlines()
+    (code,) = (line.split() for line in mappings if line.endswith(f"{template}/memory"))
+    first, last = (int(word, 16) for word in code[0].split("-"))
+    assert (code[1], int(code[2], 16), last - first) == ("rw-p", begin, end - begin)
+    assert out(daemon, "exec", "shares", "sh", "-c", "seq 2000 | sort -n | tail -n 1") == "2000"
+
+
 SHARE, EVENTS = "0x105a", "/sys/firmware/acpi/interrupts/gpe01"  # virtio-fs of the virtio specification
 
 

@@ -10,9 +10,10 @@
 use crate::agent::Agent;
 use crate::devices::{base_name, entries, read};
 use crate::fault::{fault, Code, During, Reply};
-use crate::proto::wellknown::Empty;
+use crate::proto::guest::PutAwayResponse;
 use std::fs;
 use std::hint::black_box;
+use std::ops::Range;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ const DRIVER: &str = "/sys/bus/pci/drivers/virtio-pci";
 const DEVICES: &str = "/sys/bus/pci/devices";
 /// QEMU tells by this event of ACPI that a device was plugged in or is to go.
 const PLUGGED: &str = "/sys/firmware/acpi/interrupts/gpe01";
+const MEMORY_MAP: &str = "/proc/iomem";
 const SUSPENDS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Free memory that is left as it is, so that nothing else wants for it.
@@ -29,7 +31,7 @@ const LEFT_BYTES: u64 = 8 << 20;
 const PAGE_BYTES: usize = 4096;
 
 /// Before the machine is saved. Nothing is mounted of a share.
-pub fn put_away(agent: &Agent) -> Reply<Empty> {
+pub fn put_away(agent: &Agent) -> Reply<PutAwayResponse> {
     for device in entries(SHARES).iter().filter(|path| base_name(path).starts_with("virtio")) {
         let slot = device.canonicalize().during(|| "cannot tell a share's place")?;
         let slot = base_name(slot.parent().unwrap_or(Path::new("")));
@@ -41,7 +43,18 @@ pub fn put_away(agent: &Agent) -> Reply<Empty> {
         agent.state().is_deaf = true;
     }
     clear_free_memory();
-    Ok(Empty {})
+    let code = fs::read_to_string(MEMORY_MAP).ok().and_then(|map| kernel_code(&map)).unwrap_or_default();
+    Ok(PutAwayResponse { code_begin: code.start, code_end: code.end })
+}
+
+/// Whole pages of the kernel's instructions: `  01000000-01e02146 : Kernel code` (proc_iomem(5)). Only where memory begins at
+/// address 0.
+fn kernel_code(map: &str) -> Option<Range<u64>> {
+    let line = map.lines().find(|line| line.ends_with(" : Kernel code")).filter(|_| cfg!(target_arch = "x86_64"))?;
+    let (begin, last) = line.trim_start().split_once(' ')?.0.split_once('-')?;
+    let address = |word| u64::from_str_radix(word, 16).ok();
+    let (begin, end) = (address(begin)?, address(last)? + 1);
+    Some(begin.next_multiple_of(PAGE_BYTES as u64)..end / PAGE_BYTES as u64 * PAGE_BYTES as u64)
 }
 
 /// The kernel clears what it hands out, when it is written to for the first time.
@@ -97,4 +110,16 @@ pub fn hear(agent: &Agent) -> Reply<()> {
 
 fn tell(word: &str) -> std::io::Result<()> {
     fs::write(PLUGGED, format!("{word}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_instructions_are_whole_pages() {
+        let map = "00001000-0009fbff : System RAM\n00100000-14ffffff : System RAM\n  01000800-01e02146 : Kernel code\n";
+        assert_eq!(kernel_code(map), Some(0x0100_1000..0x01e0_2000));
+        assert_eq!(kernel_code("00100000-14ffffff : System RAM\n"), None);
+    }
 }

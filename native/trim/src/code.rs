@@ -1,22 +1,20 @@
 //! The memory of translated code: what of this process is readable, writable and executable, and no file's.
 
-use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+
+use crate::maps::Maps;
 
 /// At the start of the buffer lies what enters and leaves translated code, which is made once; it is far smaller.
 const KEPT_BYTES: usize = 64 << 10;
 const AT_ONCE_PAGES: usize = 4096;
 
-/// The list of mappings, opened while it can be: later this process has another root, without /proc.
 pub struct Code {
-    maps: File,
+    maps: Maps,
 }
 
 impl Code {
-    pub fn open() -> io::Result<Self> {
-        Ok(Self { maps: File::open("/proc/self/maps")? })
+    pub fn new(maps: Maps) -> Self {
+        Self { maps }
     }
 
     /// How much of it is in memory.
@@ -55,12 +53,7 @@ impl Code {
 
     /// Its parts, lowest first: QEMU divides the buffer among processors, with a page that nobody may touch between.
     fn parts(&self) -> Vec<Range<usize>> {
-        let mut text = Vec::new();
-        let mut piece = vec![0u8; 64 << 10];
-        while let Ok(got @ 1..) = self.maps.read_at(&mut piece, text.len() as u64) {
-            text.extend_from_slice(&piece[..got]);
-        }
-        String::from_utf8_lossy(&text).lines().filter_map(part).collect()
+        self.maps.text().lines().filter_map(part).collect()
     }
 }
 
@@ -106,7 +99,7 @@ mod tests {
             std::slice::from_raw_parts_mut(at.cast::<u8>(), size)
         };
         memory.fill(7);
-        let code = Code::open().expect("proc is there");
+        let code = Code::new(Maps::open().expect("proc is there"));
         assert!(code.resident_bytes() >= size);
         // SAFETY: there is no code in it.
         unsafe { code.give_back() };

@@ -1,11 +1,13 @@
 //! What QEMU calls.
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::code::Code;
+use crate::maps::Maps;
 use crate::quiet::Quiet;
+use crate::saved::Saved;
 
 /// Less than this is not worth that it is translated again.
 const WORTH_BYTES: usize = 16 << 20;
@@ -15,6 +17,7 @@ type Call = extern "C" fn(Id);
 type VcpuCall = extern "C" fn(Id, c_uint);
 
 extern "C" {
+    fn qemu_plugin_register_vcpu_init_cb(id: Id, call: VcpuCall);
     fn qemu_plugin_register_vcpu_idle_cb(id: Id, call: VcpuCall);
     fn qemu_plugin_register_vcpu_resume_cb(id: Id, call: VcpuCall);
     fn qemu_plugin_reset(id: Id, call: Call);
@@ -23,6 +26,7 @@ extern "C" {
 struct Trim {
     quiet: Quiet,
     code: Code,
+    saved: Option<(Saved, Maps)>,
 }
 
 static TRIM: Mutex<Option<Trim>> = Mutex::new(None);
@@ -33,15 +37,40 @@ static TRIM: Mutex<Option<Trim>> = Mutex::new(None);
 pub static qemu_plugin_version: c_int = 1;
 
 /// Called once, before there is a machine, and before QEMU gives up its rights and its root.
+///
+/// # Safety
+/// `argv` has `argc` strings.
 #[no_mangle]
-pub extern "C" fn qemu_plugin_install(id: Id, _info: *const c_void, _argc: c_int, _argv: *mut *mut c_char) -> c_int {
-    match Code::open() {
-        Ok(code) => {
-            *trim() = Some(Trim { quiet: Quiet::new(Instant::now()), code });
+pub unsafe extern "C" fn qemu_plugin_install(
+    id: Id,
+    _info: *const c_void,
+    argc: c_int,
+    argv: *const *const c_char,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let words: Vec<&str> =
+        unsafe { (0..argc as usize).filter_map(|n| CStr::from_ptr(*argv.add(n)).to_str().ok()).collect() };
+    match (Maps::open(), Saved::parse(words.into_iter())) {
+        (Ok(maps), Some(saved)) => {
+            let (code, saved) = (Code::new(maps.clone()), Some((saved, maps)));
+            *trim() = Some(Trim { quiet: Quiet::new(Instant::now()), code, saved });
+            // SAFETY: a function of the program that loaded us, called as its header says.
+            unsafe { qemu_plugin_register_vcpu_init_cb(id, made) };
             watch(id);
             0
         }
-        Err(_) => -1,
+        _ => -1,
+    }
+}
+
+/// A processor of the guest was made; it has not run, and the machine has its memory by now.
+extern "C" fn made(_id: Id, _processor: c_uint) {
+    let Some((saved, maps)) = trim().as_mut().and_then(|trim| trim.saved.take()) else { return };
+    // SAFETY: nothing runs yet that could read it.
+    if let Err(error) = unsafe { saved.map(&maps) } {
+        eprintln!("the saved machine's memory cannot be shared: {error}");
+        // SAFETY: ends the process, without what it would do at its end: it holds locks just now.
+        unsafe { libc::_exit(1) }
     }
 }
 

@@ -104,6 +104,16 @@ Device = Disk | Nic | Share | HostDevice
 
 
 @dataclass(frozen=True, slots=True)
+class SavedCode:
+    """Instructions of the guest's kernel in a saved machine's memory, from `begin` to `end` (bytes from its begin).
+    memory: the descriptor by which the program has that memory."""
+
+    begin: int
+    end: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
 class MachineConfig:
     """One machine. dir: private run directory, where sockets, pid and console go (socket paths stay below 108 bytes).
     kernel, initrd: files of the guest. append: further words of the kernel's command line. memory_max_bytes,
@@ -113,7 +123,7 @@ class MachineConfig:
     spare_disks: how many places for disks a machine has from its start that may hold none yet: the first of `disks`
     sit there, and one that goes on from it may have others in them. A guest takes each for a disk of SPARE_DISK_BYTES,
     provided that those of the first machine are of that size. trim: a plugin by which an emulator gives back what it
-    keeps for a machine that has become quiet."""
+    keeps for a machine that has become quiet, and has `code` from the saved machine: memory_file is empty there."""
 
     id: str
     dir: Path
@@ -137,6 +147,7 @@ class MachineConfig:
     places: Mapping[str, str] = field(default_factory=dict)
     spare_disks: int = 0
     trim: Path | None = None
+    code: SavedCode | None = None
 
 
 @dataclass(frozen=True, slots=True)

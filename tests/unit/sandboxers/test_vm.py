@@ -20,7 +20,7 @@ from drupe.sandboxers.vm.options import ROOTFS, VmOptions, check_annotations
 from drupe.sandboxers.vm.records import PodRecord, TaskRecord
 from drupe.sandboxers.vm.roots import RootDisk, binds_of, plan
 from drupe.sandboxers.vm.sandboxer import lacking
-from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates, filled
+from drupe.sandboxers.vm.templates import SAVED_MEMORY, Templates, code_of, filled, note_code
 from drupe.spec import PodSpec
 from drupe.spec.resources import Resources
 from drupe.spec.status import ExitStatus
@@ -75,8 +75,9 @@ def test_a_share_is_plugged_in_before_a_saved_machine_goes_on(tmp_path: Path) ->
     assert "vhost-user-fs" not in line(tmp_path, shares=[share], saved=tmp_path)
 
 
-def test_memory_is_filled_with_a_templates(tmp_path: Path) -> None:
-    """By a program, which tells when it is done; what is a hole stays one."""
+@pytest.mark.parametrize("out", [range(0), range(2 << 20, 4 << 20), range(4096 * 2), range(3 << 20, 8 << 20)])
+def test_memory_is_filled_with_a_templates(tmp_path: Path, out: range) -> None:
+    """By a program, which tells when it is done; what is a hole stays one, and what is left out is one."""
     saved, size = tmp_path / SAVED_MEMORY, 8 << 20
     with saved.open("wb") as file:
         file.truncate(size)
@@ -87,15 +88,23 @@ def test_memory_is_filled_with_a_templates(tmp_path: Path) -> None:
     os.truncate(memory, size)
     try:
         numbered = f'exec 5<>/proc/self/fd/{memory} 6>/proc/self/fd/{tells}; exec "$@"'
-        words = [*filled(tmp_path, 5, 6), "/bin/sh", "-c", "[ ! -e /proc/self/fd/6 ]"]
+        words = [*filled(tmp_path, 5, 6, out), "/bin/sh", "-c", "[ ! -e /proc/self/fd/6 ]"]
         subprocess.run(["/bin/sh", "-c", numbered, "sh", *words], pass_fds=(memory, tells), check=True)
         os.close(tells)
         assert os.read(told, 2) == filling.DONE
-        assert os.pread(memory, size, 0) == saved.read_bytes()
+        there = saved.read_bytes()
+        assert os.pread(memory, size, 0) == there[: out.start] + bytes(len(out)) + there[out.stop :]
         assert os.fstat(memory).st_blocks * 512 < size // 4
     finally:
         os.close(memory)
         os.close(told)
+
+
+@pytest.mark.parametrize(("begin", "end", "found"), [(1 << 24, 3 << 24, 2 << 24), (0, 0, 0), (1 << 31, 3 << 30, 0)])
+def test_a_template_knows_where_its_kernels_code_is(tmp_path: Path, begin: int, end: int, found: int) -> None:
+    """Where it was told, and it is where the file of the memory has it."""
+    note_code(tmp_path, begin, end)
+    assert len(code_of(tmp_path)) == found
 
 
 def test_an_end_is_that_of_the_process_that_was_started() -> None:

@@ -15,6 +15,10 @@ crate::wire::messages! {
         processors: u32, one uint32 = 7;
         memory_bytes: u64, one uint64 = 8;
     }
+    PutAwayResponse {
+        code_begin: u64, one uint64 = 1;
+        code_end: u64, one uint64 = 2;
+    }
     SetupRequest {
         hostname: String, one string = 1;
         domainname: String, one string = 2;

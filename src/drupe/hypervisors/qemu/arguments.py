@@ -49,8 +49,19 @@ def _machine(config: MachineConfig, machine: str) -> list[str]:
     kind = f"{_MACHINES[machine]},memory-backend=ram"
     processor = "host" if config.accelerator == "kvm" else _EMULATED.get(machine, _EMULATED_X86)
     processors = f"{config.processors},maxcpus={max(config.processors, config.processors_max)}"
-    plugin = ["-plugin", str(config.trim)] if config.trim and config.accelerator == "tcg" else []
-    return ["-M", kind, "-accel", _accelerator(config), "-cpu", processor, "-smp", processors, *plugin]
+    return ["-M", kind, "-accel", _accelerator(config), "-cpu", processor, "-smp", processors, *_plugin(config)]
+
+
+def _plugin(config: MachineConfig) -> list[str]:
+    if config.trim is None or config.accelerator != "tcg":
+        return []
+    code = config.code
+    return ["-plugin", f"{config.trim},{plugin_words(code.begin, code.end, code.memory) if code else plugin_words()}"]
+
+
+def plugin_words(begin: int = 0, end: int = 0, memory: int = 0) -> str:
+    """What the plugin (native/trim) is told of a machine's code; nothing by default."""
+    return f"code={begin}-{end},memory={memory}"
 
 
 def _accelerator(config: MachineConfig) -> str:

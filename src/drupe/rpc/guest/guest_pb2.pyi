@@ -43,6 +43,14 @@ class CheckResponse(_message.Message):
     memory_bytes: int
     def __init__(self, protocol: _Optional[int] = ..., agent_version: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., kernel: _Optional[str] = ..., boot_id: _Optional[str] = ..., is_set_up: _Optional[bool] = ..., processors: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
+class PutAwayResponse(_message.Message):
+    __slots__ = ("code_begin", "code_end")
+    CODE_BEGIN_FIELD_NUMBER: _ClassVar[int]
+    CODE_END_FIELD_NUMBER: _ClassVar[int]
+    code_begin: int
+    code_end: int
+    def __init__(self, code_begin: _Optional[int] = ..., code_end: _Optional[int] = ...) -> None: ...
+
 class SetupRequest(_message.Message):
     __slots__ = ("hostname", "domainname", "machine_id", "resolv_conf", "hosts", "sysctls", "mounts", "interfaces", "routes", "clock_unix_ns", "entropy", "shm_size_bytes", "share_pid")
     class SysctlsEntry(_message.Message):

@@ -35,7 +35,7 @@ from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.rehearsal import make_disk, rehearse, rehearse_shares
 from drupe.sandboxers.vm.roots import RootDisk, Roots
 from drupe.sandboxers.vm.starting import CONNECTS_WITHIN_S, Starter
-from drupe.sandboxers.vm.templates import SAVED_MEMORY, SPARE_DISKS, Templates
+from drupe.sandboxers.vm.templates import SAVED_MEMORY, SPARE_DISKS, Templates, note_code
 from drupe.spec.resources import Resources
 from drupe.spec.template import TemplateInfo
 
@@ -193,7 +193,7 @@ class Machines:
         config = replace(pod.record.machine(), memory_file=memory, disks=[disk.disk()])
         await self.starter.boot(pod, config, Phases())
         await rehearse(pod.agent, disk)
-        await self._put_away(pod)
+        await self._put_away(pod, scratch)
         machine = pod.require()
         await pod.agent.close()
         await machine.pause()
@@ -201,7 +201,7 @@ class Machines:
         await self.end(pod)
         await self.keeper.run(["fallocate", "--dig-holes", str(memory)], timeout_s=_DIGS_WITHIN_S, check=True)
 
-    async def _put_away(self, pod: VmPod) -> None:
+    async def _put_away(self, pod: VmPod, scratch: Path) -> None:
         """Have it once seen a share, and be without it and with clear memory."""
         machine, can = pod.require(), PUT_AWAY in pod.agent.features
         shares: Sequence[SharedDirectory] = ()
@@ -212,7 +212,9 @@ class Machines:
                 shares = await self.starter.share(pod)
         await rehearse_shares(pod.agent, machine, shares)
         if can:
-            await pod.agent.guest("PutAway", Empty(), timeout_s=_PUTS_AWAY_WITHIN_S)
+            timeout_s = _PUTS_AWAY_WITHIN_S
+            told = await pod.agent.guest("PutAway", Empty(), pb.PutAwayResponse, timeout_s=timeout_s)
+            note_code(scratch, told.code_begin, told.code_end)
         for one in shares:
             await machine.withdraw(one.id)
 

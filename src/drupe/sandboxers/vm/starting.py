@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from drupe.errors import Unavailable
-from drupe.hypervisors.contract import KILLED, Hypervisor, MachineConfig, Nic
+from drupe.hypervisors.contract import KILLED, Hypervisor, MachineConfig, Nic, SavedCode
 from drupe.hypervisors.contract import Share as SharedDirectory
 from drupe.keeper.client import Keeper
 from drupe.linux import no_holes_program
@@ -31,13 +31,13 @@ from drupe.sandboxers.vm.plugging import opened, plug_nic, told
 from drupe.sandboxers.vm.pods import VmPod
 from drupe.sandboxers.vm.records import SHARE, VMM, PodRecord
 from drupe.sandboxers.vm.roots import RootDisk, Roots
-from drupe.sandboxers.vm.templates import SPARE_DISKS, Templates, filled
+from drupe.sandboxers.vm.templates import SAVED_MEMORY, SPARE_DISKS, Templates, code_of, filled
 from drupe.sandboxers.vm.trimming import find_plugin
 
 CONNECTS_WITHIN_S = 30.0
 _VERDICT_S = 1.0  # until it is told that a program has ended, and how; that ends the start
 _DISKS_AT_BOOT = 8  # places on the root bus are few; more are plugged in
-_MEMORY_FD, _TOLD_FD = 5, 6  # of a VMM: after the listeners of `Launch`
+_MEMORY_FD, _TOLD_FD, _SAVED_FD = 5, 6, 7  # of a VMM: after the listeners of `Launch`
 
 
 class Starter:
@@ -178,6 +178,7 @@ class Starter:
         record, hypervisor = pod.record, self._hypervisors.of(pod.record.hypervisor)
         if config.saved is not None and config.accelerator == "tcg":
             config = replace(config, trim=await find_plugin(self._keeper, self.program(record)))
+            config = replace(config, code=_code(config))
         launch = hypervisor.prepare(config)
         for path in launch.dirs:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -185,9 +186,8 @@ class Starter:
         for path, content in launch.files.items():
             path.write_bytes(content)
             path.chmod(0o600)
-        copied = config.saved if config.saved and config.memory_file else None
         with ExitStack() as opened:
-            copy = _Copy(opened, config.memory_bytes) if copied else None
+            copy = _Copy(opened, config.memory_bytes, config.saved) if config.saved and config.memory_file else None
             pod.pids[VMM] = await self._launcher.start(
                 record, record.id + VMM, [*_before(config), *launch.argv],
                 launch.listeners, fifos=launch.fifos, files=copy.files if copy else (), log=pod.console, netns=True,
@@ -232,22 +232,33 @@ def _before(config: MachineConfig) -> list[str]:
     if config.saved is None:
         return []
     if config.memory_file is not None:
-        return filled(config.saved, _MEMORY_FD, _TOLD_FD)
+        code = config.code
+        return filled(config.saved, _MEMORY_FD, _TOLD_FD, range(code.begin, code.end) if code else range(0))
     return [sys.executable, "-I", "-S", no_holes_program.__file__]
 
 
-class _Copy:
-    """A template's memory on its way into a new file."""
+def _code(config: MachineConfig) -> SavedCode | None:
+    """What a copy of a template's memory can do without."""
+    if config.saved is None or config.memory_file is None or config.trim is None:
+        return None
+    found = code_of(config.saved)
+    return SavedCode(found.start, found.stop, _SAVED_FD) if found else None
 
-    def __init__(self, opened: ExitStack, size_bytes: int) -> None:
+
+class _Copy:
+    """A template's memory on its way into a new file. files: for the monitor, from `_MEMORY_FD` on."""
+
+    def __init__(self, opened: ExitStack, size_bytes: int, saved: Path) -> None:
         self._told, self._tells = os.pipe2(os.O_CLOEXEC)
         opened.callback(os.close, self._told)
         self._ours = opened.enter_context(ExitStack())
         memory = os.memfd_create("machine", os.MFD_CLOEXEC)
-        for descriptor in (memory, self._tells):
-            self._ours.callback(os.close, descriptor)
+        self._ours.callback(os.close, self._tells)
+        self._ours.callback(os.close, memory)
+        source = os.open(saved / SAVED_MEMORY, os.O_RDONLY | os.O_CLOEXEC)
+        self._ours.callback(os.close, source)
         os.truncate(memory, size_bytes)
-        self.files = (memory, self._tells)
+        self.files = (memory, self._tells, source)
 
     async def done(self) -> None:
         """Wait for it. Unavailable when it failed."""

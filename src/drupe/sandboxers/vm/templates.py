@@ -2,7 +2,8 @@
 
 A pod without shared directories maps a template's memory copy-on-write, so that such pods share what they do not
 change. virtiofsd has to see a machine's memory, which a private mapping is not: a pod with a shared directory gets a
-copy, made in its own cgroup.
+copy, made in its own cgroup. What nobody but the machine's processors reads, the instructions of its kernel, is mapped
+copy-on-write there, too, where the monitor can be told to (native/trim).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from drupe.spec.template import TemplateInfo
 SPARE_DISKS = 2  # roots that a machine has at once; more are plugged in
 _LAYOUT = 5  # goes up when saved machines of before shall not be used any more
 _ABOUT = "template.json"
+_CODE = "code"  # where the kernel's instructions are: BEGIN-END
+_CODE_ENDS_BY = 2 << 30  # above that memory may lie elsewhere than in its file
 
 
 class Templates:
@@ -106,11 +109,28 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def filled(saved: Path, memory: int, told: int) -> list[str]:
-    """The words before a command line that has memory, an open file, filled with a template's meanwhile. told: the end
-    of a pipe that has `filling.DONE` then, and ends without it when that failed."""
-    fill = [sys.executable, "-I", "-S", filling.__file__, str(saved / SAVED_MEMORY), str(memory), str(told)]
-    return ["/bin/sh", "-c", f'("$1" "$2" "$3" "$4" "$5" "$6" "$7" &); exec {told}>&-; shift 7; exec "$@"', "sh", *fill]
+def note_code(directory: Path, begin: int, end: int) -> None:
+    """Write down where the kernel's instructions are in a machine that is saved there. 0, 0: it is not known."""
+    if begin < end <= _CODE_ENDS_BY:
+        (directory / _CODE).write_text(f"{begin}-{end}")
+
+
+def code_of(saved: Path) -> range:
+    """Where they are, in bytes of its memory; empty where that is not known."""
+    try:
+        begin, end = map(int, (saved / _CODE).read_text().split("-"))
+    except (OSError, ValueError):
+        return range(0)
+    return range(begin, end)
+
+
+def filled(saved: Path, memory: int, told: int, left_out: range = range(0)) -> list[str]:
+    """The words before a command line that has memory, an open file, filled with a template's meanwhile, but for bytes
+    that are left out. told: the end of a pipe that has `filling.DONE` then, and ends without it when that failed."""
+    files = [saved / SAVED_MEMORY, memory, told, left_out.start, left_out.stop]
+    fill = [sys.executable, "-I", "-S", filling.__file__, *map(str, files)]
+    script = f'("$1" "$2" "$3" "$4" "$5" "$6" "$7" "$8" "$9" &); exec {told}>&-; shift 9; exec "$@"'
+    return ["/bin/sh", "-c", script, "sh", *fill]
 
 
 def _processor() -> str:
@@ -119,4 +139,4 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "microcode", "Features")))
 
 
-__all__ = ["SAVED_MEMORY", "SPARE_DISKS", "Templates", "filled"]
+__all__ = ["SAVED_MEMORY", "SPARE_DISKS", "Templates", "code_of", "filled", "note_code"]

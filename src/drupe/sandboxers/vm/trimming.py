@@ -1,10 +1,12 @@
-"""The plugin (native/trim) by which QEMU's emulator gives the translated code of a quiet machine back."""
+"""The plugin (native/trim) by which QEMU's emulator gives the translated code of a quiet machine back, and shares its
+kernel's instructions with others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from drupe.errors import NotFound
+from drupe.hypervisors.qemu.arguments import plugin_words
 from drupe.keeper.client import Keeper
 from drupe.keeper.programs import find_program
 
@@ -23,7 +25,7 @@ async def find_plugin(keeper: Keeper, program: str) -> Path | None:
         return None
     key = (program, Path(program).stat().st_mtime_ns, str(plugin))
     if key not in _found:
-        argv = [program, *_NO_MACHINE, "-plugin", str(plugin)]
+        argv = [program, *_NO_MACHINE, "-plugin", f"{plugin},{plugin_words()}"]
         done = await keeper.run(argv, stdin="quit\n", timeout_s=_TRIED_WITHIN_S)
         _found[key] = done.exit == 0 and not done.timed_out
     return plugin if _found[key] else None
