@@ -168,10 +168,18 @@ class Starter:
         with phases("share"):
             await sharing
         with phases("restore"):
-            await pod.require().boot(timeout_s=CONNECTS_WITHIN_S)
+            await self._go_on(pod)
         with phases("renew"):
             await self._reach_agent(pod)
             await self.or_end(pod, pod.agent.guest("AddEntropy", pb.AddEntropyRequest(data=os.urandom(64))))
+
+    async def _go_on(self, pod: VmPod) -> None:
+        """Its share is plugged in here: that nobody serves it says nothing of how virtiofsd ended."""
+        try:
+            await pod.require().boot(timeout_s=CONNECTS_WITHIN_S)
+        except Unavailable:
+            await asyncio.sleep(_VERDICT_S)
+            raise
 
     async def launch(self, pod: VmPod, config: MachineConfig) -> None:
         """Start the VMM and reach its monitor."""
