@@ -21,6 +21,7 @@ HANGS_AFTER_S = 0.6  # in which it could have answered, see `Patience`; after it
 _EMULATED = 0.5  # what an emulated processor does in a second, in those of one that is none
 _HANGS_AT_THE_LATEST_S = 30.0  # whatever the reason: its host may be as good as dead
 _ASK_EVERY_S, _ANSWERS_WITHIN_S = 20.0, 30.0
+_STOPPED, _TRACED = "T", "t"  # proc_pid_stat(5)
 NAMES = {VMM: "the virtual machine monitor", SHARE: "virtiofsd"}
 
 Lost = Callable[[VmPod, str], None]
@@ -58,10 +59,11 @@ class Watch:
             self._stopped = stopped
 
     def _is_stopped(self, pid: int) -> bool:
-        """It, or what it has started to do its work: virtiofsd is two processes, of which one only waits."""
+        """It, or what it has started to do its work: virtiofsd is two processes, of which one only waits. Those that it
+        traces itself stand still whenever it looks at them: so User-mode Linux runs a guest's programs."""
         if not self._children.get(pid):
             self._children[pid] = children_of(pid)
-        return any(is_stopped(one) for one in (pid, *self._children[pid]))
+        return is_stopped(pid) or any(_state(child) == _STOPPED for child in self._children[pid])
 
     async def _ping(self) -> None:
         """A guest answers at once, however busy it is, or it hangs."""
@@ -118,8 +120,8 @@ def children_of(pid: int) -> list[int]:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process stands still because of a signal."""
-    return _state(pid) in "Tt"
+    """Whether a process stands still because of a signal, or of who traces it."""
+    return _state(pid) in (_STOPPED, _TRACED)
 
 
 def lives(pid: int) -> bool:
