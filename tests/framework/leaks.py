@@ -9,6 +9,7 @@ made it.
 from __future__ import annotations
 
 import gc
+import io
 import os
 import re
 import socket
@@ -91,29 +92,29 @@ def difference(before: Snapshot, after: Snapshot) -> dict[str, list[str]]:
 
 def our_processes(directory: Path) -> Iterator[int]:
     """Processes that carry the mark, run from the tests' directory, or sit in one of the tests' cgroups."""
-    for entry in Path("/proc").iterdir():
-        pid = entry.name
+    for pid in (entry.name for entry in Path("/proc").iterdir()):
         if pid.isdigit() and int(pid) != os.getpid() and _is_our_process(pid, str(directory)):
             yield int(pid)
 
 
 def _is_our_process(pid: str, directory: str) -> bool:
-    if _waits_for_a_pod(pid):
+    """Twice for each test and for each process that there is: what costs a read is looked at last."""
+    cgroup = _read(f"/proc/{pid}/cgroup")
+    if not _link(f"/proc/{pid}/exe"):  # a thread of the host's kernel, or what has ended
+        return CGROUP_PARENT in cgroup and _read(f"/proc/{pid}/comm").strip() != SPARE
+    command = _read(f"/proc/{pid}/cmdline")
+    if _waits_for_a_pod(pid, command, cgroup):
         return False
     if f"{MARK_NAME}={MARK}\0" in _read(f"/proc/{pid}/environ") + "\0":
         return not _is_zombie(pid)
-    command, cgroup = _read(f"/proc/{pid}/cmdline"), _read(f"/proc/{pid}/cgroup")
-    return (
-        mentions(command, directory) or CGROUP_PARENT in cgroup or mentions(_link(Path(f"/proc/{pid}/cwd")), directory)
-    )
+    return mentions(command, directory) or CGROUP_PARENT in cgroup or mentions(_link(f"/proc/{pid}/cwd"), directory)
 
 
-def _waits_for_a_pod(pid: str) -> bool:
+def _waits_for_a_pod(pid: str, command: str, cgroup: str) -> bool:
     """Whether it is a spare kernel, or about to be one: none is in a pod's cgroup."""
-    if _read(f"/proc/{pid}/comm").strip() == SPARE:
+    if "\0--claim\0" in command and not any(f"{one}/" in cgroup for one in daemon_cgroups):
         return True
-    cgroup = _read(f"/proc/{pid}/cgroup")
-    return "\0--claim\0" in _read(f"/proc/{pid}/cmdline") and not any(f"{one}/" in cgroup for one in daemon_cgroups)
+    return _read(f"/proc/{pid}/comm").strip() == SPARE
 
 
 def _is_zombie(pid: str) -> bool:
@@ -139,7 +140,8 @@ def is_ours(text: str, directory: Path) -> bool:
 
 def mentions(text: str, directory: Path | str) -> bool:
     """Whether a text has the path of a directory: `pytest-12` is not in `pytest-1`, which is of another run."""
-    return re.search(re.escape(str(directory)) + r"(?![\w.-])", text) is not None
+    place = str(directory)
+    return place in text and re.search(re.escape(place) + r"(?![\w.-])", text) is not None
 
 
 def private_mounts(pids: frozenset[int]) -> Iterator[str]:
@@ -184,10 +186,10 @@ def named_netns() -> list[str]:
 
 def open_files() -> Iterator[str]:
     """`fd target` of each descriptor of this process, without those that libraries keep open on purpose."""
-    for entry in Path("/proc/self/fd").iterdir():
-        target = _link(entry)
+    for name in [entry.name for entry in Path("/proc/self/fd").iterdir()]:
+        target = _link(f"/proc/self/fd/{name}")
         if target and not any(kept in target for kept in FD_CACHES) and not target.startswith("/proc/"):
-            yield f"{entry.name} {target}"
+            yield f"{name} {target}"
 
 
 def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float = 30.0) -> None:
@@ -200,12 +202,12 @@ def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float =
 
 
 def _read(path: str) -> str:
-    with suppress(OSError):
-        return Path(path).read_bytes().decode("utf-8", "replace")
+    with suppress(OSError), io.FileIO(path) as file:
+        return file.readall().decode("utf-8", "replace")
     return ""
 
 
-def _link(path: Path) -> str:
+def _link(path: str) -> str:
     with suppress(OSError):
-        return str(path.readlink())
+        return os.readlink(path)  # noqa: PTH115 a Path costs more than the call
     return ""
