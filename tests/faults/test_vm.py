@@ -76,9 +76,7 @@ def test_a_panic_of_the_guest_is_its_cause(daemon: Daemon) -> None:
 
 def test_a_daemon_that_comes_back_goes_on_with_a_machine(fresh_daemon: Daemon) -> None:
     """Its output has no gap, an end that nobody saw is known, and what comes later works."""
-    machines.needs_machines()
-    machines.make_root(fresh_daemon.root)
-    daemon = fresh_daemon
+    daemon = machines.prepared(fresh_daemon)
     run(daemon, "one", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; done")
     run(daemon, "two", "sleep 2; exit 7")
     daemon.kill()
