@@ -21,7 +21,7 @@ HEADER = struct.Struct(">IIBB")
 REQUEST, RESPONSE, DATA = 1, 2, 3
 MARK = b"\xff" + bytes(byte ^ 0x80 for byte in b"drupe agent sync")
 TOKEN_BYTES = 16
-LATE_S, HOLD_S = 3.0, 10.0
+LATE_S, HOLD_S = 1.5, 10.0
 SAID = "\x1b]0;owned\x07\x1b[2J\r\n\u202e" * 5000
 
 

@@ -280,7 +280,7 @@ def test_time_of_one_of_several_is_limited(daemon: Daemon, tmp_path: Path) -> No
         wait_until(lambda: used_s(name) > before[name] + least_s, what=f"{name} runs", timeout_s=100)
         return used_s("a") - before["a"], used_s("b") - before["b"]
 
-    a, b = gains("b", 2.0)
+    a, b = gains("b", 1.0)
     assert a < b / 2, (a, b)
     assert said(daemon, "exec", "a", "echo", "alive") == "alive\n"
     said(daemon, "update", "--cpu-quota", "-1", "a")

@@ -65,7 +65,7 @@ def test_volumes_in_memory(daemon: Daemon, tmp_path: Path) -> None:
         assert (filled / "file").read_text() == "of the host\nmore\n"
         full = daemon.command("exec", "one", "dd", "if=/dev/zero", "of=/fast/big", "bs=1M", "count=20")
         assert full.returncode and "No space left on device" in full.stderr
-        out("restart", "two")
+        out("restart", "-t", "0", "two")
         assert out("exec", "two", "cat", "/part/file") == "below"
         daemon.delete_pods()
 

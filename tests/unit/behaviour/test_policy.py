@@ -112,7 +112,7 @@ async def test_the_choice_is_kept_with_the_pod_and_told(bench: Bench) -> None:
 
 
 async def test_while_the_configuration_cannot_be_read_nothing_new_is_made(bench: Bench) -> None:
-    pod = await bench.start("sleep 60")
+    pod = await bench.start("patient")
     bench.node.closed = InvalidArgument("/etc/drupe/drupe.toml: unknown key 'polcy'")
     for call in (bench.create("sleep 60"), bench.core.create_container(pod, ContainerSpec(image="busybox"))):
         with pytest.raises(InvalidState, match=r"cannot be read: /etc/drupe/drupe.toml: unknown key 'polcy'") as caught:
