@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from framework import clones
+from framework.guests import cache
+
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
 
@@ -23,15 +26,16 @@ UNSAFE_HOMES = {
 }
 
 
-# what clippy learns of the crates of others is the same for every clone
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drupe/native/clippy"
+# what clippy has learned of a crate is the same for every clone
+CACHE = cache() / "native/clippy"
 
 
-def check(*argv: str, cwd: Path = ROOT) -> None:
+def check(*argv: object, cwd: Path = ROOT) -> None:
     """Run a linter; its output is the failure."""
     env = os.environ | {"CARGO_TARGET_DIR": str(CACHE)}
-    done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, f"{' '.join(argv)}\n{done.stdout}{done.stderr}"
+    words = [str(word) for word in argv]
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}{done.stderr}"
 
 
 def test_ruff_finds_nothing() -> None:
@@ -47,7 +51,8 @@ def test_code_is_formatted() -> None:
 @pytest.mark.timeout(600)
 def test_types_are_strict() -> None:
     """mypy --strict over the package, the benchmarks and the scripts."""
-    check(sys.executable, "-m", "mypy")
+    with clones.held("mypy") as known:  # of each file by its content, so that it serves every clone
+        check(sys.executable, "-m", "mypy", "--cache-dir", known)
 
 
 def cargo(*argv: str, component: str) -> None:
@@ -59,7 +64,8 @@ def cargo(*argv: str, component: str) -> None:
     probe = subprocess.run(["cargo", argv[0], "--version"], capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"cargo {argv[0]} does not work here: {probe.stderr.strip().splitlines()[-1]}")
-    check("cargo", *argv, cwd=NATIVE)
+    with clones.native() as workspace:
+        check("cargo", *argv, cwd=workspace)
 
 
 def test_rust_is_formatted() -> None:
