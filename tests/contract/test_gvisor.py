@@ -49,9 +49,12 @@ class SoleSite(GvisorSite):
 
 class GvisorSuite(SandboxerSuite):
     kind_of_site: type[GvisorSite]
+    shortly: frozenset[str] = frozenset()
 
     @pytest.fixture
-    def site(self, tmp_path: Path, rootfs: Path) -> GvisorSite:
+    def site(self, request: pytest.FixtureRequest, tmp_path: Path, rootfs: Path) -> GvisorSite:
+        if self.shortly and request.function.__name__ not in self.shortly:
+            probes.needs_full("all of the contract on pods of one container")
         probes.needs_root()
         probes.needs_keeper()
         probes.needs_program("runsc")
@@ -75,6 +78,24 @@ class TestSeveral(GvisorSuite):
 @pytest.mark.root
 class TestSole(GvisorSuite):
     kind_of_site = SoleSite
+    # what differs when a sandbox is made with its container
+    shortly = frozenset(
+        {
+            "test_many_at_once",
+            "test_attached_before_the_start_no_byte_is_missed",
+            "test_exit_codes",
+            "test_a_missing_program",
+            "test_a_deleted_task_can_be_made_again",
+            "test_kill_of_one_that_was_never_started",
+            "test_pause_and_resume_of_a_task",
+            "test_a_paused_task_can_be_deleted",
+            "test_update_is_seen_in_stats",
+            "test_the_end_of_a_task_ends_its_execs",
+            "test_a_sandbox_goes_on_from_a_snapshot",
+            "test_recover_finds_what_lives_and_what_ended",
+            "test_recovered_tasks_can_be_served_on",
+        }
+    )
 
 
 def test_a_runsc_that_is_not_installed() -> None:

@@ -35,9 +35,12 @@ class RuncSite(KeptSite):
 
 class RuncSuite(SandboxerSuite):
     runtime = ""
+    shortly: frozenset[str] = frozenset()
 
     @pytest.fixture
-    def site(self, tmp_path: Path, rootfs: Path) -> RuncSite:
+    def site(self, request: pytest.FixtureRequest, tmp_path: Path, rootfs: Path) -> RuncSite:
+        if self.shortly and request.function.__name__ not in self.shortly:
+            probes.needs_full(f"all of the contract with {self.runtime}")
         probes.needs_root()
         probes.needs_keeper()
         probes.needs_program(self.runtime)
@@ -52,6 +55,30 @@ class TestCrun(RuncSuite):
 @pytest.mark.root
 class TestRunc(RuncSuite):
     runtime = "runc"
+    # what the program does or says; the rest is the sandboxer's and the keeper's
+    shortly = frozenset(
+        {
+            "test_exit_codes",
+            "test_a_task_id_is_taken_once",
+            "test_a_missing_program",
+            "test_a_program_that_is_not_executable",
+            "test_start_of_what_is_not_there_or_started",
+            "test_a_deleted_task_can_be_made_again",
+            "test_several_containers_in_one_sandbox",
+            "test_attached_before_the_start_no_byte_is_missed",
+            "test_a_terminal_and_its_size",
+            "test_kill_of_one_that_was_never_started",
+            "test_everything_reaches_execs_too",
+            "test_pause_and_resume_of_a_task",
+            "test_update_is_seen_in_stats",
+            "test_exec_exit_codes",
+            "test_exec_of_a_missing_program",
+            "test_exec_with_a_terminal",
+            "test_exec_in_what_does_not_run",
+            "test_recover_finds_what_lives_and_what_ended",
+            "test_recovered_tasks_can_be_served_on",
+        }
+    )
 
 
 def test_a_runtime_that_is_not_installed() -> None:

@@ -14,7 +14,7 @@ from drupe.sandboxers.vm.options import RootfsForm, VmOptions
 from drupe.sandboxers.vm.sandboxer import VmSandboxer
 from drupe.spec import PodSpec
 from framework import machines
-from framework.probes import needs_full
+from framework.probes import FULL, needs_full
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ class VmSite(KeptSite):
     """Pods start from a template, which the first test makes."""
 
     states = "vm"
+    many = 10 if FULL else 4
     sandboxer: VmSandboxer
 
     def __init__(self, directory: Path, rootfs: Path, root: Path, form: RootfsForm) -> None:

@@ -11,11 +11,16 @@ import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 PROBE_TIMEOUT_S = 10.0
+FULL = bool(os.environ.get("DRUPE_TEST_FULL"))
+INTEROP = bool(os.environ.get("DRUPE_TEST_INTEROP"))
+T = TypeVar("T")
 
 
 def needs_root() -> None:
@@ -38,18 +43,23 @@ def program(name: str) -> str | None:
 
 def needs_full(what: str) -> None:
     """Skip what takes long, unless DRUPE_TEST_FULL is set."""
-    if not os.environ.get("DRUPE_TEST_FULL"):
+    if not FULL:
         pytest.skip(f"{what}: takes long, make test-full (DRUPE_TEST_FULL=1) runs it")
 
 
 def only_full(what: str) -> pytest.MarkDecorator:
     """As `needs_full`, before a fixture is made for it."""
-    return pytest.mark.skipif(not os.environ.get("DRUPE_TEST_FULL"), reason=f"{what}: make test-full")
+    return pytest.mark.skipif(not FULL, reason=f"{what}: make test-full")
+
+
+def each(step: int, of: Sequence[T]) -> Sequence[T]:
+    """Each `step`-th one of a list, from the first on: enough of what differs little; `make test-full` has all."""
+    return of if FULL else of[::step]
 
 
 def only_interop(what: str) -> pytest.MarkDecorator:
     """What is run only where DRUPE_TEST_INTEROP is set."""
-    return pytest.mark.skipif(not os.environ.get("DRUPE_TEST_INTEROP"), reason=f"{what}: make test-interop")
+    return pytest.mark.skipif(not INTEROP, reason=f"{what}: make test-interop")
 
 
 def needs_path(path: str, *, package: str = "") -> None:
