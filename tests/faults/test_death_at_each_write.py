@@ -2,13 +2,12 @@
 
 A first run lists the writes. Then, for each of them, the daemon dies there, comes up again on the same directories, and
 what it says is compared with what the host has. It dies before every write, so after all the work since the one before;
-and after those that begin a step, so before the step's work. Of all lives but the plainest, `make test` tries a third
-of these, `make test-full` all (units try them all, with fakes: tests/unit/behaviour/test_recovery.py).
+and after those that begin a step, so before the step's work. `make test` tries a third of these, `make test-full` all
+(units try them all, with fakes: tests/unit/behaviour/test_recovery.py).
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +27,6 @@ from framework.residue import is_alive, residue
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-FULL = bool(os.environ.get("DRUPE_TEST_FULL"))
 SETTLES_WITHIN_S = 60.0  # a machine is resumed by its guest, on a busy host
 WORKLOAD = "trap 'exit 7' TERM; echo begin; while :; do sleep 0.02; done"
 
@@ -130,7 +128,7 @@ def is_unharmed(daemon: Daemon, container: ContainerStatus) -> None:
     assert end.code == 7, end
 
 
-@pytest.mark.timeout(3600 if FULL else 240)
+@pytest.mark.timeout(3600 if probes.FULL else 240)
 @pytest.mark.parametrize(
     ("scenario", "moment"),
     [
@@ -152,8 +150,7 @@ def test_death_at_each_write(faulty: FaultyDaemon, scenario: Scenario, moment: s
     faulty.arm(0, "never")
     act(faulty, scenario)
     writes = faulty.listed()
-    chosen = [n for n, text in enumerate(writes, 1) if moment == "before" or begins_work(text)]
-    chosen = chosen if FULL or (scenario, moment) == (life, "before") else chosen[::3]
+    chosen = probes.each(3, [n for n, text in enumerate(writes, 1) if moment == "before" or begins_work(text)])
     assert len(writes) > 20
     assert residue(faulty) == {}
     faulty.kill()

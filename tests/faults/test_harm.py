@@ -432,7 +432,7 @@ def test_an_idle_daemon_ends_without_a_trace(broken: Daemon) -> None:
 
 # -- many ---------------------------------------------------------------------------------------------------------
 
-MANY = 120
+MANY = 120 if probes.FULL else 60
 GROWTH_KIB = 6 * 1024
 
 

@@ -19,12 +19,13 @@ import pytest
 
 from framework.daemon import Daemon
 from framework.leaks import describe_process
+from framework.probes import FULL
 from framework.residue import is_alive, residue
 from framework.soak import SEED, Soak, seconds, victims
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-SECONDS = seconds("8")
+SECONDS = seconds("8" if FULL else "5")
 WORKERS = 3
 TICKS = "trap 'exit 7' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from framework.appkernels import KERNEL as BUILT
+from framework.probes import FULL
 
 KERNEL = Path(os.environ.get("DRUPE_FUZZ_KERNEL") or BUILT)
 KEPT = Path(os.environ.get("DRUPE_FUZZ_KEEP") or Path(__file__).parents[2] / "build/fuzz")
@@ -58,6 +59,11 @@ def evidence(name: str, about: str) -> Iterator[Path]:
         error.add_note(f"kept in {place}")
         raise
     shutil.rmtree(place)
+
+
+def rounds(number: int) -> int:
+    """How many examples: all in `make test-full`, a third in `make test`."""
+    return number if FULL else number // 3
 
 
 def recorded(argv: Sequence[str | os.PathLike[str]], place: Path, *, timeout_s: float) -> tuple[int, str, str]:

@@ -15,6 +15,7 @@ from drupe.rpc.guest import guest_pb2 as pb
 from drupe.rpc.ttrpc.envelope import request
 from drupe.rpc.ttrpc.frames import Frame, Kind, encode
 from framework.agentservice import AgentService
+from framework.fuzzing import rounds
 from framework.guestline import GUEST, TASK, Line
 
 pytestmark = pytest.mark.root
@@ -69,7 +70,7 @@ async def send(agent: AgentService, data: bytes) -> None:
 
 
 def test_frames(agent: AgentService) -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=rounds(60), deadline=None)
     @given(
         st.one_of(st.binary(max_size=400), st.lists(frames, max_size=12).map(lambda sent: b"".join(map(encode, sent))))
     )
@@ -82,7 +83,7 @@ def test_frames(agent: AgentService) -> None:
 
 
 def test_messages(agent: AgentService) -> None:
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=rounds(120), deadline=None)
     @given(calls, st.binary(max_size=120))
     def try_(call: tuple[str, str], payload: bytes) -> None:
         data = request(*call, payload, timeout_s=0.05, metadata={})
@@ -116,7 +117,7 @@ def test_requests_of_the_right_shape(agent: AgentService) -> None:
                 await line.guest(method, message, timeout_s=5)
         await line.close()
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=rounds(40), deadline=None)
     @given(interface, route, texts)
     def try_(link: pb.Interface, way: pb.Route, path: str) -> None:
         asyncio.run(ask(link, way, path))

@@ -23,13 +23,14 @@ from drupe.images.reference import parse
 from drupe.images.store import ImageStore
 from drupe.images.unpack import unpack_layer
 from drupe.spec.control import ImageImport
+from framework.fuzzing import rounds
 from framework.tars import archive, member, pax_records
 
 LIMITS = Limits(
     max_entries=100, max_unpacked_bytes=1 << 20, max_file_bytes=1 << 24, ratio_floor_bytes=1 << 16, max_ratio=100
 )
 FUZZ = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=rounds(300), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 IS_ROOT = os.geteuid() == 0
 
@@ -250,7 +251,7 @@ def test_references(text: str) -> None:
     assert ".." not in reference.repository.split("/") and not reference.repository.startswith("/")
 
 
-@settings(FUZZ, max_examples=60)
+@settings(FUZZ, max_examples=rounds(60))
 @given(
     st.lists(
         members()

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drupe.keeper.connection import MAX_PACKET, open_socket
+from framework.fuzzing import rounds
 from framework.probes import keeper_binary, needs_keeper, needs_root
 
 pytestmark = pytest.mark.root
@@ -131,7 +132,7 @@ def keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[socket.socket]:
     "packets", [REQUESTS, damaged(), st.binary(min_size=1, max_size=200)], ids=["json", "cut", "raw"]
 )
 def test_every_packet_is_answered(keeper: socket.socket, packets: st.SearchStrategy[bytes]) -> None:
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=rounds(300), deadline=None, suppress_health_check=list(HealthCheck))
     @given(packets)
     def check(packet: bytes) -> None:
         if b"shutdown" in packet:

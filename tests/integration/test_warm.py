@@ -29,6 +29,7 @@ import drupe
 from drupe.linux.unix_sockets import send_fds
 from framework.daemon import CALL_TIMEOUT_S, COMMAND, Daemon
 from framework.leaks import wait_until
+from framework.probes import each
 
 pytestmark = pytest.mark.root
 
@@ -162,7 +163,7 @@ LOCALES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("variables", LOCALES, ids=str)
+@pytest.mark.parametrize("variables", each(2, LOCALES), ids=str)
 def test_both_ways_have_the_same_streams_and_locale(
     daemon: Daemon, web: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
