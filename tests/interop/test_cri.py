@@ -1,4 +1,5 @@
-"""The Container Runtime Interface, as containerd 2.1 serves it: what its own runc handler does is what ours must do."""
+"""The Container Runtime Interface, as containerd 2.1 serves it: what its own runc handler does is what ours must do.
+`make test-interop` holds it to each case, too, and our other kinds to the whole list."""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ from framework.probes import needs_program
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 FOREVER = ("sleep", "100000")
-# containerd's own is the oracle. `make test-interop` holds the other kinds to the whole list, too
 FULL = bool(os.environ.get("DRUPE_TEST_INTEROP"))
 APPKERNEL = "drupe-appkernel"
-SHARING = ["runc", "drupe-runc"] + FULL * ["drupe-gvisor"]
+NATIVE = FULL * ["runc"] + ["drupe-runc"]  # containerd's own is the oracle
+SHARING = NATIVE + FULL * ["drupe-gvisor"]
 LINUX = SHARING + FULL * [APPKERNEL]
-STREAMING = ["runc", "drupe-runc", "streaming-drupe"] + FULL * [APPKERNEL]
+STREAMING = NATIVE + ["streaming-drupe"] + FULL * [APPKERNEL]
 
 
 @pytest.fixture(params=LINUX)
@@ -50,7 +51,7 @@ def ours(request: pytest.FixtureRequest) -> str:
     return needs_handler(request.param)
 
 
-@pytest.fixture(params=["runc", "drupe-runc"])
+@pytest.fixture(params=NATIVE)
 def native(request: pytest.FixtureRequest) -> str:
     """Those whose programs the host's kernel runs."""
     return str(request.param)
@@ -235,7 +236,7 @@ def test_what_a_container_is_given(cri: CriHost, handler: str, tmp_path: Path) -
         assert done.exit_code == 1 and b"Read-only file system" in done.stderr, place
 
 
-@pytest.mark.parametrize("handler", ["runc", "drupe-runc", "drupe-gvisor", APPKERNEL])
+@pytest.mark.parametrize("handler", [*NATIVE, "drupe-gvisor", APPKERNEL])
 def test_what_a_container_may_not(cri: CriHost, handler: str, tmp_path: Path) -> None:
     """Its filter of system calls holds in sandboxes made before it was known; paths are hidden, or refused. (runsc has
     no filter for what is executed in a container.)"""

@@ -25,7 +25,7 @@ FOREVER = ("sleep", "100000")
 FIRST, COUNT = 1_048_576, 65_536
 IDS = [{"container_id": 0, "host_id": FIRST, "length": COUNT}]
 FULL = bool(os.environ.get("DRUPE_TEST_INTEROP"))
-HANDLERS = ["newer-runc", "drupe-runc"] + FULL * ["drupe-by-shim"]
+HANDLERS = FULL * ["newer-runc"] + ["drupe-runc"] + FULL * ["drupe-by-shim"]
 
 
 @contextlib.contextmanager
