@@ -76,15 +76,21 @@ def leaves_nothing(daemon: Daemon) -> Iterator[Daemon]:
 def prepared(daemon: Daemon) -> Daemon:
     """A daemon whose pods without limits start from a template. Skips where there are no machines."""
     needs_machines()
-    make_root(daemon.root)
-    templates, kept = daemon.root / "vm/templates", _kept()
-    if not any(kept.iterdir()):  # the first one of a run makes it, as a user does; a boot takes seconds
+    make_quick_root(daemon.root)
+    if not any(_kept().iterdir()):  # the first one of a run makes it, as a user does; a boot takes seconds
         daemon.command("template", "create", check=True, timeout_s=BOOTS_WITHIN_S)
-        _copy(templates, kept)
-    else:
-        templates.mkdir(mode=0o700, parents=True)
-        _copy(kept, templates)
+        _copy(daemon.root / "vm/templates", _kept())
     return daemon
+
+
+def make_quick_root(root: Path) -> Path:
+    """`make_root`, with a template if this run of tests has one by now: for those who show no boot."""
+    make_root(root)
+    if any(_kept().iterdir()):
+        templates = root / "vm/templates"
+        templates.mkdir(mode=0o700, parents=True)
+        _copy(_kept(), templates)
+    return root
 
 
 @functools.cache

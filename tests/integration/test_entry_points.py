@@ -35,7 +35,7 @@ def test_the_demo_passes(tmp_path: Path, busybox: Path) -> None:
     machines.needs_machines()
     root, run = tmp_path / "root", tmp_path / "run"
     images.copy_store(busybox, root)
-    machines.make_root(root)
+    machines.make_quick_root(root)
     made = subprocess.run(
         [ROOT / "scripts/make-debian-image.sh", "--root", root / "images"], capture_output=True, text=True, check=False
     )

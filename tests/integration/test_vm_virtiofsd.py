@@ -31,7 +31,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Iterator[
     machines.needs_machines()
     daemon = Daemon(tmp_path_factory.mktemp("d"))
     images.copy_store(busybox, daemon.root)
-    machines.make_root(daemon.root)
+    machines.make_quick_root(daemon.root)
     yield daemon
     daemon.delete_pods()
     assert residue(daemon) == {}
