@@ -6,7 +6,6 @@ What is wrong is one clear line and exit code 1; nothing is left, whoever dies w
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from framework import bundles, guests
 from framework.bundles import KindRuntime, config, make_bundle
 from framework.daemon import Daemon
 from framework.leaks import wait_until
-from framework.probes import needs_full, needs_program
+from framework.probes import FULL, needs_full, needs_program
 from framework.residue import residue
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
@@ -123,7 +122,7 @@ def test_whoever_is_killed_leaves_what_delete_removes(site: Site, verb: str) -> 
     if site.kind == "wasm" and verb == "exec":
         pytest.skip("a module's container takes no further process")
     before, words = VERBS[verb]
-    for number in range(rounds()):
+    for number in range(15) if FULL else (0, 2):
         for step in before:
             done = site.call(*VERBS[step][1](site))
             assert done.wait(120) == 0, (site.directory / "said").read_text()
@@ -133,10 +132,6 @@ def test_whoever_is_killed_leaves_what_delete_removes(site: Site, verb: str) -> 
         dying.kill()
         dying.wait()
         wait_until(site.clean, what=f"{verb} {number}: nothing is left to delete", timeout_s=120)
-
-
-def rounds() -> int:
-    return 15 if os.environ.get("DRUPE_TEST_FULL") else 4
 
 
 def test_many_deaths_at_once(site: Site) -> None:
