@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,7 @@ GROUND_CALLS = {"ioctl"}
 STARTERS = {"os.system", "os.fork", "os.forkpty", "os.posix_spawn", "os.popen", "pty.fork", "pty.spawn"}
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Path below src/drupe of each module → its syntax tree."""
     return {str(p.relative_to(PACKAGE)): ast.parse(p.read_text()) for p in sorted(PACKAGE.rglob("*.py"))}
