@@ -90,6 +90,7 @@ MEMORY_RATIO = {
     ("cri-memory", "drupe-runc"): ("runc", 0.05),
     ("appkernel-memory", "drupe"): ("runsc", 0.2),
     ("vm-memory", BLOCK): ("drupe vm, virtiofs, cold boots", 0.25),
+    ("vm-memory", "drupe vm, virtiofs, from a template"): ("drupe vm, virtiofs, cold boots", 0.25),
 }  # to that of a peer in the same row
 
 HEAD = """# Specification
