@@ -92,9 +92,11 @@ class CriHost(Containerd):
     """containerd with its CRI, our handlers among its runtimes; see Containerd for the rest. Usable after `open`."""
 
     def __init__(self, directory: Path, version: Version, store: Path, *, extra: str = "") -> None:
-        self._made = [parent for parent in _parents() if not parent.exists()]  # else another host's, that is still open
-        for parent in self._made:  # runc makes them and leaves them
-            parent.mkdir()
+        self._made: list[Path] = []
+        for parent in _parents():  # runc makes them and leaves them; one that exists is another host's, still open
+            if not parent.exists():  # one by one: a hierarchy may be mounted twice
+                parent.mkdir()
+                self._made.append(parent)
         config = directory / "drupe.toml"
         config.write_text(DRUPE_CONFIG)
         super().__init__(directory, version, store, cri=True, extra=_handlers(version) + extra, drupe_config=config)
