@@ -177,7 +177,15 @@ def build(directory: Path, source: str) -> Path:
     needs_program("gcc")
     directory.mkdir()
     (directory / "program.c").write_text(START + source)
-    argv = ["gcc", "-O1", "-w", "-static", "-o", str(directory / "program"), str(directory / "program.c")]
+    argv = [
+        "gcc",
+        "-O1",
+        "-Werror=implicit-function-declaration",
+        "-static",
+        "-o",
+        str(directory / "program"),
+        str(directory / "program.c"),
+    ]
     subprocess.run(argv, check=True, timeout=TIMEOUT_S)
     return directory / "program"
 

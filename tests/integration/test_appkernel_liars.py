@@ -109,7 +109,16 @@ def build(directory: Path, name: str, source: str) -> Path:
     needs_program("gcc")
     directory.mkdir(exist_ok=True)
     (directory / f"{name}.c").write_text("#define _GNU_SOURCE\n" + STUB + source)
-    argv = ["gcc", "-O1", "-w", "-static", "-pthread", "-o", str(directory / name), str(directory / f"{name}.c")]
+    argv = [
+        "gcc",
+        "-O1",
+        "-Werror=implicit-function-declaration",
+        "-static",
+        "-pthread",
+        "-o",
+        str(directory / name),
+        str(directory / f"{name}.c"),
+    ]
     subprocess.run(argv, check=True, timeout=TIMEOUT_S)
     return directory / name
 

@@ -73,7 +73,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("vfork")
     for name, source in (("signals", SIGNALS), ("chain", CHAIN)):
         (place / f"{name}.c").write_text(source)
-        argv = ["gcc", "-O1", "-w", "-static", "-o", str(place / name), str(place / f"{name}.c")]
+        argv = [
+            "gcc",
+            "-O1",
+            "-Werror=implicit-function-declaration",
+            "-static",
+            "-o",
+            str(place / name),
+            str(place / f"{name}.c"),
+        ]
         subprocess.run(argv, check=True, timeout=TIMEOUT_S)
     return place
 
