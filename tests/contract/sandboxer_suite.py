@@ -282,13 +282,13 @@ class SandboxerSuite:
     async def test_pause_and_resume_of_a_sandbox(self, site: Site) -> None:
         site.needs("pause", "multi-container")
         sandbox = await site.sandbox()
-        tasks = [site.task(sandbox, "sleep 1") for _ in range(2)]
+        tasks = [site.task(sandbox, "sleep 2") for _ in range(2)]
         for task in tasks:
             await site.sandboxer.tasks().create(task)
         for task in tasks:
             await site.sandboxer.tasks().start(task.id)
         await site.sandboxer.pause(sandbox)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(2.2)
         assert not any(site.has_ended(task.id) for task in tasks)
         await site.sandboxer.resume(sandbox)
         assert [(await site.end_of(task.id)).code for task in tasks] == [0, 0]
@@ -572,9 +572,9 @@ class SandboxerSuite:
 
     async def test_pause_and_resume_of_a_task(self, site: Site) -> None:
         site.needs("pause")
-        task = await site.running("sleep 1")
+        task = await site.running("sleep 2")
         await site.sandboxer.tasks().pause(task.id)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(2.2)
         assert not site.has_ended(task.id)
         await site.sandboxer.tasks().resume(task.id)
         assert (await site.end_of(task.id)).code == 0
